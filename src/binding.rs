@@ -1,0 +1,228 @@
+//! What is bound, and the one place where two targets are compared.
+
+use crate::{AgentId, BuildId, SessionId, WorkspaceId};
+use std::{fmt, sync::Arc};
+
+/// A number that grows with every build of one workspace (a build number).
+///
+/// Optional: not every resolver has one. With it, what a resolver says can be ordered without asking when it was said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Generation(i64);
+
+impl Generation {
+    /// Wraps a number.
+    #[must_use]
+    pub const fn new(generation: i64) -> Self {
+        Self(generation)
+    }
+
+    /// The number inside.
+    #[must_use]
+    pub const fn get(self) -> i64 {
+        self.0
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The compare-and-swap number of a session's row. Never reused for a session, also not after it was forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Revision(i64);
+
+impl Revision {
+    /// Wraps a number.
+    #[must_use]
+    pub const fn new(revision: i64) -> Self {
+        Self(revision)
+    }
+
+    /// The number inside.
+    #[must_use]
+    pub const fn get(self) -> i64 {
+        self.0
+    }
+}
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// *Where to dial*: an agent and, as far as they are known, its build, its generation and its address.
+///
+/// ```
+/// use tower_bound_agent::{AgentId, Target};
+/// # let agent = AgentId::new(uuid::Uuid::from_u128(7));
+/// let target = Target::new(agent).with_generation(3).with_address("10.0.0.7:9000");
+/// assert_eq!(target.address.as_deref(), Some("10.0.0.7:9000"));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Target {
+    /// The agent to dial.
+    pub agent: AgentId,
+    /// The build that brought it.
+    pub build: Option<BuildId>,
+    /// The build's number within its workspace.
+    pub generation: Option<Generation>,
+    /// Opaque text for dialers that need one, so that no look-up is needed between binding and dial.
+    pub address: Option<Arc<str>>,
+}
+
+impl Target {
+    /// A target of which only the agent is known.
+    #[must_use]
+    pub const fn new(agent: AgentId) -> Self {
+        Self { agent, build: None, generation: None, address: None }
+    }
+
+    /// Names the build.
+    #[must_use]
+    pub fn with_build(mut self, build: BuildId) -> Self {
+        self.build = Some(build);
+        self
+    }
+
+    /// Names the generation.
+    #[must_use]
+    pub fn with_generation(mut self, generation: i64) -> Self {
+        self.generation = Some(Generation(generation));
+        self
+    }
+
+    /// Adds the address that the dialer needs.
+    #[must_use]
+    pub fn with_address(mut self, address: impl Into<Arc<str>>) -> Self {
+        self.address = Some(address.into());
+        self
+    }
+
+    /// Whether a dial to one is a dial to the other.
+    pub(crate) fn same_place(&self, other: &Self) -> bool {
+        self.agent == other.agent && self.address == other.address
+    }
+
+    /// How `other`, said of the same workspace, relates to this one.
+    pub(crate) fn compare(&self, other: &Self) -> Relation {
+        match (self.generation, other.generation) {
+            (Some(mine), Some(theirs)) if theirs > mine => Relation::Newer,
+            (Some(mine), Some(theirs)) if theirs < mine => Relation::Older,
+            // A number that was known cannot be unlearned: such an answer says less than what is known.
+            (Some(_), None) => Relation::Older,
+            _ if self.same_place(other) => Relation::Same,
+            _ => Relation::Other,
+        }
+    }
+}
+
+/// How one target of a workspace relates to another one: by generation if both have one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Relation {
+    /// Of a later generation, whatever its age.
+    Newer,
+    /// Of an earlier generation, or of none where one is known: a lagging replica, no evidence.
+    Older,
+    /// A dial to one is a dial to the other.
+    Same,
+    /// Another place, and the numbers do not order them: what was asked later is right.
+    Other,
+}
+
+/// The agent that a row held before its present one.
+///
+/// Derived state (a tool list, a file index) can be keyed by it even if an event was missed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Previous {
+    /// The agent.
+    pub agent: AgentId,
+    /// Its generation, if it had one.
+    pub generation: Option<Generation>,
+}
+
+impl Previous {
+    /// For implementors of stores.
+    #[must_use]
+    pub const fn new(agent: AgentId, generation: Option<Generation>) -> Self {
+        Self { agent, generation }
+    }
+}
+
+/// The persisted record of a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Binding {
+    /// Whose record it is.
+    pub session: SessionId,
+    /// Where the session points.
+    pub workspace: WorkspaceId,
+    /// The bound target; without one the record is *unbound*: the workspace is known, the agent is not yet.
+    pub target: Option<Arc<Target>>,
+    /// The agent before this one.
+    pub previous: Option<Previous>,
+    /// The compare-and-swap number of the row.
+    pub revision: Revision,
+}
+
+impl Binding {
+    /// For implementors of stores.
+    #[must_use]
+    pub const fn new(
+        session: SessionId,
+        workspace: WorkspaceId,
+        target: Option<Arc<Target>>,
+        revision: Revision,
+    ) -> Self {
+        Self { session, workspace, target, previous: None, revision }
+    }
+
+    /// Adds the agent that the row held before.
+    #[must_use]
+    pub const fn with_previous(mut self, previous: Option<Previous>) -> Self {
+        self.previous = previous;
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    fn target(agent: u128, generation: Option<i64>, address: Option<&str>) -> Target {
+        let mut target = Target::new(AgentId::new(Uuid::from_u128(agent)));
+        target.generation = generation.map(Generation);
+        target.address = address.map(Into::into);
+        target
+    }
+
+    #[test]
+    fn targets_are_compared_by_generation_then_by_place() {
+        use Relation::{Newer, Older, Other, Same};
+        let table = [
+            // known, said, relation
+            ((1, Some(5), None), (2, Some(6), None), Newer),
+            ((1, Some(5), None), (1, Some(6), None), Newer),
+            ((1, Some(5), None), (2, Some(4), None), Older),
+            ((1, Some(5), None), (2, None, None), Older),
+            ((1, Some(5), None), (1, None, None), Older),
+            ((1, Some(5), None), (1, Some(5), None), Same),
+            ((1, Some(5), None), (2, Some(5), None), Other),
+            ((1, Some(5), Some("a")), (1, Some(5), Some("b")), Other),
+            ((1, None, None), (1, None, None), Same),
+            ((1, None, None), (2, None, None), Other),
+            ((1, None, Some("a")), (1, None, None), Other),
+            ((1, None, None), (1, Some(5), None), Same),
+            ((1, None, None), (2, Some(5), None), Other),
+        ];
+        for (known, said, relation) in table {
+            let (a, b) = (target(known.0, known.1, known.2), target(said.0, said.1, said.2));
+            assert_eq!(a.compare(&b), relation, "{known:?} and then {said:?}");
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! A store in memory.
+use super::*;
+/// x
+#[derive(Debug)]
+pub struct MemoryStore;

@@ -1,0 +1,250 @@
+//! Where bindings live: the contract of a store, and the stores that come with this crate.
+
+use crate::{Binding, BoxError, Revision, SessionId, Target, WorkspaceId};
+use futures_util::future::BoxFuture;
+use std::{path::PathBuf, sync::Arc};
+
+mod memory;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+
+pub use memory::MemoryStore;
+#[cfg(feature = "sqlite")]
+#[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
+pub use sqlite::SqliteStore;
+
+/// Why a store did not do what it was asked.
+///
+/// The first three differ in what is known about a write: [`Unavailable`](Self::Unavailable) and
+/// [`Rejected`](Self::Rejected) mean that nothing was written, [`Unknown`](Self::Unknown) that nobody can tell.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The database could not be asked (no connection, pool exhausted, locked for too long). Nothing was written; worth
+    /// another try.
+    #[error("the store is unavailable")]
+    Unavailable(#[source] BoxError),
+    /// The statement was sent and no answer came. If it was a write, it may or may not have been carried out.
+    #[error("the store did not answer")]
+    Unknown(#[source] BoxError),
+    /// The database answered with an error. Nothing was written.
+    #[error("the store refused the statement")]
+    Rejected(#[source] BoxError),
+    /// A row holds what no store of this crate writes.
+    #[error("the row cannot be read")]
+    Corrupt(#[source] BoxError),
+    /// The file cannot be opened or created.
+    #[error("cannot open {}", path.display())]
+    Open {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        source: BoxError,
+    },
+    /// The file exists and is no database.
+    #[error("{} is not a SQLite database", path.display())]
+    NotADatabase {
+        /// Which file.
+        path: PathBuf,
+        /// What the database said.
+        source: BoxError,
+    },
+    /// The table does not exist, or lacks what this version needs.
+    #[error("{place}: {what}")]
+    Schema {
+        /// The file or database, and the table.
+        place: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The table was set up by a newer version of this crate.
+    #[error("{place} has schema version {found}, this version of the crate knows {supported}")]
+    SchemaTooNew {
+        /// The file or database, and the table.
+        place: String,
+        /// The version that was found.
+        found: i64,
+        /// The version that this crate can work with.
+        supported: i64,
+    },
+    /// Not a table name that this crate puts into a statement.
+    #[error("{name:?} is not a table name of letters, digits and underscores that begins with a letter or underscore")]
+    TableName {
+        /// What was given.
+        name: String,
+    },
+}
+
+/// Where a session is to point.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NewBinding {
+    /// Whose record.
+    pub session: SessionId,
+    /// Its workspace.
+    pub workspace: WorkspaceId,
+    /// Its target; `None` for an unbound record.
+    pub target: Option<Arc<Target>>,
+}
+
+impl NewBinding {
+    /// A record to be written.
+    #[must_use]
+    pub const fn new(session: SessionId, workspace: WorkspaceId, target: Option<Arc<Target>>) -> Self {
+        Self { session, workspace, target }
+    }
+}
+
+/// What became of a write that compares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Swap {
+    /// Written; the row as it is now.
+    Applied(Binding),
+    /// Not written. The row that stands in the way, or `None` if there is no row.
+    Conflict(Option<Binding>),
+}
+
+/// The contract of a store.
+///
+/// Every verb is one atomic statement on one row (but [`reset_workspace`](Self::reset_workspace)). Implementors write
+/// `async fn`. A future that is dropped leaves the row as it was or as it was to be, never in between.
+///
+/// * **Revisions** grow with every write of a row and are never reused for a session: a row that was deleted and is
+///   created again continues above its last revision.
+/// * **`previous`** is kept by the store: when a write replaces a row's target by one of another agent, or removes it,
+///   the agent that was there becomes `previous`; otherwise `previous` stays.
+/// * Errors: see [`StoreError`], above all the difference between "nothing was written" and "unknown".
+pub trait BindingStore: Send + Sync + 'static {
+    /// Reads a row; `None` if there is none or it was deleted. Sees every write that ended before it began.
+    fn load(&self, session: SessionId) -> impl Future<Output = Result<Option<Binding>, StoreError>> + Send;
+
+    /// Writes a row that must not exist yet; else the conflict holds the row that does.
+    fn create(&self, new: NewBinding) -> impl Future<Output = Result<Swap, StoreError>> + Send;
+
+    /// Replaces workspace and target of a row whose revision must be `expected`; else the conflict holds the row as it is.
+    fn compare_and_swap(
+        &self,
+        expected: Revision,
+        new: NewBinding,
+    ) -> impl Future<Output = Result<Swap, StoreError>> + Send;
+
+    /// The order to point a session at a workspace, whatever was there; creates the row if there is none. The target is
+    /// dropped if the workspace changes and kept if it does not.
+    fn retarget(
+        &self,
+        session: SessionId,
+        workspace: WorkspaceId,
+    ) -> impl Future<Output = Result<Binding, StoreError>> + Send;
+
+    /// The order to drop a row's target and keep its workspace; `None` if there is no row.
+    fn unbind(&self, session: SessionId) -> impl Future<Output = Result<Option<Binding>, StoreError>> + Send;
+
+    /// Deletes a row, if `expected` is given only at that revision. Says whether there was one to delete.
+    fn delete(
+        &self,
+        session: SessionId,
+        expected: Option<Revision>,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
+
+    /// Creates `child` with the workspace and target of the *row* of `parent`, in one statement. The conflict holds the
+    /// row of `child` if it exists already, and `None` if there is no row of `parent`.
+    fn inherit(&self, child: SessionId, parent: SessionId) -> impl Future<Output = Result<Swap, StoreError>> + Send;
+
+    /// The order to drop the targets of all rows of a workspace. Says how many rows it changed.
+    fn reset_workspace(&self, workspace: WorkspaceId) -> impl Future<Output = Result<u64, StoreError>> + Send;
+}
+
+/// A store whose orders can be part of the caller's own transaction.
+pub trait TransactionalStore: BindingStore {
+    /// The connection that a transaction of this database runs on; `&mut tx` and `&mut pooled` coerce to it.
+    type Connection: Send;
+
+    /// [`BindingStore::retarget`] on the caller's connection, as part of whatever transaction is open on it.
+    ///
+    /// Rather call [`Bindings::select_workspace_in`](crate::Bindings::select_workspace_in), so that the layer knows.
+    fn retarget_in(
+        &self,
+        connection: &mut Self::Connection,
+        session: SessionId,
+        workspace: WorkspaceId,
+    ) -> impl Future<Output = Result<Binding, StoreError>> + Send;
+}
+
+impl<St: BindingStore> BindingStore for Arc<St> {
+    fn load(&self, session: SessionId) -> impl Future<Output = Result<Option<Binding>, StoreError>> + Send {
+        (**self).load(session)
+    }
+    fn create(&self, new: NewBinding) -> impl Future<Output = Result<Swap, StoreError>> + Send {
+        (**self).create(new)
+    }
+    fn compare_and_swap(
+        &self,
+        expected: Revision,
+        new: NewBinding,
+    ) -> impl Future<Output = Result<Swap, StoreError>> + Send {
+        (**self).compare_and_swap(expected, new)
+    }
+    fn retarget(
+        &self,
+        session: SessionId,
+        workspace: WorkspaceId,
+    ) -> impl Future<Output = Result<Binding, StoreError>> + Send {
+        (**self).retarget(session, workspace)
+    }
+    fn unbind(&self, session: SessionId) -> impl Future<Output = Result<Option<Binding>, StoreError>> + Send {
+        (**self).unbind(session)
+    }
+    fn delete(
+        &self,
+        session: SessionId,
+        expected: Option<Revision>,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send {
+        (**self).delete(session, expected)
+    }
+    fn inherit(&self, child: SessionId, parent: SessionId) -> impl Future<Output = Result<Swap, StoreError>> + Send {
+        (**self).inherit(child, parent)
+    }
+    fn reset_workspace(&self, workspace: WorkspaceId) -> impl Future<Output = Result<u64, StoreError>> + Send {
+        (**self).reset_workspace(workspace)
+    }
+}
+
+/// The object-safe twin of [`BindingStore`], so that the layer has no type parameter.
+pub(crate) trait ErasedStore: Send + Sync + 'static {
+    fn load(&self, session: SessionId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>>;
+    fn create(&self, new: NewBinding) -> BoxFuture<'_, Result<Swap, StoreError>>;
+    fn compare_and_swap(&self, expected: Revision, new: NewBinding) -> BoxFuture<'_, Result<Swap, StoreError>>;
+    fn retarget(&self, session: SessionId, workspace: WorkspaceId) -> BoxFuture<'_, Result<Binding, StoreError>>;
+    fn unbind(&self, session: SessionId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>>;
+    fn delete(&self, session: SessionId, expected: Option<Revision>) -> BoxFuture<'_, Result<bool, StoreError>>;
+    fn inherit(&self, child: SessionId, parent: SessionId) -> BoxFuture<'_, Result<Swap, StoreError>>;
+    fn reset_workspace(&self, workspace: WorkspaceId) -> BoxFuture<'_, Result<u64, StoreError>>;
+}
+
+impl<St: BindingStore> ErasedStore for St {
+    fn load(&self, session: SessionId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
+        Box::pin(BindingStore::load(self, session))
+    }
+    fn create(&self, new: NewBinding) -> BoxFuture<'_, Result<Swap, StoreError>> {
+        Box::pin(BindingStore::create(self, new))
+    }
+    fn compare_and_swap(&self, expected: Revision, new: NewBinding) -> BoxFuture<'_, Result<Swap, StoreError>> {
+        Box::pin(BindingStore::compare_and_swap(self, expected, new))
+    }
+    fn retarget(&self, session: SessionId, workspace: WorkspaceId) -> BoxFuture<'_, Result<Binding, StoreError>> {
+        Box::pin(BindingStore::retarget(self, session, workspace))
+    }
+    fn unbind(&self, session: SessionId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
+        Box::pin(BindingStore::unbind(self, session))
+    }
+    fn delete(&self, session: SessionId, expected: Option<Revision>) -> BoxFuture<'_, Result<bool, StoreError>> {
+        Box::pin(BindingStore::delete(self, session, expected))
+    }
+    fn inherit(&self, child: SessionId, parent: SessionId) -> BoxFuture<'_, Result<Swap, StoreError>> {
+        Box::pin(BindingStore::inherit(self, child, parent))
+    }
+    fn reset_workspace(&self, workspace: WorkspaceId) -> BoxFuture<'_, Result<u64, StoreError>> {
+        Box::pin(BindingStore::reset_workspace(self, workspace))
+    }
+}

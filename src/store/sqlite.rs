@@ -1,0 +1,4 @@
+//! A store in SQLite.
+/// x
+#[derive(Debug)]
+pub struct SqliteStore;

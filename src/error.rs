@@ -165,6 +165,11 @@ impl Error {
         self
     }
 
+    pub(crate) fn because_closed(mut self) -> Self {
+        self.0.kind = ErrorKind::Closed;
+        self
+    }
+
     /// What a program can match on.
     #[must_use]
     pub fn kind(&self) -> &ErrorKind {

@@ -1,0 +1,419 @@
+//! The decision core: what one call does next. No I/O, no runtime, no clock reads.
+//!
+//! A pull machine: feed it with what has happened (`on_*`), then call [`Attempt::next`] and carry out what it says until
+//! it says [`Command::Wait`]. Every rule of the race is in this file.
+
+use crate::{
+    Path, Redial, Target,
+    binding::Relation,
+    error::{ErrorKind, LastVerdict},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// Dials that one call may start, restarts included.
+pub(crate) const MOST_DIALS: u8 = 3;
+
+/// What the resolver said, as far as the race cares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Running(Arc<Target>),
+    Denied(Denied),
+    /// It failed, did not answer in time, or said less than what is known.
+    Unknown,
+}
+
+/// The workspace has no agent to dial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Denied {
+    Starting { retry_after: Option<Duration> },
+    Stopped,
+    Gone,
+}
+
+impl Denied {
+    fn kind(self) -> ErrorKind {
+        match self {
+            Self::Starting { retry_after } => ErrorKind::Starting { retry_after },
+            Self::Stopped => ErrorKind::Stopped,
+            Self::Gone => ErrorKind::Gone,
+        }
+    }
+
+    fn verdict(self) -> LastVerdict {
+        match self {
+            Self::Starting { .. } => LastVerdict::Starting,
+            Self::Stopped => LastVerdict::Stopped,
+            Self::Gone => LastVerdict::Gone,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// Drop whatever is being dialed or held, then dial this.
+    Dial(Arc<Target>),
+    /// Join or start the workspace's validation, and report its answer.
+    Validate,
+    /// Read the row from the store, in a read that begins now, and report what it says.
+    Reread,
+    /// Sleep until something happens, at the latest until then.
+    Wait(Instant),
+    /// Return the connection that is there.
+    Serve,
+    Fail(ErrorKind),
+}
+
+/// Where the one dial stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dial {
+    /// There is nothing to dial yet.
+    Idle,
+    /// To be started.
+    Queued,
+    Pending,
+    /// Connected, but reported stale: held back until the verdict or the delay.
+    Held {
+        until: Instant,
+    },
+    /// Connected, to be returned.
+    Ready,
+    Failed,
+}
+
+/// When to ask the resolver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ask {
+    At(Instant),
+    /// It is being asked.
+    Asked,
+}
+
+/// What a call begins with.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Given {
+    /// What the row names.
+    pub(crate) bound: Option<Arc<Target>>,
+    /// What to dial: the newer of the row's target and what is known of the workspace.
+    pub(crate) target: Option<Arc<Target>>,
+    /// Since when that is in doubt.
+    pub(crate) doubt: Option<Instant>,
+    /// The session itself reported its last connection as stale.
+    pub(crate) hold: bool,
+}
+
+/// The bounds of one call.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) delay: Duration,
+    pub(crate) deadline: Instant,
+    pub(crate) redial: Redial,
+}
+
+/// What the one who dials knows of its dials.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// Dials that were really started, in all races of the call.
+    pub(crate) started: u8,
+    /// The dial of the last command still waits for the dial service to become ready.
+    pub(crate) waiting: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    limits: Limits,
+    bound: Option<Arc<Target>>,
+    target: Option<Arc<Target>>,
+    dial: Dial,
+    /// "Same" and denials count only if their read began after this.
+    doubt: Option<Instant>,
+    ask: Ask,
+    /// A failed dial is repeated then, if no verdict came first.
+    redial_at: Option<Instant>,
+    /// The present target had its second dial.
+    redialed: bool,
+    /// A ready connection is held back until then.
+    hold: Option<Instant>,
+    /// The resolver knows nothing to dial; the row is read before that ends the call.
+    denied: Option<Denied>,
+    reread: bool,
+    confirmed: bool,
+    last: LastVerdict,
+    validations: u8,
+    failure: Option<ErrorKind>,
+}
+
+impl Attempt {
+    pub(crate) fn new(limits: Limits, given: Given, now: Instant) -> Self {
+        let Given { bound, target, doubt, hold } = given;
+        // Without a target the resolver must be asked before anything can be dialed: the doubt begins with the call.
+        let doubt = if target.is_none() { Some(now) } else { doubt };
+        Self {
+            limits,
+            bound,
+            dial: if target.is_some() { Dial::Queued } else { Dial::Idle },
+            target,
+            ask: Ask::At(if doubt.is_some() { now } else { now + limits.delay }),
+            doubt,
+            redial_at: None,
+            redialed: false,
+            hold: hold.then(|| now + limits.delay),
+            denied: None,
+            reread: false,
+            confirmed: false,
+            last: LastVerdict::Unknown,
+            validations: 0,
+            failure: None,
+        }
+    }
+
+    pub(crate) fn next(&mut self, now: Instant, progress: Progress) -> Command {
+        if self.dial == Dial::Ready {
+            return Command::Serve;
+        }
+        if let Some(kind) = &self.failure {
+            return Command::Fail(kind.clone());
+        }
+        if let Dial::Held { until } = self.dial
+            && until <= now
+        {
+            self.dial = Dial::Ready;
+            return Command::Serve;
+        }
+        if now >= self.limits.deadline {
+            return Command::Fail(ErrorKind::TimedOut { last: self.last });
+        }
+        if std::mem::take(&mut self.reread) {
+            return Command::Reread;
+        }
+        if self.redial_at.is_some_and(|at| at <= now) {
+            self.redial();
+        }
+        if let (Dial::Queued, Some(target)) = (self.dial, &self.target) {
+            if progress.started >= MOST_DIALS {
+                let newer = (!self.redialed).then(|| Arc::clone(target));
+                return self.fail(ErrorKind::Unreachable { newer });
+            }
+            self.dial = Dial::Pending;
+            return Command::Dial(Arc::clone(target));
+        }
+        // A dial that waits for the dial service says nothing about the agent: the delay begins when it is started.
+        let readying = self.dial == Dial::Pending && progress.waiting && self.doubt.is_none();
+        let mut until = self.limits.deadline;
+        match self.ask {
+            Ask::At(at) if at <= now && !readying => {
+                self.doubt.get_or_insert(now);
+                self.ask = Ask::Asked;
+                self.validations = self.validations.saturating_add(1);
+                return Command::Validate;
+            }
+            Ask::At(at) if !readying => until = until.min(at),
+            Ask::At(_) | Ask::Asked => {}
+        }
+        if let Some(at) = self.redial_at {
+            until = until.min(at);
+        }
+        if let Dial::Held { until: held } = self.dial {
+            until = until.min(held);
+        }
+        Command::Wait(until)
+    }
+
+    fn fail(&mut self, kind: ErrorKind) -> Command {
+        self.failure = Some(kind.clone());
+        Command::Fail(kind)
+    }
+
+    /// The dial service became ready only now, so the dial began only now.
+    pub(crate) fn on_dial_started(&mut self, now: Instant) {
+        if self.doubt.is_none()
+            && let Ask::At(_) = self.ask
+        {
+            self.ask = Ask::At(now + self.limits.delay);
+        }
+    }
+
+    pub(crate) fn on_connected(&mut self) {
+        self.dial = match self.hold {
+            Some(until) => Dial::Held { until },
+            None => Dial::Ready,
+        };
+    }
+
+    pub(crate) fn on_dial_failed(&mut self, now: Instant) {
+        self.dial = Dial::Failed;
+        if self.denied.is_some() {
+            // The row is being read, and that decides.
+        } else if self.redialed {
+            // Its second failure. Only an answer that is under way may still name another agent.
+            if self.ask != Ask::Asked {
+                self.failure = Some(ErrorKind::Unreachable { newer: None });
+            }
+        } else {
+            // The rebuild may have happened after the last answer, so only a read that begins now counts.
+            self.doubt = Some(now);
+            self.redial_at = (self.limits.redial == Redial::Once).then(|| now + self.limits.delay);
+            if self.ask != Ask::Asked {
+                self.ask = Ask::At(now);
+            }
+        }
+    }
+
+    /// `began` is when the read behind the answer began, `again` when the workspace is to be asked again.
+    pub(crate) fn on_answer(&mut self, answer: Answer, began: Instant, again: Instant, now: Instant) {
+        self.ask = Ask::At(again);
+        let counts = self.doubt.is_none_or(|doubt| began >= doubt);
+        match answer {
+            Answer::Running(said) => {
+                let relation = match &self.target {
+                    Some(target) => target.compare(&said),
+                    None => Relation::Newer,
+                };
+                match relation {
+                    Relation::Newer if self.is_dialing(&said) => self.confirm(said),
+                    Relation::Newer => self.switch(said, again),
+                    Relation::Same if counts || self.redialed => self.confirm(said),
+                    Relation::Other if counts => self.switch(said, again),
+                    Relation::Same | Relation::Other => self.ask = Ask::At(now),
+                    Relation::Older => self.shrug(),
+                }
+            }
+            Answer::Denied(denied) if counts => {
+                self.last = denied.verdict();
+                self.denied = Some(denied);
+                self.reread = true;
+                self.redial_at = None;
+            }
+            Answer::Denied(_) => self.ask = Ask::At(now),
+            Answer::Unknown => self.shrug(),
+        }
+    }
+
+    /// What this session would dial now, as another call, an order or the row's reading has it. Says whether that is
+    /// another place than the one that is being dialed.
+    pub(crate) fn on_known(&mut self, target: &Arc<Target>, now: Instant) -> bool {
+        let elsewhere = !self.is_dialing(target);
+        if elsewhere {
+            self.switch(Arc::clone(target), now + self.limits.delay);
+        } else {
+            self.target = Some(Arc::clone(target));
+        }
+        elsewhere
+    }
+
+    /// Somebody has raised a doubt about what is being dialed.
+    pub(crate) fn on_doubt(&mut self, since: Instant, now: Instant) {
+        if self.doubt.is_none_or(|doubt| doubt < since) {
+            self.doubt = Some(since);
+            if self.ask != Ask::Asked {
+                self.ask = Ask::At(now);
+            }
+        }
+    }
+
+    /// The row was read after a denial and names nothing else.
+    pub(crate) fn on_row_unchanged(&mut self) {
+        if let Some(denied) = self.denied.take() {
+            self.failure = Some(denied.kind());
+        }
+    }
+
+    /// The row could not be read after a denial, so nobody knows whether the session points elsewhere by now: a dial
+    /// that may still succeed goes on.
+    pub(crate) fn on_row_unreadable(&mut self) {
+        let Some(denied) = self.denied.take() else { return };
+        match self.dial {
+            Dial::Pending | Dial::Queued => {}
+            Dial::Held { .. } | Dial::Ready => self.dial = Dial::Ready,
+            Dial::Idle | Dial::Failed => self.failure = Some(denied.kind()),
+        }
+    }
+
+    fn is_dialing(&self, target: &Target) -> bool {
+        self.target.as_ref().is_some_and(|dialed| dialed.same_place(target))
+    }
+
+    /// The resolver named what is being dialed.
+    fn confirm(&mut self, said: Arc<Target>) {
+        self.last = LastVerdict::Same;
+        self.confirmed = true;
+        self.doubt = None;
+        if self.target.as_ref().is_some_and(|target| target.generation != said.generation) {
+            self.target = Some(said);
+        }
+        self.settle();
+    }
+
+    /// The resolver said nothing that counts: whatever would have been done without asking is done.
+    fn shrug(&mut self) {
+        if self.dial == Dial::Idle {
+            self.failure = Some(ErrorKind::Resolver);
+        } else {
+            self.settle();
+        }
+    }
+
+    /// No other agent is known: a failed dial gets its second one or ends the call, a held connection is good.
+    fn settle(&mut self) {
+        self.hold = None;
+        match self.dial {
+            Dial::Failed if self.redialed || self.limits.redial == Redial::Never => {
+                self.failure = Some(ErrorKind::Unreachable { newer: None });
+            }
+            Dial::Failed => self.redial(),
+            Dial::Held { .. } => self.dial = Dial::Ready,
+            Dial::Idle | Dial::Queued | Dial::Pending | Dial::Ready => {}
+        }
+    }
+
+    fn redial(&mut self) {
+        self.redial_at = None;
+        if self.dial == Dial::Failed {
+            self.redialed = true;
+            self.dial = Dial::Queued;
+        }
+    }
+
+    fn switch(&mut self, target: Arc<Target>, ask_at: Instant) {
+        self.last = if self.target.is_some() { LastVerdict::Superseded } else { LastVerdict::Same };
+        self.target = Some(target);
+        self.dial = Dial::Queued;
+        self.doubt = None;
+        // An answer that is under way is waited for all the same; it may know even more.
+        if self.ask != Ask::Asked {
+            self.ask = Ask::At(ask_at);
+        }
+        self.redial_at = None;
+        self.redialed = false;
+        self.hold = None;
+        self.denied = None;
+        self.reread = false;
+        self.confirmed = false;
+    }
+
+    /// What is being dialed, or was dialed last.
+    pub(crate) fn target(&self) -> Option<&Arc<Target>> {
+        self.target.as_ref()
+    }
+
+    /// Whether the resolver is being asked: then its answer is to be reported.
+    #[cfg(test)]
+    fn is_asking(&self) -> bool {
+        self.ask == Ask::Asked
+    }
+
+    pub(crate) fn validations(&self) -> u8 {
+        self.validations
+    }
+
+    /// Which way the call took, once it has a connection.
+    pub(crate) fn path(&self) -> Path {
+        match (&self.bound, &self.target) {
+            (Some(from), Some(to)) if !from.same_place(to) => Path::Switched { from: Arc::clone(from) },
+            (Some(_), _) if self.redialed => Path::Redialed,
+            (Some(_), _) if self.confirmed => Path::Confirmed,
+            (Some(_), _) => Path::Reused,
+            (None, _) => Path::FirstBind,
+        }
+    }
+}

@@ -1,0 +1,411 @@
+//! The handle for explicit operations: looking at bindings, orders, the end.
+
+use crate::{
+    Binding, Error, ErrorKind, Revision, SessionId, Target, WorkspaceId,
+    attempt::{Answer, Denied},
+    error::{Cause, SharedError},
+    rows::Ticket,
+    shared::Shared,
+    store::{StoreError, Swap, TransactionalStore},
+};
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// Looks at bindings and changes them by order. Cheap to clone; shares everything with the layer that it is from.
+///
+/// An *order* is carried out whatever the row holds, unlike a repair. It is one statement, sent once. If no answer comes
+/// the row is read: it shows what was ordered, or the order fails with
+/// [`OutcomeUnknown`](ErrorKind::OutcomeUnknown), and for a while every call of the session reads the row.
+///
+/// # Cancel safety
+///
+/// An order that was begun is carried out, also if its future is dropped: it runs in a task of its own.
+#[derive(Clone)]
+pub struct Bindings {
+    shared: Arc<Shared>,
+}
+
+/// What [`Bindings::current`] says about a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Current {
+    /// Which session.
+    pub session: SessionId,
+    /// Where it points.
+    pub workspace: WorkspaceId,
+    /// What its next call would dial, if anything is known.
+    pub target: Option<Arc<Target>>,
+    /// What the resolver says about that.
+    pub status: Status,
+}
+
+/// What the resolver says about a session's target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Status {
+    /// It serves the workspace.
+    Running,
+    /// The workspace is being built.
+    Starting {
+        /// When to try again, if that can be told.
+        retry_after: Option<Duration>,
+    },
+    /// Nothing runs in the workspace.
+    Stopped,
+    /// The workspace does not exist any more.
+    Gone,
+    /// The resolver failed or did not answer in time.
+    Unknown,
+}
+
+/// A verdict that is at most so old is an answer for a page.
+const FRESH: Duration = Duration::from_secs(5);
+
+impl Bindings {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// The binding of a session, cached or read.
+    ///
+    /// # Errors
+    ///
+    /// [`Store`](ErrorKind::Store) if it had to be read and could not be; [`Closed`](ErrorKind::Closed).
+    pub async fn get(&self, session: SessionId) -> Result<Option<Binding>, Error> {
+        self.open(session)?;
+        let entry = match self.shared.cached(session, None, Instant::now()) {
+            Some(start) => Some(start.entry),
+            None => match self.shared.look_up(session, None).await {
+                Ok(start) => Some(start.entry),
+                Err(error) if *error.kind() == ErrorKind::NotBound => None,
+                Err(error) => return Err(error),
+            },
+        };
+        Ok(entry.map(|entry| entry.row.clone()))
+    }
+
+    /// Which agent a call of this session would talk to now: an answer for a page that shows it.
+    ///
+    /// Dials nothing and writes nothing. Asks the resolver, in a validation shared with everybody, unless its last word
+    /// about the workspace is at most 5 s old.
+    ///
+    /// # Errors
+    ///
+    /// [`NotBound`](ErrorKind::NotBound), [`Store`](ErrorKind::Store), [`Closed`](ErrorKind::Closed). That a workspace
+    /// is stopped, or that the resolver failed, is no error here but a [`Status`].
+    pub async fn current(&self, session: SessionId) -> Result<Current, Error> {
+        self.open(session)?;
+        let shared = &self.shared;
+        let start = match shared.cached(session, None, Instant::now()) {
+            Some(start) => start,
+            None => shared.look_up(session, None).await?,
+        };
+        let place = &start.entry.place;
+        let fresh = place.verdict().filter(|verdict| verdict.landed.elapsed() <= FRESH);
+        let answer = match fresh {
+            Some(verdict) => verdict.answer,
+            None => shared.validate(place).landed().await.map_or(Answer::Unknown, |validated| validated.answer),
+        };
+        let status = match answer {
+            Answer::Running(_) => Status::Running,
+            Answer::Denied(Denied::Starting { retry_after }) => Status::Starting { retry_after },
+            Answer::Denied(Denied::Stopped) => Status::Stopped,
+            Answer::Denied(Denied::Gone) => Status::Gone,
+            Answer::Unknown => Status::Unknown,
+        };
+        let target = shared.choose(&start.entry, Instant::now()).target.or_else(|| start.entry.row.target.clone());
+        Ok(Current { session, workspace: start.entry.workspace(), target, status })
+    }
+
+    /// The order to point a session at a workspace; creates the record if there is none. The agent of the workspace is
+    /// found by the next call. A session that points there already keeps its agent.
+    ///
+    /// Calls under way that dial an agent of another workspace move at once.
+    ///
+    /// # Errors
+    ///
+    /// [`Store`](ErrorKind::Store), [`OutcomeUnknown`](ErrorKind::OutcomeUnknown), [`Closed`](ErrorKind::Closed).
+    pub async fn select_workspace(&self, session: SessionId, workspace: WorkspaceId) -> Result<Binding, Error> {
+        self.order(session, async move |shared: Arc<Shared>| {
+            let ticket = shared.rows.ticket(session);
+            match shared.in_time(shared.store.retarget(session, workspace)).await {
+                Ok(row) => Ok(shared.learn(row, ticket).row.clone()),
+                Err(error) => {
+                    let done = |row: Option<&Binding>| row.is_some_and(|row| row.workspace == workspace);
+                    let row = judge(&shared, session, error, done).await?;
+                    row.ok_or_else(|| Error::new(ErrorKind::OutcomeUnknown).of(session))
+                }
+            }
+        })
+        .await
+    }
+
+    /// As [`select_workspace`](Self::select_workspace), inside the caller's own transaction: `store` is the one that the
+    /// layer was built with (or a clone), and `connection` the one that the transaction is open on.
+    ///
+    /// Nothing is known of it here until the transaction has ended: see [`Retargeted`].
+    ///
+    /// # Errors
+    ///
+    /// [`Store`](ErrorKind::Store): the statement failed, and the transaction is the caller's to roll back.
+    /// [`Closed`](ErrorKind::Closed).
+    ///
+    /// # Cancel safety
+    ///
+    /// Unlike the other orders this one runs in the caller's future; a transaction that is dropped is rolled back.
+    pub async fn select_workspace_in<St: TransactionalStore>(
+        &self,
+        store: &St,
+        connection: &mut St::Connection,
+        session: SessionId,
+        workspace: WorkspaceId,
+    ) -> Result<Retargeted, Error> {
+        self.open(session)?;
+        let ticket = self.shared.rows.ticket(session);
+        let row = store.retarget_in(connection, session, workspace).await;
+        let row = row.map_err(|error| Error::new(ErrorKind::Store).of(session).with_store(Some(Arc::new(error))))?;
+        Ok(Retargeted { shared: Arc::clone(&self.shared), row, ticket, ended: false })
+    }
+
+    /// Binds a child session to what its parent's record holds, in one statement. A child that points at the same
+    /// workspace already is a success and keeps what it has.
+    ///
+    /// # Errors
+    ///
+    /// [`NotBound`](ErrorKind::NotBound) if the parent has no record,
+    /// [`WorkspaceMismatch`](ErrorKind::WorkspaceMismatch) if the child points at another workspace already,
+    /// [`Store`](ErrorKind::Store), [`OutcomeUnknown`](ErrorKind::OutcomeUnknown), [`Closed`](ErrorKind::Closed).
+    pub async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Binding, Error> {
+        self.order(child, async move |shared: Arc<Shared>| {
+            let ticket = shared.rows.ticket(child);
+            let row = match shared.in_time(shared.store.inherit(child, parent)).await {
+                Ok(Swap::Applied(row)) => return Ok(shared.learn(row, ticket).row.clone()),
+                Ok(Swap::Conflict(Some(row))) => row,
+                Ok(Swap::Conflict(None)) => return Err(Error::new(ErrorKind::NotBound).of(parent)),
+                Err(error) => match judge(&shared, child, error, |row| row.is_some()).await? {
+                    Some(row) => row,
+                    None => return Err(Error::new(ErrorKind::OutcomeUnknown).of(child)),
+                },
+            };
+            shared.learn(row.clone(), ticket);
+            let parents = match shared.in_time(shared.store.load(parent)).await {
+                Ok(Some(parents)) => parents,
+                Ok(None) => return Err(Error::new(ErrorKind::NotBound).of(parent)),
+                Err(error) => return Err(Error::new(ErrorKind::Store).of(child).with_store(Some(Arc::new(error)))),
+            };
+            if parents.workspace == row.workspace {
+                return Ok(row);
+            }
+            let mismatch = ErrorKind::WorkspaceMismatch { bound: row.workspace, asked: parents.workspace };
+            Err(Error::new(mismatch).of(child))
+        })
+        .await
+    }
+
+    /// The order to drop a session's target and to keep its workspace. The next call dials what is known of the
+    /// workspace, or asks the resolver. `None` if the session has no record.
+    ///
+    /// # Errors
+    ///
+    /// [`Store`](ErrorKind::Store), [`OutcomeUnknown`](ErrorKind::OutcomeUnknown), [`Closed`](ErrorKind::Closed).
+    pub async fn unbind(&self, session: SessionId) -> Result<Option<Binding>, Error> {
+        self.order(session, async move |shared: Arc<Shared>| {
+            let ticket = shared.rows.ticket(session);
+            match shared.in_time(shared.store.unbind(session)).await {
+                Ok(Some(row)) => Ok(Some(shared.learn(row, ticket).row.clone())),
+                Ok(None) => {
+                    shared.rows.remove(session);
+                    Ok(None)
+                }
+                Err(error) => judge(&shared, session, error, |row| row.is_none_or(|row| row.target.is_none())).await,
+            }
+        })
+        .await
+    }
+
+    /// The order to remove a session's record. Says whether there was one. A later record of the same session continues
+    /// above its last revision, so nothing that was begun before can change it.
+    ///
+    /// # Errors
+    ///
+    /// [`Store`](ErrorKind::Store), [`OutcomeUnknown`](ErrorKind::OutcomeUnknown), [`Closed`](ErrorKind::Closed).
+    pub async fn forget(&self, session: SessionId) -> Result<bool, Error> {
+        self.order(session, async move |shared: Arc<Shared>| {
+            let forgotten = match shared.in_time(shared.store.delete(session, None)).await {
+                Ok(forgotten) => forgotten,
+                Err(error) => {
+                    judge(&shared, session, error, |row| row.is_none()).await?;
+                    true
+                }
+            };
+            shared.rows.remove(session);
+            Ok(forgotten)
+        })
+        .await
+    }
+
+    /// A hint that the agent of a workspace may have been replaced: the next call of each of its sessions validates at
+    /// once, in parallel with its dial, and so does every call under way.
+    pub fn doubt_workspace(&self, workspace: WorkspaceId) {
+        // A workspace that nobody here uses has nothing to be doubted: its rows are read when they are needed.
+        if let Some(place) = self.shared.directory.find(workspace) {
+            place.doubt(Instant::now());
+        }
+    }
+
+    /// The order to drop the targets of all sessions of a workspace: for a resolver whose generations start again, which
+    /// would look like a lagging one for ever. Says how many records were changed.
+    ///
+    /// # Errors
+    ///
+    /// [`Store`](ErrorKind::Store), [`OutcomeUnknown`](ErrorKind::OutcomeUnknown), [`Closed`](ErrorKind::Closed).
+    pub async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<u64, Error> {
+        self.order(None, async move |shared: Arc<Shared>| {
+            let reset = shared.in_time(shared.store.reset_workspace(workspace)).await;
+            if !matches!(reset, Err(StoreError::Unavailable(_) | StoreError::Rejected(_))) {
+                // Tickets first: a row that was read before the order must not come back.
+                shared.rows.void_tickets();
+                shared.directory.reset(workspace);
+            }
+            reset.map_err(|error| {
+                let unknown = matches!(error, StoreError::Unknown(_));
+                let kind = if unknown { ErrorKind::OutcomeUnknown } else { ErrorKind::Store };
+                Error::new(kind).with_store(Some(Arc::new(error)))
+            })
+        })
+        .await
+    }
+
+    /// Waits until every repair that has begun was tried. Returns how many could not be written yet; those are tried
+    /// again in the background.
+    pub async fn flush(&self) -> usize {
+        self.shared.repairs.flush().await
+    }
+
+    /// Ends the layer in order: new calls and orders fail with [`Closed`](ErrorKind::Closed), repairs get their last
+    /// attempt, and what does not end within the given time is dropped. Returns how many repairs did not land; such a
+    /// binding is repaired by the next process that dials it.
+    ///
+    /// Calls under way may still end with a connection; if they fail, it is with `Closed`.
+    pub async fn close(&self, within: Duration) -> usize {
+        self.shared.closed.store(true, Ordering::Release);
+        self.shared.repairs.close();
+        self.shared.tasks.close(within).await;
+        self.shared.repairs.unwritten()
+    }
+
+    fn open(&self, session: impl Into<Option<SessionId>>) -> Result<(), Error> {
+        if self.shared.is_closed() { Err(failure(ErrorKind::Closed, session.into())) } else { Ok(()) }
+    }
+
+    /// Runs an order in a task of its own.
+    async fn order<T, F>(
+        &self,
+        session: impl Into<Option<SessionId>>,
+        order: impl FnOnce(Arc<Shared>) -> F,
+    ) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let session = session.into();
+        self.open(session)?;
+        match self.shared.tasks.spawn(order(Arc::clone(&self.shared))).await {
+            Ok(Some(done)) => done,
+            // Closed in the middle, or the store panicked.
+            Ok(None) | Err(_) => {
+                let cause: SharedError = Cause::TaskEnded.shared();
+                Err(failure(ErrorKind::OutcomeUnknown, session).with_store(Some(cause)))
+            }
+        }
+    }
+}
+
+fn failure(kind: ErrorKind, session: Option<SessionId>) -> Error {
+    match session {
+        Some(session) => Error::new(kind).of(session),
+        None => Error::new(kind),
+    }
+}
+
+/// An order failed. If it may have been carried out all the same, the row tells: returns it if it shows what was
+/// `ordered`. Else the session's row is not trusted for a while, because the statement may still arrive.
+async fn judge(
+    shared: &Arc<Shared>,
+    session: SessionId,
+    error: StoreError,
+    ordered: impl Fn(Option<&Binding>) -> bool,
+) -> Result<Option<Binding>, Error> {
+    let unknown = matches!(error, StoreError::Unknown(_));
+    let cause: SharedError = Arc::new(error);
+    if !unknown {
+        return Err(Error::new(ErrorKind::Store).of(session).with_store(Some(cause)));
+    }
+    let ticket = shared.rows.ticket(session);
+    let row = shared.in_time(shared.store.load(session)).await;
+    match row {
+        Ok(row) if ordered(row.as_ref()) => Ok(row.map(|row| shared.learn(row, ticket).row.clone())),
+        row => {
+            let revision =
+                row.ok().flatten().map_or(Revision::new(i64::MAX), |row| Revision::new(row.revision.get() + 1));
+            shared.rows.distrust(session, revision, Instant::now());
+            Err(Error::new(ErrorKind::OutcomeUnknown).of(session).with_store(Some(cause)))
+        }
+    }
+}
+
+/// A retarget that waits for the end of its transaction.
+///
+/// Keep it until then. [`committed`](Self::committed) makes the new binding known here, so that calls under way move at
+/// once; [`rolled_back`](Self::rolled_back) changes nothing. If it is dropped instead, nobody knows how the transaction
+/// ended: for a minute, or until the row shows it, each call of the session reads the row first.
+#[must_use = "keep it until the transaction has ended, then say how: `committed` or `rolled_back`"]
+pub struct Retargeted {
+    shared: Arc<Shared>,
+    row: Binding,
+    ticket: Ticket,
+    ended: bool,
+}
+
+impl Retargeted {
+    /// The binding as the transaction wrote it.
+    pub fn binding(&self) -> &Binding {
+        &self.row
+    }
+
+    /// The transaction was committed.
+    pub fn committed(mut self) -> Binding {
+        self.ended = true;
+        self.shared.learn(self.row.clone(), self.ticket);
+        self.row.clone()
+    }
+
+    /// The transaction was rolled back.
+    pub fn rolled_back(mut self) {
+        self.ended = true;
+    }
+}
+
+impl Drop for Retargeted {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.shared.rows.distrust(self.row.session, self.row.revision, Instant::now());
+        }
+    }
+}
+
+impl fmt::Debug for Retargeted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Retargeted").field("row", &self.row).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Bindings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bindings").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,299 @@
+//! What a caller gets: the connection, and a handle that outlives it.
+
+use crate::{Event, Outcome, SessionId, Target, WorkspaceId, rows::Entry, shared::Shared};
+use pin_project::pin_project;
+use std::{
+    fmt, io,
+    ops::{Deref, DerefMut},
+    pin::Pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    select,
+    time::Instant,
+};
+use tower_service::Service;
+
+/// A connection to the agent of a session, and how it was obtained.
+///
+/// Dereferences to the connection and passes through what the connection can do: Tokio's [`AsyncRead`] and
+/// [`AsyncWrite`], hyper's `Read` and `Write` (feature `http`), and any [`Service`].
+#[pin_project]
+pub struct Bound<C> {
+    #[pin]
+    connection: C,
+    handle: BoundHandle,
+}
+
+impl<C> Bound<C> {
+    pub(crate) fn new(connection: C, handle: BoundHandle) -> Self {
+        Self { connection, handle }
+    }
+
+    /// The connection.
+    pub fn get_ref(&self) -> &C {
+        &self.connection
+    }
+
+    /// The connection.
+    pub fn get_mut(&mut self) -> &mut C {
+        &mut self.connection
+    }
+
+    /// The bare connection.
+    pub fn into_inner(self) -> C {
+        self.connection
+    }
+
+    /// The bare connection, and the handle that remains useful after the connection was handed on.
+    pub fn into_parts(self) -> (C, BoundHandle) {
+        (self.connection, self.handle)
+    }
+
+    /// Wraps the connection in something else (TLS, a client) without losing how it was obtained.
+    pub fn map<D>(self, f: impl FnOnce(C) -> D) -> Bound<D> {
+        Bound { connection: f(self.connection), handle: self.handle }
+    }
+
+    /// The handle; cheap to clone.
+    pub fn handle(&self) -> &BoundHandle {
+        &self.handle
+    }
+
+    /// Whose connection it is.
+    pub fn session(&self) -> SessionId {
+        self.handle.session()
+    }
+
+    /// The workspace that the session pointed at.
+    pub fn workspace(&self) -> WorkspaceId {
+        self.handle.workspace()
+    }
+
+    /// What was dialed.
+    pub fn target(&self) -> &Target {
+        self.handle.target()
+    }
+
+    /// How the connection was obtained.
+    pub fn outcome(&self) -> &Outcome {
+        self.handle.outcome()
+    }
+
+    /// See [`BoundHandle::report_stale`].
+    pub fn report_stale(&self) {
+        self.handle.report_stale();
+    }
+}
+
+/// The facts of a [`Bound`] without its connection. Cheap to clone.
+pub struct BoundHandle {
+    shared: Arc<Shared>,
+    entry: Arc<Entry>,
+    target: Arc<Target>,
+    outcome: Outcome,
+    /// Shared by the clones; made when it is needed, since most connections are never reported and every call has one.
+    reported: OnceLock<Arc<AtomicBool>>,
+}
+
+impl Clone for BoundHandle {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            entry: Arc::clone(&self.entry),
+            target: Arc::clone(&self.target),
+            outcome: self.outcome.clone(),
+            reported: OnceLock::from(Arc::clone(self.reported.get_or_init(Arc::default))),
+        }
+    }
+}
+
+impl BoundHandle {
+    pub(crate) fn new(shared: Arc<Shared>, entry: Arc<Entry>, target: Arc<Target>, outcome: Outcome) -> Self {
+        Self { shared, entry, target, outcome, reported: OnceLock::new() }
+    }
+
+    /// Whose connection it is.
+    #[must_use]
+    pub fn session(&self) -> SessionId {
+        self.entry.row.session
+    }
+
+    /// The workspace that the session pointed at.
+    #[must_use]
+    pub fn workspace(&self) -> WorkspaceId {
+        self.entry.row.workspace
+    }
+
+    /// What was dialed.
+    #[must_use]
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// How the connection was obtained.
+    #[must_use]
+    pub fn outcome(&self) -> &Outcome {
+        &self.outcome
+    }
+
+    /// Says that the connection talks to the wrong agent or to a dead one: that raises a *doubt*, so that the next call
+    /// of this session validates at once and holds a ready dial until the verdict, for at most the validation delay.
+    ///
+    /// Counts once for a connection and its handles, not at all once another target is known, and for each agent at most
+    /// once a second; while the resolver keeps naming the same agent that pause doubles, up to a minute.
+    pub fn report_stale(&self) {
+        if self.reported.get_or_init(Arc::default).swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (session, workspace) = (self.session(), self.workspace());
+        if self.entry.place.doubt_reported(session, &self.target, Instant::now()) {
+            self.shared.emit(&Event::ReportedStale { session, workspace, target: &self.target });
+        }
+    }
+
+    /// Resolves when this process learns that the session's binding names another target: by a newer build of its
+    /// workspace, or because the session was pointed elsewhere or forgotten. Then it is time to move a long-lived
+    /// connection in order. Also resolves when the session's row may have been changed by a transaction whose end nobody
+    /// reported ([`Retargeted`](crate::Retargeted)).
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped and called again; what happened in between is noticed at once.
+    pub fn superseded(&self) -> impl Future<Output = ()> + Send + 'static {
+        let Self { shared, entry, target, .. } = self.clone();
+        async move {
+            loop {
+                // Made before the look, so that nothing is missed between the two.
+                let (row_changed, place_changed) = (shared.rows.changed(entry.row.session), entry.place.changed());
+                if shared.names_another(&entry, &target) {
+                    return;
+                }
+                select! {
+                    () = row_changed => {}
+                    () = place_changed => {}
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Debug for BoundHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BoundHandle")
+            .field("session", &self.session())
+            .field("workspace", &self.workspace())
+            .field("target", &self.target)
+            .field("outcome", &self.outcome)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<C: fmt::Debug> fmt::Debug for Bound<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bound").field("connection", &self.connection).field("handle", &self.handle).finish()
+    }
+}
+
+impl<C> Deref for Bound<C> {
+    type Target = C;
+
+    fn deref(&self) -> &C {
+        &self.connection
+    }
+}
+
+impl<C> DerefMut for Bound<C> {
+    fn deref_mut(&mut self) -> &mut C {
+        &mut self.connection
+    }
+}
+
+impl<C: AsyncRead> AsyncRead for Bound<C> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.project().connection.poll_read(cx, buf)
+    }
+}
+
+impl<C: AsyncWrite> AsyncWrite for Bound<C> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.project().connection.poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.project().connection.poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.project().connection.poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.project().connection.poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.connection.is_write_vectored()
+    }
+}
+
+impl<C: Service<Request>, Request> Service<Request> for Bound<C> {
+    type Response = C::Response;
+    type Error = C::Error;
+    type Future = C::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), C::Error>> {
+        self.connection.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request) -> C::Future {
+        self.connection.call(request)
+    }
+}
+
+#[cfg(feature = "http")]
+mod hyper_io {
+    use super::{Bound, Context, Pin, Poll, io};
+    use hyper::rt::{Read, ReadBufCursor, Write};
+
+    impl<C: Read> Read for Bound<C> {
+        fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+            self.project().connection.poll_read(cx, buf)
+        }
+    }
+
+    impl<C: Write> Write for Bound<C> {
+        fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            self.project().connection.poll_write(cx, buf)
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.project().connection.poll_flush(cx)
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.project().connection.poll_shutdown(cx)
+        }
+
+        fn poll_write_vectored(
+            self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            bufs: &[io::IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            self.project().connection.poll_write_vectored(cx, bufs)
+        }
+
+        fn is_write_vectored(&self) -> bool {
+            self.connection.is_write_vectored()
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The builder: every setting, its default, and what it bounds.
+
+use crate::{
+    BoundAgentLayer, BoxError, BuildError, Observer, Redial, RepairMode, Resolution, ResolveWorkspace,
+    directory::Directory,
+    resolver::{Resolver, erase},
+    rows::Rows,
+    settings::Settings,
+    shared::Shared,
+    store::{BindingStore, ErasedStore},
+};
+use std::{fmt, sync::Arc, time::Duration};
+use tower_service::Service;
+
+/// Collects settings; see [`BoundAgentLayer::builder`].
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct BoundAgentBuilder {
+    store: Arc<dyn ErasedStore>,
+    resolver: Resolver,
+    settings: Settings,
+    observer: Option<Box<dyn Observer>>,
+}
+
+impl BoundAgentBuilder {
+    pub(crate) fn new<St, R>(store: St, resolver: R) -> Self
+    where
+        St: BindingStore,
+        R: Service<ResolveWorkspace, Response = Resolution> + Clone + Send + 'static,
+        R::Error: Into<BoxError>,
+        R::Future: Send,
+    {
+        Self { store: Arc::new(store), resolver: erase(resolver), settings: Settings::default(), observer: None }
+    }
+
+    /// How long a dial may be pending before the binding is questioned. Default 250 ms.
+    ///
+    /// Choose it above what a healthy dial takes: until it passes, nobody is asked. Zero validates every dial that is
+    /// not ready at once.
+    pub fn validation_delay(mut self, delay: Duration) -> Self {
+        self.settings.validation_delay = delay;
+        self
+    }
+
+    /// How long after a validation that named the dialed agent the resolver is asked again, if the dial still hangs;
+    /// doubles up to [`revalidate_at_most`](Self::revalidate_at_most). Default 2 s.
+    pub fn revalidate_every(mut self, interval: Duration) -> Self {
+        self.settings.revalidate_every = interval;
+        self
+    }
+
+    /// The longest such interval. Default 15 s.
+    pub fn revalidate_at_most(mut self, interval: Duration) -> Self {
+        self.settings.revalidate_at_most = interval;
+        self
+    }
+
+    /// The bound of a whole call: look-ups, readiness, all its dials and restarts. Default 30 s.
+    pub fn dial_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.dial_timeout = timeout;
+        self
+    }
+
+    /// The bound of one question to the resolver. Default 5 s.
+    pub fn resolve_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.resolve_timeout = timeout;
+        self
+    }
+
+    /// The bound of one statement of the store. Default 5 s.
+    pub fn store_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.store_timeout = timeout;
+        self
+    }
+
+    /// How many bindings are kept in memory. Default 100,000 (some 50 MB).
+    pub fn cache_capacity(mut self, bindings: u64) -> Self {
+        self.settings.cache_capacity = bindings;
+        self
+    }
+
+    /// How long a binding that is not used is kept in memory. Default one hour. Bounds memory only: it has nothing to
+    /// do with how fresh a binding is.
+    pub fn cache_idle(mut self, idle: Duration) -> Self {
+        self.settings.cache_idle = idle;
+        self
+    }
+
+    /// What to do when a dial has failed and the resolver names the same agent, or cannot say. Default
+    /// [`Redial::Once`].
+    pub fn redial(mut self, redial: Redial) -> Self {
+        self.settings.redial = redial;
+        self
+    }
+
+    /// When a repair is written. Default [`RepairMode::Background`].
+    pub fn repair(mut self, mode: RepairMode) -> Self {
+        self.settings.repair = mode;
+        self
+    }
+
+    /// Whether a session whose row cannot be read or created is served all the same, if the caller names its workspace
+    /// ([`DialSession::in_workspace`](crate::DialSession::in_workspace)). Default `false`: a typed error.
+    ///
+    /// Such a call cannot know that the session points at another workspace by now.
+    pub fn serve_without_store(mut self, serve: bool) -> Self {
+        self.settings.serve_without_store = serve;
+        self
+    }
+
+    /// Is told of every event; see [`Observer`].
+    pub fn observer(mut self, observer: impl Observer) -> Self {
+        self.observer = Some(Box::new(observer));
+        self
+    }
+
+    /// Checks the settings against each other and makes the layer. Touches neither store nor resolver.
+    ///
+    /// # Errors
+    ///
+    /// A [`BuildError`] names the two settings that contradict each other: the validation delay and one slow answer of
+    /// the resolver must fit into the dial timeout, a slow statement of the store too, and so on.
+    ///
+    /// ```
+    /// # use tower_bound_agent::*;
+    /// # use std::time::Duration;
+    /// # let resolver = tower::service_fn(async |_: ResolveWorkspace| Ok::<_, BoxError>(Resolution::Gone));
+    /// let error = BoundAgentLayer::builder(store::MemoryStore::new(), resolver)
+    ///     .validation_delay(Duration::from_secs(60))
+    ///     .build()
+    ///     .unwrap_err();
+    /// assert_eq!(error.settings(), ["validation_delay", "dial_timeout"]);
+    /// ```
+    pub fn build(self) -> Result<BoundAgentLayer, BuildError> {
+        self.settings.validate()?;
+        Ok(BoundAgentLayer::new(Shared {
+            rows: Rows::new(&self.settings),
+            directory: Directory::new(&self.settings),
+            settings: self.settings,
+            store: self.store,
+            resolver: self.resolver,
+            observer: self.observer,
+            loads: Default::default(),
+            creations: Default::default(),
+            validations: Default::default(),
+            repairs: Default::default(),
+            tasks: Default::default(),
+            closed: Default::default(),
+        }))
+    }
+}
+
+impl fmt::Debug for BoundAgentBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BoundAgentBuilder").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,497 @@
+//! What this process knows of each workspace, for as long as somebody here uses it.
+//!
+//! Targets of one workspace are ordered here and nowhere else: by generation if both have one, else by which answer's
+//! question began later. Rows are ordered elsewhere ([`rows`](crate::rows)), by revision.
+
+use crate::{
+    AgentId, Binding, Generation, SessionId, Target, WorkspaceId,
+    attempt::{Answer, Denied},
+    binding::Relation,
+    settings::Settings,
+};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+};
+use tokio::{
+    sync::{Notify, futures::Notified},
+    time::{Duration, Instant},
+};
+
+type Places = Mutex<HashMap<WorkspaceId, Weak<Place>>>;
+
+/// The workspaces in use.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    places: Arc<Places>,
+    intervals: Intervals,
+}
+
+/// How often a workspace whose dials hang is asked again.
+#[derive(Clone, Copy, Debug)]
+struct Intervals {
+    first: Duration,
+    longest: Duration,
+}
+
+/// A dropped dial that had been pending for less says nothing.
+const TOO_SHORT_TO_DOUBT: Duration = Duration::from_millis(10);
+/// Between two reports of one agent that raise a doubt; doubles while the answer is "same".
+const REPORT_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_REPORT_PAUSE: Duration = Duration::from_secs(60);
+/// Whose next call holds its connection; the list is emptied by every verdict.
+const MOST_REPORTERS: usize = 64;
+/// How many replaced targets are remembered, to tell rows that are behind from rows that are ahead.
+const REMEMBERED: usize = 8;
+
+/// One workspace. Held by cached rows, calls, repairs and handles; goes when the last of them goes.
+#[derive(Debug)]
+pub(crate) struct Place {
+    workspace: WorkspaceId,
+    places: Weak<Places>,
+    intervals: Intervals,
+    /// Raised by everything that may change what is to be dialed: the hot path's one atomic load.
+    epoch: AtomicU64,
+    /// Calls whose dial is pending, and that may leave a doubt behind.
+    waiting: AtomicU32,
+    changed: Notify,
+    facts: Mutex<Facts>,
+}
+
+#[derive(Debug, Default)]
+struct Facts {
+    known: Option<Known>,
+    /// What `known` has replaced, newest last.
+    superseded: Vec<Arc<Target>>,
+    /// Doubt about whatever is bound, since then.
+    doubt: Option<Instant>,
+    /// Only of agents about which there is something to say.
+    agents: HashMap<AgentId, AgentFacts>,
+    verdict: Option<Verdict>,
+    /// The pause after the last verdict.
+    pause: Option<Duration>,
+    /// The targets of its rows were dropped by order: everything here is void.
+    reset: bool,
+}
+
+/// The newest target that is known.
+#[derive(Clone, Debug)]
+struct Known {
+    target: Arc<Target>,
+    /// When the question began whose answer it was; for a row, when it was read.
+    began: Instant,
+    from: Source,
+    /// The workspace was said not to run since.
+    denied: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    /// A row of some session, which may be behind.
+    Row,
+    Resolver,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Verdict {
+    pub(crate) answer: Answer,
+    pub(crate) began: Instant,
+    pub(crate) landed: Instant,
+}
+
+#[derive(Debug, Default)]
+struct AgentFacts {
+    doubt: Option<Instant>,
+    /// A doubt that was asked about without an answer is not asked about at once before then.
+    quiet_until: Option<Instant>,
+    /// Dropped dials raise no doubt before then: the resolver has just named this agent.
+    trusted_until: Option<Instant>,
+    /// Sessions that reported it since the last verdict.
+    reporters: Vec<SessionId>,
+    reported: Option<Instant>,
+    report_pause: Option<Duration>,
+    answered: Option<Instant>,
+}
+
+/// What a session is to dial, and what there is to be said about it.
+#[derive(Clone, Debug)]
+pub(crate) struct Choice {
+    pub(crate) target: Option<Arc<Target>>,
+    pub(crate) doubt: Option<Instant>,
+    pub(crate) hold: bool,
+    /// The state of the workspace that this was chosen from.
+    pub(crate) epoch: u64,
+    /// It is just what the row says: until the epoch changes, the row may be dialed without a look.
+    pub(crate) plain: bool,
+    /// The targets of the workspace's rows were dropped by order: the row must be read anew.
+    pub(crate) void: bool,
+}
+
+impl Directory {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        Self {
+            places: Arc::default(),
+            intervals: Intervals { first: settings.revalidate_every, longest: settings.revalidate_at_most },
+        }
+    }
+
+    pub(crate) fn place(&self, workspace: WorkspaceId) -> Arc<Place> {
+        let mut places = lock(&self.places);
+        if let Some(place) = places.get(&workspace).and_then(Weak::upgrade) {
+            return place;
+        }
+        let place = Arc::new(Place {
+            workspace,
+            places: Arc::downgrade(&self.places),
+            intervals: self.intervals,
+            epoch: AtomicU64::new(0),
+            waiting: AtomicU32::new(0),
+            changed: Notify::new(),
+            facts: Mutex::default(),
+        });
+        places.insert(workspace, Arc::downgrade(&place));
+        place
+    }
+
+    /// The workspace, if anybody here uses it.
+    pub(crate) fn find(&self, workspace: WorkspaceId) -> Option<Arc<Place>> {
+        lock(&self.places).get(&workspace).and_then(Weak::upgrade)
+    }
+
+    /// Forgets all that is known of a workspace; whoever holds it must look its row up again.
+    pub(crate) fn reset(&self, workspace: WorkspaceId) {
+        let place = lock(&self.places).remove(&workspace).and_then(|place| place.upgrade());
+        if let Some(place) = place {
+            place.change(|facts| {
+                facts.reset = true;
+                true
+            });
+        }
+    }
+
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        lock(&self.places).len()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Some(places) = self.places.upgrade() else { return };
+        let mut places = lock(&places);
+        // Somebody may have made a new one in the meantime.
+        if places.get(&self.workspace).is_some_and(|place| place.strong_count() == 0) {
+            places.remove(&self.workspace);
+        }
+    }
+}
+
+/// Counts a call whose dial is pending.
+#[derive(Debug)]
+pub(crate) struct Waiting<'a>(&'a Place);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Place {
+    pub(crate) fn workspace(&self) -> WorkspaceId {
+        self.workspace
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Sees every change after this call, also one before its first poll.
+    pub(crate) fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
+    }
+
+    pub(crate) fn wait(&self) -> Waiting<'_> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Waiting(self)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Facts) -> bool) -> bool {
+        let mut facts = lock(&self.facts);
+        let changed = change(&mut facts);
+        if changed {
+            // Under the lock, so that an epoch that was read with a choice never belongs to an earlier state.
+            self.epoch.fetch_add(1, Ordering::Release);
+        }
+        drop(facts);
+        if changed {
+            self.changed.notify_waiters();
+        }
+        changed
+    }
+
+    /// What a session with this row, read at `read`, is to dial: the newer of the row's target and what is known here.
+    pub(crate) fn choose(&self, row: &Binding, read: Instant, now: Instant) -> Choice {
+        let facts = lock(&self.facts);
+        let epoch = self.epoch.load(Ordering::Relaxed);
+        let (target, disagreement) = facts.newest(row.target.as_ref(), read);
+        let ask_first = Choice { target: None, doubt: None, hold: false, epoch, plain: false, void: facts.reset };
+        let Some(target) = target else { return ask_first };
+        let agent = facts.agents.get(&target.agent);
+        let doubt = [facts.doubt, agent.and_then(|agent| agent.doubt), disagreement].into_iter().flatten().max();
+        let quiet = agent.and_then(|agent| agent.quiet_until).is_some_and(|until| now < until);
+        let active = doubt.filter(|_| !quiet);
+        if row.target.is_none() && active.is_some() {
+            // Nothing binds the session to it: better ask first than dial what is in doubt.
+            return ask_first;
+        }
+        let plain = doubt.is_none() && row.target.as_ref().is_some_and(|bound| Arc::ptr_eq(bound, &target));
+        let hold = active.is_some() && agent.is_some_and(|agent| agent.reporters.contains(&row.session));
+        Choice { target: Some(target), doubt: active, hold, plain, ..ask_first }
+    }
+
+    /// A row was read: it may know of a later build.
+    pub(crate) fn learn_row(&self, target: &Arc<Target>, now: Instant) {
+        self.change(|facts| {
+            let newer = facts.known.as_ref().is_none_or(|known| known.target.compare(target) == Relation::Newer);
+            if newer {
+                facts.replace(Known { target: Arc::clone(target), began: now, from: Source::Row, denied: false });
+            }
+            newer
+        });
+    }
+
+    /// An answer has come. Returns what it is worth, and when to ask again if the dial still hangs then.
+    pub(crate) fn learn_answer(&self, answer: Answer, began: Instant, now: Instant) -> (Answer, Instant) {
+        let mut worth = answer;
+        let mut again = now;
+        self.change(|facts| {
+            let changed = match &worth {
+                Answer::Running(target) => match facts.learn(Arc::clone(target), began) {
+                    Some(changed) => {
+                        facts.believe(target.agent, began, now + self.intervals.first);
+                        changed
+                    }
+                    None => {
+                        worth = Answer::Unknown;
+                        false
+                    }
+                },
+                Answer::Denied(_) => {
+                    if let Some(known) = &mut facts.known
+                        && began >= known.began
+                    {
+                        known.denied = true;
+                    }
+                    false
+                }
+                Answer::Unknown => false,
+            };
+            if !matches!(worth, Answer::Running(_)) {
+                for agent in facts.agents.values_mut().filter(|agent| agent.doubt.is_some_and(|doubt| doubt <= began)) {
+                    agent.quiet_until = Some(now + self.intervals.first);
+                }
+            }
+            let pause = match facts.pause {
+                Some(pause) if !changed => (pause * 2).min(self.intervals.longest),
+                _ => self.intervals.first,
+            };
+            facts.pause = Some(pause);
+            again = now + pause;
+            if worth != Answer::Unknown {
+                facts.verdict = Some(Verdict { answer: worth.clone(), began, landed: now });
+            }
+            changed
+        });
+        (worth, again)
+    }
+
+    pub(crate) fn newest_generation(&self) -> Option<Generation> {
+        lock(&self.facts).known.as_ref().and_then(|known| known.target.generation)
+    }
+
+    /// Whether a repair to this target would be behind what is known.
+    pub(crate) fn supersedes(&self, target: &Target) -> bool {
+        let facts = lock(&self.facts);
+        facts.reset
+            || facts.known.as_ref().is_some_and(|known| target.compare(&known.target) == Relation::Newer)
+            || facts.superseded.iter().any(|old| old.same_place(target) && old.generation == target.generation)
+    }
+
+    /// The last word of the resolver, unless a doubt is younger.
+    pub(crate) fn verdict(&self) -> Option<Verdict> {
+        let facts = lock(&self.facts);
+        let verdict = facts.verdict.as_ref()?;
+        let doubts = facts.agents.values().filter_map(|agent| agent.doubt).chain(facts.doubt);
+        (doubts.max() <= Some(verdict.began)).then(|| verdict.clone())
+    }
+
+    /// A hint: whatever is bound here may be wrong.
+    pub(crate) fn doubt(&self, now: Instant) {
+        self.change(|facts| {
+            facts.doubt = Some(now);
+            for agent in facts.agents.values_mut() {
+                agent.quiet_until = None;
+            }
+            true
+        });
+    }
+
+    /// A row that won over a newer answer names an agent that nobody here has heard of.
+    pub(crate) fn doubt_agent(&self, agent: AgentId, now: Instant) {
+        self.change(|facts| {
+            facts.agents.entry(agent).or_default().doubt = Some(now);
+            true
+        });
+    }
+
+    /// A call was dropped while its dial, begun then, was pending. Says whether that raised a doubt.
+    pub(crate) fn doubt_dropped(&self, agent: AgentId, began: Instant, now: Instant) -> bool {
+        if now.duration_since(began) < TOO_SHORT_TO_DOUBT {
+            return false;
+        }
+        self.change(|facts| {
+            let agent = facts.agents.entry(agent).or_default();
+            let answered = agent.answered.is_some_and(|answered| answered >= began);
+            let trusted = agent.trusted_until.is_some_and(|until| now < until);
+            if answered || trusted || agent.doubt.is_some() {
+                return false;
+            }
+            agent.doubt = Some(now);
+            true
+        })
+    }
+
+    /// A caller found that its connection talks to the wrong or a dead agent. Says whether that raised a doubt.
+    pub(crate) fn doubt_reported(&self, session: SessionId, target: &Target, now: Instant) -> bool {
+        self.change(|facts| {
+            let newer = facts.known.as_ref().is_some_and(|known| target.compare(&known.target) == Relation::Newer);
+            if newer || facts.has_superseded(target) || facts.reset {
+                return false;
+            }
+            let agent = facts.agents.entry(target.agent).or_default();
+            let pause = agent.report_pause.unwrap_or(REPORT_PAUSE);
+            if agent.reported.is_some_and(|reported| now < reported + pause) {
+                return false;
+            }
+            agent.reported = Some(now);
+            agent.doubt = Some(now);
+            agent.quiet_until = None;
+            if agent.reporters.len() < MOST_REPORTERS && !agent.reporters.contains(&session) {
+                agent.reporters.push(session);
+            }
+            true
+        })
+    }
+
+    /// An agent has answered a dial. `asked`: after the resolver was asked about it.
+    pub(crate) fn answered(&self, agent: AgentId, asked: bool, now: Instant) {
+        let watched = self.waiting.load(Ordering::Relaxed) > 0;
+        if !asked && !watched {
+            return;
+        }
+        let mut facts = lock(&self.facts);
+        if watched {
+            facts.agents.entry(agent).or_default().answered = Some(now);
+        }
+        // Nothing hangs any more: the next dial that does is asked about as often as the first one.
+        facts.pause = None;
+    }
+}
+
+impl Facts {
+    /// The newer of the two, and since when the two contradict each other without being ordered.
+    fn newest(&self, row: Option<&Arc<Target>>, read: Instant) -> (Option<Arc<Target>>, Option<Instant>) {
+        let (row, known) = match (row, &self.known) {
+            (Some(row), Some(known)) => (row, known),
+            (None, Some(known)) if !known.denied => return (Some(Arc::clone(&known.target)), None),
+            (row, _) => return (row.cloned(), None),
+        };
+        match row.compare(&known.target) {
+            Relation::Newer => (Some(Arc::clone(&known.target)), None),
+            Relation::Older | Relation::Same => (Some(Arc::clone(row)), None),
+            Relation::Other if read < known.began || self.has_superseded(row) => {
+                (Some(Arc::clone(&known.target)), None)
+            }
+            // The row was read after the question and names an agent of which nothing is known here: it may be ahead.
+            Relation::Other => (Some(Arc::clone(row)), (known.from == Source::Resolver).then_some(read)),
+        }
+    }
+
+    fn has_superseded(&self, target: &Target) -> bool {
+        self.superseded.iter().any(|old| old.same_place(target))
+    }
+
+    /// Whether the answer changed what is known; `None` if it says less than that.
+    fn learn(&mut self, target: Arc<Target>, began: Instant) -> Option<bool> {
+        let Some(known) = &mut self.known else {
+            self.replace(Known { target, began, from: Source::Resolver, denied: false });
+            return Some(true);
+        };
+        match known.target.compare(&target) {
+            Relation::Older => None,
+            Relation::Same => {
+                let numbered = known.target.generation != target.generation;
+                if numbered {
+                    known.target = target;
+                }
+                known.began = known.began.max(began);
+                known.from = Source::Resolver;
+                known.denied = false;
+                Some(numbered)
+            }
+            Relation::Other if began < known.began => None,
+            Relation::Newer | Relation::Other => {
+                self.replace(Known { target, began, from: Source::Resolver, denied: false });
+                Some(true)
+            }
+        }
+    }
+
+    fn replace(&mut self, known: Known) {
+        self.superseded.retain(|old| !old.same_place(&known.target));
+        self.agents.retain(|agent, _| *agent == known.target.agent);
+        if let Some(old) = self.known.replace(known)
+            && self.known.as_ref().is_some_and(|known| !known.target.same_place(&old.target))
+        {
+            if self.superseded.len() == REMEMBERED {
+                self.superseded.remove(0);
+            }
+            self.superseded.push(old.target);
+        }
+    }
+
+    /// The resolver named this agent in a read that began then: older doubts about it are answered.
+    fn believe(&mut self, agent: AgentId, began: Instant, trusted_until: Instant) {
+        self.doubt = self.doubt.filter(|doubt| *doubt > began);
+        let agent = self.agents.entry(agent).or_default();
+        if agent.doubt.is_none_or(|doubt| doubt <= began) {
+            agent.doubt = None;
+            agent.quiet_until = None;
+            agent.trusted_until = Some(trusted_until);
+            if !agent.reporters.is_empty() {
+                agent.reporters.clear();
+                agent.report_pause = Some((agent.report_pause.unwrap_or(REPORT_PAUSE) * 2).min(LONGEST_REPORT_PAUSE));
+            }
+        }
+    }
+}
+
+impl From<crate::Resolution> for Answer {
+    fn from(resolution: crate::Resolution) -> Self {
+        use crate::Resolution::{Gone, Running, Starting, Stopped};
+        match resolution {
+            Running(target) => Self::Running(Arc::new(target)),
+            Starting { retry_after } => Self::Denied(Denied::Starting { retry_after }),
+            Stopped => Self::Denied(Denied::Stopped),
+            Gone => Self::Denied(Denied::Gone),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing here panics with the lock held; a poisoned one still holds consistent facts.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,87 @@
+//! The layer.
+
+use crate::{
+    Bindings, BoundAgent, BoundAgentBuilder, BoxError, Resolution, ResolveWorkspace, shared::Shared,
+    store::BindingStore,
+};
+use std::{fmt, sync::Arc};
+use tower_layer::Layer;
+use tower_service::Service;
+
+/// Wraps a dial service so that it dials the agent each session is bound to.
+///
+/// Cheap to clone. All clones, and all services made from them, share one state: the cached bindings, what is known of
+/// each workspace, the reads, validations and repairs under way.
+///
+/// ```
+/// use tower::{ServiceBuilder, ServiceExt, service_fn};
+/// use tower_bound_agent::{
+///     AgentId, BoundAgentLayer, BoxError, DialAgent, DialSession, Path, Resolution, ResolveWorkspace, SessionId, Target,
+///     WorkspaceId, store::MemoryStore,
+/// };
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), BoxError> {
+/// # let (agent, chat) = (AgentId::new(uuid::Uuid::new_v4()), SessionId::new(uuid::Uuid::new_v4()));
+/// # let workspace = WorkspaceId::new(uuid::Uuid::new_v4());
+/// let resolver = service_fn(move |_: ResolveWorkspace| async move {
+///     Ok::<_, BoxError>(Resolution::Running(Target::new(agent).with_generation(1)))
+/// });
+/// let dialer = service_fn(async |ask: DialAgent| Ok::<_, BoxError>(format!("a connection to {}", ask.target.agent)));
+///
+/// let layer = BoundAgentLayer::builder(MemoryStore::new(), resolver).build()?;
+/// let dial = ServiceBuilder::new().layer(layer).service(dialer);
+///
+/// let bound = dial.clone().oneshot(DialSession::new(chat).in_workspace(workspace)).await?;
+/// assert_eq!(bound.outcome().path, Path::FirstBind);
+/// let bound = dial.oneshot(chat.into()).await?;
+/// assert_eq!(bound.outcome().path, Path::Reused);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct BoundAgentLayer {
+    shared: Arc<Shared>,
+}
+
+impl BoundAgentLayer {
+    /// Begins with where bindings live and who knows which agent serves a workspace now; every other setting has a
+    /// default.
+    ///
+    /// The resolver is any `Service<ResolveWorkspace, Response = Resolution>`, a `tower::service_fn` for example. It is
+    /// cloned for each question. Put limits and timeouts of its own around it as you like; a
+    /// [`resolve_timeout`](BoundAgentBuilder::resolve_timeout) holds in any case.
+    pub fn builder<St, R>(store: St, resolver: R) -> BoundAgentBuilder
+    where
+        St: BindingStore,
+        R: Service<ResolveWorkspace, Response = Resolution> + Clone + Send + 'static,
+        R::Error: Into<BoxError>,
+        R::Future: Send,
+    {
+        BoundAgentBuilder::new(store, resolver)
+    }
+
+    pub(crate) fn new(shared: Shared) -> Self {
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The handle for explicit operations on the same bindings.
+    #[must_use]
+    pub fn bindings(&self) -> Bindings {
+        Bindings::new(Arc::clone(&self.shared))
+    }
+}
+
+impl fmt::Debug for BoundAgentLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BoundAgentLayer").field("settings", &self.shared.settings).finish_non_exhaustive()
+    }
+}
+
+impl<S> Layer<S> for BoundAgentLayer {
+    type Service = BoundAgent<S>;
+
+    fn layer(&self, inner: S) -> BoundAgent<S> {
+        BoundAgent::new(inner, Arc::clone(&self.shared))
+    }
+}

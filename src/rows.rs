@@ -1,0 +1,267 @@
+//! What this process has last seen of each session's row: a register that only moves to greater revisions.
+//!
+//! The cache may drop an entry at any time, and then its slot is empty. Whoever fills an *empty* slot therefore shows a
+//! [`Ticket`] taken before it began to read: if the slot's stripe lost an entry since, what was read may be old and is
+//! not kept. No tombstones, no clock.
+
+use crate::{Binding, Revision, SessionId, WorkspaceId, directory::Place, settings::Settings};
+use moka::{
+    notification::RemovalCause,
+    ops::compute::{CompResult, Op},
+    sync::Cache,
+};
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
+    },
+};
+use tokio::{
+    sync::{Notify, futures::Notified},
+    time::{Duration, Instant},
+};
+
+/// A row and the workspace it points into, so that a cached call looks nothing else up.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) row: Binding,
+    pub(crate) place: Arc<Place>,
+    /// When it was read or written.
+    pub(crate) read: Instant,
+    /// There is such a row in the store.
+    pub(crate) stored: bool,
+    state: AtomicU8,
+    /// One more than the epoch of the workspace in which the row was last found to be what is to be dialed.
+    plain_in: AtomicU64,
+}
+
+/// Whether the register still holds an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum State {
+    Current,
+    /// A later row came.
+    Replaced,
+    /// The register does not hold it, for want of memory or because it may be old: it is worth a look at the slot.
+    Evicted,
+    /// An order took it away: the row must be read anew.
+    Removed,
+}
+
+impl Entry {
+    pub(crate) fn new(row: Binding, place: Arc<Place>, stored: bool, now: Instant) -> Arc<Self> {
+        if let Some(target) = &row.target {
+            place.learn_row(target, now);
+        }
+        let state = AtomicU8::new(State::Current as u8);
+        Arc::new(Self { row, place, read: now, stored, state, plain_in: AtomicU64::new(0) })
+    }
+
+    pub(crate) fn workspace(&self) -> WorkspaceId {
+        self.row.workspace
+    }
+
+    /// One atomic load.
+    pub(crate) fn state(&self) -> State {
+        match self.state.load(Ordering::Acquire) {
+            0 => State::Current,
+            1 => State::Replaced,
+            2 => State::Evicted,
+            _ => State::Removed,
+        }
+    }
+
+    fn retire(&self, state: State) {
+        // The first reason stays.
+        let _ = self.state.compare_exchange(State::Current as u8, state as u8, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// Whether the row is known to be what is to be dialed in this epoch of the workspace.
+    pub(crate) fn is_plain_in(&self, epoch: u64) -> bool {
+        self.plain_in.load(Ordering::Relaxed) == epoch + 1
+    }
+
+    pub(crate) fn set_plain_in(&self, epoch: u64) {
+        self.plain_in.store(epoch + 1, Ordering::Relaxed);
+    }
+}
+
+/// More stripes, fewer reads that are not kept because of somebody else's eviction, and fewer calls woken for nothing.
+const STRIPES: usize = 1024;
+
+/// A moment in a stripe, taken before a read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ticket(u64);
+
+#[derive(Debug)]
+struct Stripe {
+    lost: AtomicU64,
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct Stripes {
+    hasher: RandomState,
+    stripes: Box<[Stripe]>,
+}
+
+impl Stripes {
+    fn new() -> Self {
+        let stripe = |_| Stripe { lost: AtomicU64::new(0), changed: Notify::new() };
+        Self { hasher: RandomState::new(), stripes: (0..STRIPES).map(stripe).collect() }
+    }
+
+    fn of(&self, session: &SessionId) -> &Stripe {
+        &self.stripes[(self.hasher.hash_one(session) % STRIPES as u64) as usize]
+    }
+}
+
+/// A row that may have been replaced by a transaction whose end nobody reported.
+#[derive(Clone, Copy, Debug)]
+struct Uncertain {
+    /// A row at this revision or a later one shows that the transaction has ended.
+    until_revision: Revision,
+    until: Instant,
+}
+
+/// How long the row of an uncertain session is read at every call.
+const UNCERTAIN_FOR: Duration = Duration::from_secs(60);
+
+/// The register of rows.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    cache: Cache<SessionId, Arc<Entry>>,
+    stripes: Arc<Stripes>,
+    uncertain: Mutex<HashMap<SessionId, Uncertain>>,
+    /// Its length, so that the usual case takes no lock.
+    uncertain_len: AtomicUsize,
+}
+
+impl Rows {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        let stripes = Arc::new(Stripes::new());
+        let lost = Arc::clone(&stripes);
+        let cache = Cache::builder()
+            .max_capacity(settings.cache_capacity)
+            // Bounds memory only. What is fresh is decided with tokio's clock, which moka does not know.
+            .time_to_idle(settings.cache_idle)
+            .eviction_listener(move |session: Arc<SessionId>, entry: Arc<Entry>, cause| {
+                if cause != RemovalCause::Replaced {
+                    entry.retire(State::Evicted);
+                    lost.of(&session).lost.fetch_add(1, Ordering::AcqRel);
+                }
+            })
+            .build();
+        Self { cache, stripes, uncertain: Mutex::default(), uncertain_len: AtomicUsize::new(0) }
+    }
+
+    pub(crate) fn get(&self, session: SessionId) -> Option<Arc<Entry>> {
+        self.cache.get(&session)
+    }
+
+    /// To be taken before the read whose result is to be learned.
+    pub(crate) fn ticket(&self, session: SessionId) -> Ticket {
+        Ticket(self.stripes.of(&session).lost.load(Ordering::Acquire))
+    }
+
+    /// Wakes at changes of this session's slot, now and then at another one's. Sees every change after this call, also
+    /// one before its first poll.
+    pub(crate) fn changed(&self, session: SessionId) -> Notified<'_> {
+        self.stripes.of(&session).changed.notified()
+    }
+
+    /// Keeps the entry unless a later one was seen; returns what is to be used from here on.
+    pub(crate) fn learn(&self, new: Arc<Entry>, ticket: Ticket) -> Arc<Entry> {
+        let session = new.row.session;
+        if self.is_uncertain(session, new.row.revision, new.read) {
+            new.retire(State::Evicted);
+            return new;
+        }
+        let stripe = self.stripes.of(&session);
+        let result = self.cache.entry(session).and_compute_with(|current| match current.map(|e| e.into_value()) {
+            Some(current) if current.row.revision >= new.row.revision => Op::Nop,
+            Some(current) => {
+                current.retire(State::Replaced);
+                Op::Put(Arc::clone(&new))
+            }
+            None if stripe.lost.load(Ordering::Acquire) == ticket.0 => Op::Put(Arc::clone(&new)),
+            None => Op::Nop,
+        });
+        match result {
+            CompResult::Inserted(entry) | CompResult::ReplacedWith(entry) => {
+                stripe.changed.notify_waiters();
+                entry.into_value()
+            }
+            CompResult::Unchanged(entry) => entry.into_value(),
+            CompResult::Removed(_) | CompResult::StillNone(_) => {
+                new.retire(State::Evicted);
+                new
+            }
+        }
+    }
+
+    /// The next call reads the row anew, and no read that is under way fills the slot.
+    pub(crate) fn remove(&self, session: SessionId) {
+        let stripe = self.stripes.of(&session);
+        let _ = self.cache.entry(session).and_compute_with(|current| {
+            stripe.lost.fetch_add(1, Ordering::AcqRel);
+            match current {
+                Some(entry) => {
+                    entry.into_value().retire(State::Removed);
+                    Op::Remove
+                }
+                None => Op::Nop,
+            }
+        });
+        stripe.changed.notify_waiters();
+    }
+
+    /// No read that is under way fills an empty slot.
+    pub(crate) fn void_tickets(&self) {
+        for stripe in &self.stripes.stripes {
+            stripe.lost.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Somebody may write or have written this revision, and nobody will say: for a while every call of the session
+    /// reads the row.
+    pub(crate) fn distrust(&self, session: SessionId, until_revision: Revision, now: Instant) {
+        let mut uncertain = self.uncertain();
+        uncertain.retain(|_, entry| now < entry.until);
+        uncertain.insert(session, Uncertain { until_revision, until: now + UNCERTAIN_FOR });
+        self.uncertain_len.store(uncertain.len(), Ordering::Release);
+        drop(uncertain);
+        // After it was noted: who fills the slot from here on has seen the note.
+        self.remove(session);
+    }
+
+    fn is_uncertain(&self, session: SessionId, revision: Revision, now: Instant) -> bool {
+        if self.uncertain_len.load(Ordering::Acquire) == 0 {
+            return false;
+        }
+        let mut uncertain = self.uncertain();
+        let Some(entry) = uncertain.get(&session) else { return false };
+        if revision < entry.until_revision && now < entry.until {
+            return true;
+        }
+        uncertain.remove(&session);
+        self.uncertain_len.store(uncertain.len(), Ordering::Release);
+        false
+    }
+
+    /// Whether the session's row must be read by a read that begins with the call.
+    pub(crate) fn must_read(&self, session: SessionId) -> bool {
+        self.uncertain_len.load(Ordering::Acquire) > 0 && self.uncertain().contains_key(&session)
+    }
+
+    fn uncertain(&self) -> MutexGuard<'_, HashMap<SessionId, Uncertain>> {
+        self.uncertain.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[cfg(test)]
+    fn run_pending_tasks(&self) {
+        self.cache.run_pending_tasks();
+    }
+}

@@ -1,0 +1,285 @@
+//! The one state that every service of a layer shares, and the questions that are asked of it.
+
+use crate::{
+    Binding, Error, ErrorKind, Event, Observer, Resolution, ResolveWorkspace, SessionId, Target, WorkspaceId,
+    attempt::Answer,
+    directory::{Choice, Directory, Place},
+    error::{Cause, SharedError},
+    flight::{Flights, Seat},
+    repair::Repairs,
+    resolver::Resolver,
+    rows::{Entry, Rows, State, Ticket},
+    settings::Settings,
+    store::{ErasedStore, NewBinding, StoreError, Swap},
+    tasks::Tasks,
+};
+use futures_util::FutureExt;
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+use tokio::time::{Instant, timeout};
+
+/// What became of reading or creating a row.
+type Looked = Result<Option<Arc<Entry>>, SharedError>;
+
+/// What a validation found.
+#[derive(Clone, Debug)]
+pub(crate) struct Validated {
+    pub(crate) answer: Answer,
+    pub(crate) cause: Option<SharedError>,
+    pub(crate) began: Instant,
+    /// When to ask again if the dial still hangs.
+    pub(crate) again: Instant,
+}
+
+/// What a call goes by: a row, and what it says to dial.
+#[derive(Clone, Debug)]
+pub(crate) struct Start {
+    pub(crate) entry: Arc<Entry>,
+    pub(crate) choice: Choice,
+}
+
+/// What a second look at the registers says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// Nothing has changed.
+    Still,
+    /// The workspace is the same; the choice was made anew.
+    Anew,
+    /// The row must be looked up again.
+    Moved,
+}
+
+pub(crate) struct Shared {
+    pub(crate) settings: Settings,
+    pub(crate) store: Arc<dyn ErasedStore>,
+    pub(crate) resolver: Resolver,
+    pub(crate) rows: Rows,
+    pub(crate) directory: Directory,
+    pub(crate) loads: Flights<SessionId, Looked>,
+    pub(crate) creations: Flights<(SessionId, WorkspaceId), Looked>,
+    pub(crate) validations: Flights<WorkspaceId, Validated>,
+    pub(crate) repairs: Repairs,
+    pub(crate) tasks: Tasks,
+    pub(crate) closed: AtomicBool,
+    pub(crate) observer: Option<Box<dyn Observer>>,
+}
+
+impl Shared {
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn emit(&self, event: &Event<'_>) {
+        #[cfg(feature = "tracing")]
+        crate::observer::trace(event);
+        if let Some(observer) = &self.observer {
+            observer.observe(event);
+        }
+    }
+
+    pub(crate) fn entry(&self, row: Binding, stored: bool) -> Arc<Entry> {
+        let place = self.directory.place(row.workspace);
+        Entry::new(row, place, stored, Instant::now())
+    }
+
+    /// A row that was read or written by somebody who took the ticket before that.
+    pub(crate) fn learn(&self, row: Binding, ticket: Ticket) -> Arc<Entry> {
+        self.rows.learn(self.entry(row, true), ticket)
+    }
+
+    /// What a session with this row is to dial. On the hot path: two atomic loads.
+    pub(crate) fn choose(&self, entry: &Entry, now: Instant) -> Choice {
+        let epoch = entry.place.epoch();
+        if entry.is_plain_in(epoch) {
+            let target = entry.row.target.clone();
+            return Choice { target, doubt: None, hold: false, epoch, plain: true, void: false };
+        }
+        let choice = entry.place.choose(&entry.row, entry.read, now);
+        if choice.plain && !choice.void {
+            entry.set_plain_in(choice.epoch);
+        }
+        choice
+    }
+
+    /// What is cached for the session, if it can be used without asking anybody.
+    pub(crate) fn cached(&self, session: SessionId, workspace: Option<WorkspaceId>, now: Instant) -> Option<Start> {
+        let entry = self.rows.get(session)?;
+        if workspace.is_some_and(|asked| asked != entry.workspace()) {
+            return None;
+        }
+        let choice = self.choose(&entry, now);
+        (!choice.void).then_some(Start { entry, choice })
+    }
+
+    /// The one look: whether what a call goes by is still what this process knows.
+    pub(crate) fn look(&self, start: &mut Start) -> Look {
+        let state = start.entry.state();
+        if state == State::Current && start.entry.place.epoch() == start.choice.epoch {
+            return Look::Still;
+        }
+        if state != State::Current {
+            match (state, self.rows.get(start.entry.row.session)) {
+                (_, Some(entry)) if entry.workspace() != start.entry.workspace() => return Look::Moved,
+                // What could not be kept may be later than what is.
+                (State::Evicted, Some(entry)) if entry.row.revision < start.entry.row.revision => {}
+                (_, Some(entry)) => start.entry = entry,
+                (State::Evicted, None) => {}
+                (_, None) => return Look::Moved,
+            }
+        }
+        start.choice = self.choose(&start.entry, Instant::now());
+        if start.choice.void { Look::Moved } else { Look::Anew }
+    }
+
+    /// Whether the session of this row would dial something else than this by now.
+    pub(crate) fn names_another(&self, entry: &Arc<Entry>, target: &Target) -> bool {
+        let current = match self.rows.get(entry.row.session) {
+            Some(current) if current.workspace() != entry.workspace() => return true,
+            Some(current) => current,
+            None if entry.state() == State::Removed => return true,
+            None => Arc::clone(entry),
+        };
+        let choice = self.choose(&current, Instant::now());
+        choice.void || choice.target.is_some_and(|chosen| !chosen.same_place(target))
+    }
+
+    /// Finds the row of a session that is not cached: reads it, and if there is none and the caller names a workspace,
+    /// creates it unbound.
+    pub(crate) async fn look_up(
+        self: &Arc<Self>,
+        session: SessionId,
+        workspace: Option<WorkspaceId>,
+    ) -> Result<Start, Error> {
+        let now = Instant::now();
+        let looked = match self.rows.get(session) {
+            // A cached row that cannot be used: it names another workspace than the caller, or all rows of its
+            // workspace were dropped by order. What was read before now is no better.
+            Some(entry) => {
+                if self.choose(&entry, now).void {
+                    self.rows.remove(session);
+                } else if workspace.is_none_or(|asked| asked == entry.workspace()) {
+                    return Ok(Start { choice: self.choose(&entry, now), entry });
+                }
+                self.read_since(session, now).await
+            }
+            None if self.rows.must_read(session) => self.read_since(session, now).await,
+            None => self.read(session).await,
+        };
+        let looked = match (looked, workspace) {
+            (Ok(None), Some(workspace)) => self.create(session, workspace).await,
+            (looked, _) => looked,
+        };
+        let entry = match (looked, workspace) {
+            (Ok(Some(entry)), Some(asked)) if entry.workspace() != asked => {
+                let bound = entry.workspace();
+                return Err(Error::new(ErrorKind::WorkspaceMismatch { bound, asked }).of(session));
+            }
+            (Ok(Some(entry)), _) => entry,
+            (Ok(None), _) => return Err(Error::new(ErrorKind::NotBound).of(session)),
+            (Err(_), Some(workspace)) if self.settings.serve_without_store => {
+                self.entry(Binding::new(session, workspace, None, crate::Revision::new(0)), false)
+            }
+            (Err(cause), _) => return Err(Error::new(ErrorKind::Store).of(session).with_store(Some(cause))),
+        };
+        Ok(Start { choice: self.choose(&entry, Instant::now()), entry })
+    }
+
+    /// Reads the row; joins a read that is under way.
+    pub(crate) async fn read(self: &Arc<Self>, session: SessionId) -> Looked {
+        let mut seat = self.loads.join(session, &self.tasks, || self.load(session));
+        seat.landed().await.unwrap_or_else(|| Err(Cause::TaskEnded.shared()))
+    }
+
+    /// Reads the row in a read that began then or later.
+    pub(crate) async fn read_since(self: &Arc<Self>, session: SessionId, since: Instant) -> Looked {
+        let looked = self.loads.join_since(since, session, &self.tasks, || self.load(session)).await;
+        looked.unwrap_or_else(|| Err(Cause::TaskEnded.shared()))
+    }
+
+    fn load(self: &Arc<Self>, session: SessionId) -> impl Future<Output = Looked> + Send + 'static {
+        let shared = Arc::clone(self);
+        async move {
+            let ticket = shared.rows.ticket(session);
+            let row =
+                shared.in_time(shared.store.load(session)).await.map_err(|error| Arc::new(error) as SharedError)?;
+            match row {
+                Some(row) => Ok(Some(shared.learn(row, ticket))),
+                None => {
+                    // What is cached was deleted by somebody else.
+                    shared.rows.remove(session);
+                    Ok(None)
+                }
+            }
+        }
+    }
+
+    /// Creates an unbound row, or finds the one that somebody else created.
+    async fn create(self: &Arc<Self>, session: SessionId, workspace: WorkspaceId) -> Looked {
+        let mut seat = self.creations.join((session, workspace), &self.tasks, || {
+            let shared = Arc::clone(self);
+            async move {
+                let ticket = shared.rows.ticket(session);
+                let new = NewBinding::new(session, workspace, None);
+                match shared.in_time(shared.store.create(new)).await {
+                    Ok(Swap::Applied(row) | Swap::Conflict(Some(row))) => Ok(Some(shared.learn(row, ticket))),
+                    // Created and deleted by others in one moment: as if it had never been.
+                    Ok(Swap::Conflict(None)) => Ok(None),
+                    Err(error) => Err(Arc::new(error) as SharedError),
+                }
+            }
+        });
+        seat.landed().await.unwrap_or_else(|| Err(Cause::TaskEnded.shared()))
+    }
+
+    /// Bounds a statement. What does not answer in time may still be carried out.
+    pub(crate) async fn in_time<T>(
+        &self,
+        statement: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let within = self.settings.store_timeout;
+        match timeout(within, statement).await {
+            Ok(done) => done,
+            Err(_) => Err(StoreError::Unknown(Cause::NoAnswer(within).into())),
+        }
+    }
+
+    /// Joins the validation of a workspace, or starts it. It goes on whoever stops waiting for it.
+    pub(crate) fn validate(self: &Arc<Self>, place: &Arc<Place>) -> Seat<Validated> {
+        self.validations.join(place.workspace(), &self.tasks, || {
+            let (shared, place) = (Arc::clone(self), Arc::clone(place));
+            async move { shared.ask(&place).await }
+        })
+    }
+
+    async fn ask(&self, place: &Place) -> Validated {
+        let began = Instant::now();
+        let ask = ResolveWorkspace { workspace: place.workspace(), newer_than: place.newest_generation() };
+        let within = self.settings.resolve_timeout;
+        // The resolver is called inside, so that a panic of its `clone` or `call` is caught as well.
+        let resolving = AssertUnwindSafe(async { timeout(within, self.resolver.resolve(ask)).await });
+        let resolved: Result<Resolution, SharedError> = match resolving.catch_unwind().await {
+            Ok(Ok(Ok(resolution))) => Ok(resolution),
+            Ok(Ok(Err(error))) => Err(error.into()),
+            Ok(Err(_)) => Err(Cause::NoAnswer(within).shared()),
+            Err(_) => Err(Cause::ResolverPanicked.shared()),
+        };
+        let now = Instant::now();
+        self.emit(&Event::Validated {
+            workspace: place.workspace(),
+            took: now - began,
+            answer: resolved.as_ref().map_err(|cause| &**cause),
+        });
+        let (said, cause) = match resolved {
+            Ok(resolution) => (Answer::from(resolution), None),
+            Err(cause) => (Answer::Unknown, Some(cause)),
+        };
+        let (answer, again) = place.learn_answer(said.clone(), began, now);
+        let cause = if answer == said { cause } else { Some(Cause::OldAnswer.shared()) };
+        Validated { answer, cause, began, again }
+    }
+}

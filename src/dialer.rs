@@ -68,7 +68,7 @@ where
     }
 
     pub(crate) fn progress(&self) -> Progress {
-        Progress { started: self.started, waiting: self.next.is_some() }
+        Progress { started: self.started, waiting: self.waited && self.next.is_some() }
     }
 
     /// Whether the last dial was not ready at its first poll.

@@ -1,0 +1,473 @@
+//! A world to test in: workspaces and agents that do as they are told, a strict dialer, a store that counts and fails.
+//! Time is tokio's paused clock; nothing here sleeps but on it.
+#![allow(dead_code)] // each test binary uses its own part
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    ops::Sub,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI64, AtomicU64, Ordering::SeqCst},
+    },
+    task::{Context, Poll},
+};
+use tokio::time::{Duration, Instant, sleep};
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_bound_agent::{
+    AgentId, Binding, Bound, BoundAgent, BoundAgentBuilder, BoundAgentLayer, BoxError, BuildId, DialAgent, DialSession,
+    Error, Resolution, ResolveWorkspace, Revision, SessionId, Target, WorkspaceId,
+    store::{BindingStore, MemoryStore, NewBinding, StoreError, Swap},
+};
+use uuid::Uuid;
+
+pub fn session() -> SessionId {
+    SessionId::new(Uuid::new_v4())
+}
+pub fn workspace() -> WorkspaceId {
+    WorkspaceId::new(Uuid::new_v4())
+}
+pub fn agent() -> AgentId {
+    AgentId::new(Uuid::new_v4())
+}
+pub fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// What an agent does when it is dialed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Does {
+    /// Answers after so long; zero is ready at the first poll.
+    Answer(Duration),
+    /// Fails after so long.
+    Fail(Duration),
+    /// Accepts and never answers.
+    Hang,
+    Panic,
+}
+
+/// What the resolver does when it is asked about a workspace. Its answer is what holds when the question begins.
+#[derive(Clone, Debug)]
+pub enum Says {
+    Is(Resolution),
+    Fails,
+    Hangs,
+    Panics,
+}
+
+/// Dials started, validations started, store reads, store writes (every verb that may change something).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    pub d: u64,
+    pub v: u64,
+    pub r: u64,
+    pub w: u64,
+}
+
+impl Sub for Counts {
+    type Output = Counts;
+    fn sub(self, before: Counts) -> Counts {
+        Counts { d: self.d - before.d, v: self.v - before.v, r: self.r - before.r, w: self.w - before.w }
+    }
+}
+
+pub fn counts(d: u64, v: u64, r: u64, w: u64) -> Counts {
+    Counts { d, v, r, w }
+}
+
+#[derive(Default)]
+struct Inner {
+    agents: Mutex<HashMap<AgentId, Does>>,
+    workspaces: Mutex<HashMap<WorkspaceId, (Says, Duration)>>,
+    dials: AtomicU64,
+    live_dials: AtomicI64,
+    live_connections: AtomicI64,
+    validations: AtomicU64,
+    validating: Mutex<HashMap<WorkspaceId, u64>>,
+    most_validating: AtomicU64,
+    dialed: Mutex<Vec<(Instant, DialAgent)>>,
+    asked: Mutex<Vec<(Instant, ResolveWorkspace)>>,
+}
+
+#[derive(Clone, Default)]
+pub struct World {
+    inner: Arc<Inner>,
+    pub store: Tap<MemoryStore>,
+}
+
+/// A connection of the test dialer; counted while it lives.
+pub struct Conn {
+    pub agent: AgentId,
+    pub session: SessionId,
+    inner: Arc<Inner>,
+}
+
+impl std::fmt::Debug for Conn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Conn({})", self.agent)
+    }
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        self.inner.live_connections.fetch_sub(1, SeqCst);
+    }
+}
+
+pub type Dial = BoundAgent<StrictDialer>;
+
+impl World {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A new workspace at generation 1 whose agent answers at once.
+    pub fn workspace(&self) -> (WorkspaceId, Target) {
+        let id = workspace();
+        let target = self.agent(Some(1));
+        self.says(id, Says::Is(Resolution::Running(target.clone())));
+        (id, target)
+    }
+
+    /// A new agent that answers at once.
+    pub fn agent(&self, generation: Option<i64>) -> Target {
+        let mut target = Target::new(agent()).with_build(BuildId::new(Uuid::new_v4()));
+        if let Some(generation) = generation {
+            target = target.with_generation(generation);
+        }
+        self.does(&target, Does::Answer(Duration::ZERO));
+        target
+    }
+
+    pub fn does(&self, target: &Target, does: Does) {
+        self.inner.agents.lock().unwrap().insert(target.agent, does);
+    }
+
+    pub fn says(&self, workspace: WorkspaceId, says: Says) {
+        let mut workspaces = self.inner.workspaces.lock().unwrap();
+        let latency = workspaces.get(&workspace).map_or(Duration::ZERO, |known| known.1);
+        workspaces.insert(workspace, (says, latency));
+    }
+
+    pub fn runs(&self, workspace: WorkspaceId, target: &Target) {
+        self.says(workspace, Says::Is(Resolution::Running(target.clone())));
+    }
+
+    /// How long the resolver takes to answer about a workspace.
+    pub fn resolver_takes(&self, workspace: WorkspaceId, latency: Duration) {
+        self.inner.workspaces.lock().unwrap().get_mut(&workspace).unwrap().1 = latency;
+    }
+
+    /// A rebuild: the old agent does as told from now on, the new one answers at once.
+    pub fn rebuild(&self, workspace: WorkspaceId, old: &Target, old_does: Does) -> Target {
+        self.does(old, old_does);
+        let new = self.agent(old.generation.map(|generation| generation.get() + 1));
+        self.runs(workspace, &new);
+        new
+    }
+
+    pub fn resolver(
+        &self,
+    ) -> impl Service<ResolveWorkspace, Response = Resolution, Error = BoxError, Future: Send> + Clone + Send + use<>
+    {
+        let inner = Arc::clone(&self.inner);
+        service_fn(move |ask: ResolveWorkspace| {
+            let inner = Arc::clone(&inner);
+            async move {
+                inner.validations.fetch_add(1, SeqCst);
+                inner.asked.lock().unwrap().push((Instant::now(), ask));
+                let _running = Validating::begin(&inner, ask.workspace);
+                let known = inner.workspaces.lock().unwrap().get(&ask.workspace).cloned();
+                let (says, latency) = known.ok_or("no such workspace")?;
+                if !latency.is_zero() {
+                    sleep(latency).await;
+                }
+                match says {
+                    Says::Is(resolution) => Ok(resolution),
+                    Says::Fails => Err("the resolver is broken".into()),
+                    Says::Hangs => std::future::pending().await,
+                    Says::Panics => panic!("resolver panics on purpose"),
+                }
+            }
+        })
+    }
+
+    pub fn dialer(&self) -> StrictDialer {
+        StrictDialer { inner: Arc::clone(&self.inner), ready: false }
+    }
+
+    pub fn builder(&self) -> BoundAgentBuilder {
+        BoundAgentLayer::builder(self.store.clone(), self.resolver())
+    }
+
+    pub fn layer(&self) -> BoundAgentLayer {
+        self.builder().build().unwrap()
+    }
+
+    pub fn dial(&self, layer: &BoundAgentLayer) -> Dial {
+        layer.layer(self.dialer())
+    }
+
+    /// Binds a session the usual way, waits for the write, and leaves it cached.
+    pub async fn bind(&self, layer: &BoundAgentLayer, workspace: WorkspaceId) -> SessionId {
+        let chat = session();
+        call(&self.dial(layer), DialSession::new(chat).in_workspace(workspace)).await.unwrap();
+        assert_eq!(layer.bindings().flush().await, 0);
+        chat
+    }
+
+    pub fn counts(&self) -> Counts {
+        let inner = &self.inner;
+        counts(inner.dials.load(SeqCst), inner.validations.load(SeqCst), self.store.reads(), self.store.writes())
+    }
+
+    pub fn live_dials(&self) -> i64 {
+        self.inner.live_dials.load(SeqCst)
+    }
+    pub fn live_connections(&self) -> i64 {
+        self.inner.live_connections.load(SeqCst)
+    }
+    /// The most validations of one workspace that ever ran at once.
+    pub fn most_validating(&self) -> u64 {
+        self.inner.most_validating.load(SeqCst)
+    }
+    /// Every dial so far: when, and what was asked.
+    pub fn dialed(&self) -> Vec<(Instant, DialAgent)> {
+        self.inner.dialed.lock().unwrap().clone()
+    }
+    pub fn dialed_agents(&self) -> Vec<AgentId> {
+        self.dialed().into_iter().map(|(_, ask)| ask.target.agent).collect()
+    }
+    /// Every question so far: when, and what was asked.
+    pub fn asked(&self) -> Vec<(Instant, ResolveWorkspace)> {
+        self.inner.asked.lock().unwrap().clone()
+    }
+    pub fn row(&self, session: SessionId) -> Option<Binding> {
+        self.store.peek(session)
+    }
+    /// The agent that the session's row names.
+    pub fn row_agent(&self, session: SessionId) -> Option<AgentId> {
+        self.row(session)?.target.map(|target| target.agent)
+    }
+}
+
+/// One call on a clone of the service.
+pub async fn call<S>(dial: &S, ask: impl Into<DialSession>) -> Result<Bound<Conn>, Error>
+where
+    S: Service<DialSession, Response = Bound<Conn>, Error = Error> + Clone,
+{
+    dial.clone().oneshot(ask.into()).await
+}
+
+struct Validating(Arc<Inner>, WorkspaceId);
+
+impl Validating {
+    fn begin(inner: &Arc<Inner>, workspace: WorkspaceId) -> Self {
+        let mut running = inner.validating.lock().unwrap();
+        let running = running.entry(workspace).or_default();
+        *running += 1;
+        inner.most_validating.fetch_max(*running, SeqCst);
+        Self(Arc::clone(inner), workspace)
+    }
+}
+
+impl Drop for Validating {
+    fn drop(&mut self) {
+        *self.0.validating.lock().unwrap().get_mut(&self.1).unwrap() -= 1;
+    }
+}
+
+/// A dial service that panics if it is called without having been asked for readiness. A clone is not ready.
+pub struct StrictDialer {
+    inner: Arc<Inner>,
+    ready: bool,
+}
+
+impl Clone for StrictDialer {
+    fn clone(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner), ready: false }
+    }
+}
+
+impl Service<DialAgent> for StrictDialer {
+    type Response = Conn;
+    type Error = BoxError;
+    type Future = Dialing;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.ready = true;
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, ask: DialAgent) -> Dialing {
+        assert!(std::mem::take(&mut self.ready), "called without readiness");
+        let inner = Arc::clone(&self.inner);
+        inner.dials.fetch_add(1, SeqCst);
+        inner.live_dials.fetch_add(1, SeqCst);
+        inner.dialed.lock().unwrap().push((Instant::now(), ask.clone()));
+        let does = *inner.agents.lock().unwrap().get(&ask.target.agent).expect("a known agent");
+        let dial = async move {
+            match does {
+                Does::Answer(after) => {
+                    if !after.is_zero() {
+                        sleep(after).await;
+                    }
+                    Ok(())
+                }
+                Does::Fail(after) => {
+                    if !after.is_zero() {
+                        sleep(after).await;
+                    }
+                    Err("connection refused".into())
+                }
+                Does::Hang => std::future::pending().await,
+                Does::Panic => panic!("dialer panics on purpose"),
+            }
+        };
+        Dialing { dial: Box::pin(dial), ask, inner }
+    }
+}
+
+pub struct Dialing {
+    dial: Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>,
+    ask: DialAgent,
+    inner: Arc<Inner>,
+}
+
+impl Future for Dialing {
+    type Output = Result<Conn, BoxError>;
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.dial.as_mut().poll(cx).map_ok(|()| {
+            self.inner.live_connections.fetch_add(1, SeqCst);
+            Conn { agent: self.ask.target.agent, session: self.ask.session, inner: Arc::clone(&self.inner) }
+        })
+    }
+}
+
+impl Drop for Dialing {
+    fn drop(&mut self) {
+        self.inner.live_dials.fetch_sub(1, SeqCst);
+    }
+}
+
+/// What a store does with the statements that follow.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Fault {
+    #[default]
+    None,
+    /// Nothing is carried out, and that is said.
+    Unavailable,
+    /// It is carried out, and no answer comes back.
+    LostAnswer,
+    /// It is not carried out, and no answer comes back.
+    LostRequest,
+    /// No answer, for ever.
+    Hang,
+    /// It is carried out after so long.
+    Slow(Duration),
+}
+
+/// A store that counts its statements and fails on demand.
+#[derive(Clone, Default)]
+pub struct Tap<St> {
+    store: St,
+    taps: Arc<Taps>,
+}
+
+#[derive(Default)]
+struct Taps {
+    reads: AtomicU64,
+    writes: AtomicU64,
+    reading: Mutex<Fault>,
+    writing: Mutex<Fault>,
+}
+
+impl<St> Tap<St> {
+    pub fn over(store: St) -> Self {
+        Self { store, taps: Arc::default() }
+    }
+    pub fn reads(&self) -> u64 {
+        self.taps.reads.load(SeqCst)
+    }
+    pub fn writes(&self) -> u64 {
+        self.taps.writes.load(SeqCst)
+    }
+    pub fn on_reads(&self, fault: Fault) {
+        *self.taps.reading.lock().unwrap() = fault;
+    }
+    pub fn on_writes(&self, fault: Fault) {
+        *self.taps.writing.lock().unwrap() = fault;
+    }
+    pub fn on_all(&self, fault: Fault) {
+        self.on_reads(fault);
+        self.on_writes(fault);
+    }
+    /// The store itself: what is done through it is not counted, as if another process did it.
+    pub fn elsewhere(&self) -> &St {
+        &self.store
+    }
+
+    async fn statement<T>(
+        &self,
+        write: bool,
+        statement: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let (count, fault) =
+            if write { (&self.taps.writes, &self.taps.writing) } else { (&self.taps.reads, &self.taps.reading) };
+        count.fetch_add(1, SeqCst);
+        let fault = *fault.lock().unwrap();
+        match fault {
+            Fault::None => statement.await,
+            Fault::Unavailable => Err(StoreError::Unavailable("down on purpose".into())),
+            Fault::LostRequest => Err(StoreError::Unknown("lost on purpose".into())),
+            Fault::LostAnswer => {
+                statement.await?;
+                Err(StoreError::Unknown("lost on purpose".into()))
+            }
+            Fault::Hang => std::future::pending().await,
+            Fault::Slow(after) => {
+                sleep(after).await;
+                statement.await
+            }
+        }
+    }
+}
+
+impl Tap<MemoryStore> {
+    /// Reads a row without counting. The memory store never waits.
+    pub fn peek(&self, session: SessionId) -> Option<Binding> {
+        let mut load = Box::pin(self.store.load(session));
+        match load.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop())) {
+            Poll::Ready(row) => row.unwrap(),
+            Poll::Pending => panic!("the memory store waited"),
+        }
+    }
+}
+
+impl<St: BindingStore> BindingStore for Tap<St> {
+    async fn load(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
+        self.statement(false, self.store.load(session)).await
+    }
+    async fn create(&self, new: NewBinding) -> Result<Swap, StoreError> {
+        self.statement(true, self.store.create(new)).await
+    }
+    async fn compare_and_swap(&self, expected: Revision, new: NewBinding) -> Result<Swap, StoreError> {
+        self.statement(true, self.store.compare_and_swap(expected, new)).await
+    }
+    async fn retarget(&self, session: SessionId, workspace: WorkspaceId) -> Result<Binding, StoreError> {
+        self.statement(true, self.store.retarget(session, workspace)).await
+    }
+    async fn unbind(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
+        self.statement(true, self.store.unbind(session)).await
+    }
+    async fn delete(&self, session: SessionId, expected: Option<Revision>) -> Result<bool, StoreError> {
+        self.statement(true, self.store.delete(session, expected)).await
+    }
+    async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
+        self.statement(true, self.store.inherit(child, parent)).await
+    }
+    async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<u64, StoreError> {
+        self.statement(true, self.store.reset_workspace(workspace)).await
+    }
+}

@@ -1,0 +1,225 @@
+//! What an error of SQLite or sqlx says about the write that was asked for.
+
+use crate::{BoxError, store::StoreError};
+use sqlx::error::DatabaseError;
+use std::{fmt, path::PathBuf};
+
+/// The names that an error mentions.
+#[derive(Clone)]
+pub(super) struct Place {
+    /// As the connect options have it: for a database in memory the name that sqlx or SQLite gave it.
+    pub(super) file: PathBuf,
+    pub(super) table: String,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, table {}", self.file.display(), self.table)
+    }
+}
+
+impl Place {
+    pub(super) fn schema(&self, what: String) -> StoreError {
+        StoreError::Schema { place: self.to_string(), what }
+    }
+
+    /// Why a verb failed.
+    ///
+    /// SQLite undoes a statement that fails, and outside a transaction it has then written nothing. The exceptions,
+    /// where nobody can tell, are a disk that failed under it and an answer that never came.
+    pub(super) fn failed(&self, error: sqlx::Error) -> StoreError {
+        match error {
+            sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => StoreError::Unavailable(error.into()),
+            sqlx::Error::Configuration(_) => StoreError::Unavailable(error.into()),
+            sqlx::Error::Database(ref found) => match primary_code(&**found) {
+                // Locked by another connection, also at the commit of a rollback journal: SQLite has rolled it back.
+                code::BUSY | code::LOCKED | code::PROTOCOL => StoreError::Unavailable(error.into()),
+                // Not begun or undone, for a reason that may pass: out of file handles, memory, disk; interrupted.
+                code::CANTOPEN | code::NOMEM | code::FULL | code::INTERRUPT => StoreError::Unavailable(error.into()),
+                code::IOERR => StoreError::Unknown(error.into()),
+                code::NOTADB => StoreError::NotADatabase { path: self.file.clone(), source: error.into() },
+                code::ERROR if lacks_something(found.message()) => self.schema(found.message().to_owned()),
+                _ => StoreError::Rejected(error.into()),
+            },
+            sqlx::Error::ColumnDecode { .. }
+            | sqlx::Error::Decode(_)
+            | sqlx::Error::ColumnNotFound(_)
+            | sqlx::Error::ColumnIndexOutOfBounds { .. }
+            | sqlx::Error::TypeNotFound { .. } => StoreError::Corrupt(error.into()),
+            // Refused on this side, before SQLite saw it.
+            sqlx::Error::Encode(_) | sqlx::Error::Protocol(_) | sqlx::Error::InvalidArgument(_) => {
+                StoreError::Rejected(error.into())
+            }
+            // The worker thread died, or something that this list does not know: claim nothing.
+            _ => StoreError::Unknown(error.into()),
+        }
+    }
+
+    /// Why opening, setting up or checking failed: there, what cannot be opened or written is a matter of the file.
+    pub(super) fn not_opened(&self, error: sqlx::Error) -> StoreError {
+        let about_the_file = match &error {
+            sqlx::Error::Database(found) => {
+                matches!(primary_code(&**found), code::CANTOPEN | code::READONLY | code::PERM | code::AUTH)
+            }
+            sqlx::Error::Io(_) | sqlx::Error::Configuration(_) => true,
+            _ => false,
+        };
+        if !about_the_file {
+            return self.failed(error);
+        }
+        let source = self.what_the_file_system_says().map_or_else(|| error.into(), BoxError::from);
+        StoreError::Open { path: self.file.clone(), source }
+    }
+}
+
+impl Place {
+    /// SQLite only says that it was unable to open a file. For the usual reasons there are better words.
+    fn what_the_file_system_says(&self) -> Option<String> {
+        if !self.file.is_absolute() {
+            return None; // no file at all, or one whose directory depends on when one looks
+        }
+        if self.file.is_dir() {
+            return Some("it is a directory".to_owned());
+        }
+        match std::fs::metadata(self.file.parent()?) {
+            Ok(parent) if parent.is_dir() => None,
+            Ok(_) => Some("what should be its directory is a file".to_owned()),
+            Err(error) => Some(format!("its directory: {error}")),
+        }
+    }
+}
+
+/// Whether another connection was at the same work, so that trying again soon is right.
+pub(super) fn contended(error: &sqlx::Error) -> bool {
+    let sqlx::Error::Database(error) = error else { return false };
+    matches!(primary_code(&**error), code::BUSY | code::LOCKED | code::PROTOCOL)
+}
+
+/// The [result code](https://www.sqlite.org/rescode.html) without its extension.
+fn primary_code(error: &(dyn DatabaseError + 'static)) -> i32 {
+    error.code().and_then(|code| code.parse::<i32>().ok()).unwrap_or(0) & 0xff
+}
+
+/// SQLite has one code for everything that it cannot compile. These are the words of a table that was never set up, or
+/// was set up for something else.
+fn lacks_something(message: &str) -> bool {
+    ["no such table", "no such column", "has no column named"].iter().any(|words| message.contains(words))
+}
+
+/// The primary result codes that mean something here.
+mod code {
+    pub(super) const ERROR: i32 = 1;
+    pub(super) const PERM: i32 = 3;
+    pub(super) const BUSY: i32 = 5;
+    pub(super) const LOCKED: i32 = 6;
+    pub(super) const NOMEM: i32 = 7;
+    pub(super) const READONLY: i32 = 8;
+    pub(super) const INTERRUPT: i32 = 9;
+    pub(super) const IOERR: i32 = 10;
+    pub(super) const FULL: i32 = 13;
+    pub(super) const CANTOPEN: i32 = 14;
+    pub(super) const PROTOCOL: i32 = 15;
+    pub(super) const AUTH: i32 = 23;
+    pub(super) const NOTADB: i32 = 26;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{borrow::Cow, error::Error};
+
+    #[derive(Debug)]
+    struct Code(i32, &'static str);
+
+    impl fmt::Display for Code {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.1)
+        }
+    }
+    impl Error for Code {}
+    impl DatabaseError for Code {
+        fn message(&self) -> &str {
+            self.1
+        }
+        fn code(&self) -> Option<Cow<'_, str>> {
+            Some(self.0.to_string().into())
+        }
+        fn as_error(&self) -> &(dyn Error + Send + Sync + 'static) {
+            self
+        }
+        fn as_error_mut(&mut self) -> &mut (dyn Error + Send + Sync + 'static) {
+            self
+        }
+        fn into_error(self: Box<Self>) -> Box<dyn Error + Send + Sync + 'static> {
+            self
+        }
+        fn kind(&self) -> sqlx::error::ErrorKind {
+            sqlx::error::ErrorKind::Other
+        }
+    }
+
+    fn database(code: i32, message: &'static str) -> sqlx::Error {
+        sqlx::Error::Database(Box::new(Code(code, message)))
+    }
+
+    fn kind(error: &StoreError) -> &'static str {
+        match error {
+            StoreError::Unavailable(_) => "unavailable",
+            StoreError::Unknown(_) => "unknown",
+            StoreError::Rejected(_) => "rejected",
+            StoreError::Corrupt(_) => "corrupt",
+            StoreError::Open { .. } => "open",
+            StoreError::NotADatabase { .. } => "not a database",
+            StoreError::Schema { .. } => "schema",
+            _ => "another",
+        }
+    }
+
+    #[test]
+    fn an_error_says_what_is_known_about_the_write() {
+        let place = Place { file: "/somewhere.db".into(), table: "t".into() };
+        let table = [
+            // error, of a verb, of opening
+            (sqlx::Error::PoolTimedOut, "unavailable"),
+            (sqlx::Error::PoolClosed, "unavailable"),
+            (sqlx::Error::WorkerCrashed, "unknown"),
+            (sqlx::Error::Io(std::io::ErrorKind::Other.into()), "unknown"),
+            (sqlx::Error::Decode("odd".into()), "corrupt"),
+            (sqlx::Error::ColumnNotFound("agent".into()), "corrupt"),
+            (sqlx::Error::Encode("odd".into()), "rejected"),
+            (sqlx::Error::RowNotFound, "unknown"),
+            (database(5, "database is locked"), "unavailable"),
+            (database(5 | 2 << 8, "database is locked"), "unavailable"), // SQLITE_BUSY_SNAPSHOT
+            (database(6 | 1 << 8, "database table is locked"), "unavailable"), // SQLITE_LOCKED_SHAREDCACHE
+            (database(13, "database or disk is full"), "unavailable"),
+            (database(14, "unable to open database file"), "unavailable"),
+            (database(10 | 4 << 8, "disk I/O error"), "unknown"), // SQLITE_IOERR_FSYNC
+            (database(26, "file is not a database"), "not a database"),
+            (database(1, "no such table: t"), "schema"),
+            (database(1, "table t has no column named agent"), "schema"),
+            (database(1, "near \"x\": syntax error"), "rejected"),
+            (database(8, "attempt to write a readonly database"), "rejected"),
+            (database(11, "database disk image is malformed"), "rejected"),
+            (database(19 | 1 << 8, "CHECK constraint failed"), "rejected"),
+        ];
+        for (error, expected) in table {
+            let text = format!("{error:?}");
+            assert_eq!(kind(&place.failed(error)), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn while_opening_the_file_is_to_blame() {
+        let place = Place { file: "/somewhere.db".into(), table: "t".into() };
+        for (error, expected) in [
+            (database(14, "unable to open database file"), "open"),
+            (database(8, "attempt to write a readonly database"), "open"),
+            (sqlx::Error::Io(std::io::ErrorKind::InvalidData.into()), "open"),
+            (database(26, "file is not a database"), "not a database"),
+            (database(5, "database is locked"), "unavailable"),
+        ] {
+            let text = format!("{error:?}");
+            assert_eq!(kind(&place.not_opened(error)), expected, "{text}");
+        }
+    }
+}

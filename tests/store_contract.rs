@@ -1,0 +1,620 @@
+//! The contract of a store, held against every store of this crate with the same tests.
+
+use std::{collections::BTreeMap, sync::Arc};
+use tower_bound_agent::{
+    AgentId, Binding, BuildId, Generation, Previous, Revision, SessionId, Target, WorkspaceId,
+    store::{BindingStore, MemoryStore, NewBinding, Swap},
+};
+use uuid::Uuid;
+
+fn session(id: u128) -> SessionId {
+    SessionId::new(Uuid::from_u128(0x5e55_0000 + id))
+}
+
+fn workspace(id: u128) -> WorkspaceId {
+    WorkspaceId::new(Uuid::from_u128(0x3032_0000 + id))
+}
+
+fn agent(id: u128) -> AgentId {
+    AgentId::new(Uuid::from_u128(0xa6e4_0000 + id))
+}
+
+/// A target of which everything is known, and everything follows from the number.
+fn full(id: u128) -> Arc<Target> {
+    let target = Target::new(agent(id)).with_build(BuildId::new(Uuid::from_u128(0xb1d_0000 + id)));
+    Arc::new(target.with_generation(id as i64).with_address(format!("10.0.0.{id}:9000")))
+}
+
+/// A target of which only the agent is known.
+fn bare(id: u128) -> Arc<Target> {
+    Arc::new(Target::new(agent(id)))
+}
+
+fn before(id: u128) -> Option<Previous> {
+    Some(Previous::new(agent(id), Some(Generation::new(id as i64))))
+}
+
+fn row(s: u128, w: u128, target: Option<Arc<Target>>, revision: i64, previous: Option<Previous>) -> Binding {
+    Binding::new(session(s), workspace(w), target, Revision::new(revision)).with_previous(previous)
+}
+
+fn new(s: u128, w: u128, target: Option<Arc<Target>>) -> NewBinding {
+    NewBinding::new(session(s), workspace(w), target)
+}
+
+const fn at(revision: i64) -> Revision {
+    Revision::new(revision)
+}
+
+/// The tests. Each begins with an empty store.
+mod contract {
+    use super::*;
+
+    pub(super) async fn a_missing_row_is_none_everywhere<St: BindingStore>(store: St) {
+        assert_eq!(store.load(session(1)).await.unwrap(), None);
+        assert_eq!(store.unbind(session(1)).await.unwrap(), None);
+        assert!(!store.delete(session(1), None).await.unwrap());
+        assert!(!store.delete(session(1), Some(at(1))).await.unwrap());
+        assert_eq!(store.reset_workspace(workspace(1)).await.unwrap(), 0);
+        assert_eq!(store.compare_and_swap(at(0), new(1, 1, None)).await.unwrap(), Swap::Conflict(None));
+        assert_eq!(store.compare_and_swap(at(1), new(1, 1, Some(full(1)))).await.unwrap(), Swap::Conflict(None));
+        assert_eq!(store.inherit(session(1), session(2)).await.unwrap(), Swap::Conflict(None));
+        assert_eq!(store.inherit(session(1), session(1)).await.unwrap(), Swap::Conflict(None));
+        assert_eq!(store.load(session(1)).await.unwrap(), None, "none of these created a row");
+    }
+
+    pub(super) async fn what_is_created_is_loaded<St: BindingStore>(store: St) {
+        for (s, target) in [(1, None), (2, Some(full(2))), (3, Some(bare(3)))] {
+            let expected = row(s, 1, target.clone(), 1, None);
+            assert_eq!(store.create(new(s, 1, target)).await.unwrap(), Swap::Applied(expected.clone()));
+            assert_eq!(store.load(session(s)).await.unwrap(), Some(expected));
+        }
+    }
+
+    pub(super) async fn every_value_survives<St: BindingStore>(store: St) {
+        for (s, generation) in [i64::MIN, -1, 0, i64::MAX].into_iter().enumerate() {
+            let target = Arc::new(Target::new(agent(1)).with_generation(generation).with_address(""));
+            let expected = row(s as u128, 1, Some(target.clone()), 1, None);
+            assert_eq!(store.create(new(s as u128, 1, Some(target))).await.unwrap(), Swap::Applied(expected.clone()));
+            assert_eq!(store.load(session(s as u128)).await.unwrap(), Some(expected));
+        }
+        let target = Arc::new(Target::new(agent(1)).with_address("ünïx:/tmp/'a\"b`;-- \u{1f980}"));
+        let ids = (SessionId::new(Uuid::nil()), WorkspaceId::new(Uuid::max()));
+        let expected = Binding::new(ids.0, ids.1, Some(target.clone()), at(1));
+        let applied = store.create(NewBinding::new(ids.0, ids.1, Some(target))).await.unwrap();
+        assert_eq!(applied, Swap::Applied(expected.clone()));
+        assert_eq!(store.load(ids.0).await.unwrap(), Some(expected));
+    }
+
+    pub(super) async fn a_second_creation_gets_the_first_row<St: BindingStore>(store: St) {
+        let first = row(1, 1, Some(full(1)), 1, None);
+        assert_eq!(store.create(new(1, 1, Some(full(1)))).await.unwrap(), Swap::Applied(first.clone()));
+        for again in [new(1, 2, Some(full(2))), new(1, 1, Some(full(1))), new(1, 1, None)] {
+            assert_eq!(store.create(again).await.unwrap(), Swap::Conflict(Some(first.clone())));
+        }
+        assert_eq!(store.load(session(1)).await.unwrap(), Some(first));
+    }
+
+    pub(super) async fn a_swap_at_the_read_revision_replaces_workspace_and_target<St: BindingStore>(store: St) {
+        let _ = store.create(new(1, 1, None)).await.unwrap();
+        let steps = [
+            // A first bind replaces no agent.
+            (new(1, 1, Some(full(1))), row(1, 1, Some(full(1)), 2, None)),
+            (new(1, 1, Some(full(2))), row(1, 1, Some(full(2)), 3, before(1))),
+            // The same agent at another address, of another generation, in another workspace: nobody was replaced.
+            (new(1, 2, Some(bare(2))), row(1, 2, Some(bare(2)), 4, before(1))),
+            (new(1, 2, Some(full(3))), row(1, 2, Some(full(3)), 5, Some(Previous::new(agent(2), None)))),
+            (new(1, 2, None), row(1, 2, None, 6, before(3))),
+            // Nothing was there that could become the previous agent.
+            (new(1, 3, None), row(1, 3, None, 7, before(3))),
+            (new(1, 3, Some(full(3))), row(1, 3, Some(full(3)), 8, before(3))),
+        ];
+        for (revision, (write, expected)) in (1..).zip(steps) {
+            let swap = store.compare_and_swap(at(revision), write).await.unwrap();
+            assert_eq!(swap, Swap::Applied(expected.clone()));
+            assert_eq!(store.load(session(1)).await.unwrap(), Some(expected));
+        }
+    }
+
+    pub(super) async fn a_swap_at_any_other_revision_writes_nothing<St: BindingStore>(store: St) {
+        let _ = store.create(new(1, 1, Some(full(1)))).await.unwrap();
+        let _ = store.compare_and_swap(at(1), new(1, 1, Some(full(2)))).await.unwrap();
+        let standing = row(1, 1, Some(full(2)), 2, before(1));
+        for revision in [i64::MIN, -1, 0, 1, 3, i64::MAX] {
+            let swap = store.compare_and_swap(at(revision), new(1, 1, Some(full(9)))).await.unwrap();
+            assert_eq!(swap, Swap::Conflict(Some(standing.clone())));
+        }
+        assert_eq!(store.load(session(1)).await.unwrap(), Some(standing));
+    }
+
+    pub(super) async fn a_repair_sent_twice_leaves_the_row_as_after_once<St: BindingStore>(store: St) {
+        let _ = store.create(new(1, 1, Some(full(1)))).await.unwrap();
+        let written = row(1, 1, Some(full(2)), 2, before(1));
+        let repair = new(1, 1, Some(full(2)));
+        let once = store.compare_and_swap(at(1), repair.clone()).await.unwrap();
+        assert_eq!(once, Swap::Applied(written.clone()));
+        let twice = store.compare_and_swap(at(1), repair).await.unwrap();
+        assert_eq!(twice, Swap::Conflict(Some(written.clone())), "the winner is what the first one wrote");
+        assert_eq!(store.load(session(1)).await.unwrap(), Some(written));
+    }
+
+    pub(super) async fn a_retarget_creates_keeps_or_clears<St: BindingStore>(store: St) {
+        // No row: an unbound one.
+        let created = row(1, 1, None, 1, None);
+        assert_eq!(store.retarget(session(1), workspace(1)).await.unwrap(), created);
+        assert_eq!(store.load(session(1)).await.unwrap(), Some(created));
+        let _ = store.compare_and_swap(at(1), new(1, 1, Some(full(1)))).await.unwrap();
+        // The same workspace: the target stays, the revision tells everybody that the order was given.
+        let kept = row(1, 1, Some(full(1)), 3, None);
+        assert_eq!(store.retarget(session(1), workspace(1)).await.unwrap(), kept);
+        // Another one: its agent is not known yet.
+        let cleared = row(1, 2, None, 4, before(1));
+        assert_eq!(store.retarget(session(1), workspace(2)).await.unwrap(), cleared);
+        assert_eq!(store.load(session(1)).await.unwrap(), Some(cleared));
+        // And back: the old target is not remembered.
+        assert_eq!(store.retarget(session(1), workspace(1)).await.unwrap(), row(1, 1, None, 5, before(1)));
+        // An agent without a generation leaves no generation of another one behind.
+        let _ = store.compare_and_swap(at(5), new(1, 1, Some(bare(7)))).await.unwrap();
+        let cleared = row(1, 2, None, 7, Some(Previous::new(agent(7), None)));
+        assert_eq!(store.retarget(session(1), workspace(2)).await.unwrap(), cleared);
+    }
+
+    pub(super) async fn unbind_keeps_the_workspace<St: BindingStore>(store: St) {
+        let _ = store.create(new(1, 1, Some(full(1)))).await.unwrap();
+        let unbound = row(1, 1, None, 2, before(1));
+        assert_eq!(store.unbind(session(1)).await.unwrap(), Some(unbound.clone()));
+        assert_eq!(store.load(session(1)).await.unwrap(), Some(unbound));
+        // Of a row without a target: still an order, so that a repair that read the row before it is too late.
+        assert_eq!(store.unbind(session(1)).await.unwrap(), Some(row(1, 1, None, 3, before(1))));
+        let late = store.compare_and_swap(at(2), new(1, 1, Some(full(2)))).await.unwrap();
+        assert_eq!(late, Swap::Conflict(Some(row(1, 1, None, 3, before(1)))));
+    }
+
+    pub(super) async fn delete_compares_only_if_asked_to<St: BindingStore>(store: St) {
+        let _ = store.create(new(1, 1, Some(full(1)))).await.unwrap();
+        let _ = store.create(new(2, 1, Some(full(1)))).await.unwrap();
+        assert!(!store.delete(session(1), Some(at(0))).await.unwrap());
+        assert!(!store.delete(session(1), Some(at(2))).await.unwrap());
+        assert_eq!(store.load(session(1)).await.unwrap(), Some(row(1, 1, Some(full(1)), 1, None)));
+        assert!(store.delete(session(1), Some(at(1))).await.unwrap());
+        assert!(store.delete(session(2), None).await.unwrap());
+        for s in [1, 2] {
+            assert_eq!(store.load(session(s)).await.unwrap(), None);
+            assert!(!store.delete(session(s), None).await.unwrap(), "there is nothing left to delete");
+            assert!(!store.delete(session(s), Some(at(2))).await.unwrap());
+        }
+    }
+
+    pub(super) async fn a_late_repair_does_not_bring_a_deleted_row_back<St: BindingStore>(store: St) {
+        let _ = store.create(new(1, 1, Some(full(1)))).await.unwrap();
+        assert!(store.delete(session(1), None).await.unwrap());
+        for revision in 0..4 {
+            let late = store.compare_and_swap(at(revision), new(1, 1, Some(full(2)))).await.unwrap();
+            assert_eq!(late, Swap::Conflict(None));
+        }
+        assert_eq!(store.unbind(session(1)).await.unwrap(), None);
+        assert_eq!(store.reset_workspace(workspace(1)).await.unwrap(), 0);
+        assert_eq!(store.load(session(1)).await.unwrap(), None);
+        assert_eq!(store.inherit(session(2), session(1)).await.unwrap(), Swap::Conflict(None), "a parent no more");
+    }
+
+    pub(super) async fn revisions_go_on_after_a_deletion<St: BindingStore>(store: St) {
+        let _ = store.create(new(1, 1, Some(full(1)))).await.unwrap();
+        assert!(store.delete(session(1), None).await.unwrap()); // revision 2
+        let created = row(1, 2, Some(full(2)), 3, before(1));
+        assert_eq!(store.create(new(1, 2, Some(full(2)))).await.unwrap(), Swap::Applied(created.clone()));
+        // Whoever read the row in its first life can neither write nor delete it in its second.
+        let late = store.compare_and_swap(at(1), new(1, 1, Some(full(9)))).await.unwrap();
+        assert_eq!(late, Swap::Conflict(Some(created.clone())));
+        assert!(!store.delete(session(1), Some(at(1))).await.unwrap());
+        assert_eq!(store.load(session(1)).await.unwrap(), Some(created));
+
+        assert!(store.delete(session(1), Some(at(3))).await.unwrap()); // 4
+        assert_eq!(store.retarget(session(1), workspace(3)).await.unwrap(), row(1, 3, None, 5, before(2)));
+        assert!(store.delete(session(1), None).await.unwrap()); // 6
+        let _ = store.create(new(2, 4, Some(full(4)))).await.unwrap();
+        let inherited = row(1, 4, Some(full(4)), 7, before(2));
+        assert_eq!(store.inherit(session(1), session(2)).await.unwrap(), Swap::Applied(inherited));
+    }
+
+    pub(super) async fn a_child_begins_with_what_the_row_of_its_parent_has<St: BindingStore>(store: St) {
+        let _ = store.create(new(1, 1, Some(full(1)))).await.unwrap();
+        let _ = store.compare_and_swap(at(1), new(1, 1, Some(full(2)))).await.unwrap();
+        // The parent's previous agent is not the child's: the child was never bound to it.
+        let child = row(2, 1, Some(full(2)), 1, None);
+        assert_eq!(store.inherit(session(2), session(1)).await.unwrap(), Swap::Applied(child.clone()));
+        assert_eq!(store.load(session(2)).await.unwrap(), Some(child));
+        let _ = store.retarget(session(1), workspace(7)).await.unwrap();
+        let unbound = row(3, 7, None, 1, None);
+        assert_eq!(store.inherit(session(3), session(1)).await.unwrap(), Swap::Applied(unbound));
+        assert_eq!(store.load(session(1)).await.unwrap(), Some(row(1, 7, None, 3, before(2))), "the parent stays");
+    }
+
+    pub(super) async fn a_child_that_exists_is_left_alone<St: BindingStore>(store: St) {
+        let _ = store.create(new(1, 1, Some(full(1)))).await.unwrap();
+        let child = row(2, 2, Some(full(2)), 1, None);
+        let _ = store.create(new(2, 2, Some(full(2)))).await.unwrap();
+        assert_eq!(store.inherit(session(2), session(1)).await.unwrap(), Swap::Conflict(Some(child.clone())));
+        // Also if the parent does not exist, and if it is its own parent.
+        assert_eq!(store.inherit(session(2), session(9)).await.unwrap(), Swap::Conflict(Some(child.clone())));
+        assert_eq!(store.inherit(session(2), session(2)).await.unwrap(), Swap::Conflict(Some(child.clone())));
+        assert_eq!(store.load(session(2)).await.unwrap(), Some(child));
+    }
+
+    pub(super) async fn a_reset_drops_the_targets_of_one_workspace<St: BindingStore>(store: St) {
+        let _ = store.create(new(1, 1, Some(full(1)))).await.unwrap();
+        let _ = store.create(new(2, 1, Some(full(2)))).await.unwrap();
+        let _ = store.create(new(3, 1, None)).await.unwrap();
+        let _ = store.create(new(4, 2, Some(full(4)))).await.unwrap();
+        let _ = store.create(new(5, 1, Some(full(5)))).await.unwrap();
+        assert!(store.delete(session(5), None).await.unwrap());
+        assert_eq!(store.reset_workspace(workspace(1)).await.unwrap(), 3);
+        assert_eq!(store.load(session(1)).await.unwrap(), Some(row(1, 1, None, 2, before(1))));
+        assert_eq!(store.load(session(2)).await.unwrap(), Some(row(2, 1, None, 2, before(2))));
+        // It had no target, but a repair that read it before the order must not write after it.
+        assert_eq!(store.load(session(3)).await.unwrap(), Some(row(3, 1, None, 2, None)));
+        assert_eq!(store.load(session(4)).await.unwrap(), Some(row(4, 2, Some(full(4)), 1, None)));
+        assert_eq!(store.load(session(5)).await.unwrap(), None);
+    }
+
+    pub(super) async fn a_repair_that_read_before_a_retarget_does_not_undo_it<St: BindingStore>(store: St) {
+        let _ = store.create(new(1, 1, Some(full(1)))).await.unwrap();
+        let ordered = store.retarget(session(1), workspace(2)).await.unwrap();
+        let late = store.compare_and_swap(at(1), new(1, 1, Some(full(2)))).await.unwrap();
+        assert_eq!(late, Swap::Conflict(Some(ordered.clone())));
+        assert_eq!(store.load(session(1)).await.unwrap(), Some(ordered));
+    }
+
+    pub(super) async fn retargets_win_against_swaps_whatever_the_order<St: BindingStore>(store: St) {
+        let store = Arc::new(store);
+        for s in 0..50 {
+            let _ = store.create(new(s, 1, Some(full(1)))).await.unwrap();
+            let (repairer, orderer) = (store.clone(), store.clone());
+            let repair =
+                tokio::spawn(async move { repairer.compare_and_swap(at(1), new(s, 1, Some(full(2)))).await.unwrap() });
+            let order = tokio::spawn(async move { orderer.retarget(session(s), workspace(2)).await.unwrap() });
+            let (repair, order) = (repair.await.unwrap(), order.await.unwrap());
+            let (repaired, ordered) = match repair {
+                Swap::Applied(row) => (Some(row), row_after(s, 3, 2)),
+                Swap::Conflict(winner) => {
+                    assert_eq!(winner, Some(order.clone()));
+                    (None, row_after(s, 2, 1))
+                }
+            };
+            assert!(repaired.is_none_or(|repaired| repaired == row(s, 1, Some(full(2)), 2, before(1))));
+            assert_eq!(order, ordered);
+            assert_eq!(store.load(session(s)).await.unwrap(), Some(ordered));
+        }
+
+        fn row_after(s: u128, revision: i64, replaced: u128) -> Binding {
+            row(s, 2, None, revision, before(replaced))
+        }
+    }
+
+    pub(super) async fn of_swaps_at_one_revision_exactly_one_wins<St: BindingStore>(store: St) {
+        let store = Arc::new(store);
+        for round in 1..=20 {
+            let s = 1;
+            if round == 1 {
+                let _ = store.create(new(s, 1, None)).await.unwrap();
+            }
+            let swaps = (0..16).map(|task| {
+                let (store, target) = (store.clone(), full(round as u128 * 100 + task));
+                tokio::spawn(async move { store.compare_and_swap(at(round), new(s, 1, Some(target))).await.unwrap() })
+            });
+            let (mut applied, mut winners) = (Vec::new(), Vec::new());
+            for swap in swaps.collect::<Vec<_>>() {
+                match swap.await.unwrap() {
+                    Swap::Applied(row) => applied.push(row),
+                    Swap::Conflict(winner) => winners.push(winner),
+                }
+            }
+            assert_eq!(applied.len(), 1);
+            let winner = applied.remove(0);
+            assert_eq!(winner.revision, at(round + 1));
+            assert_eq!(winners, vec![Some(winner.clone()); 15], "every loser gets the winner");
+            assert_eq!(store.load(session(s)).await.unwrap(), Some(winner));
+        }
+    }
+
+    pub(super) async fn of_creations_exactly_one_wins<St: BindingStore>(store: St) {
+        let store = Arc::new(store);
+        let creations = (0..16).map(|task| {
+            let store = store.clone();
+            tokio::spawn(async move { store.create(new(1, task, Some(full(task)))).await.unwrap() })
+        });
+        let (mut applied, mut winners) = (Vec::new(), Vec::new());
+        for creation in creations.collect::<Vec<_>>() {
+            match creation.await.unwrap() {
+                Swap::Applied(row) => applied.push(row),
+                Swap::Conflict(winner) => winners.push(winner),
+            }
+        }
+        assert_eq!(applied.len(), 1);
+        assert_eq!(winners, vec![Some(applied.remove(0)); 15]);
+    }
+
+    /// 16 tasks write one row in every way there is, each as fast as it can. The history of the row is then complete:
+    /// every write that was applied got a revision of its own, and none is missing.
+    pub(super) async fn no_write_to_one_row_is_lost<St: BindingStore>(store: St) {
+        let store = Arc::new(store);
+        let tasks = (0..16_u128).map(|task| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                let mut written = Vec::new();
+                let mut read = None;
+                for step in 0..40_u128 {
+                    let target = full(1 + task * 1000 + step);
+                    let w = step % 3;
+                    let applied = match (task, step % 8) {
+                        // Orders are rare, or the swaps would never win.
+                        (0, 7) => Some(store.retarget(session(1), workspace(w)).await.unwrap()),
+                        (1, 7) => store.unbind(session(1)).await.unwrap(),
+                        _ => {
+                            let swap = match &read {
+                                None => store.create(new(1, w, Some(target))).await.unwrap(),
+                                Some(Binding { revision, .. }) => {
+                                    store.compare_and_swap(*revision, new(1, w, Some(target))).await.unwrap()
+                                }
+                            };
+                            match swap {
+                                Swap::Applied(row) => Some(row),
+                                Swap::Conflict(winner) => {
+                                    read = winner;
+                                    None
+                                }
+                            }
+                        }
+                    };
+                    if let Some(row) = applied {
+                        read = Some(row.clone());
+                        written.push(row);
+                    }
+                }
+                written
+            })
+        });
+        let mut history = BTreeMap::new();
+        let mut count = 0;
+        for task in tasks.collect::<Vec<_>>() {
+            let written = task.await.unwrap();
+            assert!(written.is_sorted_by(|a, b| a.revision < b.revision), "revisions grow for each writer");
+            count += written.len();
+            history.extend(written.into_iter().map(|row| (row.revision.get(), row)));
+        }
+        assert_eq!(history.len(), count, "no revision was given twice");
+        assert_eq!(history.keys().copied().collect::<Vec<_>>(), (1..=count as i64).collect::<Vec<_>>());
+        let last = history.last_entry().unwrap().remove();
+        assert_eq!(store.load(session(1)).await.unwrap(), Some(last));
+        // And `previous` is always the agent that the history has right before, if that was another one.
+        let rows: Vec<_> = history.into_values().collect();
+        for pair in rows.windows(2) {
+            let (old, new) = (&pair[0], &pair[1]);
+            let gone = old.target.as_ref().filter(|gone| new.target.as_ref().is_none_or(|t| t.agent != gone.agent));
+            let expected = gone.map_or(old.previous, |gone| Some(Previous::new(gone.agent, gone.generation)));
+            assert_eq!(new.previous, expected, "{old:?} and then {new:?}");
+        }
+    }
+
+    /// 16 tasks and 1,000 rows: each task reads and repairs all of them, in an order of its own.
+    pub(super) async fn no_write_to_a_thousand_rows_is_lost<St: BindingStore>(store: St) {
+        const ROWS: u128 = 1000;
+        let store = Arc::new(store);
+        let tasks = (0..16_u128).map(|task| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                let mut written = Vec::new();
+                for step in 0..ROWS {
+                    // 7, 11, … are prime to 1,000: every row once, and tasks meet at changing rows.
+                    let s = (step * [7, 11, 13, 17][task as usize % 4] + task / 4) % ROWS;
+                    let target = Some(full(1 + task));
+                    let swap = match store.load(session(s)).await.unwrap() {
+                        None => store.create(new(s, 1, target)).await.unwrap(),
+                        Some(read) => store.compare_and_swap(read.revision, new(s, 1, target)).await.unwrap(),
+                    };
+                    match swap {
+                        Swap::Applied(row) => written.push((s, row.revision.get())),
+                        Swap::Conflict(winner) => assert!(winner.is_some()),
+                    }
+                }
+                written
+            })
+        });
+        let mut history: BTreeMap<u128, Vec<i64>> = BTreeMap::new();
+        for task in tasks.collect::<Vec<_>>() {
+            for (s, revision) in task.await.unwrap() {
+                history.entry(s).or_default().push(revision);
+            }
+        }
+        assert_eq!(history.len(), ROWS as usize);
+        for (s, mut revisions) in history {
+            revisions.sort_unstable();
+            assert_eq!(revisions, (1..=revisions.len() as i64).collect::<Vec<_>>(), "every applied write has its own");
+            let last = store.load(session(s)).await.unwrap().unwrap();
+            assert_eq!(last.revision, at(revisions.len() as i64));
+        }
+    }
+}
+
+/// The list of tests, once; a store is a module.
+macro_rules! contract {
+    ($($store:ident: $made:expr;)+) => { $(
+        mod $store {
+            contract!(@tests $made;
+                a_missing_row_is_none_everywhere
+                what_is_created_is_loaded
+                every_value_survives
+                a_second_creation_gets_the_first_row
+                a_swap_at_the_read_revision_replaces_workspace_and_target
+                a_swap_at_any_other_revision_writes_nothing
+                a_repair_sent_twice_leaves_the_row_as_after_once
+                a_retarget_creates_keeps_or_clears
+                unbind_keeps_the_workspace
+                delete_compares_only_if_asked_to
+                a_late_repair_does_not_bring_a_deleted_row_back
+                revisions_go_on_after_a_deletion
+                a_child_begins_with_what_the_row_of_its_parent_has
+                a_child_that_exists_is_left_alone
+                a_reset_drops_the_targets_of_one_workspace
+                a_repair_that_read_before_a_retarget_does_not_undo_it
+                retargets_win_against_swaps_whatever_the_order
+                of_swaps_at_one_revision_exactly_one_wins
+                of_creations_exactly_one_wins
+                no_write_to_one_row_is_lost
+                no_write_to_a_thousand_rows_is_lost
+            );
+        }
+    )+ };
+    (@tests $made:expr; $($test:ident)+) => { $(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+        async fn $test() {
+            let (store, _kept) = $made.await;
+            super::contract::$test(store).await;
+        }
+    )+ };
+}
+
+contract! {
+    memory: super::in_memory();
+    behind_an_arc: super::behind_an_arc();
+}
+
+#[cfg(feature = "sqlite")]
+contract! {
+    sqlite_in_memory: super::sqlite::in_memory();
+    sqlite_file: super::sqlite::file();
+    sqlite_rollback_journal: super::sqlite::rollback_journal();
+}
+
+async fn in_memory() -> (MemoryStore, ()) {
+    (MemoryStore::new(), ())
+}
+
+async fn behind_an_arc() -> (Arc<MemoryStore>, ()) {
+    (Arc::new(MemoryStore::new()), ())
+}
+
+/// Whatever is done in whatever order: both stores give the same answers. What one of them gets wrong, and no test
+/// above thought of, shows here.
+#[cfg(feature = "sqlite")]
+mod alike {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[derive(Clone, Debug)]
+    enum Verb {
+        Load(u128),
+        Create(NewBinding),
+        /// With how far the expected revision is behind the real one; 0 wins.
+        Swap(i64, NewBinding),
+        Retarget(u128, u128),
+        Unbind(u128),
+        Delete(u128, Option<i64>),
+        Inherit(u128, u128),
+        Reset(u128),
+    }
+
+    fn content() -> impl Strategy<Value = NewBinding> {
+        let target = prop_oneof![
+            Just(None),
+            (1..4_u128).prop_map(|id| Some(full(id))),
+            (1..4_u128).prop_map(|id| Some(bare(id)))
+        ];
+        (0..3_u128, 0..2_u128, target).prop_map(|(s, w, target)| new(s, w, target))
+    }
+
+    fn verb() -> impl Strategy<Value = Verb> {
+        prop_oneof![
+            1 => (0..3_u128).prop_map(Verb::Load),
+            2 => content().prop_map(Verb::Create),
+            4 => (prop_oneof![4 => Just(0), 1 => -1..3_i64], content()).prop_map(|(by, new)| Verb::Swap(by, new)),
+            2 => (0..3_u128, 0..2_u128).prop_map(|(s, w)| Verb::Retarget(s, w)),
+            1 => (0..3_u128).prop_map(Verb::Unbind),
+            1 => (0..3_u128, prop::option::of(-1..3_i64)).prop_map(|(s, behind)| Verb::Delete(s, behind)),
+            2 => (0..3_u128, 0..3_u128).prop_map(|(child, parent)| Verb::Inherit(child, parent)),
+            1 => (0..2_u128).prop_map(Verb::Reset),
+        ]
+    }
+
+    /// The answer as text. `known` is the last revision of each session, also of one that is deleted now.
+    async fn answer<St: BindingStore>(store: &St, verb: Verb, known: &BTreeMap<SessionId, i64>) -> String {
+        let behind = |s: SessionId, behind: i64| at(known.get(&s).copied().unwrap_or(0) - behind);
+        match verb {
+            Verb::Load(s) => format!("{:?}", store.load(session(s)).await.unwrap()),
+            Verb::Create(new) => format!("{:?}", store.create(new).await.unwrap()),
+            Verb::Swap(by, new) => format!("{:?}", store.compare_and_swap(behind(new.session, by), new).await.unwrap()),
+            Verb::Retarget(s, w) => format!("{:?}", store.retarget(session(s), workspace(w)).await.unwrap()),
+            Verb::Unbind(s) => format!("{:?}", store.unbind(session(s)).await.unwrap()),
+            Verb::Delete(s, by) => {
+                let expected = by.map(|by| behind(session(s), by));
+                format!("{:?}", store.delete(session(s), expected).await.unwrap())
+            }
+            Verb::Inherit(child, parent) => {
+                format!("{:?}", store.inherit(session(child), session(parent)).await.unwrap())
+            }
+            Verb::Reset(w) => format!("{:?}", store.reset_workspace(workspace(w)).await.unwrap()),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn memory_and_sqlite_give_the_same_answers(verbs in prop::collection::vec(verb(), 1..60)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let (memory, (sqlite, ())) = (MemoryStore::new(), super::sqlite::in_memory().await);
+                let mut known = BTreeMap::new();
+                for verb in verbs {
+                    let text = format!("{verb:?}");
+                    let answers = (answer(&memory, verb.clone(), &known).await, answer(&sqlite, verb, &known).await);
+                    prop_assert_eq!(answers.0, answers.1, "{}", text);
+                    for s in 0..3 {
+                        let rows = (memory.load(session(s)).await.unwrap(), sqlite.load(session(s)).await.unwrap());
+                        prop_assert_eq!(&rows.0, &rows.1, "after {}", text);
+                        if let Some(row) = rows.0 {
+                            let before = known.insert(row.session, row.revision.get());
+                            prop_assert!(before.is_none_or(|before| before <= row.revision.get()), "after {}", text);
+                        }
+                    }
+                }
+                Ok(())
+            })?;
+        }
+    }
+}
+
+#[cfg(feature = "sqlite")]
+mod sqlite {
+    use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+    use tempfile::TempDir;
+    use tower_bound_agent::store::SqliteStore;
+
+    pub(super) async fn in_memory() -> (SqliteStore, ()) {
+        let one = SqlitePoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None);
+        let store = SqliteStore::new(one.test_before_acquire(false).connect("sqlite::memory:").await.unwrap());
+        store.set_up().await.unwrap();
+        (store, ())
+    }
+
+    pub(super) async fn file() -> (SqliteStore, TempDir) {
+        let directory = tempfile::tempdir().unwrap();
+        (SqliteStore::open(directory.path().join("bindings.db")).await.unwrap(), directory)
+    }
+
+    /// As a pool of the application's may be: no WAL, more connections, another table.
+    pub(super) async fn rollback_journal() -> (SqliteStore, TempDir) {
+        let directory = tempfile::tempdir().unwrap();
+        let options = SqliteConnectOptions::new()
+            .filename(directory.path().join("application.db"))
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Truncate)
+            // Only a loss of power could tell the difference, and this is not what the tests are about.
+            .synchronous(SqliteSynchronous::Off)
+            .busy_timeout(std::time::Duration::from_secs(30));
+        let pool = SqlitePoolOptions::new().max_connections(8).connect_with(options).await.unwrap();
+        let store = SqliteStore::new(pool).with_table("order").unwrap();
+        store.set_up().await.unwrap();
+        (store, directory)
+    }
+}

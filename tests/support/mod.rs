@@ -1,6 +1,6 @@
 //! A world to test in: workspaces and agents that do as they are told, a strict dialer, a store that counts and fails.
 //! Time is tokio's paused clock; nothing here sleeps but on it.
-#![allow(dead_code)] // each test binary uses its own part
+#![allow(dead_code, unreachable_pub)] // each test binary uses its own part
 
 use std::{
     collections::HashMap,
@@ -18,7 +18,7 @@ use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_bound_agent::{
     AgentId, Binding, Bound, BoundAgent, BoundAgentBuilder, BoundAgentLayer, BoxError, BuildId, DialAgent, DialSession,
     Error, Resolution, ResolveWorkspace, Revision, SessionId, Target, WorkspaceId,
-    store::{BindingStore, MemoryStore, NewBinding, StoreError, Swap},
+    store::{BindingStore, MemoryStore, NewBinding, StoreError, Swap, TransactionalStore},
 };
 use uuid::Uuid;
 
@@ -366,6 +366,8 @@ pub enum Fault {
     Hang,
     /// It is carried out after so long.
     Slow(Duration),
+    /// Nothing is carried out.
+    Panic,
 }
 
 /// A store that counts its statements and fails on demand.
@@ -430,6 +432,7 @@ impl<St> Tap<St> {
                 sleep(after).await;
                 statement.await
             }
+            Fault::Panic => panic!("the store panics on purpose"),
         }
     }
 }
@@ -469,5 +472,37 @@ impl<St: BindingStore> BindingStore for Tap<St> {
     }
     async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<u64, StoreError> {
         self.statement(true, self.store.reset_workspace(workspace)).await
+    }
+}
+
+/// A transaction on the memory store: nobody sees what was ordered in it before it is committed.
+#[derive(Debug, Default)]
+pub struct Staged(Vec<(SessionId, WorkspaceId)>);
+
+impl Staged {
+    /// Carries out what was ordered. Not counted: it is the caller's statement.
+    pub async fn commit(self, store: &Tap<MemoryStore>) {
+        for (session, workspace) in self.0 {
+            store.elsewhere().retarget(session, workspace).await.unwrap();
+        }
+    }
+}
+
+impl TransactionalStore for Tap<MemoryStore> {
+    type Connection = Staged;
+
+    async fn retarget_in(
+        &self,
+        transaction: &mut Staged,
+        session: SessionId,
+        workspace: WorkspaceId,
+    ) -> Result<Binding, StoreError> {
+        let staging = async {
+            // The row as it will be, unless somebody writes it first; the orders of the tests always move the session.
+            let revision = self.peek(session).map_or(1, |row| row.revision.get() + 1);
+            transaction.0.push((session, workspace));
+            Ok(Binding::new(session, workspace, None, Revision::new(revision)))
+        };
+        self.statement(true, staging).await
     }
 }

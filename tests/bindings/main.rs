@@ -1,0 +1,38 @@
+//! Bindings: rows that are not there yet, orders and their faults, repairs that lose, the handles and what they tell.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod first_bind;
+mod handles;
+mod orders;
+mod repairs;
+mod transactions;
+
+use std::time::Duration;
+use support::*;
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep_until},
+};
+use tower::Service;
+use tower_bound_agent::{Bound, DialSession, Error};
+
+/// A call in a task of its own.
+fn start<S>(dial: &S, ask: impl Into<DialSession>) -> JoinHandle<Result<Bound<Conn>, Error>>
+where
+    S: Service<DialSession, Response = Bound<Conn>, Error = Error, Future: Send> + Clone + Send + Sync + 'static,
+{
+    let (dial, ask) = (dial.clone(), ask.into());
+    tokio::spawn(async move { call(&dial, ask).await })
+}
+
+/// On the paused clock: everything that is due until then has run.
+async fn at(begin: Instant, after: Duration) {
+    sleep_until(begin + after).await;
+}
+
+/// On the paused clock: everything that is ready has run, at the price of a millisecond.
+async fn settled() {
+    tokio::time::sleep(ms(1)).await;
+}

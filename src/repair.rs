@@ -118,10 +118,13 @@ impl Repairs {
     /// Waits for the attempts that have begun. Returns how many repairs are left to be tried again.
     pub(crate) async fn flush(&self) -> usize {
         let jobs: Vec<Job> = self.jobs().values().cloned().collect();
+        let mut left = 0;
         for mut job in jobs {
             job.attempted().await;
+            // Not whether it is still on the list: its task leaves that a moment after it has told the result.
+            left += usize::from(job.status.get() == Repair::Retrying);
         }
-        self.jobs().len()
+        left
     }
 
     /// Lets every repair end with its next attempt.

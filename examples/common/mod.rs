@@ -1,0 +1,207 @@
+//! What the examples share: agents on real TCP sockets, the dialer that finds them, an authority that knows which agent
+//! serves a workspace now, and a counter of the SQL statements that were really executed.
+#![allow(dead_code, unreachable_pub)] // each example uses its own part
+
+use std::{
+    collections::HashMap,
+    fmt,
+    io::{self, ErrorKind::InvalidData},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
+use tower_bound_agent::{AgentId, BoxError, DialAgent, Resolution, ResolveWorkspace, SessionId, Target, WorkspaceId};
+use tracing::{Event, field::Field, span};
+use tracing_subscriber::{Layer, layer::Context, prelude::*};
+use uuid::Uuid;
+
+pub fn session() -> SessionId {
+    SessionId::new(Uuid::new_v4())
+}
+
+pub fn workspace() -> WorkspaceId {
+    WorkspaceId::new(Uuid::new_v4())
+}
+
+/// An agent that listens on TCP and answers each line with its identity.
+pub struct Agent {
+    pub name: &'static str,
+    pub id: AgentId,
+    address: String,
+    silent: Arc<AtomicBool>,
+    listening: JoinHandle<()>,
+}
+
+impl Agent {
+    pub async fn start(name: &'static str) -> io::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let (id, address) = (AgentId::new(Uuid::new_v4()), listener.local_addr()?.to_string());
+        let silent = Arc::new(AtomicBool::new(false));
+        let listening = tokio::spawn(listen(listener, id, Arc::clone(&silent)));
+        Ok(Self { name, id, address, silent, listening })
+    }
+
+    /// The agent of that build of a workspace.
+    pub fn target(&self, generation: i64) -> Target {
+        Target::new(self.id).with_generation(generation).with_address(self.address.as_str())
+    }
+
+    /// From now on it accepts connections and never says a word: what is left of a machine whose process has died.
+    pub fn become_black_hole(&self) {
+        self.silent.store(true, SeqCst);
+    }
+
+    /// From now on connections are refused.
+    pub fn stop(&self) {
+        self.listening.abort();
+    }
+}
+
+async fn listen(listener: TcpListener, id: AgentId, silent: Arc<AtomicBool>) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let silent = Arc::clone(&silent);
+        tokio::spawn(async move {
+            let mut stream = BufReader::new(stream);
+            let mut line = String::new();
+            while stream.read_line(&mut line).await.is_ok_and(|read| read > 0) {
+                if !silent.load(SeqCst) && stream.write_all(format!("{id}\n").as_bytes()).await.is_err() {
+                    return;
+                }
+                line.clear();
+            }
+        });
+    }
+}
+
+/// A connection to an agent.
+#[derive(Debug)]
+pub struct Connection(BufReader<TcpStream>);
+
+impl Connection {
+    /// Connects and shakes hands. A TCP connection alone proves little: a black hole accepts as well. So the dial is only
+    /// done when the agent has said who it is.
+    pub async fn open(ask: DialAgent) -> io::Result<Self> {
+        let address = ask.target.address.as_deref().ok_or_else(|| io::Error::new(InvalidData, "no address"))?;
+        let mut connection = Self(BufReader::new(TcpStream::connect(address).await?));
+        let answered = connection.ask("who are you?").await?;
+        if answered != ask.target.agent {
+            return Err(io::Error::new(InvalidData, format!("{answered} listens there by now")));
+        }
+        Ok(connection)
+    }
+
+    /// One line there, the identity of the agent back.
+    pub async fn ask(&mut self, question: &str) -> io::Result<AgentId> {
+        self.0.write_all(format!("{question}\n").as_bytes()).await?;
+        let mut answer = String::new();
+        self.0.read_line(&mut answer).await?;
+        answer.trim_end().parse().map_err(|error| io::Error::new(InvalidData, format!("no identity: {error}")))
+    }
+}
+
+/// Opens connections and counts how many it began.
+#[derive(Clone, Default)]
+pub struct Dialer {
+    begun: Arc<AtomicU64>,
+}
+
+impl Dialer {
+    pub fn begun(&self) -> u64 {
+        self.begun.load(SeqCst)
+    }
+
+    pub async fn dial(self, ask: DialAgent) -> io::Result<Connection> {
+        self.begun.fetch_add(1, SeqCst);
+        Connection::open(ask).await
+    }
+}
+
+/// Knows which agent serves a workspace now, and counts how often it was asked. In an application: the table of builds,
+/// or the API of whatever starts them.
+#[derive(Clone, Default)]
+pub struct Authority {
+    workspaces: Arc<Mutex<HashMap<WorkspaceId, Resolution>>>,
+    asked: Arc<AtomicU64>,
+    takes: Duration,
+}
+
+impl Authority {
+    /// One that takes so long for each answer.
+    pub fn slow(takes: Duration) -> Self {
+        Self { takes, ..Self::default() }
+    }
+
+    pub fn set(&self, workspace: WorkspaceId, resolution: Resolution) {
+        self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).insert(workspace, resolution);
+    }
+
+    pub fn asked(&self) -> u64 {
+        self.asked.load(SeqCst)
+    }
+
+    pub async fn resolve(self, ask: ResolveWorkspace) -> Result<Resolution, BoxError> {
+        self.asked.fetch_add(1, SeqCst);
+        tokio::time::sleep(self.takes).await;
+        let workspaces = self.workspaces.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(workspaces.get(&ask.workspace).cloned().unwrap_or(Resolution::Gone))
+    }
+}
+
+/// Counts the SQL statements that SQLite has executed, and how many spans of each name were opened.
+///
+/// sqlx reports every statement as an event of the target `sqlx::query` once it has run. The `PRAGMA`s that set up a new
+/// connection of the pool are left out: they belong to no turn.
+#[derive(Clone, Default)]
+pub struct Watch {
+    statements: Arc<AtomicU64>,
+    spans: Arc<Mutex<HashMap<&'static str, u64>>>,
+}
+
+impl Watch {
+    /// Begins to watch the whole process, SQLite's threads included.
+    pub fn begin() -> Self {
+        let watch = Self::default();
+        tracing_subscriber::registry().with(watch.clone()).init();
+        watch
+    }
+
+    pub fn statements(&self) -> u64 {
+        self.statements.load(SeqCst)
+    }
+
+    pub fn spans(&self, name: &str) -> u64 {
+        self.spans.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied().unwrap_or(0)
+    }
+}
+
+impl<S: tracing::Subscriber> Layer<S> for Watch {
+    fn on_new_span(&self, attributes: &span::Attributes<'_>, _: &span::Id, _: Context<'_, S>) {
+        let mut spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+        *spans.entry(attributes.metadata().name()).or_default() += 1;
+    }
+
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        if event.metadata().target() != "sqlx::query" {
+            return;
+        }
+        let mut pragma = false;
+        event.record(&mut |field: &Field, value: &dyn fmt::Debug| {
+            pragma |= field.name() == "summary" && format!("{value:?}").trim_start_matches('"').starts_with("PRAGMA");
+        });
+        if !pragma {
+            self.statements.fetch_add(1, SeqCst);
+        }
+    }
+}
+
+/// Stops with exit code 1 if the story did not happen.
+pub fn expect(happened: bool, what: &str) -> Result<(), BoxError> {
+    if happened { Ok(()) } else { Err(format!("the story did not happen: {what}").into()) }
+}

@@ -1,0 +1,224 @@
+//! At most three dials a call, one at a time; and row 17.
+
+use crate::{scene::*, support::*};
+use tokio::time::{Duration, Instant, sleep};
+use tower::{Layer, limit::ConcurrencyLimitLayer};
+use tower_bound_agent::{DialSession, ErrorKind, Path, Repair, Target};
+
+/// The resolver names each of these in turn, from the instant that the one before fails on.
+async fn rebuilt_again_and_again(s: &Scene, every: u64, targets: &[Target]) {
+    for target in targets {
+        s.world.runs(s.ws, target);
+        sleep(ms(every)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_third_dial_may_still_answer() {
+    for generation in BOTH {
+        let mut s = Scene::new(generation).await;
+        let (b, c) = (s.world.agent(generation.map(|g| g + 1)), s.world.agent(generation.map(|g| g + 2)));
+        s.old_does(Does::Fail(ms(100)));
+        s.world.does(&b, Does::Fail(ms(100)));
+        let rebuilds = [b.clone(), c.clone()];
+        let (took, bound) = meanwhile(50, rebuilt_again_and_again(&s, 100, &rebuilds), s.call()).await;
+        let bound = bound.unwrap();
+        assert_eq!((took, bound.agent, bound.outcome().dials), (ms(200), c.agent, 3));
+        assert!(matches!(&bound.outcome().path, Path::Switched { from } if **from == s.old));
+        assert_eq!(s.did().await, counts(3, 2, 0, 1));
+        assert_eq!(s.row_agent(), Some(c.agent));
+        assert_eq!(s.world.dialed_agents()[1..], [s.old.agent, b.agent, c.agent]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fourth_dial_is_not_started_and_the_error_names_the_newer_target() {
+    for generation in BOTH {
+        let mut s = Scene::new(generation).await;
+        let newer: Vec<_> = (1..=3).map(|n| s.world.agent(generation.map(|g| g + n))).collect();
+        s.old_does(Does::Fail(ms(100)));
+        s.world.does(&newer[0], Does::Fail(ms(100)));
+        s.world.does(&newer[1], Does::Fail(ms(100)));
+        let (took, error) = meanwhile(50, rebuilt_again_and_again(&s, 100, &newer), s.call()).await;
+        let error = error.unwrap_err();
+        let named = Some(newer[2].clone().into());
+        assert_eq!((took, error.kind()), (ms(300), &ErrorKind::Unreachable { newer: named }));
+        assert_eq!(error.dial_error().unwrap().to_string(), "connection refused");
+        assert_eq!(s.did().await, counts(3, 3, 0, 0));
+        s.nothing_is_left();
+
+        // What was learned serves the next call.
+        let (took, bound) = s.call().await;
+        assert_eq!((took, bound.unwrap().agent), (ms(0), newer[2].agent));
+        assert_eq!(s.did().await, counts(1, 0, 0, 1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fourth_dial_that_a_hanging_third_one_would_need_is_not_started() {
+    for generation in BOTH {
+        let mut s = Scene::new(generation).await;
+        let newer: Vec<_> = (1..=3).map(|n| s.world.agent(generation.map(|g| g + n))).collect();
+        s.old_does(Does::Hang);
+        s.world.does(&newer[0], Does::Hang);
+        s.world.does(&newer[1], Does::Hang);
+        // Each is found at a hint.
+        let rebuilds = async {
+            for target in &newer {
+                s.world.runs(s.ws, target);
+                s.layer.bindings().doubt_workspace(s.ws);
+                sleep(ms(100)).await;
+            }
+        };
+        let (took, error) = meanwhile(50, rebuilds, s.call()).await;
+        let named = Some(newer[2].clone().into());
+        assert_eq!((took, error.unwrap_err().kind()), (ms(250), &ErrorKind::Unreachable { newer: named }));
+        assert_eq!(s.did().await, counts(3, 3, 0, 0));
+        s.nothing_is_left();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_redial_that_would_be_the_fourth_is_not_started() {
+    for generation in BOTH {
+        let mut s = Scene::new(generation).await;
+        let (b, c) = (s.world.agent(generation.map(|g| g + 1)), s.world.agent(generation.map(|g| g + 2)));
+        s.old_does(Does::Fail(ms(100)));
+        s.world.does(&b, Does::Fail(ms(100)));
+        s.world.does(&c, Does::Fail(ms(100)));
+        let rebuilds = [b, c.clone()];
+        let (took, error) = meanwhile(50, rebuilt_again_and_again(&s, 100, &rebuilds), s.call()).await;
+        // There is no newer one than those that were dialed.
+        assert_eq!((took, error.unwrap_err().kind()), (ms(300), &ErrorKind::Unreachable { newer: None }));
+        assert_eq!(s.did().await, counts(3, 3, 0, 0));
+        s.nothing_is_left();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn restarts_count_and_a_fourth_dial_is_retargeted() {
+    for generation in BOTH {
+        let mut s = Scene::new(generation).await;
+        s.old_does(Does::Hang);
+        let mut agents = vec![s.old.agent];
+        let mut others = Vec::new();
+        for _ in 0..3 {
+            let (ws, target) = new_workspace(&s.world, generation);
+            s.world.does(&target, Does::Hang);
+            agents.push(target.agent);
+            others.push(ws);
+        }
+        let retargets = async {
+            for ws in &others {
+                s.layer.bindings().select_workspace(s.chat, *ws).await.unwrap();
+                sleep(ms(100)).await;
+            }
+        };
+        let (took, error) = meanwhile(50, retargets, s.call()).await;
+        assert_eq!((took, error.unwrap_err().kind()), (ms(250), &ErrorKind::Retargeted));
+        assert_eq!(s.world.dialed_agents()[1..], agents[..3]);
+        let did = s.did().await;
+        assert_eq!((did.d, did.w), (3, 3), "three dials, and three orders");
+        s.nothing_is_left();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn dials_of_two_workspaces_count_together() {
+    // One dial of the old workspace, two of the new one, and no redial is left for the last.
+    let mut s = Scene::new(Some(5)).await;
+    let (other, there) = new_workspace(&s.world, Some(5));
+    s.old_does(Does::Hang);
+    s.world.does(&there, Does::Fail(ms(100)));
+    let next = s.world.agent(Some(6));
+    s.world.does(&next, Does::Fail(ms(100)));
+    let retarget = async {
+        s.layer.bindings().select_workspace(s.chat, other).await.unwrap();
+        sleep(ms(50)).await;
+        s.world.runs(other, &next);
+    };
+    let (took, error) = meanwhile(50, retarget, s.call()).await;
+    assert_eq!((took, error.unwrap_err().kind()), (ms(250), &ErrorKind::Unreachable { newer: None }));
+    assert_eq!(s.world.dialed_agents()[1..], [s.old.agent, there.agent, next.agent]);
+    assert_eq!(s.did().await.d, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_17_a_switch_whose_dial_fails_persists_nothing() {
+    for generation in BOTH {
+        for first in [Does::Hang, Does::Fail(ms(250))] {
+            let mut s = Scene::new(generation).await;
+            let new = s.rebuild();
+            s.old_does(first);
+            s.world.does(&new, Does::Fail(ms(10)));
+            let (took, error) = s.call().await;
+            // The new target has a redial of its own, after a question of its own.
+            assert_eq!((took, error.unwrap_err().kind()), (ms(270), &ErrorKind::Unreachable { newer: None }));
+            assert_eq!(s.did().await, counts(3, 2, 0, 0));
+            assert_eq!(s.world.dialed_agents()[1..], [s.old.agent, new.agent, new.agent]);
+            sleep(Duration::from_secs(600)).await;
+            assert_eq!((s.did().await, s.row_agent()), (counts(0, 0, 0, 0), Some(s.old.agent)));
+            s.nothing_is_left();
+
+            // The row follows once it answers.
+            s.world.does(&new, Does::Answer(ms(0)));
+            let (took, bound) = s.call().await;
+            let bound = bound.unwrap();
+            assert_eq!((took, bound.agent, bound.outcome().dials), (ms(0), new.agent, 1));
+            assert_eq!(s.did().await, counts(1, 0, 0, 1));
+            assert_eq!((s.row_agent(), bound.outcome().repair()), (Some(new.agent), Repair::Written));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_17_a_switch_whose_dial_hangs_persists_nothing() {
+    let mut s = Scene::new(Some(5)).await;
+    let new = s.rebuild();
+    s.world.does(&new, Does::Hang);
+    s.call().await.1.unwrap_err();
+    sleep(Duration::from_secs(600)).await;
+    let did = s.did().await;
+    assert_eq!((did.d, did.w, s.row_agent()), (2, 0, Some(s.old.agent)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_one_permit_the_stale_dial_gives_way_to_the_new_one() {
+    for generation in BOTH {
+        let mut s = Scene::new(generation).await;
+        let new = s.rebuild();
+        let dial = s.layer.layer(ConcurrencyLimitLayer::new(1).layer(s.world.dialer()));
+        let begin = Instant::now();
+        let bound = call(&dial, s.chat).await.unwrap();
+        assert_eq!((begin.elapsed(), bound.agent), (ms(250), new.agent));
+        assert_eq!(s.did().await, counts(2, 1, 0, 1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_one_permit_a_slow_look_up_or_question_holds_nobody_back() {
+    let s = Scene::new(Some(5)).await;
+    let layer = s.world.layer();
+    let dial = layer.layer(ConcurrencyLimitLayer::new(1).layer(s.world.dialer()));
+    // Cached here: this one only dials.
+    let (ws, target) = new_workspace(&s.world, None);
+    let quick = s.world.bind(&layer, ws).await;
+    sleep(Duration::from_secs(10)).await;
+    // A cold read of 3 s, and an unbound session whose question takes 3 s.
+    let (slow, _) = new_workspace(&s.world, None);
+    s.world.resolver_takes(slow, ms(3_000));
+    s.world.store.on_reads(Fault::Slow(ms(3_000)));
+    let cold = {
+        let (dial, chat) = (dial.clone(), s.chat);
+        tokio::spawn(async move { timed(call(&dial, chat)).await })
+    };
+    let unbound = {
+        let (dial, ask) = (dial.clone(), DialSession::new(session()).in_workspace(slow));
+        tokio::spawn(async move { timed(call(&dial, ask)).await })
+    };
+    settled().await;
+    let (took, bound) = timed(call(&dial, quick)).await;
+    assert_eq!((took, bound.unwrap().agent), (ms(0), target.agent));
+    assert_eq!(cold.await.unwrap().0, ms(3_000));
+    assert_eq!(unbound.await.unwrap().0, ms(6_000));
+}

@@ -1,0 +1,189 @@
+//! Row 16: many sessions of one workspace.
+
+use crate::{scene::*, support::*};
+use tokio::{
+    task::JoinSet,
+    time::{Duration, Instant, sleep},
+};
+use tower_bound_agent::{AgentId, ErrorKind, LastVerdict, Path, Resolution, SessionId};
+
+const N: u64 = 100;
+
+struct Crowd {
+    s: Scene,
+    chats: Vec<SessionId>,
+}
+
+impl Crowd {
+    async fn new(generation: Option<i64>) -> Self {
+        let mut s = Scene::new(generation).await;
+        let mut chats = vec![s.chat];
+        for _ in 1..N {
+            chats.push(s.world.bind(&s.layer, s.ws).await);
+        }
+        sleep(Duration::from_secs(10)).await;
+        s.did().await;
+        Self { s, chats }
+    }
+
+    /// Every session calls, each `apart` after the one before. Returns when each began, how long it took, whom it got.
+    async fn call(&self, apart: Duration) -> Vec<(Duration, Duration, Result<AgentId, ErrorKind>)> {
+        let begin = Instant::now();
+        let mut calls = JoinSet::new();
+        for (n, chat) in self.chats.iter().copied().enumerate() {
+            let dial = self.s.world.dial(&self.s.layer);
+            calls.spawn(async move {
+                let start = apart * n as u32;
+                sleep(start).await;
+                let (took, bound) = timed(call(&dial, chat)).await;
+                (start, took, bound.map(|bound| bound.agent).map_err(|error| error.kind().clone()))
+            });
+        }
+        let mut done = calls.join_all().await;
+        done.sort_by_key(|(start, ..)| *start);
+        assert!(begin.elapsed() <= Duration::from_secs(60));
+        done
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_16_after_a_rebuild_one_question_serves_everybody() {
+    for generation in BOTH {
+        let mut crowd = Crowd::new(generation).await;
+        let new = crowd.s.rebuild();
+        for (_, took, agent) in crowd.call(ms(0)).await {
+            assert_eq!((took, agent), (ms(250), Ok(new.agent)));
+        }
+        crowd.s.layer.bindings().flush().await;
+        assert_eq!(crowd.s.did().await, counts(2 * N, 1, 0, N));
+        assert_eq!(crowd.s.world.most_validating(), 1);
+        assert!(crowd.chats.iter().all(|chat| crowd.s.world.row_agent(*chat) == Some(new.agent)));
+
+        // From then on it is as if nothing had happened.
+        for (_, took, agent) in crowd.call(ms(0)).await {
+            assert_eq!((took, agent), (ms(0), Ok(new.agent)));
+        }
+        assert_eq!(crowd.s.did().await, counts(N, 0, 0, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_16_who_starts_after_the_discovery_waits_no_delay() {
+    for generation in BOTH {
+        let mut crowd = Crowd::new(generation).await;
+        let new = crowd.s.rebuild();
+        crowd.s.resolver_takes(100);
+        // The first delay passes at 250, its answer lands at 350; the sessions begin 10 apart.
+        for (start, took, agent) in crowd.call(ms(10)).await {
+            assert_eq!(agent, Ok(new.agent));
+            // At 350 itself either may be first.
+            assert_eq!(took, ms(350).saturating_sub(start), "begun at {start:?}");
+        }
+        crowd.s.layer.bindings().flush().await;
+        let did = crowd.s.did().await;
+        let (v, r, w) = (did.v, did.r, did.w);
+        assert_eq!((v, r, w), (1, 0, N));
+        let stale = crowd.s.world.dialed_agents().iter().filter(|agent| **agent == crowd.s.old.agent).count() as u64;
+        let (early, tie) = (N + 35, N + 36); // N were dialed to be bound
+        assert!((early..=tie).contains(&stale), "{stale} dials of the stale agent");
+        assert_eq!(did.d, N + stale - N);
+        assert_eq!(crowd.s.world.most_validating(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_16_a_session_that_did_not_call_meanwhile_waits_no_delay_later() {
+    for generation in BOTH {
+        let mut crowd = Crowd::new(generation).await;
+        let new = crowd.s.rebuild();
+        crowd.s.call().await.1.unwrap();
+        assert_eq!(crowd.s.did().await, counts(2, 1, 0, 1));
+        sleep(Duration::from_secs(600)).await;
+        for chat in &crowd.chats[1..] {
+            let (took, bound) = timed(call(&crowd.s.dial(), *chat)).await;
+            let bound = bound.unwrap();
+            assert_eq!((took, bound.agent), (ms(0), new.agent));
+            assert!(matches!(&bound.outcome().path, Path::Switched { from } if **from == crowd.s.old));
+        }
+        crowd.s.layer.bindings().flush().await;
+        assert_eq!(crowd.s.did().await, counts(N - 1, 0, 0, N - 1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn if_nothing_was_rebuilt_those_at_once_ask_at_most_twice() {
+    for generation in BOTH {
+        let mut crowd = Crowd::new(generation).await;
+        crowd.s.old_does(Does::Answer(ms(1_500)));
+        crowd.s.resolver_takes(100);
+        // Their delays pass at 250 to 349: the first question began before the doubts of most.
+        for (_, took, agent) in crowd.call(ms(1)).await {
+            assert_eq!((took, agent), (ms(1_500), Ok(crowd.s.old.agent)));
+        }
+        assert_eq!(crowd.s.did().await, counts(N, 2, 0, 0));
+        assert_eq!(crowd.s.world.most_validating(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_fail_and_one_question_serves_everybody() {
+    for generation in BOTH {
+        let mut crowd = Crowd::new(generation).await;
+        let new = crowd.s.rebuild();
+        crowd.s.old_does(Does::Fail(ms(20)));
+        crowd.s.resolver_takes(30);
+        for (_, took, agent) in crowd.call(ms(0)).await {
+            assert_eq!((took, agent), (ms(50), Ok(new.agent)));
+        }
+        crowd.s.layer.bindings().flush().await;
+        assert_eq!(crowd.s.did().await, counts(2 * N, 1, 0, N));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stopped_workspace_is_asked_about_once_and_every_row_is_read_again() {
+    for generation in BOTH {
+        let mut crowd = Crowd::new(generation).await;
+        crowd.s.old_does(Does::Hang);
+        crowd.s.says(Says::Is(Resolution::Stopped));
+        for (_, took, end) in crowd.call(ms(0)).await {
+            assert_eq!((took, end), (ms(250), Err(ErrorKind::Stopped)));
+        }
+        assert_eq!(crowd.s.did().await, counts(N, 1, N, 0));
+        crowd.s.nothing_is_left();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resolver_that_is_down_is_asked_once_at_a_time() {
+    for says in [Says::Fails, Says::Hangs, Says::Panics] {
+        let mut crowd = Crowd::new(Some(5)).await;
+        crowd.s.old_does(Does::Hang);
+        crowd.s.says(says);
+        for (_, took, end) in crowd.call(ms(0)).await {
+            let last = LastVerdict::Unknown;
+            assert_eq!((took, end), (Duration::from_secs(30), Err(ErrorKind::TimedOut { last })));
+        }
+        let did = crowd.s.did().await;
+        assert_eq!((did.d, did.r, did.w), (N, 0, 0));
+        assert!(did.v <= 5, "asked {} times", did.v);
+        assert_eq!(crowd.s.world.most_validating(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_workspaces_are_asked_about_independently() {
+    let mut s = Scene::new(Some(5)).await;
+    let (other, there) = new_workspace(&s.world, Some(5));
+    let second = s.world.bind(&s.layer, other).await;
+    sleep(Duration::from_secs(10)).await;
+    s.did().await;
+    let new = s.rebuild();
+    let newer = s.world.rebuild(other, &there, Does::Hang);
+    s.resolver_takes(1_000);
+    let dial = s.world.dial(&s.layer);
+    let ((slow, one), (fast, two)) = tokio::join!(timed(call(&dial, s.chat)), timed(call(&dial, second)));
+    assert_eq!((slow, one.unwrap().agent), (ms(1_250), new.agent));
+    assert_eq!((fast, two.unwrap().agent), (ms(250), newer.agent));
+    assert_eq!(s.did().await, counts(4, 2, 0, 2));
+}

@@ -1,0 +1,275 @@
+//! Row 14: the one bound over dials, readiness waits and restarts, and how its error is classified.
+
+use crate::{scene::*, support::*};
+use std::task::{Context, Poll};
+use tokio::time::{Duration, Instant, sleep};
+use tower::{Layer, Service, limit::ConcurrencyLimitLayer};
+use tower_bound_agent::{BoxError, DialAgent, ErrorKind, LastVerdict, Resolution, store::BindingStore};
+
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+fn timed_out(last: LastVerdict) -> ErrorKind {
+    ErrorKind::TimedOut { last }
+}
+
+/// The call hangs until the timeout; nobody is asked at the deadline, and nothing is left.
+async fn hangs(s: &Scene, last: LastVerdict) {
+    let begin = Instant::now();
+    let (took, error) = s.call().await;
+    assert_eq!((took, error.unwrap_err().kind()), (TIMEOUT, &timed_out(last)));
+    settled().await;
+    assert!(s.asked_since(begin).iter().all(|at| *at < TIMEOUT), "asked at the deadline");
+    s.nothing_is_left();
+}
+
+#[tokio::test(start_paused = true)]
+async fn unknown_if_the_resolver_never_answered() {
+    for generation in BOTH {
+        for says in [Says::Fails, Says::Hangs] {
+            let mut s = Scene::new(generation).await;
+            s.old_does(Does::Hang);
+            s.says(says);
+            hangs(&s, LastVerdict::Unknown).await;
+            let did = s.did().await;
+            assert_eq!((did.d, did.r, did.w), (1, 0, 0));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn same_if_it_named_what_was_dialed() {
+    for generation in BOTH {
+        let mut s = Scene::new(generation).await;
+        s.old_does(Does::Hang);
+        hangs(&s, LastVerdict::Same).await;
+        assert_eq!(s.did().await, counts(1, 5, 0, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn superseded_if_it_had_just_named_another() {
+    for generation in BOTH {
+        let mut s = Scene::new(generation).await;
+        s.old_does(Does::Hang);
+        let new = s.world.agent(generation.map(|g| g + 1));
+        s.world.does(&new, Does::Hang);
+        // Found by the last look, at 29,250.
+        let rebuild = async { s.world.runs(s.ws, &new) };
+        meanwhile(20_000, rebuild, hangs(&s, LastVerdict::Superseded)).await;
+        assert_eq!(s.did().await, counts(2, 5, 0, 0));
+        assert_eq!(s.row_agent(), Some(s.old.agent));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn superseded_however_often_the_new_target_is_named_again() {
+    for generation in BOTH {
+        let mut s = Scene::new(generation).await;
+        let new = s.rebuild();
+        s.world.does(&new, Does::Hang);
+        hangs(&s, LastVerdict::Superseded).await;
+        let did = s.did().await;
+        assert_eq!((did.d, did.r, did.w), (2, 0, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_newest_verdict_counts() {
+    // The row cannot be read, so that the dial goes on after "stopped".
+    for (first, then, last) in [(true, false, LastVerdict::Stopped), (false, true, LastVerdict::Same)] {
+        let mut s = Scene::new(Some(5)).await;
+        s.old_does(Does::Hang);
+        s.world.store.on_reads(Fault::Unavailable);
+        let say = |runs| {
+            let running = Resolution::Running(s.old.clone());
+            s.says(Says::Is(if runs { running } else { Resolution::Stopped }));
+        };
+        say(first);
+        meanwhile(20_000, async { say(then) }, hangs(&s, last)).await;
+        // Four looks and a fifth.
+        assert_eq!(s.did().await, counts(1, 5, if first { 1 } else { 4 }, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn starting_stopped_and_gone_if_the_row_could_not_be_read() {
+    for generation in BOTH {
+        for (said, last) in [
+            (Resolution::Starting { retry_after: None }, LastVerdict::Starting),
+            (Resolution::Stopped, LastVerdict::Stopped),
+            (Resolution::Gone, LastVerdict::Gone),
+        ] {
+            let mut s = Scene::new(generation).await;
+            s.old_does(Does::Hang);
+            s.says(Says::Is(said));
+            s.world.store.on_reads(Fault::Unavailable);
+            hangs(&s, last).await;
+            assert_eq!(s.did().await, counts(1, 5, 5, 0));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resolver_that_fails_later_does_not_unsay_what_it_said() {
+    let s = Scene::new(Some(5)).await;
+    s.old_does(Does::Hang);
+    meanwhile(1_000, async { s.says(Says::Fails) }, hangs(&s, LastVerdict::Same)).await;
+}
+
+/// Ready for the first dial, then never again.
+#[derive(Clone)]
+struct Once<S> {
+    inner: S,
+    used: bool,
+}
+
+impl<S: Service<DialAgent>> Service<DialAgent> for Once<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        if self.used { Poll::Pending } else { self.inner.poll_ready(cx) }
+    }
+
+    fn call(&mut self, ask: DialAgent) -> S::Future {
+        self.used = true;
+        self.inner.call(ask)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_readiness_wait_counts_too() {
+    for generation in BOTH {
+        // Before a redial, and before the dial of another agent.
+        for rebuilt in [false, true] {
+            let mut s = Scene::new(generation).await;
+            if rebuilt {
+                s.rebuild();
+            }
+            s.old_does(Does::Fail(ms(100)));
+            let dial = s.layer.layer(Once { inner: s.world.dialer(), used: false });
+            let (took, error) = timed(call(&dial, s.chat)).await;
+            let error = error.unwrap_err();
+            let last = if rebuilt { LastVerdict::Superseded } else { LastVerdict::Same };
+            assert_eq!((took, error.kind()), (TIMEOUT, &timed_out(last)));
+            assert_eq!(error.dial_error().unwrap().to_string(), "connection refused");
+            let did = s.did().await;
+            assert_eq!((did.d, did.r, did.w), (1, 0, 0));
+            s.nothing_is_left();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dial_that_waits_for_a_permit_asks_nobody() {
+    // A cold session gives its readiness back and waits for the only permit, which another dial holds.
+    let mut s = Scene::new(Some(5)).await;
+    let limited = ConcurrencyLimitLayer::new(1).layer(s.world.dialer());
+    let layer = s.world.layer();
+    let dial = layer.layer(limited);
+    let (busy, hanging) = new_workspace(&s.world, None);
+    let other = s.world.bind(&layer, busy).await;
+    sleep(Duration::from_secs(10)).await;
+    s.world.does(&hanging, Does::Answer(ms(29_000)));
+    s.did().await;
+
+    let holds = {
+        let dial = dial.clone();
+        tokio::spawn(async move { call(&dial, other).await.unwrap() })
+    };
+    settled().await;
+    let dialed_before = s.world.dialed().len();
+    let asked_before = s.world.asked().iter().filter(|(_, ask)| ask.workspace == s.ws).count();
+    let mut waiting = dial.clone();
+    let begin = Instant::now();
+    let waits = tokio::spawn(async move {
+        // Called without waiting for readiness first: only the cold call's own wait is looked at.
+        std::future::poll_fn(|cx| waiting.poll_ready(cx)).await.unwrap();
+        waiting.call(s.chat.into()).await
+    });
+    let bound = waits.await.unwrap().unwrap();
+    assert_eq!((begin.elapsed(), bound.agent), (ms(29_000), s.old.agent));
+    let asked = s.world.asked().iter().filter(|(_, ask)| ask.workspace == s.ws).count();
+    assert_eq!((s.world.dialed().len() - dialed_before, asked - asked_before), (1, 0));
+    holds.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_does_not_begin_the_time_anew() {
+    let mut s = Scene::new(Some(5)).await;
+    let (other, there) = new_workspace(&s.world, Some(1));
+    s.old_does(Does::Hang);
+    s.world.does(&there, Does::Hang);
+    let (bindings, chat) = (s.layer.bindings(), s.chat);
+    let retarget = async move {
+        bindings.select_workspace(chat, other).await.unwrap();
+    };
+    let begin = Instant::now();
+    let (took, error) = meanwhile(20_000, retarget, s.call()).await;
+    assert_eq!((took, error.unwrap_err().kind()), (TIMEOUT, &timed_out(LastVerdict::Same)));
+    // It moved at that instant.
+    let dialed: Vec<_> = s.world.dialed().into_iter().skip(1).map(|(at, ask)| (at - begin, ask.target.agent)).collect();
+    assert_eq!(dialed, [(ms(0), s.old.agent), (ms(20_000), there.agent)]);
+    assert_eq!(s.did().await.d, 2);
+    s.nothing_is_left();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_look_up_counts_too() {
+    let s = Scene::new(Some(5)).await;
+    // Another process: nothing is cached.
+    let layer = s.world.layer();
+    let dial = s.world.dial(&layer);
+    s.old_does(Does::Hang);
+    s.world.store.on_reads(Fault::Slow(ms(4_000)));
+    let (before, begin) = (s.world.counts(), Instant::now());
+    let (took, error) = timed(call(&dial, s.chat)).await;
+    assert_eq!((took, error.unwrap_err().kind()), (TIMEOUT, &timed_out(LastVerdict::Same)));
+    assert_eq!(s.asked_since(begin), [4_250, 6_250, 10_250, 18_250].map(ms));
+    assert_eq!(s.world.counts() - before, counts(1, 4, 1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unbound_session_whose_resolver_hangs_ends_with_the_resolvers_error_not_with_the_timeout() {
+    let mut s = Scene::new(Some(5)).await;
+    let (other, _) = new_workspace(&s.world, None);
+    s.world.says(other, Says::Hangs);
+    s.world.store.elsewhere().retarget(s.chat, other).await.unwrap();
+    let layer = s.world.layer();
+    let (took, error) = timed(call(&s.world.dial(&layer), s.chat)).await;
+    let error = error.unwrap_err();
+    assert_eq!((took, error.kind()), (ms(5_000), &ErrorKind::Resolver));
+    assert_eq!(error.validation_error().unwrap().to_string(), "no answer within 5s");
+    assert_eq!(s.did().await, counts(0, 1, 1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_dials_share_the_time() {
+    // Each of three dials takes its time, the third one is cut off.
+    let mut s = Scene::new(Some(5)).await;
+    let (second, third) = (s.world.agent(Some(6)), s.world.agent(Some(7)));
+    s.old_does(Does::Fail(ms(12_000)));
+    s.world.does(&second, Does::Fail(ms(12_000)));
+    s.world.does(&third, Does::Fail(ms(12_000)));
+    let rebuilds = async {
+        s.world.runs(s.ws, &second);
+        sleep(ms(12_000)).await;
+        s.world.runs(s.ws, &third);
+    };
+    let (took, error) = meanwhile(11_000, rebuilds, s.call()).await;
+    let error = error.unwrap_err();
+    assert_eq!(took, TIMEOUT);
+    assert!(matches!(error.kind(), ErrorKind::TimedOut { .. }), "{error}");
+    assert_eq!(error.dial_error().unwrap().to_string(), "connection refused");
+    assert_eq!(s.did().await.d, 3);
+    s.nothing_is_left();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_error_is_one_line_with_its_session() {
+    let s = Scene::new(Some(5)).await;
+    s.old_does(Does::Hang);
+    let error: BoxError = s.call().await.1.unwrap_err().into();
+    assert_eq!(error.to_string(), format!("session {}: the dial timed out (the resolver named this agent)", s.chat));
+}

@@ -1,0 +1,219 @@
+//! One session that was bound long ago, and what is counted around it.
+
+use crate::support::*;
+use std::{
+    future::Future,
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+};
+use tokio::{
+    task::yield_now,
+    time::{Duration, Instant, sleep},
+};
+use tower::{Layer, Service};
+use tower_bound_agent::{
+    AgentId, Binding, Bound, BoundAgent, BoundAgentBuilder, BoundAgentLayer, BoxError, DialAgent, Error, Event, Repair,
+    SessionId, Target, WorkspaceId,
+    store::{BindingStore, NewBinding, Swap},
+};
+
+/// With generations and without. The bound target is at 5, so that there is room below.
+pub(crate) const BOTH: [Option<i64>; 2] = [Some(5), None];
+
+/// A strict dialer for one call at a time: nothing may be pending when it is asked for readiness or called.
+#[derive(Clone)]
+pub(crate) struct Lone {
+    inner: StrictDialer,
+    world: World,
+}
+
+impl Service<DialAgent> for Lone {
+    type Response = Conn;
+    type Error = BoxError;
+    type Future = Dialing;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        assert_eq!(self.world.live_dials(), 0, "asked for readiness while a dial was pending");
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, ask: DialAgent) -> Dialing {
+        assert_eq!(self.world.live_dials(), 0, "a second dial while one was pending");
+        self.inner.call(ask)
+    }
+}
+
+/// What an observer was told, as far as the tests look at it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Seen {
+    Dialed(AgentId, bool),
+    Validated,
+    Switched(AgentId, AgentId),
+    Repaired(Repair),
+    Used(AgentId),
+    Dropped(Duration),
+}
+
+#[derive(Clone, Default)]
+pub(crate) struct Log(Arc<Mutex<Vec<(Instant, Seen)>>>);
+
+impl Log {
+    fn observe(&self, event: &Event<'_>) {
+        let seen = match event {
+            Event::Dialed { target, error, .. } => Seen::Dialed(target.agent, error.is_none()),
+            Event::Validated { .. } => Seen::Validated,
+            Event::Switched { from, to, .. } => Seen::Switched(from.agent, to.agent),
+            Event::Repaired { repair, .. } => Seen::Repaired(*repair),
+            Event::Used { target, .. } => Seen::Used(target.agent),
+            Event::DroppedInFlight { pending, .. } => Seen::Dropped(*pending),
+            _ => return,
+        };
+        self.0.lock().unwrap().push((Instant::now(), seen));
+    }
+    /// What was seen since the last look, and when.
+    pub(crate) fn take(&self) -> Vec<(Instant, Seen)> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+    pub(crate) fn seen(&self) -> Vec<Seen> {
+        self.take().into_iter().map(|(_, seen)| seen).collect()
+    }
+}
+
+pub(crate) struct Scene {
+    pub(crate) world: World,
+    pub(crate) layer: BoundAgentLayer,
+    pub(crate) ws: WorkspaceId,
+    pub(crate) old: Target,
+    pub(crate) chat: SessionId,
+    pub(crate) log: Log,
+    before: Counts,
+}
+
+impl Scene {
+    /// A session that was bound ten seconds ago: nothing is doubted, nothing was asked recently.
+    pub(crate) async fn new(generation: Option<i64>) -> Self {
+        Self::with(generation, |builder| builder).await
+    }
+
+    pub(crate) async fn with(
+        generation: Option<i64>,
+        tune: impl FnOnce(BoundAgentBuilder) -> BoundAgentBuilder,
+    ) -> Self {
+        let (world, log) = (World::new(), Log::default());
+        let (ws, old) = new_workspace(&world, generation);
+        let observer = log.clone();
+        let builder = world.builder().observer(move |event: &Event<'_>| observer.observe(event));
+        let layer = tune(builder).build().unwrap();
+        let chat = world.bind(&layer, ws).await;
+        sleep(Duration::from_secs(10)).await;
+        log.take();
+        let before = world.counts();
+        Self { world, layer, ws, old, chat, log, before }
+    }
+
+    pub(crate) fn dial(&self) -> BoundAgent<Lone> {
+        self.layer.layer(Lone { inner: self.world.dialer(), world: self.world.clone() })
+    }
+
+    /// One call of the session, and how long it took.
+    pub(crate) async fn call(&self) -> (Duration, Result<Bound<Conn>, Error>) {
+        timed(call(&self.dial(), self.chat)).await
+    }
+
+    /// A call in a task of its own, begun but not polled yet.
+    pub(crate) fn spawn(&self) -> tokio::task::JoinHandle<(Duration, Result<Bound<Conn>, Error>)> {
+        let (dial, chat) = (self.dial(), self.chat);
+        tokio::spawn(async move { timed(call(&dial, chat)).await })
+    }
+
+    /// A call whose caller gives up after so long.
+    pub(crate) async fn drop_after(&self, patience: Duration) {
+        let given_up = tokio::time::timeout(patience, call(&self.dial(), self.chat)).await;
+        assert!(given_up.is_err(), "the call ended before its caller gave up: {given_up:?}");
+    }
+
+    /// What was done since the last look. First everything runs that can run now.
+    pub(crate) async fn did(&mut self) -> Counts {
+        settled().await;
+        let now = self.world.counts();
+        now - std::mem::replace(&mut self.before, now)
+    }
+
+    pub(crate) fn old_does(&self, does: Does) {
+        self.world.does(&self.old, does);
+    }
+
+    pub(crate) fn says(&self, says: Says) {
+        self.world.says(self.ws, says);
+    }
+
+    pub(crate) fn resolver_takes(&self, latency: u64) {
+        self.world.resolver_takes(self.ws, ms(latency));
+    }
+
+    /// A rebuild; the old agent accepts and never answers from now on.
+    pub(crate) fn rebuild(&self) -> Target {
+        self.world.rebuild(self.ws, &self.old, Does::Hang)
+    }
+
+    pub(crate) fn row(&self) -> Binding {
+        self.world.row(self.chat).expect("a row")
+    }
+
+    pub(crate) fn row_agent(&self) -> Option<AgentId> {
+        self.world.row_agent(self.chat)
+    }
+
+    /// The instants at which the resolver was asked since then.
+    pub(crate) fn asked_since(&self, begin: Instant) -> Vec<Duration> {
+        self.world.asked().into_iter().filter(|(at, _)| *at >= begin).map(|(at, _)| at - begin).collect()
+    }
+
+    /// Another process writes the session's row.
+    pub(crate) async fn written_elsewhere(&self, target: &Target) {
+        let new = NewBinding::new(self.chat, self.ws, Some(Arc::new(target.clone())));
+        let swap = self.world.store.elsewhere().compare_and_swap(self.row().revision, new).await.unwrap();
+        assert!(matches!(swap, Swap::Applied(_)));
+    }
+
+    /// Starts a validation that belongs to no call; it reads now and answers after `latency`.
+    pub(crate) async fn question_under_way(&self, latency: u64) {
+        self.resolver_takes(latency);
+        let (bindings, chat, before) = (self.layer.bindings(), self.chat, self.world.counts().v);
+        tokio::spawn(async move { bindings.current(chat).await.unwrap() });
+        settled().await;
+        assert_eq!(self.world.counts().v, before + 1);
+    }
+
+    pub(crate) fn nothing_is_left(&self) {
+        assert_eq!((self.world.live_dials(), self.world.live_connections()), (0, 0), "left behind");
+    }
+}
+
+pub(crate) fn new_workspace(world: &World, generation: Option<i64>) -> (WorkspaceId, Target) {
+    let (ws, target) = (workspace(), world.agent(generation));
+    world.runs(ws, &target);
+    (ws, target)
+}
+
+/// Lets everything run that can run without the clock.
+pub(crate) async fn settled() {
+    for _ in 0..50 {
+        yield_now().await;
+    }
+}
+
+pub(crate) async fn timed<T>(future: impl Future<Output = T>) -> (Duration, T) {
+    let begin = Instant::now();
+    let done = future.await;
+    (begin.elapsed(), done)
+}
+
+/// Does something so many milliseconds from now, while something else goes on.
+pub(crate) async fn meanwhile<T>(after: u64, something: impl Future<Output = ()>, call: impl Future<Output = T>) -> T {
+    let later = async {
+        sleep(ms(after)).await;
+        something.await;
+    };
+    tokio::join!(call, later).0
+}

@@ -133,7 +133,7 @@ impl Bindings {
         self.order(session, async move |shared: Arc<Shared>| {
             let ticket = shared.rows.ticket(session);
             match shared.in_time(shared.store.retarget(session, workspace)).await {
-                Ok(row) => Ok(shared.learn(row, ticket).row.clone()),
+                Ok(row) => Ok(learn(&shared, row, ticket)),
                 Err(error) => {
                     let done = |row: Option<&Binding>| row.is_some_and(|row| row.workspace == workspace);
                     let row = judge(&shared, session, error, done).await?;
@@ -183,7 +183,7 @@ impl Bindings {
         self.order(child, async move |shared: Arc<Shared>| {
             let ticket = shared.rows.ticket(child);
             let row = match shared.in_time(shared.store.inherit(child, parent)).await {
-                Ok(Swap::Applied(row)) => return Ok(shared.learn(row, ticket).row.clone()),
+                Ok(Swap::Applied(row)) => return Ok(learn(&shared, row, ticket)),
                 Ok(Swap::Conflict(Some(row))) => row,
                 Ok(Swap::Conflict(None)) => return Err(Error::new(ErrorKind::NotBound).of(parent)),
                 Err(error) => match judge(&shared, child, error, |row| row.is_some()).await? {
@@ -192,8 +192,10 @@ impl Bindings {
                 },
             };
             shared.learn(row.clone(), ticket);
+            let ticket = shared.rows.ticket(parent);
             let parents = match shared.in_time(shared.store.load(parent)).await {
-                Ok(Some(parents)) => parents,
+                // Every row that is read is known from then on, whatever it was read for.
+                Ok(Some(parents)) => shared.learn(parents, ticket).row.clone(),
                 Ok(None) => return Err(Error::new(ErrorKind::NotBound).of(parent)),
                 Err(error) => return Err(Error::new(ErrorKind::Store).of(child).with_store(Some(Arc::new(error)))),
             };
@@ -216,7 +218,7 @@ impl Bindings {
         self.order(session, async move |shared: Arc<Shared>| {
             let ticket = shared.rows.ticket(session);
             match shared.in_time(shared.store.unbind(session)).await {
-                Ok(Some(row)) => Ok(Some(shared.learn(row, ticket).row.clone())),
+                Ok(Some(row)) => Ok(Some(learn(&shared, row, ticket))),
                 Ok(None) => {
                     shared.rows.remove(session);
                     Ok(None)
@@ -332,6 +334,12 @@ fn failure(kind: ErrorKind, session: Option<SessionId>) -> Error {
     }
 }
 
+/// Whoever gave an order is told what it wrote, also if somebody else's later order is known here already.
+fn learn(shared: &Shared, row: Binding, ticket: Ticket) -> Binding {
+    shared.learn(row.clone(), ticket);
+    row
+}
+
 /// An order failed. If it may have been carried out all the same, the row tells: returns it if it shows what was
 /// `ordered`. Else the session's row is not trusted for a while, because the statement may still arrive.
 async fn judge(
@@ -348,7 +356,7 @@ async fn judge(
     let ticket = shared.rows.ticket(session);
     let row = shared.in_time(shared.store.load(session)).await;
     match row {
-        Ok(row) if ordered(row.as_ref()) => Ok(row.map(|row| shared.learn(row, ticket).row.clone())),
+        Ok(row) if ordered(row.as_ref()) => Ok(row.map(|row| learn(shared, row, ticket))),
         row => {
             let revision =
                 row.ok().flatten().map_or(Revision::new(i64::MAX), |row| Revision::new(row.revision.get() + 1));

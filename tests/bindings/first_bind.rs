@@ -333,13 +333,15 @@ async fn no_order_is_lost_among_many_calls_of_one_session() {
             .iter()
             .map(|(ws, _)| {
                 let (bindings, ws) = (layer.bindings(), *ws);
-                tokio::spawn(async move { bindings.select_workspace(chat, ws).await })
+                tokio::spawn(async move { (ws, bindings.select_workspace(chat, ws).await) })
             })
             .collect();
         let mut revisions = HashSet::new();
         let mut last = None;
         for order in orders {
-            let row = order.await.unwrap().unwrap();
+            let (ws, row) = order.await.unwrap();
+            let row = row.unwrap();
+            assert_eq!(row.workspace, ws, "an order tells what it wrote");
             assert!(revisions.insert(row.revision), "a revision twice, round {round}");
             last = last.max(Some((row.revision, row.workspace)));
         }

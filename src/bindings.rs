@@ -337,6 +337,7 @@ fn failure(kind: ErrorKind, session: Option<SessionId>) -> Error {
 /// Whoever gave an order is told what it wrote, also if somebody else's later order is known here already.
 fn learn(shared: &Shared, row: Binding, ticket: Ticket) -> Binding {
     shared.learn(row.clone(), ticket);
+    shared.rows.ordered(row.session);
     row
 }
 
@@ -388,8 +389,7 @@ impl Retargeted {
     /// The transaction was committed.
     pub fn committed(mut self) -> Binding {
         self.ended = true;
-        self.shared.learn(self.row.clone(), self.ticket);
-        self.row.clone()
+        learn(&self.shared, self.row.clone(), self.ticket)
     }
 
     /// The transaction was rolled back.

@@ -166,13 +166,26 @@ impl BoundHandle {
     ///
     /// May be dropped and called again; what happened in between is noticed at once.
     pub fn superseded(&self) -> impl Future<Output = ()> + Send + 'static {
-        let Self { shared, entry, target, .. } = self.clone();
+        let Self { shared, mut entry, target, .. } = self.clone();
+        let session = entry.row.session;
         async move {
             loop {
+                let seen = Arc::clone(&entry);
                 // Made before the look, so that nothing is missed between the two.
-                let (row_changed, place_changed) = (shared.rows.changed(entry.row.session), entry.place.changed());
-                if shared.names_another(&entry, &target) {
-                    return;
+                let (row_changed, place_changed) = (shared.rows.changed(session), seen.place.changed());
+                match shared.names_another(&entry, &target) {
+                    Some(true) => return,
+                    Some(false) => {}
+                    // The cache did not keep the row, and there was an order since, perhaps another session's.
+                    None => match shared.read_since(session, Instant::now()).await {
+                        Ok(Some(read)) if read.workspace() == entry.workspace() => {
+                            entry = read;
+                            continue;
+                        }
+                        Ok(_) => return,
+                        // No evidence; the next change is a reason to read again.
+                        Err(_) => {}
+                    },
                 }
                 select! {
                     () = row_changed => {}

@@ -33,6 +33,8 @@ pub(crate) struct Entry {
     /// There is such a row in the store.
     pub(crate) stored: bool,
     state: AtomicU8,
+    /// The orders that the slot's stripe had seen when the row was read.
+    orders: AtomicU64,
     /// One more than the epoch of the workspace in which the row was last found to be what is to be dialed.
     plain_in: AtomicU64,
 }
@@ -56,7 +58,13 @@ impl Entry {
             place.learn_row(target, now);
         }
         let state = AtomicU8::new(State::Current as u8);
-        Arc::new(Self { row, place, read: now, stored, state, plain_in: AtomicU64::new(0) })
+        let (orders, plain_in) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Self { row, place, read: now, stored, state, orders, plain_in })
+    }
+
+    /// Before anybody else sees it: when it was read.
+    pub(crate) fn read_at(&self, ticket: Ticket) {
+        self.orders.store(ticket.orders, Ordering::Relaxed);
     }
 
     pub(crate) fn workspace(&self) -> WorkspaceId {
@@ -93,11 +101,16 @@ const STRIPES: usize = 1024;
 
 /// A moment in a stripe, taken before a read.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Ticket(u64);
+pub(crate) struct Ticket {
+    lost: u64,
+    orders: u64,
+}
 
 #[derive(Debug)]
 struct Stripe {
     lost: AtomicU64,
+    /// Raised when a session is pointed elsewhere or its row goes, but not by an eviction.
+    orders: AtomicU64,
     changed: Notify,
 }
 
@@ -109,7 +122,7 @@ struct Stripes {
 
 impl Stripes {
     fn new() -> Self {
-        let stripe = |_| Stripe { lost: AtomicU64::new(0), changed: Notify::new() };
+        let stripe = |_| Stripe { lost: AtomicU64::new(0), orders: AtomicU64::new(0), changed: Notify::new() };
         Self { hasher: RandomState::new(), stripes: (0..STRIPES).map(stripe).collect() }
     }
 
@@ -163,7 +176,21 @@ impl Rows {
 
     /// To be taken before the read whose result is to be learned.
     pub(crate) fn ticket(&self, session: SessionId) -> Ticket {
-        Ticket(self.stripes.of(&session).lost.load(Ordering::Acquire))
+        let stripe = self.stripes.of(&session);
+        Ticket { lost: stripe.lost.load(Ordering::Acquire), orders: stripe.orders.load(Ordering::Acquire) }
+    }
+
+    /// Whether an order may have changed the row since it was read: exact but for other sessions of the stripe. Only
+    /// this is left of an order whose row the cache could not keep.
+    pub(crate) fn may_be_ordered_since(&self, entry: &Entry) -> bool {
+        self.stripes.of(&entry.row.session).orders.load(Ordering::Acquire) != entry.orders.load(Ordering::Relaxed)
+    }
+
+    /// An order of this process has pointed the session somewhere.
+    pub(crate) fn ordered(&self, session: SessionId) {
+        let stripe = self.stripes.of(&session);
+        stripe.orders.fetch_add(1, Ordering::AcqRel);
+        stripe.changed.notify_waiters();
     }
 
     /// Wakes at changes of this session's slot, now and then at another one's. Sees every change after this call, also
@@ -175,6 +202,7 @@ impl Rows {
     /// Keeps the entry unless a later one was seen; returns what is to be used from here on.
     pub(crate) fn learn(&self, new: Arc<Entry>, ticket: Ticket) -> Arc<Entry> {
         let session = new.row.session;
+        new.read_at(ticket);
         if self.is_uncertain(session, new.row.revision, new.read) {
             new.retire(State::Evicted);
             return new;
@@ -183,10 +211,13 @@ impl Rows {
         let result = self.cache.entry(session).and_compute_with(|current| match current.map(|e| e.into_value()) {
             Some(current) if current.row.revision >= new.row.revision => Op::Nop,
             Some(current) => {
+                if current.workspace() != new.workspace() {
+                    stripe.orders.fetch_add(1, Ordering::AcqRel);
+                }
                 current.retire(State::Replaced);
                 Op::Put(Arc::clone(&new))
             }
-            None if stripe.lost.load(Ordering::Acquire) == ticket.0 => Op::Put(Arc::clone(&new)),
+            None if stripe.lost.load(Ordering::Acquire) == ticket.lost => Op::Put(Arc::clone(&new)),
             None => Op::Nop,
         });
         match result {
@@ -207,6 +238,7 @@ impl Rows {
         let stripe = self.stripes.of(&session);
         let _ = self.cache.entry(session).and_compute_with(|current| {
             stripe.lost.fetch_add(1, Ordering::AcqRel);
+            stripe.orders.fetch_add(1, Ordering::AcqRel);
             match current {
                 Some(entry) => {
                     entry.into_value().retire(State::Removed);

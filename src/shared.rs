@@ -136,16 +136,18 @@ impl Shared {
         if start.choice.void { Look::Moved } else { Look::Anew }
     }
 
-    /// Whether the session of this row would dial something else than this by now.
-    pub(crate) fn names_another(&self, entry: &Arc<Entry>, target: &Target) -> bool {
-        let current = match self.rows.get(entry.row.session) {
-            Some(current) if current.workspace() != entry.workspace() => return true,
+    /// Whether the session of this row would dial something else than this by now. `None` if only its row can tell.
+    pub(crate) fn names_another(&self, entry: &Arc<Entry>, target: &Target) -> Option<bool> {
+        let session = entry.row.session;
+        let current = match self.rows.get(session) {
+            Some(current) if current.workspace() != entry.workspace() => return Some(true),
             Some(current) => current,
-            None if entry.state() == State::Removed => return true,
+            None if entry.state() == State::Removed => return Some(true),
+            None if self.rows.may_be_ordered_since(entry) => return self.rows.must_read(session).then_some(true),
             None => Arc::clone(entry),
         };
         let choice = self.choose(&current, Instant::now());
-        choice.void || choice.target.is_some_and(|chosen| !chosen.same_place(target))
+        Some(choice.void || choice.target.is_some_and(|chosen| !chosen.same_place(target)))
     }
 
     /// Finds the row of a session that is not cached: reads it, and if there is none and the caller names a workspace,
@@ -182,7 +184,9 @@ impl Shared {
             (Ok(Some(entry)), _) => entry,
             (Ok(None), _) => return Err(Error::new(ErrorKind::NotBound).of(session)),
             (Err(_), Some(workspace)) if self.settings.serve_without_store => {
-                self.entry(Binding::new(session, workspace, None, crate::Revision::new(0)), false)
+                let entry = self.entry(Binding::new(session, workspace, None, crate::Revision::new(0)), false);
+                entry.read_at(self.rows.ticket(session));
+                entry
             }
             (Err(cause), _) => return Err(Error::new(ErrorKind::Store).of(session).with_store(Some(cause))),
         };

@@ -30,10 +30,12 @@ use tower_service::Service;
 /// let dialer = service_fn(async |ask: DialAgent| Ok::<_, BoxError>(format!("a connection to {}", ask.target.agent)));
 ///
 /// let layer = BoundAgentLayer::builder(MemoryStore::new(), resolver).build()?;
+/// let bindings = layer.bindings();
 /// let dial = ServiceBuilder::new().layer(layer).service(dialer);
 ///
 /// let bound = dial.clone().oneshot(DialSession::new(chat).in_workspace(workspace)).await?;
 /// assert_eq!(bound.outcome().path, Path::FirstBind);
+/// bindings.flush().await; // the binding is written in the background
 /// let bound = dial.oneshot(chat.into()).await?;
 /// assert_eq!(bound.outcome().path, Path::Reused);
 /// # Ok(())

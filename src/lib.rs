@@ -1,4 +1,87 @@
-//! Keeps sessions talking to the right agent of a rebuilt workspace, without a query per turn.
+//! A Tower layer that keeps sessions talking to the right agent of a rebuilt workspace, without a query per turn.
+//!
+//! A *session* (a chat, a notebook, a job) points at a *workspace*. The workspace is rebuilt from time to time, and every
+//! build brings a new *agent*, the process that answers. The *binding* of a session to its agent is kept in a [`store`],
+//! cached here, and treated as a guess that is usually right:
+//!
+//! * The bound agent is dialed at once. If it answers, nobody was asked: no query, no question.
+//! * If the dial hesitates longer than the [`validation_delay`](BoundAgentBuilder::validation_delay), or fails, the
+//!   *resolver* is asked which agent serves the workspace now. A dial that hesitates goes on meanwhile.
+//! * If the answer is another agent, the stale dial is dropped, the new agent is dialed, and the binding is *repaired* in
+//!   the background.
+//!
+//! ```
+//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//! use tower_bound_agent::{
+//!     AgentId, BoundAgentLayer, BoxError, DialAgent, DialSession, Path, Resolution, ResolveWorkspace, SessionId, Target,
+//!     WorkspaceId, store::MemoryStore,
+//! };
+//! # use std::{future::pending, time::Duration};
+//! # use tokio::sync::watch;
+//! # use uuid::Uuid;
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), BoxError> {
+//! # let (old, new) = (AgentId::new(Uuid::from_u128(1)), AgentId::new(Uuid::from_u128(2)));
+//! # let (chat, workspace) = (SessionId::new(Uuid::from_u128(3)), WorkspaceId::new(Uuid::from_u128(4)));
+//! // Who serves the workspace now? Here: whoever was put into a channel, with the number of the build.
+//! let (build, builds) = watch::channel(Target::new(old).with_generation(1));
+//! let resolver = {
+//!     let builds = builds.clone();
+//!     service_fn(move |_: ResolveWorkspace| {
+//!         let builds = builds.clone();
+//!         async move { Ok::<_, BoxError>(Resolution::Running(builds.borrow().clone())) }
+//!     })
+//! };
+//! // Connects to a given target. Here: agents that were replaced accept, and never answer.
+//! let dialer = service_fn(move |ask: DialAgent| {
+//!     let builds = builds.clone();
+//!     async move {
+//!         if builds.borrow().agent != ask.target.agent {
+//!             pending::<()>().await;
+//!         }
+//!         Ok::<_, BoxError>(format!("a connection to agent {}", ask.target.agent))
+//!     }
+//! });
+//!
+//! let layer = BoundAgentLayer::builder(MemoryStore::new(), resolver).build()?;
+//! let bindings = layer.bindings();
+//! let dial = ServiceBuilder::new().layer(layer).service(dialer);
+//!
+//! let bound = dial.clone().oneshot(DialSession::new(chat).in_workspace(workspace)).await?;
+//! assert_eq!(bound.outcome().path, Path::FirstBind);
+//! bindings.flush().await; // nobody need wait until the binding is written; here it is to be sure what comes next
+//! let bound = dial.clone().oneshot(chat.into()).await?;
+//! assert_eq!(bound.outcome().path, Path::Reused);
+//!
+//! build.send_replace(Target::new(new).with_generation(2));
+//! let bound = dial.oneshot(chat.into()).await?; // after 250 ms
+//! assert!(matches!(&bound.outcome().path, Path::Switched { from } if from.agent == old));
+//! assert_eq!(bound.target().agent, new);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Where to begin
+//!
+//! * [`BoundAgentLayer::builder`] takes a store and a resolver; [`BoundAgentBuilder`] has every setting.
+//! * [`BoundAgent`] is the service. It takes a [`DialSession`] and returns a [`Bound`] connection or an [`Error`]; the
+//!   dialer that it wraps gets a [`DialAgent`].
+//! * [`Bindings`] is the handle for what is no dial: looking at bindings, pointing a session at another workspace,
+//!   children, hints, the end.
+//! * [`store::MemoryStore`] is for tests; `store::SqliteStore` keeps bindings in a file, alone or over the application's
+//!   pool; [`store::BindingStore`] is the contract for others.
+//! * [`Observer`] and [`Event`] are for metrics, activity tracking, and hooks for a rebind.
+//!
+//! # Features
+//!
+//! | feature | default | what it brings |
+//! |---|---|---|
+//! | `sqlite` | yes | `store::SqliteStore`, with SQLite built in; `sqlx` is re-exported |
+//! | `http` | | hyper's `Read` and `Write` passed through [`Bound`] |
+//! | `serde` | | the ids as serde sees a `Uuid` |
+//! | `tracing` | | a span for each call, an event for each step |
+//! | `full` | | all of them |
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -49,3 +132,8 @@ pub use settings::{BuildError, Redial, RepairMode};
 #[cfg(feature = "sqlite")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 pub use sqlx;
+
+/// The code in the README compiles.
+#[cfg(all(doctest, feature = "sqlite"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -237,6 +237,7 @@ impl Bindings {
     /// [`Store`](ErrorKind::Store), [`OutcomeUnknown`](ErrorKind::OutcomeUnknown), [`Closed`](ErrorKind::Closed).
     pub async fn forget(&self, session: SessionId) -> Result<bool, Error> {
         self.order(session, async move |shared: Arc<Shared>| {
+            shared.repairs.forget(session);
             let forgotten = match shared.in_time(shared.store.delete(session, None)).await {
                 Ok(forgotten) => forgotten,
                 Err(error) => {

@@ -81,6 +81,8 @@ pub(crate) struct Job {
     pub(crate) status: RepairStatus,
     /// The first attempt has ended.
     attempted: watch::Receiver<bool>,
+    /// The record was removed by order: no further attempt.
+    forgotten: CancellationToken,
 }
 
 impl Job {
@@ -100,7 +102,8 @@ impl Repairs {
             return job.clone();
         }
         let (attempted, receiver) = watch::channel(false);
-        let job = Job { status: RepairStatus::new(), attempted: receiver };
+        let forgotten = CancellationToken::new();
+        let job = Job { status: RepairStatus::new(), attempted: receiver, forgotten: forgotten.clone() };
         jobs.insert(key.clone(), job.clone());
         drop(jobs);
         let task = Task {
@@ -110,6 +113,7 @@ impl Repairs {
             target: Arc::clone(target),
             status: job.status.clone(),
             attempted,
+            forgotten,
         };
         shared.tasks.spawn(task.run());
         job
@@ -125,6 +129,12 @@ impl Repairs {
             left += usize::from(job.status.get() == Repair::Retrying);
         }
         left
+    }
+
+    /// What the session's calls have not written by now is not to be written: some of them compare with nothing, since
+    /// they were served without the store, and would bring back a record that was removed by order.
+    pub(crate) fn forget(&self, session: SessionId) {
+        self.jobs().iter().filter(|(key, _)| key.0 == session).for_each(|(_, job)| job.forgotten.cancel());
     }
 
     /// Lets every repair end with its next attempt.
@@ -170,6 +180,7 @@ struct Task {
     target: Arc<Target>,
     status: RepairStatus,
     attempted: watch::Sender<bool>,
+    forgotten: CancellationToken,
 }
 
 impl Task {
@@ -189,10 +200,11 @@ impl Task {
             }
             tokio::select! {
                 () = self.shared.repairs.closing.cancelled() => {}
+                () = self.forgotten.cancelled() => {}
                 () = sleep(pause) => {}
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
-            if self.entry.place.supersedes(&self.target) {
+            if self.forgotten.is_cancelled() || self.entry.place.supersedes(&self.target) {
                 // Somebody's later repair will be right, this one would not.
                 return self.tell(Repair::Lost);
             }

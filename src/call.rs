@@ -4,7 +4,7 @@ use crate::{
     Bound, BoundHandle, BoxError, DialAgent, DialSession, Error, ErrorKind, Event, LastVerdict, Outcome, Path,
     dialer::Dialer,
     race::{Raced, Won, race},
-    repair::{self, Repairs},
+    repair::{self, Job, Repairs},
     settings::RepairMode,
     shared::{Shared, Start},
 };
@@ -26,14 +26,19 @@ where
     let began = Instant::now();
     let mut dialer = pin!(Dialer::new(readied));
     match connect(&shared, dialer.as_mut(), &ask, began).await {
-        Ok((won, start)) => {
-            let dials = dialer.progress().started;
-            Ok(settle(shared, won, start, began, dials).await)
-        }
+        Ok(connected) => Ok(settle(shared, connected, began, dialer.progress().started)),
         // What went wrong after closing had begun went wrong because of it.
         Err(error) if shared.is_closed() => Err(error.because_closed()),
         Err(error) => Err(error),
     }
+}
+
+/// A connection that may be returned.
+struct Connected<C> {
+    won: Won<C>,
+    start: Start,
+    /// What is being written so that the row names what answered, or was already, if the settings say so.
+    repair: Option<Job>,
 }
 
 async fn connect<S>(
@@ -41,7 +46,7 @@ async fn connect<S>(
     mut dialer: Pin<&mut Dialer<S>>,
     ask: &DialSession,
     began: Instant,
-) -> Result<(Won<S::Response>, Start), Error>
+) -> Result<Connected<S::Response>, Error>
 where
     S: Service<DialAgent> + Clone,
     S::Error: Into<BoxError>,
@@ -66,7 +71,22 @@ where
             }
         };
         match race(shared, dialer.as_mut(), ask, &mut start, deadline, now).await {
-            Ok(Raced::Won(won)) => return Ok((won, start)),
+            Ok(Raced::Won(won)) => {
+                let needed = repair::is_needed(start.entry.row.target.as_ref(), &won.target);
+                let mut repair = needed.then(|| Repairs::begin(shared, &start.entry, &won.target));
+                if let (Some(job), RepairMode::BeforeReturn) = (&mut repair, shared.settings.repair) {
+                    // Boxed for the same reason. At the deadline there is a connection, so that is no failure.
+                    let _ = Box::pin(timeout_at(deadline, job.attempted())).await;
+                    // The second look: the repair may have lost to something newer, or an order may have come.
+                    if shared.has_left(&start.entry, &won.target) {
+                        drop(won);
+                        restarted = true;
+                        now = Instant::now();
+                        continue;
+                    }
+                }
+                return Ok(Connected { won, start, repair });
+            }
             Ok(Raced::Moved) => {
                 dialer.as_mut().stop();
                 restarted = true;
@@ -80,26 +100,19 @@ where
     }
 }
 
-/// Begins the repair, tells the observer, hands the connection out. A finished dial never waits for a database, unless
-/// the settings say so.
-async fn settle<C>(shared: Arc<Shared>, won: Won<C>, start: Start, began: Instant, dials: u8) -> Bound<C> {
+/// Tells the observer, hands the connection out.
+fn settle<C>(shared: Arc<Shared>, connected: Connected<C>, began: Instant, dials: u8) -> Bound<C> {
+    let Connected { won, start, repair } = connected;
     let Won { connection, target, path, validations, dial_began, dialed_in } = won;
     let entry = start.entry;
-    let mut outcome = Outcome {
+    let outcome = Outcome {
         path,
         dials,
         validations,
         decided_in: dial_began.saturating_duration_since(began),
         dialed_in,
-        repair: None,
+        repair: repair.map(|job| job.status),
     };
-    if repair::is_needed(entry.row.target.as_ref(), &target) {
-        let mut job = Repairs::begin(&shared, &entry, &target);
-        if shared.settings.repair == RepairMode::BeforeReturn {
-            Box::pin(job.attempted()).await;
-        }
-        outcome.repair = Some(job.status);
-    }
     let (session, workspace) = (entry.row.session, entry.row.workspace);
     if let Path::Switched { from } = &outcome.path {
         shared.emit(&Event::Switched { session, workspace, from, to: &target });

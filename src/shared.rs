@@ -150,6 +150,16 @@ impl Shared {
         Some(choice.void || choice.target.is_some_and(|chosen| !chosen.same_place(target)))
     }
 
+    /// Whether what is known by now forbids to return a connection to this: the session was pointed elsewhere or
+    /// forgotten, or its workspace has a later agent.
+    pub(crate) fn has_left(&self, entry: &Entry, target: &Target) -> bool {
+        let moved = match self.rows.get(entry.row.session) {
+            Some(current) => current.workspace() != entry.workspace(),
+            None => entry.state() == State::Removed,
+        };
+        moved || entry.place.supersedes(target)
+    }
+
     /// Finds the row of a session that is not cached: reads it, and if there is none and the caller names a workspace,
     /// creates it unbound.
     pub(crate) async fn look_up(

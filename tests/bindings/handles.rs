@@ -1,1 +1,690 @@
-//! ...
+//! Doubts by hand, reports, answers for a page, the end of a binding, and what an observer sees.
+
+use crate::support::*;
+use crate::{at, settled, start};
+use std::sync::{Arc, Mutex};
+use tokio::{
+    task::JoinHandle,
+    time::{Duration, Instant, sleep, timeout},
+};
+use tower_bound_agent::{
+    BoundAgentLayer, BoundHandle, DialSession, ErrorKind, Event, Path, Repair, Resolution, SessionId, Status, Target,
+    WorkspaceId, store::BindingStore,
+};
+
+/// Every event so far, a line each.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+impl Log {
+    fn layer(&self, world: &World) -> BoundAgentLayer {
+        let log = self.clone();
+        world.builder().observer(move |event: &Event<'_>| log.0.lock().unwrap().push(line(event))).build().unwrap()
+    }
+
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+
+    fn reports(&self) -> usize {
+        self.take().iter().filter(|line| line.starts_with("reported")).count()
+    }
+}
+
+fn line(event: &Event<'_>) -> String {
+    match event {
+        Event::Dialed { target, took, error: None, .. } => format!("dialed {} in {took:?}", target.agent),
+        Event::Dialed { target, took, error: Some(error), .. } => {
+            format!("failed {} in {took:?}: {error}", target.agent)
+        }
+        Event::Validated { took, answer: Ok(Resolution::Running(target)), .. } => {
+            format!("validated {} in {took:?}", target.agent)
+        }
+        Event::Validated { took, answer: Ok(other), .. } => format!("validated {other:?} in {took:?}"),
+        Event::Validated { took, answer: Err(error), .. } => format!("no answer in {took:?}: {error}"),
+        Event::Switched { from, to, .. } => format!("switched from {} to {}", from.agent, to.agent),
+        Event::Repaired { target, repair, .. } => format!("repaired {}: {repair:?}", target.agent),
+        Event::Used { target, outcome, .. } => format!("used {}, {} dials", target.agent, outcome.dials),
+        Event::ReportedStale { target, .. } => format!("reported {}", target.agent),
+        Event::DroppedInFlight { target, pending, .. } => format!("dropped {} after {pending:?}", target.agent),
+        other => panic!("an event that this test does not know: {other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_doubted_workspace_is_validated_in_parallel_with_the_next_dial() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    let chat = world.bind(&layer, ws).await;
+    let new = world.rebuild(ws, &old, Does::Answer(ms(0)));
+    world.resolver_takes(ws, ms(50));
+    layer.bindings().doubt_workspace(ws);
+
+    // The old agent lives and answers before the verdict: one failed or fast dial proves nothing.
+    let (before, begin) = (world.counts(), Instant::now());
+    let bound = call(&dial, chat).await.unwrap();
+    assert_eq!((begin.elapsed(), bound.agent), (ms(0), old.agent));
+    at(begin, ms(60)).await;
+    assert_eq!(world.counts() - before, counts(1, 1, 0, 0));
+    // What the validation has learned serves the next call.
+    let bound = call(&dial, chat).await.unwrap();
+    assert_eq!(bound.agent, new.agent);
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!(world.counts() - before, counts(2, 1, 0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_verdict_of_a_doubted_workspace_switches_a_dial_that_is_pending() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    let chat = world.bind(&layer, ws).await;
+    let new = world.rebuild(ws, &old, Does::Answer(ms(100)));
+    world.resolver_takes(ws, ms(50));
+    layer.bindings().doubt_workspace(ws);
+    let (before, begin) = (world.counts(), Instant::now());
+    let bound = call(&dial, chat).await.unwrap();
+    assert_eq!((begin.elapsed(), bound.agent), (ms(50), new.agent));
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!(world.counts() - before, counts(2, 1, 0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_doubt_reaches_the_calls_under_way() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    let chats = [world.bind(&layer, ws).await, world.bind(&layer, ws).await];
+    let new = world.rebuild(ws, &old, Does::Hang);
+    let (before, begin) = (world.counts(), Instant::now());
+    let calls = chats.map(|chat| start(&dial, chat));
+    at(begin, ms(100)).await;
+    layer.bindings().doubt_workspace(ws);
+    for call in calls {
+        assert_eq!(call.await.unwrap().unwrap().agent, new.agent);
+    }
+    assert_eq!(begin.elapsed(), ms(100));
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!(world.counts() - before, counts(4, 1, 0, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_doubt_is_answered_once() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    let chat = world.bind(&layer, ws).await;
+    layer.bindings().doubt_workspace(ws);
+    layer.bindings().doubt_workspace(workspace()); // nobody uses that one
+    let before = world.counts();
+    for _ in 0..3 {
+        assert_eq!(call(&dial, chat).await.unwrap().agent, target.agent);
+        settled().await;
+    }
+    assert_eq!(world.counts() - before, counts(3, 1, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_report_the_ready_dial_is_held_until_the_verdict() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    let chat = world.bind(&layer, ws).await;
+    let other = world.bind(&layer, ws).await;
+    world.resolver_takes(ws, ms(100));
+    call(&dial, chat).await.unwrap().report_stale();
+
+    // Another session of the workspace is not held; it shares the question.
+    let (before, begin) = (world.counts(), Instant::now());
+    let held = start(&dial, chat);
+    let free = call(&dial, other).await.unwrap();
+    assert_eq!((begin.elapsed(), free.agent), (ms(0), target.agent));
+    let bound = held.await.unwrap().unwrap();
+    assert_eq!((begin.elapsed(), bound.agent), (ms(100), target.agent));
+    assert_eq!(bound.outcome().path, Path::Confirmed);
+    assert_eq!(world.counts() - before, counts(2, 1, 0, 0));
+
+    // Answered: nothing is held any more.
+    let begin = Instant::now();
+    assert_eq!(call(&dial, chat).await.unwrap().outcome().path, Path::Reused);
+    assert_eq!((begin.elapsed(), world.counts() - before), (ms(0), counts(3, 1, 0, 0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_report_the_ready_dial_is_held_for_the_delay_at_most() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    let chat = world.bind(&layer, ws).await;
+    call(&dial, chat).await.unwrap().report_stale();
+    world.says(ws, Says::Hangs);
+    let (before, begin) = (world.counts(), Instant::now());
+    let bound = call(&dial, chat).await.unwrap();
+    assert_eq!((begin.elapsed(), bound.agent), (ms(250), target.agent));
+    assert_eq!(world.counts() - before, counts(1, 1, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_report_the_ready_dial_is_released_if_the_resolver_fails() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    let chat = world.bind(&layer, ws).await;
+    call(&dial, chat).await.unwrap().report_stale();
+    world.says(ws, Says::Fails);
+    world.resolver_takes(ws, ms(30));
+    let begin = Instant::now();
+    let bound = call(&dial, chat).await.unwrap();
+    assert_eq!((begin.elapsed(), bound.agent), (ms(30), target.agent));
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_report_the_held_connection_is_never_used_if_another_agent_is_named() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    let chat = world.bind(&layer, ws).await;
+    call(&dial, chat).await.unwrap().report_stale();
+    // The old agent still answers.
+    let new = world.rebuild(ws, &old, Does::Answer(ms(0)));
+    world.resolver_takes(ws, ms(100));
+    let (before, begin) = (world.counts(), Instant::now());
+    let bound = call(&dial, chat).await.unwrap();
+    assert_eq!((begin.elapsed(), bound.agent), (ms(100), new.agent));
+    assert_eq!(world.live_connections(), 1);
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!(world.counts() - before, counts(2, 1, 0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_report_counts_once_for_a_connection_and_its_handles() {
+    let world = World::new();
+    let (ws, _) = world.workspace();
+    let log = Log::default();
+    let layer = log.layer(&world);
+    let dial = world.dial(&layer);
+    let chat = world.bind(&layer, ws).await;
+    let bound = call(&dial, chat).await.unwrap();
+    let early = bound.handle().clone();
+    log.take();
+
+    early.report_stale();
+    assert_eq!(log.reports(), 1);
+    call(&dial, chat).await.unwrap(); // "same"
+    let before = world.counts();
+    for _ in 0..2 {
+        sleep(Duration::from_secs(120)).await;
+        bound.report_stale();
+        bound.handle().clone().report_stale();
+        early.report_stale();
+    }
+    bound.into_parts().1.report_stale();
+    assert_eq!(log.reports(), 0);
+    call(&dial, chat).await.unwrap();
+    assert_eq!(world.counts() - before, counts(1, 0, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_report_of_what_is_superseded_changes_nothing() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let log = Log::default();
+    let layer = log.layer(&world);
+    let dial = world.dial(&layer);
+    let chat = world.bind(&layer, ws).await;
+    let stale = call(&dial, chat).await.unwrap();
+    world.rebuild(ws, &old, Does::Hang);
+    call(&dial, chat).await.unwrap();
+    assert_eq!(layer.bindings().flush().await, 0);
+    log.take();
+    stale.report_stale();
+    assert_eq!(log.reports(), 0);
+    let before = world.counts();
+    assert_eq!(call(&dial, chat).await.unwrap().outcome().path, Path::Reused);
+    settled().await;
+    assert_eq!(world.counts() - before, counts(1, 0, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_report_of_a_workspace_that_the_session_has_left_does_not_slow_the_session() {
+    let world = World::new();
+    let (ws, _) = world.workspace();
+    let (other, target) = world.workspace();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    let chat = world.bind(&layer, ws).await;
+    let left = call(&dial, chat).await.unwrap();
+    layer.bindings().select_workspace(chat, other).await.unwrap();
+    call(&dial, chat).await.unwrap();
+    layer.bindings().flush().await;
+    left.report_stale();
+    let before = world.counts();
+    assert_eq!(call(&dial, chat).await.unwrap().agent, target.agent);
+    settled().await;
+    assert_eq!(world.counts() - before, counts(1, 0, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn reports_of_one_agent_count_once_a_second_and_ever_more_rarely_while_it_is_confirmed() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let log = Log::default();
+    let layer = log.layer(&world);
+    let dial = world.dial(&layer);
+    let chat = world.bind(&layer, ws).await;
+    let bound = || async { call(&dial, chat).await.unwrap() };
+    log.take();
+
+    // Without a verdict in between: one a second.
+    let (one, two, three) = (bound().await, bound().await, bound().await);
+    one.report_stale();
+    two.report_stale();
+    assert_eq!(log.reports(), 1);
+    sleep(ms(1_000)).await;
+    three.report_stale();
+    assert_eq!(log.reports(), 1);
+
+    for pause in [2, 4, 8, 16, 32, 60, 60, 60] {
+        let begin = Instant::now();
+        let before = world.counts();
+        let (early, due) = (bound().await, bound().await); // the first one is held until "same"
+        assert_eq!(world.counts() - before, counts(2, 1, 0, 0), "pause {pause}");
+        log.take();
+        at(begin, ms(pause * 1_000 - 1)).await;
+        early.report_stale();
+        assert_eq!(log.reports(), 0, "pause {pause}");
+        at(begin, ms(pause * 1_000)).await;
+        due.report_stale();
+        assert_eq!(log.reports(), 1, "pause {pause}");
+    }
+
+    // Another agent begins anew.
+    let new = world.rebuild(ws, &target, Does::Answer(ms(0)));
+    let (one, two) = (bound().await, bound().await);
+    assert_eq!((one.agent, two.agent), (new.agent, new.agent));
+    log.take();
+    one.report_stale();
+    assert_eq!(log.reports(), 1);
+    bound().await;
+    sleep(ms(2_000)).await;
+    two.report_stale();
+    assert_eq!(log.reports(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn current_asks_if_the_last_verdict_is_older_than_five_seconds() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let layer = world.layer();
+    let begin = Instant::now();
+    let chat = world.bind(&layer, ws).await; // validates
+    let before = world.counts();
+    for (after, validations) in [(0, 0), (5_000, 0), (5_001, 1), (5_001, 1), (10_001, 1), (10_002, 2)] {
+        at(begin, ms(after)).await;
+        let current = layer.bindings().current(chat).await.unwrap();
+        assert_eq!((current.session, current.workspace, current.status), (chat, ws, Status::Running));
+        assert_eq!(current.target.as_deref(), Some(&target));
+        assert_eq!(world.counts() - before, counts(0, validations, 0, 0), "after {after} ms");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn current_shares_its_question_and_writes_nothing() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let layer = world.layer();
+    let chat = world.bind(&layer, ws).await;
+    let new = world.rebuild(ws, &old, Does::Answer(ms(0)));
+    world.resolver_takes(ws, ms(100));
+    sleep(ms(6_000)).await;
+    let (before, row) = (world.counts(), world.row(chat));
+    let pages: Vec<JoinHandle<_>> = (0..8)
+        .map(|_| {
+            let bindings = layer.bindings();
+            tokio::spawn(async move { bindings.current(chat).await.unwrap() })
+        })
+        .collect();
+    for page in pages {
+        let current = page.await.unwrap();
+        assert_eq!((current.target.as_deref(), current.status), (Some(&new), Status::Running));
+    }
+    layer.bindings().flush().await;
+    assert_eq!((world.counts() - before, world.row(chat)), (counts(0, 1, 0, 0), row));
+    // What it has learned serves the next call.
+    assert_eq!(call(&world.dial(&layer), chat).await.unwrap().agent, new.agent);
+    assert_eq!(world.counts() - before, counts(1, 1, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn current_tells_every_answer_apart_and_keeps_the_target() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let layer = world.layer();
+    let chat = world.bind(&layer, ws).await;
+    for (says, status) in [
+        (
+            Says::Is(Resolution::Starting { retry_after: Some(ms(900)) }),
+            Status::Starting { retry_after: Some(ms(900)) },
+        ),
+        (Says::Is(Resolution::Stopped), Status::Stopped),
+        (Says::Is(Resolution::Gone), Status::Gone),
+        (Says::Fails, Status::Unknown),
+        (Says::Is(Resolution::Running(target.clone())), Status::Running),
+        (Says::Hangs, Status::Unknown),
+    ] {
+        sleep(ms(6_000)).await;
+        world.says(ws, says);
+        let before = world.counts();
+        let current = layer.bindings().current(chat).await.unwrap();
+        assert_eq!((current.status, current.target.as_deref()), (status, Some(&target)));
+        assert_eq!(world.counts() - before, counts(0, 1, 0, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn current_asks_about_a_doubt_whatever_the_age_of_the_verdict() {
+    let world = World::new();
+    let (ws, _) = world.workspace();
+    let layer = world.layer();
+    let chat = world.bind(&layer, ws).await;
+    sleep(ms(10)).await;
+    layer.bindings().doubt_workspace(ws);
+    let before = world.counts();
+    layer.bindings().current(chat).await.unwrap();
+    assert_eq!(world.counts() - before, counts(0, 1, 0, 0));
+    layer.bindings().current(chat).await.unwrap();
+    assert_eq!(world.counts() - before, counts(0, 1, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn current_of_a_cold_session_reads_its_row() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let chat = world.bind(&world.layer(), ws).await;
+    let layer = world.layer();
+    let before = world.counts();
+    let current = layer.bindings().current(chat).await.unwrap();
+    assert_eq!((current.target.as_deref(), current.status), (Some(&target), Status::Running));
+    assert_eq!(world.counts() - before, counts(0, 1, 1, 0));
+    let error = layer.bindings().current(session()).await.unwrap_err();
+    assert_eq!(error.kind(), &ErrorKind::NotBound);
+    world.store.on_all(Fault::Unavailable);
+    let error = layer.bindings().current(session()).await.unwrap_err();
+    assert_eq!(error.kind(), &ErrorKind::Store);
+    assert_eq!(world.counts() - before, counts(0, 1, 3, 0));
+}
+
+/// Whether a binding has ended by now.
+async fn has_ended(handle: &BoundHandle) -> bool {
+    timeout(ms(1), handle.superseded()).await.is_ok()
+}
+
+/// Waits for the end of a binding; says when it came.
+fn watch(handle: &BoundHandle) -> JoinHandle<Instant> {
+    let superseded = handle.superseded();
+    tokio::spawn(async move {
+        superseded.await;
+        Instant::now()
+    })
+}
+
+/// Two handles of one session: of the call that bound it, and of one that found it bound.
+async fn handles(world: &World, layer: &BoundAgentLayer, ws: WorkspaceId) -> (SessionId, [BoundHandle; 2]) {
+    let chat = session();
+    let dial = world.dial(layer);
+    let first = call(&dial, DialSession::new(chat).in_workspace(ws)).await.unwrap();
+    assert_eq!(layer.bindings().flush().await, 0);
+    let second = call(&dial, chat).await.unwrap();
+    (chat, [first.into_parts().1, second.into_parts().1])
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_binding_ends_when_somebody_learns_of_a_newer_build() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let layer = world.layer();
+    let (_, handles) = handles(&world, &layer, ws).await;
+    let other = world.bind(&layer, ws).await;
+    let watched = handles.each_ref().map(watch);
+    settled().await;
+    world.rebuild(ws, &old, Does::Hang);
+    let begin = Instant::now();
+    call(&world.dial(&layer), other).await.unwrap();
+    for watched in watched {
+        assert_eq!(watched.await.unwrap(), begin + ms(250));
+    }
+    for handle in &handles {
+        assert!(has_ended(handle).await, "also for who asks later");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_binding_ends_with_an_order() {
+    for forget in [false, true] {
+        let world = World::new();
+        let (ws, _) = world.workspace();
+        let (other, _) = world.workspace();
+        let layer = world.layer();
+        let (chat, handles) = handles(&world, &layer, ws).await;
+        let watched = handles.each_ref().map(watch);
+        sleep(ms(100)).await;
+        assert!(watched.iter().all(|watched| !watched.is_finished()));
+        let begin = Instant::now();
+        if forget {
+            layer.bindings().forget(chat).await.unwrap();
+        } else {
+            layer.bindings().select_workspace(chat, other).await.unwrap();
+        }
+        for watched in watched {
+            let ended = timeout(ms(10), watched).await.expect("told").unwrap();
+            assert_eq!(ended, begin);
+        }
+        for handle in &handles {
+            assert!(has_ended(handle).await, "also for who asks later");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_binding_does_not_end_with_what_does_not_move_it() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    let (chat, handles) = handles(&world, &layer, ws).await;
+    let neighbours = [world.bind(&layer, ws).await, world.bind(&layer, ws).await];
+    let watched = handles.each_ref().map(watch);
+
+    layer.bindings().doubt_workspace(ws);
+    call(&dial, chat).await.unwrap();
+    handles[0].report_stale();
+    call(&dial, chat).await.unwrap();
+    layer.bindings().select_workspace(chat, ws).await.unwrap();
+    layer.bindings().unbind(chat).await.unwrap();
+    assert_eq!(call(&dial, chat).await.unwrap().agent, target.agent);
+    layer.bindings().flush().await;
+    layer.bindings().forget(neighbours[0]).await.unwrap();
+    layer.bindings().select_workspace(neighbours[1], world.workspace().0).await.unwrap();
+    world.says(ws, Says::Fails);
+    layer.bindings().doubt_workspace(ws);
+    call(&dial, chat).await.unwrap();
+    world.says(ws, Says::Is(Resolution::Stopped));
+    world.does(&target, Does::Hang);
+    call(&dial, chat).await.unwrap_err();
+    settled().await;
+    assert!(watched.iter().all(|watched| !watched.is_finished()));
+    watched.iter().for_each(JoinHandle::abort);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_binding_ends_although_its_row_was_evicted() {
+    for order in ["build", "select", "select and evict", "forget"] {
+        let world = World::new();
+        let (ws, old) = world.workspace();
+        let (crowd, _) = world.workspace();
+        let (elsewhere, _) = world.workspace();
+        let layer = world.builder().cache_capacity(8).build().unwrap();
+        let dial = world.dial(&layer);
+        let (chat, handles) = handles(&world, &layer, ws).await;
+        let watched = handles.each_ref().map(watch);
+        // Evicted: the next call of the session would read its row, as its neighbours' last calls show.
+        let crowded = async || {
+            for _ in 0..200 {
+                let other = world.bind(&layer, crowd).await;
+                call(&dial, other).await.unwrap();
+            }
+        };
+        crowded().await;
+        for _ in 0..5_000 {
+            // Some of these look as if they might have been about the evicted one.
+            assert!(!layer.bindings().forget(session()).await.unwrap());
+        }
+        settled().await;
+        assert!(watched.iter().all(|watched| !watched.is_finished()), "eviction ends nothing");
+        match order {
+            "build" => {
+                let other = world.bind(&layer, ws).await;
+                world.rebuild(ws, &old, Does::Hang);
+                call(&dial, other).await.unwrap();
+            }
+            "forget" => assert!(layer.bindings().forget(chat).await.unwrap()),
+            _ => {
+                layer.bindings().select_workspace(chat, elsewhere).await.unwrap();
+            }
+        }
+        if order == "select and evict" {
+            watched.iter().for_each(JoinHandle::abort);
+            crowded().await;
+        } else {
+            for watched in watched {
+                timeout(ms(10), watched).await.unwrap_or_else(|_| panic!("{order}: not told")).unwrap();
+            }
+        }
+        for handle in &handles {
+            assert!(has_ended(handle).await, "{order}: not told to who asks later");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_ended_a_binding_while_nobody_listened_is_noticed() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    let (chat, [_, handle]) = handles(&world, &layer, ws).await;
+    assert!(!has_ended(&handle).await);
+    world.rebuild(ws, &old, Does::Fail(ms(0)));
+    let bound = call(&dial, chat).await.unwrap();
+    assert!(has_ended(&handle).await);
+    assert!(!has_ended(bound.handle()).await);
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert!(!has_ended(bound.handle()).await, "its own repair ends nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_observer_sees_a_switch_in_order() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let log = Log::default();
+    let layer = log.layer(&world);
+    let chat = world.bind(&layer, ws).await;
+    let new = world.rebuild(ws, &old, Does::Hang);
+    world.resolver_takes(ws, ms(20));
+    world.does(&new, Does::Answer(ms(30)));
+    log.take();
+    call(&world.dial(&layer), chat).await.unwrap();
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!(
+        log.take(),
+        [
+            format!("validated {} in 20ms", new.agent),
+            format!("dialed {} in 30ms", new.agent),
+            format!("switched from {} to {}", old.agent, new.agent),
+            format!("used {}, 2 dials", new.agent),
+            format!("repaired {}: Written", new.agent),
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_observer_sees_every_kind_of_event() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let log = Log::default();
+    let layer = log.layer(&world);
+    let dial = world.dial(&layer);
+    let chat = world.bind(&layer, ws).await;
+    let agent = target.agent;
+    assert_eq!(
+        log.take(),
+        [
+            format!("validated {agent} in 0ns"),
+            format!("dialed {agent} in 0ns"),
+            format!("used {agent}, 1 dials"),
+            format!("repaired {agent}: Written"),
+        ]
+    );
+
+    // A cached binding that is used is seen too.
+    let bound = call(&dial, chat).await.unwrap();
+    assert_eq!(log.take(), [format!("dialed {agent} in 0ns"), format!("used {agent}, 1 dials")]);
+
+    bound.report_stale();
+    assert_eq!(log.take(), [format!("reported {agent}")]);
+
+    world.does(&target, Does::Hang);
+    world.says(ws, Says::Fails);
+    let dropped = timeout(ms(40), call(&dial, chat)).await;
+    assert!(dropped.is_err());
+    let lines = log.take();
+    assert_eq!(lines, ["no answer in 0ns: the resolver is broken".to_owned(), format!("dropped {agent} after 40ms")]);
+
+    world.does(&target, Does::Fail(ms(5)));
+    world.says(ws, Says::Is(Resolution::Stopped));
+    call(&dial, chat).await.unwrap_err();
+    let lines = log.take();
+    assert!(lines.contains(&format!("failed {agent} in 5ms: connection refused")), "{lines:?}");
+    assert!(lines.contains(&"validated Stopped in 0ns".to_owned()), "{lines:?}");
+
+    let new = world.rebuild(ws, &target, Does::Fail(ms(0)));
+    world.store.on_writes(Fault::Unavailable);
+    call(&dial, chat).await.unwrap();
+    assert_eq!(layer.bindings().flush().await, 1);
+    let lines = log.take();
+    assert!(lines.contains(&format!("repaired {}: Retrying", new.agent)), "{lines:?}");
+    assert!(lines.contains(&format!("switched from {agent} to {}", new.agent)), "{lines:?}");
+    world.store.on_writes(Fault::None);
+    world.store.elsewhere().delete(chat, None).await.unwrap();
+    sleep(ms(200)).await;
+    assert_eq!(log.take(), [format!("repaired {}: Lost", new.agent)]);
+
+    // And what was given up when the layer was closed.
+    let chat = world.bind(&layer, ws).await;
+    world.rebuild(ws, &new, Does::Fail(ms(0)));
+    world.store.on_writes(Fault::Unavailable);
+    let bound = call(&dial, chat).await.unwrap();
+    assert_eq!(layer.bindings().close(ms(1_000)).await, 1);
+    assert_eq!(bound.outcome().repair(), Repair::Failed);
+    assert!(log.take().contains(&format!("repaired {}: Failed", bound.target().agent)));
+}
+
+#[test]
+fn what_is_kept_of_a_connection_can_be_sent_and_shared() {
+    fn is<T: Send + Sync + Clone + 'static>() {}
+    fn sent<T: Send + Sync + 'static>() {}
+    is::<BoundHandle>();
+    is::<tower_bound_agent::Bindings>();
+    is::<Target>();
+    sent::<tower_bound_agent::Retargeted>();
+    sent::<tower_bound_agent::Error>();
+}

@@ -1,1 +1,692 @@
-//! ...
+//! Orders: what they write, what they move, what they say when the store does not answer.
+
+use crate::support::*;
+use crate::{at, settled, start};
+use std::sync::{Arc, Mutex};
+use tokio::time::{Duration, Instant, sleep};
+use tower::{Layer, ServiceExt};
+use tower_bound_agent::{
+    DialSession, Error, ErrorKind, Path, Previous, Repair, Resolution, Revision, Status,
+    store::{BindingStore, NewBinding, StoreError, Swap},
+};
+
+fn is_unknown(error: &Error) -> bool {
+    let cause = error.store_error().and_then(|cause| cause.downcast_ref::<StoreError>());
+    *error.kind() == ErrorKind::OutcomeUnknown && matches!(cause, Some(StoreError::Unknown(_)))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pending_call_moves_at_the_instant_of_the_order() {
+    for known in [false, true] {
+        let world = World::new();
+        let (ws, old) = world.workspace();
+        let (other, target) = world.workspace();
+        let layer = world.layer();
+        let chat = world.bind(&layer, ws).await;
+        if known {
+            world.bind(&layer, other).await;
+        }
+        world.does(&old, Does::Hang);
+
+        let (before, begin) = (world.counts(), Instant::now());
+        let under_way = start(&world.dial(&layer), chat);
+        at(begin, ms(100)).await;
+        let row = layer.bindings().select_workspace(chat, other).await.unwrap();
+        assert_eq!((row.workspace, row.target.clone()), (other, None));
+        let bound = under_way.await.unwrap().unwrap();
+        assert_eq!((begin.elapsed(), bound.agent, bound.workspace()), (ms(100), target.agent, other));
+        assert_eq!(bound.outcome().path, Path::FirstBind);
+        assert_eq!((bound.outcome().dials, bound.outcome().decided_in), (2, ms(100)));
+        assert_eq!(layer.bindings().flush().await, 0);
+        // The order and the first bind; a question only if nobody here knew the workspace.
+        assert_eq!(world.counts() - before, counts(2, u64::from(!known), 0, 2));
+        assert_eq!((world.live_dials(), world.live_connections()), (0, 1));
+        let last = world.dialed().pop().unwrap();
+        assert_eq!((last.0, last.1.workspace, last.1.target.agent), (begin + ms(100), other, target.agent));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_waits_for_the_resolver_moves_at_the_instant_of_the_order() {
+    let world = World::new();
+    let (ws, _) = world.workspace();
+    world.says(ws, Says::Hangs);
+    let (other, target) = world.workspace();
+    let layer = world.layer();
+    let chat = session();
+    layer.bindings().select_workspace(chat, ws).await.unwrap();
+
+    let (before, begin) = (world.counts(), Instant::now());
+    let under_way = start(&world.dial(&layer), chat);
+    at(begin, ms(700)).await;
+    layer.bindings().select_workspace(chat, other).await.unwrap();
+    assert_eq!(under_way.await.unwrap().unwrap().agent, target.agent);
+    assert_eq!(begin.elapsed(), ms(700));
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!(world.counts() - before, counts(1, 2, 0, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_to_the_old_workspace_is_dropped_if_the_order_lands_while_the_dial_is_polled() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let (other, target) = world.workspace();
+    let layer = world.layer();
+    let chat = world.bind(&layer, ws).await;
+
+    // The end of a transaction is the one order that lands at once, so it can be put inside of a poll.
+    let mut transaction = Staged::default();
+    let guard = layer.bindings().select_workspace_in(&world.store, &mut transaction, chat, other).await.unwrap();
+    transaction.commit(&world.store).await;
+    let guard = Arc::new(Mutex::new(Some(guard)));
+    let during = Arc::clone(&guard);
+    let dialer = world.dialer().map_future(move |dial| {
+        let guard = Arc::clone(&during);
+        async move {
+            let connection = dial.await;
+            if let Some(guard) = guard.lock().unwrap().take() {
+                guard.committed();
+            }
+            connection
+        }
+    });
+
+    let before = world.counts();
+    let bound = call(&layer.layer(dialer), chat).await.unwrap();
+    assert!(guard.lock().unwrap().is_none());
+    assert_eq!((bound.agent, bound.workspace()), (target.agent, other));
+    assert_eq!(world.dialed_agents()[1..], [old.agent, target.agent]);
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!(world.counts() - before, counts(2, 1, 0, 1));
+    assert_eq!((world.live_dials(), world.live_connections()), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_living_old_agent_is_returned_to_a_call_that_began_before_the_order() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let (other, target) = world.workspace();
+    let layer = world.layer();
+    let chat = world.bind(&layer, ws).await;
+    world.does(&old, Does::Answer(ms(100)));
+
+    // The order is under way when the dial ends, and known one millisecond later or earlier.
+    for (takes, expected) in [(99, target.agent), (101, old.agent)] {
+        let begin = Instant::now();
+        let under_way = start(&world.dial(&layer), chat);
+        world.store.on_writes(Fault::Slow(ms(takes)));
+        let bindings = layer.bindings();
+        let order = tokio::spawn(async move { bindings.select_workspace(chat, other).await });
+        let bound = under_way.await.unwrap().unwrap();
+        assert_eq!(bound.agent, expected);
+        order.await.unwrap().unwrap();
+        assert!(begin.elapsed() <= ms(101));
+        assert_eq!(call(&world.dial(&layer), chat).await.unwrap().agent, target.agent);
+        world.store.on_writes(Fault::None);
+        layer.bindings().flush().await;
+        layer.bindings().select_workspace(chat, ws).await.unwrap();
+        world.does(&old, Does::Answer(ms(0)));
+        assert_eq!(call(&world.dial(&layer), chat).await.unwrap().agent, old.agent);
+        world.does(&old, Does::Answer(ms(100)));
+        layer.bindings().flush().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_is_pointed_elsewhere_again_and_again_runs_out_of_dials() {
+    let world = World::new();
+    let places: Vec<_> = (0..4).map(|_| world.workspace()).collect();
+    let layer = world.layer();
+    let chat = world.bind(&layer, places[0].0).await;
+    for (_, target) in &places {
+        world.does(target, Does::Hang);
+    }
+    let (before, begin) = (world.counts(), Instant::now());
+    let under_way = start(&world.dial(&layer), chat);
+    for (n, (ws, _)) in places.iter().enumerate().skip(1) {
+        at(begin, ms(50 * n as u64)).await;
+        layer.bindings().select_workspace(chat, *ws).await.unwrap();
+    }
+    let error = under_way.await.unwrap().unwrap_err();
+    assert_eq!((begin.elapsed(), error.kind()), (ms(150), &ErrorKind::Retargeted));
+    assert_eq!(world.counts() - before, counts(3, 3, 0, 3));
+    assert_eq!(world.live_dials(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_to_the_workspace_where_a_session_is_keeps_its_agent_and_its_pending_dial() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let layer = world.layer();
+    let chat = world.bind(&layer, ws).await;
+    world.does(&target, Does::Answer(ms(200)));
+    let (before, begin) = (world.counts(), Instant::now());
+    let under_way = start(&world.dial(&layer), chat);
+    at(begin, ms(100)).await;
+    let row = layer.bindings().select_workspace(chat, ws).await.unwrap();
+    assert_eq!(row.target.as_deref(), Some(&target));
+    let bound = under_way.await.unwrap().unwrap();
+    assert_eq!((begin.elapsed(), bound.outcome().path.clone()), (ms(200), Path::Reused));
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!(world.counts() - before, counts(1, 0, 0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_creates_the_record_of_a_session_that_has_none() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let layer = world.layer();
+    let chat = session();
+    let row = layer.bindings().select_workspace(chat, ws).await.unwrap();
+    assert_eq!((row.workspace, row.target, row.revision), (ws, None, Revision::new(1)));
+    assert_eq!(world.counts(), counts(0, 0, 0, 1));
+    assert_eq!(layer.bindings().get(chat).await.unwrap().unwrap().workspace, ws);
+    assert_eq!(call(&world.dial(&layer), chat).await.unwrap().agent, target.agent);
+    assert_eq!(world.counts().r, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_whose_future_is_dropped_is_carried_out() {
+    let world = World::new();
+    let (ws, _) = world.workspace();
+    let (other, target) = world.workspace();
+    let layer = world.layer();
+    let chat = world.bind(&layer, ws).await;
+    world.store.on_writes(Fault::Slow(ms(50)));
+    let bindings = layer.bindings();
+    let dropped = tokio::time::timeout(ms(10), bindings.select_workspace(chat, other)).await;
+    assert!(dropped.is_err());
+    sleep(ms(50)).await;
+    assert_eq!(world.row(chat).unwrap().workspace, other);
+    let before = world.counts();
+    assert_eq!(call(&world.dial(&layer), chat).await.unwrap().agent, target.agent);
+    assert_eq!((world.counts() - before).r, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_whose_answer_was_lost_is_a_success_because_the_row_shows_it() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let (other, _) = world.workspace();
+    let layer = world.layer();
+    let bindings = layer.bindings();
+    let chat = world.bind(&layer, ws).await;
+    let (child, parent) = (session(), world.bind(&layer, ws).await);
+    world.store.on_writes(Fault::LostAnswer);
+
+    let before = world.counts();
+    let row = bindings.select_workspace(chat, other).await.unwrap();
+    assert_eq!((row.workspace, Some(row)), (other, world.row(chat)));
+    assert_eq!(world.counts() - before, counts(0, 0, 1, 1), "sent once, read once");
+    assert_eq!(bindings.get(chat).await.unwrap().unwrap().workspace, other);
+    assert_eq!(world.counts() - before, counts(0, 0, 1, 1), "and known");
+
+    let before = world.counts();
+    let row = bindings.unbind(parent).await.unwrap().unwrap();
+    assert_eq!((row.workspace, row.target), (ws, None));
+    assert_eq!(world.counts() - before, counts(0, 0, 1, 1));
+
+    world.store.elsewhere().delete(chat, None).await.unwrap();
+    let row = world.store.elsewhere().load(parent).await.unwrap().unwrap();
+    let bound = NewBinding::new(parent, ws, Some(Arc::new(target.clone())));
+    let Swap::Applied(_) = world.store.elsewhere().compare_and_swap(row.revision, bound).await.unwrap() else {
+        panic!("the row has changed")
+    };
+    let before = world.counts();
+    let row = bindings.inherit(child, parent).await.unwrap();
+    assert_eq!((row.workspace, row.target.as_deref()), (ws, Some(&target)));
+    // The child's row shows it; the parent's row is what it is compared with.
+    assert_eq!(world.counts() - before, counts(0, 0, 2, 1));
+
+    let before = world.counts();
+    assert!(bindings.forget(child).await.unwrap());
+    assert_eq!((world.row(child), world.counts() - before), (None, counts(0, 0, 1, 1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_that_was_lost_has_an_unknown_outcome_and_the_row_is_read_at_each_call_until_it_shows_it() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let (other, target) = world.workspace();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    let chat = world.bind(&layer, ws).await;
+    world.store.on_writes(Fault::LostRequest);
+    let before = world.counts();
+    let error = layer.bindings().select_workspace(chat, other).await.unwrap_err();
+    assert!(is_unknown(&error), "{error:?}");
+    assert_eq!(error.session(), Some(chat));
+    assert_eq!(world.counts() - before, counts(0, 0, 1, 1), "never sent again");
+    world.store.on_writes(Fault::None);
+
+    let before = world.counts();
+    for n in 1..=5 {
+        assert_eq!(call(&dial, chat).await.unwrap().agent, old.agent);
+        assert_eq!(world.counts() - before, counts(n, 0, n, 0));
+        sleep(Duration::from_secs(10)).await;
+    }
+    // The statement arrives after all.
+    world.store.elsewhere().retarget(chat, other).await.unwrap();
+    let before = world.counts();
+    assert_eq!(call(&dial, chat).await.unwrap().agent, target.agent);
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!(world.counts() - before, counts(1, 1, 1, 1));
+    assert_eq!(call(&dial, chat).await.unwrap().agent, target.agent);
+    assert_eq!(world.counts() - before, counts(2, 1, 1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_that_never_arrives_is_waited_for_a_minute() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let (other, _) = world.workspace();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    let chat = world.bind(&layer, ws).await;
+    world.store.on_writes(Fault::LostRequest);
+    let begin = Instant::now();
+    assert!(is_unknown(&layer.bindings().select_workspace(chat, other).await.unwrap_err()));
+    world.store.on_writes(Fault::None);
+    let before = world.counts();
+    for (after, reads) in [(0, 1), (30_000, 2), (59_999, 3), (60_000, 4), (60_001, 4), (90_000, 4)] {
+        at(begin, ms(after)).await;
+        assert_eq!(call(&dial, chat).await.unwrap().agent, old.agent);
+        assert_eq!((world.counts() - before).r, reads, "after {after} ms");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_without_any_answer_ends_after_the_store_timeout() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let (other, _) = world.workspace();
+    let layer = world.layer();
+    let chat = world.bind(&layer, ws).await;
+    for (reads, after) in [(Fault::None, Duration::from_secs(5)), (Fault::Hang, Duration::from_secs(10))] {
+        world.store.on_writes(Fault::Hang);
+        world.store.on_reads(reads);
+        let (before, begin) = (world.counts(), Instant::now());
+        let error = layer.bindings().select_workspace(chat, other).await.unwrap_err();
+        assert!(is_unknown(&error), "{error:?}");
+        assert_eq!((begin.elapsed(), world.counts() - before), (after, counts(0, 0, 1, 1)));
+        world.store.on_all(Fault::None);
+        let before = world.counts();
+        assert_eq!(call(&world.dial(&layer), chat).await.unwrap().agent, old.agent);
+        assert_eq!(world.counts() - before, counts(1, 0, 1, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_order_that_was_lost_says_so_and_is_sent_once() {
+    let world = World::new();
+    let (ws, _) = world.workspace();
+    let layer = world.layer();
+    let bindings = layer.bindings();
+    let (a, b, parent) = (world.bind(&layer, ws).await, world.bind(&layer, ws).await, world.bind(&layer, ws).await);
+    world.store.on_writes(Fault::LostRequest);
+
+    let before = world.counts();
+    assert!(is_unknown(&bindings.unbind(a).await.unwrap_err()));
+    assert_eq!(world.counts() - before, counts(0, 0, 1, 1));
+    assert!(is_unknown(&bindings.forget(b).await.unwrap_err()));
+    assert_eq!(world.counts() - before, counts(0, 0, 2, 2));
+    assert!(is_unknown(&bindings.inherit(session(), parent).await.unwrap_err()));
+    assert_eq!(world.counts() - before, counts(0, 0, 3, 3));
+    assert!(is_unknown(&bindings.reset_workspace(ws).await.unwrap_err()));
+    assert_eq!(world.counts() - before, counts(0, 0, 3, 4));
+
+    // Late arrivals are seen by the next call.
+    world.store.on_writes(Fault::None);
+    world.store.elsewhere().delete(b, None).await.unwrap();
+    assert_eq!(call(&world.dial(&layer), b).await.unwrap_err().kind(), &ErrorKind::NotBound);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_to_a_store_that_is_down_changes_nothing() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let (other, _) = world.workspace();
+    let layer = world.layer();
+    let bindings = layer.bindings();
+    let chat = world.bind(&layer, ws).await;
+    world.store.on_all(Fault::Unavailable);
+
+    let before = world.counts();
+    let errors = [
+        bindings.select_workspace(chat, other).await.unwrap_err(),
+        bindings.unbind(chat).await.unwrap_err(),
+        bindings.forget(chat).await.unwrap_err(),
+        bindings.inherit(session(), chat).await.unwrap_err(),
+        bindings.reset_workspace(ws).await.unwrap_err(),
+    ];
+    for error in errors {
+        assert_eq!(error.kind(), &ErrorKind::Store);
+        let cause = error.store_error().unwrap().downcast_ref::<StoreError>();
+        assert!(matches!(cause, Some(StoreError::Unavailable(_))), "{cause:?}");
+    }
+    assert_eq!(world.counts() - before, counts(0, 0, 0, 5));
+    assert_eq!(call(&world.dial(&layer), chat).await.unwrap().agent, old.agent);
+    assert_eq!(world.counts() - before, counts(1, 0, 0, 5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn unbind_drops_the_target_and_keeps_the_workspace() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let layer = world.layer();
+    let chat = world.bind(&layer, ws).await;
+    let before = world.counts();
+    let row = layer.bindings().unbind(chat).await.unwrap().unwrap();
+    assert_eq!((row.workspace, row.target.clone()), (ws, None));
+    assert_eq!(row.previous, Some(Previous::new(target.agent, target.generation)));
+    assert_eq!(world.counts() - before, counts(0, 0, 0, 1));
+
+    // What is known of the workspace is dialed.
+    let bound = call(&world.dial(&layer), chat).await.unwrap();
+    assert_eq!((bound.agent, bound.outcome().path.clone()), (target.agent, Path::FirstBind));
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!(world.counts() - before, counts(1, 0, 0, 2));
+
+    assert_eq!(layer.bindings().unbind(session()).await.unwrap(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn unbind_asks_the_resolver_if_the_agent_is_in_doubt() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let layer = world.layer();
+    let chat = world.bind(&layer, ws).await;
+    let new = world.rebuild(ws, &old, Does::Answer(ms(0)));
+    layer.bindings().unbind(chat).await.unwrap();
+    layer.bindings().doubt_workspace(ws);
+    let before = world.counts();
+    assert_eq!(call(&world.dial(&layer), chat).await.unwrap().agent, new.agent);
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!(world.counts() - before, counts(1, 1, 0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forgotten_session_is_not_bound_and_continues_above_its_last_revision() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    let chat = world.bind(&layer, ws).await;
+    let last = world.row(chat).unwrap().revision;
+
+    let before = world.counts();
+    assert!(layer.bindings().forget(chat).await.unwrap());
+    assert_eq!((world.counts() - before, world.row(chat)), (counts(0, 0, 0, 1), None));
+    assert_eq!(call(&dial, chat).await.unwrap_err().kind(), &ErrorKind::NotBound);
+    assert_eq!(layer.bindings().get(chat).await.unwrap(), None);
+    assert_eq!(world.counts() - before, counts(0, 0, 2, 1));
+    assert!(!layer.bindings().forget(chat).await.unwrap(), "there is nothing to forget");
+
+    let bound = call(&dial, DialSession::new(chat).in_workspace(ws)).await.unwrap();
+    assert_eq!((bound.agent, bound.outcome().path.clone()), (target.agent, Path::FirstBind));
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert!(world.row(chat).unwrap().revision.get() >= last.get() + 3, "forgotten, created, bound");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pending_call_of_a_forgotten_session_ends_at_that_instant() {
+    for named in [false, true] {
+        let world = World::new();
+        let (ws, old) = world.workspace();
+        let layer = world.layer();
+        let chat = world.bind(&layer, ws).await;
+        world.does(&old, Does::Hang);
+        let mut ask = DialSession::new(chat);
+        if named {
+            ask = ask.in_workspace(ws);
+        }
+        let (before, begin) = (world.counts(), Instant::now());
+        let under_way = start(&world.dial(&layer), ask);
+        at(begin, ms(100)).await;
+        assert!(layer.bindings().forget(chat).await.unwrap());
+        settled().await;
+        if named {
+            // A caller that names its workspace has its session created anew, and the dial of its agent begun anew.
+            assert!(!under_way.is_finished());
+            assert_eq!(world.row(chat).unwrap().target, None);
+            assert_eq!(world.counts() - before, counts(2, 0, 1, 2));
+            under_way.abort();
+        } else {
+            assert!(under_way.is_finished());
+            assert_eq!(under_way.await.unwrap().unwrap_err().kind(), &ErrorKind::NotBound);
+            assert_eq!(world.counts() - before, counts(1, 0, 1, 1));
+            assert_eq!(world.live_dials(), 0);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_repair_does_not_bring_a_forgotten_session_back() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    let chat = world.bind(&layer, ws).await;
+    let new = world.rebuild(ws, &old, Does::Hang);
+    world.store.on_writes(Fault::Slow(ms(100)));
+    let bound = call(&dial, chat).await.unwrap();
+    assert_eq!((bound.agent, bound.outcome().repair()), (new.agent, Repair::Pending));
+    settled().await;
+    world.store.on_writes(Fault::None);
+    assert!(layer.bindings().forget(chat).await.unwrap());
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!((bound.outcome().repair(), world.row(chat)), (Repair::Lost, None));
+    assert_eq!(call(&dial, chat).await.unwrap_err().kind(), &ErrorKind::NotBound);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_repair_of_a_session_that_was_served_without_the_store_does_not_bring_it_back() {
+    let world = World::new();
+    let (ws, _) = world.workspace();
+    let layer = world.builder().serve_without_store(true).build().unwrap();
+    let chat = session();
+    world.store.on_all(Fault::Unavailable);
+    let bound = call(&world.dial(&layer), DialSession::new(chat).in_workspace(ws)).await.unwrap();
+    assert_eq!(layer.bindings().flush().await, 1);
+    world.store.on_all(Fault::None);
+    assert!(!layer.bindings().forget(chat).await.unwrap());
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!((bound.outcome().repair(), world.row(chat)), (Repair::Lost, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resolver_whose_generations_start_again_needs_the_order_to_reset() {
+    let world = World::new();
+    let ws = workspace();
+    let old = world.agent(Some(5));
+    world.runs(ws, &old);
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    let (chat, other) = (world.bind(&layer, ws).await, world.bind(&layer, ws).await);
+    let (elsewhere, _) = world.workspace();
+    let untouched = world.bind(&layer, elsewhere).await;
+    let kept = world.row(untouched);
+    world.does(&old, Does::Fail(ms(0)));
+    let new = world.agent(Some(1));
+    world.runs(ws, &new);
+
+    // Before: what it says looks like a lagging replica, and that is no evidence.
+    let before = world.counts();
+    let error = call(&dial, chat).await.unwrap_err();
+    assert_eq!(error.kind(), &ErrorKind::Unreachable { newer: None });
+    assert!(error.dial_error().is_some());
+    assert!(error.validation_error().unwrap().to_string().contains("older than what is known"));
+    assert_eq!(world.counts() - before, counts(2, 1, 0, 0));
+
+    let before = world.counts();
+    assert_eq!(layer.bindings().reset_workspace(ws).await.unwrap(), 2);
+    assert_eq!(world.counts() - before, counts(0, 0, 0, 1));
+
+    let bound = call(&dial, chat).await.unwrap();
+    assert_eq!((bound.agent, bound.outcome().path.clone()), (new.agent, Path::FirstBind));
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!(world.counts() - before, counts(1, 1, 1, 2));
+    assert_eq!(world.row(chat).unwrap().previous, Some(Previous::new(old.agent, old.generation)));
+
+    let before = world.counts();
+    assert_eq!(call(&dial, other).await.unwrap().agent, new.agent);
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!(world.counts() - before, counts(1, 0, 1, 1));
+
+    // From here on as ever.
+    let before = world.counts();
+    for chat in [chat, other] {
+        assert_eq!(call(&dial, chat).await.unwrap().outcome().path, Path::Reused);
+    }
+    assert_eq!(world.counts() - before, counts(2, 0, 0, 0));
+    assert_eq!(world.row(untouched), kept);
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_under_way_follow_the_order_to_reset_at_once() {
+    let world = World::new();
+    let ws = workspace();
+    let old = world.agent(Some(5));
+    world.runs(ws, &old);
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    let chats = [world.bind(&layer, ws).await, world.bind(&layer, ws).await];
+    world.does(&old, Does::Hang);
+    let new = world.agent(Some(1));
+    world.runs(ws, &new);
+
+    let (before, begin) = (world.counts(), Instant::now());
+    let under_way = chats.map(|chat| start(&dial, chat));
+    at(begin, ms(100)).await;
+    assert_eq!(layer.bindings().reset_workspace(ws).await.unwrap(), 2);
+    for call in under_way {
+        assert_eq!(call.await.unwrap().unwrap().agent, new.agent);
+    }
+    assert_eq!(begin.elapsed(), ms(100));
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!(world.counts() - before, counts(4, 1, 2, 3));
+    assert_eq!((world.live_dials(), world.live_connections()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repair_that_was_under_way_when_the_workspace_was_reset_writes_nothing() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let layer = world.layer();
+    let chat = world.bind(&layer, ws).await;
+    world.rebuild(ws, &old, Does::Hang);
+    world.store.on_writes(Fault::Slow(ms(100)));
+    let bound = call(&world.dial(&layer), chat).await.unwrap();
+    settled().await;
+    world.store.on_writes(Fault::None);
+    assert_eq!(layer.bindings().reset_workspace(ws).await.unwrap(), 1);
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!((bound.outcome().repair(), world.row(chat).unwrap().target), (Repair::Lost, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_keeps_the_agent_before_through_switch_and_rebind() {
+    let world = World::new();
+    let (ws, a) = world.workspace();
+    let (other, c) = world.workspace();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    let chat = world.bind(&layer, ws).await;
+    assert_eq!(world.row(chat).unwrap().previous, None);
+
+    let b = world.rebuild(ws, &a, Does::Hang);
+    call(&dial, chat).await.unwrap();
+    assert_eq!(layer.bindings().flush().await, 0);
+    let row = world.row(chat).unwrap();
+    assert_eq!((row.target.as_deref(), row.previous), (Some(&b), Some(Previous::new(a.agent, a.generation))));
+    assert_eq!(layer.bindings().get(chat).await.unwrap(), Some(row));
+
+    layer.bindings().select_workspace(chat, other).await.unwrap();
+    assert_eq!(world.row(chat).unwrap().previous, Some(Previous::new(b.agent, b.generation)));
+    call(&dial, chat).await.unwrap();
+    assert_eq!(layer.bindings().flush().await, 0);
+    let row = world.row(chat).unwrap();
+    assert_eq!((row.target.as_deref(), row.previous), (Some(&c), Some(Previous::new(b.agent, b.generation))));
+    assert_eq!(layer.bindings().get(chat).await.unwrap(), Some(row));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_workspace_that_contradicts_the_cached_row_makes_the_row_be_read_once_more() {
+    let world = World::new();
+    let (ws, _) = world.workspace();
+    let (other, target) = world.workspace();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    let chat = world.bind(&layer, ws).await;
+    let before = world.counts();
+    let error = call(&dial, DialSession::new(chat).in_workspace(other)).await.unwrap_err();
+    assert_eq!(error.kind(), &ErrorKind::WorkspaceMismatch { bound: ws, asked: other });
+    assert_eq!(world.counts() - before, counts(0, 0, 1, 0));
+    // The right one needs no reading.
+    call(&dial, DialSession::new(chat).in_workspace(ws)).await.unwrap();
+    assert_eq!(world.counts() - before, counts(1, 0, 1, 0));
+
+    // Another process has pointed the session there, and the caller knows.
+    world.store.elsewhere().retarget(chat, other).await.unwrap();
+    let before = world.counts();
+    let bound = call(&dial, DialSession::new(chat).in_workspace(other)).await.unwrap();
+    assert_eq!((bound.agent, bound.workspace()), (target.agent, other));
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!(world.counts() - before, counts(1, 1, 1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_of_another_process_is_found_when_the_old_workspace_is_stopped() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let (other, target) = world.workspace();
+    let layer = world.layer();
+    let chat = world.bind(&layer, ws).await;
+    world.store.elsewhere().retarget(chat, other).await.unwrap();
+    world.does(&old, Does::Hang);
+    world.says(ws, Says::Is(Resolution::Stopped));
+
+    let (before, begin) = (world.counts(), Instant::now());
+    let bound = call(&world.dial(&layer), chat).await.unwrap();
+    assert_eq!((begin.elapsed(), bound.agent, bound.workspace()), (ms(250), target.agent, other));
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!(world.counts() - before, counts(2, 2, 1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_of_another_process_is_found_by_the_repair_that_loses_to_it() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let (other, target) = world.workspace();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    let chat = world.bind(&layer, ws).await;
+    world.store.elsewhere().retarget(chat, other).await.unwrap();
+    let ordered = world.row(chat);
+    let new = world.rebuild(ws, &old, Does::Hang);
+
+    let before = world.counts();
+    let bound = call(&dial, chat).await.unwrap();
+    assert_eq!(bound.agent, new.agent);
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!((bound.outcome().repair(), world.row(chat)), (Repair::Lost, ordered));
+    assert_eq!(world.counts() - before, counts(2, 1, 0, 1));
+
+    let before = world.counts();
+    assert_eq!(call(&dial, chat).await.unwrap().agent, target.agent);
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!(world.counts() - before, counts(1, 1, 0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unbound_session_says_so_on_a_page() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let layer = world.layer();
+    let chat = session();
+    layer.bindings().select_workspace(chat, ws).await.unwrap();
+    let current = layer.bindings().current(chat).await.unwrap();
+    assert_eq!((current.workspace, current.target.as_deref()), (ws, Some(&target)));
+    assert_eq!((current.status, world.counts()), (Status::Running, counts(0, 1, 0, 1)));
+    assert_eq!(world.row(chat).unwrap().target, None, "a page writes nothing");
+}

@@ -14,3 +14,7 @@ mod deadline;
 mod denied;
 mod dropping;
 mod scene;
+
+mod crashes;
+mod exact;
+mod repairs;

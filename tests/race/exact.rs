@@ -1,0 +1,388 @@
+//! Exact interleavings: every step of the dialer, of the resolver and of the call is made by the test.
+
+use crate::{scene::settled, support::*};
+use std::{error::Error as _, sync::Arc};
+use tokio::time::{Duration, Instant, advance, sleep};
+use tokio_test::{
+    assert_pending, assert_ready, assert_ready_err, assert_ready_ok,
+    task::{self, Spawn},
+};
+use tower::{Layer, Service};
+use tower_bound_agent::{
+    AgentId, Bound, BoundAgent, BoundAgentLayer, BoxError, DialAgent, DialSession, ErrorKind, Path, Repair, Resolution,
+    ResolveWorkspace, ResponseFuture, SessionId, Target, WorkspaceId,
+    store::{BindingStore, MemoryStore, NewBinding},
+};
+use tower_test::mock::{self, Handle, Mock, SendResponse};
+
+/// A connection: who else holds it shows whether it was dropped.
+type Line = Arc<AgentId>;
+
+struct Bench {
+    store: MemoryStore,
+    layer: BoundAgentLayer,
+    dial: BoundAgent<Mock<DialAgent, Line>>,
+    dials: Handle<DialAgent, Line>,
+    questions: Handle<ResolveWorkspace, Resolution>,
+    chat: SessionId,
+    ws: WorkspaceId,
+    old: Target,
+}
+
+impl Bench {
+    /// A session whose row is cached, and nothing else is known.
+    async fn new(generation: Option<i64>) -> Self {
+        let (dialer, dials) = mock::pair();
+        let (resolver, questions) = mock::pair();
+        let store = MemoryStore::new();
+        let layer = BoundAgentLayer::builder(store.clone(), resolver).build().unwrap();
+        let (chat, ws, old) = (session(), workspace(), target(generation));
+        let _ = store.create(NewBinding::new(chat, ws, Some(Arc::new(old.clone())))).await.unwrap();
+        layer.bindings().get(chat).await.unwrap().unwrap();
+        let dial = layer.layer(dialer);
+        Self { store, layer, dial, dials, questions, chat, ws, old }
+    }
+
+    fn call(&mut self) -> Spawn<ResponseFuture<Line>> {
+        let dial = &mut self.dial;
+        assert_ready_ok!(task::spawn(()).enter(|cx, _| dial.poll_ready(cx)));
+        task::spawn(dial.call(DialSession::new(self.chat)))
+    }
+
+    /// The dial that was started, and of whom. There must be one.
+    fn dialed(&mut self) -> (AgentId, SendResponse<Line>) {
+        let (ask, answer) = assert_ready!(self.dials.poll_request()).expect("a dial");
+        (ask.target.agent, answer)
+    }
+
+    /// The question that was asked. There must be one.
+    async fn asked(&mut self) -> SendResponse<Resolution> {
+        settled().await;
+        assert_ready!(self.questions.poll_request()).expect("a question").1
+    }
+
+    async fn nothing_more(&mut self) {
+        settled().await;
+        assert_pending!(self.dials.poll_request());
+        assert_pending!(self.questions.poll_request());
+    }
+}
+
+fn target(generation: Option<i64>) -> Target {
+    let target = Target::new(agent());
+    generation.map_or(target.clone(), |generation| target.with_generation(generation))
+}
+
+fn line(target: &Target) -> (Line, Line) {
+    let line = Arc::new(target.agent);
+    (Arc::clone(&line), line)
+}
+
+fn is_dropped(line: &Line) -> bool {
+    Arc::strong_count(line) == 1
+}
+
+const BOTH: [Option<i64>; 2] = [Some(1), None];
+
+fn later(generation: Option<i64>) -> Target {
+    target(generation.map(|generation| generation + 1))
+}
+
+fn got(bound: &Bound<Line>, target: &Target) {
+    assert_eq!((***bound, bound.target().agent), (target.agent, target.agent));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stale_dial_that_answers_between_the_verdict_and_the_switch_is_dropped() {
+    for generation in BOTH {
+        let mut b = Bench::new(generation).await;
+        let new = later(generation);
+        let mut call = b.call();
+        assert_pending!(call.poll());
+        let (whom, stale) = b.dialed();
+        assert_eq!(whom, b.old.agent);
+
+        advance(ms(250)).await;
+        assert_pending!(call.poll());
+        let question = b.asked().await;
+        question.send_response(Resolution::Running(new.clone()));
+        settled().await;
+        // The verdict has landed in this process, and the call was not polled since. Now the stale dial answers.
+        let (seen, connection) = line(&b.old);
+        stale.send_response(connection);
+        assert!(call.is_woken());
+        assert_pending!(call.poll());
+        assert!(is_dropped(&seen), "the stale connection is dropped before the next dial answers");
+
+        let (whom, fresh) = b.dialed();
+        assert_eq!(whom, new.agent);
+        fresh.send_response(line(&new).1);
+        let bound = assert_ready_ok!(call.poll());
+        got(&bound, &new);
+        assert!(matches!(&bound.outcome().path, Path::Switched { from } if from.agent == b.old.agent));
+        assert_eq!((bound.outcome().dials, bound.outcome().validations), (2, 1));
+        assert_eq!(b.layer.bindings().flush().await, 0);
+        assert_eq!(bound.outcome().repair(), Repair::Written);
+        b.nothing_more().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dial_that_answers_before_the_verdict_has_landed_is_used() {
+    for generation in BOTH {
+        let mut b = Bench::new(generation).await;
+        let new = later(generation);
+        let mut call = b.call();
+        assert_pending!(call.poll());
+        let (_, dial) = b.dialed();
+        advance(ms(250)).await;
+        assert_pending!(call.poll());
+        let question = b.asked().await;
+        // The answer is sent, but nobody has read it when the call is polled.
+        question.send_response(Resolution::Running(new.clone()));
+        dial.send_response(line(&b.old).1);
+        let bound = assert_ready_ok!(call.poll());
+        got(&bound, &b.old);
+        let mut superseded = task::spawn(bound.handle().superseded());
+        assert_pending!(superseded.poll());
+
+        // It lands, the caller is told, and the next call dials the new agent.
+        settled().await;
+        assert!(superseded.is_woken());
+        assert_ready!(superseded.poll());
+        let mut next = b.call();
+        assert_pending!(next.poll());
+        let (whom, dial) = b.dialed();
+        assert_eq!(whom, new.agent);
+        dial.send_response(line(&new).1);
+        got(&assert_ready_ok!(next.poll()), &new);
+        b.nothing_more().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_of_another_workspace_is_dropped_if_the_order_was_first() {
+    for generation in BOTH {
+        let mut b = Bench::new(generation).await;
+        let (other, there) = (workspace(), target(generation));
+        let mut call = b.call();
+        assert_pending!(call.poll());
+        let (_, stale) = b.dialed();
+        b.layer.bindings().select_workspace(b.chat, other).await.unwrap();
+        let (seen, connection) = line(&b.old);
+        stale.send_response(connection);
+        assert_pending!(call.poll());
+        assert!(is_dropped(&seen));
+
+        b.asked().await.send_response(Resolution::Running(there.clone()));
+        settled().await;
+        assert_pending!(call.poll());
+        let (whom, dial) = b.dialed();
+        assert_eq!(whom, there.agent);
+        dial.send_response(line(&there).1);
+        let bound = assert_ready_ok!(call.poll());
+        got(&bound, &there);
+        assert_eq!((bound.workspace(), &bound.outcome().path), (other, &Path::FirstBind));
+        b.nothing_more().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_stale_dial_answers_after_the_switch_reaches_nobody() {
+    let mut b = Bench::new(Some(1)).await;
+    let new = later(Some(1));
+    let mut call = b.call();
+    assert_pending!(call.poll());
+    let (_, stale) = b.dialed();
+    advance(ms(250)).await;
+    assert_pending!(call.poll());
+    b.asked().await.send_response(Resolution::Running(new.clone()));
+    settled().await;
+    assert_pending!(call.poll());
+    let (_, fresh) = b.dialed();
+    let (seen, connection) = line(&b.old);
+    stale.send_response(connection);
+    assert!(is_dropped(&seen), "nobody waits for it any more");
+    assert_pending!(call.poll());
+    fresh.send_response(line(&new).1);
+    got(&assert_ready_ok!(call.poll()), &new);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_switch_waits_for_readiness_without_the_stale_dial() {
+    let mut b = Bench::new(Some(1)).await;
+    let new = later(Some(1));
+    b.dials.allow(1);
+    let mut call = b.call();
+    assert_pending!(call.poll());
+    let (_, stale) = b.dialed();
+    advance(ms(250)).await;
+    assert_pending!(call.poll());
+    b.asked().await.send_response(Resolution::Running(new.clone()));
+    settled().await;
+    assert_pending!(call.poll());
+    // Not ready: there is no new dial, and no stale one either.
+    assert_pending!(b.dials.poll_request());
+    let (seen, connection) = line(&b.old);
+    stale.send_response(connection);
+    assert!(is_dropped(&seen));
+    advance(Duration::from_secs(1)).await;
+    assert_pending!(call.poll());
+    b.dials.allow(1);
+    assert!(call.is_woken());
+    assert_pending!(call.poll());
+    let (whom, fresh) = b.dialed();
+    assert_eq!(whom, new.agent);
+    fresh.send_response(line(&new).1);
+    let bound = assert_ready_ok!(call.poll());
+    got(&bound, &new);
+    assert_eq!(bound.outcome().decided_in, ms(1_250));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_second_dials_error_is_the_source() {
+    for generation in BOTH {
+        let mut b = Bench::new(generation).await;
+        let mut call = b.call();
+        assert_pending!(call.poll());
+        b.dialed().1.send_error(BoxError::from("one"));
+        assert_pending!(call.poll());
+        b.asked().await.send_response(Resolution::Running(b.old.clone()));
+        settled().await;
+        assert_pending!(call.poll());
+        let (whom, second) = b.dialed();
+        assert_eq!(whom, b.old.agent);
+        second.send_error(BoxError::from("two"));
+        let error = assert_ready_err!(call.poll());
+        assert_eq!(error.kind(), &ErrorKind::Unreachable { newer: None });
+        assert_eq!(error.source().unwrap().to_string(), "two");
+        b.nothing_more().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn both_causes_are_the_last_of_their_kind() {
+    let mut b = Bench::new(Some(1)).await;
+    let mut call = b.call();
+    assert_pending!(call.poll());
+    b.dialed().1.send_error(BoxError::from("one"));
+    assert_pending!(call.poll());
+    b.asked().await.send_error(BoxError::from("no answer"));
+    settled().await;
+    assert_pending!(call.poll());
+    b.dialed().1.send_error(BoxError::from("two"));
+    let error = assert_ready_err!(call.poll());
+    assert_eq!(error.dial_error().unwrap().to_string(), "two");
+    assert_eq!(error.validation_error().unwrap().to_string(), "no answer");
+    b.nothing_more().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dial_that_fails_in_the_same_moment_as_its_verdict_is_not_repeated_but_switched() {
+    for generation in BOTH {
+        let mut b = Bench::new(generation).await;
+        let new = later(generation);
+        let mut call = b.call();
+        assert_pending!(call.poll());
+        let (_, stale) = b.dialed();
+        advance(ms(250)).await;
+        assert_pending!(call.poll());
+        b.asked().await.send_response(Resolution::Running(new.clone()));
+        settled().await;
+        stale.send_error(BoxError::from("too late"));
+        assert_pending!(call.poll());
+        let (whom, fresh) = b.dialed();
+        assert_eq!(whom, new.agent);
+        fresh.send_response(line(&new).1);
+        got(&assert_ready_ok!(call.poll()), &new);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_13_an_error_that_the_cancellation_caused_starts_nothing() {
+    // The dial ends with an error because its caller goes away; the call is dropped before it could look at that.
+    for generation in BOTH {
+        let mut b = Bench::new(generation).await;
+        let mut call = b.call();
+        assert_pending!(call.poll());
+        let (_, dial) = b.dialed();
+        dial.send_error(BoxError::from("cancelled"));
+        drop(call);
+        sleep(Duration::from_secs(60)).await;
+        b.nothing_more().await;
+        // A drop after less than ten milliseconds leaves no doubt either.
+        let mut next = b.call();
+        assert_pending!(next.poll());
+        let (whom, dial) = b.dialed();
+        assert_eq!(whom, b.old.agent);
+        dial.send_response(line(&b.old).1);
+        got(&assert_ready_ok!(next.poll()), &b.old);
+        b.nothing_more().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_13_a_connection_that_arrives_when_its_caller_is_gone_is_dropped() {
+    let mut b = Bench::new(Some(1)).await;
+    let mut call = b.call();
+    assert_pending!(call.poll());
+    let (_, dial) = b.dialed();
+    let (seen, connection) = line(&b.old);
+    dial.send_response(connection);
+    drop(call);
+    assert!(is_dropped(&seen));
+    b.nothing_more().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_that_another_process_replaced_is_found_by_the_re_read_only() {
+    // Nothing here knows of the other process's write until a denial makes the call read the row.
+    let mut b = Bench::new(Some(1)).await;
+    let new = later(Some(1));
+    let row = b.store.load(b.chat).await.unwrap().unwrap();
+    let mut call = b.call();
+    assert_pending!(call.poll());
+    let (_, stale) = b.dialed();
+    let swapped = NewBinding::new(b.chat, b.ws, Some(Arc::new(new.clone())));
+    let _ = b.store.compare_and_swap(row.revision, swapped).await.unwrap();
+    advance(ms(250)).await;
+    assert_pending!(call.poll());
+    b.asked().await.send_response(Resolution::Stopped);
+    settled().await;
+    assert_pending!(call.poll());
+    // The row has been read meanwhile, and the stale dial answers before the call looks at it.
+    settled().await;
+    let (seen, connection) = line(&b.old);
+    stale.send_response(connection);
+    assert_pending!(call.poll());
+    assert!(is_dropped(&seen));
+    let (whom, fresh) = b.dialed();
+    assert_eq!(whom, new.agent);
+    fresh.send_response(line(&new).1);
+    got(&assert_ready_ok!(call.poll()), &new);
+    b.nothing_more().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_waits_is_polled_only_when_there_is_news() {
+    let mut b = Bench::new(Some(1)).await;
+    let begin = Instant::now();
+    let mut call = b.call();
+    assert_pending!(call.poll());
+    let _dial = b.dialed();
+    for _ in 0..249 {
+        advance(ms(1)).await;
+        assert!(!call.is_woken(), "woken at {:?}", begin.elapsed());
+    }
+    advance(ms(1)).await;
+    assert!(call.is_woken());
+    assert_pending!(call.poll());
+    b.asked().await.send_response(Resolution::Running(b.old.clone()));
+    settled().await;
+    assert_pending!(call.poll());
+    for _ in 0..19 {
+        advance(ms(100)).await;
+        assert!(!call.is_woken(), "woken at {:?}", begin.elapsed());
+    }
+    b.nothing_more().await;
+}

@@ -1,0 +1,377 @@
+//! Rows 18 and 19: a repair that cannot be written, and one that somebody else was faster than.
+
+use crate::{scene::*, support::*};
+use std::sync::Arc;
+use tokio::time::{Duration, Instant, sleep};
+use tokio_test::task;
+use tower::Layer;
+use tower_bound_agent::{
+    Binding, BoundAgentLayer, ErrorKind, Generation, Path, Repair, RepairMode, Revision, SessionId, Target,
+    WorkspaceId,
+    store::{BindingStore, MemoryStore, NewBinding, StoreError, Swap},
+};
+
+/// The repairs that the observer was told of, and how long after `begin`.
+fn repairs(s: &Scene, begin: Instant) -> Vec<(Duration, Repair)> {
+    let repaired = |(at, seen)| match seen {
+        Seen::Repaired(repair) => Some((at - begin, repair)),
+        _ => None,
+    };
+    s.log.take().into_iter().filter_map(repaired).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_18_a_store_that_is_down_holds_no_connection_back_and_the_write_lands_later_once() {
+    for generation in BOTH {
+        let mut s = Scene::new(generation).await;
+        let (new, revision) = (s.rebuild(), s.row().revision.get());
+        s.world.store.on_writes(Fault::Unavailable);
+        let begin = Instant::now();
+        let (took, bound) = s.call().await;
+        let bound = bound.unwrap();
+        assert_eq!((took, bound.agent), (ms(250), new.agent));
+        assert_eq!(s.did().await, counts(2, 1, 0, 1));
+        assert_eq!((bound.outcome().repair(), s.layer.bindings().flush().await), (Repair::Retrying, 1));
+        assert_eq!(s.row_agent(), Some(s.old.agent));
+
+        // The next call needs no question and joins the repair that is under way.
+        sleep(ms(50)).await;
+        let (took, again) = s.call().await;
+        let again = again.unwrap();
+        assert_eq!((took, again.agent, again.outcome().repair()), (ms(0), new.agent, Repair::Retrying));
+        assert_eq!(s.did().await, counts(1, 0, 0, 0));
+
+        sleep(ms(450)).await;
+        s.world.store.on_writes(Fault::None);
+        sleep(Duration::from_secs(60)).await;
+        // Begun at 250, repeated after 100, 200 and 400.
+        let wanted = [
+            (ms(250), Repair::Retrying),
+            (ms(350), Repair::Retrying),
+            (ms(550), Repair::Retrying),
+            (ms(950), Repair::Written),
+        ];
+        assert_eq!(repairs(&s, begin), wanted);
+        assert_eq!(s.did().await, counts(0, 0, 0, 3));
+        assert_eq!((bound.outcome().repair(), again.outcome().repair()), (Repair::Written, Repair::Written));
+        assert_eq!((s.row_agent(), s.row().revision.get()), (Some(new.agent), revision + 1));
+        let (_, bound) = s.call().await;
+        assert_eq!(bound.unwrap().outcome().path, Path::Reused);
+        assert_eq!(s.did().await, counts(1, 0, 0, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_18_an_answer_that_was_lost_is_found_out_by_the_next_attempt() {
+    for generation in BOTH {
+        for fault in [Fault::LostAnswer, Fault::LostRequest] {
+            let mut s = Scene::new(generation).await;
+            let (new, revision) = (s.rebuild(), s.row().revision.get());
+            s.world.store.on_writes(fault);
+            let begin = Instant::now();
+            let (took, bound) = s.call().await;
+            let bound = bound.unwrap();
+            assert_eq!(took, ms(250));
+            settled().await;
+            assert_eq!(bound.outcome().repair(), Repair::Retrying);
+            s.world.store.on_writes(Fault::None);
+            sleep(Duration::from_secs(60)).await;
+            assert_eq!(repairs(&s, begin), [(ms(250), Repair::Retrying), (ms(350), Repair::Written)]);
+            assert_eq!(s.did().await, counts(2, 1, 0, 2));
+            // The row is as after one write.
+            assert_eq!((s.row_agent(), s.row().revision.get()), (Some(new.agent), revision + 1), "{fault:?}");
+            assert_eq!(s.row().previous.map(|previous| previous.agent), Some(s.old.agent));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_18_a_slow_store_holds_no_connection_back() {
+    for generation in BOTH {
+        let mut s = Scene::new(generation).await;
+        let new = s.rebuild();
+        s.world.store.on_writes(Fault::Slow(ms(3_000)));
+        let begin = Instant::now();
+        let (took, bound) = s.call().await;
+        let bound = bound.unwrap();
+        settled().await;
+        assert_eq!((took, bound.outcome().repair()), (ms(250), Repair::Pending));
+        assert_eq!(s.layer.bindings().flush().await, 0);
+        assert_eq!((begin.elapsed(), bound.outcome().repair()), (ms(3_250), Repair::Written));
+        assert_eq!((s.did().await, s.row_agent()), (counts(2, 1, 0, 1), Some(new.agent)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_18_a_store_that_hangs_is_given_up_after_its_timeout_and_tried_again() {
+    let mut s = Scene::new(Some(5)).await;
+    let new = s.rebuild();
+    s.world.store.on_writes(Fault::Hang);
+    let begin = Instant::now();
+    let (took, bound) = s.call().await;
+    let bound = bound.unwrap();
+    assert_eq!((took, bound.agent), (ms(250), new.agent));
+    sleep(ms(1_000)).await;
+    assert_eq!(bound.outcome().repair(), Repair::Pending);
+    s.world.store.on_writes(Fault::None);
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(repairs(&s, begin), [(ms(5_250), Repair::Retrying), (ms(5_350), Repair::Written)]);
+    assert_eq!((s.did().await, s.row_agent()), (counts(2, 1, 0, 2), Some(new.agent)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_18_with_repair_before_return_one_attempt_is_waited_for_and_no_more() {
+    for (fault, took, repair) in [
+        (Fault::None, 250, Repair::Written),
+        (Fault::Slow(ms(1_000)), 1_250, Repair::Written),
+        (Fault::Unavailable, 250, Repair::Retrying),
+        (Fault::Hang, 5_250, Repair::Retrying),
+    ] {
+        let mut s = Scene::with(Some(5), |builder| builder.repair(RepairMode::BeforeReturn)).await;
+        s.rebuild();
+        s.world.store.on_writes(fault);
+        let (elapsed, bound) = s.call().await;
+        assert_eq!((elapsed, bound.unwrap().outcome().repair()), (ms(took), repair), "{fault:?}");
+        assert_eq!(s.did().await, counts(2, 1, 0, 1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repair_that_waits_for_the_store_gives_way_to_a_later_one() {
+    let mut s = Scene::new(Some(5)).await;
+    let (second, third) = (s.rebuild(), s.world.agent(Some(7)));
+    s.world.store.on_writes(Fault::Unavailable);
+    let (_, one) = s.call().await;
+    let one = one.unwrap();
+    assert_eq!(one.agent, second.agent);
+    s.did().await;
+    // A second rebuild while the first repair is retried.
+    s.world.does(&second, Does::Hang);
+    s.world.runs(s.ws, &third);
+    s.layer.bindings().doubt_workspace(s.ws);
+    let (_, two) = s.call().await;
+    let two = two.unwrap();
+    assert_eq!(two.agent, third.agent);
+    settled().await;
+    s.world.store.on_writes(Fault::None);
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!((one.outcome().repair(), two.outcome().repair()), (Repair::Lost, Repair::Written));
+    assert_eq!(s.row_agent(), Some(third.agent));
+    // The later one was tried while the store was down and again after it; the earlier one not any more.
+    assert_eq!(s.did().await, counts(2, 1, 0, 2));
+}
+
+/// The session's row is changed by another process before the repair; the cached one is behind.
+async fn lost_to(s: &mut Scene) -> (tower_bound_agent::Bound<Conn>, Target) {
+    let new = s.rebuild();
+    let (took, bound) = s.call().await;
+    let bound = bound.unwrap();
+    assert_eq!((took, bound.agent), (ms(250), new.agent), "the connection is served whatever became of the row");
+    settled().await;
+    (bound, new)
+}
+
+/// A connection that was returned stays the caller's, and an observer is told.
+async fn kept(s: &Scene, bound: &tower_bound_agent::Bound<Conn>, repair: Repair) {
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!((bound.outcome().repair(), s.world.live_connections()), (repair, 1));
+    let told: Vec<_> = s.log.seen().into_iter().filter(|seen| matches!(seen, Seen::Repaired(_))).collect();
+    assert_eq!(told, [Seen::Repaired(repair)]);
+}
+
+fn is_superseded(bound: &tower_bound_agent::Bound<Conn>) -> bool {
+    task::spawn(bound.handle().superseded()).poll().is_ready()
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_19_the_same_target_written_elsewhere_is_success() {
+    for generation in BOTH {
+        let mut s = Scene::new(generation).await;
+        let new = s.world.agent(generation.map(|g| g + 1));
+        s.written_elsewhere(&new).await;
+        let revision = s.row().revision;
+        s.old_does(Does::Hang);
+        s.world.runs(s.ws, &new);
+        let (took, bound) = s.call().await;
+        let bound = bound.unwrap();
+        assert_eq!((took, bound.agent), (ms(250), new.agent));
+        assert_eq!(s.did().await, counts(2, 1, 0, 1));
+        assert_eq!((s.row().revision, is_superseded(&bound)), (revision, false));
+        kept(&s, &bound, Repair::Written).await;
+        assert_eq!(s.call().await.1.unwrap().outcome().path, Path::Reused);
+        assert_eq!(s.did().await, counts(1, 0, 0, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_19_a_row_that_was_deleted_stays_deleted() {
+    for generation in BOTH {
+        let mut s = Scene::new(generation).await;
+        assert!(s.world.store.elsewhere().delete(s.chat, None).await.unwrap());
+        let (bound, _) = lost_to(&mut s).await;
+        assert_eq!(s.did().await, counts(2, 1, 0, 1));
+        assert_eq!((s.world.row(s.chat), is_superseded(&bound)), (None, true));
+        kept(&s, &bound, Repair::Lost).await;
+        assert_eq!(s.call().await.1.unwrap_err().kind(), &ErrorKind::NotBound);
+        assert_eq!(s.did().await, counts(0, 0, 1, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_19_a_row_that_was_unbound_stays_unbound_until_the_next_call() {
+    for generation in BOTH {
+        let mut s = Scene::new(generation).await;
+        s.world.store.elsewhere().unbind(s.chat).await.unwrap().unwrap();
+        let (bound, new) = lost_to(&mut s).await;
+        assert_eq!(s.did().await, counts(2, 1, 0, 1));
+        assert_eq!(s.row().target, None);
+        kept(&s, &bound, Repair::Lost).await;
+        drop(bound);
+        // What is known of the workspace is dialed as if it were bound, and that is a first bind.
+        let (took, bound) = s.call().await;
+        let bound = bound.unwrap();
+        assert_eq!((took, bound.agent, &bound.outcome().path), (ms(0), new.agent, &Path::FirstBind));
+        assert_eq!((s.did().await, s.row_agent()), (counts(1, 0, 0, 1), Some(new.agent)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_19_a_row_that_was_retargeted_stays_where_it_points() {
+    for generation in BOTH {
+        let mut s = Scene::new(generation).await;
+        let (other, there) = new_workspace(&s.world, generation);
+        s.world.store.elsewhere().retarget(s.chat, other).await.unwrap();
+        let (bound, _) = lost_to(&mut s).await;
+        assert_eq!(s.did().await, counts(2, 1, 0, 1));
+        assert_eq!((s.row().workspace, s.row().target, is_superseded(&bound)), (other, None, true));
+        kept(&s, &bound, Repair::Lost).await;
+        let (took, next) = s.call().await;
+        assert_eq!((took, next.unwrap().agent), (ms(0), there.agent));
+        assert_eq!(s.did().await, counts(1, 1, 0, 1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_19_a_greater_generation_is_adopted() {
+    let mut s = Scene::new(Some(5)).await;
+    let newest = s.world.agent(Some(7));
+    s.written_elsewhere(&newest).await;
+    let revision = s.row().revision;
+    let (bound, _) = lost_to(&mut s).await;
+    assert_eq!(s.did().await, counts(2, 1, 0, 1));
+    assert_eq!((s.row_agent(), s.row().revision, is_superseded(&bound)), (Some(newest.agent), revision, true));
+    kept(&s, &bound, Repair::Lost).await;
+    let (took, next) = s.call().await;
+    let next = next.unwrap();
+    assert_eq!((took, next.agent, &next.outcome().path), (ms(0), newest.agent, &Path::Reused));
+    assert_eq!(s.did().await, counts(1, 0, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_19_an_equal_generation_is_adopted() {
+    let mut s = Scene::new(Some(5)).await;
+    let rival = s.world.agent(Some(6));
+    s.written_elsewhere(&rival).await;
+    let (bound, _) = lost_to(&mut s).await;
+    assert_eq!((s.did().await, s.row_agent()), (counts(2, 1, 0, 1), Some(rival.agent)));
+    kept(&s, &bound, Repair::Lost).await;
+    // The next call dials it.
+    let (took, next) = s.call().await;
+    assert_eq!((took, next.unwrap().agent), (ms(0), rival.agent));
+    let did = s.did().await;
+    assert_eq!((did.d, did.r, did.w, s.row_agent()), (1, 0, 0, Some(rival.agent)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_19_without_generations_another_agent_is_adopted_in_doubt() {
+    let mut s = Scene::new(None).await;
+    let rival = s.world.agent(None);
+    s.written_elsewhere(&rival).await;
+    let (bound, _) = lost_to(&mut s).await;
+    assert_eq!((s.did().await, s.row_agent()), (counts(2, 1, 0, 1), Some(rival.agent)));
+    kept(&s, &bound, Repair::Lost).await;
+    let (took, next) = s.call().await;
+    assert_eq!((took, next.unwrap().agent), (ms(0), rival.agent));
+    assert_eq!(s.did().await, counts(1, 1, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_19_a_smaller_generation_is_written_over() {
+    let mut s = Scene::new(Some(5)).await;
+    let older = s.world.agent(Some(4));
+    s.written_elsewhere(&older).await;
+    let revision = s.row().revision.get();
+    let (bound, new) = lost_to(&mut s).await;
+    assert_eq!(s.did().await, counts(2, 1, 0, 2));
+    assert_eq!((s.row_agent(), s.row().revision.get()), (Some(new.agent), revision + 1));
+    kept(&s, &bound, Repair::Written).await;
+}
+
+/// Somebody else writes an older target right before each compare-and-swap.
+#[derive(Clone)]
+struct Rival {
+    store: Tap<MemoryStore>,
+    older: Arc<Target>,
+}
+
+impl BindingStore for Rival {
+    async fn load(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
+        self.store.load(session).await
+    }
+    async fn create(&self, new: NewBinding) -> Result<Swap, StoreError> {
+        self.store.create(new).await
+    }
+    async fn compare_and_swap(&self, expected: Revision, new: NewBinding) -> Result<Swap, StoreError> {
+        let older = NewBinding::new(new.session, new.workspace, Some(Arc::clone(&self.older)));
+        let revision = self.store.peek(new.session).unwrap().revision;
+        let rival = self.store.elsewhere().compare_and_swap(revision, older).await.unwrap();
+        assert!(matches!(rival, Swap::Applied(_)));
+        self.store.compare_and_swap(expected, new).await
+    }
+    async fn retarget(&self, session: SessionId, workspace: WorkspaceId) -> Result<Binding, StoreError> {
+        self.store.retarget(session, workspace).await
+    }
+    async fn unbind(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
+        self.store.unbind(session).await
+    }
+    async fn delete(&self, session: SessionId, expected: Option<Revision>) -> Result<bool, StoreError> {
+        self.store.delete(session, expected).await
+    }
+    async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
+        self.store.inherit(child, parent).await
+    }
+    async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<u64, StoreError> {
+        self.store.reset_workspace(workspace).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_19_a_repair_is_tried_again_three_times_on_a_new_revision() {
+    let s = Scene::new(Some(5)).await;
+    let new = s.rebuild();
+    let older = Arc::new(s.world.agent(Some(4)));
+    let rival = Rival { store: s.world.store.clone(), older: Arc::clone(&older) };
+    let layer = BoundAgentLayer::builder(rival, s.world.resolver()).build().unwrap();
+    let before = s.world.counts();
+    let bound = call(&layer.layer(s.world.dialer()), s.chat).await.unwrap();
+    assert_eq!(bound.agent, new.agent);
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!((bound.outcome().repair(), s.row_agent()), (Repair::Lost, Some(older.agent)));
+    assert_eq!(s.world.counts() - before, counts(2, 1, 1, 4));
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(s.world.counts() - before, counts(2, 1, 1, 4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repair_that_loses_to_a_greater_generation_before_the_return_switches() {
+    let mut s = Scene::with(Some(5), |builder| builder.repair(RepairMode::BeforeReturn)).await;
+    let newest = s.world.agent(Some(7));
+    s.written_elsewhere(&newest).await;
+    s.rebuild();
+    let (took, bound) = s.call().await;
+    let bound = bound.unwrap();
+    assert_eq!((took, bound.agent), (ms(250), newest.agent));
+    assert_eq!(bound.target().generation, Some(Generation::new(7)));
+    assert_eq!(s.did().await, counts(3, 1, 0, 1));
+    assert_eq!((s.world.live_dials(), s.world.live_connections()), (0, 1));
+}

@@ -127,6 +127,8 @@ pub(crate) struct Attempt {
     dial: Dial,
     /// "Same" and denials count only if their read began after this.
     doubt: Option<Instant>,
+    /// What was doubt before there was anything to dial.
+    hint: Option<Instant>,
     ask: Ask,
     /// A failed dial is repeated then, if no verdict came first.
     redial_at: Option<Instant>,
@@ -146,6 +148,7 @@ pub(crate) struct Attempt {
 impl Attempt {
     pub(crate) fn new(limits: Limits, given: Given, now: Instant) -> Self {
         let Given { bound, target, doubt, hold } = given;
+        let hint = doubt.filter(|_| target.is_none());
         // Without a target the resolver must be asked before anything can be dialed: the doubt begins with the call.
         let doubt = if target.is_none() { Some(now) } else { doubt };
         Self {
@@ -155,6 +158,7 @@ impl Attempt {
             target,
             ask: Ask::At(if doubt.is_some() { now } else { now + limits.delay }),
             doubt,
+            hint,
             redial_at: None,
             redialed: false,
             hold: hold.then(|| now + limits.delay),
@@ -199,15 +203,17 @@ impl Attempt {
         }
         // A dial that waits for the dial service says nothing about the agent: the delay begins when it is started.
         let readying = self.dial == Dial::Pending && progress.waiting && self.doubt.is_none();
+        // While the row is read after a denial, that decides; another answer would only get in its way.
+        let silent = readying || self.denied.is_some();
         let mut until = self.limits.deadline;
         match self.ask {
-            Ask::At(at) if at <= now && !readying => {
+            Ask::At(at) if at <= now && !silent => {
                 self.doubt.get_or_insert(now);
                 self.ask = Ask::Asked;
                 self.validations = self.validations.saturating_add(1);
                 return Command::Validate;
             }
-            Ask::At(at) if !readying => until = until.min(at),
+            Ask::At(at) if !silent => until = until.min(at),
             Ask::At(_) | Ask::Asked => {}
         }
         if let Some(at) = self.redial_at {
@@ -227,9 +233,10 @@ impl Attempt {
     /// The dial service became ready only now, so the dial began only now.
     pub(crate) fn on_dial_started(&mut self, now: Instant) {
         if self.doubt.is_none()
-            && let Ask::At(_) = self.ask
+            && let Ask::At(at) = self.ask
         {
-            self.ask = Ask::At(now + self.limits.delay);
+            // A fresh verdict is not asked for again any sooner for that.
+            self.ask = Ask::At(at.max(now + self.limits.delay));
         }
     }
 
@@ -267,12 +274,15 @@ impl Attempt {
             Answer::Running(said) => {
                 let relation = match &self.target {
                     Some(target) => target.compare(&said),
-                    None => Relation::Newer,
+                    // Better than nothing at any age, unless a hint says that it may be wrong by now.
+                    None if self.hint.is_none_or(|hint| began >= hint) => Relation::Newer,
+                    None => Relation::Other,
                 };
                 match relation {
                     Relation::Newer if self.is_dialing(&said) => self.confirm(said),
                     Relation::Newer => self.switch(said, again),
-                    Relation::Same if counts || self.redialed => self.confirm(said),
+                    // After the second failure no answer brings back the dial, so none is asked for again.
+                    Relation::Same if counts || (self.redialed && self.dial == Dial::Failed) => self.confirm(said),
                     Relation::Other if counts => self.switch(said, again),
                     Relation::Same | Relation::Other => self.ask = Ask::At(now),
                     Relation::Older => self.shrug(),
@@ -305,6 +315,7 @@ impl Attempt {
     pub(crate) fn on_doubt(&mut self, since: Instant, now: Instant) {
         if self.doubt.is_none_or(|doubt| doubt < since) {
             self.doubt = Some(since);
+            self.hint = self.doubt.filter(|_| self.target.is_none());
             if self.ask != Ask::Asked {
                 self.ask = Ask::At(now);
             }
@@ -335,7 +346,9 @@ impl Attempt {
 
     /// The resolver named what is being dialed.
     fn confirm(&mut self, said: Arc<Target>) {
-        self.last = LastVerdict::Same;
+        // If the news of a switch came first, its answer names what is being dialed by now.
+        let switched = self.bound.as_ref().is_some_and(|bound| !bound.same_place(&said));
+        self.last = if switched { LastVerdict::Superseded } else { LastVerdict::Same };
         self.confirmed = true;
         self.doubt = None;
         if self.target.as_ref().is_some_and(|target| target.generation != said.generation) {
@@ -396,12 +409,6 @@ impl Attempt {
         self.target.as_ref()
     }
 
-    /// Whether the resolver is being asked: then its answer is to be reported.
-    #[cfg(test)]
-    fn is_asking(&self) -> bool {
-        self.ask == Ask::Asked
-    }
-
     pub(crate) fn validations(&self) -> u8 {
         self.validations
     }
@@ -417,3 +424,6 @@ impl Attempt {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

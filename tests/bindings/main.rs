@@ -3,6 +3,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[cfg(feature = "sqlite")]
+mod files;
 mod first_bind;
 mod handles;
 mod orders;

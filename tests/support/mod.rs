@@ -17,7 +17,7 @@ use tokio::time::{Duration, Instant, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_bound_agent::{
     AgentId, Binding, Bound, BoundAgent, BoundAgentBuilder, BoundAgentLayer, BoxError, BuildId, DialAgent, DialSession,
-    Error, Resolution, ResolveWorkspace, Revision, SessionId, Target, WorkspaceId,
+    Error, Previous, Resolution, ResolveWorkspace, Revision, SessionId, Target, WorkspaceId,
     store::{BindingStore, MemoryStore, NewBinding, StoreError, Swap, TransactionalStore},
 };
 use uuid::Uuid;
@@ -499,9 +499,13 @@ impl TransactionalStore for Tap<MemoryStore> {
     ) -> Result<Binding, StoreError> {
         let staging = async {
             // The row as it will be, unless somebody writes it first; the orders of the tests always move the session.
-            let revision = self.peek(session).map_or(1, |row| row.revision.get() + 1);
+            let row = self.peek(session);
+            let revision = row.as_ref().map_or(1, |row| row.revision.get() + 1);
+            let leaves = row.as_ref().and_then(|row| row.target.as_ref());
+            let previous = leaves.map(|target| Previous::new(target.agent, target.generation));
+            let previous = previous.or(row.as_ref().and_then(|row| row.previous));
             transaction.0.push((session, workspace));
-            Ok(Binding::new(session, workspace, None, Revision::new(revision)))
+            Ok(Binding::new(session, workspace, None, Revision::new(revision)).with_previous(previous))
         };
         self.statement(true, staging).await
     }

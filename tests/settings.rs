@@ -1,0 +1,289 @@
+//! The builder: what contradicts what, what the defaults are, what zero means.
+
+mod support;
+
+use std::error::Error as _;
+use support::*;
+use tokio::time::{Duration, Instant, sleep};
+use tower_bound_agent::{
+    BoundAgentBuilder, BuildError, DialSession, ErrorKind, LastVerdict, Path, Redial, Repair, RepairMode,
+};
+
+const NO: Duration = Duration::ZERO;
+
+fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+fn refused(set: impl FnOnce(BoundAgentBuilder) -> BoundAgentBuilder) -> BuildError {
+    set(World::new().builder()).build().expect_err("contradictory settings")
+}
+
+fn accepted(set: impl FnOnce(BoundAgentBuilder) -> BoundAgentBuilder) {
+    set(World::new().builder()).build().expect("settings that go together");
+}
+
+/// The error names both, in its text and for a program.
+fn names(error: &BuildError, first: &str, second: &str) {
+    assert_eq!(error.settings(), [first, second], "{error}");
+    let text = error.to_string();
+    assert!(text.contains(&format!("`{first}`")) && text.contains(&format!("`{second}`")), "{text}");
+    assert!(error.source().is_none());
+}
+
+#[test]
+fn the_delay_must_fit_into_the_dial_timeout() {
+    for delay in [secs(30), secs(31)] {
+        names(&refused(|builder| builder.validation_delay(delay)), "validation_delay", "dial_timeout");
+    }
+    let error = refused(|builder| builder.dial_timeout(ms(250)));
+    names(&error, "validation_delay", "dial_timeout");
+    assert!(error.to_string().contains("250ms"), "the values too: {error}");
+}
+
+#[test]
+fn the_delay_and_a_slow_answer_must_fit_into_the_dial_timeout() {
+    names(&refused(|builder| builder.validation_delay(secs(25))), "resolve_timeout", "dial_timeout");
+    names(&refused(|builder| builder.resolve_timeout(ms(29_750))), "resolve_timeout", "dial_timeout");
+    accepted(|builder| builder.resolve_timeout(ms(29_749)));
+    accepted(|builder| builder.validation_delay(ms(24_999)));
+}
+
+#[test]
+fn a_slow_statement_must_fit_into_the_dial_timeout() {
+    names(&refused(|builder| builder.store_timeout(secs(30))), "store_timeout", "dial_timeout");
+    accepted(|builder| builder.store_timeout(ms(29_999)));
+}
+
+#[test]
+fn the_shortest_interval_must_not_exceed_the_longest() {
+    names(&refused(|builder| builder.revalidate_every(secs(16))), "revalidate_every", "revalidate_at_most");
+    names(&refused(|builder| builder.revalidate_at_most(ms(1_999))), "revalidate_every", "revalidate_at_most");
+    accepted(|builder| builder.revalidate_every(secs(15)));
+    accepted(|builder| builder.revalidate_at_most(secs(2)));
+}
+
+#[test]
+fn the_order_in_which_settings_are_given_does_not_matter() {
+    accepted(|builder| builder.validation_delay(secs(60)).dial_timeout(secs(120)));
+    accepted(|builder| builder.dial_timeout(secs(120)).validation_delay(secs(60)));
+}
+
+#[test]
+fn waits_that_bound_something_must_not_be_zero() {
+    let zeros: [(&str, fn(BoundAgentBuilder) -> BoundAgentBuilder); 6] = [
+        ("dial_timeout", |builder| builder.dial_timeout(NO)),
+        ("resolve_timeout", |builder| builder.resolve_timeout(NO)),
+        ("store_timeout", |builder| builder.store_timeout(NO)),
+        ("revalidate_every", |builder| builder.revalidate_every(NO)),
+        ("revalidate_at_most", |builder| builder.revalidate_at_most(NO)),
+        ("cache_idle", |builder| builder.cache_idle(NO)),
+    ];
+    for (name, set) in zeros {
+        let error = refused(set);
+        assert_eq!(error.settings()[0], name);
+        assert!(error.to_string().contains("zero"), "{error}");
+    }
+    let error = refused(|builder| builder.cache_capacity(0));
+    assert_eq!(error.settings()[0], "cache_capacity");
+    accepted(|builder| builder.cache_capacity(1));
+    accepted(|builder| builder.validation_delay(NO));
+}
+
+#[test]
+fn waits_that_never_end_are_refused_and_do_not_overflow() {
+    let endless: [(&str, fn(BoundAgentBuilder) -> BoundAgentBuilder); 7] = [
+        ("validation_delay", |builder| builder.validation_delay(Duration::MAX)),
+        ("dial_timeout", |builder| builder.dial_timeout(Duration::MAX)),
+        ("resolve_timeout", |builder| builder.resolve_timeout(Duration::MAX)),
+        ("store_timeout", |builder| builder.store_timeout(Duration::MAX)),
+        ("revalidate_every", |builder| builder.revalidate_every(Duration::MAX)),
+        ("revalidate_at_most", |builder| builder.revalidate_at_most(Duration::MAX)),
+        ("cache_idle", |builder| builder.cache_idle(Duration::MAX)),
+    ];
+    for (name, set) in endless {
+        assert_eq!(refused(set).settings()[0], name);
+    }
+}
+
+#[test]
+fn a_builder_and_a_layer_show_their_settings_and_nothing_else() {
+    let world = World::new();
+    let shown = format!("{:?}", world.builder());
+    for default in [
+        "validation_delay: 250ms",
+        "revalidate_every: 2s",
+        "revalidate_at_most: 15s",
+        "dial_timeout: 30s",
+        "resolve_timeout: 5s",
+        "store_timeout: 5s",
+        "cache_capacity: 100000",
+        "cache_idle: 3600s",
+        "redial: Once",
+        "repair: Background",
+        "serve_without_store: false",
+    ] {
+        assert!(shown.contains(default), "{default} in {shown}");
+        assert!(format!("{:?}", world.layer()).contains(default));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn by_default_a_hanging_dial_is_asked_about_after_250_ms_then_ever_more_rarely_and_ends_after_30_s() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let layer = world.layer();
+    let chat = world.bind(&layer, ws).await;
+    world.does(&target, Does::Hang);
+    sleep(secs(60)).await;
+    let (begin, asked) = (Instant::now(), world.asked().len());
+    let error = call(&world.dial(&layer), chat).await.unwrap_err();
+    assert_eq!(error.kind(), &ErrorKind::TimedOut { last: LastVerdict::Same });
+    assert_eq!(begin.elapsed(), secs(30));
+    let asked: Vec<_> = world.asked()[asked..].iter().map(|(at, _)| (*at - begin).as_millis()).collect();
+    assert_eq!(asked, [250, 2_250, 6_250, 14_250, 29_250]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn by_default_a_question_and_a_statement_end_after_5_s() {
+    let world = World::new();
+    let (ws, _) = world.workspace();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    world.says(ws, Says::Hangs);
+    let begin = Instant::now();
+    let error = call(&dial, DialSession::new(session()).in_workspace(ws)).await.unwrap_err();
+    assert_eq!((error.kind(), begin.elapsed()), (&ErrorKind::Resolver, secs(5)));
+    world.store.on_all(Fault::Hang);
+    let begin = Instant::now();
+    let error = call(&dial, DialSession::new(session()).in_workspace(ws)).await.unwrap_err();
+    assert_eq!((error.kind(), begin.elapsed()), (&ErrorKind::Store, secs(5)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_bound_is_the_one_that_was_set() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let layer = world
+        .builder()
+        .validation_delay(ms(70))
+        .revalidate_every(ms(300))
+        .revalidate_at_most(ms(500))
+        .dial_timeout(ms(2_000))
+        .resolve_timeout(ms(400))
+        .store_timeout(ms(600))
+        .build()
+        .unwrap();
+    let dial = world.dial(&layer);
+    let chat = world.bind(&layer, ws).await;
+    world.does(&target, Does::Hang);
+    sleep(secs(5)).await;
+    let (begin, asked) = (Instant::now(), world.asked().len());
+    let error = call(&dial, chat).await.unwrap_err();
+    assert_eq!(begin.elapsed(), ms(2_000));
+    assert_eq!(error.kind(), &ErrorKind::TimedOut { last: LastVerdict::Same });
+    let asked: Vec<_> = world.asked()[asked..].iter().map(|(at, _)| (*at - begin).as_millis()).collect();
+    assert_eq!(asked, [70, 370, 870, 1_370, 1_870]);
+
+    let (other, _) = world.workspace();
+    world.says(other, Says::Hangs);
+    let begin = Instant::now();
+    call(&dial, DialSession::new(session()).in_workspace(other)).await.unwrap_err();
+    assert_eq!(begin.elapsed(), ms(400));
+    world.store.on_reads(Fault::Hang);
+    let begin = Instant::now();
+    call(&dial, session()).await.unwrap_err();
+    assert_eq!(begin.elapsed(), ms(600));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delay_of_zero_asks_about_every_dial_that_is_not_ready_at_once() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let layer = world.builder().validation_delay(NO).build().unwrap();
+    let dial = world.dial(&layer);
+    let chat = world.bind(&layer, ws).await;
+
+    let (before, begin) = (world.counts(), Instant::now());
+    world.does(&target, Does::Answer(ms(5)));
+    assert_eq!(call(&dial, chat).await.unwrap().outcome().path, Path::Confirmed);
+    assert_eq!((begin.elapsed(), world.counts() - before), (ms(5), counts(1, 1, 0, 0)));
+
+    let new = world.rebuild(ws, &target, Does::Hang);
+    let (before, begin) = (world.counts(), Instant::now());
+    assert_eq!(call(&dial, chat).await.unwrap().agent, new.agent);
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!((begin.elapsed(), world.counts() - before), (NO, counts(2, 1, 0, 1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn by_default_a_failed_dial_is_tried_once_more_and_never_if_so_set() {
+    for (redial, dials) in [(None, 2), (Some(Redial::Once), 2), (Some(Redial::Never), 1)] {
+        let world = World::new();
+        let (ws, target) = world.workspace();
+        let builder = world.builder();
+        let layer = match redial {
+            Some(redial) => builder.redial(redial),
+            None => builder,
+        }
+        .build()
+        .unwrap();
+        let chat = world.bind(&layer, ws).await;
+        world.does(&target, Does::Fail(NO));
+        let before = world.counts();
+        let error = call(&world.dial(&layer), chat).await.unwrap_err();
+        assert_eq!(error.kind(), &ErrorKind::Unreachable { newer: None });
+        assert_eq!(world.counts() - before, counts(dials, 1, 0, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_second_dial_another_agent_is_dialed_all_the_same() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let layer = world.builder().redial(Redial::Never).build().unwrap();
+    let chat = world.bind(&layer, ws).await;
+    let new = world.rebuild(ws, &old, Does::Fail(NO));
+    let before = world.counts();
+    assert_eq!(call(&world.dial(&layer), chat).await.unwrap().agent, new.agent);
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!(world.counts() - before, counts(2, 1, 0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_second_dial_a_resolver_that_hangs_is_not_waited_for_longer_than_its_timeout() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let layer = world.builder().redial(Redial::Never).build().unwrap();
+    let chat = world.bind(&layer, ws).await;
+    world.does(&target, Does::Fail(NO));
+    world.says(ws, Says::Hangs);
+    let (before, begin) = (world.counts(), Instant::now());
+    let error = call(&world.dial(&layer), chat).await.unwrap_err();
+    assert_eq!(error.kind(), &ErrorKind::Unreachable { newer: None });
+    assert!(error.dial_error().is_some() && error.validation_error().is_some());
+    assert_eq!((begin.elapsed(), world.counts() - before), (secs(5), counts(1, 1, 0, 0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn by_default_a_connection_does_not_wait_for_its_repair() {
+    for (mode, after) in [(None, NO), (Some(RepairMode::Background), NO), (Some(RepairMode::BeforeReturn), ms(300))] {
+        let world = World::new();
+        let (ws, old) = world.workspace();
+        let builder = world.builder();
+        let layer = match mode {
+            Some(mode) => builder.repair(mode),
+            None => builder,
+        }
+        .build()
+        .unwrap();
+        let chat = world.bind(&layer, ws).await;
+        world.rebuild(ws, &old, Does::Fail(NO));
+        world.store.on_writes(Fault::Slow(ms(300)));
+        let begin = Instant::now();
+        let bound = call(&world.dial(&layer), chat).await.unwrap();
+        let expected = if after.is_zero() { Repair::Pending } else { Repair::Written };
+        assert_eq!((begin.elapsed(), bound.outcome().repair()), (after, expected));
+        assert_eq!(layer.bindings().flush().await, 0);
+    }
+}

@@ -26,7 +26,7 @@ use tokio::{
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_bound_agent::{
     AgentId, Binding, Bindings, Bound, BoundAgent, BoundAgentLayer, BoundHandle, BoxError, DialAgent, DialSession,
-    Error, ErrorKind, Event, Resolution, ResolveWorkspace, Revision, SessionId, Target, WorkspaceId,
+    Error, ErrorKind, Event, RepairMode, Resolution, ResolveWorkspace, Revision, SessionId, Target, WorkspaceId,
     store::{BindingStore, MemoryStore, NewBinding, StoreError, Swap},
 };
 use uuid::Uuid;
@@ -185,15 +185,18 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// One life: whether each workspace has generations, and what happens.
+/// One life: whether each workspace has generations, whether calls wait for their repairs, and what happens.
 #[derive(Clone, Debug)]
 struct Life {
     numbered: [bool; WORKSPACES],
+    before_return: bool,
     ops: Vec<Op>,
 }
 
 fn life() -> impl Strategy<Value = Life> {
-    (any::<[bool; WORKSPACES]>(), prop::collection::vec(op(), 1..70)).prop_map(|(numbered, ops)| Life { numbered, ops })
+    let ops = prop::collection::vec(op(), 1..70);
+    let lives = (any::<[bool; WORKSPACES]>(), prop::bool::weighted(0.2), ops);
+    lives.prop_map(|(numbered, before_return, ops)| Life { numbered, before_return, ops })
 }
 
 /// The world as it really is, and what each process may know of it.
@@ -763,10 +766,11 @@ struct Process {
 }
 
 impl Process {
-    fn start(plant: &Plant, process: usize) -> Self {
+    fn start(plant: &Plant, process: usize, repair: RepairMode) -> Self {
         let watched = plant.clone();
         let layer = BoundAgentLayer::builder(Probe { process, plant: plant.clone() }, resolver(plant.clone(), process))
             .dial_timeout(DIAL_TIMEOUT)
+            .repair(repair)
             .observer(move |event: &Event<'_>| {
                 if let Event::Validated { workspace, took, answer: Ok(Resolution::Running(target)), .. } = event {
                     watched.answered(process, *workspace, target, Instant::now() - *took);
@@ -793,9 +797,10 @@ struct Run {
 }
 
 impl Run {
-    async fn begin(numbered: [bool; WORKSPACES]) -> Self {
-        let plant = Plant::new(numbered);
-        let processes = [0, 1].map(|process| Process::start(&plant, process));
+    async fn begin(life: &Life) -> Self {
+        let plant = Plant::new(life.numbered);
+        let repair = if life.before_return { RepairMode::BeforeReturn } else { RepairMode::Background };
+        let processes = [0, 1].map(|process| Process::start(&plant, process, repair));
         let mut run = Self { plant, processes, pins: vec![], calls: vec![], others: vec![], next_id: 0 };
         for process in 0..PROCESSES {
             for ws in 0..WORKSPACES {
@@ -1039,7 +1044,7 @@ impl Run {
 }
 
 async fn live(life: Life) -> Result<(), String> {
-    let mut run = Run::begin(life.numbered).await;
+    let mut run = Run::begin(&life).await;
     let plant = run.plant.clone();
     let unbroken = |when: &dyn std::fmt::Debug| {
         let broken = std::mem::take(&mut plant.state().broken);

@@ -321,6 +321,9 @@ impl Bindings {
             Ok(Some(done)) => done,
             // Closed in the middle, or the store panicked.
             Ok(None) | Err(_) => {
+                if let Some(session) = session {
+                    self.shared.rows.distrust(session, Revision::new(i64::MAX), Instant::now());
+                }
                 let cause: SharedError = Cause::TaskEnded.shared();
                 Err(failure(ErrorKind::OutcomeUnknown, session).with_store(Some(cause)))
             }

@@ -9,6 +9,8 @@ use tower_bound_agent::{
     BoundAgentBuilder, BuildError, DialSession, ErrorKind, LastVerdict, Path, Redial, Repair, RepairMode,
 };
 
+type Set = fn(BoundAgentBuilder) -> BoundAgentBuilder;
+
 const NO: Duration = Duration::ZERO;
 
 fn secs(n: u64) -> Duration {
@@ -71,7 +73,7 @@ fn the_order_in_which_settings_are_given_does_not_matter() {
 
 #[test]
 fn waits_that_bound_something_must_not_be_zero() {
-    let zeros: [(&str, fn(BoundAgentBuilder) -> BoundAgentBuilder); 6] = [
+    let zeros: [(&str, Set); 6] = [
         ("dial_timeout", |builder| builder.dial_timeout(NO)),
         ("resolve_timeout", |builder| builder.resolve_timeout(NO)),
         ("store_timeout", |builder| builder.store_timeout(NO)),
@@ -92,7 +94,7 @@ fn waits_that_bound_something_must_not_be_zero() {
 
 #[test]
 fn waits_that_never_end_are_refused_and_do_not_overflow() {
-    let endless: [(&str, fn(BoundAgentBuilder) -> BoundAgentBuilder); 7] = [
+    let endless: [(&str, Set); 7] = [
         ("validation_delay", |builder| builder.validation_delay(Duration::MAX)),
         ("dial_timeout", |builder| builder.dial_timeout(Duration::MAX)),
         ("resolve_timeout", |builder| builder.resolve_timeout(Duration::MAX)),

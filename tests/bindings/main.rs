@@ -3,12 +3,15 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod events;
+mod faults;
 #[cfg(feature = "sqlite")]
 mod files;
 mod first_bind;
 mod handles;
 mod orders;
 mod repairs;
+mod superseded;
 mod transactions;
 
 use std::time::Duration;

@@ -1,0 +1,132 @@
+//! What an observer sees.
+
+use crate::support::*;
+use std::sync::{Arc, Mutex};
+use tokio::time::{sleep, timeout};
+use tower_bound_agent::{BoundAgentLayer, Event, Repair, Resolution, store::BindingStore};
+
+/// Every event so far, a line each.
+#[derive(Clone, Default)]
+pub(crate) struct Log(Arc<Mutex<Vec<String>>>);
+
+impl Log {
+    pub(crate) fn layer(&self, world: &World) -> BoundAgentLayer {
+        let log = self.clone();
+        world.builder().observer(move |event: &Event<'_>| log.0.lock().unwrap().push(line(event))).build().unwrap()
+    }
+
+    pub(crate) fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+
+    pub(crate) fn reports(&self) -> usize {
+        self.take().iter().filter(|line| line.starts_with("reported")).count()
+    }
+}
+
+fn line(event: &Event<'_>) -> String {
+    match event {
+        Event::Dialed { target, took, error: None, .. } => format!("dialed {} in {took:?}", target.agent),
+        Event::Dialed { target, took, error: Some(error), .. } => {
+            format!("failed {} in {took:?}: {error}", target.agent)
+        }
+        Event::Validated { took, answer: Ok(Resolution::Running(target)), .. } => {
+            format!("validated {} in {took:?}", target.agent)
+        }
+        Event::Validated { took, answer: Ok(other), .. } => format!("validated {other:?} in {took:?}"),
+        Event::Validated { took, answer: Err(error), .. } => format!("no answer in {took:?}: {error}"),
+        Event::Switched { from, to, .. } => format!("switched from {} to {}", from.agent, to.agent),
+        Event::Repaired { target, repair, .. } => format!("repaired {}: {repair:?}", target.agent),
+        Event::Used { target, outcome, .. } => format!("used {}, {} dials", target.agent, outcome.dials),
+        Event::ReportedStale { target, .. } => format!("reported {}", target.agent),
+        Event::DroppedInFlight { target, pending, .. } => format!("dropped {} after {pending:?}", target.agent),
+        other => panic!("an event that this test does not know: {other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_observer_sees_a_switch_in_order() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let log = Log::default();
+    let layer = log.layer(&world);
+    let chat = world.bind(&layer, ws).await;
+    let new = world.rebuild(ws, &old, Does::Hang);
+    world.resolver_takes(ws, ms(20));
+    world.does(&new, Does::Answer(ms(30)));
+    log.take();
+    call(&world.dial(&layer), chat).await.unwrap();
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!(
+        log.take(),
+        [
+            format!("validated {} in 20ms", new.agent),
+            format!("dialed {} in 30ms", new.agent),
+            format!("switched from {} to {}", old.agent, new.agent),
+            format!("used {}, 2 dials", new.agent),
+            format!("repaired {}: Written", new.agent),
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_observer_sees_every_kind_of_event() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let log = Log::default();
+    let layer = log.layer(&world);
+    let dial = world.dial(&layer);
+    let chat = world.bind(&layer, ws).await;
+    let agent = target.agent;
+    assert_eq!(
+        log.take(),
+        [
+            format!("validated {agent} in 0ns"),
+            format!("dialed {agent} in 0ns"),
+            format!("used {agent}, 1 dials"),
+            format!("repaired {agent}: Written"),
+        ]
+    );
+
+    // A cached binding that is used is seen too.
+    let bound = call(&dial, chat).await.unwrap();
+    assert_eq!(log.take(), [format!("dialed {agent} in 0ns"), format!("used {agent}, 1 dials")]);
+
+    bound.report_stale();
+    assert_eq!(log.take(), [format!("reported {agent}")]);
+
+    world.does(&target, Does::Hang);
+    world.says(ws, Says::Fails);
+    let dropped = timeout(ms(40), call(&dial, chat)).await;
+    assert!(dropped.is_err());
+    let lines = log.take();
+    assert_eq!(lines, ["no answer in 0ns: the resolver is broken".to_owned(), format!("dropped {agent} after 40ms")]);
+
+    world.does(&target, Does::Fail(ms(5)));
+    world.says(ws, Says::Is(Resolution::Stopped));
+    call(&dial, chat).await.unwrap_err();
+    let lines = log.take();
+    assert!(lines.contains(&format!("failed {agent} in 5ms: connection refused")), "{lines:?}");
+    assert!(lines.contains(&"validated Stopped in 0ns".to_owned()), "{lines:?}");
+
+    let new = world.rebuild(ws, &target, Does::Fail(ms(0)));
+    world.store.on_writes(Fault::Unavailable);
+    call(&dial, chat).await.unwrap();
+    assert_eq!(layer.bindings().flush().await, 1);
+    let lines = log.take();
+    assert!(lines.contains(&format!("repaired {}: Retrying", new.agent)), "{lines:?}");
+    assert!(lines.contains(&format!("switched from {agent} to {}", new.agent)), "{lines:?}");
+    world.store.on_writes(Fault::None);
+    world.store.elsewhere().delete(chat, None).await.unwrap();
+    sleep(ms(200)).await;
+    assert_eq!(log.take(), [format!("repaired {}: Lost", new.agent)]);
+
+    // And what was given up when the layer was closed.
+    let chat = world.bind(&layer, ws).await;
+    world.rebuild(ws, &new, Does::Fail(ms(0)));
+    world.store.on_writes(Fault::Unavailable);
+    let bound = call(&dial, chat).await.unwrap();
+    assert_eq!(layer.bindings().close(ms(1_000)).await, 1);
+    assert_eq!(bound.outcome().repair(), Repair::Failed);
+    assert!(log.take().contains(&format!("repaired {}: Failed", bound.target().agent)));
+}

@@ -1,0 +1,199 @@
+//! Orders whose store does not answer: what is said, what is read, and that nothing is sent twice.
+
+use crate::at;
+use crate::support::*;
+use std::sync::Arc;
+use tokio::time::{Duration, Instant, sleep};
+use tower_bound_agent::{
+    Error, ErrorKind,
+    store::{BindingStore, NewBinding, StoreError, Swap},
+};
+
+fn is_unknown(error: &Error) -> bool {
+    let cause = error.store_error().and_then(|cause| cause.downcast_ref::<StoreError>());
+    *error.kind() == ErrorKind::OutcomeUnknown && matches!(cause, Some(StoreError::Unknown(_)))
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_whose_future_is_dropped_is_carried_out() {
+    let world = World::new();
+    let (ws, _) = world.workspace();
+    let (other, target) = world.workspace();
+    let layer = world.layer();
+    let chat = world.bind(&layer, ws).await;
+    world.store.on_writes(Fault::Slow(ms(50)));
+    let bindings = layer.bindings();
+    let dropped = tokio::time::timeout(ms(10), bindings.select_workspace(chat, other)).await;
+    assert!(dropped.is_err());
+    sleep(ms(50)).await;
+    assert_eq!(world.row(chat).unwrap().workspace, other);
+    let before = world.counts();
+    assert_eq!(call(&world.dial(&layer), chat).await.unwrap().agent, target.agent);
+    assert_eq!((world.counts() - before).r, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_whose_answer_was_lost_is_a_success_because_the_row_shows_it() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let (other, _) = world.workspace();
+    let layer = world.layer();
+    let bindings = layer.bindings();
+    let chat = world.bind(&layer, ws).await;
+    let (child, parent) = (session(), world.bind(&layer, ws).await);
+    world.store.on_writes(Fault::LostAnswer);
+
+    let before = world.counts();
+    let row = bindings.select_workspace(chat, other).await.unwrap();
+    assert_eq!((row.workspace, Some(row)), (other, world.row(chat)));
+    assert_eq!(world.counts() - before, counts(0, 0, 1, 1), "sent once, read once");
+    assert_eq!(bindings.get(chat).await.unwrap().unwrap().workspace, other);
+    assert_eq!(world.counts() - before, counts(0, 0, 1, 1), "and known");
+
+    let before = world.counts();
+    let row = bindings.unbind(parent).await.unwrap().unwrap();
+    assert_eq!((row.workspace, row.target), (ws, None));
+    assert_eq!(world.counts() - before, counts(0, 0, 1, 1));
+
+    world.store.elsewhere().delete(chat, None).await.unwrap();
+    let row = world.store.elsewhere().load(parent).await.unwrap().unwrap();
+    let bound = NewBinding::new(parent, ws, Some(Arc::new(target.clone())));
+    let Swap::Applied(_) = world.store.elsewhere().compare_and_swap(row.revision, bound).await.unwrap() else {
+        panic!("the row has changed")
+    };
+    let before = world.counts();
+    let row = bindings.inherit(child, parent).await.unwrap();
+    assert_eq!((row.workspace, row.target.as_deref()), (ws, Some(&target)));
+    // The child's row shows it; the parent's row is what it is compared with.
+    assert_eq!(world.counts() - before, counts(0, 0, 2, 1));
+
+    let before = world.counts();
+    assert!(bindings.forget(child).await.unwrap());
+    assert_eq!((world.row(child), world.counts() - before), (None, counts(0, 0, 1, 1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_that_was_lost_has_an_unknown_outcome_and_the_row_is_read_at_each_call_until_it_shows_it() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let (other, target) = world.workspace();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    let chat = world.bind(&layer, ws).await;
+    world.store.on_writes(Fault::LostRequest);
+    let before = world.counts();
+    let error = layer.bindings().select_workspace(chat, other).await.unwrap_err();
+    assert!(is_unknown(&error), "{error:?}");
+    assert_eq!(error.session(), Some(chat));
+    assert_eq!(world.counts() - before, counts(0, 0, 1, 1), "never sent again");
+    world.store.on_writes(Fault::None);
+
+    let before = world.counts();
+    for n in 1..=5 {
+        assert_eq!(call(&dial, chat).await.unwrap().agent, old.agent);
+        assert_eq!(world.counts() - before, counts(n, 0, n, 0));
+        sleep(Duration::from_secs(10)).await;
+    }
+    // The statement arrives after all.
+    world.store.elsewhere().retarget(chat, other).await.unwrap();
+    let before = world.counts();
+    assert_eq!(call(&dial, chat).await.unwrap().agent, target.agent);
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!(world.counts() - before, counts(1, 1, 1, 1));
+    assert_eq!(call(&dial, chat).await.unwrap().agent, target.agent);
+    assert_eq!(world.counts() - before, counts(2, 1, 1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_that_never_arrives_is_waited_for_a_minute() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let (other, _) = world.workspace();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    let chat = world.bind(&layer, ws).await;
+    world.store.on_writes(Fault::LostRequest);
+    let begin = Instant::now();
+    assert!(is_unknown(&layer.bindings().select_workspace(chat, other).await.unwrap_err()));
+    world.store.on_writes(Fault::None);
+    let before = world.counts();
+    for (after, reads) in [(0, 1), (30_000, 2), (59_999, 3), (60_000, 4), (60_001, 4), (90_000, 4)] {
+        at(begin, ms(after)).await;
+        assert_eq!(call(&dial, chat).await.unwrap().agent, old.agent);
+        assert_eq!((world.counts() - before).r, reads, "after {after} ms");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_without_any_answer_ends_after_the_store_timeout() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let (other, _) = world.workspace();
+    let layer = world.layer();
+    let chat = world.bind(&layer, ws).await;
+    for (reads, after) in [(Fault::None, Duration::from_secs(5)), (Fault::Hang, Duration::from_secs(10))] {
+        world.store.on_writes(Fault::Hang);
+        world.store.on_reads(reads);
+        let (before, begin) = (world.counts(), Instant::now());
+        let error = layer.bindings().select_workspace(chat, other).await.unwrap_err();
+        assert!(is_unknown(&error), "{error:?}");
+        assert_eq!((begin.elapsed(), world.counts() - before), (after, counts(0, 0, 1, 1)));
+        world.store.on_all(Fault::None);
+        let before = world.counts();
+        assert_eq!(call(&world.dial(&layer), chat).await.unwrap().agent, old.agent);
+        assert_eq!(world.counts() - before, counts(1, 0, 1, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_order_that_was_lost_says_so_and_is_sent_once() {
+    let world = World::new();
+    let (ws, _) = world.workspace();
+    let layer = world.layer();
+    let bindings = layer.bindings();
+    let (a, b, parent) = (world.bind(&layer, ws).await, world.bind(&layer, ws).await, world.bind(&layer, ws).await);
+    world.store.on_writes(Fault::LostRequest);
+
+    let before = world.counts();
+    assert!(is_unknown(&bindings.unbind(a).await.unwrap_err()));
+    assert_eq!(world.counts() - before, counts(0, 0, 1, 1));
+    assert!(is_unknown(&bindings.forget(b).await.unwrap_err()));
+    assert_eq!(world.counts() - before, counts(0, 0, 2, 2));
+    assert!(is_unknown(&bindings.inherit(session(), parent).await.unwrap_err()));
+    assert_eq!(world.counts() - before, counts(0, 0, 3, 3));
+    assert!(is_unknown(&bindings.reset_workspace(ws).await.unwrap_err()));
+    assert_eq!(world.counts() - before, counts(0, 0, 3, 4));
+
+    // Late arrivals are seen by the next call.
+    world.store.on_writes(Fault::None);
+    world.store.elsewhere().delete(b, None).await.unwrap();
+    assert_eq!(call(&world.dial(&layer), b).await.unwrap_err().kind(), &ErrorKind::NotBound);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_to_a_store_that_is_down_changes_nothing() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let (other, _) = world.workspace();
+    let layer = world.layer();
+    let bindings = layer.bindings();
+    let chat = world.bind(&layer, ws).await;
+    world.store.on_all(Fault::Unavailable);
+
+    let before = world.counts();
+    let errors = [
+        bindings.select_workspace(chat, other).await.unwrap_err(),
+        bindings.unbind(chat).await.unwrap_err(),
+        bindings.forget(chat).await.unwrap_err(),
+        bindings.inherit(session(), chat).await.unwrap_err(),
+        bindings.reset_workspace(ws).await.unwrap_err(),
+    ];
+    for error in errors {
+        assert_eq!(error.kind(), &ErrorKind::Store);
+        let cause = error.store_error().unwrap().downcast_ref::<StoreError>();
+        assert!(matches!(cause, Some(StoreError::Unavailable(_))), "{cause:?}");
+    }
+    assert_eq!(world.counts() - before, counts(0, 0, 0, 5));
+    assert_eq!(call(&world.dial(&layer), chat).await.unwrap().agent, old.agent);
+    assert_eq!(world.counts() - before, counts(1, 0, 0, 5));
+}

@@ -1,0 +1,177 @@
+//! The end of a binding, as the handle of a connection tells it.
+
+use crate::settled;
+use crate::support::*;
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
+use tower_bound_agent::{BoundAgentLayer, BoundHandle, DialSession, Resolution, SessionId, WorkspaceId};
+
+/// Whether a binding has ended by now.
+async fn has_ended(handle: &BoundHandle) -> bool {
+    timeout(ms(1), handle.superseded()).await.is_ok()
+}
+
+/// Waits for the end of a binding; says when it came.
+fn watch(handle: &BoundHandle) -> JoinHandle<Instant> {
+    let superseded = handle.superseded();
+    tokio::spawn(async move {
+        superseded.await;
+        Instant::now()
+    })
+}
+
+/// Two handles of one session: of the call that bound it, and of one that found it bound.
+async fn handles(world: &World, layer: &BoundAgentLayer, ws: WorkspaceId) -> (SessionId, [BoundHandle; 2]) {
+    let chat = session();
+    let dial = world.dial(layer);
+    let first = call(&dial, DialSession::new(chat).in_workspace(ws)).await.unwrap();
+    assert_eq!(layer.bindings().flush().await, 0);
+    let second = call(&dial, chat).await.unwrap();
+    (chat, [first.into_parts().1, second.into_parts().1])
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_binding_ends_when_somebody_learns_of_a_newer_build() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let layer = world.layer();
+    let (_, handles) = handles(&world, &layer, ws).await;
+    let other = world.bind(&layer, ws).await;
+    let watched = handles.each_ref().map(watch);
+    settled().await;
+    world.rebuild(ws, &old, Does::Hang);
+    let begin = Instant::now();
+    call(&world.dial(&layer), other).await.unwrap();
+    for watched in watched {
+        assert_eq!(watched.await.unwrap(), begin + ms(250));
+    }
+    for handle in &handles {
+        assert!(has_ended(handle).await, "also for who asks later");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_binding_ends_with_an_order() {
+    for forget in [false, true] {
+        let world = World::new();
+        let (ws, _) = world.workspace();
+        let (other, _) = world.workspace();
+        let layer = world.layer();
+        let (chat, handles) = handles(&world, &layer, ws).await;
+        let watched = handles.each_ref().map(watch);
+        sleep(ms(100)).await;
+        assert!(watched.iter().all(|watched| !watched.is_finished()));
+        let begin = Instant::now();
+        if forget {
+            layer.bindings().forget(chat).await.unwrap();
+        } else {
+            layer.bindings().select_workspace(chat, other).await.unwrap();
+        }
+        for watched in watched {
+            let ended = timeout(ms(10), watched).await.expect("told").unwrap();
+            assert_eq!(ended, begin);
+        }
+        for handle in &handles {
+            assert!(has_ended(handle).await, "also for who asks later");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_binding_does_not_end_with_what_does_not_move_it() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    let (chat, handles) = handles(&world, &layer, ws).await;
+    let neighbours = [world.bind(&layer, ws).await, world.bind(&layer, ws).await];
+    let watched = handles.each_ref().map(watch);
+
+    layer.bindings().doubt_workspace(ws);
+    call(&dial, chat).await.unwrap();
+    handles[0].report_stale();
+    call(&dial, chat).await.unwrap();
+    layer.bindings().select_workspace(chat, ws).await.unwrap();
+    layer.bindings().unbind(chat).await.unwrap();
+    assert_eq!(call(&dial, chat).await.unwrap().agent, target.agent);
+    layer.bindings().flush().await;
+    layer.bindings().forget(neighbours[0]).await.unwrap();
+    layer.bindings().select_workspace(neighbours[1], world.workspace().0).await.unwrap();
+    world.says(ws, Says::Fails);
+    layer.bindings().doubt_workspace(ws);
+    call(&dial, chat).await.unwrap();
+    world.says(ws, Says::Is(Resolution::Stopped));
+    world.does(&target, Does::Hang);
+    call(&dial, chat).await.unwrap_err();
+    settled().await;
+    assert!(watched.iter().all(|watched| !watched.is_finished()));
+    watched.iter().for_each(JoinHandle::abort);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_binding_ends_although_its_row_was_evicted() {
+    for order in ["build", "select", "select and evict", "forget"] {
+        let world = World::new();
+        let (ws, old) = world.workspace();
+        let (crowd, _) = world.workspace();
+        let (elsewhere, _) = world.workspace();
+        let layer = world.builder().cache_capacity(8).build().unwrap();
+        let dial = world.dial(&layer);
+        let (chat, handles) = handles(&world, &layer, ws).await;
+        let watched = handles.each_ref().map(watch);
+        // Evicted: the next call of the session would read its row, as its neighbours' last calls show.
+        let crowded = async || {
+            for _ in 0..200 {
+                let other = world.bind(&layer, crowd).await;
+                call(&dial, other).await.unwrap();
+            }
+        };
+        crowded().await;
+        for _ in 0..5_000 {
+            // Some of these look as if they might have been about the evicted one.
+            assert!(!layer.bindings().forget(session()).await.unwrap());
+        }
+        settled().await;
+        assert!(watched.iter().all(|watched| !watched.is_finished()), "eviction ends nothing");
+        match order {
+            "build" => {
+                let other = world.bind(&layer, ws).await;
+                world.rebuild(ws, &old, Does::Hang);
+                call(&dial, other).await.unwrap();
+            }
+            "forget" => assert!(layer.bindings().forget(chat).await.unwrap()),
+            _ => {
+                layer.bindings().select_workspace(chat, elsewhere).await.unwrap();
+            }
+        }
+        if order == "select and evict" {
+            watched.iter().for_each(JoinHandle::abort);
+            crowded().await;
+        } else {
+            for watched in watched {
+                timeout(ms(10), watched).await.unwrap_or_else(|_| panic!("{order}: not told")).unwrap();
+            }
+        }
+        for handle in &handles {
+            assert!(has_ended(handle).await, "{order}: not told to who asks later");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_ended_a_binding_while_nobody_listened_is_noticed() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    let (chat, [_, handle]) = handles(&world, &layer, ws).await;
+    assert!(!has_ended(&handle).await);
+    world.rebuild(ws, &old, Does::Fail(ms(0)));
+    let bound = call(&dial, chat).await.unwrap();
+    assert!(has_ended(&handle).await);
+    assert!(!has_ended(bound.handle()).await);
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert!(!has_ended(bound.handle()).await, "its own repair ends nothing");
+}

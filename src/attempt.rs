@@ -299,14 +299,18 @@ impl Attempt {
         }
     }
 
-    /// What this session would dial now, as another call, an order or the row's reading has it. Says whether that is
-    /// another place than the one that is being dialed.
-    pub(crate) fn on_known(&mut self, target: &Arc<Target>, now: Instant) -> bool {
+    /// What this session would dial now, as another call, an order or the row's reading has it, and since when that is
+    /// in doubt. Says whether that is another place than the one that is being dialed.
+    pub(crate) fn on_known(&mut self, target: &Arc<Target>, doubt: Option<Instant>, now: Instant) -> bool {
         let elsewhere = !self.is_dialing(target);
         if elsewhere {
             self.switch(Arc::clone(target), now + self.limits.delay);
         } else {
             self.target = Some(Arc::clone(target));
+        }
+        // After the switch, which has left the doubts about the old target behind.
+        if let Some(since) = doubt {
+            self.on_doubt(since, now);
         }
         elsewhere
     }

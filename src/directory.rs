@@ -64,6 +64,9 @@ pub(crate) struct Place {
 #[derive(Debug, Default)]
 struct Facts {
     known: Option<Known>,
+    /// A row was chosen that names another target than `known` without being ordered against it. Who has chosen it must
+    /// be told when that is settled.
+    contradicted: bool,
     /// What `known` has replaced, newest last.
     superseded: Vec<Arc<Target>>,
     /// Doubt about whatever is bound, since then.
@@ -71,8 +74,8 @@ struct Facts {
     /// Only of agents about which there is something to say.
     agents: HashMap<AgentId, AgentFacts>,
     verdict: Option<Verdict>,
-    /// The pause after the last verdict.
-    pause: Option<Duration>,
+    /// The pause after the last answer, and when it ends.
+    pause: Option<(Duration, Instant)>,
     /// The targets of its rows were dropped by order: everything here is void.
     reset: bool,
 }
@@ -84,8 +87,8 @@ struct Known {
     /// When the question began whose answer it was; for a row, when it was read.
     began: Instant,
     from: Source,
-    /// The workspace was said not to run since.
-    denied: bool,
+    /// When the question began whose answer was, since then, that the workspace does not run.
+    denied: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,11 +174,6 @@ impl Directory {
             });
         }
     }
-
-    #[cfg(test)]
-    fn len(&self) -> usize {
-        lock(&self.places).len()
-    }
 }
 
 impl Drop for Place {
@@ -234,7 +232,7 @@ impl Place {
 
     /// What a session with this row, read at `read`, is to dial: the newer of the row's target and what is known here.
     pub(crate) fn choose(&self, row: &Binding, read: Instant, now: Instant) -> Choice {
-        let facts = lock(&self.facts);
+        let mut facts = lock(&self.facts);
         let epoch = self.epoch.load(Ordering::Relaxed);
         let (target, disagreement) = facts.newest(row.target.as_ref(), read);
         let ask_first = Choice { target: None, doubt: None, hold: false, epoch, plain: false, void: facts.reset };
@@ -245,7 +243,7 @@ impl Place {
         let active = doubt.filter(|_| !quiet);
         if row.target.is_none() && active.is_some() {
             // Nothing binds the session to it: better ask first than dial what is in doubt.
-            return ask_first;
+            return Choice { doubt: active, ..ask_first };
         }
         let plain = doubt.is_none() && row.target.as_ref().is_some_and(|bound| Arc::ptr_eq(bound, &target));
         let hold = active.is_some() && agent.is_some_and(|agent| agent.reporters.contains(&row.session));
@@ -257,7 +255,7 @@ impl Place {
         self.change(|facts| {
             let newer = facts.known.as_ref().is_none_or(|known| known.target.compare(target) == Relation::Newer);
             if newer {
-                facts.replace(Known { target: Arc::clone(target), began: now, from: Source::Row, denied: false });
+                facts.replace(Known { target: Arc::clone(target), began: now, from: Source::Row, denied: None });
             }
             newer
         });
@@ -283,7 +281,7 @@ impl Place {
                     if let Some(known) = &mut facts.known
                         && began >= known.began
                     {
-                        known.denied = true;
+                        known.denied.get_or_insert(began);
                     }
                     false
                 }
@@ -295,11 +293,14 @@ impl Place {
                 }
             }
             let pause = match facts.pause {
-                Some(pause) if !changed => (pause * 2).min(self.intervals.longest),
+                // Who hangs asks when the pause ends. Long after that somebody begins to hang anew.
+                Some((pause, ends)) if !changed && now <= ends + self.intervals.longest => {
+                    (pause * 2).min(self.intervals.longest)
+                }
                 _ => self.intervals.first,
             };
-            facts.pause = Some(pause);
             again = now + pause;
+            facts.pause = Some((pause, again));
             if worth != Answer::Unknown {
                 facts.verdict = Some(Verdict { answer: worth.clone(), began, landed: now });
             }
@@ -342,7 +343,9 @@ impl Place {
     /// A row that won over a newer answer names an agent that nobody here has heard of.
     pub(crate) fn doubt_agent(&self, agent: AgentId, now: Instant) {
         self.change(|facts| {
-            facts.agents.entry(agent).or_default().doubt = Some(now);
+            let agent = facts.agents.entry(agent).or_default();
+            agent.doubt = Some(now);
+            agent.quiet_until = None;
             true
         });
     }
@@ -403,10 +406,10 @@ impl Place {
 
 impl Facts {
     /// The newer of the two, and since when the two contradict each other without being ordered.
-    fn newest(&self, row: Option<&Arc<Target>>, read: Instant) -> (Option<Arc<Target>>, Option<Instant>) {
+    fn newest(&mut self, row: Option<&Arc<Target>>, read: Instant) -> (Option<Arc<Target>>, Option<Instant>) {
         let (row, known) = match (row, &self.known) {
             (Some(row), Some(known)) => (row, known),
-            (None, Some(known)) if !known.denied => return (Some(Arc::clone(&known.target)), None),
+            (None, Some(known)) if known.denied.is_none() => return (Some(Arc::clone(&known.target)), None),
             (row, _) => return (row.cloned(), None),
         };
         match row.compare(&known.target) {
@@ -415,8 +418,13 @@ impl Facts {
             Relation::Other if read < known.began || self.has_superseded(row) => {
                 (Some(Arc::clone(&known.target)), None)
             }
-            // The row was read after the question and names an agent of which nothing is known here: it may be ahead.
-            Relation::Other => (Some(Arc::clone(row)), (known.from == Source::Resolver).then_some(read)),
+            // The row was read after the question and names an agent of which nothing is known here: it may be ahead. It
+            // contradicts what is known, unless that was denied before.
+            Relation::Other => {
+                self.contradicted = true;
+                let contradicts = known.from == Source::Resolver && known.denied.is_none_or(|denied| denied > read);
+                (Some(Arc::clone(row)), contradicts.then_some(read))
+            }
         }
     }
 
@@ -427,7 +435,7 @@ impl Facts {
     /// Whether the answer changed what is known; `None` if it says less than that.
     fn learn(&mut self, target: Arc<Target>, began: Instant) -> Option<bool> {
         let Some(known) = &mut self.known else {
-            self.replace(Known { target, began, from: Source::Resolver, denied: false });
+            self.replace(Known { target, began, from: Source::Resolver, denied: None });
             return Some(true);
         };
         match known.target.compare(&target) {
@@ -439,12 +447,13 @@ impl Facts {
                 }
                 known.began = known.began.max(began);
                 known.from = Source::Resolver;
-                known.denied = false;
-                Some(numbered)
+                known.denied = None;
+                Some(std::mem::take(&mut self.contradicted) | numbered)
             }
-            Relation::Other if began < known.began => None,
+            // A row that was read after the question began may be behind as well as ahead: the resolver is the authority.
+            Relation::Other if began < known.began && known.from == Source::Resolver => None,
             Relation::Newer | Relation::Other => {
-                self.replace(Known { target, began, from: Source::Resolver, denied: false });
+                self.replace(Known { target, began, from: Source::Resolver, denied: None });
                 Some(true)
             }
         }
@@ -453,8 +462,10 @@ impl Facts {
     fn replace(&mut self, known: Known) {
         self.superseded.retain(|old| !old.same_place(&known.target));
         self.agents.retain(|agent, _| *agent == known.target.agent);
+        self.contradicted = false;
         if let Some(old) = self.known.replace(known)
-            && self.known.as_ref().is_some_and(|known| !known.target.same_place(&old.target))
+            // What was read later than its successor's question began is not ordered against it, so not behind it.
+            && self.known.as_ref().is_some_and(|known| old.began <= known.began && !known.target.same_place(&old.target))
         {
             if self.superseded.len() == REMEMBERED {
                 self.superseded.remove(0);
@@ -495,3 +506,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing here panics with the lock held; a poisoned one still holds consistent facts.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

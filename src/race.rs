@@ -280,13 +280,12 @@ impl Run<'_> {
     /// Tells the attempt of a choice that was made anew.
     fn follow(&mut self, now: Instant) -> Landing {
         let choice = &self.start.choice;
-        if let Some(doubt) = choice.doubt {
-            self.attempt.on_doubt(doubt, now);
+        match (&choice.target, choice.doubt) {
+            (Some(target), doubt) if self.attempt.on_known(target, doubt, now) => return Landing::Elsewhere,
+            (None, Some(doubt)) => self.attempt.on_doubt(doubt, now),
+            _ => {}
         }
-        match &choice.target {
-            Some(target) if self.attempt.on_known(target, now) => Landing::Elsewhere,
-            _ => Landing::Good,
-        }
+        Landing::Good
     }
 }
 

@@ -112,14 +112,18 @@ impl Bench {
             ["gone", rest @ ..] => answer(self, Answer::Denied(Denied::Gone), began(rest)),
             ["unknown", rest @ ..] => answer(self, Answer::Unknown, began(rest)),
             ["known", known] => {
-                self.attempt.on_known(&target(known), now);
+                self.attempt.on_known(&target(known), None, now);
+            }
+            ["known", known, "doubt", since] => {
+                let since = self.zero + ms(since.parse().expect("an instant"));
+                self.attempt.on_known(&target(known), Some(since), now);
             }
             ["doubt"] => self.attempt.on_doubt(now, now),
             ["row", "unchanged"] => self.attempt.on_row_unchanged(),
             ["row", "unreadable"] => self.attempt.on_row_unreadable(),
             // As the driver does: first what the row says now, then that the reading is over.
             ["row", named] => {
-                if !self.attempt.on_known(&target(named), now) {
+                if !self.attempt.on_known(&target(named), None, now) {
                     self.attempt.on_row_unchanged();
                 }
             }
@@ -655,6 +659,17 @@ mod readings {
             10   connected      | wait 250
             20   says a5        | serve confirmed";
 
+        a_reported_agent_that_was_confirmed_is_not_held: "bound a5 doubt 10 hold
+            0    begin          | dial a5, ask, wait 30000
+            10   says a5        | wait 2010
+            20   connected      | serve confirmed";
+
+        a_reported_connection_is_good_if_the_row_cannot_be_read: "bound a5 doubt 10 hold
+            0    begin          | dial a5, ask, wait 30000
+            10   connected      | wait 250
+            20   stopped        | read, wait 250
+            30   row unreadable | serve reused";
+
         a_reported_connection_is_dropped_for_another: "bound a5 doubt 10 hold
             0    begin          | dial a5, ask, wait 30000
             10   connected      | wait 250
@@ -708,6 +723,24 @@ mod readings {
             300  tick           | ask, wait 30000
             310  says c7        | dial c7, wait 2310
             320  connected      | serve switched from a5";
+
+        a_new_target_that_is_in_doubt_is_asked_about_at_once: "bound a5
+            0    begin          | dial a5, wait 250
+            50   known b6 doubt 40 | dial b6, ask, wait 30000
+            60   says b6        | wait 2060
+            70   connected      | serve switched from a5";
+
+        a_doubt_about_the_new_target_outlives_an_older_question: "bound a5
+            0    begin          | dial a5, wait 250
+            250  tick           | ask, wait 30000
+            300  known b6 doubt 290 | dial b6, wait 30000
+            310  says b6        | ask, wait 30000
+            320  says c7        | dial c7, wait 2320";
+
+        a_doubt_about_what_is_being_dialed_anyway: "bound a5
+            0    begin          | dial a5, wait 250
+            50   known a5 doubt 40 | ask, wait 30000
+            60   says b6        | dial b6, wait 2060";
 
         a_second_switch_back_to_the_bound_place_is_no_switch: "bound a
             0    begin          | dial a, wait 250

@@ -255,9 +255,10 @@ impl Model {
     fn known(&mut self, said: Said) {
         let said = if matches!(said, Said::Older) { Said::Same } else { said };
         let Some(target) = self.target(said) else { return };
+        let doubt = self.agents.is_multiple_of(3).then_some(self.now - ms(10));
         let elsewhere = !same_place(self.attempt.target(), Some(&target));
         self.told = self.told.max(target.generation);
-        assert_eq!(self.attempt.on_known(&target, self.now), elsewhere);
+        assert_eq!(self.attempt.on_known(&target, doubt, self.now), elsewhere);
         assert_eq!(self.attempt.target(), Some(&target));
         self.dials = if elsewhere { 0 } else { self.dials };
     }

@@ -291,9 +291,7 @@ impl Rows {
     fn uncertain(&self) -> MutexGuard<'_, HashMap<SessionId, Uncertain>> {
         self.uncertain.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    #[cfg(test)]
-    fn run_pending_tasks(&self) {
-        self.cache.run_pending_tasks();
-    }
 }
+
+#[cfg(test)]
+mod tests;

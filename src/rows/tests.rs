@@ -1,0 +1,488 @@
+use super::*;
+use crate::{AgentId, Target, directory::Directory};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::{AtomicBool, AtomicI64},
+    thread,
+    time::Duration as Std,
+};
+use uuid::Uuid;
+
+fn session(number: u128) -> SessionId {
+    SessionId::new(Uuid::from_u128(number))
+}
+
+fn workspace(number: u128) -> WorkspaceId {
+    WorkspaceId::new(Uuid::from_u128(number))
+}
+
+struct Scene {
+    rows: Rows,
+    directory: Directory,
+    zero: Instant,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self::with_capacity(1_000)
+    }
+
+    fn with_capacity(cache_capacity: u64) -> Self {
+        let settings = Settings { cache_capacity, ..Settings::default() };
+        let zero = Instant::now() + Duration::from_secs(3600);
+        Self { rows: Rows::new(&settings), directory: Directory::new(&settings), zero }
+    }
+
+    fn at(&self, millis: u64) -> Instant {
+        self.zero + Duration::from_millis(millis)
+    }
+
+    fn row(&self, number: u128, revision: i64) -> Arc<Entry> {
+        self.row_in(1, number, revision, 0)
+    }
+
+    fn row_in(&self, place: u128, number: u128, revision: i64, read: u64) -> Arc<Entry> {
+        let target = Target::new(AgentId::new(Uuid::from_u128(place)));
+        let row = Binding::new(session(number), workspace(place), Some(Arc::new(target)), Revision::new(revision));
+        Entry::new(row, self.directory.place(workspace(place)), true, self.at(read))
+    }
+
+    /// A read that begins and ends at once.
+    fn learn(&self, entry: &Arc<Entry>) -> Arc<Entry> {
+        let ticket = self.rows.ticket(entry.row.session);
+        self.rows.learn(Arc::clone(entry), ticket)
+    }
+
+    /// The revision in the slot.
+    fn slot(&self, number: u128) -> Option<i64> {
+        self.rows.get(session(number)).map(|entry| entry.row.revision.get())
+    }
+}
+
+fn revision(entry: &Entry) -> i64 {
+    entry.row.revision.get()
+}
+
+mod order {
+    use super::*;
+
+    #[test]
+    fn a_slot_only_moves_forward() {
+        let s = Scene::new();
+        // Learned, then in the slot.
+        for (learned, slot) in [(5, 5), (4, 5), (7, 7), (7, 7), (6, 7), (i64::MAX, i64::MAX), (1, i64::MAX)] {
+            let used = s.learn(&s.row(1, learned));
+            assert_eq!((revision(&used), s.slot(1)), (slot, Some(slot)), "{learned}");
+            assert_eq!(used.state(), State::Current);
+        }
+    }
+
+    #[test]
+    fn whoever_holds_an_entry_sees_what_became_of_it() {
+        let s = Scene::new();
+        let (first, second) = (s.learn(&s.row(1, 1)), s.learn(&s.row(1, 2)));
+        assert_eq!((first.state(), second.state()), (State::Replaced, State::Current));
+        s.rows.remove(session(1));
+        // The first reason stays.
+        assert_eq!((first.state(), second.state()), (State::Replaced, State::Removed));
+        assert_eq!(s.slot(1), None);
+    }
+
+    #[test]
+    fn the_same_row_read_twice_is_one_entry() {
+        let s = Scene::new();
+        let first = s.learn(&s.row(1, 1));
+        let again = s.learn(&s.row(1, 1));
+        assert!(Arc::ptr_eq(&first, &again));
+        assert_eq!(first.state(), State::Current);
+    }
+
+    #[test]
+    fn sessions_do_not_touch_each_other() {
+        let s = Scene::new();
+        for number in 0..500 {
+            s.learn(&s.row(number, number as i64));
+        }
+        s.rows.remove(session(7));
+        for number in 0..500 {
+            assert_eq!(s.slot(number), (number != 7).then_some(number as i64));
+        }
+    }
+
+    #[test]
+    fn it_only_moves_forward_whoever_writes_and_reads() {
+        const LAST: i64 = 4_000;
+        let s = Scene::new();
+        let next = AtomicI64::new(1);
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    loop {
+                        // Each writes the next revision, and an old one now and then.
+                        let revision = next.fetch_add(1, Ordering::Relaxed);
+                        if revision > LAST {
+                            return;
+                        }
+                        let used = s.learn(&s.row(1, revision));
+                        assert!(used.row.revision.get() >= revision);
+                        s.learn(&s.row(1, revision / 2));
+                    }
+                });
+            }
+            scope.spawn(|| {
+                let mut seen = 0;
+                while seen < LAST {
+                    let now = s.slot(1).unwrap_or(0);
+                    assert!(now >= seen, "{now} after {seen}");
+                    seen = now;
+                    thread::yield_now();
+                }
+            });
+        });
+        assert_eq!(s.slot(1), Some(LAST));
+    }
+}
+
+mod tickets {
+    use super::*;
+
+    #[test]
+    fn a_read_that_began_before_a_removal_fills_nothing() {
+        let s = Scene::new();
+        let early = s.rows.ticket(session(1));
+        s.rows.remove(session(1));
+        let late = s.rows.ticket(session(1));
+        // The reader has it for its own use, and learns that it is not kept.
+        let used = s.rows.learn(s.row(1, 3), early);
+        assert_eq!((revision(&used), used.state(), s.slot(1)), (3, State::Evicted, None));
+        let used = s.rows.learn(s.row(1, 3), late);
+        assert_eq!((revision(&used), used.state(), s.slot(1)), (3, State::Current, Some(3)));
+    }
+
+    #[test]
+    fn a_removal_of_what_was_there_voids_them_too() {
+        let s = Scene::new();
+        s.learn(&s.row(1, 5));
+        let early = s.rows.ticket(session(1));
+        s.rows.remove(session(1));
+        s.rows.learn(s.row(1, 4), early);
+        assert_eq!(s.slot(1), None);
+        s.learn(&s.row(1, 6));
+        assert_eq!(s.slot(1), Some(6));
+    }
+
+    #[test]
+    fn a_full_slot_takes_a_greater_revision_whenever_it_was_read() {
+        let s = Scene::new();
+        let early = s.rows.ticket(session(1));
+        s.rows.remove(session(1));
+        s.learn(&s.row(1, 5));
+        let used = s.rows.learn(s.row(1, 4), early);
+        assert_eq!((revision(&used), s.slot(1)), (5, Some(5)));
+        let used = s.rows.learn(s.row(1, 6), early);
+        assert_eq!((revision(&used), s.slot(1)), (6, Some(6)));
+    }
+
+    #[test]
+    fn an_order_may_void_all_of_them() {
+        let s = Scene::new();
+        let early: Vec<Ticket> = (0..50).map(|number| s.rows.ticket(session(number))).collect();
+        s.learn(&s.row(60, 1));
+        s.rows.void_tickets();
+        for (number, ticket) in early.into_iter().enumerate() {
+            s.rows.learn(s.row(number as u128, 1), ticket);
+            assert_eq!(s.slot(number as u128), None);
+        }
+        assert_eq!(s.slot(60), Some(1), "what is there is void by its workspace");
+    }
+
+    #[test]
+    fn an_eviction_is_a_loss() {
+        let s = Scene::with_capacity(2);
+        let held: Vec<(Ticket, Arc<Entry>)> = (0..50)
+            .map(|number| {
+                let entry = s.learn(&s.row(number, 5));
+                (s.rows.ticket(session(number)), entry)
+            })
+            .collect();
+        s.rows.cache.run_pending_tasks();
+        let mut evicted = 0;
+        for (number, (ticket, entry)) in held.into_iter().enumerate() {
+            let number = number as u128;
+            if s.slot(number).is_some() {
+                assert_eq!(entry.state(), State::Current);
+                continue;
+            }
+            evicted += 1;
+            assert_eq!(entry.state(), State::Evicted);
+            // A read that began before it was evicted may be older than what was.
+            let used = s.rows.learn(s.row(number, 4), ticket);
+            assert_eq!((revision(&used), used.state(), s.slot(number)), (4, State::Evicted, None));
+        }
+        assert_eq!(evicted, 48);
+    }
+
+    #[test]
+    fn a_full_cache_goes_on_taking_rows_and_stays_small() {
+        let s = Scene::with_capacity(10);
+        for number in 0..2_000 {
+            let used = s.learn(&s.row(number, 1));
+            assert_eq!(revision(&used), 1);
+        }
+        s.rows.cache.run_pending_tasks();
+        assert_eq!(s.rows.cache.entry_count(), 10);
+        // Each entry is either in its slot or says that it is not.
+        let held: Vec<_> = (0..100).map(|number| (number, s.learn(&s.row(number, 2)))).collect();
+        s.rows.cache.run_pending_tasks();
+        for (number, entry) in held {
+            assert_eq!(entry.state() == State::Current, s.slot(number) == Some(2), "{number}");
+        }
+    }
+
+    #[test]
+    fn nothing_old_comes_back_however_often_slots_are_lost() {
+        let s = Scene::with_capacity(1);
+        let committed = AtomicI64::new(1);
+        let seen = AtomicI64::new(0);
+        let until = std::time::Instant::now() + Std::from_millis(1_500);
+        let end = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                // Readers: a ticket, a read that takes a while, what is to be used.
+                scope.spawn(|| {
+                    while !end.load(Ordering::Relaxed) {
+                        let ticket = s.rows.ticket(session(1));
+                        let row = s.row(1, committed.load(Ordering::SeqCst));
+                        thread::yield_now();
+                        s.rows.learn(row, ticket);
+                    }
+                });
+            }
+            // Others push it out.
+            scope.spawn(|| {
+                for number in 2.. {
+                    s.learn(&s.row(2 + number % 3, 1));
+                    s.rows.cache.run_pending_tasks();
+                    if std::time::Instant::now() > until {
+                        return end.store(true, Ordering::Relaxed);
+                    }
+                }
+            });
+            // A writer that learns what it has written.
+            scope.spawn(|| {
+                while !end.load(Ordering::Relaxed) {
+                    let ticket = s.rows.ticket(session(1));
+                    let revision = committed.fetch_add(1, Ordering::SeqCst) + 1;
+                    s.rows.learn(s.row(1, revision), ticket);
+                    if s.slot(1) == Some(revision) {
+                        seen.fetch_max(revision, Ordering::SeqCst);
+                    }
+                    thread::yield_now();
+                }
+            });
+            scope.spawn(|| {
+                while !end.load(Ordering::Relaxed) {
+                    // What somebody has seen in the slot is the least that the next one sees there.
+                    let floor = seen.load(Ordering::SeqCst);
+                    if let Some(now) = s.slot(1) {
+                        assert!(now >= floor, "{now} after {floor}");
+                        seen.fetch_max(now, Ordering::SeqCst);
+                    }
+                }
+            });
+        });
+        assert!(seen.into_inner() > 10);
+    }
+}
+
+mod distrust {
+    use super::*;
+
+    #[test]
+    fn every_call_reads_until_the_revision_shows() {
+        let s = Scene::new();
+        let held = s.learn(&s.row(1, 4));
+        assert!(!s.rows.must_read(session(1)));
+        s.rows.distrust(session(1), Revision::new(5), s.at(0));
+        assert_eq!((held.state(), s.slot(1)), (State::Removed, None));
+        // What is read meanwhile is used and not kept: the transaction may end at any time.
+        for _ in 0..3 {
+            assert!(s.rows.must_read(session(1)) && !s.rows.must_read(session(2)));
+            let used = s.learn(&s.row_in(1, 1, 4, 59_999));
+            assert_eq!((revision(&used), used.state(), s.slot(1)), (4, State::Evicted, None));
+        }
+        s.learn(&s.row(2, 1));
+        assert_eq!(s.slot(2), Some(1), "another session is another matter");
+        // Its own revision or a later one shows that it has ended.
+        s.learn(&s.row_in(1, 1, 5, 1_000));
+        assert_eq!((s.slot(1), s.rows.must_read(session(1))), (Some(5), false));
+    }
+
+    #[test]
+    fn it_ends_after_a_minute() {
+        let s = Scene::new();
+        s.rows.distrust(session(1), Revision::new(5), s.at(0));
+        s.learn(&s.row_in(1, 1, 4, 59_999));
+        assert_eq!(s.slot(1), None);
+        s.learn(&s.row_in(1, 1, 4, 60_000));
+        assert_eq!((s.slot(1), s.rows.must_read(session(1))), (Some(4), false));
+    }
+
+    #[test]
+    fn a_read_from_before_it_fills_nothing() {
+        let s = Scene::new();
+        let early = s.rows.ticket(session(1));
+        s.rows.distrust(session(1), Revision::new(5), s.at(0));
+        // Not even one that shows the revision: it lets the next one be kept.
+        s.rows.learn(s.row(1, 5), early);
+        assert_eq!((s.slot(1), s.rows.must_read(session(1))), (None, false));
+        s.learn(&s.row(1, 5));
+        assert_eq!(s.slot(1), Some(5));
+    }
+
+    #[test]
+    fn a_second_one_replaces_the_first_and_old_ones_are_swept() {
+        let s = Scene::new();
+        s.rows.distrust(session(1), Revision::new(5), s.at(0));
+        s.rows.distrust(session(1), Revision::new(7), s.at(30_000));
+        s.learn(&s.row_in(1, 1, 6, 60_001));
+        assert_eq!(s.slot(1), None);
+        s.rows.distrust(session(2), Revision::new(1), s.at(90_000));
+        assert!(!s.rows.must_read(session(1)) && s.rows.must_read(session(2)));
+        assert_eq!(s.rows.uncertain().len(), 1);
+    }
+
+    #[test]
+    fn without_one_no_lock_is_taken() {
+        let s = Scene::new();
+        let _locked = s.rows.uncertain();
+        s.learn(&s.row(1, 1));
+        assert!(!s.rows.must_read(session(1)));
+    }
+}
+
+mod news {
+    use super::*;
+    use tokio_test::{assert_pending, assert_ready, task::spawn};
+
+    #[tokio::test]
+    async fn each_change_of_a_slot_is_told() {
+        let s = Scene::new();
+        type Change = fn(&Scene);
+        let changes: [(&str, bool, Change); 6] = [
+            ("filled", true, |s| drop(s.learn(&s.row(1, 2)))),
+            ("replaced", true, |s| drop(s.learn(&s.row(1, 3)))),
+            ("older", false, |s| drop(s.learn(&s.row(1, 1)))),
+            ("removed", true, |s| s.rows.remove(session(1))),
+            ("distrusted", true, |s| s.rows.distrust(session(1), Revision::new(9), s.at(0))),
+            ("ordered", true, |s| s.rows.ordered(session(1))),
+        ];
+        for (name, told, change) in changes {
+            let mut changed = spawn(s.rows.changed(session(1)));
+            assert_pending!(changed.poll());
+            change(&s);
+            assert_eq!((changed.is_woken(), changed.poll().is_ready()), (told, told), "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_change_before_the_first_poll_is_not_lost() {
+        let s = Scene::new();
+        let mut changed = spawn(s.rows.changed(session(1)));
+        s.learn(&s.row(1, 2));
+        assert_ready!(changed.poll());
+    }
+
+    #[tokio::test]
+    async fn everybody_who_waits_is_told() {
+        let s = Scene::new();
+        let mut waiting: Vec<_> = (0..10).map(|_| spawn(s.rows.changed(session(1)))).collect();
+        for changed in &mut waiting {
+            assert_pending!(changed.poll());
+        }
+        s.learn(&s.row(1, 2));
+        for changed in &mut waiting {
+            assert_ready!(changed.poll());
+        }
+    }
+
+    #[test]
+    fn no_wake_up_is_lost_between_a_look_and_the_wait() {
+        const LAST: i64 = 3_000;
+        let s = Scene::new();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for revision in 1..=LAST {
+                    s.learn(&s.row(1, revision));
+                }
+            });
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let runtime =
+                        tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+                    runtime.block_on(async {
+                        loop {
+                            let changed = s.rows.changed(session(1));
+                            if s.slot(1) == Some(LAST) {
+                                return;
+                            }
+                            tokio::time::timeout(Duration::from_secs(20), changed).await.expect("a wake-up was lost");
+                        }
+                    });
+                });
+            }
+        });
+    }
+}
+
+mod orders {
+    use super::*;
+
+    #[test]
+    fn what_an_order_may_have_changed_is_known_without_the_row() {
+        type Change = fn(&Scene);
+        let changes: [(&str, bool, Change); 5] = [
+            ("a later row of the same workspace", false, |s| drop(s.learn(&s.row(1, 3)))),
+            ("a row of another workspace", true, |s| drop(s.learn(&s.row_in(2, 1, 3, 0)))),
+            ("a removal", true, |s| s.rows.remove(session(1))),
+            ("an order", true, |s| s.rows.ordered(session(1))),
+            ("all tickets void", false, |s| s.rows.void_tickets()),
+        ];
+        for (name, ordered, change) in changes {
+            let s = Scene::new();
+            let held = s.learn(&s.row(1, 2));
+            assert!(!s.rows.may_be_ordered_since(&held));
+            change(&s);
+            assert_eq!(s.rows.may_be_ordered_since(&held), ordered, "{name}");
+            // Who reads from here on is not concerned.
+            let read = s.learn(&s.row(1, 9));
+            assert!(name.contains("another workspace") || !s.rows.may_be_ordered_since(&read), "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_panic_on_the_way_leaves_the_slot_usable() {
+    let s = Scene::new();
+    s.learn(&s.row(1, 1));
+    // As if the allocator or a hasher panicked inside: the key must not stay locked.
+    let crashed = catch_unwind(AssertUnwindSafe(|| {
+        s.rows.cache.entry(session(1)).and_compute_with(|_| -> Op<Arc<Entry>> { panic!("on purpose") })
+    }));
+    assert!(crashed.is_err());
+    assert_eq!((s.slot(1), revision(&s.learn(&s.row(1, 2)))), (Some(1), 2));
+    s.rows.remove(session(1));
+    assert_eq!(s.slot(1), None);
+}
+
+#[test]
+fn a_panic_with_the_notes_locked_leaves_them_readable() {
+    let s = Scene::new();
+    s.rows.distrust(session(1), Revision::new(5), s.at(0));
+    let crashed = catch_unwind(AssertUnwindSafe(|| {
+        let _locked = s.rows.uncertain();
+        panic!("on purpose");
+    }));
+    assert!(crashed.is_err());
+    assert!(s.rows.must_read(session(1)));
+}

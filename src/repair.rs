@@ -58,8 +58,10 @@ fn lost(entry: &Entry, target: &Target, winner: Option<&Binding>) -> Lost {
         return if entry.stored { Lost::Drop } else { Lost::Again(winner.revision) };
     };
     match (named.generation, target.generation) {
-        _ if named.same_place(target) && named.generation == target.generation => Lost::Done,
         (Some(theirs), Some(mine)) if theirs < mine => Lost::Again(winner.revision),
+        (Some(theirs), Some(mine)) if theirs > mine => Lost::Drop,
+        // Also if only one of the two has a number: there is no doubt about a place that has just answered.
+        _ if named.same_place(target) => Lost::Done,
         (Some(_), Some(_)) => Lost::Drop,
         _ => Lost::Doubt,
     }
@@ -261,3 +263,6 @@ impl Task {
         Some(Repair::Lost)
     }
 }
+
+#[cfg(test)]
+mod tests;

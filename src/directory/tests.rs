@@ -795,7 +795,7 @@ mod memo {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 2048, failure_persistence: None, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig { cases: 1024, failure_persistence: None, ..ProptestConfig::default() })]
 
         /// Whatever comes between a choice and its note: while the note holds, a fresh look would say the same.
         #[test]
@@ -845,7 +845,7 @@ mod memo {
 
     #[test]
     fn what_was_learned_before_a_choice_is_seen_by_it_on_every_thread() {
-        const LAST: i64 = 20_000;
+        const LAST: i64 = 5_000;
         let s = Scene::new();
         let entry = entry(&s, Some("a1"), 0);
         let learned = AtomicI64::new(1);

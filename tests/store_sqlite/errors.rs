@@ -76,7 +76,7 @@ async fn a_verb_that_has_ended_holds_no_lock() {
 
 #[tokio::test]
 async fn a_pool_without_a_free_connection_is_unavailable() {
-    let one = SqlitePoolOptions::new().max_connections(1).acquire_timeout(Duration::from_millis(20));
+    let one = SqlitePoolOptions::new().max_connections(1).acquire_timeout(Duration::from_millis(500));
     let store = SqliteStore::new(one.connect("sqlite::memory:").await.unwrap());
     store.set_up().await.unwrap();
     let held = store.pool().acquire().await.unwrap();

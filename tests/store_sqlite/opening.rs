@@ -313,7 +313,7 @@ async fn a_file_that_was_taken_away_is_not_replaced_by_an_empty_one() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("bindings.db");
     let store = SqliteStore::open(&path).await.unwrap();
-    // The connection that `open` used comes back a moment later; it holds the file, so it must not be the one to load on.
+    // The connection that `open` used comes back a moment later. It holds the file: `load` must not find it free.
     while store.pool().num_idle() == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }

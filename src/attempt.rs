@@ -91,9 +91,9 @@ enum Ask {
 
 /// What a call begins with.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Given {
+pub(crate) struct Given<'a> {
     /// What the row names.
-    pub(crate) bound: Option<Arc<Target>>,
+    pub(crate) bound: Option<&'a Arc<Target>>,
     /// What to dial: the newer of the row's target and what is known of the workspace.
     pub(crate) target: Option<Arc<Target>>,
     /// Since when that is in doubt.
@@ -122,7 +122,10 @@ pub(crate) struct Progress {
 #[derive(Debug)]
 pub(crate) struct Attempt {
     limits: Limits,
-    bound: Option<Arc<Target>>,
+    /// The row names nothing.
+    unbound: bool,
+    /// What the row names, once something else is dialed.
+    from: Option<Arc<Target>>,
     target: Option<Arc<Target>>,
     dial: Dial,
     /// "Same" and denials count only if their read began after this.
@@ -146,14 +149,16 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
-    pub(crate) fn new(limits: Limits, given: Given, now: Instant) -> Self {
+    pub(crate) fn new(limits: Limits, given: Given<'_>, now: Instant) -> Self {
         let Given { bound, target, doubt, hold } = given;
         let hint = doubt.filter(|_| target.is_none());
         // Without a target the resolver must be asked before anything can be dialed: the doubt begins with the call.
         let doubt = if target.is_none() { Some(now) } else { doubt };
+        let other = |bound: &&Arc<Target>| target.as_ref().is_some_and(|target| !Arc::ptr_eq(bound, target));
         Self {
             limits,
-            bound,
+            unbound: bound.is_none(),
+            from: bound.filter(other).cloned(),
             dial: if target.is_some() { Dial::Queued } else { Dial::Idle },
             target,
             ask: Ask::At(if doubt.is_some() { now } else { now + limits.delay }),
@@ -351,7 +356,7 @@ impl Attempt {
     /// The resolver named what is being dialed.
     fn confirm(&mut self, said: Arc<Target>) {
         // If the news of a switch came first, its answer names what is being dialed by now.
-        let switched = self.bound.as_ref().is_some_and(|bound| !bound.same_place(&said));
+        let switched = self.from.as_ref().is_some_and(|from| !from.same_place(&said));
         self.last = if switched { LastVerdict::Superseded } else { LastVerdict::Same };
         self.confirmed = true;
         self.doubt = None;
@@ -393,7 +398,10 @@ impl Attempt {
 
     fn switch(&mut self, target: Arc<Target>, ask_at: Instant) {
         self.last = if self.target.is_some() { LastVerdict::Superseded } else { LastVerdict::Same };
-        self.target = Some(target);
+        let left = self.target.replace(target);
+        if !self.unbound && self.from.is_none() {
+            self.from = left;
+        }
         self.dial = Dial::Queued;
         self.doubt = None;
         // An answer that is under way is waited for all the same; it may know even more.
@@ -413,18 +421,23 @@ impl Attempt {
         self.target.as_ref()
     }
 
+    /// The same, for good: nothing is decided after that.
+    pub(crate) fn take_target(&mut self) -> Option<Arc<Target>> {
+        self.target.take()
+    }
+
     pub(crate) fn validations(&self) -> u8 {
         self.validations
     }
 
     /// Which way the call took, once it has a connection.
     pub(crate) fn path(&self) -> Path {
-        match (&self.bound, &self.target) {
+        match (&self.from, &self.target) {
+            _ if self.unbound => Path::FirstBind,
             (Some(from), Some(to)) if !from.same_place(to) => Path::Switched { from: Arc::clone(from) },
-            (Some(_), _) if self.redialed => Path::Redialed,
-            (Some(_), _) if self.confirmed => Path::Confirmed,
-            (Some(_), _) => Path::Reused,
-            (None, _) => Path::FirstBind,
+            _ if self.redialed => Path::Redialed,
+            _ if self.confirmed => Path::Confirmed,
+            _ => Path::Reused,
         }
     }
 }

@@ -1,17 +1,15 @@
 //! One call from the request to the connection: look up, race, settle, restart.
 
 use crate::{
-    Bound, BoundHandle, BoxError, DialAgent, DialSession, Error, ErrorKind, Event, LastVerdict, Outcome, Path,
+    Bound, BoundHandle, BoxError, DialAgent, DialSession, Error, ErrorKind, Event, LastVerdict, Path,
     dialer::Dialer,
     race::{Raced, Won, race},
-    repair::{self, Job, Repairs},
+    repair::{self, Repairs},
+    rows::Entry,
     settings::RepairMode,
     shared::{Shared, Start},
 };
-use std::{
-    pin::{Pin, pin},
-    sync::Arc,
-};
+use std::{pin::pin, sync::Arc};
 use tokio::time::{Instant, timeout_at};
 use tower_service::Service;
 
@@ -23,34 +21,8 @@ where
     if shared.is_closed() {
         return Err(Error::new(ErrorKind::Closed).of(ask.session));
     }
-    let began = Instant::now();
     let mut dialer = pin!(Dialer::new(readied));
-    match connect(&shared, dialer.as_mut(), &ask, began).await {
-        Ok(connected) => Ok(settle(shared, connected, began, dialer.progress().started)),
-        // What went wrong after closing had begun went wrong because of it.
-        Err(error) if shared.is_closed() => Err(error.because_closed()),
-        Err(error) => Err(error),
-    }
-}
-
-/// A connection that may be returned.
-struct Connected<C> {
-    won: Won<C>,
-    start: Start,
-    /// What is being written so that the row names what answered, or was already, if the settings say so.
-    repair: Option<Job>,
-}
-
-async fn connect<S>(
-    shared: &Arc<Shared>,
-    mut dialer: Pin<&mut Dialer<S>>,
-    ask: &DialSession,
-    began: Instant,
-) -> Result<Connected<S::Response>, Error>
-where
-    S: Service<DialAgent> + Clone,
-    S::Error: Into<BoxError>,
-{
+    let began = Instant::now();
     let deadline = began + shared.settings.dial_timeout;
     let mut now = began;
     let mut restarted = false;
@@ -65,54 +37,64 @@ where
             None => {
                 dialer.as_mut().give_back();
                 // Boxed, so that the cached call does not carry the room for it.
-                let looked = timeout_at(deadline, Box::pin(shared.look_up(ask.session, ask.workspace))).await;
+                let start = Box::pin(look_up(&shared, &ask, deadline)).await?;
                 now = Instant::now();
-                looked.map_err(|_| Error::new(ErrorKind::TimedOut { last: LastVerdict::Unknown }).of(ask.session))??
+                start
             }
         };
-        match race(shared, dialer.as_mut(), ask, &mut start, deadline, now).await {
-            Ok(Raced::Won(won)) => {
-                let needed = repair::is_needed(start.entry.row.target.as_ref(), &won.target);
-                let mut repair = needed.then(|| Repairs::begin(shared, &start.entry, &won.target));
-                if let (Some(job), RepairMode::BeforeReturn) = (&mut repair, shared.settings.repair) {
-                    // Boxed for the same reason. At the deadline there is a connection, so that is no failure.
-                    let _ = Box::pin(timeout_at(deadline, job.attempted())).await;
-                    // The second look: the repair may have lost to something newer, or an order may have come.
-                    if shared.has_left(&start.entry, &won.target) {
-                        drop(won);
-                        restarted = true;
-                        now = Instant::now();
-                        continue;
+        match race(&shared, dialer.as_mut(), &ask, &mut start, deadline, now).await {
+            Ok(Raced::Won(mut won)) => {
+                if repair::is_needed(start.entry.row.target.as_ref(), &won.target) {
+                    let job = Repairs::begin(&shared, &start.entry, &won.target);
+                    won.outcome.repair = Some(job.status.clone());
+                    if shared.settings.repair == RepairMode::BeforeReturn {
+                        // Boxed for the same reason. At the deadline there is a connection, so that is no failure.
+                        let _ = Box::pin(timeout_at(deadline, job.attempted())).await;
+                        // The second look: the repair may have lost to something newer, or an order may have come.
+                        if shared.has_left(&start.entry, &won.target) {
+                            drop(won);
+                            restarted = true;
+                            now = Instant::now();
+                            continue;
+                        }
                     }
                 }
-                return Ok(Connected { won, start, repair });
+                let Won { dial_began, outcome, .. } = &mut won;
+                outcome.dials = dialer.progress().started;
+                // Equal on the hot path, which is worth not computing.
+                if *dial_began != began {
+                    outcome.decided_in = dial_began.saturating_duration_since(began);
+                }
+                return Ok(hand_out(shared, won, start.entry));
             }
             Ok(Raced::Moved) => {
-                dialer.as_mut().stop();
                 restarted = true;
                 now = Instant::now();
             }
-            Err(error) if restarted && matches!(error.kind(), ErrorKind::Unreachable { newer: Some(_) }) => {
-                return Err(Error::new(ErrorKind::Retargeted).of(ask.session));
-            }
-            Err(error) => return Err(error),
+            Err(error) => return Err(because(&shared, error, restarted)),
         }
     }
 }
 
-/// Tells the observer, hands the connection out.
-fn settle<C>(shared: Arc<Shared>, connected: Connected<C>, began: Instant, dials: u8) -> Bound<C> {
-    let Connected { won, start, repair } = connected;
-    let Won { connection, target, path, validations, dial_began, dialed_in } = won;
-    let entry = start.entry;
-    let outcome = Outcome {
-        path,
-        dials,
-        validations,
-        decided_in: dial_began.saturating_duration_since(began),
-        dialed_in,
-        repair: repair.map(|job| job.status),
-    };
+async fn look_up(shared: &Arc<Shared>, ask: &DialSession, deadline: Instant) -> Result<Start, Error> {
+    let looked = timeout_at(deadline, shared.look_up(ask.session, ask.workspace)).await;
+    let timed_out = |_| Err(Error::new(ErrorKind::TimedOut { last: LastVerdict::Unknown }).of(ask.session));
+    looked.unwrap_or_else(timed_out).map_err(|error| because(shared, error, false))
+}
+
+/// What an error is called depends on what else has happened.
+fn because(shared: &Shared, error: Error, restarted: bool) -> Error {
+    match error.kind() {
+        // What went wrong after closing had begun went wrong because of it.
+        _ if shared.is_closed() => error.because(ErrorKind::Closed),
+        ErrorKind::Unreachable { newer: Some(_) } if restarted => error.because(ErrorKind::Retargeted),
+        _ => error,
+    }
+}
+
+/// Tells the observer, wraps the connection.
+fn hand_out<C>(shared: Arc<Shared>, won: Won<C>, entry: Arc<Entry>) -> Bound<C> {
+    let Won { connection, target, outcome, .. } = won;
     let (session, workspace) = (entry.row.session, entry.row.workspace);
     if let Path::Switched { from } = &outcome.path {
         shared.emit(&Event::Switched { session, workspace, from, to: &target });

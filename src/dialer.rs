@@ -36,6 +36,13 @@ pub(crate) enum Dialed<C> {
     NotReady(BoxError),
 }
 
+impl<S: Service<DialAgent>> Dialer<S> {
+    /// A dial was started and has not ended.
+    pub(crate) fn is_dialing(&self) -> bool {
+        self.dial.is_some()
+    }
+}
+
 impl<S> Dialer<S>
 where
     S: Service<DialAgent> + Clone,

@@ -165,8 +165,9 @@ impl Error {
         self
     }
 
-    pub(crate) fn because_closed(mut self) -> Self {
-        self.0.kind = ErrorKind::Closed;
+    /// The same causes under another kind.
+    pub(crate) fn because(mut self, kind: ErrorKind) -> Self {
+        self.0.kind = kind;
         self
     }
 

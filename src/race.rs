@@ -3,8 +3,8 @@
 //! Knows neither how a row is found nor what happens after a connection was won: [`call`](crate::call) does.
 
 use crate::{
-    BoxError, DialAgent, DialSession, Error, ErrorKind, Event, Path, Target,
-    attempt::{Answer, Attempt, Command, Given, Limits},
+    BoxError, DialAgent, DialSession, Error, ErrorKind, Event, Outcome, Target,
+    attempt::{Attempt, Command, Given, Limits},
     dialer::{Dialed, Dialer},
     error::{Cause, SharedError},
     flight::Seat,
@@ -32,58 +32,161 @@ pub(crate) enum Raced<C> {
 pub(crate) struct Won<C> {
     pub(crate) connection: C,
     pub(crate) target: Arc<Target>,
-    pub(crate) path: Path,
-    pub(crate) validations: u8,
     /// When the dial began that answered.
     pub(crate) dial_began: Instant,
-    /// How long it was pending; zero if it never was.
-    pub(crate) dialed_in: Duration,
+    /// As far as the race knows it.
+    pub(crate) outcome: Outcome,
 }
 
 /// Races the session's dial against doubts about it, until there is a connection to an agent that is not known to be
-/// superseded, or a reason to stop. The target that was chosen is in `start`, which follows what becomes known.
+/// superseded, or a reason to stop. `start` follows what becomes known.
 pub(crate) async fn race<S>(
     shared: &Arc<Shared>,
     dialer: Pin<&mut Dialer<S>>,
     ask: &DialSession,
     start: &mut Start,
     deadline: Instant,
-    now: Instant,
+    mut now: Instant,
 ) -> Result<Raced<S::Response>, Error>
 where
     S: Service<DialAgent> + Clone,
     S::Error: Into<BoxError>,
 {
-    let limits = Limits { delay: shared.settings.validation_delay, deadline, redial: shared.settings.redial };
-    let given = Given {
-        bound: start.entry.row.target.clone(),
-        target: start.choice.target.clone(),
-        doubt: start.choice.doubt,
-        hold: start.choice.hold,
-    };
-    let mut run = Run { shared, start, attempt: Attempt::new(limits, given, now), dialing: None };
-    let raced = run.drive(dialer, ask, now).await;
-    run.dialing = None;
-    raced
+    let mut run = Run::new(shared, dialer, start, deadline, now);
+    let mut question: Option<Seat<Validated>> = None;
+    let mut reading: Option<Reading> = None;
+    let mut connected: Option<S::Response> = None;
+    let mut dial_error: Option<BoxError> = None;
+    let mut validation_error: Option<SharedError> = None;
+
+    loop {
+        let until = match run.attempt.next(now, run.dialer.progress()) {
+            Command::Dial(target) => {
+                connected = None;
+                run.dial_began = now;
+                run.dialer.as_mut().start(DialAgent {
+                    session: ask.session,
+                    workspace: run.start.entry.workspace(),
+                    target,
+                    extensions: ask.extensions.clone(),
+                });
+                continue;
+            }
+            Command::Validate => {
+                question = Some(shared.validate(&run.start.entry.place));
+                continue;
+            }
+            Command::Reread => {
+                let (shared, session, since) = (Arc::clone(shared), ask.session, now);
+                reading = Some(Box::pin(async move { shared.read_since(session, since).await }));
+                continue;
+            }
+            Command::Serve => {
+                // What is known may have changed since the dial began: this is the one look. A connection to something
+                // older is dropped.
+                match run.look() {
+                    Landing::Good => {}
+                    Landing::Moved => return run.decided(Ok(Raced::Moved)),
+                    Landing::Elsewhere => continue,
+                }
+                let outcome = Outcome {
+                    path: run.attempt.path(),
+                    dials: 0,
+                    validations: run.attempt.validations(),
+                    decided_in: Duration::ZERO,
+                    dialed_in: run.dialed_in,
+                    repair: None,
+                };
+                let (Some(connection), Some(target)) = (connected.take(), run.attempt.take_target()) else {
+                    // Never: only a connection that is there is to be served.
+                    return Err(Error::new(ErrorKind::Dialer).of(ask.session));
+                };
+                return Ok(Raced::Won(Won { connection, target, dial_began: run.dial_began, outcome }));
+            }
+            Command::Fail(kind) => {
+                if validation_error.is_none() && question.is_some() {
+                    validation_error = Some(Cause::NoAnswerYet.shared());
+                }
+                let error = Error::new(kind).of(ask.session);
+                return run.decided(Err(error.with_dial(dial_error).with_validation(validation_error)));
+            }
+            Command::Wait(until) => until,
+        };
+
+        // Each arm looks at state that outlives the loop, so losing a round loses nothing. Each is an async fn or block,
+        // so that it costs nothing before its first poll: if the dial is ready at once, the others are never polled.
+        // Handlers run after all arms were dropped, so they may change that state.
+        select! {
+            biased;
+            dialed = run.dialer.as_mut().finished() => match dialed {
+                Dialed::Started => {
+                    now = Instant::now();
+                    run.dial_began = now;
+                    run.attempt.on_dial_started(now);
+                }
+                Dialed::Connected(connection) => {
+                    if run.dialer.was_pending() {
+                        now = Instant::now();
+                    }
+                    run.ended(now, None);
+                    connected = Some(connection);
+                    run.attempt.on_connected();
+                }
+                Dialed::Failed(error) => {
+                    now = Instant::now();
+                    run.ended(now, Some(&error));
+                    dial_error = Some(error);
+                    run.attempt.on_dial_failed(now);
+                }
+                Dialed::NotReady(error) => {
+                    return run.decided(Err(Error::new(ErrorKind::Dialer).of(ask.session).with_dial(Some(error))));
+                }
+            },
+            () = news(shared, run.start) => {
+                now = Instant::now();
+                if let Landing::Moved = run.look() {
+                    return run.decided(Ok(Raced::Moved));
+                }
+            }
+            validated = landed(&mut question) => {
+                question = None;
+                now = Instant::now();
+                let Validated { answer, cause, began, again } =
+                    validated.unwrap_or_else(|| Validated::crashed(now, shared.settings.revalidate_every));
+                validation_error = cause;
+                run.attempt.on_answer(answer, began, again, now);
+            }
+            looked = read(&mut reading) => {
+                reading = None;
+                now = Instant::now();
+                if let Landing::Moved = run.on_row(looked, now) {
+                    return run.decided(Ok(Raced::Moved));
+                }
+            }
+            () = async { sleep_until(until).await } => now = Instant::now(),
+        }
+    }
 }
 
 /// A race under way. Dropped while its dial is pending, it leaves a doubt behind.
-struct Run<'a> {
-    shared: &'a Arc<Shared>,
+struct Run<'a, S: Service<DialAgent>> {
+    shared: &'a Shared,
+    dialer: Pin<&'a mut Dialer<S>>,
     start: &'a mut Start,
     attempt: Attempt,
-    /// When the dial began, while it is pending.
-    dialing: Option<Instant>,
+    /// When the last dial began, and how long it was pending.
+    dial_began: Instant,
+    dialed_in: Duration,
 }
 
-impl Drop for Run<'_> {
+impl<S: Service<DialAgent>> Drop for Run<'_, S> {
     /// Only marks: nothing may spawn, block or panic in a `Drop`.
     fn drop(&mut self) {
-        let (Some(began), Some(target)) = (self.dialing, self.attempt.target()) else { return };
-        if std::thread::panicking() {
+        let Some(target) = self.attempt.target() else { return };
+        if !self.dialer.is_dialing() || std::thread::panicking() {
             return;
         }
-        let now = Instant::now();
+        let (began, now) = (self.dial_began, Instant::now());
         let Entry { row, place, .. } = &*self.start.entry;
         place.doubt_dropped(target.agent, began, now);
         let (session, workspace, pending) = (row.session, row.workspace, now.saturating_duration_since(began));
@@ -93,155 +196,52 @@ impl Drop for Run<'_> {
 
 type Reading = BoxFuture<'static, Result<Option<Arc<Entry>>, SharedError>>;
 
-impl Run<'_> {
-    async fn drive<S>(
-        &mut self,
-        mut dialer: Pin<&mut Dialer<S>>,
-        ask: &DialSession,
-        mut now: Instant,
-    ) -> Result<Raced<S::Response>, Error>
-    where
-        S: Service<DialAgent> + Clone,
-        S::Error: Into<BoxError>,
-    {
-        let mut question: Option<Seat<Validated>> = None;
-        let mut reading: Option<Reading> = None;
-        let mut connected: Option<(S::Response, Instant, Duration)> = None;
-        let mut dial_error: Option<BoxError> = None;
-        let mut validation_error: Option<SharedError> = None;
-
-        loop {
-            let until = match self.attempt.next(now, dialer.progress()) {
-                Command::Dial(target) => {
-                    connected = None;
-                    self.dialing = Some(now);
-                    dialer.as_mut().start(DialAgent {
-                        session: ask.session,
-                        workspace: self.start.entry.workspace(),
-                        target,
-                        extensions: ask.extensions.clone(),
-                    });
-                    continue;
-                }
-                Command::Validate => {
-                    question = Some(self.shared.validate(&self.start.entry.place));
-                    continue;
-                }
-                Command::Reread => {
-                    let (shared, session, since) = (Arc::clone(self.shared), ask.session, now);
-                    reading = Some(Box::pin(async move { shared.read_since(session, since).await }));
-                    continue;
-                }
-                Command::Serve => {
-                    // What is known may have changed since the dial began: this is the one look. A connection to
-                    // something older is dropped.
-                    match self.look() {
-                        Landing::Good => {}
-                        Landing::Moved => return Ok(Raced::Moved),
-                        Landing::Elsewhere => continue,
-                    }
-                    let (Some((connection, dial_began, dialed_in)), Some(target)) =
-                        (connected.take(), self.attempt.target())
-                    else {
-                        // Never: only a connection that is there is to be served.
-                        return Err(Error::new(ErrorKind::Dialer).of(ask.session));
-                    };
-                    return Ok(Raced::Won(Won {
-                        connection,
-                        target: Arc::clone(target),
-                        path: self.attempt.path(),
-                        validations: self.attempt.validations(),
-                        dial_began,
-                        dialed_in,
-                    }));
-                }
-                Command::Fail(kind) => {
-                    if validation_error.is_none() && question.is_some() {
-                        validation_error = Some(Cause::NoAnswerYet.shared());
-                    }
-                    let error = Error::new(kind).of(ask.session);
-                    return Err(error.with_dial(dial_error).with_validation(validation_error));
-                }
-                Command::Wait(until) => until,
-            };
-
-            // Each arm looks at state that outlives the loop, so losing a round loses nothing. Each is an async fn or
-            // block, so that it costs nothing before its first poll: if the dial is ready at once, the others are never
-            // polled. Handlers run after all arms were dropped, so they may change that state.
-            select! {
-                biased;
-                dialed = dialer.as_mut().finished() => match dialed {
-                    Dialed::Started => {
-                        now = Instant::now();
-                        self.dialing = Some(now);
-                        self.attempt.on_dial_started(now);
-                    }
-                    Dialed::Connected(connection) => {
-                        let dial_began = self.dialing.unwrap_or(now);
-                        if dialer.was_pending() {
-                            now = Instant::now();
-                        }
-                        let dialed_in = self.ended(now, None);
-                        connected = Some((connection, dial_began, dialed_in));
-                        self.attempt.on_connected();
-                    }
-                    Dialed::Failed(error) => {
-                        now = Instant::now();
-                        self.ended(now, Some(&error));
-                        dial_error = Some(error);
-                        self.attempt.on_dial_failed(now);
-                    }
-                    Dialed::NotReady(error) => {
-                        return Err(Error::new(ErrorKind::Dialer).of(ask.session).with_dial(Some(error)));
-                    }
-                },
-                () = news(self.shared, self.start) => {
-                    now = Instant::now();
-                    if let Landing::Moved = self.look() {
-                        return Ok(Raced::Moved);
-                    }
-                }
-                validated = landed(&mut question) => {
-                    question = None;
-                    now = Instant::now();
-                    let crashed = || Validated {
-                        answer: Answer::Unknown,
-                        cause: Some(Cause::TaskEnded.shared()),
-                        began: now,
-                        again: now + self.shared.settings.revalidate_every,
-                    };
-                    let Validated { answer, cause, began, again } = validated.unwrap_or_else(crashed);
-                    validation_error = cause;
-                    self.attempt.on_answer(answer, began, again, now);
-                }
-                looked = read(&mut reading) => {
-                    reading = None;
-                    now = Instant::now();
-                    if let Landing::Moved = self.on_row(looked, now) {
-                        return Ok(Raced::Moved);
-                    }
-                }
-                () = async { sleep_until(until).await } => now = Instant::now(),
-            }
-        }
+impl<'a, S> Run<'a, S>
+where
+    S: Service<DialAgent> + Clone,
+    S::Error: Into<BoxError>,
+{
+    fn new(
+        shared: &'a Shared,
+        dialer: Pin<&'a mut Dialer<S>>,
+        start: &'a mut Start,
+        deadline: Instant,
+        now: Instant,
+    ) -> Self {
+        let limits = Limits { delay: shared.settings.validation_delay, deadline, redial: shared.settings.redial };
+        let given = Given {
+            bound: start.entry.row.target.as_ref(),
+            target: start.choice.target.take(),
+            doubt: start.choice.doubt,
+            hold: start.choice.hold,
+        };
+        let attempt = Attempt::new(limits, given, now);
+        Self { shared, dialer, start, attempt, dial_began: now, dialed_in: Duration::ZERO }
     }
 
-    /// The dial has ended. Returns how long it was pending.
-    fn ended(&mut self, now: Instant, error: Option<&BoxError>) -> Duration {
-        let (Some(began), Some(target)) = (self.dialing.take(), self.attempt.target()) else { return Duration::ZERO };
+    /// The race ends by its own decision: a dial that is still pending ends here, and is no evidence.
+    fn decided<T>(&mut self, end: T) -> T {
+        self.dialer.as_mut().stop();
+        end
+    }
+
+    /// The dial has ended.
+    fn ended(&mut self, now: Instant, error: Option<&BoxError>) {
+        // Equal if it never was pending, which is worth not computing.
+        let began = self.dial_began;
+        self.dialed_in = if now == began { Duration::ZERO } else { now.saturating_duration_since(began) };
+        let Some(target) = self.attempt.target() else { return };
         let Entry { row, place, .. } = &*self.start.entry;
-        let took = now.saturating_duration_since(began);
         self.shared.emit(&Event::Dialed {
             session: row.session,
             workspace: row.workspace,
             target,
-            took,
+            took: self.dialed_in,
             error: error.map(|error| &**error as _),
         });
         if error.is_none() {
             place.answered(target.agent, self.attempt.validations() > 0, now);
         }
-        took
     }
 
     /// Compares what is being dialed with what this process knows.

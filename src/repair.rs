@@ -89,7 +89,7 @@ pub(crate) struct Job {
 
 impl Job {
     /// Until the first attempt has ended, whatever became of it. Bounded by the store timeout.
-    pub(crate) async fn attempted(&mut self) {
+    pub(crate) async fn attempted(mut self) {
         // An error means that the task is gone, and so is the attempt.
         let _ = self.attempted.wait_for(|attempted| *attempted).await;
     }
@@ -125,8 +125,8 @@ impl Repairs {
     pub(crate) async fn flush(&self) -> usize {
         let jobs: Vec<Job> = self.jobs().values().cloned().collect();
         let mut left = 0;
-        for mut job in jobs {
-            job.attempted().await;
+        for job in jobs {
+            job.clone().attempted().await;
             // Not whether it is still on the list: its task leaves that a moment after it has told the result.
             left += usize::from(job.status.get() == Repair::Retrying);
         }

@@ -21,7 +21,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
-use tokio::time::{Instant, timeout};
+use tokio::time::{Duration, Instant, timeout};
 
 /// What became of reading or creating a row.
 type Looked = Result<Option<Arc<Entry>>, SharedError>;
@@ -34,6 +34,14 @@ pub(crate) struct Validated {
     pub(crate) began: Instant,
     /// When to ask again if the dial still hangs.
     pub(crate) again: Instant,
+}
+
+impl Validated {
+    /// The task that asked has ended without an answer.
+    pub(crate) fn crashed(now: Instant, again_in: Duration) -> Self {
+        let cause = Some(Cause::TaskEnded.shared());
+        Self { answer: Answer::Unknown, cause, began: now, again: now + again_in }
+    }
 }
 
 /// What a call goes by: a row, and what it says to dial.

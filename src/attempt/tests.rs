@@ -59,13 +59,14 @@ impl Bench {
         let zero = Instant::now() + Duration::from_secs(3600);
         let mut limits = Limits { delay: ms(DELAY), deadline: zero + ms(DEADLINE), redial: Redial::Once };
         let (mut given_to, mut progress, mut busy) = (Given::default(), Progress::default(), false);
+        let mut bound = None;
         let mut words = given.split_whitespace();
         while let Some(word) = words.next() {
             let mut next = || words.next().expect("a value");
             match word {
                 "bound" => {
-                    given_to.bound = Some(target(next()));
-                    given_to.target = given_to.bound.clone();
+                    bound = Some(target(next()));
+                    given_to.target.clone_from(&bound);
                 }
                 "known" => given_to.target = Some(target(next())),
                 "unbound" => {}
@@ -77,6 +78,7 @@ impl Bench {
                 word => panic!("what is {word:?}?"),
             }
         }
+        given_to.bound = bound.as_ref();
         Self { zero, attempt: Attempt::new(limits, given_to, zero), progress, busy, asked: None }
     }
 

@@ -238,3 +238,31 @@ async fn a_call_dropped_while_the_new_dial_is_pending_doubts_the_new_agent() {
         assert_eq!(s.did().await, counts(2, 1, 0, 1));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_call_dropped_while_it_waits_for_the_dial_service_doubts_nobody() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let (elsewhere, hanging) = world.workspace();
+    let chat = world.bind(&world.layer(), ws).await;
+    let layer = world.layer();
+    let dial = layer.layer(ConcurrencyLimitLayer::new(1).layer(world.dialer()));
+    world.does(&hanging, Does::Hang);
+    // Both are cold and give their readiness back while their rows are read; the first one there takes the only permit.
+    world.store.on_reads(Fault::Slow(ms(10)));
+    let (first, second) = (dial.clone(), dial.clone());
+    let first = tokio::spawn(async move { call(&first, DialSession::new(session()).in_workspace(elsewhere)).await });
+    sleep(ms(5)).await;
+    let second = tokio::spawn(async move { call(&second, chat).await });
+    sleep(ms(95)).await;
+    assert_eq!(world.dialed_agents().last(), Some(&hanging.agent));
+    second.abort();
+    assert!(second.await.unwrap_err().is_cancelled());
+    first.abort();
+    assert!(first.await.unwrap_err().is_cancelled());
+
+    world.does(&target, Does::Answer(ms(20)));
+    let before = world.counts();
+    assert_eq!(call(&dial, chat).await.unwrap().outcome().path, Path::Reused);
+    assert_eq!(world.counts() - before, counts(1, 0, 0, 0));
+}

@@ -1,9 +1,9 @@
 //! Row 5: the resolver says that there is nothing to dial, and the row is read again before that ends a call.
 
 use crate::{scene::*, support::*};
-use tokio::time::{Duration, Instant};
+use tokio::time::{Duration, Instant, sleep};
 use tower_bound_agent::{
-    ErrorKind, LastVerdict, Path, Repair, Resolution,
+    DialSession, ErrorKind, LastVerdict, Path, Repair, Resolution,
     store::{BindingStore, NewBinding, Swap},
 };
 
@@ -115,6 +115,32 @@ async fn row_5_a_newer_target_that_arrived_in_the_row_meanwhile_wins() {
             assert_eq!(bound.outcome().repair(), Repair::NotNeeded);
             assert_eq!(s.did().await, counts(2, 1, 1, 0));
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_5_a_read_that_began_before_the_verdict_does_not_count() {
+    for generation in BOTH {
+        let mut s = Scene::new(generation).await;
+        let (elsewhere, _) = new_workspace(&s.world, None);
+        let new = s.world.agent(generation.map(|g| g + 1));
+        s.old_does(Does::Hang);
+        s.says(Says::Is(Resolution::Stopped));
+        s.world.store.on_reads(Fault::SlowAnswer(ms(200)));
+        // Somebody who names another workspace makes the row be read at 200; the newer target comes at 240, the verdict
+        // at 250. The read of 200 answers at 400 and knows nothing of it; the next one does.
+        let dial = s.world.dial(&s.layer);
+        let reads_early = async {
+            let mistaken = call(&dial, DialSession::new(s.chat).in_workspace(elsewhere));
+            let (error, ()) = tokio::join!(mistaken, async {
+                sleep(ms(40)).await;
+                s.written_elsewhere(&new).await;
+            });
+            assert_eq!(error.unwrap_err().kind(), &ErrorKind::WorkspaceMismatch { bound: s.ws, asked: elsewhere });
+        };
+        let (took, bound) = meanwhile(200, reads_early, timed(call(&dial, s.chat))).await;
+        assert_eq!((took, bound.unwrap().agent), (ms(600), new.agent));
+        assert_eq!(s.did().await, counts(2, 1, 2, 0));
     }
 }
 

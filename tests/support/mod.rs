@@ -366,6 +366,8 @@ pub enum Fault {
     Hang,
     /// It is carried out after so long.
     Slow(Duration),
+    /// It is carried out at once, and the answer takes so long.
+    SlowAnswer(Duration),
     /// Nothing is carried out.
     Panic,
 }
@@ -431,6 +433,11 @@ impl<St> Tap<St> {
             Fault::Slow(after) => {
                 sleep(after).await;
                 statement.await
+            }
+            Fault::SlowAnswer(after) => {
+                let done = statement.await;
+                sleep(after).await;
+                done
             }
             Fault::Panic => panic!("the store panics on purpose"),
         }

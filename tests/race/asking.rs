@@ -131,7 +131,6 @@ async fn after_an_answer_the_next_dial_that_hangs_is_asked_about_as_often_as_the
 }
 
 #[tokio::test(start_paused = true)]
-#[ignore = "the interval stays at 15 s until the agent answers somebody, however long nobody asked"]
 async fn after_a_call_that_ended_in_a_timeout_the_next_one_is_asked_about_from_the_beginning() {
     let s = Scene::new(Some(5)).await;
     s.old_does(Does::Hang);

@@ -147,7 +147,8 @@ impl Bindings {
     /// As [`select_workspace`](Self::select_workspace), inside the caller's own transaction: `store` is the one that the
     /// layer was built with (or a clone), and `connection` the one that the transaction is open on.
     ///
-    /// Nothing is known of it here until the transaction has ended: see [`Retargeted`].
+    /// Nothing is known of it here until the transaction has ended: see [`Retargeted`]. In SQLite begin a transaction
+    /// that reads first with `BEGIN IMMEDIATE`: one that has read and was overtaken by a writer can only be rolled back.
     ///
     /// # Errors
     ///
@@ -353,7 +354,8 @@ async fn judge(
     error: StoreError,
     ordered: impl Fn(Option<&Binding>) -> bool,
 ) -> Result<Option<Binding>, Error> {
-    let unknown = matches!(error, StoreError::Unknown(_));
+    // A row that cannot be read back was written all the same.
+    let unknown = matches!(error, StoreError::Unknown(_) | StoreError::Corrupt(_));
     let cause: SharedError = Arc::new(error);
     if !unknown {
         return Err(Error::new(ErrorKind::Store).of(session).with_store(Some(cause)));

@@ -136,6 +136,8 @@ impl Shared {
                 // What could not be kept may be later than what is.
                 (State::Evicted, Some(entry)) if entry.row.revision < start.entry.row.revision => {}
                 (_, Some(entry)) => start.entry = entry,
+                // Read before an order of which the register shows nothing: what was read may be what it has ended.
+                (State::Evicted, None) if self.rows.may_be_ordered_since(&start.entry) => return Look::Moved,
                 (State::Evicted, None) => {}
                 (_, None) => return Look::Moved,
             }
@@ -163,7 +165,7 @@ impl Shared {
     pub(crate) fn has_left(&self, entry: &Entry, target: &Target) -> bool {
         let moved = match self.rows.get(entry.row.session) {
             Some(current) => current.workspace() != entry.workspace(),
-            None => entry.state() == State::Removed,
+            None => entry.state() == State::Removed || self.rows.may_be_ordered_since(entry),
         };
         moved || entry.place.supersedes(target)
     }

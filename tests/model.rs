@@ -42,6 +42,11 @@ fn ms(n: u64) -> Duration {
 fn chat(n: usize) -> SessionId {
     SessionId::new(Uuid::from_u128(0xc0 + n as u128))
 }
+/// A session that no order ever touches: every process has its row, so that what is known of the workspace is never given
+/// up.
+fn pin(ws: usize) -> SessionId {
+    SessionId::new(Uuid::from_u128(0xf0 + ws as u128))
+}
 fn workspace(n: usize) -> WorkspaceId {
     WorkspaceId::new(Uuid::from_u128(0x30 + n as u128))
 }
@@ -49,23 +54,78 @@ fn workspace(n: usize) -> WorkspaceId {
 /// What happens, as plain data, so that a failure shrinks to a story that can be read.
 #[derive(Clone, Debug)]
 enum Op {
-    Rebuild { ws: usize, old: Does },
-    Status { ws: usize, status: Status },
-    Agent { ws: usize, does: Does },
-    Resolver { process: usize, ws: usize, answers: Answers },
-    Store { process: usize, reads: Fault, writes: Fault },
-    Call { process: usize, chat: usize, named: Option<usize>, lag: u64 },
-    Drop { nth: usize },
-    Report { nth: usize },
-    Doubt { process: usize, ws: usize },
-    Retarget { by: By, chat: usize, ws: usize },
-    Unbind { by: By, chat: usize },
-    Forget { by: By, chat: usize },
-    Inherit { by: By, child: usize, parent: usize },
-    Look { process: usize, chat: usize, current: bool },
-    Flush { process: usize },
+    Rebuild {
+        ws: usize,
+        old: Does,
+    },
+    Status {
+        ws: usize,
+        status: Status,
+    },
+    Agent {
+        ws: usize,
+        does: Does,
+    },
+    Resolver {
+        process: usize,
+        ws: usize,
+        answers: Answers,
+    },
+    Store {
+        process: usize,
+        reads: Fault,
+        writes: Fault,
+    },
+    Call {
+        process: usize,
+        chat: usize,
+        named: Option<usize>,
+        lag: u64,
+    },
+    Drop {
+        nth: usize,
+    },
+    Report {
+        nth: usize,
+    },
+    Doubt {
+        process: usize,
+        ws: usize,
+    },
+    Retarget {
+        by: By,
+        chat: usize,
+        ws: usize,
+    },
+    Unbind {
+        by: By,
+        chat: usize,
+    },
+    Forget {
+        by: By,
+        chat: usize,
+    },
+    Inherit {
+        by: By,
+        child: usize,
+        parent: usize,
+    },
+    Look {
+        process: usize,
+        chat: usize,
+        current: bool,
+    },
+    Flush {
+        process: usize,
+    },
+    /// A process ends in the middle of everything, and another one takes its place. What it has begun goes on.
+    Restart {
+        process: usize,
+    },
     Yield,
-    Advance { ms: u64 },
+    Advance {
+        ms: u64,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -146,7 +206,7 @@ fn fault() -> impl Strategy<Value = Fault> {
         1 => Just(Fault::LostRequest),
         1 => Just(Fault::Hang),
         2 => after.clone().prop_map(Fault::Slow),
-        2 => after.clone().prop_map(Fault::Late),
+        4 => after.clone().prop_map(Fault::Late),
         1 => after.prop_map(Fault::Overdue),
     ]
 }
@@ -180,6 +240,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0..PROCESSES, 0..CHATS, any::<bool>())
             .prop_map(|(process, chat, current)| Op::Look { process, chat, current }),
         1 => (0..PROCESSES).prop_map(|process| Op::Flush { process }),
+        2 => (0..PROCESSES).prop_map(|process| Op::Restart { process }),
         3 => Just(Op::Yield),
         10 => advance.prop_map(|ms| Op::Advance { ms }),
     ]
@@ -211,9 +272,10 @@ struct State {
     workspaces: Vec<Workspace>,
     agents: HashMap<AgentId, Agent>,
     answers: HashMap<(usize, WorkspaceId), Answers>,
-    faults: [Faults; PROCESSES],
-    knows: [Knowledge; PROCESSES],
+    faults: Vec<Faults>,
+    knows: Vec<Knowledge>,
     validating: HashMap<(usize, WorkspaceId), usize>,
+    deleted: HashMap<SessionId, i64>,
     calls: BTreeMap<u64, Dials>,
     live_connections: usize,
     /// Connections that their callers hold.
@@ -254,8 +316,8 @@ struct Dials {
 /// What a process has been told, by its resolver and its store.
 #[derive(Default)]
 struct Knowledge {
-    /// Of each session the latest row; `None` once it was found to be deleted.
-    rows: HashMap<SessionId, Option<(Revision, WorkspaceId)>>,
+    /// Of each session the latest row; `Err` since when it is known to be deleted.
+    rows: HashMap<SessionId, Result<(Revision, WorkspaceId), Instant>>,
     /// Revisions only grow.
     floors: HashMap<SessionId, Revision>,
     /// The greatest generation of each workspace.
@@ -339,7 +401,7 @@ impl Plant {
         let floor = knows.floors.entry(row.session).or_insert(Revision::new(-1));
         if row.revision > *floor {
             *floor = row.revision;
-            knows.rows.insert(row.session, Some((row.revision, row.workspace)));
+            knows.rows.insert(row.session, Ok((row.revision, row.workspace)));
         }
         if let Some(generation) = row.target.as_ref().and_then(|target| target.generation) {
             let known = knows.generations.entry(row.workspace).or_default();
@@ -347,9 +409,26 @@ impl Plant {
         }
     }
 
-    fn misses(&self, process: usize, session: SessionId) {
+    /// Process `process` has found the row deleted, at this revision.
+    fn misses(&self, process: usize, session: SessionId, at: Revision) {
         let knows = &mut self.state().knows[process];
-        knows.rows.insert(session, None);
+        let floor = knows.floors.entry(session).or_insert(Revision::new(-1));
+        if at > *floor {
+            *floor = at;
+            knows.rows.insert(session, Err(Instant::now()));
+        }
+    }
+
+    /// At which revision a row that is not there was deleted.
+    fn deleted_at(&self, session: SessionId) -> Revision {
+        Revision::new(self.state().deleted.get(&session).copied().unwrap_or(0))
+    }
+
+    fn delete(&self, session: SessionId) -> bool {
+        let Some(row) = self.row(session) else { return false };
+        // A deletion is a revision too.
+        self.state().deleted.insert(session, row.revision.get() + 1);
+        self.store.delete(session, None).now_or_never().expect("the memory store never waits").unwrap()
     }
 
     fn answered(&self, process: usize, workspace: WorkspaceId, target: &Target, began: Instant) {
@@ -402,10 +481,15 @@ impl Plant {
             broken.push(format!("{id}: a pair that never was: {bound:?}"));
             return;
         }
-        if let Some(Some((revision, workspace))) = knows.rows.get(&session)
-            && bound.workspace() != *workspace
-        {
-            broken.push(format!("{id}: known to point at {workspace} by {revision}, served {bound:?}"));
+        match knows.rows.get(&session) {
+            Some(Ok((revision, workspace))) if bound.workspace() != *workspace => {
+                broken.push(format!("{id}: known to point at {workspace} by {revision}, served {bound:?}"));
+            }
+            Some(Err(since)) if since.elapsed() > took => {
+                broken.push(format!("{id}: known to be deleted before the call, served {bound:?}"));
+            }
+            Some(_) => {}
+            None => broken.push(format!("{id}: no row was read, served {bound:?}")),
         }
         if let Some(generation) = bound.target().generation
             && knows.generations.get(&bound.workspace()).is_some_and(|known| generation.get() < *known)
@@ -438,9 +522,13 @@ impl Probe {
     async fn statement<T: Send + 'static>(
         &self,
         write: bool,
+        session: SessionId,
         statement: impl Future<Output = Result<T, StoreError>> + Send + 'static,
-        learn: impl FnOnce(&T) + Send,
+        learn: impl FnOnce(&T, Revision) + Send,
     ) -> Result<T, StoreError> {
+        let plant = self.plant.clone();
+        // If there is no row, since which revision: looked up in the same moment.
+        let statement = async move { Ok((statement.await?, plant.deleted_at(session))) };
         let lost = || StoreError::Unknown("lost on purpose".into());
         let faults = self.plant.state().faults[self.process];
         let done = match if write { faults.writes } else { faults.reads } {
@@ -466,23 +554,22 @@ impl Probe {
                 std::future::pending().await
             }
         };
-        if let Ok(done) = &done {
-            learn(done);
-        }
-        done
+        let (done, deleted_at) = done?;
+        learn(&done, deleted_at);
+        Ok(done)
     }
 
-    fn learn_swap(&self, session: SessionId) -> impl Fn(&Swap) + Send {
-        move |swap| match swap {
+    fn learn_swap(&self, session: SessionId) -> impl Fn(&Swap, Revision) + Send {
+        move |swap, deleted_at| match swap {
             Swap::Applied(row) | Swap::Conflict(Some(row)) => self.plant.sees(self.process, row),
-            Swap::Conflict(None) => self.plant.misses(self.process, session),
+            Swap::Conflict(None) => self.plant.misses(self.process, session, deleted_at),
         }
     }
 
-    fn learn_row(&self, session: SessionId) -> impl Fn(&Option<Binding>) + Send {
-        move |row| match row {
+    fn learn_row(&self, session: SessionId) -> impl Fn(&Option<Binding>, Revision) + Send {
+        move |row, deleted_at| match row {
             Some(row) => self.plant.sees(self.process, row),
-            None => self.plant.misses(self.process, session),
+            None => self.plant.misses(self.process, session, deleted_at),
         }
     }
 
@@ -518,7 +605,7 @@ impl Probe {
 impl BindingStore for Probe {
     async fn load(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
         let store = self.plant.store.clone();
-        self.statement(false, async move { store.load(session).await }, self.learn_row(session)).await
+        self.statement(false, session, async move { store.load(session).await }, self.learn_row(session)).await
     }
     async fn create(&self, new: NewBinding) -> Result<Swap, StoreError> {
         let (plant, process, session) = (self.plant.clone(), self.process, new.session);
@@ -527,7 +614,7 @@ impl BindingStore for Probe {
             Self::check_repair(&plant, process, &new, None, &swap);
             Ok(swap)
         };
-        self.statement(true, statement, self.learn_swap(session)).await
+        self.statement(true, session, statement, self.learn_swap(session)).await
     }
     async fn compare_and_swap(&self, expected: Revision, new: NewBinding) -> Result<Swap, StoreError> {
         let (plant, process, session) = (self.plant.clone(), self.process, new.session);
@@ -537,31 +624,32 @@ impl BindingStore for Probe {
             Self::check_repair(&plant, process, &new, old.as_ref(), &swap);
             Ok(swap)
         };
-        self.statement(true, statement, self.learn_swap(session)).await
+        self.statement(true, session, statement, self.learn_swap(session)).await
     }
     async fn retarget(&self, session: SessionId, workspace: WorkspaceId) -> Result<Binding, StoreError> {
         let store = self.plant.store.clone();
         let statement = async move { store.retarget(session, workspace).await };
-        self.statement(true, statement, |row| self.plant.sees(self.process, row)).await
+        self.statement(true, session, statement, |row, _| self.plant.sees(self.process, row)).await
     }
     async fn unbind(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
         let store = self.plant.store.clone();
-        self.statement(true, async move { store.unbind(session).await }, self.learn_row(session)).await
+        self.statement(true, session, async move { store.unbind(session).await }, self.learn_row(session)).await
     }
     async fn delete(&self, session: SessionId, expected: Option<Revision>) -> Result<bool, StoreError> {
-        let store = self.plant.store.clone();
-        let statement = async move { store.delete(session, expected).await };
-        self.statement(true, statement, |_| self.plant.misses(self.process, session)).await
+        assert_eq!(expected, None, "no layer deletes but by order");
+        let plant = self.plant.clone();
+        let learn = |_: &bool, at| self.plant.misses(self.process, session, at);
+        self.statement(true, session, async move { Ok(plant.delete(session)) }, learn).await
     }
     async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
         let store = self.plant.store.clone();
         let statement = async move { store.inherit(child, parent).await };
-        let learn = |swap: &Swap| {
+        let learn = |swap: &Swap, _| {
             if let Swap::Applied(row) | Swap::Conflict(Some(row)) = swap {
                 self.plant.sees(self.process, row);
             }
         };
-        self.statement(true, statement, learn).await
+        self.statement(true, child, statement, learn).await
     }
     async fn reset_workspace(&self, _: WorkspaceId) -> Result<u64, StoreError> {
         unreachable!("not part of this model")
@@ -761,12 +849,19 @@ impl<F: Future> Future for Lagging<F> {
 }
 
 struct Process {
+    id: usize,
     bindings: Bindings,
     dial: BoundAgent<Dialer>,
 }
 
 impl Process {
-    fn start(plant: &Plant, process: usize, repair: RepairMode) -> Self {
+    fn start(plant: &Plant, repair: RepairMode) -> Self {
+        let process = {
+            let mut state = plant.state();
+            state.faults.push(Faults::default());
+            state.knows.push(Knowledge::default());
+            state.knows.len() - 1
+        };
         let watched = plant.clone();
         let layer = BoundAgentLayer::builder(Probe { process, plant: plant.clone() }, resolver(plant.clone(), process))
             .dial_timeout(DIAL_TIMEOUT)
@@ -779,7 +874,7 @@ impl Process {
             .build()
             .unwrap();
         let dialer = Dialer { plant: plant.clone(), process, ready: false };
-        Self { bindings: layer.bindings(), dial: layer.layer(dialer) }
+        Self { id: process, bindings: layer.bindings(), dial: layer.layer(dialer) }
     }
 }
 
@@ -787,9 +882,10 @@ type Called = JoinHandle<Result<BoundHandle, Error>>;
 
 struct Run {
     plant: Plant,
+    repair: RepairMode,
     processes: [Process; PROCESSES],
-    /// Somebody holds on to each workspace, so that what is known of it is never given up.
-    pins: Vec<BoundHandle>,
+    /// Those that others have taken the place of.
+    ended: Vec<Process>,
     calls: Vec<Called>,
     /// Orders and questions under way.
     others: Vec<JoinHandle<()>>,
@@ -800,13 +896,12 @@ impl Run {
     async fn begin(life: &Life) -> Self {
         let plant = Plant::new(life.numbered);
         let repair = if life.before_return { RepairMode::BeforeReturn } else { RepairMode::Background };
-        let processes = [0, 1].map(|process| Process::start(&plant, process, repair));
-        let mut run = Self { plant, processes, pins: vec![], calls: vec![], others: vec![], next_id: 0 };
+        let processes = [0, 1].map(|_| Process::start(&plant, repair));
+        let (calls, others, ended) = (Vec::new(), Vec::new(), Vec::new());
+        let mut run = Self { plant, repair, processes, ended, calls, others, next_id: 0 };
         for process in 0..PROCESSES {
             for ws in 0..WORKSPACES {
-                let pin = SessionId::new(Uuid::from_u128(0xf000 + (process * WORKSPACES + ws) as u128));
-                let handle = run.spawn(process, pin, Some(ws), 0).await.unwrap().expect("all is well");
-                run.pins.push(handle);
+                run.spawn(process, pin(ws), Some(ws), 0).await.unwrap().expect("all is well");
             }
             // The last one has no record yet.
             for n in 0..CHATS - 1 {
@@ -824,7 +919,8 @@ impl Run {
         if let Some(ws) = named {
             ask = ask.in_workspace(workspace(ws));
         }
-        let (plant, dial) = (self.plant.clone(), self.processes[process].dial.clone());
+        let Process { id: process, ref dial, .. } = self.processes[process];
+        let (plant, dial) = (self.plant.clone(), dial.clone());
         plant.state().calls.insert(id, Dials::default());
         tokio::spawn(async move {
             let began = Instant::now();
@@ -870,9 +966,20 @@ impl Run {
             Op::Status { ws, status } => self.plant.state().workspaces[ws].status = status,
             Op::Agent { ws, does } => self.plant.does(self.plant.current(ws).agent, does),
             Op::Resolver { process, ws, answers } => {
+                let process = self.processes[process].id;
                 self.plant.state().answers.insert((process, workspace(ws)), answers);
             }
-            Op::Store { process, reads, writes } => self.plant.state().faults[process] = Faults { reads, writes },
+            Op::Store { process, reads, writes } => {
+                let process = self.processes[process].id;
+                self.plant.state().faults[process] = Faults { reads, writes };
+            }
+            Op::Restart { process } => {
+                let next = Process::start(&self.plant, self.repair);
+                for ws in 0..WORKSPACES {
+                    next.bindings.get(pin(ws)).await.expect("all is well");
+                }
+                self.ended.push(std::mem::replace(&mut self.processes[process], next));
+            }
             Op::Call { process, chat: n, named, lag } => {
                 let called = self.spawn(process, chat(n), named, lag);
                 self.calls.push(called);
@@ -899,7 +1006,7 @@ impl Run {
                 store.unbind(chat(n)).await.unwrap();
             }
             Op::Forget { by: By::Elsewhere, chat: n } => {
-                store.delete(chat(n), None).await.unwrap();
+                self.plant.delete(chat(n));
             }
             Op::Inherit { by: By::Elsewhere, child, parent } => {
                 let _ = store.inherit(chat(child), chat(parent)).await.unwrap();
@@ -932,7 +1039,8 @@ impl Run {
 
     /// Looks at a binding: what is seen of one session never goes back.
     fn look(&mut self, process: usize, session: SessionId, current: bool) {
-        let (plant, bindings) = (self.plant.clone(), self.processes[process].bindings.clone());
+        let Process { id: process, ref bindings, .. } = self.processes[process];
+        let (plant, bindings) = (self.plant.clone(), bindings.clone());
         self.others.push(tokio::spawn(async move {
             if current {
                 if bindings.current(session).await.is_ok_and(|current| current.session != session) {
@@ -942,6 +1050,7 @@ impl Run {
             }
             let seen = plant.state().knows[process].floors.get(&session).copied();
             let Ok(Some(row)) = bindings.get(session).await else { return };
+            // A deletion that was seen is a revision too.
             if seen.is_some_and(|seen| row.revision < seen) {
                 plant.state().broken.push(format!("{process}: {row:?} is shown, {seen:?} was seen before"));
             }
@@ -953,7 +1062,7 @@ impl Run {
     async fn settle(mut self) -> Result<(), String> {
         {
             let mut state = self.plant.state();
-            state.faults = Default::default();
+            state.faults.fill(Faults::default());
             state.answers.clear();
             // A process that caches a binding which another one has moved dials its agent for as long as that answers:
             // that nothing runs anywhere for a while makes each of them read its rows.
@@ -1022,17 +1131,16 @@ impl Run {
         self.plant.check_rows();
 
         // The end: nothing is left.
-        let Self { plant, processes, pins, .. } = self;
-        drop(pins);
+        let Self { plant, processes, ended, .. } = self;
         let held = std::mem::take(&mut plant.state().held);
         drop(held);
-        for process in &processes {
+        for process in processes.iter().chain(&ended) {
             let unwritten = process.bindings.close(ms(1_000)).await;
             if unwritten > 0 {
                 return Err(format!("{unwritten} repairs did not land"));
             }
         }
-        drop(processes);
+        drop((processes, ended));
         let state = plant.state();
         let (tasks, live) = (Handle::current().metrics().num_alive_tasks(), state.live_connections);
         let dials: u32 = state.calls.values().map(|dials| u32::from(dials.live)).sum();
@@ -1060,6 +1168,55 @@ async fn live(life: Life) -> Result<(), String> {
     settled
 }
 
+fn play(life: Life) -> Result<(), String> {
+    let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async { timeout(Duration::from_secs(86_400), live(life)).await.expect("an end within a day") })
+}
+
+/// Lives that once broke a rule, as they were found.
+#[test]
+fn lives_that_once_broke_a_rule() {
+    use By::{Elsewhere, Process};
+    let none = Fault::None;
+    let call = |process, chat| Op::Call { process, chat, named: None, lag: 0 };
+    let store = |process, reads, writes| Op::Store { process, reads, writes };
+    let stories = [
+        (
+            "the parent's row is known once it was read to inherit from",
+            vec![
+                Op::Retarget { by: Elsewhere, chat: 0, ws: 1 },
+                Op::Inherit { by: Process(0), child: 1, parent: 0 },
+                Op::Yield,
+                call(0, 0),
+                Op::Yield,
+            ],
+        ),
+        (
+            "a row that was read before an order of unknown outcome is not served after it",
+            vec![
+                Op::Retarget { by: Process(0), chat: 3, ws: 0 },
+                store(1, Fault::Late(40), none),
+                call(1, 3),
+                Op::Yield,
+                Op::Retarget { by: Process(0), chat: 3, ws: 1 },
+                store(1, none, Fault::LostRequest),
+                Op::Retarget { by: Process(1), chat: 3, ws: 0 },
+                Op::Advance { ms: 60 },
+            ],
+        ),
+    ];
+    for (what, ops) in stories {
+        for numbered in [[false; WORKSPACES], [true; WORKSPACES]] {
+            for before_return in [false, true] {
+                let life = Life { numbered, before_return, ops: ops.clone() };
+                if let Err(broken) = play(life) {
+                    panic!("{what}: {broken}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn random_lives_keep_to_the_rules() {
     let mut config = Config { failure_persistence: None, max_shrink_iters: 20_000, ..Config::default() };
@@ -1068,11 +1225,7 @@ fn random_lives_keep_to_the_rules() {
         config.rng_seed = RngSeed::Fixed(20_260_301);
     }
     let mut runner = TestRunner::new(config);
-    let outcome = runner.run(&life(), |life| {
-        let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-        let lived = runtime.block_on(async { timeout(Duration::from_secs(86_400), live(life)).await });
-        lived.expect("an end within a day").map_err(TestCaseError::fail)
-    });
+    let outcome = runner.run(&life(), |life| play(life).map_err(TestCaseError::fail));
     if let Err(failed) = outcome {
         panic!("{failed}");
     }

@@ -1,6 +1,8 @@
 //! What a call costs, next to what its parts cost. Figures are per call; the calls of a sample run inside one entry of the
 //! runtime, so that entering it is not measured. `cargo bench --bench hot_path`; one run shows the ratios.
 
+#![allow(clippy::disallowed_types)] // real time is what is measured here
+
 use criterion::{Criterion, criterion_group, criterion_main};
 use std::{
     future::{Ready, ready},

@@ -267,16 +267,20 @@ impl Place {
         let mut again = now;
         self.change(|facts| {
             let changed = match &worth {
-                Answer::Running(target) => match facts.learn(Arc::clone(target), began) {
-                    Some(changed) => {
-                        facts.believe(target.agent, began, now + self.intervals.first);
-                        changed
+                Answer::Running(target) => {
+                    let same = facts.known.as_ref().is_some_and(|known| known.target.same_place(target));
+                    let trusted_until = same.then(|| now + self.intervals.first);
+                    match facts.learn(Arc::clone(target), began) {
+                        Some(changed) => {
+                            facts.believe(target.agent, began, trusted_until);
+                            changed
+                        }
+                        None => {
+                            worth = Answer::Unknown;
+                            false
+                        }
                     }
-                    None => {
-                        worth = Answer::Unknown;
-                        false
-                    }
-                },
+                }
                 Answer::Denied(_) => {
                     if let Some(known) = &mut facts.known
                         && began >= known.began
@@ -474,14 +478,15 @@ impl Facts {
         }
     }
 
-    /// The resolver named this agent in a read that began then: older doubts about it are answered.
-    fn believe(&mut self, agent: AgentId, began: Instant, trusted_until: Instant) {
+    /// The resolver named this agent in a read that began then: older doubts about it are answered. If it named what was
+    /// known already, dropped dials raise no new ones for a while.
+    fn believe(&mut self, agent: AgentId, began: Instant, trusted_until: Option<Instant>) {
         self.doubt = self.doubt.filter(|doubt| *doubt > began);
         let agent = self.agents.entry(agent).or_default();
         if agent.doubt.is_none_or(|doubt| doubt <= began) {
             agent.doubt = None;
             agent.quiet_until = None;
-            agent.trusted_until = Some(trusted_until);
+            agent.trusted_until = trusted_until;
             if !agent.reporters.is_empty() {
                 agent.reporters.clear();
                 agent.report_pause = Some((agent.report_pause.unwrap_or(REPORT_PAUSE) * 2).min(LONGEST_REPORT_PAUSE));

@@ -511,7 +511,10 @@ mod doubts {
     #[test]
     fn a_dropped_dial_is_silent_for_one_interval_after_the_same() {
         let s = Scene::new();
+        // Not after the first answer, which is no "same".
         s.answer(running("a5"), 0);
+        assert!(s.place.doubt_dropped(agent("a"), s.at(0), s.at(10)));
+        s.late_answer(running("a5"), 10, 0);
         assert!(!s.place.doubt_dropped(agent("a"), s.at(500), s.at(1_999)));
         assert!(s.place.doubt_dropped(agent("a"), s.at(500), s.at(2_000)));
         // One that is there is not renewed.

@@ -216,7 +216,14 @@ impl Shared {
     /// Reads the row; joins a read that is under way.
     pub(crate) async fn read(self: &Arc<Self>, session: SessionId) -> Looked {
         let mut seat = self.loads.join(session, &self.tasks, || self.load(session));
-        seat.landed().await.unwrap_or_else(|| Err(Cause::TaskEnded.shared()))
+        let looked = seat.landed().await.unwrap_or_else(|| Err(Cause::TaskEnded.shared()));
+        match &looked {
+            // An order has come since that read began, perhaps before this caller: then a deleted row is no answer.
+            Ok(Some(entry)) if entry.state() == State::Evicted && self.rows.may_be_ordered_since(entry) => {
+                self.read_since(session, Instant::now()).await
+            }
+            _ => looked,
+        }
     }
 
     /// Reads the row in a read that began then or later.

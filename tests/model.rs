@@ -1179,6 +1179,7 @@ fn lives_that_once_broke_a_rule() {
     use By::{Elsewhere, Process};
     let none = Fault::None;
     let call = |process, chat| Op::Call { process, chat, named: None, lag: 0 };
+    let look = |process, chat| Op::Look { process, chat, current: false };
     let store = |process, reads, writes| Op::Store { process, reads, writes };
     let stories = [
         (
@@ -1202,6 +1203,34 @@ fn lives_that_once_broke_a_rule() {
                 store(1, none, Fault::LostRequest),
                 Op::Retarget { by: Process(1), chat: 3, ws: 0 },
                 Op::Advance { ms: 60 },
+            ],
+        ),
+        (
+            "who asks after a deletion does not get what was read before it",
+            vec![
+                Op::Restart { process: 0 },
+                store(0, Fault::Late(400), none),
+                look(0, 0),
+                Op::Advance { ms: 6 },
+                Op::Forget { by: Process(0), chat: 0 },
+                Op::Advance { ms: 6 },
+                look(0, 0),
+                call(0, 0),
+                Op::Advance { ms: 2_500 },
+            ],
+        ),
+        (
+            "who asks after an order does not get what was read before it",
+            vec![
+                Op::Restart { process: 0 },
+                store(0, Fault::Late(400), none),
+                look(0, 0),
+                Op::Advance { ms: 6 },
+                Op::Retarget { by: Process(0), chat: 0, ws: 2 },
+                Op::Advance { ms: 6 },
+                look(0, 0),
+                call(0, 0),
+                Op::Advance { ms: 2_500 },
             ],
         ),
     ];

@@ -749,5 +749,13 @@ mod readings {
             50   known b        | dial b, wait 300
             60   known a        | dial a, wait 310
             70   connected      | serve reused";
+
+        what_was_said_before_two_switches_confirms_nothing: "bound a
+            0    begin          | dial a, wait 250
+            250  tick           | ask, wait 30000
+            260  says a         | wait 2260
+            270  known b        | dial b, wait 520
+            280  known a        | dial a, wait 530
+            290  connected      | serve reused";
     }
 }

@@ -192,6 +192,8 @@ mod order {
         Row(&'static str, u64),
         /// The resolver's answer to a question that began then.
         Resolver(&'static str, u64),
+        /// As `Row`, then the resolver has named it in a question that began then.
+        Confirmed(&'static str, u64),
         /// The first was replaced by the second, in questions that began 50 ms before and then.
         Replaced(&'static str, &'static str, u64),
         /// As `Resolver`, then it was said to be stopped, in a question that began 20 ms later.
@@ -200,7 +202,7 @@ mod order {
 
     #[test]
     fn a_session_dials_the_newer_of_its_row_and_what_is_known() {
-        use Known::{Nothing, Replaced, Resolver, Row, Stopped};
+        use Known::{Confirmed, Nothing, Replaced, Resolver, Row, Stopped};
         #[rustfmt::skip]
         let table = [
             // known                   row and when it was read      what is dialed, in doubt since
@@ -228,6 +230,8 @@ mod order {
             (Resolver("a@y", 150),     (Some("a@x"), 100),           Some("a@y"), None),
             // Two rows that contradict each other are no evidence.
             (Row("b", 50),             (Some("a"), 100),             Some("a"),  None),
+            (Confirmed("b", 50),       (Some("a"), 100),             Some("a"),  Some(100)),
+            (Confirmed("b", 150),      (Some("a"), 100),             Some("b"),  None),
             // A row that names what was superseded is behind, whenever it was read.
             (Replaced("a", "b", 50),   (Some("a"), 100),             Some("b"),  None),
             (Replaced("a", "b", 50),   (Some("c"), 100),             Some("c"),  Some(100)),
@@ -248,6 +252,10 @@ mod order {
             match known {
                 Nothing => {}
                 Row(known, read) => s.place.learn_row(&target(known), s.at(read)),
+                Confirmed(known, began) => {
+                    s.place.learn_row(&target(known), s.at(0));
+                    s.answer(running(known), began);
+                }
                 Resolver(known, began) => drop(s.answer(running(known), began)),
                 Replaced(old, known, began) => {
                     s.answer(running(old), began - 50);
@@ -380,6 +388,13 @@ mod order {
         s.answer(running("a"), 0);
         s.answer(running("b"), 1);
         for (repair, behind) in [("a", true), ("b", false), ("c", false)] {
+            assert_eq!(s.place.supersedes(&target(repair)), behind, "{repair}");
+        }
+        // A place that comes back in a later build is not what was replaced.
+        let s = Scene::new();
+        s.answer(running("a5"), 0);
+        s.answer(running("b6"), 1);
+        for (repair, behind) in [("a5", true), ("b6", false), ("a7", false)] {
             assert_eq!(s.place.supersedes(&target(repair)), behind, "{repair}");
         }
     }
@@ -672,6 +687,10 @@ mod reports {
             assert!(!changed);
             assert!(report(&s, 1, new, 10), "{new}");
         }
+        // Also if it was never known here.
+        let s = Scene::new();
+        s.answer(running("b6"), 0);
+        assert!(!report(&s, 1, "a5", 10) && report(&s, 1, "c7", 10));
     }
 
     #[test]

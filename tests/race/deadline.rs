@@ -163,36 +163,26 @@ async fn a_readiness_wait_counts_too() {
 
 #[tokio::test(start_paused = true)]
 async fn a_dial_that_waits_for_a_permit_asks_nobody() {
-    // A cold session gives its readiness back and waits for the only permit, which another dial holds.
-    let mut s = Scene::new(Some(5)).await;
-    let limited = ConcurrencyLimitLayer::new(1).layer(s.world.dialer());
-    let layer = s.world.layer();
-    let dial = layer.layer(limited);
-    let (busy, hanging) = new_workspace(&s.world, None);
-    let other = s.world.bind(&layer, busy).await;
-    sleep(Duration::from_secs(10)).await;
-    s.world.does(&hanging, Does::Answer(ms(29_000)));
-    s.did().await;
-
-    let holds = {
-        let dial = dial.clone();
-        tokio::spawn(async move { call(&dial, other).await.unwrap() })
-    };
-    settled().await;
-    let dialed_before = s.world.dialed().len();
-    let asked_before = s.world.asked().iter().filter(|(_, ask)| ask.workspace == s.ws).count();
-    let mut waiting = dial.clone();
-    let begin = Instant::now();
-    let waits = tokio::spawn(async move {
-        // Called without waiting for readiness first: only the cold call's own wait is looked at.
-        std::future::poll_fn(|cx| waiting.poll_ready(cx)).await.unwrap();
-        waiting.call(s.chat.into()).await
-    });
-    let bound = waits.await.unwrap().unwrap();
-    assert_eq!((begin.elapsed(), bound.agent), (ms(29_000), s.old.agent));
-    let asked = s.world.asked().iter().filter(|(_, ask)| ask.workspace == s.ws).count();
-    assert_eq!((s.world.dialed().len() - dialed_before, asked - asked_before), (1, 0));
-    holds.await.unwrap();
+    for generation in BOTH {
+        // A cold session gives its readiness back while its row is read; another dial takes the only permit meanwhile.
+        let s = Scene::new(generation).await;
+        let layer = s.world.layer();
+        let (busy, hanging) = new_workspace(&s.world, None);
+        let other = s.world.bind(&layer, busy).await;
+        sleep(Duration::from_secs(10)).await;
+        s.world.does(&hanging, Does::Answer(ms(5_000)));
+        s.world.store.on_reads(Fault::Slow(ms(100)));
+        let dial = layer.layer(ConcurrencyLimitLayer::new(1).layer(s.world.dialer()));
+        let (begin, before) = (Instant::now(), s.world.counts());
+        let holds = async { assert_eq!(call(&dial, other).await.unwrap().agent, hanging.agent) };
+        let (took, bound) = meanwhile(50, holds, timed(call(&dial, s.chat))).await;
+        assert_eq!((took, bound.unwrap().agent), (ms(5_050), s.old.agent));
+        // The other dial was asked about; this one did not exist.
+        let asked: Vec<_> =
+            s.world.asked().into_iter().filter(|(at, _)| *at >= begin).map(|(_, ask)| ask.workspace).collect();
+        assert_eq!(asked, [busy; 2]);
+        assert_eq!(s.world.counts() - before, counts(2, 2, 1, 0));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -55,6 +55,8 @@ pub(crate) enum Command {
     Dial(Arc<Target>),
     /// Join or start the workspace's validation, and report its answer.
     Validate,
+    /// The same if nobody else has asked meanwhile: say [`Attempt::on_asking`] or [`Attempt::on_paused`].
+    Revalidate,
     /// Read the row from the store, in a read that begins now, and report what it says.
     Reread,
     /// Sleep until something happens, at the latest until then.
@@ -85,6 +87,8 @@ enum Dial {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ask {
     At(Instant),
+    /// It has answered; then it is time to ask again, unless somebody else does.
+    Again(Instant),
     /// It is being asked.
     Asked,
 }
@@ -213,13 +217,12 @@ impl Attempt {
         let mut until = self.limits.deadline;
         match self.ask {
             Ask::At(at) if at <= now && !silent => {
-                self.doubt.get_or_insert(now);
-                self.ask = Ask::Asked;
-                self.validations = self.validations.saturating_add(1);
+                self.on_asking(now);
                 return Command::Validate;
             }
-            Ask::At(at) if !silent => until = until.min(at),
-            Ask::At(_) | Ask::Asked => {}
+            Ask::Again(at) if at <= now && !silent => return Command::Revalidate,
+            Ask::At(at) | Ask::Again(at) if !silent => until = until.min(at),
+            Ask::At(_) | Ask::Again(_) | Ask::Asked => {}
         }
         if let Some(at) = self.redial_at {
             until = until.min(at);
@@ -235,13 +238,25 @@ impl Attempt {
         Command::Fail(kind)
     }
 
+    /// The resolver is being asked.
+    pub(crate) fn on_asking(&mut self, now: Instant) {
+        self.doubt.get_or_insert(now);
+        self.ask = Ask::Asked;
+        self.validations = self.validations.saturating_add(1);
+    }
+
+    /// It has answered somebody else since it answered this call, and is not to be asked again before then.
+    pub(crate) fn on_paused(&mut self, until: Instant) {
+        self.ask = Ask::Again(until);
+    }
+
     /// The dial service became ready only now, so the dial began only now.
     pub(crate) fn on_dial_started(&mut self, now: Instant) {
         if self.doubt.is_none()
-            && let Ask::At(at) = self.ask
-        {
             // A fresh verdict is not asked for again any sooner for that.
-            self.ask = Ask::At(at.max(now + self.limits.delay));
+            && let Ask::At(at) | Ask::Again(at) = &mut self.ask
+        {
+            *at = (*at).max(now + self.limits.delay);
         }
     }
 
@@ -273,7 +288,7 @@ impl Attempt {
 
     /// `began` is when the read behind the answer began, `again` when the workspace is to be asked again.
     pub(crate) fn on_answer(&mut self, answer: Answer, began: Instant, again: Instant, now: Instant) {
-        self.ask = Ask::At(again);
+        self.ask = Ask::Again(again);
         let counts = self.doubt.is_none_or(|doubt| began >= doubt);
         match answer {
             Answer::Running(said) => {
@@ -285,10 +300,10 @@ impl Attempt {
                 };
                 match relation {
                     Relation::Newer if self.is_dialing(&said) => self.confirm(said),
-                    Relation::Newer => self.switch(said, again),
+                    Relation::Newer => self.switch(said, Ask::Again(again)),
                     // After the second failure no answer brings back the dial, so none is asked for again.
                     Relation::Same if counts || (self.redialed && self.dial == Dial::Failed) => self.confirm(said),
-                    Relation::Other if counts => self.switch(said, again),
+                    Relation::Other if counts => self.switch(said, Ask::Again(again)),
                     Relation::Same | Relation::Other => self.ask = Ask::At(now),
                     Relation::Older => self.shrug(),
                 }
@@ -309,7 +324,7 @@ impl Attempt {
     pub(crate) fn on_known(&mut self, target: &Arc<Target>, doubt: Option<Instant>, now: Instant) -> bool {
         let elsewhere = !self.is_dialing(target);
         if elsewhere {
-            self.switch(Arc::clone(target), now + self.limits.delay);
+            self.switch(Arc::clone(target), Ask::At(now + self.limits.delay));
         } else {
             self.target = Some(Arc::clone(target));
         }
@@ -396,7 +411,7 @@ impl Attempt {
         }
     }
 
-    fn switch(&mut self, target: Arc<Target>, ask_at: Instant) {
+    fn switch(&mut self, target: Arc<Target>, ask: Ask) {
         self.last = if self.target.is_some() { LastVerdict::Superseded } else { LastVerdict::Same };
         let left = self.target.replace(target);
         if !self.unbound && self.from.is_none() {
@@ -406,7 +421,7 @@ impl Attempt {
         self.doubt = None;
         // An answer that is under way is waited for all the same; it may know even more.
         if self.ask != Ask::Asked {
-            self.ask = Ask::At(ask_at);
+            self.ask = ask;
         }
         self.redial_at = None;
         self.redialed = false;

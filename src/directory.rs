@@ -297,6 +297,8 @@ impl Place {
                 }
             }
             let pause = match facts.pause {
+                // Somebody had a doubt of its own, and asked for those who hang as well.
+                Some((pause, ends)) if !changed && now < ends => pause,
                 // Who hangs asks when the pause ends. Long after that somebody begins to hang anew.
                 Some((pause, ends)) if !changed && now <= ends + self.intervals.longest => {
                     (pause * 2).min(self.intervals.longest)
@@ -311,6 +313,11 @@ impl Place {
             changed
         });
         (worth, again)
+    }
+
+    /// Until when nobody whose dial still hangs needs to ask again.
+    pub(crate) fn paused_until(&self, now: Instant) -> Option<Instant> {
+        lock(&self.facts).pause.map(|(_, ends)| ends).filter(|ends| *ends > now)
     }
 
     pub(crate) fn newest_generation(&self) -> Option<Generation> {

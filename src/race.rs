@@ -76,6 +76,16 @@ where
                 question = Some(shared.validate(&run.start.entry.place));
                 continue;
             }
+            Command::Revalidate => {
+                match run.start.entry.place.paused_until(now) {
+                    Some(until) => run.attempt.on_paused(until),
+                    None => {
+                        run.attempt.on_asking(now);
+                        question = Some(shared.validate(&run.start.entry.place));
+                    }
+                }
+                continue;
+            }
             Command::Reread => {
                 let (shared, session, since) = (Arc::clone(shared), ask.session, now);
                 reading = Some(Box::pin(async move { shared.read_since(session, since).await }));

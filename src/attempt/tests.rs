@@ -149,6 +149,11 @@ impl Bench {
                     self.asked = Some(now);
                     "ask".into()
                 }
+                Command::Revalidate => {
+                    self.attempt.on_asking(now);
+                    self.asked = Some(now);
+                    "ask".into()
+                }
                 Command::Reread => "read".into(),
                 Command::Wait(until) => format!("wait {}", (*until - self.zero).as_millis()),
                 Command::Serve => format!("serve {}", way(&self.attempt.path())),

@@ -432,8 +432,20 @@ mod intervals {
             s.place.answered(agent("a"), asked, s.at(100));
             drop(waiting);
             let pause = if anew { 2_000 } else { 4_000 };
-            assert_eq!(s.answer(running("a5"), 200).1, ms(pause), "asked {asked}, watched {watched}");
+            assert_eq!(s.answer(running("a5"), 2_000).1, ms(pause), "asked {asked}, watched {watched}");
         }
+    }
+
+    #[test]
+    fn who_asks_during_a_pause_begins_it_anew_for_all() {
+        let s = Scene::new();
+        s.answer(running("a5"), 0);
+        s.answer(running("a5"), 2_000);
+        assert_eq!(s.place.paused_until(s.at(5_999)), Some(s.at(6_000)));
+        assert_eq!(s.answer(running("a5"), 5_999).1, ms(4_000));
+        assert_eq!(s.place.paused_until(s.at(6_000)), Some(s.at(9_999)));
+        assert_eq!(s.place.paused_until(s.at(9_999)), None);
+        assert_eq!(s.answer(running("a5"), 9_999).1, ms(8_000));
     }
 
     #[test]

@@ -142,3 +142,29 @@ async fn after_a_call_that_ended_in_a_timeout_the_next_one_is_asked_about_from_t
     let asked = s.asked_since(begin);
     assert_eq!(asked[..2], [ms(250), ms(2_250)]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_hang_since_different_times_ask_again_together() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let layer = world.layer();
+    let mut chats = Vec::new();
+    for _ in 0..20 {
+        chats.push(world.bind(&layer, ws).await);
+    }
+    world.does(&old, Does::Hang);
+    sleep(Duration::from_secs(60)).await;
+    let (begin, before) = (Instant::now(), world.counts());
+    for chat in chats {
+        let dial = world.dial(&layer);
+        tokio::spawn(async move { call(&dial, chat).await });
+        sleep(ms(50)).await;
+    }
+    sleep(Duration::from_secs(28)).await;
+    // Each has a doubt of its own to ask about. Whoever asks then asks for all.
+    let own = (0..20).map(|i| 250 + 50 * i);
+    let together = [1_200 + 2_000, 3_200 + 4_000, 7_200 + 8_000];
+    let asked: Vec<_> = world.asked().iter().filter(|(at, _)| *at >= begin).map(|(at, _)| *at - begin).collect();
+    assert_eq!(asked, own.chain(together).map(ms).collect::<Vec<_>>());
+    assert_eq!(world.counts() - before, counts(20, 23, 0, 0));
+}

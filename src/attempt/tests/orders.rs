@@ -291,6 +291,16 @@ impl Model {
                     assert!(!self.asked, "two questions");
                     self.asked = true;
                 }
+                Command::Revalidate => {
+                    assert!(!self.asked, "two questions");
+                    if matches!(happened, Happens::Nothing) {
+                        // As if somebody else had asked meanwhile.
+                        self.attempt.on_paused(self.now + ms(5_000));
+                    } else {
+                        self.attempt.on_asking(self.now);
+                        self.asked = true;
+                    }
+                }
                 Command::Reread => {
                     assert!(self.denials > 0);
                     self.reading = true;

@@ -379,6 +379,34 @@ async fn calls_under_way_follow_the_order_to_reset_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_row_that_was_read_before_the_order_to_reset_does_not_come_back() {
+    let world = World::new();
+    let ws = workspace();
+    let old = world.agent(Some(5));
+    world.runs(ws, &old);
+    let first = world.layer();
+    let (late, other) = (world.bind(&first, ws).await, world.bind(&first, ws).await);
+    // Another process, in which one session is known and the other one is just being read.
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    call(&dial, other).await.unwrap();
+    world.does(&old, Does::Fail(ms(0)));
+    let new = world.agent(Some(1));
+    world.runs(ws, &new);
+    world.store.on_reads(Fault::SlowAnswer(ms(100)));
+    let under_way = start(&dial, late);
+    settled().await;
+    world.store.on_reads(Fault::None);
+    assert_eq!(layer.bindings().reset_workspace(ws).await.unwrap(), 2);
+    under_way.await.unwrap().ok(); // may have tried the old agent
+    for chat in [late, other] {
+        assert_eq!(call(&dial, chat).await.unwrap().agent, new.agent);
+        assert_eq!(layer.bindings().flush().await, 0);
+        assert_eq!(world.row_agent(chat), Some(new.agent));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_repair_that_was_under_way_when_the_workspace_was_reset_writes_nothing() {
     let world = World::new();
     let (ws, old) = world.workspace();

@@ -219,6 +219,37 @@ async fn a_winner_that_nothing_orders_and_that_the_resolver_confirms_stays() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_winner_that_nothing_orders_is_in_doubt_also_if_no_resolver_was_asked_before() {
+    let world = World::new();
+    let ws = workspace();
+    let (named, other) = (world.agent(None), world.agent(None));
+    world.runs(ws, &other);
+    let store = world.store.elsewhere();
+    // What is known of the workspace is from the row of one session; another one is unbound.
+    let (bound, chat) = (session(), session());
+    let row = NewBinding::new(bound, ws, Some(Arc::new(named.clone())));
+    assert!(matches!(store.create(row).await.unwrap(), Swap::Applied(_)));
+    let unbound = store.retarget(chat, ws).await.unwrap();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    call(&dial, bound).await.unwrap();
+    world.store.on_writes(Fault::Slow(ms(100)));
+    let before = world.counts();
+    let first = call(&dial, chat).await.unwrap();
+    assert_eq!(first.agent, named.agent);
+    let winner = NewBinding::new(chat, ws, Some(Arc::new(other.clone())));
+    assert!(matches!(store.compare_and_swap(unbound.revision, winner).await.unwrap(), Swap::Applied(_)));
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!((first.outcome().repair(), world.counts() - before), (Repair::Lost, counts(1, 0, 1, 1)));
+    settled().await;
+
+    let before = world.counts();
+    assert_eq!(call(&dial, chat).await.unwrap().agent, other.agent);
+    settled().await;
+    assert_eq!(world.counts() - before, counts(1, 1, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_repair_whose_answer_was_lost_leaves_the_row_as_after_once() {
     let case = Losing::new(Some(1)).await;
     // The first try is the slow one, which is still under way.

@@ -129,9 +129,11 @@ async fn a_binding_ends_although_its_row_was_evicted() {
             }
         };
         crowded().await;
-        for _ in 0..5_000 {
+        if order == "build" {
             // Some of these look as if they might have been about the evicted one.
-            assert!(!layer.bindings().forget(session()).await.unwrap());
+            for _ in 0..5_000 {
+                assert!(!layer.bindings().forget(session()).await.unwrap());
+            }
         }
         settled().await;
         assert!(watched.iter().all(|watched| !watched.is_finished()), "eviction ends nothing");

@@ -186,7 +186,7 @@ impl Bindings {
             let row = match shared.in_time(shared.store.inherit(child, parent)).await {
                 Ok(Swap::Applied(row)) => return Ok(learn(&shared, row, ticket)),
                 Ok(Swap::Conflict(Some(row))) => row,
-                Ok(Swap::Conflict(None)) => return Err(Error::new(ErrorKind::NotBound).of(parent)),
+                Ok(Swap::Conflict(None)) => return Err(gone(&shared, parent)),
                 Err(error) => match judge(&shared, child, error, |row| row.is_some()).await? {
                     Some(row) => row,
                     None => return Err(Error::new(ErrorKind::OutcomeUnknown).of(child)),
@@ -197,7 +197,7 @@ impl Bindings {
             let parents = match shared.in_time(shared.store.load(parent)).await {
                 // Every row that is read is known from then on, whatever it was read for.
                 Ok(Some(parents)) => shared.learn(parents, ticket).row.clone(),
-                Ok(None) => return Err(Error::new(ErrorKind::NotBound).of(parent)),
+                Ok(None) => return Err(gone(&shared, parent)),
                 Err(error) => return Err(Error::new(ErrorKind::Store).of(child).with_store(Some(Arc::new(error)))),
             };
             if parents.workspace == row.workspace {
@@ -346,6 +346,12 @@ fn learn(shared: &Shared, row: Binding, ticket: Ticket) -> Binding {
     row
 }
 
+/// There is no record: what is cached of it was deleted by somebody else.
+fn gone(shared: &Shared, session: SessionId) -> Error {
+    shared.rows.remove(session);
+    Error::new(ErrorKind::NotBound).of(session)
+}
+
 /// An order failed. If it may have been carried out all the same, the row tells: returns it if it shows what was
 /// `ordered`. Else the session's row is not trusted for a while, because the statement may still arrive.
 async fn judge(
@@ -363,7 +369,11 @@ async fn judge(
     let ticket = shared.rows.ticket(session);
     let row = shared.in_time(shared.store.load(session)).await;
     match row {
-        Ok(row) if ordered(row.as_ref()) => Ok(row.map(|row| learn(shared, row, ticket))),
+        Ok(Some(row)) if ordered(Some(&row)) => Ok(Some(learn(shared, row, ticket))),
+        Ok(None) if ordered(None) => {
+            shared.rows.remove(session);
+            Ok(None)
+        }
         row => {
             let revision =
                 row.ok().flatten().map_or(Revision::new(i64::MAX), |row| Revision::new(row.revision.get() + 1));

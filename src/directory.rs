@@ -71,6 +71,9 @@ struct Facts {
     superseded: Vec<Arc<Target>>,
     /// Doubt about whatever is bound, since then.
     doubt: Option<Instant>,
+    /// Doubts that are not younger than the first were asked about in vain, and are not asked about at once before the
+    /// second.
+    quiet: Option<(Instant, Instant)>,
     /// Only of agents about which there is something to say.
     agents: HashMap<AgentId, AgentFacts>,
     verdict: Option<Verdict>,
@@ -108,8 +111,6 @@ pub(crate) struct Verdict {
 #[derive(Debug, Default)]
 struct AgentFacts {
     doubt: Option<Instant>,
-    /// A doubt that was asked about without an answer is not asked about at once before then.
-    quiet_until: Option<Instant>,
     /// Dropped dials raise no doubt before then: the resolver has just named this agent.
     trusted_until: Option<Instant>,
     /// Sessions that reported it since the last verdict.
@@ -239,8 +240,7 @@ impl Place {
         let Some(target) = target else { return ask_first };
         let agent = facts.agents.get(&target.agent);
         let doubt = [facts.doubt, agent.and_then(|agent| agent.doubt), disagreement].into_iter().flatten().max();
-        let quiet = agent.and_then(|agent| agent.quiet_until).is_some_and(|until| now < until);
-        let active = doubt.filter(|_| !quiet);
+        let active = doubt.filter(|doubt| !facts.quiet.is_some_and(|(asked, until)| *doubt <= asked && now < until));
         if row.target.is_none() && active.is_some() {
             // Nothing binds the session to it: better ask first than dial what is in doubt.
             return Choice { doubt: active, ..ask_first };
@@ -292,9 +292,7 @@ impl Place {
                 Answer::Unknown => false,
             };
             if !matches!(worth, Answer::Running(_)) {
-                for agent in facts.agents.values_mut().filter(|agent| agent.doubt.is_some_and(|doubt| doubt <= began)) {
-                    agent.quiet_until = Some(now + self.intervals.first);
-                }
+                facts.quiet = Some((began, now + self.intervals.first));
             }
             let pause = match facts.pause {
                 // Somebody had a doubt of its own, and asked for those who hang as well.
@@ -344,9 +342,6 @@ impl Place {
     pub(crate) fn doubt(&self, now: Instant) {
         self.change(|facts| {
             facts.doubt = Some(now);
-            for agent in facts.agents.values_mut() {
-                agent.quiet_until = None;
-            }
             true
         });
     }
@@ -356,7 +351,6 @@ impl Place {
         self.change(|facts| {
             let agent = facts.agents.entry(agent).or_default();
             agent.doubt = Some(now);
-            agent.quiet_until = None;
             true
         });
     }
@@ -392,7 +386,6 @@ impl Place {
             }
             agent.reported = Some(now);
             agent.doubt = Some(now);
-            agent.quiet_until = None;
             if agent.reporters.len() < MOST_REPORTERS && !agent.reporters.contains(&session) {
                 agent.reporters.push(session);
             }
@@ -492,7 +485,6 @@ impl Facts {
         let agent = self.agents.entry(agent).or_default();
         if agent.doubt.is_none_or(|doubt| doubt <= began) {
             agent.doubt = None;
-            agent.quiet_until = None;
             agent.trusted_until = trusted_until;
             if !agent.reporters.is_empty() {
                 agent.reporters.clear();

@@ -221,7 +221,16 @@ impl Rows {
             None => Op::Nop,
         });
         match result {
-            CompResult::Inserted(entry) | CompResult::ReplacedWith(entry) => {
+            CompResult::Inserted(entry) => {
+                // An eviction that was under way empties the slot before it counts as a loss, and both before a value
+                // is put there: by now the loss shows.
+                if stripe.lost.load(Ordering::Acquire) != ticket.lost {
+                    self.discard(&new);
+                }
+                stripe.changed.notify_waiters();
+                entry.into_value()
+            }
+            CompResult::ReplacedWith(entry) => {
                 stripe.changed.notify_waiters();
                 entry.into_value()
             }
@@ -231,6 +240,15 @@ impl Rows {
                 new
             }
         }
+    }
+
+    /// Takes this very entry out of its slot; it may be old.
+    fn discard(&self, entry: &Arc<Entry>) {
+        entry.retire(State::Evicted);
+        let _ = self.cache.entry(entry.row.session).and_compute_with(|current| match current {
+            Some(current) if Arc::ptr_eq(current.value(), entry) => Op::Remove,
+            _ => Op::Nop,
+        });
     }
 
     /// The next call reads the row anew, and no read that is under way fills the slot.

@@ -126,6 +126,13 @@ impl Settings {
             );
             return refuse("revalidate_every", "revalidate_at_most", why);
         }
+        if self.cache_idle <= self.store_timeout {
+            let why = format!(
+                "a binding could leave the cache ({:?}) and be read again while an earlier read of it ({:?}) goes on",
+                self.cache_idle, self.store_timeout
+            );
+            return refuse("cache_idle", "store_timeout", why);
+        }
         if self.cache_capacity == 0 {
             return refuse("cache_capacity", "a cache", "it is zero".into());
         }

@@ -58,6 +58,12 @@ fn a_slow_statement_must_fit_into_the_dial_timeout() {
 }
 
 #[test]
+fn a_read_must_end_before_the_cache_forgets() {
+    names(&refused(|builder| builder.cache_idle(secs(5))), "cache_idle", "store_timeout");
+    accepted(|builder| builder.cache_idle(ms(5_001)));
+}
+
+#[test]
 fn the_shortest_interval_must_not_exceed_the_longest() {
     names(&refused(|builder| builder.revalidate_every(secs(16))), "revalidate_every", "revalidate_at_most");
     names(&refused(|builder| builder.revalidate_at_most(ms(1_999))), "revalidate_every", "revalidate_at_most");

@@ -242,7 +242,8 @@ mod order {
             (Stopped("a5", 50),        (None, 100),                  None,       None),
             // A row that was read after that contradicts nobody.
             (Stopped("b", 50),         (Some("a"), 100),             Some("a"),  None),
-            (Stopped("b", 90),         (Some("a"), 100),             Some("a"),  Some(100)),
+            // It was asked about in vain, so it is quiet for a while.
+            (Stopped("b", 90),         (Some("a"), 100),             Some("a"),  None),
             (Stopped("b", 150),        (Some("a"), 100),             Some("b"),  None),
             (Stopped("b6", 50),        (Some("a5"), 100),            Some("b6"), None),
             (Stopped("a5", 50),        (Some("a5"), 100),            Some("a5"), None),
@@ -591,6 +592,14 @@ mod doubts {
         s.place.doubt_dropped(agent("a"), s.at(0), s.at(100));
         s.late_answer(Answer::Unknown, 99, 150);
         assert_eq!(s.doubt("a", 151), Some(100));
+    }
+
+    #[test]
+    fn a_hint_that_was_asked_about_in_vain_is_quiet_too() {
+        let s = Scene::new();
+        s.place.doubt(s.at(100));
+        s.late_answer(Answer::Unknown, 100, 150);
+        assert_eq!((s.doubt("a", 150), s.doubt("a", 2_149), s.doubt("a", 2_150)), (None, None, Some(100)));
     }
 
     #[test]

@@ -474,6 +474,27 @@ async fn a_workspace_that_contradicts_the_cached_row_makes_the_row_be_read_once_
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_row_that_contradicts_is_read_by_a_read_that_begins_with_the_call() {
+    let world = World::new();
+    let (ws, _) = world.workspace();
+    let (other, target) = world.workspace();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    let chat = world.bind(&layer, ws).await;
+    world.store.on_reads(Fault::SlowAnswer(ms(100)));
+    let (before, begin) = (world.counts(), Instant::now());
+    let early = start(&dial, DialSession::new(chat).in_workspace(other));
+    at(begin, ms(50)).await;
+    world.store.elsewhere().retarget(chat, other).await.unwrap();
+    at(begin, ms(60)).await;
+    let late = start(&dial, DialSession::new(chat).in_workspace(other));
+    let error = early.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), &ErrorKind::WorkspaceMismatch { bound: ws, asked: other });
+    assert_eq!(late.await.unwrap().unwrap().agent, target.agent);
+    assert_eq!((world.counts() - before).r, 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_order_of_another_process_is_found_when_the_old_workspace_is_stopped() {
     let world = World::new();
     let (ws, old) = world.workspace();

@@ -154,6 +154,24 @@ async fn sixteen_calls_after_a_guard_was_dropped_share_their_reads() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn after_a_guard_was_dropped_a_call_is_not_served_by_a_read_that_began_before_it() {
+    let case = Case::new().await;
+    let mut transaction = Staged::default();
+    drop(case.order(&mut transaction).await);
+    let (before, begin) = (case.world.counts(), Instant::now());
+    case.world.store.on_reads(Fault::SlowAnswer(ms(100)));
+    let early = start(&case.dial, case.chat);
+    at(begin, ms(50)).await;
+    transaction.commit(&case.world.store).await;
+    at(begin, ms(60)).await;
+    let late = start(&case.dial, case.chat);
+    assert_eq!(early.await.unwrap().unwrap().agent, case.old.agent);
+    assert_eq!(begin.elapsed(), ms(100));
+    assert_eq!(late.await.unwrap().unwrap().agent, case.new.agent);
+    assert_eq!((case.world.counts() - before).r, 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_guard_that_is_dropped_while_the_store_is_down_makes_calls_fail_rather_than_guess() {
     let case = Case::new().await;
     drop(case.order(&mut Staged::default()).await);

@@ -529,10 +529,11 @@ impl Plant {
             Some(Ok((revision, workspace))) if bound.workspace() != *workspace => {
                 broken.push(format!("{id}: known to point at {workspace} by {revision}, served {bound:?}"));
             }
-            Some(Err(since)) if since.elapsed() > took => {
-                broken.push(format!("{id}: known to be deleted before the call, served {bound:?}"));
+            Some(Err(since)) => {
+                let since = since.elapsed();
+                broken.push(format!("{id}: known to be deleted since {since:?}, served {bound:?}"));
             }
-            Some(_) => {}
+            Some(Ok(_)) => {}
             None => broken.push(format!("{id}: no row was read, served {bound:?}")),
         }
         if let Some(generation) = bound.target().generation
@@ -1286,6 +1287,32 @@ fn lives_that_once_broke_a_rule() {
             ],
         ),
         (
+            "a row that was read late does not bring back an agent that is known to be replaced",
+            vec![
+                Op::Restart { process: 0 },
+                Op::Rebuild { ws: 0, old: Does::Answer(0) },
+                Op::Doubt { process: 0, ws: 0 },
+                call(0, 0),
+                Op::Advance { ms: 60 },
+                call(0, 1),
+                Op::Advance { ms: 60 },
+            ],
+        ),
+        (
+            "a call that goes by a row that is not kept ends with it",
+            vec![
+                store(0, none, Fault::LostRequest),
+                Op::Retarget { by: Process(0), chat: 0, ws: 2 },
+                Op::Advance { ms: 6 },
+                store(0, none, none),
+                Op::Agent { ws: 0, does: Does::Answer(400) },
+                call(0, 0),
+                Op::Advance { ms: 60 },
+                Op::Forget { by: Process(0), chat: 0 },
+                Op::Advance { ms: 2_500 },
+            ],
+        ),
+        (
             "who asks after an order does not get what was read before it",
             vec![
                 Op::Restart { process: 0 },
@@ -1294,6 +1321,10 @@ fn lives_that_once_broke_a_rule() {
                 Op::Advance { ms: 6 },
                 Op::Retarget { by: Process(0), chat: 0, ws: 2 },
                 Op::Advance { ms: 6 },
+                look(0, 0),
+                call(0, 0),
+                // By then that read has landed.
+                Op::Advance { ms: 2_500 },
                 look(0, 0),
                 call(0, 0),
                 Op::Advance { ms: 2_500 },

@@ -25,7 +25,8 @@ where
     let began = Instant::now();
     let deadline = began + shared.settings.dial_timeout;
     let mut now = began;
-    let mut restarted = false;
+    // Also those of the races before the last one count.
+    let (mut restarted, mut validations) = (false, 0_u8);
     loop {
         let mut start = match shared.cached(ask.session, ask.workspace, now) {
             // Dialed at once: the only use of the readiness that the caller waited for.
@@ -52,6 +53,7 @@ where
                         let _ = Box::pin(timeout_at(deadline, job.attempted())).await;
                         // The second look: the repair may have lost to something newer, or an order may have come.
                         if shared.has_left(&start.entry, &won.target) {
+                            validations = validations.saturating_add(won.outcome.validations);
                             drop(won);
                             restarted = true;
                             now = Instant::now();
@@ -61,13 +63,15 @@ where
                 }
                 let Won { dial_began, outcome, .. } = &mut won;
                 outcome.dials = dialer.progress().started;
+                outcome.validations = outcome.validations.saturating_add(validations);
                 // Equal on the hot path, which is worth not computing.
                 if *dial_began != began {
                     outcome.decided_in = dial_began.saturating_duration_since(began);
                 }
                 return Ok(hand_out(shared, won, start.entry));
             }
-            Ok(Raced::Moved) => {
+            Ok(Raced::Moved(asked)) => {
+                validations = validations.saturating_add(asked);
                 restarted = true;
                 now = Instant::now();
             }

@@ -25,8 +25,8 @@ use tower_service::Service;
 
 pub(crate) enum Raced<C> {
     Won(Won<C>),
-    /// The session's row must be looked up again: it points elsewhere by now, or may.
-    Moved,
+    /// The session's row must be looked up again: it points elsewhere by now, or may. So many validations were asked for.
+    Moved(u8),
 }
 
 pub(crate) struct Won<C> {
@@ -96,7 +96,7 @@ where
                 // older is dropped.
                 match run.look() {
                     Landing::Good => {}
-                    Landing::Moved => return run.decided(Ok(Raced::Moved)),
+                    Landing::Moved => return run.decided(Ok(Raced::Moved(run.attempt.validations()))),
                     Landing::Elsewhere => continue,
                 }
                 let outcome = Outcome {
@@ -155,7 +155,7 @@ where
             () = news(shared, run.start) => {
                 now = Instant::now();
                 if let Landing::Moved = run.look() {
-                    return run.decided(Ok(Raced::Moved));
+                    return run.decided(Ok(Raced::Moved(run.attempt.validations())));
                 }
             }
             validated = landed(&mut question) => {
@@ -170,7 +170,7 @@ where
                 reading = None;
                 now = Instant::now();
                 if let Landing::Moved = run.on_row(looked, now) {
-                    return run.decided(Ok(Raced::Moved));
+                    return run.decided(Ok(Raced::Moved(run.attempt.validations())));
                 }
             }
             () = async { sleep_until(until).await } => now = Instant::now(),

@@ -41,6 +41,23 @@ async fn a_pending_call_moves_at_the_instant_of_the_order() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_that_has_moved_tells_of_every_question_that_it_asked() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let (other, target) = world.workspace();
+    let layer = world.layer();
+    let chat = world.bind(&layer, ws).await;
+    world.does(&old, Does::Hang);
+    let (before, begin) = (world.counts(), Instant::now());
+    let under_way = start(&world.dial(&layer), chat);
+    at(begin, ms(300)).await;
+    layer.bindings().select_workspace(chat, other).await.unwrap();
+    let bound = under_way.await.unwrap().unwrap();
+    assert_eq!((bound.agent, bound.outcome().dials, bound.outcome().validations), (target.agent, 2, 2));
+    assert_eq!((world.counts() - before).v, 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_call_that_waits_for_the_resolver_moves_at_the_instant_of_the_order() {
     let world = World::new();
     let (ws, _) = world.workspace();

@@ -1,0 +1,137 @@
+//! Many threads at once, on the real clock: what one thread has been told holds for what any thread begins after that.
+//!
+//! Bounded by counts. Nothing here depends on how fast anything is.
+
+mod support;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicI64, Ordering::SeqCst},
+};
+use support::*;
+use tokio::task::JoinSet;
+use tower_bound_agent::{DialSession, ErrorKind, SessionId, Target, WorkspaceId};
+
+const WORKSPACES: usize = 4;
+const CHATS: usize = 32;
+const ROUNDS: usize = 150;
+
+/// A workspace that is rebuilt all the time. The agents of its former builds go on answering.
+struct Site {
+    id: WorkspaceId,
+    /// The greatest generation that a connection was returned to.
+    seen: AtomicI64,
+}
+
+fn sites(world: &World) -> Vec<(Arc<Site>, Target)> {
+    let site = |_| {
+        let (id, target) = world.workspace();
+        (Arc::new(Site { id, seen: AtomicI64::new(0) }), target)
+    };
+    (0..WORKSPACES).map(site).collect()
+}
+
+/// Rebuilds workspaces until it is told to stop, and says that it happened.
+fn rebuild(world: &World, sites: &[(Arc<Site>, Target)], bindings: &tower_bound_agent::Bindings) -> Arc<AtomicBool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let (world, stopped, bindings) = (world.clone(), Arc::clone(&stop), bindings.clone());
+    let mut sites: Vec<_> = sites.iter().map(|(site, target)| (site.id, target.clone())).collect();
+    tokio::spawn(async move {
+        while !stopped.load(SeqCst) {
+            for (id, target) in &mut sites {
+                *target = world.rebuild(*id, target, Does::Answer(ms(0)));
+                bindings.doubt_workspace(*id);
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+    stop
+}
+
+/// One call; checks that it is not behind what any thread was returned before it began.
+async fn turn(dial: &Dial, chat: SessionId, site: &Site) {
+    let floor = site.seen.load(SeqCst);
+    let bound = call(dial, chat).await.unwrap();
+    assert_eq!(bound.workspace(), site.id);
+    let generation = bound.target().generation.unwrap().get();
+    assert!(generation >= floor, "generation {generation} after {floor}");
+    site.seen.fetch_max(generation, SeqCst);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_session_goes_back_behind_what_another_one_was_returned() {
+    let world = World::new();
+    let layer = world.layer();
+    let sites = sites(&world);
+    let stop = rebuild(&world, &sites, &layer.bindings());
+    let mut chats = JoinSet::new();
+    for n in 0..CHATS {
+        let (site, dial) = (Arc::clone(&sites[n % WORKSPACES].0), world.dial(&layer));
+        chats.spawn(async move {
+            let chat = session();
+            call(&dial, DialSession::new(chat).in_workspace(site.id)).await.unwrap();
+            // However the threads are scheduled, each site is to be seen in several builds.
+            let mut round = 0;
+            while round < ROUNDS || site.seen.load(SeqCst) < 20 {
+                turn(&dial, chat, &site).await;
+                tokio::task::yield_now().await;
+                round += 1;
+            }
+        });
+    }
+    while let Some(chat) = chats.join_next().await {
+        chat.unwrap();
+    }
+    stop.store(true, SeqCst);
+    assert_eq!(layer.bindings().close(ms(5_000)).await, 0);
+}
+
+/// Each session is pointed here and there by orders, while others crowd it out of a cache that is too small.
+async fn orders(capacity: u64) {
+    let world = World::new();
+    let layer = world.builder().cache_capacity(capacity).build().unwrap();
+    let sites = sites(&world);
+    let stop = rebuild(&world, &sites, &layer.bindings());
+    let mut chats = JoinSet::new();
+    for n in 0..CHATS {
+        let (dial, bindings) = (world.dial(&layer), layer.bindings());
+        let ids: Vec<_> = sites.iter().map(|(site, _)| site.id).collect();
+        chats.spawn(async move {
+            let chat = session();
+            for round in 0..ROUNDS {
+                let id = ids[(n + round) % WORKSPACES];
+                bindings.select_workspace(chat, id).await.unwrap();
+                // Others of the same session, begun before and after the order, in the way.
+                let late = tokio::spawn({
+                    let dial = dial.clone();
+                    async move { call(&dial, chat).await }
+                });
+                for _ in 0..3 {
+                    assert_eq!(call(&dial, chat).await.unwrap().workspace(), id);
+                }
+                assert_eq!(late.await.unwrap().unwrap().workspace(), id);
+                if round % 10 == 9 {
+                    assert!(bindings.forget(chat).await.unwrap());
+                    let error = call(&dial, chat).await.unwrap_err();
+                    assert_eq!(error.kind(), &ErrorKind::NotBound);
+                }
+            }
+        });
+    }
+    while let Some(chat) = chats.join_next().await {
+        chat.unwrap();
+    }
+    stop.store(true, SeqCst);
+    assert_eq!(layer.bindings().close(ms(5_000)).await, 0);
+    assert_eq!(world.live_dials(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_order_holds_for_every_call_that_begins_after_it() {
+    orders(100_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_order_holds_although_the_cache_keeps_next_to_nothing() {
+    orders(4).await;
+}

@@ -25,7 +25,7 @@ use tower_service::Service;
 
 pub(crate) enum Raced<C> {
     Won(Won<C>),
-    /// The session's row must be looked up again: it points elsewhere by now, or may. So many validations were asked for.
+    /// The session's row must be looked up again: it points elsewhere by now, or may. With the validations asked for.
     Moved(u8),
 }
 

@@ -104,6 +104,8 @@ pub(crate) struct Given<'a> {
     pub(crate) doubt: Option<Instant>,
     /// The session itself reported its last connection as stale.
     pub(crate) hold: bool,
+    /// The target is being dialed already.
+    pub(crate) dialing: bool,
 }
 
 /// The bounds of one call.
@@ -154,7 +156,7 @@ pub(crate) struct Attempt {
 
 impl Attempt {
     pub(crate) fn new(limits: Limits, given: Given<'_>, now: Instant) -> Self {
-        let Given { bound, target, doubt, hold } = given;
+        let Given { bound, target, doubt, hold, dialing } = given;
         let hint = doubt.filter(|_| target.is_none());
         // Without a target the resolver must be asked before anything can be dialed: the doubt begins with the call.
         let doubt = if target.is_none() { Some(now) } else { doubt };
@@ -163,7 +165,11 @@ impl Attempt {
             limits,
             unbound: bound.is_none(),
             from: bound.filter(other).cloned(),
-            dial: if target.is_some() { Dial::Queued } else { Dial::Idle },
+            dial: match target {
+                Some(_) if dialing => Dial::Pending,
+                Some(_) => Dial::Queued,
+                None => Dial::Idle,
+            },
             target,
             ask: Ask::At(if doubt.is_some() { now } else { now + limits.delay }),
             doubt,

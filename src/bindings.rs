@@ -77,7 +77,7 @@ impl Bindings {
     /// [`Store`](ErrorKind::Store) if it had to be read and could not be; [`Closed`](ErrorKind::Closed).
     pub async fn get(&self, session: SessionId) -> Result<Option<Binding>, Error> {
         self.open(session)?;
-        let entry = match self.shared.cached(session, None, Instant::now()) {
+        let entry = match self.shared.cached(session, None) {
             Some(start) => Some(start.entry),
             None => match self.shared.look_up(session, None).await {
                 Ok(start) => Some(start.entry),
@@ -100,7 +100,7 @@ impl Bindings {
     pub async fn current(&self, session: SessionId) -> Result<Current, Error> {
         self.open(session)?;
         let shared = &self.shared;
-        let start = match shared.cached(session, None, Instant::now()) {
+        let start = match shared.cached(session, None) {
             Some(start) => start,
             None => shared.look_up(session, None).await?,
         };
@@ -117,7 +117,7 @@ impl Bindings {
             Answer::Denied(Denied::Gone) => Status::Gone,
             Answer::Unknown => Status::Unknown,
         };
-        let target = shared.choose(&start.entry, Instant::now()).target.or_else(|| start.entry.row.target.clone());
+        let target = shared.choose(&start.entry).target.or_else(|| start.entry.row.target.clone());
         Ok(Current { session, workspace: start.entry.workspace(), target, status })
     }
 

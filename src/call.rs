@@ -1,16 +1,19 @@
 //! One call from the request to the connection: look up, race, settle, restart.
 
 use crate::{
-    Bound, BoundHandle, BoxError, DialAgent, DialSession, Error, ErrorKind, Event, LastVerdict, Path,
-    dialer::Dialer,
+    Bound, BoundHandle, BoxError, DialAgent, DialSession, Error, ErrorKind, Event, LastVerdict, Outcome, Path, Target,
+    dialer::{Dialer, First},
     race::{Raced, Won, race},
     repair::{self, Repairs},
     rows::Entry,
     settings::RepairMode,
-    shared::{Shared, Start},
+    shared::{Look, Shared, Start},
 };
-use std::{pin::pin, sync::Arc};
-use tokio::time::{Instant, timeout_at};
+use std::{
+    pin::{Pin, pin},
+    sync::Arc,
+};
+use tokio::time::{Duration, Instant, timeout_at};
 use tower_service::Service;
 
 pub(crate) async fn call<S>(shared: Arc<Shared>, readied: S, ask: DialSession) -> Result<Bound<S::Response>, Error>
@@ -22,13 +25,20 @@ where
         return Err(Error::new(ErrorKind::Closed).of(ask.session));
     }
     let mut dialer = pin!(Dialer::new(readied));
+    let mut cached = shared.cached(ask.session, ask.workspace);
+    let mut first = match at_once(&shared, dialer.as_mut(), &ask, &mut cached).await {
+        Ok((connection, target, entry)) => {
+            return Ok(hand_out(shared, connection, target, Outcome::reused(), entry));
+        }
+        Err(first) => first,
+    };
     let began = Instant::now();
     let deadline = began + shared.settings.dial_timeout;
     let mut now = began;
     // Also those of the races before the last one count.
     let (mut restarted, mut validations) = (false, 0_u8);
     loop {
-        let mut start = match shared.cached(ask.session, ask.workspace, now) {
+        let mut start = match cached.take().or_else(|| shared.cached(ask.session, ask.workspace)) {
             // Dialed at once: the only use of the readiness that the caller waited for.
             Some(start) if start.choice.target.is_some() => start,
             Some(start) => {
@@ -43,7 +53,8 @@ where
                 start
             }
         };
-        match race(&shared, dialer.as_mut(), &ask, &mut start, deadline, now).await {
+        let first = std::mem::replace(&mut first, First::NotYet);
+        match race(&shared, dialer.as_mut(), first, &ask, &mut start, deadline, now).await {
             Ok(Raced::Won(mut won)) => {
                 if repair::is_needed(start.entry.row.target.as_ref(), &won.target) {
                     let job = Repairs::begin(&shared, &start.entry, &won.target);
@@ -61,14 +72,11 @@ where
                         }
                     }
                 }
-                let Won { dial_began, outcome, .. } = &mut won;
+                let Won { connection, target, dial_began, mut outcome } = won;
                 outcome.dials = dialer.progress().started;
                 outcome.validations = outcome.validations.saturating_add(validations);
-                // Equal on the hot path, which is worth not computing.
-                if *dial_began != began {
-                    outcome.decided_in = dial_began.saturating_duration_since(began);
-                }
-                return Ok(hand_out(shared, won, start.entry));
+                outcome.decided_in = dial_began.saturating_duration_since(began);
+                return Ok(hand_out(shared, connection, target, outcome, start.entry));
             }
             Ok(Raced::Moved(asked)) => {
                 validations = validations.saturating_add(asked);
@@ -78,6 +86,34 @@ where
             Err(error) => return Err(because(&shared, error, restarted)),
         }
     }
+}
+
+/// Nearly every call is this: the cached row is in no doubt, and its dial is ready at the first poll. That takes no clock,
+/// no timer and no decision. Whatever else the poll brings is for the race to decide.
+async fn at_once<S>(
+    shared: &Shared,
+    mut dialer: Pin<&mut Dialer<S>>,
+    ask: &DialSession,
+    cached: &mut Option<Start>,
+) -> Result<(S::Response, Arc<Target>, Arc<Entry>), First>
+where
+    S: Service<DialAgent> + Clone,
+    S::Error: Into<BoxError>,
+{
+    let Some(start) = cached.as_mut().filter(|start| start.choice.plain) else { return Err(First::NotYet) };
+    let Some(target) = start.choice.target.clone() else { return Err(First::NotYet) };
+    dialer.as_mut().start(ask.to(start.entry.workspace(), Arc::clone(&target)));
+    let connection = dialer.first_poll().await?;
+    let Entry { row, place, .. } = &*start.entry;
+    let (session, workspace) = (row.session, row.workspace);
+    shared.emit(&Event::Dialed { session, workspace, target: &target, took: Duration::ZERO, error: None });
+    place.answered(target.agent, false, Instant::now);
+    if shared.look(start) != Look::Still {
+        // Something has become known during that poll: what was cached is looked at anew.
+        *cached = None;
+        return Err(First::NotYet);
+    }
+    Ok((connection, target, Arc::clone(&start.entry)))
 }
 
 async fn look_up(shared: &Arc<Shared>, ask: &DialSession, deadline: Instant) -> Result<Start, Error> {
@@ -97,8 +133,13 @@ fn because(shared: &Shared, error: Error, restarted: bool) -> Error {
 }
 
 /// Tells the observer, wraps the connection.
-fn hand_out<C>(shared: Arc<Shared>, won: Won<C>, entry: Arc<Entry>) -> Bound<C> {
-    let Won { connection, target, outcome, .. } = won;
+fn hand_out<C>(
+    shared: Arc<Shared>,
+    connection: C,
+    target: Arc<Target>,
+    outcome: Outcome,
+    entry: Arc<Entry>,
+) -> Bound<C> {
     let (session, workspace) = (entry.row.session, entry.row.workspace);
     if let Path::Switched { from } = &outcome.path {
         shared.emit(&Event::Switched { session, workspace, from, to: &target });

@@ -20,6 +20,8 @@ pub(crate) struct Dialer<S: Service<DialAgent>> {
     waited: bool,
     /// The dial has been pending at least once.
     was_pending: bool,
+    /// It was polled by [`Dialer::first_poll`], and nothing can have happened since.
+    just_polled: bool,
     started: u8,
     #[pin]
     dial: Option<S::Future>,
@@ -43,13 +45,30 @@ impl<S: Service<DialAgent>> Dialer<S> {
     }
 }
 
+/// What the first poll of a dial brought, if no connection.
+pub(crate) enum First {
+    /// It was not begun.
+    NotYet,
+    Pending,
+    Failed(BoxError),
+    NotReady(BoxError),
+}
+
 impl<S> Dialer<S>
 where
     S: Service<DialAgent> + Clone,
     S::Error: Into<BoxError>,
 {
     pub(crate) fn new(readied: S) -> Self {
-        Self { service: readied, next: None, waited: false, was_pending: false, started: 0, dial: None }
+        Self {
+            service: readied,
+            next: None,
+            waited: false,
+            was_pending: false,
+            just_polled: false,
+            started: 0,
+            dial: None,
+        }
     }
 
     /// Gives the readiness (a permit, perhaps) back: nobody's dial may wait for this call's database or resolver.
@@ -83,6 +102,21 @@ where
         self.was_pending
     }
 
+    /// Polls the dial once, and does not wait. If it is pending, [`Dialer::finished`] is to follow within the same poll of
+    /// the task: it relies on this one's waker and does not poll the dial a second time for nothing.
+    pub(crate) async fn first_poll(mut self: Pin<&mut Self>) -> Result<S::Response, First> {
+        let polled = poll_fn(|cx| Poll::Ready(self.as_mut().poll(cx))).await;
+        match polled {
+            Poll::Ready(Dialed::Connected(connection)) => Ok(connection),
+            Poll::Ready(Dialed::Failed(error)) => Err(First::Failed(error)),
+            Poll::Ready(Dialed::NotReady(error)) => Err(First::NotReady(error)),
+            Poll::Ready(Dialed::Started) | Poll::Pending => {
+                *self.project().just_polled = true;
+                Err(First::Pending)
+            }
+        }
+    }
+
     /// Pending for ever while there is nothing to dial. Cancel safe: the dial stays here.
     pub(crate) async fn finished(mut self: Pin<&mut Self>) -> Dialed<S::Response> {
         poll_fn(|cx| self.as_mut().poll(cx)).await
@@ -90,6 +124,9 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Dialed<S::Response>> {
         let mut this = self.project();
+        if std::mem::take(this.just_polled) {
+            return Poll::Pending;
+        }
         if this.next.is_some() {
             match this.service.poll_ready(cx) {
                 Poll::Ready(Ok(())) => {}

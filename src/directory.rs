@@ -394,14 +394,14 @@ impl Place {
     }
 
     /// An agent has answered a dial. `asked`: after the resolver was asked about it.
-    pub(crate) fn answered(&self, agent: AgentId, asked: bool, now: Instant) {
+    pub(crate) fn answered(&self, agent: AgentId, asked: bool, now: impl FnOnce() -> Instant) {
         let watched = self.waiting.load(Ordering::Relaxed) > 0;
         if !asked && !watched {
             return;
         }
         let mut facts = lock(&self.facts);
         if watched {
-            facts.agents.entry(agent).or_default().answered = Some(now);
+            facts.agents.entry(agent).or_default().answered = Some(now());
         }
         // Nothing hangs any more: the next dial that does is asked about as often as the first one.
         facts.pause = None;

@@ -27,6 +27,12 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// One dial that was ready at once.
+    pub(crate) fn reused() -> Self {
+        let (decided_in, dialed_in) = (Duration::ZERO, Duration::ZERO);
+        Self { path: Path::Reused, dials: 1, validations: 0, decided_in, dialed_in, repair: None }
+    }
+
     /// What has become of the repair by now. In the background a repair may go on after the connection was returned.
     #[must_use]
     pub fn repair(&self) -> Repair {

@@ -5,7 +5,7 @@
 use crate::{
     BoxError, DialAgent, DialSession, Error, ErrorKind, Event, Outcome, Target,
     attempt::{Attempt, Command, Given, Limits},
-    dialer::{Dialed, Dialer},
+    dialer::{Dialed, Dialer, First},
     error::{Cause, SharedError},
     flight::Seat,
     rows::{Entry, State},
@@ -43,6 +43,7 @@ pub(crate) struct Won<C> {
 pub(crate) async fn race<S>(
     shared: &Arc<Shared>,
     dialer: Pin<&mut Dialer<S>>,
+    first: First,
     ask: &DialSession,
     start: &mut Start,
     deadline: Instant,
@@ -52,24 +53,28 @@ where
     S: Service<DialAgent> + Clone,
     S::Error: Into<BoxError>,
 {
-    let mut run = Run::new(shared, dialer, start, deadline, now);
+    let mut run = Run::new(shared, dialer, start, !matches!(first, First::NotYet), deadline, now);
     let mut question: Option<Seat<Validated>> = None;
     let mut reading: Option<Reading> = None;
     let mut connected: Option<S::Response> = None;
     let mut dial_error: Option<BoxError> = None;
     let mut validation_error: Option<SharedError> = None;
+    match first {
+        First::NotYet | First::Pending => {}
+        First::Failed(error) => {
+            run.ended(now, Some(&error));
+            dial_error = Some(error);
+            run.attempt.on_dial_failed(now);
+        }
+        First::NotReady(error) => return Err(Error::new(ErrorKind::Dialer).of(ask.session).with_dial(Some(error))),
+    }
 
     loop {
         let until = match run.attempt.next(now, run.dialer.progress()) {
             Command::Dial(target) => {
                 connected = None;
                 run.dial_began = now;
-                run.dialer.as_mut().start(DialAgent {
-                    session: ask.session,
-                    workspace: run.start.entry.workspace(),
-                    target,
-                    extensions: ask.extensions.clone(),
-                });
+                run.dialer.as_mut().start(ask.to(run.start.entry.workspace(), target));
                 continue;
             }
             Command::Validate => {
@@ -215,6 +220,7 @@ where
         shared: &'a Shared,
         dialer: Pin<&'a mut Dialer<S>>,
         start: &'a mut Start,
+        dialing: bool,
         deadline: Instant,
         now: Instant,
     ) -> Self {
@@ -224,6 +230,7 @@ where
             target: start.choice.target.take(),
             doubt: start.choice.doubt,
             hold: start.choice.hold,
+            dialing,
         };
         let attempt = Attempt::new(limits, given, now);
         Self { shared, dialer, start, attempt, dial_began: now, dialed_in: Duration::ZERO }
@@ -250,7 +257,7 @@ where
             error: error.map(|error| &**error as _),
         });
         if error.is_none() {
-            place.answered(target.agent, self.attempt.validations() > 0, now);
+            place.answered(target.agent, self.attempt.validations() > 0, || now);
         }
     }
 
@@ -267,7 +274,7 @@ where
     fn on_row(&mut self, looked: Result<Option<Arc<Entry>>, SharedError>, now: Instant) -> Landing {
         match looked {
             Ok(Some(entry)) if entry.workspace() == self.start.entry.workspace() => {
-                let choice = self.shared.choose(&entry, now);
+                let choice = self.shared.choose(&entry);
                 if choice.void {
                     return Landing::Moved;
                 }

@@ -47,6 +47,13 @@ impl DialSession {
     }
 }
 
+impl DialSession {
+    /// The inner request for this target.
+    pub(crate) fn to(&self, workspace: WorkspaceId, target: Arc<Target>) -> DialAgent {
+        DialAgent { session: self.session, workspace, target, extensions: self.extensions.clone() }
+    }
+}
+
 impl From<SessionId> for DialSession {
     fn from(session: SessionId) -> Self {
         Self::new(session)

@@ -101,13 +101,13 @@ impl Shared {
     }
 
     /// What a session with this row is to dial. On the hot path: two atomic loads.
-    pub(crate) fn choose(&self, entry: &Entry, now: Instant) -> Choice {
+    pub(crate) fn choose(&self, entry: &Entry) -> Choice {
         let epoch = entry.place.epoch();
         if entry.is_plain_in(epoch) {
             let target = entry.row.target.clone();
             return Choice { target, doubt: None, hold: false, epoch, plain: true, void: false };
         }
-        let choice = entry.place.choose(&entry.row, entry.read, now);
+        let choice = entry.place.choose(&entry.row, entry.read, Instant::now());
         if choice.plain && !choice.void {
             entry.set_plain_in(choice.epoch);
         }
@@ -115,12 +115,12 @@ impl Shared {
     }
 
     /// What is cached for the session, if it can be used without asking anybody.
-    pub(crate) fn cached(&self, session: SessionId, workspace: Option<WorkspaceId>, now: Instant) -> Option<Start> {
+    pub(crate) fn cached(&self, session: SessionId, workspace: Option<WorkspaceId>) -> Option<Start> {
         let entry = self.rows.get(session)?;
         if workspace.is_some_and(|asked| asked != entry.workspace()) {
             return None;
         }
-        let choice = self.choose(&entry, now);
+        let choice = self.choose(&entry);
         (!choice.void).then_some(Start { entry, choice })
     }
 
@@ -142,7 +142,7 @@ impl Shared {
                 (_, None) => return Look::Moved,
             }
         }
-        start.choice = self.choose(&start.entry, Instant::now());
+        start.choice = self.choose(&start.entry);
         if start.choice.void { Look::Moved } else { Look::Anew }
     }
 
@@ -156,7 +156,7 @@ impl Shared {
             None if self.rows.may_be_ordered_since(entry) => return self.rows.must_read(session).then_some(true),
             None => Arc::clone(entry),
         };
-        let choice = self.choose(&current, Instant::now());
+        let choice = self.choose(&current);
         Some(choice.void || choice.target.is_some_and(|chosen| !chosen.same_place(target)))
     }
 
@@ -182,10 +182,10 @@ impl Shared {
             // A cached row that cannot be used: it names another workspace than the caller, or all rows of its
             // workspace were dropped by order. What was read before now is no better.
             Some(entry) => {
-                if self.choose(&entry, now).void {
+                if self.choose(&entry).void {
                     self.rows.remove(session);
                 } else if workspace.is_none_or(|asked| asked == entry.workspace()) {
-                    return Ok(Start { choice: self.choose(&entry, now), entry });
+                    return Ok(Start { choice: self.choose(&entry), entry });
                 }
                 self.read_since(session, now).await
             }
@@ -210,7 +210,7 @@ impl Shared {
             }
             (Err(cause), _) => return Err(Error::new(ErrorKind::Store).of(session).with_store(Some(cause))),
         };
-        Ok(Start { choice: self.choose(&entry, Instant::now()), entry })
+        Ok(Start { choice: self.choose(&entry), entry })
     }
 
     /// Reads the row; joins a read that is under way.

@@ -430,7 +430,7 @@ mod intervals {
             let s = Scene::new();
             assert_eq!(s.answer(running("a5"), 0).1, ms(2_000));
             let waiting = watched.then(|| s.place.wait());
-            s.place.answered(agent("a"), asked, s.at(100));
+            s.place.answered(agent("a"), asked, || s.at(100));
             drop(waiting);
             let pause = if anew { 2_000 } else { 4_000 };
             assert_eq!(s.answer(running("a5"), 2_000).1, ms(pause), "asked {asked}, watched {watched}");
@@ -515,24 +515,24 @@ mod doubts {
         for (answered, doubts) in [(99, true), (100, false), (150, false)] {
             let s = Scene::new();
             let _waiting = s.place.wait();
-            s.place.answered(agent("a"), false, s.at(answered));
-            s.place.answered(agent("b"), false, s.at(190));
+            s.place.answered(agent("a"), false, || s.at(answered));
+            s.place.answered(agent("b"), false, || s.at(190));
             assert_eq!(s.place.doubt_dropped(agent("a"), s.at(100), s.at(200)), doubts, "{answered}");
         }
         // Somebody else's answer is no news of this agent.
         let s = Scene::new();
         let _waiting = s.place.wait();
-        s.place.answered(agent("b"), false, s.at(150));
+        s.place.answered(agent("b"), false, || s.at(150));
         assert!(s.place.doubt_dropped(agent("a"), s.at(100), s.at(200)));
     }
 
     #[test]
     fn an_answer_is_only_noted_while_somebody_may_leave_a_doubt() {
         let s = Scene::new();
-        s.place.answered(agent("a"), false, s.at(150));
+        s.place.answered(agent("a"), false, || s.at(150));
         assert!(lock(&s.place.facts).agents.is_empty(), "the hot path writes nothing");
         drop(s.place.wait());
-        s.place.answered(agent("a"), false, s.at(150));
+        s.place.answered(agent("a"), false, || s.at(150));
         assert!(lock(&s.place.facts).agents.is_empty());
     }
 
@@ -873,7 +873,7 @@ mod memo {
                     }
                     Step::Report => drop(s.place.doubt_reported(session(1), &target("a5"), s.at(now))),
                     Step::Lost(name) => s.place.doubt_agent(agent(name), s.at(now)),
-                    Step::Answered => s.place.answered(agent("a"), true, s.at(now)),
+                    Step::Answered => s.place.answered(agent("a"), true, || s.at(now)),
                     Step::Reset => s.directory.reset(workspace(1)),
                     Step::Later(seconds) => now += seconds * 1_000,
                 }

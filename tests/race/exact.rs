@@ -1,13 +1,21 @@
 //! Exact interleavings: every step of the dialer, of the resolver and of the call is made by the test.
 
 use crate::{scene::settled, support::*};
-use std::{error::Error as _, sync::Arc};
+use std::{
+    error::Error as _,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+    task::{Context, Poll},
+};
 use tokio::time::{Duration, Instant, advance, sleep};
 use tokio_test::{
     assert_pending, assert_ready, assert_ready_err, assert_ready_ok,
     task::{self, Spawn},
 };
-use tower::{Layer, Service};
+use tower::{Layer, Service, ServiceExt};
 use tower_bound_agent::{
     AgentId, Bound, BoundAgent, BoundAgentLayer, BoxError, DialAgent, DialSession, ErrorKind, Path, Repair, Resolution,
     ResolveWorkspace, ResponseFuture, SessionId, Target, WorkspaceId,
@@ -385,4 +393,47 @@ async fn a_call_that_waits_is_polled_only_when_there_is_news() {
         assert!(!call.is_woken(), "woken at {:?}", begin.elapsed());
     }
     b.nothing_more().await;
+}
+
+/// A dialer whose dials count how often they are polled, and are ready when they are told.
+#[derive(Clone, Default)]
+struct Counted {
+    polls: Arc<AtomicUsize>,
+    ready: Arc<AtomicBool>,
+}
+
+impl Service<DialAgent> for Counted {
+    type Response = ();
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: DialAgent) -> Self::Future {
+        let Self { polls, ready } = self.clone();
+        Box::pin(std::future::poll_fn(move |_| {
+            polls.fetch_add(1, SeqCst);
+            if ready.load(SeqCst) { Poll::Ready(Ok(())) } else { Poll::Pending }
+        }))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dial_is_polled_once_each_time_its_call_is() {
+    let world = World::new();
+    let (ws, _) = world.workspace();
+    let layer = world.layer();
+    let chat = world.bind(&layer, ws).await;
+    let dialer = Counted::default();
+    let mut dial = layer.layer(dialer.clone());
+    let mut call = tokio_test::task::spawn(dial.ready().await.unwrap().call(chat.into()));
+    assert_pending!(call.poll());
+    assert_eq!(dialer.polls.load(SeqCst), 1);
+    assert_pending!(call.poll());
+    assert_eq!(dialer.polls.load(SeqCst), 2);
+    dialer.ready.store(true, SeqCst);
+    assert_eq!(assert_ready_ok!(call.poll()).outcome().path, Path::Reused);
+    assert_eq!(dialer.polls.load(SeqCst), 3);
 }

@@ -150,7 +150,11 @@ impl Model {
         let target = if begins.known { Some(model.newer()) } else { bound.clone() };
         let doubt = begins.doubt.map(|age| zero - ms(age));
         model.told = target.as_ref().and_then(|target| target.generation);
-        model.attempt = Attempt::new(limits, Given { bound: bound.as_ref(), target, doubt, hold: begins.hold }, zero);
+        model.attempt = Attempt::new(
+            limits,
+            Given { bound: bound.as_ref(), target, doubt, hold: begins.hold, dialing: false },
+            zero,
+        );
         model
     }
 

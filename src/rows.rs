@@ -39,25 +39,32 @@ pub(crate) struct Entry {
     plain_in: AtomicU64,
 }
 
-/// Whether the register still holds an entry.
+/// Whether the register holds an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub(crate) enum State {
     Current,
     /// A later row came.
     Replaced,
-    /// The register does not hold it, for want of memory or because it may be old: it is worth a look at the slot.
+    /// The register does not hold it: not yet, for want of memory, or because it may be old. It is worth a look at the
+    /// slot.
     Evicted,
     /// An order took it away: the row must be read anew.
     Removed,
 }
+
+/// Not known to be right: an eviction may be under way that it would undo. Nobody gets to see it in the slot.
+const NEW: u8 = 0;
+const CURRENT: u8 = 1;
+const REPLACED: u8 = 2;
+const EVICTED: u8 = 3;
+const REMOVED: u8 = 4;
 
 impl Entry {
     pub(crate) fn new(row: Binding, place: Arc<Place>, stored: bool, now: Instant) -> Arc<Self> {
         if let Some(target) = &row.target {
             place.learn_row(target, now);
         }
-        let state = AtomicU8::new(State::Current as u8);
+        let state = AtomicU8::new(NEW);
         let (orders, plain_in) = (AtomicU64::new(0), AtomicU64::new(0));
         Arc::new(Self { row, place, read: now, stored, state, orders, plain_in })
     }
@@ -74,16 +81,22 @@ impl Entry {
     /// One atomic load.
     pub(crate) fn state(&self) -> State {
         match self.state.load(Ordering::Acquire) {
-            0 => State::Current,
-            1 => State::Replaced,
-            2 => State::Evicted,
-            _ => State::Removed,
+            CURRENT => State::Current,
+            REPLACED => State::Replaced,
+            REMOVED => State::Removed,
+            _ => State::Evicted,
         }
     }
 
-    fn retire(&self, state: State) {
-        // The first reason stays.
-        let _ = self.state.compare_exchange(State::Current as u8, state as u8, Ordering::AcqRel, Ordering::Acquire);
+    /// It may be seen in its slot, unless it has lost that already.
+    fn keep(&self) {
+        let _ = self.state.compare_exchange(NEW, CURRENT, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// It is not in its slot any more. The first reason stays.
+    fn retire(&self, reason: u8) {
+        let held = |state: u8| (state == NEW || state == CURRENT).then_some(reason);
+        let _ = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, held);
     }
 
     /// Whether the row is known to be what is to be dialed in this epoch of the workspace.
@@ -162,7 +175,7 @@ impl Rows {
             .time_to_idle(settings.cache_idle)
             .eviction_listener(move |session: Arc<SessionId>, entry: Arc<Entry>, cause| {
                 if cause != RemovalCause::Replaced {
-                    entry.retire(State::Evicted);
+                    entry.retire(EVICTED);
                     lost.of(&session).lost.fetch_add(1, Ordering::AcqRel);
                 }
             })
@@ -171,7 +184,8 @@ impl Rows {
     }
 
     pub(crate) fn get(&self, session: SessionId) -> Option<Arc<Entry>> {
-        self.cache.get(&session)
+        // One that is not known to be right, or is known to be on its way out, is not there for anybody.
+        self.cache.get(&session).filter(|entry| entry.state() != State::Evicted)
     }
 
     /// To be taken before the read whose result is to be learned.
@@ -204,17 +218,24 @@ impl Rows {
         let session = new.row.session;
         new.read_at(ticket);
         if self.is_uncertain(session, new.row.revision, new.read) {
-            new.retire(State::Evicted);
+            new.retire(EVICTED);
             return new;
         }
         let stripe = self.stripes.of(&session);
         let result = self.cache.entry(session).and_compute_with(|current| match current.map(|e| e.into_value()) {
             Some(current) if current.row.revision >= new.row.revision => Op::Nop,
+            // What is there may be old itself, so being later than that says nothing.
+            Some(current)
+                if current.state() == State::Evicted && stripe.lost.load(Ordering::Acquire) != ticket.lost =>
+            {
+                Op::Nop
+            }
             Some(current) => {
                 if current.workspace() != new.workspace() {
                     stripe.orders.fetch_add(1, Ordering::AcqRel);
                 }
-                current.retire(State::Replaced);
+                current.retire(REPLACED);
+                new.keep();
                 Op::Put(Arc::clone(&new))
             }
             None if stripe.lost.load(Ordering::Acquire) == ticket.lost => Op::Put(Arc::clone(&new)),
@@ -224,7 +245,9 @@ impl Rows {
             CompResult::Inserted(entry) => {
                 // An eviction that was under way empties the slot before it counts as a loss, and both before a value
                 // is put there: by now the loss shows.
-                if stripe.lost.load(Ordering::Acquire) != ticket.lost {
+                if stripe.lost.load(Ordering::Acquire) == ticket.lost {
+                    new.keep();
+                } else {
                     self.discard(&new);
                 }
                 stripe.changed.notify_waiters();
@@ -234,9 +257,9 @@ impl Rows {
                 stripe.changed.notify_waiters();
                 entry.into_value()
             }
-            CompResult::Unchanged(entry) => entry.into_value(),
-            CompResult::Removed(_) | CompResult::StillNone(_) => {
-                new.retire(State::Evicted);
+            CompResult::Unchanged(entry) if entry.value().row.revision >= new.row.revision => entry.into_value(),
+            CompResult::Unchanged(_) | CompResult::Removed(_) | CompResult::StillNone(_) => {
+                new.retire(EVICTED);
                 new
             }
         }
@@ -244,7 +267,7 @@ impl Rows {
 
     /// Takes this very entry out of its slot; it may be old.
     fn discard(&self, entry: &Arc<Entry>) {
-        entry.retire(State::Evicted);
+        entry.retire(EVICTED);
         let _ = self.cache.entry(entry.row.session).and_compute_with(|current| match current {
             Some(current) if Arc::ptr_eq(current.value(), entry) => Op::Remove,
             _ => Op::Nop,
@@ -259,7 +282,7 @@ impl Rows {
             stripe.orders.fetch_add(1, Ordering::AcqRel);
             match current {
                 Some(entry) => {
-                    entry.into_value().retire(State::Removed);
+                    entry.into_value().retire(REMOVED);
                     Op::Remove
                 }
                 None => Op::Nop,

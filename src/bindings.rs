@@ -270,7 +270,7 @@ impl Bindings {
     pub async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<u64, Error> {
         self.order(None, async move |shared: Arc<Shared>| {
             let reset = shared.in_time(shared.store.reset_workspace(workspace)).await;
-            if !matches!(reset, Err(StoreError::Unavailable(_) | StoreError::Rejected(_))) {
+            if matches!(reset, Ok(_) | Err(StoreError::Unknown(_))) {
                 // Tickets first: a row that was read before the order must not come back.
                 shared.rows.void_tickets();
                 shared.directory.reset(workspace);

@@ -5,10 +5,22 @@ use futures_util::future::BoxFuture;
 use std::{path::PathBuf, sync::Arc};
 
 mod memory;
+#[cfg(feature = "mysql")]
+mod mysql;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
 pub use memory::MemoryStore;
+#[cfg(feature = "mysql")]
+#[cfg_attr(docsrs, doc(cfg(feature = "mysql")))]
+pub use mysql::MySqlStore;
+#[cfg(feature = "postgres")]
+#[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
+pub use postgres::PostgresStore;
 #[cfg(feature = "sqlite")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 pub use sqlite::SqliteStore;
@@ -33,6 +45,14 @@ pub enum StoreError {
     /// A row holds what no store of this crate writes.
     #[error("the row cannot be read")]
     Corrupt(#[source] BoxError),
+    /// The database does not let the application in, or not do this. Nothing was written, and trying again will not help.
+    #[error("{place} denies access")]
+    Denied {
+        /// The database, and the table.
+        place: String,
+        /// What the database said.
+        source: BoxError,
+    },
     /// The file cannot be opened or created.
     #[error("cannot open {}", path.display())]
     Open {

@@ -2,33 +2,29 @@
 
 mod failure;
 mod schema;
-mod statements;
 
-use super::{BindingStore, NewBinding, StoreError, Swap, TransactionalStore};
-use crate::{AgentId, Binding, BoxError, BuildId, Generation, Previous, Revision, SessionId, Target, WorkspaceId};
-use failure::Place;
-use schema::Found;
-use sqlx::{
-    Decode, Row, SqlStr, Sqlite, SqliteConnection, SqliteExecutor, SqlitePool, Type,
-    query::Query,
-    sqlite::{SqliteArguments, SqliteConnectOptions, SqlitePoolOptions, SqliteRow, SqliteSynchronous},
+use super::{
+    NewBinding, StoreError, Swap, TransactionalStore,
+    sql::{
+        self, DEFAULT_TABLE, Found, Patience, Value,
+        one_statement::{self, Runs, Statements, one_statement_a_verb},
+    },
 };
-use statements::Statements;
+use crate::{Binding, BoxError, Revision, SessionId, WorkspaceId};
+use failure::Place;
+use sqlx::{
+    SqlStr, SqliteConnection, SqliteExecutor, SqlitePool,
+    sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteSynchronous},
+};
 use std::{
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
-use tokio::time::{Instant, sleep};
-use uuid::Uuid;
 
 /// How long SQLite waits for another connection's write, and a verb for a connection.
 const BUSY: Duration = Duration::from_secs(5);
-/// How long opening goes on trying while other processes open the same file.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How often a creation that lost to a row that was gone a moment later is tried again.
-const VANISHED: usize = 3;
 
 /// A store in a SQLite file or database.
 ///
@@ -39,7 +35,7 @@ const VANISHED: usize = 3;
 /// way, a second statement reads that row. A deleted session leaves a small row without workspace behind, which keeps
 /// its revision from being used again.
 ///
-/// The *orders* ([`unbind`](BindingStore::unbind), [`reset_workspace`](BindingStore::reset_workspace)) also raise the
+/// The *orders* ([`unbind`](super::BindingStore::unbind), [`reset_workspace`](super::BindingStore::reset_workspace)) also raise the
 /// revision of a row that has no target: a repair that read it before the order then fails to write after it.
 ///
 /// # Cancel safety
@@ -211,7 +207,7 @@ impl SqliteStore {
     #[must_use]
     pub fn new(pool: SqlitePool) -> Self {
         let file = pool.connect_options().get_filename().to_owned();
-        Self { pool, table: Table::new(file, schema::DEFAULT_TABLE.to_owned()) }
+        Self { pool, table: Table::new(file, DEFAULT_TABLE.to_owned()) }
     }
 
     /// Keeps the rows in another table. Touches nothing: call [`set_up`](Self::set_up) afterwards.
@@ -325,15 +321,15 @@ impl SqliteStore {
     /// SQLite's own waiting is not enough: it does not wait where two connections could wait for each other, as on the
     /// change to WAL, and the caller's pool may not wait at all.
     async fn settle(&self, journal: Journal) -> Result<(), StoreError> {
-        let until = Instant::now() + PATIENCE;
-        let mut pause = Duration::from_millis(2);
+        let mut patience = Patience::of_a_set_up();
         loop {
             match self.attempt(journal).await {
                 Ok(verdict) => return verdict,
-                Err(error) if failure::contended(&error) && Instant::now() < until => sleep(pause).await,
-                Err(error) => return Err(self.table.place.not_opened(error)),
+                Err(error) if !(failure::contended(&error) && patience.wait().await) => {
+                    return Err(self.table.place.not_opened(error));
+                }
+                Err(_) => {}
             }
-            pause = (pause * 2).min(Duration::from_millis(100));
         }
     }
 
@@ -361,39 +357,17 @@ impl SqliteStore {
         self.table.place.failed(error)
     }
 
-    /// Runs a statement to its end, and gives the rows that it returned.
+    /// Runs a statement to its end, and reads the rows that it returned.
     ///
     /// Not `fetch_optional`: sqlx then resets the statement after its first row, the implicit transaction ends in that
     /// reset, and an error of the commit is lost: a write that was rolled back would look like one that was made.
-    async fn rows(
+    async fn rows_on(
         &self,
         executor: impl SqliteExecutor<'_>,
-        query: Query<'_, Sqlite, SqliteArguments>,
-    ) -> Result<Vec<SqliteRow>, StoreError> {
-        query.fetch_all(executor).await.map_err(|error| self.failed(error))
-    }
-
-    /// [`rows`](Self::rows) for a statement on one session.
-    async fn row(
-        &self,
-        executor: impl SqliteExecutor<'_>,
-        session: SessionId,
-        query: Query<'_, Sqlite, SqliteArguments>,
-    ) -> Result<Option<Binding>, StoreError> {
-        let rows = self.rows(executor, query).await?;
-        rows.first().map(|row| binding(session, row)).transpose().map_err(StoreError::Corrupt)
-    }
-
-    async fn retarget_on(
-        &self,
-        executor: impl SqliteExecutor<'_>,
-        session: SessionId,
-        workspace: WorkspaceId,
-    ) -> Result<Binding, StoreError> {
-        let query = about(&self.table.statements.retarget, session).bind(workspace.into_uuid());
-        let row = self.row(executor, session, query).await?;
-        // It has no condition: it writes, or it fails.
-        row.ok_or_else(|| StoreError::Rejected("the database returned no row for an upsert".into()))
+        sql: &SqlStr,
+        values: &[Value<'_>],
+    ) -> Result<Vec<Binding>, StoreError> {
+        sql::bindings(sql::query(sql, values).fetch_all(executor).await.map_err(|error| self.failed(error))?)
     }
 }
 
@@ -418,131 +392,22 @@ fn plain_path(path: &Path) -> Result<PathBuf, StoreError> {
     std::path::absolute(path).map_err(|error| refused(error.into()))
 }
 
-/// A statement whose first parameter is the session.
-fn about(sql: &SqlStr, session: SessionId) -> Query<'_, Sqlite, SqliteArguments> {
-    sqlx::query(sql.clone()).bind(session.into_uuid())
-}
-
-/// Adds workspace and target.
-fn with_content<'q>(
-    query: Query<'q, Sqlite, SqliteArguments>,
-    new: &'q NewBinding,
-) -> Query<'q, Sqlite, SqliteArguments> {
-    let target = new.target.as_deref();
-    query
-        .bind(new.workspace.into_uuid())
-        .bind(target.map(|target| target.agent.into_uuid()))
-        .bind(target.and_then(|target| target.build).map(BuildId::into_uuid))
-        .bind(target.and_then(|target| target.generation).map(Generation::get))
-        .bind(target.and_then(|target| target.address.as_deref()))
-}
-
-/// Reads a row; anything that no store of this crate writes is an error rather than half a target.
-fn binding(session: SessionId, row: &SqliteRow) -> Result<Binding, BoxError> {
-    let agent = column::<Option<Uuid>>(row, "agent")?;
-    let build = column::<Option<Uuid>>(row, "build")?;
-    let generation = column::<Option<i64>>(row, "generation")?;
-    let address = column::<Option<String>>(row, "address")?;
-    let target = match agent {
-        Some(agent) => {
-            let mut target = Target::new(AgentId::new(agent));
-            target.build = build.map(BuildId::new);
-            target.generation = generation.map(Generation::new);
-            target.address = address.map(Arc::from);
-            Some(Arc::new(target))
-        }
-        None if build.is_none() && generation.is_none() && address.is_none() => None,
-        None => return Err(format!("session {session} has a target without an agent").into()),
-    };
-    let previous_generation = column::<Option<i64>>(row, "previous_generation")?.map(Generation::new);
-    let previous = column::<Option<Uuid>>(row, "previous_agent")?
-        .map(|agent| Previous::new(AgentId::new(agent), previous_generation));
-    let workspace = WorkspaceId::new(column(row, "workspace")?);
-    let revision = Revision::new(column(row, "revision")?);
-    Ok(Binding::new(session, workspace, target, revision).with_previous(previous))
-}
-
-fn column<'r, T: Decode<'r, Sqlite> + Type<Sqlite>>(row: &'r SqliteRow, name: &str) -> Result<T, BoxError> {
-    Ok(row.try_get(name)?)
-}
-
-/// For the housekeeping of deleted rows only: nothing is ordered by it.
-fn milliseconds_now() -> i64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-}
-
-impl BindingStore for SqliteStore {
-    async fn load(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
-        self.row(&self.pool, session, about(&self.table.statements.load, session)).await
+impl Runs for SqliteStore {
+    fn statements(&self) -> &Statements {
+        &self.table.statements
     }
 
-    async fn create(&self, new: NewBinding) -> Result<Swap, StoreError> {
-        for _ in 0..VANISHED {
-            let query = with_content(about(&self.table.statements.create, new.session), &new);
-            if let Some(row) = self.row(&self.pool, new.session, query).await? {
-                return Ok(Swap::Applied(row));
-            }
-            if let Some(winner) = self.load(new.session).await? {
-                return Ok(Swap::Conflict(Some(winner)));
-            }
-        }
-        Ok(Swap::Conflict(None))
+    async fn rows(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<Vec<Binding>, StoreError> {
+        self.rows_on(&self.pool, sql, values).await
     }
 
-    async fn compare_and_swap(&self, expected: Revision, new: NewBinding) -> Result<Swap, StoreError> {
-        let query =
-            with_content(about(&self.table.statements.compare_and_swap, new.session), &new).bind(expected.get());
-        match self.row(&self.pool, new.session, query).await? {
-            Some(row) => Ok(Swap::Applied(row)),
-            None => Ok(Swap::Conflict(self.load(new.session).await?)),
-        }
-    }
-
-    async fn retarget(&self, session: SessionId, workspace: WorkspaceId) -> Result<Binding, StoreError> {
-        self.retarget_on(&self.pool, session, workspace).await
-    }
-
-    async fn unbind(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
-        self.row(&self.pool, session, about(&self.table.statements.unbind, session)).await
-    }
-
-    async fn delete(&self, session: SessionId, expected: Option<Revision>) -> Result<bool, StoreError> {
-        let done = about(&self.table.statements.delete, session)
-            .bind(expected.map(Revision::get))
-            .bind(milliseconds_now())
-            .execute(&self.pool);
-        Ok(done.await.map_err(|error| self.failed(error))?.rows_affected() > 0)
-    }
-
-    async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
-        for _ in 0..VANISHED {
-            let query = about(&self.table.statements.inherit, child).bind(parent.into_uuid());
-            if let Some(row) = self.row(&self.pool, child, query).await? {
-                return Ok(Swap::Applied(row));
-            }
-            // Both rows in one statement: "there is no parent" is only true if it was not there at the same moment as
-            // no child.
-            let query = about(&self.table.statements.pair, child).bind(parent.into_uuid());
-            let rows = self.rows(&self.pool, query).await?;
-            for row in &rows {
-                if column::<Uuid>(row, "session").map_err(StoreError::Corrupt)? == child.into_uuid() {
-                    return Ok(Swap::Conflict(Some(binding(child, row).map_err(StoreError::Corrupt)?)));
-                }
-            }
-            if rows.is_empty() {
-                break;
-            }
-        }
-        Ok(Swap::Conflict(None))
-    }
-
-    async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<u64, StoreError> {
-        let done = sqlx::query(self.table.statements.reset_workspace.clone()).bind(workspace.into_uuid());
-        let done = done.execute(&self.pool).await.map_err(|error| self.failed(error))?;
+    async fn changed(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<u64, StoreError> {
+        let done = sql::query(sql, values).execute(&self.pool).await.map_err(|error| self.failed(error))?;
         Ok(done.rows_affected())
     }
 }
+
+one_statement_a_verb!(SqliteStore);
 
 impl TransactionalStore for SqliteStore {
     type Connection = SqliteConnection;
@@ -553,6 +418,7 @@ impl TransactionalStore for SqliteStore {
         session: SessionId,
         workspace: WorkspaceId,
     ) -> Result<Binding, StoreError> {
-        self.retarget_on(connection, session, workspace).await
+        let (sql, values) = self.table.statements.retarget(session, workspace);
+        one_statement::the_row(self.rows_on(connection, sql, &values).await?)
     }
 }

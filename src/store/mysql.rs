@@ -1,0 +1,466 @@
+//! A store in MySQL or MariaDB.
+
+mod failure;
+mod lent;
+mod schema;
+mod statements;
+
+use super::{
+    BindingStore, NewBinding, StoreError, Swap, TransactionalStore,
+    sql::{
+        self, DEFAULT_TABLE, Patience, Value, milliseconds_now,
+        server::{self, Place, Stage},
+    },
+};
+use crate::{Binding, Revision, SessionId, WorkspaceId};
+use lent::Lent;
+use sqlx::{Connection, MySqlConnection, MySqlPool, SqlStr, mysql::MySqlRow};
+use statements::Statements;
+use std::{fmt, sync::Arc};
+
+/// A store in a MySQL (8.0.16 or later) or MariaDB (10.6 or later) database, over a pool that the application already
+/// has.
+///
+/// A deleted session leaves a small row without workspace behind, which keeps its revision from being used again.
+/// Clones share the pool.
+///
+/// The *orders* ([`unbind`](BindingStore::unbind), [`reset_workspace`](BindingStore::reset_workspace)) also raise the
+/// revision of a row that has no target: a repair that read it before the order then fails to write after it.
+///
+/// # What a verb is
+///
+/// MySQL has no `RETURNING` for what was updated. So a verb that returns the row it wrote is a short transaction: the
+/// write, and a read of the row. It is atomic at every isolation level, since the write comes first. Each write is one
+/// statement that carries its whole condition, and locks the row until the commit: nobody can change the row between
+/// the write and the read, and a transaction always reads what it wrote itself. If the write's condition did not hold,
+/// the transaction is rolled back, and what it read is the row that stands in the way.
+///
+/// [`create`](BindingStore::create) and [`inherit`](BindingStore::inherit) first *claim* the row: an upsert that locks
+/// it, and inserts a deleted one if there is none. What follows then is a plain `UPDATE`, and whether it found what it
+/// needed is not to be guessed from the number of rows that an upsert says it affected.
+///
+/// [`load`](BindingStore::load), [`delete`](BindingStore::delete) and
+/// [`reset_workspace`](BindingStore::reset_workspace) are one statement without a transaction.
+///
+/// # What the database must be
+///
+/// The tables are InnoDB ([`check`](Self::check) insists on it), and the pool's connections have `autocommit` on, as it
+/// is by default. A transaction that the database undid for the sake of others (deadlocks, 1213) is begun again for at
+/// most some two seconds, and never one whose outcome is unknown.
+///
+/// The tests of this crate run on MariaDB 10.11. The SQL keeps to what MySQL 8.0 documents as well; it has not been run
+/// there.
+///
+/// Reads must see the writes that ended before: give it a pool of the primary, not of a replica that lags behind.
+///
+/// # Cancel safety
+///
+/// A verb whose future is dropped was carried out wholly or not at all. Nobody learns which of the two it was: read the
+/// row. Its connection is closed rather than given back to the pool: sqlx cannot tell in which state it was left, and a
+/// transaction that stayed open would swallow the writes of whoever got the connection next.
+///
+/// # Example
+///
+/// ```no_run
+/// use tower_bound_agent::store::{BindingStore, MySqlStore};
+/// # use tower_bound_agent::{SessionId, WorkspaceId};
+///
+/// # type Done = Result<(), Box<dyn std::error::Error>>;
+/// # async fn example(session: SessionId, workspace: WorkspaceId) -> Done {
+/// let pool = sqlx::MySqlPool::connect("mysql://application@localhost/application").await?;
+/// let store = MySqlStore::new(pool);
+/// store.set_up().await?;
+/// let row = store.retarget(session, workspace).await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct MySqlStore {
+    pool: MySqlPool,
+    table: Arc<Table>,
+}
+
+/// What follows from the name of the table.
+struct Table {
+    place: Place,
+    statements: Statements,
+}
+
+impl Table {
+    fn new(server: String, table: String) -> Arc<Self> {
+        Arc::new(Self { statements: Statements::for_table(&table), place: Place { server, table } })
+    }
+}
+
+/// Shows where the rows are; the options of the pool, which hold a password, are not shown.
+impl fmt::Debug for MySqlStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MySqlStore")
+            .field("server", &self.table.place.server)
+            .field("table", &self.table.place.table)
+            .finish_non_exhaustive()
+    }
+}
+
+impl MySqlStore {
+    /// The tables and their index, as [`set_up`](Self::set_up) creates them: for teams that run migrations of their
+    /// own.
+    ///
+    /// To be run as it is, as often as one likes; it changes nothing that exists. MySQL commits after every statement
+    /// that creates something, also inside a transaction. For a table of another name replace every `agent_bindings` in
+    /// it.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use tower_bound_agent::store::MySqlStore;
+    ///
+    /// # async fn migrate(pool: sqlx::MySqlPool) -> Result<(), Box<dyn std::error::Error>> {
+    /// sqlx::raw_sql(MySqlStore::SCHEMA).execute(&pool).await?;
+    /// MySqlStore::new(pool).check().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub const SCHEMA: &str = schema::SCHEMA;
+
+    /// Works over a pool that the application already has, and takes it as it is: no setting is changed, nothing is
+    /// created or read. The rows are expected in the table `agent_bindings` of the connection's database; see
+    /// [`set_up`](Self::set_up) and [`with_table`](Self::with_table).
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use tower_bound_agent::store::{MySqlStore, StoreError};
+    /// # async fn example(pool: sqlx::MySqlPool) -> Result<(), StoreError> {
+    /// let store = MySqlStore::new(pool);
+    /// store.set_up().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn new(pool: MySqlPool) -> Self {
+        let options = pool.connect_options();
+        let database = options.get_database().map_or_else(String::new, |database| format!(" {database}"));
+        let server = match options.get_socket() {
+            Some(socket) => format!("MySQL database{database} at {}", socket.display()),
+            None => format!("MySQL database{database} at {}:{}", options.get_host(), options.get_port()),
+        };
+        Self { pool, table: Table::new(server, DEFAULT_TABLE.to_owned()) }
+    }
+
+    /// Keeps the rows in another table. Touches nothing: call [`set_up`](Self::set_up) afterwards.
+    ///
+    /// Whether upper and lower case differ depends on the server. Two stores of one database must not have tables of
+    /// which one is called like the other and `_meta`.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::TableName`] if the name is anything but at most 48 ASCII letters, digits and underscores that do
+    /// not begin with a digit.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use tower_bound_agent::store::{MySqlStore, StoreError};
+    /// # fn example(pool: sqlx::MySqlPool) -> Result<(), StoreError> {
+    /// let store = MySqlStore::new(pool).with_table("chat_bindings")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn with_table(self, name: impl Into<String>) -> Result<Self, StoreError> {
+        let name = sql::table_name(name.into())?;
+        Ok(Self { table: Table::new(self.table.place.server.clone(), name), ..self })
+    }
+
+    /// Creates what is missing of the tables and their index, by running [`SCHEMA`](Self::SCHEMA) for this store's
+    /// table. What exists is only verified, never altered. Many processes may do so at once.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Schema`] if a table exists and is not what this version needs, [`StoreError::SchemaTooNew`] if a
+    /// newer version of this crate made it, [`StoreError::Denied`] if the login is wrong or may not create tables,
+    /// [`StoreError::Unavailable`] if the server cannot be reached.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, some of it may have been created. Calling it again is always right, and completes it.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use tower_bound_agent::store::{MySqlStore, StoreError};
+    /// # async fn example(pool: sqlx::MySqlPool) -> Result<(), StoreError> {
+    /// let store = MySqlStore::new(pool);
+    /// store.set_up().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn set_up(&self) -> Result<(), StoreError> {
+        let place = &self.table.place;
+        let mut patience = Patience::of_a_set_up();
+        loop {
+            let mut lent = self.lend().await?;
+            match schema::set_up(lent.connection(), place).await {
+                Ok(found) => {
+                    lent.give_back();
+                    return server::verdict(place, found);
+                }
+                Err(error) if !server::again(&mut patience, &error, failure::concurrent_set_up).await => {
+                    return Err(self.failed(Stage::Sent, error));
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Verifies that the tables are what this version needs, and creates nothing: for applications whose migrations are
+    /// run elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// As for [`set_up`](Self::set_up); a table that is missing is a [`StoreError::Schema`] as well.
+    ///
+    /// # Cancel safety
+    ///
+    /// Reads only.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use tower_bound_agent::store::{MySqlStore, StoreError};
+    /// # async fn example(pool: sqlx::MySqlPool) -> Result<(), StoreError> {
+    /// let store = MySqlStore::new(pool);
+    /// store.check().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn check(&self) -> Result<(), StoreError> {
+        let place = &self.table.place;
+        let mut lent = self.lend().await?;
+        let found = schema::look(lent.connection(), place).await;
+        let found = found.map_err(|error| self.failed(Stage::NothingWritten, error))?;
+        lent.give_back();
+        server::verdict(place, found)
+    }
+
+    /// The pool that this store works over. Closing it ends the store.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use tower_bound_agent::store::{MySqlStore, TransactionalStore};
+    /// # use tower_bound_agent::{SessionId, WorkspaceId};
+    /// # type Done = Result<(), Box<dyn std::error::Error>>;
+    /// # async fn example(store: MySqlStore, chat: SessionId, workspace: WorkspaceId) -> Done {
+    /// let mut transaction = store.pool().begin().await?;
+    /// // … rows of the application, and in the same commit:
+    /// store.retarget_in(&mut transaction, chat, workspace).await?;
+    /// transaction.commit().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn pool(&self) -> &MySqlPool {
+        &self.pool
+    }
+
+    fn failed(&self, stage: Stage, error: sqlx::Error) -> StoreError {
+        self.table.place.failed(stage, failure::meaning, error)
+    }
+
+    async fn lend(&self) -> Result<Lent, StoreError> {
+        let connection = self.pool.acquire().await;
+        connection.map(Lent::new).map_err(|error| self.failed(Stage::NothingWritten, error))
+    }
+
+    /// Runs a statement that changes rows and returns none, by itself. Says how many it found.
+    async fn changed(&self, (sql, values): Statement<'_>) -> Result<u64, StoreError> {
+        let mut patience = Patience::of_a_verb();
+        loop {
+            let mut lent = self.lend().await?;
+            match sql::query(sql, values).execute(lent.connection()).await {
+                Ok(done) => {
+                    lent.give_back();
+                    return Ok(done.rows_affected());
+                }
+                Err(error) => {
+                    lent.after(&error);
+                    if !server::again(&mut patience, &error, failure::undone).await {
+                        return Err(self.failed(Stage::Sent, error));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Runs writes and a read as one transaction, which is committed if the last of the writes found its row.
+    async fn write(&self, writes: &[Statement<'_>], read: Statement<'_>) -> Result<Written, StoreError> {
+        let mut patience = Patience::of_a_verb();
+        loop {
+            match transaction(self.lend().await?, writes, read).await {
+                Ok((applied, rows)) => return Ok(Written { applied, rows: sql::bindings(rows)? }),
+                Err((stage, error)) if !server::again(&mut patience, &error, failure::undone).await => {
+                    return Err(self.failed(stage, error));
+                }
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+/// A statement, and its values in the order of their places.
+type Statement<'a> = (&'a SqlStr, &'a [Value<'a>]);
+
+/// What became of [`MySqlStore::write`].
+struct Written {
+    applied: bool,
+    rows: Vec<Binding>,
+}
+
+impl Written {
+    /// Of a verb on one session that compares.
+    fn swap(self, session: SessionId) -> Swap {
+        let row = self.rows.into_iter().find(|row| row.session == session);
+        match row {
+            Some(row) if self.applied => Swap::Applied(row),
+            row => Swap::Conflict(row),
+        }
+    }
+}
+
+/// Whether the writes were committed, and the rows that were read. On an error, how far it had come.
+async fn transaction(
+    mut lent: Lent,
+    writes: &[Statement<'_>],
+    read: Statement<'_>,
+) -> Result<(bool, Vec<MySqlRow>), (Stage, sqlx::Error)> {
+    // Whatever fails before the commit was sent: the server then rolls back.
+    let nothing_written = |error| (Stage::NothingWritten, error);
+    let mut transaction = lent.connection().begin().await.map_err(nothing_written)?;
+    let (applied, rows) = match steps(&mut transaction, writes, read).await {
+        Ok(done) => done,
+        Err(error) => {
+            // The connection is closed, unless the server takes it from here.
+            if error.as_database_error().is_some() && transaction.rollback().await.is_ok() {
+                lent.give_back();
+            }
+            return Err(nothing_written(error));
+        }
+    };
+    if applied {
+        transaction.commit().await.map_err(|error| (Stage::Sent, error))?;
+    } else {
+        transaction.rollback().await.map_err(nothing_written)?;
+    }
+    lent.give_back();
+    Ok((applied, rows))
+}
+
+/// What is between begin and commit.
+async fn steps(
+    connection: &mut MySqlConnection,
+    writes: &[Statement<'_>],
+    (sql, values): Statement<'_>,
+) -> Result<(bool, Vec<MySqlRow>), sqlx::Error> {
+    let mut found = 0;
+    for (sql, values) in writes {
+        found = sql::query(sql, values).execute(&mut *connection).await?.rows_affected();
+    }
+    Ok((found > 0, sql::query(sql, values).fetch_all(connection).await?))
+}
+
+impl BindingStore for MySqlStore {
+    async fn load(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
+        let mut lent = self.lend().await?;
+        let rows = sql::query(&self.table.statements.load, &[session.into()]).fetch_all(lent.connection()).await;
+        match rows {
+            Ok(rows) => {
+                lent.give_back();
+                Ok(sql::bindings(rows)?.into_iter().next())
+            }
+            Err(error) => {
+                lent.after(&error);
+                Err(self.failed(Stage::Sent, error))
+            }
+        }
+    }
+
+    async fn create(&self, new: NewBinding) -> Result<Swap, StoreError> {
+        let Statements { claim, fill, load, .. } = &self.table.statements;
+        let session = new.session.into();
+        let [workspace, agent, build, generation, address] = sql::content(&new);
+        let filled = [workspace, agent, build, generation, address, session];
+        let written = self.write(&[(claim, &[session]), (fill, &filled)], (load, &[session])).await?;
+        Ok(written.swap(new.session))
+    }
+
+    async fn compare_and_swap(&self, expected: Revision, new: NewBinding) -> Result<Swap, StoreError> {
+        let Statements { compare_and_swap, load, .. } = &self.table.statements;
+        let session = new.session.into();
+        let [workspace, agent, build, generation, address] = sql::content(&new);
+        let values = [agent, agent, address, build, generation, agent, workspace, session, Value::from(expected)];
+        let written = self.write(&[(compare_and_swap, &values)], (load, &[session])).await?;
+        Ok(written.swap(new.session))
+    }
+
+    async fn retarget(&self, session: SessionId, workspace: WorkspaceId) -> Result<Binding, StoreError> {
+        let Statements { retarget, load, .. } = &self.table.statements;
+        let values = statements::retarget(session, workspace);
+        let written = self.write(&[(retarget, &values)], (load, &[session.into()])).await?;
+        the_row(written.rows)
+    }
+
+    async fn unbind(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
+        let Statements { unbind, load, .. } = &self.table.statements;
+        let written = self.write(&[(unbind, &[session.into()])], (load, &[session.into()])).await?;
+        Ok(written.rows.into_iter().next().filter(|_| written.applied))
+    }
+
+    async fn delete(&self, session: SessionId, expected: Option<Revision>) -> Result<bool, StoreError> {
+        let expected = Value::Number(expected.map(Revision::get));
+        let values = [Value::Number(Some(milliseconds_now())), session.into(), expected, expected];
+        Ok(self.changed((&self.table.statements.delete, &values)).await? > 0)
+    }
+
+    async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
+        let Statements { claim, inherit, load, .. } = &self.table.statements;
+        let (session, parent) = (child.into(), parent.into());
+        // If the parent is not there, the read finds no child: a claimed row counts as deleted.
+        let written = self.write(&[(claim, &[session]), (inherit, &[parent, session])], (load, &[session])).await?;
+        Ok(written.swap(child))
+    }
+
+    async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<u64, StoreError> {
+        self.changed((&self.table.statements.reset_workspace, &[workspace.into()])).await
+    }
+}
+
+/// Of a statement without a condition: it writes, or it fails.
+fn the_row(rows: Vec<Binding>) -> Result<Binding, StoreError> {
+    rows.into_iter().next().ok_or_else(|| StoreError::Rejected("the row that was just written is not there".into()))
+}
+
+impl TransactionalStore for MySqlStore {
+    type Connection = MySqlConnection;
+
+    /// One statement that writes, and one that reads the row. Outside of a transaction, as on a connection straight from
+    /// the pool, the row that is returned may be one that another process wrote in between.
+    ///
+    /// An error is never followed by another try here: what a deadlock undid is the caller's whole transaction
+    /// ([`StoreError::Unavailable`]), and the caller may begin it again.
+    async fn retarget_in(
+        &self,
+        connection: &mut MySqlConnection,
+        session: SessionId,
+        workspace: WorkspaceId,
+    ) -> Result<Binding, StoreError> {
+        let Statements { retarget, load, .. } = &self.table.statements;
+        let failed = |error| self.failed(Stage::Sent, error);
+        sql::query(retarget, &statements::retarget(session, workspace))
+            .execute(&mut *connection)
+            .await
+            .map_err(failed)?;
+        let rows = sql::query(load, &[session.into()]).fetch_all(connection).await.map_err(failed)?;
+        the_row(sql::bindings(rows)?)
+    }
+}

@@ -1,0 +1,75 @@
+//! What an error of MySQL or MariaDB says about the write that was asked for.
+
+use crate::store::sql::server::Meaning;
+use sqlx::{error::DatabaseError, mysql::MySqlDatabaseError};
+
+/// By its [number](https://dev.mysql.com/doc/mysql-errors/8.0/en/server-error-reference.html). SQLSTATE says too little:
+/// `HY000` is everything.
+pub(super) fn meaning(error: &(dyn DatabaseError + 'static)) -> Meaning {
+    of_number(number(error))
+}
+
+fn number(error: &(dyn DatabaseError + 'static)) -> u16 {
+    error.try_downcast_ref::<MySqlDatabaseError>().map_or(0, MySqlDatabaseError::number)
+}
+
+fn of_number(number: u16) -> Meaning {
+    match number {
+        // A deadlock (in a cluster, also at the commit), a snapshot that somebody wrote under (MariaDB), a transaction
+        // that a group refused at its commit.
+        1213 | 1020 | 3101 => Meaning::Contended,
+        // Shutdown, a connection that was killed (MariaDB), an error during the commit, the network.
+        1053 | 1927 | 1180 | 1152 | 1158..=1161 => Meaning::Ended,
+        // Too many connections, or of this user; out of memory, disk, file handles; a lock that was not to be had; a
+        // statement that was killed or took too long; a node that is not in its cluster.
+        1040 | 1203 | 1226 | 1037 | 1038 | 1041 | 1021 | 1114 | 1205 | 1317 | 3024 | 1969 | 1047 => {
+            Meaning::Unavailable
+        }
+        1044 | 1045 | 1698 | 1142 | 1143 | 1227 | 1251 | 1820 | 4151 => Meaning::Denied,
+        // No such database, no database selected, no such table, column.
+        1049 | 1046 | 1146 | 1054 => Meaning::Schema,
+        _ => Meaning::Rejected,
+    }
+}
+
+/// Whether the transaction was undone for the sake of others, so that it may be begun again.
+pub(super) fn undone(error: &(dyn DatabaseError + 'static)) -> bool {
+    meaning(error) == Meaning::Contended
+}
+
+/// Whether another one created the same tables at the same moment: the table exists already, also one that is not
+/// finished, or its definition has changed.
+pub(super) fn concurrent_set_up(error: &(dyn DatabaseError + 'static)) -> bool {
+    matches!(number(error), 1050 | 1061 | 1412 | 1684) || undone(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_says_what_is_known_about_the_write() {
+        for (number, expected) in [
+            (1213, Meaning::Contended),
+            (3101, Meaning::Contended),
+            (1020, Meaning::Contended),
+            (1927, Meaning::Ended),
+            (1053, Meaning::Ended),
+            (1180, Meaning::Ended),
+            (1205, Meaning::Unavailable),
+            (1040, Meaning::Unavailable),
+            (1317, Meaning::Unavailable),
+            (1045, Meaning::Denied),
+            (1142, Meaning::Denied),
+            (1049, Meaning::Schema),
+            (1146, Meaning::Schema),
+            (1054, Meaning::Schema),
+            (1062, Meaning::Rejected),
+            (1406, Meaning::Rejected),
+            (3819, Meaning::Rejected),
+            (0, Meaning::Rejected),
+        ] {
+            assert_eq!(of_number(number), expected, "{number}");
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! The tables: their text, and whether they are what this version needs.
+
+use crate::store::sql::{
+    self, Column, Found, Tables,
+    server::{self, Place},
+    statement,
+};
+use sqlx::PgConnection;
+
+/// `IF NOT EXISTS` everywhere: running it again, also by another process in between, changes nothing.
+///
+/// Names are quoted, so that a table may be called `order`. The checks hold what the statements rely on, so that a hand
+/// that edits rows cannot leave a half target or a deleted row with a workspace.
+pub(super) const SCHEMA: &str = r#"
+CREATE TABLE IF NOT EXISTS "agent_bindings" (
+    session UUID NOT NULL PRIMARY KEY,
+    -- NULL: deleted; the row only keeps its revision from being used again
+    workspace UUID,
+    agent UUID,
+    build UUID,
+    generation BIGINT,
+    address TEXT,
+    previous_agent UUID,
+    previous_generation BIGINT,
+    revision BIGINT NOT NULL,
+    -- milliseconds; only housekeeping reads it
+    deleted_at BIGINT,
+    CHECK (agent IS NULL OR workspace IS NOT NULL),
+    CHECK (agent IS NOT NULL OR (build IS NULL AND generation IS NULL AND address IS NULL)),
+    CHECK (previous_agent IS NOT NULL OR previous_generation IS NULL),
+    CHECK ((workspace IS NULL) = (deleted_at IS NOT NULL))
+);
+
+CREATE INDEX IF NOT EXISTS "agent_bindings_workspace" ON "agent_bindings" (workspace) WHERE workspace IS NOT NULL;
+
+-- One row. New rows of the other table start above the floor: once it is raised, deleted rows below it may go.
+CREATE TABLE IF NOT EXISTS "agent_bindings_meta" (
+    id INTEGER NOT NULL PRIMARY KEY CHECK (id = 1),
+    schema_version BIGINT NOT NULL,
+    revision_floor BIGINT NOT NULL DEFAULT 0
+);
+
+INSERT INTO "agent_bindings_meta" (id, schema_version) VALUES (1, 1) ON CONFLICT (id) DO NOTHING;
+"#;
+
+/// Creates what is missing, after a look that what exists is right. Nothing that exists is altered.
+pub(super) async fn set_up(connection: &mut PgConnection, place: &Place) -> Result<Found, sqlx::Error> {
+    // Looking first: the usual start finds everything there, and needs no right to create anything.
+    match look(connection, place).await? {
+        Found::Incomplete(_) => {}
+        found => return Ok(found),
+    }
+    // All of it in one message, which PostgreSQL runs as one transaction.
+    sqlx::raw_sql(sql::schema_for(SCHEMA, &place.table)).execute(&mut *connection).await?;
+    look(connection, place).await
+}
+
+/// Compares what there is with what this version needs. Reads only.
+pub(super) async fn look(connection: &mut PgConnection, place: &Place) -> Result<Found, sqlx::Error> {
+    let meta = format!("{}_meta", place.table);
+    let tables = Tables { bindings: columns(connection, &place.table).await?, meta: columns(connection, &meta).await? };
+    let version = match tables.have_a_version() {
+        true => version(connection, &meta).await?,
+        false => None,
+    };
+    let kinds = |column: &str| server::kind(column, ["uuid", "bigint", "text", "integer"]);
+    match tables.judged(place, &place.table, version, kinds) {
+        Found::Ready => Ok(server::key_of(place, &place.table, &key(connection, &place.table).await?)),
+        found => Ok(found),
+    }
+}
+
+/// A table's columns, where the search path finds it; none if it does not exist.
+async fn columns(connection: &mut PgConnection, table: &str) -> Result<Vec<Column>, sqlx::Error> {
+    let sql = "SELECT CAST(attname AS TEXT), format_type(atttypid, atttypmod) FROM pg_attribute
+               WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped";
+    let columns: Vec<(String, String)> = sqlx::query_as(sql).bind(format!("\"{table}\"")).fetch_all(connection).await?;
+    Ok(columns.into_iter().map(|(name, kind)| Column { name, kind }).collect())
+}
+
+/// The columns of a table's primary key; none if it has none, or is a view.
+async fn key(connection: &mut PgConnection, table: &str) -> Result<Vec<String>, sqlx::Error> {
+    let sql =
+        "SELECT CAST(attname AS TEXT) FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY(indkey)
+               WHERE indrelid = to_regclass($1) AND indisprimary";
+    sqlx::query_scalar(sql).bind(format!("\"{table}\"")).fetch_all(connection).await
+}
+
+async fn version(connection: &mut PgConnection, meta: &str) -> Result<Option<i64>, sqlx::Error> {
+    let sql = statement(format!(r#"SELECT CAST(schema_version AS BIGINT) FROM "{meta}""#));
+    sqlx::query_scalar(sql).fetch_optional(connection).await
+}

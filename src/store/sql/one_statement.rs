@@ -1,0 +1,272 @@
+//! The verbs where an upsert can be conditional and every write returns its row: one statement each, the same text for
+//! SQLite and PostgreSQL.
+
+use super::{READ, Value, content, milliseconds_now, statement};
+use crate::{
+    Binding, Revision, SessionId, WorkspaceId,
+    store::{NewBinding, StoreError, Swap},
+};
+use sqlx::SqlStr;
+
+/// How often a creation that lost to a row that was gone a moment later is tried again.
+const VANISHED: usize = 3;
+
+/// The text for one table.
+///
+/// The parameters are numbered alike: `$1` is the session, `$2` the workspace, `$3` to `$6` the target (agent, build,
+/// generation, address), `$7` the expected revision; where a verb has others, it says so.
+pub(in crate::store) struct Statements {
+    load: SqlStr,
+    create: SqlStr,
+    compare_and_swap: SqlStr,
+    retarget: SqlStr,
+    unbind: SqlStr,
+    /// `$2` the expected revision or NULL, `$3` the time.
+    delete: SqlStr,
+    /// `$2` the parent.
+    inherit: SqlStr,
+    /// The rows of `$1` and `$2`.
+    pair: SqlStr,
+    /// `$1` the workspace.
+    reset_workspace: SqlStr,
+}
+
+impl Statements {
+    pub(in crate::store) fn for_table(table: &str) -> Self {
+        let t = format!("\"{table}\"");
+        // NULL, which the table refuses, if the row that holds the floor was lost: nothing may start below it.
+        let first_revision = format!("(SELECT revision_floor FROM \"{table}_meta\") + 1");
+        // In a SET clause every name on the right is the row before the write.
+        let remember = |when: &str| {
+            format!(
+                "previous_agent = CASE WHEN {t}.agent IS NOT NULL AND {when}
+                     THEN {t}.agent ELSE {t}.previous_agent END,
+                 previous_generation = CASE WHEN {t}.agent IS NOT NULL AND {when}
+                     THEN {t}.generation ELSE {t}.previous_generation END"
+            )
+        };
+        let other_agent = remember("$3 IS DISTINCT FROM agent");
+        let other_workspace = remember(&format!("{t}.workspace IS DISTINCT FROM excluded.workspace"));
+        let no_agent = remember("TRUE");
+        let keep = |column: &str| {
+            format!("{column} = CASE WHEN {t}.workspace IS NOT DISTINCT FROM excluded.workspace THEN {t}.{column} END")
+        };
+        let (keep_agent, keep_build, keep_generation, keep_address) =
+            (keep("agent"), keep("build"), keep("generation"), keep("address"));
+        // A deleted row is not in the way of a new one, but its revision goes on.
+        let over_a_deleted_row = format!(
+            "ON CONFLICT (session) DO UPDATE SET
+                 workspace = excluded.workspace, agent = excluded.agent, build = excluded.build,
+                 generation = excluded.generation, address = excluded.address,
+                 revision = {t}.revision + 1, deleted_at = NULL
+             WHERE {t}.workspace IS NULL"
+        );
+
+        Self {
+            load: statement(format!("SELECT {READ} FROM {t} WHERE session = $1 AND workspace IS NOT NULL")),
+            create: statement(format!(
+                "INSERT INTO {t} (session, workspace, agent, build, generation, address, revision)
+                 VALUES ($1, $2, $3, $4, $5, $6, {first_revision})
+                 {over_a_deleted_row}
+                 RETURNING {READ}"
+            )),
+            compare_and_swap: statement(format!(
+                "UPDATE {t} SET {other_agent},
+                     workspace = $2, agent = $3, build = $4, generation = $5, address = $6, revision = revision + 1
+                 WHERE session = $1 AND revision = $7 AND workspace IS NOT NULL
+                 RETURNING {READ}"
+            )),
+            retarget: statement(format!(
+                "INSERT INTO {t} (session, workspace, revision) VALUES ($1, $2, {first_revision})
+                 ON CONFLICT (session) DO UPDATE SET {other_workspace},
+                     {keep_agent}, {keep_build}, {keep_generation}, {keep_address},
+                     workspace = excluded.workspace, revision = {t}.revision + 1, deleted_at = NULL
+                 RETURNING {READ}"
+            )),
+            unbind: statement(format!(
+                "UPDATE {t} SET {no_agent},
+                     agent = NULL, build = NULL, generation = NULL, address = NULL, revision = revision + 1
+                 WHERE session = $1 AND workspace IS NOT NULL
+                 RETURNING {READ}"
+            )),
+            delete: statement(format!(
+                "UPDATE {t} SET {no_agent},
+                     workspace = NULL, agent = NULL, build = NULL, generation = NULL, address = NULL,
+                     revision = revision + 1, deleted_at = $3
+                 WHERE session = $1 AND workspace IS NOT NULL AND ($2 IS NULL OR revision = $2)"
+            )),
+            inherit: statement(format!(
+                "INSERT INTO {t} (session, workspace, agent, build, generation, address, revision)
+                 SELECT $1, parent.workspace, parent.agent, parent.build, parent.generation, parent.address,
+                     {first_revision}
+                 FROM {t} AS parent WHERE parent.session = $2 AND parent.workspace IS NOT NULL
+                 {over_a_deleted_row}
+                 RETURNING {READ}"
+            )),
+            pair: statement(format!("SELECT {READ} FROM {t} WHERE session IN ($1, $2) AND workspace IS NOT NULL")),
+            // Also rows without a target: a repair that read such a row before the order must not write after it.
+            reset_workspace: statement(format!(
+                "UPDATE {t} SET {no_agent},
+                     agent = NULL, build = NULL, generation = NULL, address = NULL, revision = revision + 1
+                 WHERE workspace = $1"
+            )),
+        }
+    }
+
+    /// All of them, for a check.
+    #[cfg(feature = "sqlite")]
+    pub(in crate::store) fn all(&self) -> [&SqlStr; 9] {
+        [
+            &self.load,
+            &self.create,
+            &self.compare_and_swap,
+            &self.retarget,
+            &self.unbind,
+            &self.delete,
+            &self.inherit,
+            &self.pair,
+            &self.reset_workspace,
+        ]
+    }
+
+    /// For a retarget on a connection of the caller's.
+    pub(in crate::store) fn retarget<'a>(
+        &self,
+        session: SessionId,
+        workspace: WorkspaceId,
+    ) -> (&SqlStr, [Value<'a>; 2]) {
+        (&self.retarget, [session.into(), workspace.into()])
+    }
+}
+
+/// A database that the statements can be run on.
+pub(in crate::store) trait Runs: Sync {
+    fn statements(&self) -> &Statements;
+
+    /// Runs a statement to its end, and reads the rows that it returned.
+    fn rows(&self, sql: &SqlStr, values: &[Value<'_>])
+    -> impl Future<Output = Result<Vec<Binding>, StoreError>> + Send;
+
+    /// Runs a statement to its end, and says how many rows it changed.
+    fn changed(&self, sql: &SqlStr, values: &[Value<'_>]) -> impl Future<Output = Result<u64, StoreError>> + Send;
+}
+
+/// Of a statement without a condition: it writes, or it fails.
+pub(in crate::store) fn the_row(rows: Vec<Binding>) -> Result<Binding, StoreError> {
+    let row = rows.into_iter().next();
+    row.ok_or_else(|| StoreError::Rejected("the database returned no row for an upsert".into()))
+}
+
+async fn row(db: &impl Runs, sql: &SqlStr, values: &[Value<'_>]) -> Result<Option<Binding>, StoreError> {
+    Ok(db.rows(sql, values).await?.into_iter().next())
+}
+
+pub(in crate::store) async fn load(db: &impl Runs, session: SessionId) -> Result<Option<Binding>, StoreError> {
+    row(db, &db.statements().load, &[session.into()]).await
+}
+
+pub(in crate::store) async fn create(db: &impl Runs, new: &NewBinding) -> Result<Swap, StoreError> {
+    let [workspace, agent, build, generation, address] = content(new);
+    let values = [new.session.into(), workspace, agent, build, generation, address];
+    for _ in 0..VANISHED {
+        if let Some(row) = row(db, &db.statements().create, &values).await? {
+            return Ok(Swap::Applied(row));
+        }
+        if let Some(winner) = load(db, new.session).await? {
+            return Ok(Swap::Conflict(Some(winner)));
+        }
+    }
+    Ok(Swap::Conflict(None))
+}
+
+pub(in crate::store) async fn compare_and_swap(
+    db: &impl Runs,
+    expected: Revision,
+    new: &NewBinding,
+) -> Result<Swap, StoreError> {
+    let [workspace, agent, build, generation, address] = content(new);
+    let values = [new.session.into(), workspace, agent, build, generation, address, expected.into()];
+    match row(db, &db.statements().compare_and_swap, &values).await? {
+        Some(row) => Ok(Swap::Applied(row)),
+        None => Ok(Swap::Conflict(load(db, new.session).await?)),
+    }
+}
+
+pub(in crate::store) async fn retarget(
+    db: &impl Runs,
+    session: SessionId,
+    workspace: WorkspaceId,
+) -> Result<Binding, StoreError> {
+    let (sql, values) = db.statements().retarget(session, workspace);
+    the_row(db.rows(sql, &values).await?)
+}
+
+pub(in crate::store) async fn unbind(db: &impl Runs, session: SessionId) -> Result<Option<Binding>, StoreError> {
+    row(db, &db.statements().unbind, &[session.into()]).await
+}
+
+pub(in crate::store) async fn delete(
+    db: &impl Runs,
+    session: SessionId,
+    expected: Option<Revision>,
+) -> Result<bool, StoreError> {
+    let expected = Value::Number(expected.map(Revision::get));
+    let values = [session.into(), expected, Value::Number(Some(milliseconds_now()))];
+    Ok(db.changed(&db.statements().delete, &values).await? > 0)
+}
+
+pub(in crate::store) async fn inherit(db: &impl Runs, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
+    let values = [child.into(), parent.into()];
+    for _ in 0..VANISHED {
+        if let Some(row) = row(db, &db.statements().inherit, &values).await? {
+            return Ok(Swap::Applied(row));
+        }
+        // Both rows in one statement: "there is no parent" is only true if it was not there at the same moment as no
+        // child.
+        let rows = db.rows(&db.statements().pair, &values).await?;
+        if rows.is_empty() {
+            break;
+        }
+        if let Some(winner) = rows.into_iter().find(|row| row.session == child) {
+            return Ok(Swap::Conflict(Some(winner)));
+        }
+    }
+    Ok(Swap::Conflict(None))
+}
+
+pub(in crate::store) async fn reset_workspace(db: &impl Runs, workspace: WorkspaceId) -> Result<u64, StoreError> {
+    db.changed(&db.statements().reset_workspace, &[workspace.into()]).await
+}
+
+/// [`BindingStore`](crate::store::BindingStore) for a store that [`Runs`] the statements.
+macro_rules! one_statement_a_verb {
+    ($Store:ty) => {
+        impl $crate::store::BindingStore for $Store {
+            async fn load(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
+                one_statement::load(self, session).await
+            }
+            async fn create(&self, new: NewBinding) -> Result<Swap, StoreError> {
+                one_statement::create(self, &new).await
+            }
+            async fn compare_and_swap(&self, expected: Revision, new: NewBinding) -> Result<Swap, StoreError> {
+                one_statement::compare_and_swap(self, expected, &new).await
+            }
+            async fn retarget(&self, session: SessionId, workspace: WorkspaceId) -> Result<Binding, StoreError> {
+                one_statement::retarget(self, session, workspace).await
+            }
+            async fn unbind(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
+                one_statement::unbind(self, session).await
+            }
+            async fn delete(&self, session: SessionId, expected: Option<Revision>) -> Result<bool, StoreError> {
+                one_statement::delete(self, session, expected).await
+            }
+            async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
+                one_statement::inherit(self, child, parent).await
+            }
+            async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<u64, StoreError> {
+                one_statement::reset_workspace(self, workspace).await
+            }
+        }
+    };
+}
+pub(in crate::store) use one_statement_a_verb;

@@ -70,7 +70,8 @@
 //! * [`Bindings`] is the handle for what is no dial: looking at bindings, pointing a session at another workspace,
 //!   children, hints, the end.
 //! * [`store::MemoryStore`] is for tests; `store::SqliteStore` keeps bindings in a file, alone or over the application's
-//!   pool; [`store::BindingStore`] is the contract for others.
+//!   pool; `store::PostgresStore` and `store::MySqlStore` work over the application's pool; [`store::BindingStore`] is the
+//!   contract for others.
 //! * [`Observer`] and [`Event`] are for metrics, activity tracking, and hooks for a rebind.
 //!
 //! # Features
@@ -78,6 +79,8 @@
 //! | feature | default | what it brings |
 //! |---|---|---|
 //! | `sqlite` | yes | `store::SqliteStore`, with SQLite built in; `sqlx` is re-exported |
+//! | `postgres` | | `store::PostgresStore`; `sqlx` is re-exported |
+//! | `mysql` | | `store::MySqlStore`, also for MariaDB; `sqlx` is re-exported |
 //! | `http` | | hyper's `Read` and `Write` passed through [`Bound`] |
 //! | `serde` | | the ids as serde sees a `Uuid` |
 //! | `tracing` | | a span for each call, an event for each step |
@@ -129,8 +132,8 @@ pub use request::{DialAgent, DialSession, ResolveWorkspace};
 pub use resolution::Resolution;
 pub use service::{BoundAgent, ResponseFuture};
 pub use settings::{BuildError, Redial, RepairMode};
-#[cfg(feature = "sqlite")]
-#[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+#[cfg_attr(docsrs, doc(cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))))]
 pub use sqlx;
 
 /// The code in the README compiles.

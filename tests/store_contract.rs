@@ -7,6 +7,10 @@ use tower_bound_agent::{
 };
 use uuid::Uuid;
 
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+#[path = "support/servers.rs"]
+mod servers;
+
 fn session(id: u128) -> SessionId {
     SessionId::new(Uuid::from_u128(0x5e55_0000 + id))
 }
@@ -468,7 +472,8 @@ macro_rules! contract {
     (@tests $made:expr; $($test:ident)+) => { $(
         #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
         async fn $test() {
-            let (store, _kept) = $made.await;
+            // `None`: a server that is not there, which was said.
+            let Some((store, _kept)) = $made.await else { return };
             super::contract::$test(store).await;
         }
     )+ };
@@ -486,20 +491,35 @@ contract! {
     sqlite_rollback_journal: super::sqlite::rollback_journal();
 }
 
-async fn in_memory() -> (MemoryStore, ()) {
-    (MemoryStore::new(), ())
+#[cfg(feature = "postgres")]
+contract! {
+    // As a pool of the application's may be.
+    postgres_read_committed: super::postgres::over("read committed");
+    postgres_repeatable_read: super::postgres::over("repeatable read");
+    postgres_serializable: super::postgres::over("serializable");
 }
 
-async fn behind_an_arc() -> (Arc<MemoryStore>, ()) {
-    (Arc::new(MemoryStore::new()), ())
+#[cfg(feature = "mysql")]
+contract! {
+    mysql_repeatable_read: super::mysql::over("REPEATABLE READ");
+    mysql_read_committed: super::mysql::over("READ COMMITTED");
+    mysql_serializable: super::mysql::over("SERIALIZABLE");
 }
 
-/// Whatever is done in whatever order: both stores give the same answers. What one of them gets wrong, and no test
-/// above thought of, shows here.
-#[cfg(feature = "sqlite")]
+async fn in_memory() -> Option<(MemoryStore, ())> {
+    Some((MemoryStore::new(), ()))
+}
+
+async fn behind_an_arc() -> Option<(Arc<MemoryStore>, ())> {
+    Some((Arc::new(MemoryStore::new()), ()))
+}
+
+/// Whatever is done in whatever order: every store gives the same answers as the one in memory. What one of them gets
+/// wrong, and no test above thought of, shows here.
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 mod alike {
     use super::*;
-    use proptest::prelude::*;
+    use proptest::{prelude::*, test_runner::TestRunner};
 
     #[derive(Clone, Debug)]
     enum Verb {
@@ -556,21 +576,20 @@ mod alike {
         }
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
-
-        #[test]
-        fn memory_and_sqlite_give_the_same_answers(verbs in prop::collection::vec(verb(), 1..60)) {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    /// `made` makes an empty store; a server that is not there makes none.
+    fn same_answers_as_memory<St: BindingStore, Kept>(cases: u32, made: impl AsyncFn() -> Option<(St, Kept)>) {
+        let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let result = TestRunner::new(config).run(&prop::collection::vec(verb(), 1..60), |verbs| {
             runtime.block_on(async {
-                let (memory, (sqlite, ())) = (MemoryStore::new(), super::sqlite::in_memory().await);
-                let mut known = BTreeMap::new();
+                let Some((store, _kept)) = made().await else { return Ok(()) };
+                let (memory, mut known) = (MemoryStore::new(), BTreeMap::new());
                 for verb in verbs {
                     let text = format!("{verb:?}");
-                    let answers = (answer(&memory, verb.clone(), &known).await, answer(&sqlite, verb, &known).await);
+                    let answers = (answer(&memory, verb.clone(), &known).await, answer(&store, verb, &known).await);
                     prop_assert_eq!(answers.0, answers.1, "{}", text);
                     for s in 0..3 {
-                        let rows = (memory.load(session(s)).await.unwrap(), sqlite.load(session(s)).await.unwrap());
+                        let rows = (memory.load(session(s)).await.unwrap(), store.load(session(s)).await.unwrap());
                         prop_assert_eq!(&rows.0, &rows.1, "after {}", text);
                         if let Some(row) = rows.0 {
                             let before = known.insert(row.session, row.revision.get());
@@ -579,8 +598,27 @@ mod alike {
                     }
                 }
                 Ok(())
-            })?;
-        }
+            })
+        });
+        result.unwrap();
+    }
+
+    #[cfg(feature = "sqlite")]
+    #[test]
+    fn memory_and_sqlite_give_the_same_answers() {
+        same_answers_as_memory(100, super::sqlite::in_memory);
+    }
+
+    #[cfg(feature = "postgres")]
+    #[test]
+    fn memory_and_postgres_give_the_same_answers() {
+        same_answers_as_memory(40, async || super::postgres::over("read committed").await);
+    }
+
+    #[cfg(feature = "mysql")]
+    #[test]
+    fn memory_and_mysql_give_the_same_answers() {
+        same_answers_as_memory(40, async || super::mysql::over("REPEATABLE READ").await);
     }
 }
 
@@ -590,20 +628,20 @@ mod sqlite {
     use tempfile::TempDir;
     use tower_bound_agent::store::SqliteStore;
 
-    pub(super) async fn in_memory() -> (SqliteStore, ()) {
+    pub(super) async fn in_memory() -> Option<(SqliteStore, ())> {
         let one = SqlitePoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None);
         let store = SqliteStore::new(one.test_before_acquire(false).connect("sqlite::memory:").await.unwrap());
         store.set_up().await.unwrap();
-        (store, ())
+        Some((store, ()))
     }
 
-    pub(super) async fn file() -> (SqliteStore, TempDir) {
+    pub(super) async fn file() -> Option<(SqliteStore, TempDir)> {
         let directory = tempfile::tempdir().unwrap();
-        (SqliteStore::open(directory.path().join("bindings.db")).await.unwrap(), directory)
+        Some((SqliteStore::open(directory.path().join("bindings.db")).await.unwrap(), directory))
     }
 
     /// As a pool of the application's may be: no WAL, more connections, another table.
-    pub(super) async fn rollback_journal() -> (SqliteStore, TempDir) {
+    pub(super) async fn rollback_journal() -> Option<(SqliteStore, TempDir)> {
         let directory = tempfile::tempdir().unwrap();
         let options = SqliteConnectOptions::new()
             .filename(directory.path().join("application.db"))
@@ -615,6 +653,47 @@ mod sqlite {
         let pool = SqlitePoolOptions::new().max_connections(8).connect_with(options).await.unwrap();
         let store = SqliteStore::new(pool).with_table("order").unwrap();
         store.set_up().await.unwrap();
-        (store, directory)
+        Some((store, directory))
+    }
+}
+
+#[cfg(feature = "postgres")]
+mod postgres {
+    use crate::servers;
+    use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+    use tower_bound_agent::store::PostgresStore;
+
+    /// On a table of its own.
+    pub(super) async fn over(isolation: &str) -> Option<(PostgresStore, ())> {
+        let options: PgConnectOptions = servers::url("TEST_POSTGRES_URL")?.parse().unwrap();
+        let options = options.options([("default_transaction_isolation", isolation)]);
+        let pool = PgPoolOptions::new().max_connections(8).connect_with(options).await.unwrap();
+        let store = PostgresStore::new(pool).with_table(servers::table()).unwrap();
+        store.set_up().await.unwrap();
+        Some((store, ()))
+    }
+}
+
+#[cfg(feature = "mysql")]
+mod mysql {
+    use crate::servers;
+    use sqlx::{
+        AssertSqlSafe, Executor,
+        mysql::{MySqlConnectOptions, MySqlPoolOptions},
+    };
+    use tower_bound_agent::store::MySqlStore;
+
+    /// On a table of its own.
+    pub(super) async fn over(isolation: &'static str) -> Option<(MySqlStore, ())> {
+        let options: MySqlConnectOptions = servers::url("TEST_MYSQL_URL")?.parse().unwrap();
+        let pool = MySqlPoolOptions::new().max_connections(8).after_connect(move |connection, _| {
+            Box::pin(async move {
+                let sql = AssertSqlSafe(format!("SET SESSION TRANSACTION ISOLATION LEVEL {isolation}"));
+                connection.execute(sql).await.map(|_| ())
+            })
+        });
+        let store = MySqlStore::new(pool.connect_with(options).await.unwrap()).with_table(servers::table()).unwrap();
+        store.set_up().await.unwrap();
+        Some((store, ()))
     }
 }

@@ -1,135 +1,17 @@
 //! Verbs whose caller goes away, at every point where it can.
 
 use super::*;
-use std::{
-    future::Future,
-    pin::Pin,
-    task::{Context, Poll},
-};
-use tower_bound_agent::store::{BindingStore, StoreError};
-
-/// When a future is dropped.
-#[derive(Clone, Copy, Debug)]
-enum Drop {
-    /// Right after it was polled that often: the statement may just have been sent.
-    After(usize),
-    /// Instead of the poll after that, when it was woken for it: the answer may be there.
-    Before(usize),
-}
-
-/// Polls a future up to a point; `None` if it was not ready before.
-struct Until<F> {
-    future: F,
-    left: usize,
-    drop: Drop,
-}
-
-impl<F: Future + Unpin> Future for Until<F> {
-    type Output = Option<F::Output>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if self.left == 0 {
-            return Poll::Ready(None);
-        }
-        self.left -= 1;
-        match Pin::new(&mut self.future).poll(cx) {
-            Poll::Ready(output) => Poll::Ready(Some(output)),
-            Poll::Pending if self.left == 0 && matches!(self.drop, Drop::After(_)) => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        }
-    }
-}
-
-async fn until<F: Future>(drop: Drop, future: F) -> Option<F::Output> {
-    let (Drop::After(left) | Drop::Before(left)) = drop;
-    Until { future: Box::pin(future), left, drop }.await
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Verb {
-    Create,
-    Swap,
-    Retarget,
-    Unbind,
-    Delete,
-    Inherit,
-    Reset,
-}
-
-impl Verb {
-    const ALL: [Self; 7] =
-        [Self::Create, Self::Swap, Self::Retarget, Self::Unbind, Self::Delete, Self::Inherit, Self::Reset];
-
-    /// The row that it works on, before and after.
-    fn rows(self, s: u128) -> (Option<Binding>, Option<Binding>) {
-        let bound = Some(row(s, s, Some(target(1)), 1, None));
-        match self {
-            Self::Create => (None, bound),
-            Self::Swap => (bound, Some(row(s, s, Some(target(2)), 2, previous(1)))),
-            Self::Retarget => (bound, Some(row(s, 0, None, 2, previous(1)))),
-            Self::Unbind | Self::Reset => (bound, Some(row(s, s, None, 2, previous(1)))),
-            Self::Delete => (bound, None),
-            Self::Inherit => (None, Some(row(s, 0, Some(target(7)), 1, None))),
-        }
-    }
-
-    async fn run(self, store: &SqliteStore, s: u128) -> Result<(), StoreError> {
-        match self {
-            Self::Create => drop(store.create(new(s, s, Some(target(1)))).await?),
-            Self::Swap => drop(store.compare_and_swap(at(1), new(s, s, Some(target(2)))).await?),
-            Self::Retarget => drop(store.retarget(session(s), workspace(0)).await?),
-            Self::Unbind => drop(store.unbind(session(s)).await?),
-            Self::Delete => drop(store.delete(session(s), None).await?),
-            Self::Inherit => drop(store.inherit(session(s), session(0)).await?),
-            Self::Reset => drop(store.reset_workspace(workspace(s)).await?),
-        }
-        Ok(())
-    }
-}
+use crate::verbs::{Drop, Verb, until};
+use tower_bound_agent::store::BindingStore;
 
 async fn a_dropped_verb_leaves_old_or_new(store: &SqliteStore, connections: usize) {
-    assert!(matches!(store.create(new(0, 0, Some(target(7)))).await, Ok(tower_bound_agent::store::Swap::Applied(_))));
-    let mut s = 0;
-    for verb in Verb::ALL {
-        for polls in 0.. {
-            let mut completed = false;
-            for drop_at in [Drop::After(polls), Drop::Before(polls)] {
-                s += 1;
-                let (before, after) = verb.rows(s);
-                if before.is_some() {
-                    let _ = store.create(new(s, s, Some(target(1)))).await.unwrap();
-                }
-                let outcome = until(drop_at, verb.run(store, s)).await;
-                completed |= outcome.is_some();
-
-                // The row can be read at once, and is one or the other.
-                let read = store.load(session(s)).await.unwrap();
-                assert!(read == before || read == after, "{verb:?}, dropped {drop_at:?}: {read:?}");
-                // Every connection comes back.
-                let mut held = Vec::new();
-                for _ in 0..connections {
-                    held.push(store.pool().acquire().await.unwrap());
-                }
-                drop(held);
-                // Now the statement, if there was one, has ended; and it has left no lock behind.
-                let read = store.load(session(s)).await.unwrap();
-                assert!(read == before || read == after, "{verb:?}, dropped {drop_at:?}: {read:?}");
-                match outcome {
-                    Some(done) => {
-                        done.unwrap();
-                        assert_eq!(read, after, "{verb:?} was not dropped");
-                    }
-                    None if polls == 0 => assert_eq!(read, before, "{verb:?} was never polled"),
-                    None => {}
-                }
-                let _ = store.retarget(session(s), workspace(1)).await.unwrap();
-            }
-            if completed {
-                break;
-            }
-            assert!(polls < 100, "it must end some day");
+    verbs::a_dropped_verb_leaves_old_or_new(store, store, async || {
+        let mut held = Vec::new();
+        for _ in 0..connections {
+            held.push(store.pool().acquire().await.unwrap());
         }
-    }
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -1,0 +1,39 @@
+//! Rows of a store, made of numbers.
+
+use std::sync::Arc;
+use tower_bound_agent::{
+    AgentId, Binding, BuildId, Generation, Previous, Revision, SessionId, Target, WorkspaceId, store::NewBinding,
+};
+use uuid::Uuid;
+
+pub(crate) fn session(id: u128) -> SessionId {
+    SessionId::new(Uuid::from_u128(0x5e55_0000 + id))
+}
+
+pub(crate) fn workspace(id: u128) -> WorkspaceId {
+    WorkspaceId::new(Uuid::from_u128(0x3032_0000 + id))
+}
+
+/// The target of a generation: one that is made of two generations equals none of these.
+pub(crate) fn target(generation: i64) -> Arc<Target> {
+    let id = generation as u128;
+    let target = Target::new(AgentId::new(Uuid::from_u128(0xa6e4_0000 + id)));
+    let target = target.with_build(BuildId::new(Uuid::from_u128(0xb1d_0000 + id)));
+    Arc::new(target.with_generation(generation).with_address(format!("agent-{generation}:9000")))
+}
+
+pub(crate) fn previous(generation: i64) -> Option<Previous> {
+    Some(Previous::new(target(generation).agent, Some(Generation::new(generation))))
+}
+
+pub(crate) fn new(s: u128, w: u128, target: Option<Arc<Target>>) -> NewBinding {
+    NewBinding::new(session(s), workspace(w), target)
+}
+
+pub(crate) fn row(s: u128, w: u128, target: Option<Arc<Target>>, revision: i64, previous: Option<Previous>) -> Binding {
+    Binding::new(session(s), workspace(w), target, at(revision)).with_previous(previous)
+}
+
+pub(crate) const fn at(revision: i64) -> Revision {
+    Revision::new(revision)
+}

@@ -1,0 +1,29 @@
+//! Where the servers are that `tests/servers` has started.
+
+use std::{
+    env,
+    io::Write,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+/// The URL in a variable. Without it the test is left out, which is said, and which CI does not allow.
+pub(crate) fn url(variable: &str) -> Option<String> {
+    if let Some(url) = env::var(variable).ok().filter(|url| !url.is_empty()) {
+        return Some(url);
+    }
+    assert!(
+        env::var("CI").as_deref() != Ok("true"),
+        "{variable} is not set, and nothing may be left out in CI: run tests/servers cargo test"
+    );
+    let test = std::thread::current().name().unwrap_or_default().to_owned();
+    // Not `eprintln`, which the test harness keeps to itself.
+    let _ = writeln!(std::io::stderr(), "left out: {test}, {variable} is not set; run tests/servers cargo test");
+    None
+}
+
+/// A name for a table of one test: on a server of the user's, runs must not meet either.
+pub(crate) fn table() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let run = &uuid::Uuid::new_v4().simple().to_string()[..12];
+    format!("tower_bound_agent_{run}_{}", COUNT.fetch_add(1, Ordering::Relaxed))
+}

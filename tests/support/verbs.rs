@@ -1,0 +1,140 @@
+//! Every verb that writes, with a row before and after it, and with a caller who goes away.
+
+use crate::rows::*;
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+use tower_bound_agent::{
+    Binding,
+    store::{BindingStore, StoreError, Swap},
+};
+
+/// When a future is dropped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Drop {
+    /// Right after it was polled that often: the statement may just have been sent.
+    After(usize),
+    /// Instead of the poll after that, when it was woken for it: the answer may be there.
+    Before(usize),
+}
+
+/// Polls a future up to a point; `None` if it was not ready before.
+struct Until<F> {
+    future: F,
+    left: usize,
+    drop: Drop,
+}
+
+impl<F: Future + Unpin> Future for Until<F> {
+    type Output = Option<F::Output>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.left == 0 {
+            return Poll::Ready(None);
+        }
+        self.left -= 1;
+        match Pin::new(&mut self.future).poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending if self.left == 0 && matches!(self.drop, Drop::After(_)) => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+pub(crate) async fn until<F: Future>(drop: Drop, future: F) -> Option<F::Output> {
+    let (Drop::After(left) | Drop::Before(left)) = drop;
+    Until { future: Box::pin(future), left, drop }.await
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Verb {
+    Create,
+    Swap,
+    Retarget,
+    Unbind,
+    Delete,
+    Inherit,
+    Reset,
+}
+
+impl Verb {
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Create, Self::Swap, Self::Retarget, Self::Unbind, Self::Delete, Self::Inherit, Self::Reset];
+
+    /// The row that it works on, before and after.
+    pub(crate) fn rows(self, s: u128) -> (Option<Binding>, Option<Binding>) {
+        let bound = Some(row(s, s, Some(target(1)), 1, None));
+        match self {
+            Self::Create => (None, bound),
+            Self::Swap => (bound, Some(row(s, s, Some(target(2)), 2, previous(1)))),
+            Self::Retarget => (bound, Some(row(s, 0, None, 2, previous(1)))),
+            Self::Unbind | Self::Reset => (bound, Some(row(s, s, None, 2, previous(1)))),
+            Self::Delete => (bound, None),
+            Self::Inherit => (None, Some(row(s, 0, Some(target(7)), 1, None))),
+        }
+    }
+
+    pub(crate) async fn run(self, store: &impl BindingStore, s: u128) -> Result<(), StoreError> {
+        match self {
+            Self::Create => drop(store.create(new(s, s, Some(target(1)))).await?),
+            Self::Swap => drop(store.compare_and_swap(at(1), new(s, s, Some(target(2)))).await?),
+            Self::Retarget => drop(store.retarget(session(s), workspace(0)).await?),
+            Self::Unbind => drop(store.unbind(session(s)).await?),
+            Self::Delete => drop(store.delete(session(s), None).await?),
+            Self::Inherit => drop(store.inherit(session(s), session(0)).await?),
+            Self::Reset => drop(store.reset_workspace(workspace(s)).await?),
+        }
+        Ok(())
+    }
+}
+
+/// `reader` looks at the same rows, where it can on a connection of its own. `all_back` waits until every connection of
+/// the store has come back.
+pub(crate) async fn a_dropped_verb_leaves_old_or_new<St: BindingStore>(
+    store: &St,
+    reader: &St,
+    all_back: impl AsyncFn(),
+) {
+    assert!(matches!(store.create(new(0, 0, Some(target(7)))).await, Ok(Swap::Applied(_))));
+    let mut s = 0;
+    for verb in Verb::ALL {
+        for polls in 0.. {
+            let mut completed = false;
+            for drop_at in [Drop::After(polls), Drop::Before(polls)] {
+                s += 1;
+                let (before, after) = verb.rows(s);
+                if before.is_some() {
+                    let _ = store.create(new(s, s, Some(target(1)))).await.unwrap();
+                }
+                let outcome = until(drop_at, verb.run(store, s)).await;
+                completed |= outcome.is_some();
+
+                // The row can be read at once, and is one or the other.
+                let read = reader.load(session(s)).await.unwrap();
+                assert!(read == before || read == after, "{verb:?}, dropped {drop_at:?}: {read:?}");
+                // Every connection comes back.
+                all_back().await;
+                // Now the statement, if there was one, has ended; and it has left no lock behind.
+                let read = reader.load(session(s)).await.unwrap();
+                assert!(read == before || read == after, "{verb:?}, dropped {drop_at:?}: {read:?}");
+                match outcome {
+                    Some(done) => {
+                        done.unwrap();
+                        assert_eq!(read, after, "{verb:?} was not dropped");
+                    }
+                    None if polls == 0 => assert_eq!(read, before, "{verb:?} was never polled"),
+                    None => {}
+                }
+                // What the store does next is done, and not part of a transaction that somebody left open.
+                let next = store.retarget(session(s), workspace(1)).await.unwrap();
+                assert_eq!(reader.load(session(s)).await.unwrap(), Some(next));
+            }
+            if completed {
+                break;
+            }
+            assert!(polls < 100, "it must end some day");
+        }
+    }
+}

@@ -580,9 +580,12 @@ mod alike {
     fn same_answers_as_memory<St: BindingStore, Kept>(cases: u32, made: impl AsyncFn() -> Option<(St, Kept)>) {
         let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        if runtime.block_on(made()).is_none() {
+            return;
+        }
         let result = TestRunner::new(config).run(&prop::collection::vec(verb(), 1..60), |verbs| {
             runtime.block_on(async {
-                let Some((store, _kept)) = made().await else { return Ok(()) };
+                let (store, _kept) = made().await.expect("it was there before");
                 let (memory, mut known) = (MemoryStore::new(), BTreeMap::new());
                 for verb in verbs {
                     let text = format!("{verb:?}");

@@ -9,7 +9,7 @@ use super::{
     BindingStore, NewBinding, StoreError, Swap, TransactionalStore,
     sql::{
         self, DEFAULT_TABLE, Patience, Value, milliseconds_now,
-        server::{self, Place, Stage},
+        server::{self, Stage, Table},
     },
 };
 use crate::{Binding, Revision, SessionId, WorkspaceId};
@@ -77,19 +77,7 @@ use std::{fmt, sync::Arc};
 #[derive(Clone)]
 pub struct MySqlStore {
     pool: MySqlPool,
-    table: Arc<Table>,
-}
-
-/// What follows from the name of the table.
-struct Table {
-    place: Place,
-    statements: Statements,
-}
-
-impl Table {
-    fn new(server: String, table: String) -> Arc<Self> {
-        Arc::new(Self { statements: Statements::for_table(&table), place: Place { server, table } })
-    }
+    table: Arc<Table<Statements>>,
 }
 
 /// Shows where the rows are; the options of the pool, which hold a password, are not shown.
@@ -145,7 +133,7 @@ impl MySqlStore {
             Some(socket) => format!("MySQL database{database} at {}", socket.display()),
             None => format!("MySQL database{database} at {}:{}", options.get_host(), options.get_port()),
         };
-        Self { pool, table: Table::new(server, DEFAULT_TABLE.to_owned()) }
+        Self { pool, table: Table::new(server, DEFAULT_TABLE.to_owned(), Statements::for_table) }
     }
 
     /// Keeps the rows in another table. Touches nothing: call [`set_up`](Self::set_up) afterwards.
@@ -169,7 +157,7 @@ impl MySqlStore {
     /// ```
     pub fn with_table(self, name: impl Into<String>) -> Result<Self, StoreError> {
         let name = sql::table_name(name.into())?;
-        Ok(Self { table: Table::new(self.table.place.server.clone(), name), ..self })
+        Ok(Self { table: Table::new(self.table.place.server.clone(), name, Statements::for_table), ..self })
     }
 
     /// Creates what is missing of the tables and their index, by running [`SCHEMA`](Self::SCHEMA) for this store's

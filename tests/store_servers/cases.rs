@@ -5,7 +5,6 @@ use crate::{rows::*, servers, verbs};
 use sqlx::{AssertSqlSafe, Connection as _};
 use std::{
     collections::BTreeMap,
-    error::Error,
     sync::{Arc, Mutex},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -104,17 +103,6 @@ async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     panic!("waited too long until {what}");
-}
-
-/// The words of an error and of all its causes.
-fn words(error: &StoreError) -> String {
-    let mut words = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        words = format!("{words}: {error}");
-        cause = error.source();
-    }
-    words
 }
 
 mod set_up {

@@ -2,7 +2,7 @@
 
 use super::*;
 use sqlx::{AssertSqlSafe, Row, sqlite::SqliteJournalMode};
-use std::{error::Error, fs};
+use std::fs;
 use tower_bound_agent::store::{BindingStore, StoreError, Swap};
 
 #[tokio::test]
@@ -28,17 +28,6 @@ async fn an_empty_file_becomes_a_database() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let store = SqliteStore::open(file.path()).await.unwrap();
     assert_eq!(store.load(session(1)).await.unwrap(), None);
-}
-
-/// The words of an error and of all its causes.
-fn words(error: &StoreError) -> String {
-    let mut words = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        words = format!("{words}: {error}");
-        cause = error.source();
-    }
-    words
 }
 
 #[tokio::test]

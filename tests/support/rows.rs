@@ -1,6 +1,6 @@
-//! Rows of a store, made of numbers.
+//! Rows of a store, made of numbers; and what an error says.
 
-use std::sync::Arc;
+use std::{error::Error, sync::Arc};
 use tower_bound_agent::{
     AgentId, Binding, BuildId, Generation, Previous, Revision, SessionId, Target, WorkspaceId, store::NewBinding,
 };
@@ -36,4 +36,15 @@ pub(crate) fn row(s: u128, w: u128, target: Option<Arc<Target>>, revision: i64, 
 
 pub(crate) const fn at(revision: i64) -> Revision {
     Revision::new(revision)
+}
+
+/// The words of an error and of all its causes.
+pub(crate) fn words(error: &dyn Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        words = format!("{words}: {error}");
+        cause = error.source();
+    }
+    words
 }

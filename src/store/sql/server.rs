@@ -3,7 +3,7 @@
 use super::{Found, Patience};
 use crate::store::StoreError;
 use sqlx::error::DatabaseError;
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 /// The names that an error mentions.
 pub(in crate::store) struct Place {
@@ -15,6 +15,18 @@ pub(in crate::store) struct Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}, table {}", self.server, self.table)
+    }
+}
+
+/// What follows from the name of the table.
+pub(in crate::store) struct Table<Statements> {
+    pub(in crate::store) place: Place,
+    pub(in crate::store) statements: Statements,
+}
+
+impl<Statements> Table<Statements> {
+    pub(in crate::store) fn new(server: String, table: String, statements: fn(&str) -> Statements) -> Arc<Self> {
+        Arc::new(Self { statements: statements(&table), place: Place { server, table } })
     }
 }
 

@@ -16,8 +16,9 @@ pub(crate) fn url(variable: &str) -> Option<String> {
         "{variable} is not set, and nothing may be left out in CI: run tests/servers cargo test"
     );
     let test = std::thread::current().name().unwrap_or_default().to_owned();
-    // Not `eprintln`, which the test harness keeps to itself.
-    let _ = writeln!(std::io::stderr(), "left out: {test}, {variable} is not set; run tests/servers cargo test");
+    // Not `eprintln`, which the test harness keeps to itself; and in one piece, since tests run side by side.
+    let left_out = format!("left out: {test}, {variable} is not set; run tests/servers cargo test\n");
+    let _ = std::io::stderr().write_all(left_out.as_bytes());
     None
 }
 

@@ -46,7 +46,7 @@ use std::{fmt, sync::Arc};
 ///
 /// The tables are InnoDB ([`check`](Self::check) insists on it), and the pool's connections have `autocommit` on, as it
 /// is by default. A transaction that the database undid for the sake of others (deadlocks, 1213) is begun again for at
-/// most some two seconds, and never one whose outcome is unknown.
+/// most some four seconds, and never one whose outcome is unknown.
 ///
 /// The tests of this crate run on MariaDB 10.11. The SQL keeps to what MySQL 8.0 documents as well; it has not been run
 /// there.

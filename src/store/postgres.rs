@@ -30,7 +30,7 @@ use std::{fmt, sync::Arc};
 /// The statements are right at every isolation level, since each stands on its own condition. They need no session
 /// state and no advisory locks, so that a pooler in transaction mode may stand in between (with sqlx's
 /// `statement_cache_capacity(0)`, unless it knows prepared statements). A statement that the database undid for the
-/// sake of others (SQLSTATE 40001, 40P01) is sent again for at most some two seconds, and never one whose outcome is
+/// sake of others (SQLSTATE 40001, 40P01) is sent again for at most some four seconds, and never one whose outcome is
 /// unknown.
 ///
 /// The tests of this crate run on PostgreSQL 15. The SQL keeps to what CockroachDB and YugabyteDB document as well;
@@ -119,7 +119,7 @@ impl PostgresStore {
             Some(socket) => format!("PostgreSQL database {database} at {}", socket.display()),
             None => format!("PostgreSQL database {database} at {}:{}", options.get_host(), options.get_port()),
         };
-        Self { pool, table: Table::new(server, DEFAULT_TABLE.to_owned(), Statements::for_table) }
+        Self { pool, table: Table::new(server, DEFAULT_TABLE.to_owned(), Statements::for_table_with_row_locks) }
     }
 
     /// Keeps the rows in another table. Touches nothing: call [`set_up`](Self::set_up) afterwards.
@@ -144,7 +144,10 @@ impl PostgresStore {
     /// ```
     pub fn with_table(self, name: impl Into<String>) -> Result<Self, StoreError> {
         let name = sql::table_name(name.into())?;
-        Ok(Self { table: Table::new(self.table.place.server.clone(), name, Statements::for_table), ..self })
+        Ok(Self {
+            table: Table::new(self.table.place.server.clone(), name, Statements::for_table_with_row_locks),
+            ..self
+        })
     }
 
     /// Creates what is missing of the tables and their index, by running [`SCHEMA`](Self::SCHEMA) for this store's

@@ -32,7 +32,24 @@ pub(in crate::store) struct Statements {
 }
 
 impl Statements {
+    /// Where one writer at a time has the whole database.
+    #[cfg(feature = "sqlite")]
     pub(in crate::store) fn for_table(table: &str) -> Self {
+        Self::new(table, "")
+    }
+
+    /// Where writers lock rows. What locks many does it in the order of their keys: two that meet from opposite ends would
+    /// wait for each other until the database undoes one of them, in PostgreSQL for a second. The other statements lock
+    /// one row, and have nothing to put in order.
+    #[cfg(feature = "postgres")]
+    pub(in crate::store) fn for_table_with_row_locks(table: &str) -> Self {
+        let in_order = format!(
+            "AND session IN (SELECT session FROM \"{table}\" WHERE workspace = $1 ORDER BY session FOR UPDATE)"
+        );
+        Self::new(table, &in_order)
+    }
+
+    fn new(table: &str, in_order: &str) -> Self {
         let t = format!("\"{table}\"");
         // NULL, which the table refuses, if the row that holds the floor was lost: nothing may start below it.
         let first_revision = format!("(SELECT revision_floor FROM \"{table}_meta\") + 1");
@@ -108,7 +125,7 @@ impl Statements {
             reset_workspace: statement(format!(
                 "UPDATE {t} SET {no_agent},
                      agent = NULL, build = NULL, generation = NULL, address = NULL, revision = revision + 1
-                 WHERE workspace = $1"
+                 WHERE workspace = $1 {in_order}"
             )),
         }
     }

@@ -79,7 +79,7 @@ impl BoundAgentBuilder {
     }
 
     /// How long a binding that is not used is kept in memory. Default one hour. Bounds memory only: it has nothing to
-    /// do with how fresh a binding is.
+    /// do with how fresh a binding is. Must be longer than the [`store_timeout`](Self::store_timeout).
     pub fn cache_idle(mut self, idle: Duration) -> Self {
         self.settings.cache_idle = idle;
         self

@@ -85,6 +85,7 @@ where
         *this.next = Some(ask);
         *this.waited = false;
         *this.was_pending = false;
+        *this.just_polled = false;
     }
 
     pub(crate) fn stop(self: Pin<&mut Self>) {
@@ -110,7 +111,9 @@ where
             Poll::Ready(Dialed::Connected(connection)) => Ok(connection),
             Poll::Ready(Dialed::Failed(error)) => Err(First::Failed(error)),
             Poll::Ready(Dialed::NotReady(error)) => Err(First::NotReady(error)),
-            Poll::Ready(Dialed::Started) | Poll::Pending => {
+            // The service was called only now, and the dial itself was not polled yet.
+            Poll::Ready(Dialed::Started) => Err(First::Pending),
+            Poll::Pending => {
                 *self.project().just_polled = true;
                 Err(First::Pending)
             }

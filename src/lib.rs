@@ -72,6 +72,7 @@
 //! * [`store::MemoryStore`] is for tests; `store::SqliteStore` keeps bindings in a file, alone or over the application's
 //!   pool; `store::PostgresStore` and `store::MySqlStore` work over the application's pool; [`store::BindingStore`] is the
 //!   contract for others.
+//! * [`hints`] make several processes over one store notice sooner what one of them has written.
 //! * [`Observer`] and [`Event`] are for metrics, activity tracking, and hooks for a rebind.
 //!
 //! # Features
@@ -102,6 +103,7 @@ mod settings;
 // 3 state
 mod directory;
 mod flight;
+pub mod hints;
 mod resolver;
 mod rows;
 mod shared;

@@ -1,0 +1,236 @@
+//! Hints between processes: the words, the contract of what carries them, and a carrier within one process.
+//!
+//! Several processes (replicas) may work over one store. Each keeps what it knows in memory, so that after an order or a
+//! repair in one of them the others dial the old agent until they notice. A *hint* makes them notice sooner. It is a
+//! doubt with a floor, sent after its commit: who hears it reads the row, or asks the resolver, and believes only that.
+//! So hints may be lost, late, doubled or reordered: they change *how soon*, never *what*.
+
+use crate::{Generation, Revision, SessionId, WorkspaceId};
+use futures_util::{
+    Stream, StreamExt,
+    stream::{self, BoxStream},
+};
+use std::{fmt, str::FromStr, sync::Arc};
+use tokio::sync::broadcast;
+use uuid::Uuid;
+
+/// News from another process.
+///
+/// The text form (`Display`, `FromStr`) is for carriers that transport text: at most 77 ASCII letters, digits, colons
+/// and minus signs. It begins with a version. Later versions of this crate may add kinds of hints, which this version
+/// fails to parse, and fields at the end, which it ignores. A carrier tells a [`Heard::Gap`] in place of what it cannot
+/// parse.
+///
+/// ```
+/// use tower_bound_agent::hints::{About, Hint};
+/// # use tower_bound_agent::{Revision, SessionId};
+/// # let session = SessionId::new(uuid::Uuid::from_u128(7));
+/// let hint = Hint::new(0xfeed, About::Session { session, revision: Some(Revision::new(3)) });
+/// assert_eq!(hint.to_string(), "1:s:000000000000feed:00000000000000000000000000000007:3");
+/// assert_eq!(hint.to_string().parse(), Ok(hint));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Hint {
+    /// A random number of the layer that sent it, so that a layer ignores its own.
+    pub origin: u64,
+    /// What it is about.
+    pub about: About,
+}
+
+impl Hint {
+    /// A hint of a layer.
+    #[must_use]
+    pub const fn new(origin: u64, about: About) -> Self {
+        Self { origin, about }
+    }
+}
+
+/// What a hint is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum About {
+    /// The agent of a workspace was replaced, or may have been.
+    Workspace {
+        /// Which workspace.
+        workspace: WorkspaceId,
+        /// Up to which generation rows were repaired. `None`: its agent may have been replaced, nobody knows by which.
+        generation: Option<Generation>,
+    },
+    /// An order or a repair has written the record of a session, or removed it.
+    Session {
+        /// Whose record.
+        session: SessionId,
+        /// The revision that was written. `None`: the record was removed.
+        revision: Option<Revision>,
+    },
+    /// The order `reset_workspace` was given: the resolver's generations start again.
+    Reset {
+        /// Which workspace.
+        workspace: WorkspaceId,
+    },
+}
+
+/// What a listener hears.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Heard {
+    /// A hint.
+    Hint(Hint),
+    /// Something may have been lost: whatever hints could have said may be so.
+    Gap,
+}
+
+/// What carries hints from one process to the others.
+///
+/// It need not be reliable: hints may be lost, late, doubled or reordered. It must not stop the layer either, whatever
+/// happens to it.
+pub trait Hints: Send + Sync + 'static {
+    /// Hands a hint over. Never waits, never fails; what cannot be carried is lost, and the others hear a
+    /// [`Heard::Gap`] if that can be told.
+    fn send(&self, hint: Hint);
+
+    /// Listens, beginning now: a hint that is sent after this call is heard, or a [`Heard::Gap`] is heard after it was
+    /// lost. So a carrier that is not listening yet when this returns says `Gap` once it is.
+    ///
+    /// Each layer listens once, polls the stream as long as it lives, and may hear what it sent itself. The stream ends
+    /// only when nothing can be heard any more, ever. Dropping it ends the listening, and all that worked for it.
+    fn listen(&self) -> impl Stream<Item = Heard> + Send + 'static;
+}
+
+impl<H: Hints> Hints for Arc<H> {
+    fn send(&self, hint: Hint) {
+        (**self).send(hint);
+    }
+
+    fn listen(&self) -> impl Stream<Item = Heard> + Send + 'static {
+        (**self).listen()
+    }
+}
+
+/// The object-safe twin of [`Hints`], so that the layer has no type parameter.
+#[allow(dead_code, reason = "the layer does not listen yet")]
+pub(crate) trait ErasedHints: Send + Sync + 'static {
+    fn send(&self, hint: Hint);
+    fn listen(&self) -> BoxStream<'static, Heard>;
+}
+
+impl<H: Hints> ErasedHints for H {
+    fn send(&self, hint: Hint) {
+        Hints::send(self, hint);
+    }
+
+    fn listen(&self) -> BoxStream<'static, Heard> {
+        Hints::listen(self).boxed()
+    }
+}
+
+/// A carrier within one process, for tests and for several layers over one store. Clones share it.
+///
+/// A listener that falls more than 1,024 hints behind loses the oldest ones and hears a [`Heard::Gap`] in their place.
+///
+/// # Cancel safety
+///
+/// Polling the stream again after a wait for it was dropped loses nothing.
+///
+/// # Example
+///
+/// ```
+/// use futures_util::StreamExt;
+/// use tower_bound_agent::hints::{About, Heard, Hint, Hints, LocalHints};
+/// # use tower_bound_agent::WorkspaceId;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// # let workspace = WorkspaceId::new(uuid::Uuid::from_u128(7));
+/// let hints = LocalHints::new();
+/// let mut heard = std::pin::pin!(hints.listen());
+/// let hint = Hint::new(1, About::Reset { workspace });
+/// hints.clone().send(hint);
+/// assert_eq!(heard.next().await, Some(Heard::Hint(hint)));
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct LocalHints(broadcast::Sender<Hint>);
+
+impl LocalHints {
+    /// A carrier of its own, which nobody listens to yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(broadcast::Sender::new(1024))
+    }
+}
+
+impl Default for LocalHints {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Hints for LocalHints {
+    fn send(&self, hint: Hint) {
+        // An error: nobody listens.
+        let _ = self.0.send(hint);
+    }
+
+    fn listen(&self) -> impl Stream<Item = Heard> + Send + 'static {
+        stream::unfold(self.0.subscribe(), async |mut bus| {
+            use broadcast::error::RecvError::{Closed, Lagged};
+            match bus.recv().await {
+                Ok(hint) => Some((Heard::Hint(hint), bus)),
+                Err(Lagged(_)) => Some((Heard::Gap, bus)),
+                Err(Closed) => None,
+            }
+        })
+    }
+}
+
+/// The version of the text form. Another one is not understood at all.
+const VERSION: &str = "1";
+
+/// Not the text form of a hint that this version of the crate knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a hint of a kind that is known")]
+#[non_exhaustive]
+pub struct ParseHintError;
+
+impl fmt::Display for Hint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (kind, id, number) = match self.about {
+            About::Workspace { workspace, generation } => ('w', workspace.into_uuid(), generation.map(Generation::get)),
+            About::Session { session, revision } => ('s', session.into_uuid(), revision.map(Revision::get)),
+            About::Reset { workspace } => ('r', workspace.into_uuid(), None),
+        };
+        write!(f, "{VERSION}:{kind}:{:016x}:{}:", self.origin, id.simple())?;
+        number.map_or(Ok(()), |number| number.fmt(f))
+    }
+}
+
+impl FromStr for Hint {
+    type Err = ParseHintError;
+
+    fn from_str(text: &str) -> Result<Self, ParseHintError> {
+        parse(text).ok_or(ParseHintError)
+    }
+}
+
+fn parse(text: &str) -> Option<Hint> {
+    let mut fields = text.split(':');
+    if fields.next()? != VERSION {
+        return None;
+    }
+    let kind = fields.next()?;
+    let origin = u64::from_str_radix(fields.next()?, 16).ok()?;
+    let id = Uuid::try_parse(fields.next()?).ok()?;
+    let number = match fields.next()? {
+        "" => None,
+        number => Some(number.parse().ok()?),
+    };
+    let about = match kind {
+        "w" => About::Workspace { workspace: id.into(), generation: number.map(Generation::new) },
+        "s" => About::Session { session: id.into(), revision: number.map(Revision::new) },
+        "r" => About::Reset { workspace: id.into() },
+        _ => return None,
+    };
+    Some(Hint::new(origin, about))
+}

@@ -695,6 +695,12 @@ impl BindingStore for Probe {
     async fn reset_workspace(&self, _: WorkspaceId) -> Result<u64, StoreError> {
         unreachable!("not part of this model")
     }
+    async fn replace_agent(&self, _: WorkspaceId, _: &Target, _: &Arc<Target>, _: u64) -> Result<u64, StoreError> {
+        unreachable!("not part of this model")
+    }
+    async fn load_many(&self, _: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
+        unreachable!("not part of this model")
+    }
 }
 
 fn resolver(

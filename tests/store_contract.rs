@@ -1,9 +1,12 @@
 //! The contract of a store, held against every store of this crate with the same tests.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 use tower_bound_agent::{
     AgentId, Binding, BuildId, Generation, Previous, Revision, SessionId, Target, WorkspaceId,
-    store::{BindingStore, MemoryStore, NewBinding, Swap},
+    store::{BATCH, BindingStore, MemoryStore, NewBinding, StoreError, Swap},
 };
 use uuid::Uuid;
 
@@ -261,6 +264,166 @@ mod contract {
         assert_eq!(store.load(session(5)).await.unwrap(), None);
     }
 
+    /// A group repair over rows that hold this, and are behind or not.
+    async fn replaced<St: BindingStore>(
+        store: &St,
+        stale: &Target,
+        current: &Arc<Target>,
+        cases: &[(Option<Arc<Target>>, bool)],
+    ) {
+        for (s, (target, _)) in (1..).zip(cases) {
+            let _ = store.create(new(s, 1, target.clone())).await.unwrap();
+            // The same in another workspace, and deleted.
+            let _ = store.create(new(100 + s, 2, target.clone())).await.unwrap();
+            let _ = store.create(new(200 + s, 1, target.clone())).await.unwrap();
+            assert!(store.delete(session(200 + s), None).await.unwrap());
+        }
+        let behind = cases.iter().filter(|(_, behind)| *behind).count() as u64;
+        assert_eq!(store.replace_agent(workspace(1), stale, current, 100).await.unwrap(), behind);
+        for times in 1..=2 {
+            for (s, (target, behind)) in (1..).zip(cases) {
+                let expected = if *behind {
+                    let gone = target.as_ref().filter(|gone| gone.agent != current.agent);
+                    let gone = gone.map(|gone| Previous::new(gone.agent, gone.generation));
+                    row(s, 1, Some(current.clone()), 2, gone)
+                } else {
+                    row(s, 1, target.clone(), 1, None)
+                };
+                assert_eq!(store.load(session(s)).await.unwrap(), Some(expected), "{times} times");
+                assert_eq!(store.load(session(100 + s)).await.unwrap(), Some(row(100 + s, 2, target.clone(), 1, None)));
+                assert_eq!(store.load(session(200 + s)).await.unwrap(), None);
+            }
+            assert_eq!(store.replace_agent(workspace(1), stale, current, 100).await.unwrap(), 0, "as after once");
+        }
+    }
+
+    fn at_address(id: u128, address: &str) -> Arc<Target> {
+        Arc::new(Target::new(agent(id)).with_address(address))
+    }
+
+    fn of_generation(id: u128, generation: i64) -> Arc<Target> {
+        Arc::new(Target::new(agent(id)).with_generation(generation))
+    }
+
+    pub(super) async fn a_group_repair_writes_what_is_of_an_earlier_generation<St: BindingStore>(store: St) {
+        let cases = [
+            (Some(full(2)), true),
+            (Some(full(1)), true),             // two builds behind
+            (Some(of_generation(9, 2)), true), // whatever the agent
+            (Some(of_generation(3, 2)), true), // the same agent, known by an earlier number
+            (Some(of_generation(2, -7)), true),
+            (Some(full(3)), false),             // there already
+            (Some(of_generation(2, 3)), false), // an equal number
+            (Some(full(4)), false),             // ahead
+            (Some(of_generation(2, i64::MAX)), false),
+            (Some(bare(2)), false), // not to be compared
+            (Some(bare(3)), false),
+            (None, false), // unbound
+        ];
+        replaced(&store, &full(2), &full(3), &cases).await;
+    }
+
+    /// Then the rows of the stale agent are behind: where the stale target has no generation, or the current one.
+    pub(super) async fn a_group_repair_without_generations_writes_what_names_the_stale_agent<St: BindingStore>(
+        store: St,
+    ) {
+        let cases = [
+            (Some(bare(2)), true),
+            (Some(at_address(2, "anywhere")), true),
+            (Some(Arc::new(Target::new(agent(2)).with_build(BuildId::new(Uuid::from_u128(7))))), true),
+            (Some(bare(1)), false), // another agent
+            (Some(bare(3)), false), // there already
+            (Some(full(2)), false), // a generation
+            (Some(of_generation(2, -7)), false),
+            (None, false),
+        ];
+        replaced(&store, &bare(2), &bare(3), &cases).await;
+    }
+
+    pub(super) async fn a_group_repair_from_no_generation_to_one<St: BindingStore>(store: St) {
+        let cases =
+            [(Some(bare(2)), true), (Some(full(1)), false), (Some(of_generation(2, 1)), false), (Some(bare(1)), false)];
+        replaced(&store, &bare(2), &full(3), &cases).await;
+    }
+
+    pub(super) async fn a_group_repair_from_a_generation_to_none<St: BindingStore>(store: St) {
+        let cases = [(Some(bare(2)), true), (Some(full(1)), false), (Some(full(2)), false), (Some(bare(1)), false)];
+        replaced(&store, &full(2), &bare(3), &cases).await;
+    }
+
+    pub(super) async fn a_group_repair_to_another_address_of_the_same_agent<St: BindingStore>(store: St) {
+        let cases = [
+            (Some(at_address(2, "old")), true),
+            (Some(at_address(2, "older")), true),
+            (Some(bare(2)), true),
+            (Some(at_address(2, "new")), false),
+            (Some(at_address(3, "old")), false),
+        ];
+        replaced(&store, &at_address(2, "old"), &at_address(2, "new"), &cases).await;
+    }
+
+    pub(super) async fn a_group_repair_to_no_address_of_the_same_agent<St: BindingStore>(store: St) {
+        // With a build, which does not make it another place.
+        let built = Arc::new(Target::new(agent(2)).with_build(BuildId::new(Uuid::from_u128(7))));
+        let cases = [(Some(at_address(2, "old")), true), (Some(at_address(2, "")), true), (Some(bare(2)), false)];
+        replaced(&store, &at_address(2, "old"), &built, &cases).await;
+    }
+
+    pub(super) async fn a_group_repair_is_done_in_chunks<St: BindingStore>(store: St) {
+        for s in 0..5 {
+            let _ = store.create(new(s, 1, Some(full(1)))).await.unwrap();
+        }
+        let _ = store.create(new(9, 1, None)).await.unwrap();
+        assert_eq!(store.replace_agent(workspace(1), &full(1), &full(2), 0).await.unwrap(), 0);
+        for (written, repaired) in [(2, 2), (2, 4), (1, 5), (0, 5)] {
+            assert_eq!(store.replace_agent(workspace(1), &full(1), &full(2), 2).await.unwrap(), written);
+            for s in 0..5 {
+                // In the order of their keys.
+                let expected = match s < repaired {
+                    true => row(s, 1, Some(full(2)), 2, before(1)),
+                    false => row(s, 1, Some(full(1)), 1, None),
+                };
+                assert_eq!(store.load(session(s)).await.unwrap(), Some(expected));
+            }
+        }
+        // What is more than anybody may ask for is no error.
+        assert_eq!(store.replace_agent(workspace(1), &full(2), &full(3), u64::MAX).await.unwrap(), 5);
+    }
+
+    pub(super) async fn many_are_loaded_at_once<St: BindingStore>(store: St) {
+        assert_eq!(store.load_many(&[]).await.unwrap(), []);
+        let rows = [row(1, 1, Some(full(1)), 1, None), row(2, 1, None, 1, None), row(3, 2, Some(bare(3)), 1, None)];
+        for row in &rows {
+            let new = NewBinding::new(row.session, row.workspace, row.target.clone());
+            assert!(matches!(store.create(new).await.unwrap(), Swap::Applied(_)));
+        }
+        let _ = store.create(new(4, 1, None)).await.unwrap();
+        assert!(store.delete(session(4), None).await.unwrap());
+        let load = async |sessions: &[u128]| {
+            let sessions: Vec<_> = sessions.iter().map(|s| session(*s)).collect();
+            let mut rows = store.load_many(&sessions).await.unwrap();
+            rows.sort_by_key(|row| row.session);
+            rows
+        };
+        assert_eq!(load(&[1]).await, rows[..1]);
+        assert_eq!(load(&[3, 2, 1]).await, rows);
+        assert_eq!(load(&[2, 2, 1, 2, 1]).await, rows[..2], "each once");
+        assert_eq!(load(&[4, 3, 99]).await, rows[2..], "neither a deleted nor a missing one");
+        assert_eq!(load(&[4, 99]).await, []);
+    }
+
+    pub(super) async fn two_thousand_are_loaded_at_once_and_no_more<St: BindingStore>(store: St) {
+        for s in [0, 1, 1234, 1999] {
+            let _ = store.create(new(s, 1, None)).await.unwrap();
+        }
+        let sessions: Vec<_> = (0..=BATCH as u128).map(session).collect();
+        let rows = store.load_many(&sessions[..BATCH]).await.unwrap();
+        let found: BTreeSet<_> = rows.iter().map(|row| row.session).collect();
+        assert_eq!((rows.len(), found), (4, [0, 1, 1234, 1999].map(session).into()));
+        let refused = store.load_many(&sessions).await;
+        assert!(matches!(refused, Err(StoreError::Rejected(_))), "{refused:?}");
+    }
+
     pub(super) async fn a_repair_that_read_before_a_retarget_does_not_undo_it<St: BindingStore>(store: St) {
         let _ = store.create(new(1, 1, Some(full(1)))).await.unwrap();
         let ordered = store.retarget(session(1), workspace(2)).await.unwrap();
@@ -460,6 +623,15 @@ macro_rules! contract {
                 a_child_begins_with_what_the_row_of_its_parent_has
                 a_child_that_exists_is_left_alone
                 a_reset_drops_the_targets_of_one_workspace
+                a_group_repair_writes_what_is_of_an_earlier_generation
+                a_group_repair_without_generations_writes_what_names_the_stale_agent
+                a_group_repair_from_no_generation_to_one
+                a_group_repair_from_a_generation_to_none
+                a_group_repair_to_another_address_of_the_same_agent
+                a_group_repair_to_no_address_of_the_same_agent
+                a_group_repair_is_done_in_chunks
+                many_are_loaded_at_once
+                two_thousand_are_loaded_at_once_and_no_more
                 a_repair_that_read_before_a_retarget_does_not_undo_it
                 retargets_win_against_swaps_whatever_the_order
                 of_swaps_at_one_revision_exactly_one_wins
@@ -532,15 +704,17 @@ mod alike {
         Delete(u128, Option<i64>),
         Inherit(u128, u128),
         Reset(u128),
+        Replace(u128, Arc<Target>, Arc<Target>, u64),
+        LoadMany(Vec<u128>),
+    }
+
+    fn target() -> impl Strategy<Value = Arc<Target>> {
+        prop_oneof![(1..4_u128).prop_map(full), (1..4_u128).prop_map(bare)]
     }
 
     fn content() -> impl Strategy<Value = NewBinding> {
-        let target = prop_oneof![
-            Just(None),
-            (1..4_u128).prop_map(|id| Some(full(id))),
-            (1..4_u128).prop_map(|id| Some(bare(id)))
-        ];
-        (0..3_u128, 0..2_u128, target).prop_map(|(s, w, target)| new(s, w, target))
+        (0..3_u128, 0..2_u128, prop_oneof![1 => Just(None), 2 => target().prop_map(Some)])
+            .prop_map(|(s, w, target)| new(s, w, target))
     }
 
     fn verb() -> impl Strategy<Value = Verb> {
@@ -553,6 +727,8 @@ mod alike {
             1 => (0..3_u128, prop::option::of(-1..3_i64)).prop_map(|(s, behind)| Verb::Delete(s, behind)),
             2 => (0..3_u128, 0..3_u128).prop_map(|(child, parent)| Verb::Inherit(child, parent)),
             1 => (0..2_u128).prop_map(Verb::Reset),
+            3 => (0..2_u128, target(), target(), 0..3_u64).prop_map(|(w, stale, new, n)| Verb::Replace(w, stale, new, n)),
+            1 => prop::collection::vec(0..4_u128, 0..6).prop_map(Verb::LoadMany),
         ]
     }
 
@@ -573,6 +749,15 @@ mod alike {
                 format!("{:?}", store.inherit(session(child), session(parent)).await.unwrap())
             }
             Verb::Reset(w) => format!("{:?}", store.reset_workspace(workspace(w)).await.unwrap()),
+            Verb::Replace(w, stale, current, limit) => {
+                format!("{:?}", store.replace_agent(workspace(w), &stale, &current, limit).await.unwrap())
+            }
+            Verb::LoadMany(sessions) => {
+                let sessions: Vec<_> = sessions.into_iter().map(session).collect();
+                let mut rows = store.load_many(&sessions).await.unwrap();
+                rows.sort_by_key(|row| row.session);
+                format!("{rows:?}")
+            }
         }
     }
 

@@ -1,9 +1,9 @@
 //! A store in this process's memory.
 
-use super::{BindingStore, NewBinding, StoreError, Swap};
+use super::{Behind, BindingStore, NewBinding, StoreError, Swap, at_most_a_batch, chunk};
 use crate::{Binding, Previous, Revision, SessionId, Target, WorkspaceId};
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, HashSet, hash_map::Entry},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -12,7 +12,8 @@ use std::{
 ///
 /// It keeps the whole contract of [`BindingStore`]. Clones share their rows. A deleted row leaves a small record behind
 /// that keeps its revision from being used again, so memory grows with the number of sessions ever seen.
-/// [`reset_workspace`](BindingStore::reset_workspace) looks at every row.
+/// [`reset_workspace`](BindingStore::reset_workspace) and [`replace_agent`](BindingStore::replace_agent) look at every
+/// row.
 ///
 /// # Cancel safety
 ///
@@ -177,5 +178,41 @@ impl BindingStore for MemoryStore {
             }
         }
         Ok(changed)
+    }
+
+    async fn replace_agent(
+        &self,
+        workspace: WorkspaceId,
+        stale: &Target,
+        current: &Arc<Target>,
+        limit: u64,
+    ) -> Result<u64, StoreError> {
+        let behind = Behind::of(stale, current);
+        let mut rows = self.rows();
+        let mut chosen: Vec<_> = rows
+            .iter_mut()
+            .filter(|(_, row)| {
+                let live = row.live.as_ref().filter(|live| live.workspace == workspace);
+                live.and_then(|live| live.target.as_ref()).is_some_and(|target| behind.covers(target, current))
+            })
+            .collect();
+        chosen.sort_unstable_by_key(|(session, _)| **session);
+        chosen.truncate(usize::try_from(chunk(limit)).unwrap_or(usize::MAX));
+        let written = chosen.len() as u64;
+        for (_, row) in chosen {
+            row.write(Some(Live { workspace, target: Some(Arc::clone(current)) }));
+        }
+        Ok(written)
+    }
+
+    async fn load_many(&self, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
+        at_most_a_batch(sessions)?;
+        let sessions: HashSet<_> = sessions.iter().collect();
+        let rows = self.rows();
+        Ok(sessions.into_iter().filter_map(|session| rows.get(session)?.binding(*session)).collect())
+    }
+
+    fn shared(&self) -> bool {
+        false
     }
 }

@@ -1,6 +1,6 @@
 //! Where bindings live: the contract of a store, and the stores that come with this crate.
 
-use crate::{Binding, BoxError, Revision, SessionId, Target, WorkspaceId};
+use crate::{AgentId, Binding, BoxError, Generation, Revision, SessionId, Target, WorkspaceId};
 use futures_util::future::BoxFuture;
 use std::{path::PathBuf, sync::Arc};
 
@@ -125,10 +125,52 @@ pub enum Swap {
     Conflict(Option<Binding>),
 }
 
+/// The most sessions that one call names, and the most rows that one call of a verb in chunks writes.
+pub const BATCH: usize = 2_000;
+
+/// Which rows of its workspace a group repair writes: decided here for every store of this crate.
+#[derive(Clone, Copy)]
+enum Behind {
+    /// Those of an earlier generation, whatever their agent.
+    Generation(Generation),
+    /// Those without a generation that name this agent, unless they name the very place that is to be written.
+    Agent(AgentId),
+}
+
+impl Behind {
+    fn of(stale: &Target, current: &Target) -> Self {
+        match (stale.generation, current.generation) {
+            (Some(_), Some(current)) => Self::Generation(current),
+            _ => Self::Agent(stale.agent),
+        }
+    }
+
+    /// Whether a row that holds `target` is behind `current`.
+    fn covers(self, target: &Target, current: &Target) -> bool {
+        match self {
+            Self::Generation(current) => target.generation.is_some_and(|generation| generation < current),
+            Self::Agent(stale) => target.agent == stale && target.generation.is_none() && !target.same_place(current),
+        }
+    }
+}
+
+/// What a chunk may write at most.
+fn chunk(limit: u64) -> u64 {
+    limit.min(BATCH as u64)
+}
+
+/// Refuses more sessions than one statement takes.
+fn at_most_a_batch(sessions: &[SessionId]) -> Result<(), StoreError> {
+    match sessions.len() {
+        ..=BATCH => Ok(()),
+        more => Err(StoreError::Rejected(format!("{more} sessions, and {BATCH} are the most at once").into())),
+    }
+}
+
 /// The contract of a store.
 ///
-/// Every verb is one atomic statement on one row (but [`reset_workspace`](Self::reset_workspace)). Implementors write
-/// `async fn`. A future that is dropped leaves the row as it was or as it was to be, never in between.
+/// Every verb is one atomic statement on one row, but those that say otherwise. Implementors write `async fn`. A future
+/// that is dropped leaves a row as it was or as it was to be, never in between.
 ///
 /// * **Revisions** grow with every write of a row and are never reused for a session: a row that was deleted and is
 ///   created again continues above its last revision.
@@ -173,6 +215,41 @@ pub trait BindingStore: Send + Sync + 'static {
 
     /// The order to drop the targets of all rows of a workspace. Says how many rows it changed.
     fn reset_workspace(&self, workspace: WorkspaceId) -> impl Future<Output = Result<u64, StoreError>> + Send;
+
+    /// One chunk of a group repair: writes `current` into rows of the workspace that are *behind* it, and says into how
+    /// many. To be repeated until it says 0.
+    ///
+    /// If `stale` and `current` both have a generation, every row of a smaller generation than `current`'s is behind.
+    /// Else it is every row without a generation that names the agent of `stale`, and not already the agent and address
+    /// of `current`. A row without a target is never behind, nor one that was deleted.
+    ///
+    /// The whole condition holds on the row that is written, at the moment it is written: a row that was retargeted
+    /// meanwhile stays as it was ordered. Each row that is written gets a revision and a `previous` as from
+    /// [`compare_and_swap`](Self::compare_and_swap). Nothing that somebody else is writing is waited for: where rows
+    /// can be locked, a locked one is left out, and rows are locked in the order of their sessions.
+    ///
+    /// `limit` is the most rows to write; above [`BATCH`] it means [`BATCH`]. Repeating a call whose outcome is unknown
+    /// does no harm.
+    fn replace_agent(
+        &self,
+        workspace: WorkspaceId,
+        stale: &Target,
+        current: &Arc<Target>,
+        limit: u64,
+    ) -> impl Future<Output = Result<u64, StoreError>> + Send;
+
+    /// Reads those of at most [`BATCH`] rows that exist, in any order, each once. In one statement.
+    ///
+    /// # Errors
+    ///
+    /// The stores of this crate refuse more sessions ([`StoreError::Rejected`]).
+    fn load_many(&self, sessions: &[SessionId]) -> impl Future<Output = Result<Vec<Binding>, StoreError>> + Send;
+
+    /// Whether anybody but this process may write the rows. A layer over a store that nobody else writes does not read
+    /// rows again in the background.
+    fn shared(&self) -> bool {
+        true
+    }
 }
 
 /// A store whose orders can be part of the caller's own transaction.
@@ -228,6 +305,21 @@ impl<St: BindingStore> BindingStore for Arc<St> {
     fn reset_workspace(&self, workspace: WorkspaceId) -> impl Future<Output = Result<u64, StoreError>> + Send {
         (**self).reset_workspace(workspace)
     }
+    fn replace_agent(
+        &self,
+        workspace: WorkspaceId,
+        stale: &Target,
+        current: &Arc<Target>,
+        limit: u64,
+    ) -> impl Future<Output = Result<u64, StoreError>> + Send {
+        (**self).replace_agent(workspace, stale, current, limit)
+    }
+    fn load_many(&self, sessions: &[SessionId]) -> impl Future<Output = Result<Vec<Binding>, StoreError>> + Send {
+        (**self).load_many(sessions)
+    }
+    fn shared(&self) -> bool {
+        (**self).shared()
+    }
 }
 
 /// The object-safe twin of [`BindingStore`], so that the layer has no type parameter.
@@ -240,6 +332,18 @@ pub(crate) trait ErasedStore: Send + Sync + 'static {
     fn delete(&self, session: SessionId, expected: Option<Revision>) -> BoxFuture<'_, Result<bool, StoreError>>;
     fn inherit(&self, child: SessionId, parent: SessionId) -> BoxFuture<'_, Result<Swap, StoreError>>;
     fn reset_workspace(&self, workspace: WorkspaceId) -> BoxFuture<'_, Result<u64, StoreError>>;
+    #[allow(dead_code)] // for the group repair
+    fn replace_agent<'a>(
+        &'a self,
+        workspace: WorkspaceId,
+        stale: &'a Target,
+        current: &'a Arc<Target>,
+        limit: u64,
+    ) -> BoxFuture<'a, Result<u64, StoreError>>;
+    #[allow(dead_code)] // for the background reading
+    fn load_many<'a>(&'a self, sessions: &'a [SessionId]) -> BoxFuture<'a, Result<Vec<Binding>, StoreError>>;
+    #[allow(dead_code)] // for the background reading
+    fn shared(&self) -> bool;
 }
 
 impl<St: BindingStore> ErasedStore for St {
@@ -266,5 +370,20 @@ impl<St: BindingStore> ErasedStore for St {
     }
     fn reset_workspace(&self, workspace: WorkspaceId) -> BoxFuture<'_, Result<u64, StoreError>> {
         Box::pin(BindingStore::reset_workspace(self, workspace))
+    }
+    fn replace_agent<'a>(
+        &'a self,
+        workspace: WorkspaceId,
+        stale: &'a Target,
+        current: &'a Arc<Target>,
+        limit: u64,
+    ) -> BoxFuture<'a, Result<u64, StoreError>> {
+        Box::pin(BindingStore::replace_agent(self, workspace, stale, current, limit))
+    }
+    fn load_many<'a>(&'a self, sessions: &'a [SessionId]) -> BoxFuture<'a, Result<Vec<Binding>, StoreError>> {
+        Box::pin(BindingStore::load_many(self, sessions))
+    }
+    fn shared(&self) -> bool {
+        BindingStore::shared(self)
     }
 }

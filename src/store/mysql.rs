@@ -6,17 +6,18 @@ mod schema;
 mod statements;
 
 use super::{
-    BindingStore, NewBinding, StoreError, Swap, TransactionalStore,
+    Behind, BindingStore, NewBinding, StoreError, Swap, TransactionalStore, at_most_a_batch, chunk,
     sql::{
         self, DEFAULT_TABLE, Patience, Value, milliseconds_now,
         server::{self, Stage, Table},
     },
 };
-use crate::{Binding, Revision, SessionId, WorkspaceId};
+use crate::{Binding, Revision, SessionId, Target, WorkspaceId};
 use lent::Lent;
-use sqlx::{Connection, MySqlConnection, MySqlPool, SqlStr, mysql::MySqlRow};
-use statements::Statements;
+use sqlx::{Connection, MySqlConnection, MySqlPool, Row, SqlStr, mysql::MySqlRow};
+use statements::{Chosen, Statements};
 use std::{fmt, sync::Arc};
+use uuid::Uuid;
 
 /// A store in a MySQL (8.0.16 or later) or MariaDB (10.6 or later) database, over a pool that the application already
 /// has.
@@ -40,7 +41,9 @@ use std::{fmt, sync::Arc};
 /// needed is not to be guessed from the number of rows that an upsert says it affected.
 ///
 /// [`load`](BindingStore::load), [`delete`](BindingStore::delete) and
-/// [`reset_workspace`](BindingStore::reset_workspace) are one statement without a transaction.
+/// [`reset_workspace`](BindingStore::reset_workspace) and [`load_many`](BindingStore::load_many) are one statement
+/// without a transaction. [`replace_agent`](BindingStore::replace_agent) is a transaction of a read that locks rows, and
+/// one statement that writes them.
 ///
 /// # What the database must be
 ///
@@ -281,6 +284,40 @@ impl MySqlStore {
         }
     }
 
+    /// Runs a statement that reads rows, by itself.
+    async fn read(&self, (sql, values): Statement<'_>) -> Result<Vec<Binding>, StoreError> {
+        let mut lent = self.lend().await?;
+        match sql::query(sql, values).fetch_all(lent.connection()).await {
+            Ok(rows) => {
+                lent.give_back();
+                sql::bindings(rows)
+            }
+            Err(error) => {
+                lent.after(&error);
+                Err(self.failed(Stage::Sent, error))
+            }
+        }
+    }
+
+    /// Writes rows that meet a condition and that nobody else is writing; says how many.
+    async fn write_chosen(
+        &self,
+        chosen: &Chosen,
+        condition: (&[Value<'_>], u64),
+        assigned: &[Value<'_>],
+    ) -> Result<u64, StoreError> {
+        let mut patience = Patience::of_a_verb();
+        loop {
+            match write_chosen(self.lend().await?, chosen, condition, assigned).await {
+                Ok(written) => return Ok(written),
+                Err((stage, error)) if !server::again(&mut patience, &error, failure::undone).await => {
+                    return Err(self.failed(stage, error));
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
     /// Runs writes and a read as one transaction, which is committed if the last of the writes found its row.
     async fn write(&self, writes: &[Statement<'_>], read: Statement<'_>) -> Result<Written, StoreError> {
         let mut patience = Patience::of_a_verb();
@@ -294,6 +331,49 @@ impl MySqlStore {
             }
         }
     }
+}
+
+/// Chooses rows and writes them, in one transaction. Says how many were written. On an error, how far it had come.
+async fn write_chosen(
+    mut lent: Lent,
+    chosen: &Chosen,
+    (condition, limit): (&[Value<'_>], u64),
+    assigned: &[Value<'_>],
+) -> Result<u64, (Stage, sqlx::Error)> {
+    let nothing_written = |error| (Stage::NothingWritten, error);
+    let mut transaction = lent.connection().begin().await.map_err(nothing_written)?;
+    let steps = async |connection: &mut MySqlConnection| {
+        let values = [condition, &[sql::number(limit)]].concat();
+        let rows = sql::query(&chosen.choose, &values).fetch_all(&mut *connection).await?;
+        let rows = rows.iter().map(|row| row.try_get::<Uuid, _>(0)).collect::<Result<Vec<_>, _>>()?;
+        if rows.is_empty() {
+            return Ok(0);
+        }
+        let sessions: Vec<_> = rows.into_iter().map(SessionId::new).collect();
+        let sessions = sql::listed(&sessions);
+        let sql = with_list(&chosen.write, sessions.len());
+        let values = [assigned, condition, &sessions].concat();
+        Ok::<_, sqlx::Error>(sql::query(&sql, &values).execute(connection).await?.rows_affected())
+    };
+    match steps(&mut transaction).await {
+        Ok(written) => {
+            transaction.commit().await.map_err(|error| (Stage::Sent, error))?;
+            lent.give_back();
+            Ok(written)
+        }
+        Err(error) => {
+            // The connection is closed, unless the server takes it from here.
+            if error.as_database_error().is_some() && transaction.rollback().await.is_ok() {
+                lent.give_back();
+            }
+            Err(nothing_written(error))
+        }
+    }
+}
+
+/// A statement that ends in a list.
+fn with_list(sql: &SqlStr, length: usize) -> SqlStr {
+    sql::statement(format!("{}({})", sql.as_str(), vec!["?"; length].join(", ")))
 }
 
 /// A statement, and its values in the order of their places.
@@ -359,18 +439,8 @@ async fn steps(
 
 impl BindingStore for MySqlStore {
     async fn load(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
-        let mut lent = self.lend().await?;
-        let rows = sql::query(&self.table.statements.load, &[session.into()]).fetch_all(lent.connection()).await;
-        match rows {
-            Ok(rows) => {
-                lent.give_back();
-                Ok(sql::bindings(rows)?.into_iter().next())
-            }
-            Err(error) => {
-                lent.after(&error);
-                Err(self.failed(Stage::Sent, error))
-            }
-        }
+        let rows = self.read((&self.table.statements.load, &[session.into()])).await?;
+        Ok(rows.into_iter().next())
     }
 
     async fn create(&self, new: NewBinding) -> Result<Swap, StoreError> {
@@ -420,6 +490,35 @@ impl BindingStore for MySqlStore {
 
     async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<u64, StoreError> {
         self.changed((&self.table.statements.reset_workspace, &[workspace.into()])).await
+    }
+
+    async fn replace_agent(
+        &self,
+        workspace: WorkspaceId,
+        stale: &Target,
+        current: &Arc<Target>,
+        limit: u64,
+    ) -> Result<u64, StoreError> {
+        let Statements { older, of_agent, .. } = &self.table.statements;
+        let [agent, build, generation, address] = sql::place_to_dial(current);
+        let assigned = [agent, agent, address, build, generation, agent];
+        let (workspace, limit) = (workspace.into(), chunk(limit));
+        match Behind::of(stale, current) {
+            Behind::Generation(_) => self.write_chosen(older, (&[workspace, generation], limit), &assigned).await,
+            Behind::Agent(stale) => {
+                let condition = [workspace, Value::Id(Some(stale.into_uuid())), agent, address];
+                self.write_chosen(of_agent, (&condition, limit), &assigned).await
+            }
+        }
+    }
+
+    async fn load_many(&self, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
+        at_most_a_batch(sessions)?;
+        if sessions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let sessions = sql::listed(sessions);
+        self.read((&with_list(&self.table.statements.load_many, sessions.len()), &sessions)).await
     }
 }
 

@@ -11,9 +11,10 @@ use super::{
         server::{self, Stage, Table},
     },
 };
-use crate::{Binding, Revision, SessionId, WorkspaceId};
+use crate::{Binding, Revision, SessionId, Target, WorkspaceId};
 use sqlx::{PgConnection, PgPool, SqlStr};
 use std::{fmt, sync::Arc};
+use uuid::Uuid;
 
 /// A store in a PostgreSQL database, over a pool that the application already has.
 ///
@@ -278,6 +279,15 @@ impl Runs for PostgresStore {
         let once =
             |mut connection: PooledConnection| async move { sql::query(sql, values).execute(&mut *connection).await };
         Ok(self.run(once).await?.rows_affected())
+    }
+
+    async fn rows_of(&self, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
+        let ids: Vec<Uuid> = sessions.iter().map(|session| session.into_uuid()).collect();
+        let (sql, ids) = (&self.table.statements.load_many, &ids);
+        let once = |mut connection: PooledConnection| async move {
+            sqlx::query(sql.clone()).bind(ids).fetch_all(&mut *connection).await
+        };
+        sql::bindings(self.run(once).await?)
     }
 }
 

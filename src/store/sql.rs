@@ -172,6 +172,31 @@ pub(super) fn content(new: &NewBinding) -> [Value<'_>; 5] {
     ]
 }
 
+/// Agent, build, generation, address.
+pub(super) fn place_to_dial(target: &Target) -> [Value<'_>; 4] {
+    [
+        Value::Id(Some(target.agent.into_uuid())),
+        Value::Id(target.build.map(BuildId::into_uuid)),
+        Value::Number(target.generation.map(Generation::get)),
+        Value::Text(target.address.as_deref()),
+    ]
+}
+
+pub(super) fn number<'a>(number: u64) -> Value<'a> {
+    Value::Number(Some(i64::try_from(number).unwrap_or(i64::MAX)))
+}
+
+/// Sessions as the values of a list in a statement, where a parameter cannot be an array. The last one is repeated up to
+/// a power of two, so that lists of every length need few texts, which connections keep prepared.
+#[cfg(any(feature = "sqlite", feature = "mysql"))]
+pub(super) fn listed<'a>(sessions: &[SessionId]) -> Vec<Value<'a>> {
+    let mut values: Vec<Value<'a>> = sessions.iter().map(|session| Value::from(*session)).collect();
+    if let Some(last) = values.last().copied() {
+        values.resize(values.len().next_power_of_two(), last);
+    }
+    values
+}
+
 /// A statement and its values, in the order of the parameters.
 pub(super) fn query<'q, DB>(sql: &SqlStr, values: &[Value<'_>]) -> Query<'q, DB, DB::Arguments>
 where

@@ -10,7 +10,7 @@ use super::{
         one_statement::{self, Runs, Statements, one_statement_a_verb},
     },
 };
-use crate::{Binding, BoxError, Revision, SessionId, WorkspaceId};
+use crate::{Binding, BoxError, Revision, SessionId, Target, WorkspaceId};
 use failure::Place;
 use sqlx::{
     SqlStr, SqliteConnection, SqliteExecutor, SqlitePool,
@@ -404,6 +404,13 @@ impl Runs for SqliteStore {
     async fn changed(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<u64, StoreError> {
         let done = sql::query(sql, values).execute(&self.pool).await.map_err(|error| self.failed(error))?;
         Ok(done.rows_affected())
+    }
+
+    async fn rows_of(&self, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
+        let values = sql::listed(sessions);
+        let places = (1..=values.len()).map(|number| format!("?{number}")).collect::<Vec<_>>().join(", ");
+        let sql = sql::statement(format!("{} ({places})", self.table.statements.load_many.as_str()));
+        self.rows(&sql, &values).await
     }
 }
 

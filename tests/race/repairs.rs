@@ -343,6 +343,21 @@ impl BindingStore for Rival {
     async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<u64, StoreError> {
         self.store.reset_workspace(workspace).await
     }
+    async fn replace_agent(
+        &self,
+        workspace: WorkspaceId,
+        stale: &Target,
+        current: &Arc<Target>,
+        limit: u64,
+    ) -> Result<u64, StoreError> {
+        self.store.replace_agent(workspace, stale, current, limit).await
+    }
+    async fn load_many(&self, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
+        self.store.load_many(sessions).await
+    }
+    fn shared(&self) -> bool {
+        self.store.shared()
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -595,6 +595,7 @@ mod transactions {
             sent(store.delete(session(1), None));
             sent(store.inherit(session(1), session(2)));
             sent(store.reset_workspace(workspace(1)));
+            sent(store.load_many(&[]));
             sent(store.retarget_in(connection, session(1), workspace(1)));
         }
     }
@@ -621,7 +622,8 @@ mod lost {
 
     #[tokio::test]
     async fn a_connection_that_ends_in_the_middle_leaves_the_row_old_or_new() {
-        for verb in verbs::Verb::ALL {
+        // A group repair waits for nobody.
+        for verb in verbs::Verb::ALL.into_iter().filter(|verb| *verb != verbs::Verb::Replace) {
             let Some(case) = Case::new(1).await else { return };
             let neighbour = case.neighbour(2);
             let _ = neighbour.create(new(0, 0, Some(target(7)))).await.unwrap();

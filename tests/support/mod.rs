@@ -480,6 +480,21 @@ impl<St: BindingStore> BindingStore for Tap<St> {
     async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<u64, StoreError> {
         self.statement(true, self.store.reset_workspace(workspace)).await
     }
+    async fn replace_agent(
+        &self,
+        workspace: WorkspaceId,
+        stale: &Target,
+        current: &Arc<Target>,
+        limit: u64,
+    ) -> Result<u64, StoreError> {
+        self.statement(true, self.store.replace_agent(workspace, stale, current, limit)).await
+    }
+    async fn load_many(&self, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
+        self.statement(false, self.store.load_many(sessions)).await
+    }
+    fn shared(&self) -> bool {
+        self.store.shared()
+    }
 }
 
 /// A transaction on the memory store: nobody sees what was ordered in it before it is committed.

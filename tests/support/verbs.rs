@@ -48,7 +48,7 @@ pub(crate) async fn until<F: Future>(drop: Drop, future: F) -> Option<F::Output>
     Until { future: Box::pin(future), left, drop }.await
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Verb {
     Create,
     Swap,
@@ -57,18 +57,27 @@ pub(crate) enum Verb {
     Delete,
     Inherit,
     Reset,
+    Replace,
 }
 
 impl Verb {
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Create, Self::Swap, Self::Retarget, Self::Unbind, Self::Delete, Self::Inherit, Self::Reset];
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Create,
+        Self::Swap,
+        Self::Retarget,
+        Self::Unbind,
+        Self::Delete,
+        Self::Inherit,
+        Self::Reset,
+        Self::Replace,
+    ];
 
     /// The row that it works on, before and after.
     pub(crate) fn rows(self, s: u128) -> (Option<Binding>, Option<Binding>) {
         let bound = Some(row(s, s, Some(target(1)), 1, None));
         match self {
             Self::Create => (None, bound),
-            Self::Swap => (bound, Some(row(s, s, Some(target(2)), 2, previous(1)))),
+            Self::Swap | Self::Replace => (bound, Some(row(s, s, Some(target(2)), 2, previous(1)))),
             Self::Retarget => (bound, Some(row(s, 0, None, 2, previous(1)))),
             Self::Unbind | Self::Reset => (bound, Some(row(s, s, None, 2, previous(1)))),
             Self::Delete => (bound, None),
@@ -85,6 +94,7 @@ impl Verb {
             Self::Delete => drop(store.delete(session(s), None).await?),
             Self::Inherit => drop(store.inherit(session(s), session(0)).await?),
             Self::Reset => drop(store.reset_workspace(workspace(s)).await?),
+            Self::Replace => drop(store.replace_agent(workspace(s), &target(1), &target(2), 10).await?),
         }
         Ok(())
     }

@@ -31,6 +31,25 @@ pub(super) struct Statements {
     pub(super) inherit: SqlStr,
     /// Workspace.
     pub(super) reset_workspace: SqlStr,
+    /// Which rows are of an earlier generation.
+    pub(super) older: Chosen,
+    /// Which rows are of the stale agent.
+    pub(super) of_agent: Chosen,
+    /// A list of sessions has to follow.
+    pub(super) load_many: SqlStr,
+}
+
+/// A write to rows that are chosen first, in the same transaction.
+///
+/// MySQL has no single statement for it: an UPDATE with a LIMIT waits for rows that others have locked, one with a
+/// subquery reads the whole table, and in one that joins the rows to be written nobody promises the order of the
+/// assignments.
+pub(super) struct Chosen {
+    /// The values of the condition, and how many rows at most. Locks what it finds in the order of the keys, and leaves out
+    /// what is locked.
+    pub(super) choose: SqlStr,
+    /// What is assigned, and the values of the condition again. A list of sessions has to follow.
+    pub(super) write: SqlStr,
 }
 
 impl Statements {
@@ -50,6 +69,17 @@ impl Statements {
         let keep = |column: &str| format!("{column} = CASE WHEN workspace <=> ? THEN {column} END");
         let (keep_address, keep_build, keep_generation, keep_agent) =
             (keep("address"), keep("build"), keep("generation"), keep("agent"));
+        // Not through the primary key: with an ORDER BY and a LIMIT it looks good to the database, which then locks every
+        // row on the way. But the writing is through nothing else, or it would wait for rows that were left out.
+        let chosen = |condition: &str, set: &str| Chosen {
+            choose: statement(format!(
+                "SELECT session FROM {t} IGNORE INDEX (PRIMARY) WHERE {condition}
+                 ORDER BY session LIMIT ? FOR UPDATE SKIP LOCKED"
+            )),
+            write: statement(format!("UPDATE {t} FORCE INDEX (PRIMARY) SET {set} WHERE {condition} AND session IN ")),
+        };
+        let replace =
+            format!("{other_agent}, address = ?, build = ?, generation = ?, agent = ?, revision = revision + 1");
         let drop_target = format!("{no_agent}, address = NULL, build = NULL, generation = NULL, agent = NULL");
 
         Self {
@@ -93,6 +123,12 @@ impl Statements {
             reset_workspace: statement(format!(
                 "UPDATE {t} SET {drop_target}, revision = revision + 1 WHERE workspace = ?"
             )),
+            older: chosen("workspace = ? AND generation < ?", &replace),
+            of_agent: chosen(
+                "workspace = ? AND agent = ? AND generation IS NULL AND NOT (agent = ? AND address <=> ?)",
+                &replace,
+            ),
+            load_many: statement(format!("SELECT {READ} FROM {t} WHERE workspace IS NOT NULL AND session IN ")),
         }
     }
 }

@@ -31,7 +31,8 @@ CREATE TABLE IF NOT EXISTS "agent_bindings" (
     CHECK ((workspace IS NULL) = (deleted_at IS NOT NULL))
 );
 
-CREATE INDEX IF NOT EXISTS "agent_bindings_workspace" ON "agent_bindings" (workspace) WHERE workspace IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "agent_bindings_workspace" ON "agent_bindings" (workspace, session)
+    WHERE workspace IS NOT NULL;
 
 -- One row. New rows of the other table start above the floor: once it is raised, deleted rows below it may go.
 CREATE TABLE IF NOT EXISTS "agent_bindings_meta" (

@@ -1,10 +1,10 @@
 //! The verbs where an upsert can be conditional and every write returns its row: one statement each, the same text for
 //! SQLite and PostgreSQL.
 
-use super::{READ, Value, content, milliseconds_now, statement};
+use super::{READ, Value, content, milliseconds_now, number, place_to_dial, statement};
 use crate::{
-    Binding, Revision, SessionId, WorkspaceId,
-    store::{NewBinding, StoreError, Swap},
+    Binding, Revision, SessionId, Target, WorkspaceId,
+    store::{Behind, NewBinding, StoreError, Swap, at_most_a_batch, chunk},
 };
 use sqlx::SqlStr;
 
@@ -29,27 +29,44 @@ pub(in crate::store) struct Statements {
     pair: SqlStr,
     /// `$1` the workspace.
     reset_workspace: SqlStr,
+    /// `$1` the workspace, `$2` to `$5` the target, `$6` how many rows at most.
+    replace_older: SqlStr,
+    /// The same, and `$7` the stale agent.
+    replace_agent: SqlStr,
+    /// Where a parameter can be an array, `$1` the sessions; else a list of them has to follow.
+    pub(in crate::store) load_many: SqlStr,
 }
 
 impl Statements {
-    /// Where one writer at a time has the whole database.
+    /// Where one writer at a time has the whole database, and a parameter is one value.
     #[cfg(feature = "sqlite")]
     pub(in crate::store) fn for_table(table: &str) -> Self {
-        Self::new(table, "")
+        let t = format!("\"{table}\"");
+        let some = |rows: &str| format!("session IN (SELECT session FROM {t} WHERE {rows} ORDER BY session LIMIT $6)");
+        Self::new(table, "", &some, "session IN ")
     }
 
-    /// Where writers lock rows. What locks many does it in the order of their keys: two that meet from opposite ends would
-    /// wait for each other until the database undoes one of them, in PostgreSQL for a second. The other statements lock
-    /// one row, and have nothing to put in order.
+    /// Where writers lock rows, and a parameter can be an array. What locks many rows does it in the order of their keys:
+    /// two that meet from opposite ends would wait for each other until the database undoes one of them, in PostgreSQL
+    /// for a second. The other statements lock one row, and have nothing to put in order.
     #[cfg(feature = "postgres")]
     pub(in crate::store) fn for_table_with_row_locks(table: &str) -> Self {
-        let in_order = format!(
-            "AND session IN (SELECT session FROM \"{table}\" WHERE workspace = $1 ORDER BY session FOR UPDATE)"
-        );
-        Self::new(table, &in_order)
+        let t = format!("\"{table}\"");
+        let in_order =
+            format!("AND session IN (SELECT session FROM {t} WHERE workspace = $1 ORDER BY session FOR UPDATE)");
+        // As an array it is made once, before the first row is written. A plain IN may be run again for each row, and
+        // then finds other rows to lock.
+        let some = |rows: &str| {
+            format!(
+                "session = ANY (ARRAY(
+                     SELECT session FROM {t} WHERE {rows} ORDER BY session LIMIT $6 FOR UPDATE SKIP LOCKED))"
+            )
+        };
+        Self::new(table, &in_order, &some, "session = ANY ($1)")
     }
 
-    fn new(table: &str, in_order: &str) -> Self {
+    /// `some` says of at most `$6` rows that they meet a condition, and that nobody else is writing them.
+    fn new(table: &str, in_order: &str, some: &dyn Fn(&str) -> String, of_sessions: &str) -> Self {
         let t = format!("\"{table}\"");
         // NULL, which the table refuses, if the row that holds the floor was lost: nothing may start below it.
         let first_revision = format!("(SELECT revision_floor FROM \"{table}_meta\") + 1");
@@ -65,6 +82,16 @@ impl Statements {
         let other_agent = remember("$3 IS DISTINCT FROM agent");
         let other_workspace = remember(&format!("{t}.workspace IS DISTINCT FROM excluded.workspace"));
         let no_agent = remember("TRUE");
+        // The condition twice: a row may have changed between being found and being written.
+        let replace = |behind: &str| {
+            format!(
+                "UPDATE {t} SET {},
+                     agent = $2, build = $3, generation = $4, address = $5, revision = revision + 1
+                 WHERE {} AND {behind}",
+                remember("$2 IS DISTINCT FROM agent"),
+                some(behind)
+            )
+        };
         let keep = |column: &str| {
             format!("{column} = CASE WHEN {t}.workspace IS NOT DISTINCT FROM excluded.workspace THEN {t}.{column} END")
         };
@@ -127,12 +154,18 @@ impl Statements {
                      agent = NULL, build = NULL, generation = NULL, address = NULL, revision = revision + 1
                  WHERE workspace = $1 {in_order}"
             )),
+            replace_older: statement(replace("workspace = $1 AND generation < $4")),
+            replace_agent: statement(replace(
+                "workspace = $1 AND agent = $7 AND generation IS NULL
+                     AND NOT (agent = $2 AND address IS NOT DISTINCT FROM $5)",
+            )),
+            load_many: statement(format!("SELECT {READ} FROM {t} WHERE workspace IS NOT NULL AND {of_sessions}")),
         }
     }
 
     /// All of them, for a check.
     #[cfg(feature = "sqlite")]
-    pub(in crate::store) fn all(&self) -> [&SqlStr; 9] {
+    pub(in crate::store) fn all(&self) -> [&SqlStr; 11] {
         [
             &self.load,
             &self.create,
@@ -143,6 +176,8 @@ impl Statements {
             &self.inherit,
             &self.pair,
             &self.reset_workspace,
+            &self.replace_older,
+            &self.replace_agent,
         ]
     }
 
@@ -166,6 +201,9 @@ pub(in crate::store) trait Runs: Sync {
 
     /// Runs a statement to its end, and says how many rows it changed.
     fn changed(&self, sql: &SqlStr, values: &[Value<'_>]) -> impl Future<Output = Result<u64, StoreError>> + Send;
+
+    /// Runs [`Statements::load_many`] for these sessions, of which there is at least one.
+    fn rows_of(&self, sessions: &[SessionId]) -> impl Future<Output = Result<Vec<Binding>, StoreError>> + Send;
 }
 
 /// Of a statement without a condition: it writes, or it fails.
@@ -255,6 +293,30 @@ pub(in crate::store) async fn reset_workspace(db: &impl Runs, workspace: Workspa
     db.changed(&db.statements().reset_workspace, &[workspace.into()]).await
 }
 
+pub(in crate::store) async fn replace_agent(
+    db: &impl Runs,
+    workspace: WorkspaceId,
+    stale: &Target,
+    current: &Target,
+    limit: u64,
+) -> Result<u64, StoreError> {
+    let [agent, build, generation, address] = place_to_dial(current);
+    let values = [workspace.into(), agent, build, generation, address, number(chunk(limit))];
+    match Behind::of(stale, current) {
+        Behind::Generation(_) => db.changed(&db.statements().replace_older, &values).await,
+        Behind::Agent(stale) => {
+            let [workspace, agent, build, generation, address, limit] = values;
+            let values = [workspace, agent, build, generation, address, limit, Value::Id(Some(stale.into_uuid()))];
+            db.changed(&db.statements().replace_agent, &values).await
+        }
+    }
+}
+
+pub(in crate::store) async fn load_many(db: &impl Runs, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
+    at_most_a_batch(sessions)?;
+    if sessions.is_empty() { Ok(Vec::new()) } else { db.rows_of(sessions).await }
+}
+
 /// [`BindingStore`](crate::store::BindingStore) for a store that [`Runs`] the statements.
 macro_rules! one_statement_a_verb {
     ($Store:ty) => {
@@ -282,6 +344,18 @@ macro_rules! one_statement_a_verb {
             }
             async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<u64, StoreError> {
                 one_statement::reset_workspace(self, workspace).await
+            }
+            async fn replace_agent(
+                &self,
+                workspace: WorkspaceId,
+                stale: &Target,
+                current: &Arc<Target>,
+                limit: u64,
+            ) -> Result<u64, StoreError> {
+                one_statement::replace_agent(self, workspace, stale, current, limit).await
+            }
+            async fn load_many(&self, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
+                one_statement::load_many(self, sessions).await
             }
         }
     };

@@ -108,6 +108,11 @@ async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     panic!("waited too long until {what}");
 }
 
+#[path = "group_repair.rs"]
+mod group_repair;
+#[path = "statements.rs"]
+mod statements;
+
 mod set_up {
     use super::*;
 

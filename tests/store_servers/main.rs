@@ -10,6 +10,7 @@ mod mysql;
 mod postgres;
 #[path = "../support/rows.rs"]
 mod rows;
+mod sent;
 #[path = "../support/servers.rs"]
 mod servers;
 #[path = "../support/verbs.rs"]

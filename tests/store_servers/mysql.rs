@@ -1,7 +1,8 @@
 //! MySQL and MariaDB.
 
 mod engine {
-    use crate::servers;
+    use crate::{rows::*, servers};
+    use sqlx::{AssertSqlSafe, Row};
     pub(super) use sqlx::{
         MySqlConnection as Connection, MySqlPool as Pool,
         mysql::{MySqlConnectOptions as Options, MySqlPoolOptions as PoolOptions},
@@ -20,6 +21,42 @@ mod engine {
     pub(super) const WHO_AM_I: &str = "SELECT CAST(CONNECTION_ID() AS SIGNED)";
     pub(super) const NO_TABLE: &str = "Table 'test.{}' doesn't exist";
     pub(super) const LOGIN: (&str, &str) = ("CREATE USER {}@localhost IDENTIFIED BY 'guest'", "{}@localhost");
+
+    pub(super) const ISOLATION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL {}";
+    pub(super) const LITERAL: &str = "UNHEX('{}')";
+    pub(super) const SOME_ROWS: &[&str] = &["BEGIN", "SELECT", "UPDATE", "COMMIT"];
+    pub(super) const NO_ROWS: &[&str] = &["BEGIN", "SELECT", "COMMIT"];
+
+    pub(super) const MANY_ROWS: &str = "WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n WHERE i < 499)
+        SELECT UNHEX(MD5(CONCAT(session, i))), workspace, agent, generation, 1 FROM T , n";
+    pub(super) const ANALYZE: &str = "ANALYZE TABLE T";
+
+    pub(super) async fn check_plan_of_a_chunk(pool: &Pool, table: &str, sent: Vec<String>) {
+        let [_, choose, write, _] = &sent[..] else { panic!("{sent:?}") };
+        let (to, target) = (workspace(3).into_uuid(), target(3));
+        let generation = target.generation.map(|generation| generation.get());
+        let choose = sqlx::query(AssertSqlSafe(format!("EXPLAIN {choose}")));
+        let choose = choose.bind(to).bind(generation).bind(5);
+        let agent = target.agent.into_uuid();
+        let write = sqlx::query(AssertSqlSafe(format!("EXPLAIN {write}")))
+            .bind(agent)
+            .bind(agent)
+            .bind(target.address.as_deref())
+            .bind(target.build.map(|build| build.into_uuid()))
+            .bind(generation)
+            .bind(agent)
+            .bind(to)
+            .bind(generation);
+        let write = (0..8).fold(write, |write, s| write.bind(session(s).into_uuid()));
+        for (query, kind, key) in
+            [(choose, "ref", format!("{table}_workspace")), (write, "range", "PRIMARY".to_owned())]
+        {
+            let step = query.fetch_one(pool).await.unwrap();
+            let text = |column: &str| step.get::<Option<String>, _>(column).unwrap_or_default();
+            assert_eq!((text("type"), text("key")), (kind.to_owned(), key));
+            assert!(!text("Extra").contains("filesort"), "{}", text("Extra"));
+        }
+    }
 
     pub(super) fn options() -> Option<Options> {
         Some(servers::url("TEST_MYSQL_URL")?.parse().unwrap())

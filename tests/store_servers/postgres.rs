@@ -1,7 +1,8 @@
 //! PostgreSQL.
 
 mod engine {
-    use crate::servers;
+    use crate::{rows::*, servers};
+    use sqlx::{AssertSqlSafe, Row};
     pub(super) use sqlx::{
         PgConnection as Connection, PgPool as Pool,
         postgres::{PgConnectOptions as Options, PgPoolOptions as PoolOptions},
@@ -24,6 +25,36 @@ mod engine {
     pub(super) const NO_TABLE: &str = "relation \"{}\" does not exist";
     /// A login without any right, and how it is called.
     pub(super) const LOGIN: (&str, &str) = ("CREATE ROLE {} LOGIN PASSWORD 'guest'", "{}");
+
+    pub(super) const ISOLATION: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL {}";
+    /// An id in a statement, from its digits.
+    pub(super) const LITERAL: &str = "CAST('{}' AS UUID)";
+    /// What a verb on some rows is, if it finds any, and if it finds none.
+    pub(super) const SOME_ROWS: &[&str] = &["UPDATE"];
+    pub(super) const NO_ROWS: &[&str] = &["UPDATE"];
+
+    /// 499 more of each row.
+    pub(super) const MANY_ROWS: &str =
+        "SELECT gen_random_uuid(), workspace, agent, generation, 1 FROM T , generate_series(1, 499)";
+    pub(super) const ANALYZE: &str = "ANALYZE T";
+
+    pub(super) async fn check_plan_of_a_chunk(pool: &Pool, table: &str, sent: Vec<String>) {
+        let [update] = &sent[..] else { panic!("{sent:?}") };
+        let (to, target) = (workspace(3).into_uuid(), target(3));
+        let plan = sqlx::query(AssertSqlSafe(format!("EXPLAIN (COSTS OFF) {update}")))
+            .bind(to)
+            .bind(target.agent.into_uuid())
+            .bind(target.build.map(|build| build.into_uuid()))
+            .bind(target.generation.map(|generation| generation.get()))
+            .bind(target.address.as_deref())
+            .bind(5_i64);
+        let plan: Vec<String> = plan.fetch_all(pool).await.unwrap().iter().map(|line| line.get(0)).collect();
+        // An InitPlan is run once, a SubPlan for each row.
+        let steps = |step: &str| plan.iter().filter(|line| line.contains(step)).count();
+        let found = (steps("InitPlan"), steps("LockRows"), steps(&format!("Index Scan using {table}_workspace ")));
+        assert_eq!(found, (1, 1, 2), "{plan:#?}");
+        assert_eq!((steps("SubPlan"), steps("Sort"), steps("Seq Scan")), (0, 0, 0), "{plan:#?}");
+    }
 
     pub(super) fn options() -> Option<Options> {
         Some(servers::url("TEST_POSTGRES_URL")?.parse().unwrap())

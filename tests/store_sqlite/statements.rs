@@ -4,9 +4,17 @@ use super::*;
 use libsqlite3_sys::{SQLITE_TRACE_STMT, sqlite3_trace_v2};
 use std::{
     ffi::{CStr, c_char, c_int, c_uint, c_void},
-    sync::Mutex,
+    sync::{Arc, Mutex},
 };
-use tower_bound_agent::store::{BindingStore, Swap};
+use tower_bound_agent::{
+    Target,
+    store::{BindingStore, Swap},
+};
+
+/// A target without a generation.
+fn bare(generation: i64) -> Arc<Target> {
+    Arc::new(Target::new(target(generation).agent))
+}
 
 /// What SQLite has begun to run on the one connection of the store.
 struct Trace {
@@ -86,6 +94,14 @@ async fn a_verb_is_one_statement_and_a_conflict_one_more() {
     assert_eq!(trace.begun(), ["UPDATE"]);
     assert_eq!(store.reset_workspace(workspace(1)).await.unwrap(), 2);
     assert_eq!(trace.begun(), ["UPDATE"]);
+    for (target, current, chunk) in [(target(1), target(2), "of a generation"), (bare(1), bare(2), "of an agent")] {
+        let _ = store.replace_agent(workspace(1), &target, &current, 5).await.unwrap();
+        assert_eq!(trace.begun(), ["UPDATE"], "{chunk}");
+    }
+    assert_eq!(store.load_many(&[session(1), session(3), session(9)]).await.unwrap().len(), 2);
+    assert_eq!(trace.begun(), ["SELECT"]);
+    assert_eq!(store.load_many(&[]).await.unwrap(), []);
+    assert_eq!(trace.begun(), [""; 0]);
     assert!(!store.delete(session(1), Some(at(1))).await.unwrap());
     assert_eq!(trace.begun(), ["UPDATE"]);
     assert!(store.delete(session(1), None).await.unwrap());
@@ -115,4 +131,10 @@ async fn the_primary_key_and_the_index_are_used() {
     assert_eq!(load.await, "SEARCH agent_bindings USING PRIMARY KEY (session=?)");
     let reset = plan("EXPLAIN QUERY PLAN UPDATE agent_bindings SET agent = NULL WHERE workspace = ?1");
     assert_eq!(reset.await, "SEARCH agent_bindings USING INDEX agent_bindings_workspace (workspace=?)");
+    // The index ends in the key: nothing is left to sort.
+    let chunk = plan(
+        "EXPLAIN QUERY PLAN SELECT session FROM agent_bindings WHERE workspace = ?1 AND generation < ?2
+         ORDER BY session LIMIT ?3",
+    );
+    assert_eq!(chunk.await, "SEARCH agent_bindings USING INDEX agent_bindings_workspace (workspace=?)");
 }

@@ -1,0 +1,166 @@
+//! Group repairs against what others do to the same rows.
+
+use super::*;
+use std::future::Future;
+
+const LEVELS: [&str; 3] = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"];
+
+impl Case {
+    /// The same table over connections of this isolation level.
+    fn at(&self, isolation: &str, connections: u32) -> Store {
+        let set = ISOLATION.replace("{}", isolation);
+        let pool = PoolOptions::new().max_connections(connections).acquire_timeout(Duration::from_secs(20));
+        let pool = pool.after_connect(move |connection, _| {
+            let set = AssertSqlSafe(set.clone());
+            Box::pin(async move { sqlx::raw_sql(set).execute(connection).await.map(|_| ()) })
+        });
+        self.over(pool.connect_lazy_with(self.options.clone()))
+    }
+}
+
+/// That it waits for nobody: a lock would be held for as long as it waits.
+async fn at_once<T>(verb: impl Future<Output = Result<T, StoreError>>) -> T {
+    tokio::time::timeout(Duration::from_secs(10), verb).await.expect("it waits for somebody").unwrap()
+}
+
+#[tokio::test]
+async fn does_not_wait_for_a_retarget_that_is_under_way_and_does_not_undo_it() {
+    for level in LEVELS {
+        for commit in [false, true] {
+            let Some(case) = Case::new(1).await else { return };
+            let repairer = case.at(level, 1);
+            for s in 1..=3 {
+                let _ = case.store.create(new(s, 1, Some(target(1)))).await.unwrap();
+            }
+            let mut order = case.store.pool().begin().await.unwrap();
+            let ordered = case.store.retarget_in(&mut order, session(2), workspace(2)).await.unwrap();
+            let chunk = async || at_once(repairer.replace_agent(workspace(1), &target(1), &target(2), 10)).await;
+            assert_eq!(chunk().await, 2, "{level}: all but the one that is locked");
+            assert_eq!(chunk().await, 0);
+            if commit {
+                order.commit().await.unwrap();
+            } else {
+                order.rollback().await.unwrap();
+            }
+            assert_eq!(chunk().await, u64::from(!commit));
+            let repaired = |s| Some(row(s, 1, Some(target(2)), 2, previous(1)));
+            assert_eq!(case.store.load(session(1)).await.unwrap(), repaired(1));
+            let second = if commit { Some(ordered) } else { repaired(2) };
+            assert_eq!(case.store.load(session(2)).await.unwrap(), second, "{level}");
+            assert_eq!(case.store.load(session(3)).await.unwrap(), repaired(3));
+        }
+    }
+}
+
+/// The orders commit while repairs of the same rows are under way, one generation after the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_order_that_commits_in_between_is_undone() {
+    const ROWS: u128 = 60;
+    for level in LEVELS {
+        let Some(case) = Case::new(1).await else { return };
+        for s in 0..ROWS {
+            let _ = case.store.create(new(s, 1, Some(target(1)))).await.unwrap();
+        }
+        let orders: Vec<_> = (0..2)
+            .map(|task| {
+                let store = case.neighbour(1);
+                tokio::spawn(async move {
+                    let mut ordered = Vec::new();
+                    for s in (task..ROWS).step_by(2) {
+                        ordered.push(store.retarget(session(s * 7 % ROWS), workspace(2)).await.unwrap());
+                    }
+                    ordered
+                })
+            })
+            .collect();
+        let repairs: Vec<_> = (0..2)
+            .map(|_| {
+                let store = case.at(level, 1);
+                tokio::spawn(async move {
+                    let mut written = 0;
+                    for generation in 2.. {
+                        let (stale, current) = (target(generation - 1), target(generation));
+                        written += at_once(store.replace_agent(workspace(1), &stale, &current, 7)).await;
+                        let left = store.load_many(&(0..ROWS).map(session).collect::<Vec<_>>()).await.unwrap();
+                        if left.iter().all(|row| row.workspace == workspace(2)) {
+                            break;
+                        }
+                    }
+                    written
+                })
+            })
+            .collect();
+        let (mut ordered, mut written) = (Vec::new(), 0);
+        for order in orders {
+            ordered.append(&mut order.await.unwrap());
+        }
+        for repair in repairs {
+            written += repair.await.unwrap();
+        }
+        for row in &ordered {
+            assert_eq!((row.workspace, &row.target), (workspace(2), &None));
+            assert_eq!(case.store.load(row.session).await.unwrap().as_ref(), Some(row), "{level}: undone");
+        }
+        let raised: i64 = ordered.iter().map(|row| row.revision.get() - 2).sum();
+        assert_eq!(raised, written as i64, "{level}: what was written is what was said");
+    }
+}
+
+/// Two repairs, and somebody who locks the rows from the other end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn twins_and_a_caller_who_goes_backwards_meet_no_deadlock_and_repair_each_row_once() {
+    const ROWS: u128 = 50;
+    for level in LEVELS {
+        for _ in 0..3 {
+            let Some(case) = Case::new(1).await else { return };
+            for s in 0..ROWS {
+                let _ = case.store.create(new(s, 1, Some(target(1)))).await.unwrap();
+            }
+            // At the level at which a caller's transaction may lock what others have changed meanwhile.
+            let caller = case.at("READ COMMITTED", 1);
+            let locks: Vec<_> = (0..ROWS)
+                .rev()
+                .map(|s| {
+                    let id = session(s).into_uuid().simple().to_string();
+                    case.sql(&format!(
+                        "SELECT revision FROM T WHERE session = {} FOR UPDATE",
+                        LITERAL.replace("{}", &id)
+                    ))
+                })
+                .collect();
+            let backwards = tokio::spawn(async move {
+                let mut transaction = caller.pool().begin().await.unwrap();
+                for lock in locks {
+                    sqlx::raw_sql(lock).execute(&mut *transaction).await.unwrap();
+                }
+                transaction.commit().await.unwrap();
+            });
+            let repairs: Vec<_> = (0..2)
+                .map(|_| {
+                    let store = case.at(level, 1);
+                    tokio::spawn(async move {
+                        let mut written = 0;
+                        // Until there is nothing left, and not only nothing that is free.
+                        loop {
+                            written += at_once(store.replace_agent(workspace(1), &target(1), &target(2), 9)).await;
+                            let rows = store.load_many(&(0..ROWS).map(session).collect::<Vec<_>>()).await.unwrap();
+                            if rows.iter().all(|row| row.target.as_deref() == Some(&*target(2))) {
+                                return written;
+                            }
+                        }
+                    })
+                })
+                .collect();
+            backwards.await.unwrap();
+            let mut written = 0;
+            for repair in repairs {
+                written += repair.await.unwrap();
+            }
+            assert_eq!(written, ROWS as u64);
+            for s in 0..ROWS {
+                let expected = row(s, 1, Some(target(2)), 2, previous(1));
+                assert_eq!(case.store.load(session(s)).await.unwrap(), Some(expected), "{level}: not exactly once");
+            }
+        }
+    }
+}

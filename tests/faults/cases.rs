@@ -1,0 +1,97 @@
+//! The tests, compiled for each database.
+
+use super::engine::*;
+use crate::{own_server::OwnServer, scene::*, support::*};
+use futures_util::future::join_all;
+use std::{collections::BTreeMap, sync::Arc};
+use tokio::time::Duration;
+use tower_bound_agent::{
+    Binding, BoundAgentBuilder, BoundAgentLayer, SessionId, Target, WorkspaceId,
+    store::{BindingStore, Swap},
+};
+
+#[path = "frozen.rs"]
+mod frozen;
+#[path = "killed.rs"]
+mod killed;
+
+/// A server with a table, and a world whose agents answer after a millisecond.
+struct Case {
+    server: OwnServer,
+    world: World,
+    /// Of the test itself.
+    reader: Store,
+}
+
+impl Case {
+    /// `None` where there is no server.
+    async fn new() -> Option<Self> {
+        let server = OwnServer::start(KIND)?;
+        let reader = Store::new(pool(&options(server.folder())));
+        until_true("the server takes connections", async || reader.pool().acquire().await.is_ok()).await;
+        reader.set_up().await.unwrap();
+        Some(Self { server, world: World::new(), reader })
+    }
+
+    fn options(&self) -> Options {
+        options(self.server.folder())
+    }
+
+    /// A layer over a store, with a long delay, so that a busy machine is not taken for a slow agent.
+    fn builder(&self, store: &Tap<Store>) -> BoundAgentBuilder {
+        BoundAgentLayer::builder(store.clone(), self.world.resolver()).validation_delay(Duration::from_secs(1))
+    }
+
+    /// A workspace whose agent takes a moment, with bound and cached sessions.
+    async fn workspace(&self, layer: &BoundAgentLayer, sessions: usize) -> Workspace {
+        let (id, target) = self.world.workspace();
+        self.world.does(&target, Does::Answer(ms(1)));
+        let mut all = Vec::new();
+        for _ in 0..sessions {
+            all.push(self.world.bind(layer, id).await);
+        }
+        Workspace { id, target, sessions: all }
+    }
+
+    /// The workspace has another agent by now, and the old one does as told from now on.
+    fn rebuild(&self, workspace: &Workspace, old_does: Does) -> Target {
+        let new = self.world.agent(workspace.target.generation.map(|generation| generation.get() + 1));
+        self.world.does(&new, Does::Answer(ms(1)));
+        // In this order, so that nobody finds the old one dead and is told that it is the one.
+        self.world.runs(workspace.id, &new);
+        self.world.does(&workspace.target, old_does);
+        new
+    }
+
+    async fn rows(&self, sessions: &[SessionId]) -> BTreeMap<SessionId, Binding> {
+        let rows = self.reader.load_many(sessions).await.unwrap();
+        rows.into_iter().map(|row| (row.session, row)).collect()
+    }
+
+    /// Each of these rows names the new agent, and was written once since then.
+    async fn each_was_written_once(&self, before: &BTreeMap<SessionId, Binding>, workspace: &Workspace, new: &Target) {
+        let after = self.rows(&workspace.sessions).await;
+        for session in &workspace.sessions {
+            let (before, after) = (&before[session], &after[session]);
+            assert_eq!((after.workspace, after.target.as_deref()), (workspace.id, Some(new)));
+            assert_eq!(after.revision.get(), before.revision.get() + 1);
+            assert_eq!(after.previous.map(|previous| previous.agent), Some(workspace.target.agent));
+        }
+    }
+}
+
+/// A workspace, its agent as the rows have it, and its sessions.
+struct Workspace {
+    id: WorkspaceId,
+    target: Target,
+    sessions: Vec<SessionId>,
+}
+
+/// That does not wait for long.
+fn pool_options() -> PoolOptions {
+    PoolOptions::new().max_connections(10).acquire_timeout(Duration::from_secs(1))
+}
+
+fn pool(options: &Options) -> Pool {
+    pool_options().connect_lazy_with(options.clone())
+}

@@ -1,0 +1,214 @@
+//! The server stops answering, takes what it is sent all the same, and goes on later.
+
+use super::*;
+use tokio::time::{Instant, sleep_until};
+use tower_bound_agent::{
+    Bindings, Error, ErrorKind, Revision,
+    store::{NewBinding, StoreError},
+};
+
+/// How a pool and a layer wait.
+#[derive(Clone, Copy)]
+struct Waits {
+    /// The pool asks a connection whether it is alive before it lends it: then nothing is ever sent to a frozen server.
+    asks_first: bool,
+    acquire: Duration,
+    store: Duration,
+}
+
+/// Between a wait that is due and what follows it, on a busy machine.
+const SLACK: Duration = Duration::from_secs(2);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_do_not_notice_that_the_server_is_frozen_and_what_was_asked_of_it_is_done_once_or_not_at_all() {
+    let Some(mut case) = Case::new().await else { return };
+    let cautious = Waits { asks_first: true, acquire: ms(1000), store: ms(2000) };
+    let rash = Waits { asks_first: false, acquire: ms(5000), store: ms(1500) };
+    let (cautious, rash) = (Side::new(&case, cautious).await, Side::new(&case, rash).await);
+    let before = case.world.counts();
+
+    case.server.freeze();
+    let end = Instant::now() + Duration::from_secs(20);
+    let (new_of_cautious, new_of_rash) = tokio::join!(cautious.while_frozen(&case, end), rash.while_frozen(&case, end));
+    case.server.thaw();
+
+    let sides = [(cautious, new_of_cautious), (rash, new_of_rash)];
+    for (side, _) in &sides {
+        until_true("everything is written", async || side.bindings().flush().await == 0).await;
+    }
+    // What was sent has ended with the connection that it was sent on, or that is back in its pool.
+    let pools = [case.reader.pool(), sides[0].0.store.elsewhere().pool(), sides[1].0.store.elsewhere().pool()];
+    until_true("each connection is idle or gone", async || {
+        let there: i64 = sqlx::query_scalar(CONNECTIONS).fetch_one(case.reader.pool()).await.unwrap();
+        there == pools.iter().map(|pool| i64::from(pool.size())).sum::<i64>()
+            && pools.iter().all(|pool| pool.num_idle() == pool.size() as usize)
+    })
+    .await;
+    for (side, new) in &sides {
+        side.after_the_thaw(&case, new).await;
+    }
+    assert_eq!((case.world.counts() - before).v, 2, "of the two rebuilds");
+    for (side, new) in sides {
+        let (turns, longest) = side.load.end().await;
+        assert_eq!(side.layer.bindings().close(Duration::from_secs(5)).await, 0);
+        case.each_was_written_once(&side.rebuilt_rows, &side.rebuilt, &new).await;
+        println!("{KIND}: {turns} turns, the longest took {longest:?}");
+    }
+}
+
+const CONNECTIONS_OF_A_SIDE: u32 = 12;
+
+/// Has each statement prepared on each connection, so that what is sent from then on is the statement itself.
+async fn warm_up(store: &Store) {
+    let (workspace, all) = (workspace(), [(); CONNECTIONS_OF_A_SIDE as usize].map(|()| session()));
+    let new = |session| NewBinding::new(session, workspace, None);
+    // All at once, and each batch when all connections are back: so each of it gets one of its own.
+    let pool = store.pool();
+    drop(join_all(all.map(|_| pool.acquire())).await);
+    let back = async || until_true("all are back", async || pool.num_idle() == all.len()).await;
+    back().await;
+    join_all(all.map(|session| store.retarget(session, workspace))).await;
+    back().await;
+    join_all(all.map(|session| store.load(session))).await;
+    back().await;
+    join_all(all.map(|session| store.compare_and_swap(Revision::new(0), new(session)))).await;
+    back().await;
+    join_all(all.map(|session| store.unbind(session))).await;
+    back().await;
+    join_all(all.map(|parent| store.inherit(session(), parent))).await;
+    back().await;
+    join_all(all.map(|session| store.delete(session, None))).await;
+    back().await;
+}
+
+/// A process of its own, with sessions of its own.
+struct Side {
+    waits: Waits,
+    store: Tap<Store>,
+    layer: BoundAgentLayer,
+    load: Load,
+    /// Its sessions make turns all the time.
+    busy: Workspace,
+    /// As well, and it is rebuilt meanwhile.
+    rebuilt: Workspace,
+    rebuilt_rows: BTreeMap<SessionId, Binding>,
+    /// Its sessions are given orders: to point at the other one, to be unbound, to be forgotten; the child inherits.
+    ordered: Workspace,
+    other: Workspace,
+    rows: BTreeMap<SessionId, Binding>,
+    child: SessionId,
+    /// It has a row, which was never read.
+    cold: SessionId,
+}
+
+impl Side {
+    async fn new(case: &Case, waits: Waits) -> Self {
+        let pool = pool_options().test_before_acquire(waits.asks_first).acquire_timeout(waits.acquire);
+        let store =
+            Tap::over(Store::new(pool.max_connections(CONNECTIONS_OF_A_SIDE).connect_lazy_with(case.options())));
+        warm_up(store.elsewhere()).await;
+        let layer = case.builder(&store).store_timeout(waits.store).build().unwrap();
+        let (busy, rebuilt) = (case.workspace(&layer, 50).await, case.workspace(&layer, 20).await);
+        let (ordered, other) = (case.workspace(&layer, 4).await, case.workspace(&layer, 1).await);
+        let (child, cold) = (session(), session());
+        let new = NewBinding::new(cold, other.id, Some(Arc::new(other.target.clone())));
+        assert!(matches!(case.reader.create(new).await, Ok(Swap::Applied(_))));
+        let groups = [busy.sessions.clone(), rebuilt.sessions.clone()];
+        let (rebuilt_rows, rows) = (case.rows(&rebuilt.sessions).await, case.rows(&ordered.sessions).await);
+        let load = Load::start(&case.world, &layer, &groups);
+        load.go_on(&groups.concat(), 2).await;
+        Self { waits, store, layer, load, busy, rebuilt, rebuilt_rows, ordered, other, rows, child, cold }
+    }
+
+    fn bindings(&self) -> Bindings {
+        self.layer.bindings()
+    }
+
+    /// Returns the target of the rebuild.
+    async fn while_frozen(&self, case: &Case, end: Instant) -> Target {
+        let (bindings, reads) = (self.bindings(), self.store.reads());
+        let [to_select, to_unbind, to_forget, parent] = self.ordered.sessions[..] else { panic!("four of them") };
+        tokio::join!(
+            self.fails(bindings.select_workspace(to_select, self.other.id)),
+            self.fails(bindings.unbind(to_unbind)),
+            self.fails(bindings.forget(to_forget)),
+            self.fails(bindings.inherit(self.child, parent)),
+        );
+        // The rash one has looked whether the rows show what was ordered.
+        assert_eq!(self.store.reads() - reads, if self.waits.asks_first { 0 } else { 4 });
+
+        let begin = Instant::now();
+        let error = call(&case.world.dial(&self.layer), self.cold).await.unwrap_err();
+        assert_eq!(error.kind(), &ErrorKind::Store, "{error:?}");
+        assert!(begin.elapsed() < self.waits.acquire.min(self.waits.store) + SLACK, "{:?}", begin.elapsed());
+
+        let new = case.rebuild(&self.rebuilt, Does::Fail(ms(1)));
+        self.load.talks_to(&self.rebuilt.sessions, new.agent).await;
+        self.load.is_retrying(&self.rebuilt.sessions).await;
+        let reads = self.store.reads();
+        self.load.go_on(&self.busy.sessions, 10).await;
+        sleep_until(end).await;
+        assert_eq!(self.store.reads(), reads);
+        new
+    }
+
+    /// An order ends in time, and says what is known.
+    async fn fails<T: std::fmt::Debug>(&self, order: impl Future<Output = Result<T, Error>>) {
+        let begin = Instant::now();
+        let error = order.await.unwrap_err();
+        let (expected, within) = if self.waits.asks_first {
+            assert!(matches!(store_error(&error), StoreError::Unavailable(_)), "{error:?}");
+            (ErrorKind::Store, self.waits.acquire)
+        } else {
+            assert!(matches!(store_error(&error), StoreError::Unknown(_)), "{error:?}");
+            (ErrorKind::OutcomeUnknown, 2 * self.waits.store)
+        };
+        assert_eq!(error.kind(), &expected, "{error:?}");
+        assert!(begin.elapsed() < within + SLACK, "{:?}", begin.elapsed());
+    }
+
+    async fn after_the_thaw(&self, case: &Case, new: &Target) {
+        case.each_was_written_once(&self.rebuilt_rows, &self.rebuilt, new).await;
+        let [to_select, to_unbind, to_forget, parent] = self.ordered.sessions[..] else { panic!("four of them") };
+        let mut rows = case.rows(&self.ordered.sessions).await;
+        assert_eq!(rows[&parent], self.rows[&parent]);
+        let child = case.reader.load(self.child).await.unwrap();
+        let mut happened = Vec::new();
+
+        let dial = case.world.dial(&self.layer);
+        let (own, other) = (self.ordered.target.agent, self.other.target.agent);
+        let before = self.store.reads();
+        for (session, order) in [(to_select, "select"), (to_unbind, "unbind"), (to_forget, "forget")] {
+            let (was, is) = (&self.rows[&session], rows.remove(&session));
+            let said = call(&dial, session).await;
+            if is.as_ref() == Some(was) {
+                assert_eq!(said.unwrap().agent, own, "{order} has not happened");
+                continue;
+            }
+            happened.push(order);
+            if order == "forget" {
+                assert_eq!((is, said.unwrap_err().kind()), (None, &ErrorKind::NotBound));
+                continue;
+            }
+            let is = is.unwrap();
+            let (workspace, agent) = if order == "select" { (self.other.id, other) } else { (self.ordered.id, own) };
+            assert_eq!((is.workspace, is.target), (workspace, None), "{order}");
+            assert_eq!(is.revision.get(), was.revision.get() + 1, "{order}, once");
+            assert_eq!(said.unwrap().agent, agent, "{order}");
+        }
+        // After an order whose outcome is unknown the row is read, and not what is cached.
+        assert_eq!(self.store.reads() - before, if self.waits.asks_first { 0 } else { 3 });
+        match (child, call(&dial, self.child).await) {
+            (Some(child), said) => {
+                happened.push("inherit");
+                assert_eq!((child.workspace, &child.target), (self.ordered.id, &rows[&parent].target));
+                assert_eq!(said.unwrap().agent, own);
+            }
+            (None, said) => assert_eq!(said.unwrap_err().kind(), &ErrorKind::NotBound),
+        }
+        // Each of them is one statement, or the last one is a commit that was never reached.
+        let expected: &[&str] = if self.waits.asks_first { &[] } else { HAPPEN_AFTER_A_FREEZE };
+        assert_eq!(happened, expected);
+        assert_eq!(call(&dial, self.cold).await.unwrap().agent, other);
+    }
+}

@@ -1,0 +1,89 @@
+//! A database server of a test's own, that may be killed, frozen and started again.
+
+use crate::servers::left_out;
+use std::{
+    io::{BufRead, BufReader, Write},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+};
+
+/// Ends with this value, also if the test panics or is killed: `own_server.sh` sees to it.
+pub(crate) struct OwnServer {
+    script: Child,
+    orders: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+    folder: PathBuf,
+}
+
+impl OwnServer {
+    /// Started, but it may not take connections yet. `None` if it is not installed, which is said.
+    pub(crate) fn start(kind: &str) -> Option<Self> {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/own_server.sh");
+        let mut script = Command::new("bash")
+            .args([script, kind])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            // Not reached by what interrupts the test: it has to clean up.
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let (orders, answers) = (script.stdin.take(), BufReader::new(script.stdout.take().unwrap()));
+        let mut server = Self { script, orders, answers, folder: PathBuf::new() };
+        let answer = server.answer();
+        if let Some(what) = answer.strip_prefix("missing ") {
+            left_out(&format!("missing: {what}"));
+            return None;
+        }
+        server.folder = answer.strip_prefix("folder ").expect("its log is above").into();
+        server.order("start");
+        Some(server)
+    }
+
+    /// Where its socket is.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// All its processes at once, without a goodbye. They are gone on return.
+    pub(crate) fn kill(&mut self) {
+        self.order("kill");
+    }
+
+    /// After it was killed, on the same data.
+    pub(crate) fn restart(&mut self) {
+        self.order("start");
+    }
+
+    /// All its processes stop where they are. The kernel still takes connections for it, and what is sent to it.
+    pub(crate) fn freeze(&mut self) {
+        self.order("freeze");
+    }
+
+    pub(crate) fn thaw(&mut self) {
+        self.order("thaw");
+    }
+
+    /// What it has written to its log.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+
+    fn order(&mut self, order: &str) {
+        writeln!(self.orders.as_mut().unwrap(), "{order}").unwrap();
+        assert_eq!(self.answer(), "done", "{order}\n{}", self.log());
+    }
+
+    fn answer(&mut self) -> String {
+        let mut line = String::new();
+        self.answers.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+}
+
+impl Drop for OwnServer {
+    fn drop(&mut self) {
+        drop(self.orders.take());
+        let _ = self.script.wait();
+    }
+}

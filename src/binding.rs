@@ -107,6 +107,11 @@ impl Target {
         self.agent == other.agent && self.address == other.address
     }
 
+    /// Whether a row that names one needs no write to name the other.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self.same_place(other) && self.generation == other.generation
+    }
+
     /// How `other`, said of the same workspace, relates to this one.
     pub(crate) fn compare(&self, other: &Self) -> Relation {
         match (self.generation, other.generation) {
@@ -131,6 +136,32 @@ pub(crate) enum Relation {
     Same,
     /// Another place, and the numbers do not order them: what was asked later is right.
     Other,
+}
+
+/// Which rows of a workspace are behind a target that has replaced another one there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Behind {
+    /// All of a smaller generation, however many builds ago they were written.
+    Generation(Generation),
+    /// Without numbers only the rows that name the agent that was replaced are known to be behind.
+    Agent(AgentId),
+}
+
+impl Behind {
+    pub(crate) fn of(stale: &Target, current: &Target) -> Self {
+        match (stale.generation, current.generation) {
+            (Some(_), Some(generation)) => Self::Generation(generation),
+            _ => Self::Agent(stale.agent),
+        }
+    }
+
+    /// Whether a row that names this is to name `current`.
+    pub(crate) fn includes(self, row: &Target, current: &Target) -> bool {
+        match self {
+            Self::Generation(generation) => row.generation.is_some_and(|row| row < generation),
+            Self::Agent(agent) => row.agent == agent && row.generation.is_none() && !row.same_place(current),
+        }
+    }
 }
 
 /// The agent that a row held before its present one.

@@ -4,6 +4,8 @@ use crate::{
     Binding, Error, ErrorKind, Revision, SessionId, Target, WorkspaceId,
     attempt::{Answer, Denied},
     error::{Cause, SharedError},
+    follow,
+    hints::About,
     rows::Ticket,
     shared::Shared,
     store::{StoreError, Swap, TransactionalStore},
@@ -78,6 +80,10 @@ impl Bindings {
     pub async fn get(&self, session: SessionId) -> Result<Option<Binding>, Error> {
         self.open(session)?;
         let entry = match self.shared.cached(session, None) {
+            Some(start) if start.entry.is_ahead() => {
+                let read = self.shared.read_since(session, Instant::now()).await;
+                read.map_err(|cause| Error::new(ErrorKind::Store).of(session).with_store(Some(cause)))?
+            }
             Some(start) => Some(start.entry),
             None => match self.shared.look_up(session, None).await {
                 Ok(start) => Some(start.entry),
@@ -247,6 +253,7 @@ impl Bindings {
                 }
             };
             shared.rows.remove(session);
+            shared.tell(About::Session { session, revision: None });
             Ok(forgotten)
         })
         .await
@@ -271,9 +278,8 @@ impl Bindings {
         self.order(None, async move |shared: Arc<Shared>| {
             let reset = shared.in_time(shared.store.reset_workspace(workspace)).await;
             if matches!(reset, Ok(_) | Err(StoreError::Unknown(_))) {
-                // Tickets first: a row that was read before the order must not come back.
-                shared.rows.void_tickets();
-                shared.directory.reset(workspace);
+                shared.reset(workspace);
+                shared.tell(About::Reset { workspace });
             }
             reset.map_err(|error| {
                 let unknown = matches!(error, StoreError::Unknown(_));
@@ -297,6 +303,7 @@ impl Bindings {
     /// Calls under way may still end with a connection; if they fail, it is with `Closed`.
     pub async fn close(&self, within: Duration) -> usize {
         self.shared.closed.store(true, Ordering::Release);
+        self.shared.ended.cancel();
         self.shared.repairs.close();
         self.shared.tasks.close(within).await;
         self.shared.repairs.unwritten()
@@ -318,6 +325,7 @@ impl Bindings {
     {
         let session = session.into();
         self.open(session)?;
+        follow::ensure(&self.shared);
         match self.shared.tasks.spawn(order(Arc::clone(&self.shared))).await {
             Ok(Some(done)) => done,
             // Closed in the middle, or the store panicked.
@@ -341,8 +349,9 @@ fn failure(kind: ErrorKind, session: Option<SessionId>) -> Error {
 
 /// Whoever gave an order is told what it wrote, also if somebody else's later order is known here already.
 fn learn(shared: &Shared, row: Binding, ticket: Ticket) -> Binding {
-    shared.learn(row.clone(), ticket);
+    shared.learn_written(row.clone(), ticket);
     shared.rows.ordered(row.session);
+    shared.tell(About::Session { session: row.session, revision: Some(row.revision) });
     row
 }
 

@@ -3,13 +3,19 @@
 use crate::{
     BoundAgentLayer, BoxError, BuildError, Observer, Redial, RepairMode, Resolution, ResolveWorkspace,
     directory::Directory,
+    hints::{ErasedHints, Hints},
     resolver::{Resolver, erase},
     rows::Rows,
     settings::Settings,
     shared::Shared,
     store::{BindingStore, ErasedStore},
 };
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    hash::{BuildHasher, RandomState},
+    sync::Arc,
+    time::Duration,
+};
 use tower_service::Service;
 
 /// Collects settings; see [`BoundAgentLayer::builder`].
@@ -19,6 +25,7 @@ pub struct BoundAgentBuilder {
     resolver: Resolver,
     settings: Settings,
     observer: Option<Box<dyn Observer>>,
+    hints: Option<Box<dyn ErasedHints>>,
 }
 
 impl BoundAgentBuilder {
@@ -29,7 +36,12 @@ impl BoundAgentBuilder {
         R::Error: Into<BoxError>,
         R::Future: Send,
     {
-        Self { store: Arc::new(store), resolver: erase(resolver), settings: Settings::default(), observer: None }
+        let mut settings = Settings::default();
+        if !store.shared() {
+            settings.row_check = None;
+        }
+        let (store, resolver) = (Arc::new(store), erase(resolver));
+        Self { store, resolver, settings, observer: None, hints: None }
     }
 
     /// How long a dial may be pending before the binding is questioned. Default 250 ms.
@@ -107,6 +119,24 @@ impl BoundAgentBuilder {
         self
     }
 
+    /// How often the cached rows are read again in the background, one statement for each 2,000 of them; `None` for never.
+    /// Default 30 s, and never over a store that nobody else writes ([`BindingStore::shared`]).
+    ///
+    /// After another process has pointed a session elsewhere, an old agent that still answers would be dialed for ever;
+    /// this is what bounds that, whatever became of the [`hints`](Self::hints). While it fails, calls go on as before.
+    pub fn row_check(mut self, every: impl Into<Option<Duration>>) -> Self {
+        self.settings.row_check = every.into();
+        self
+    }
+
+    /// How this process and the others over the same store tell each other what they have written; see
+    /// [`hints`](crate::hints). Default: not at all, so that an order or a rebuild is noticed when a dial hesitates or by
+    /// the [`row_check`](Self::row_check).
+    pub fn hints(mut self, hints: impl Hints) -> Self {
+        self.hints = Some(Box::new(hints));
+        self
+    }
+
     /// Is told of every event; see [`Observer`].
     pub fn observer(mut self, observer: impl Observer) -> Self {
         self.observer = Some(Box::new(observer));
@@ -145,6 +175,11 @@ impl BoundAgentBuilder {
             repairs: Default::default(),
             tasks: Default::default(),
             closed: Default::default(),
+            hints: self.hints,
+            // The hasher's keys are the randomness that std has.
+            origin: RandomState::new().hash_one(0),
+            following: Default::default(),
+            ended: Default::default(),
         }))
     }
 }

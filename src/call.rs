@@ -3,8 +3,9 @@
 use crate::{
     Bound, BoundHandle, BoxError, DialAgent, DialSession, Error, ErrorKind, Event, LastVerdict, Outcome, Path, Target,
     dialer::{Dialer, First},
+    follow,
     race::{Raced, Won, race},
-    repair::{self, Repairs},
+    repair::Repairs,
     rows::Entry,
     settings::RepairMode,
     shared::{Look, Shared, Start},
@@ -56,8 +57,7 @@ where
         let first = std::mem::replace(&mut first, First::NotYet);
         match race(&shared, dialer.as_mut(), first, &ask, &mut start, deadline, now).await {
             Ok(Raced::Won(mut won)) => {
-                if repair::is_needed(start.entry.row.target.as_ref(), &won.target) {
-                    let job = Repairs::begin(&shared, &start.entry, &won.target);
+                if let Some(job) = Repairs::begin(&shared, &start.entry, &won.target) {
                     won.outcome.repair = Some(job.status.clone());
                     if shared.settings.repair == RepairMode::BeforeReturn {
                         // Boxed for the same reason. At the deadline there is a connection, so that is no failure.
@@ -117,6 +117,7 @@ where
 }
 
 async fn look_up(shared: &Arc<Shared>, ask: &DialSession, deadline: Instant) -> Result<Start, Error> {
+    follow::ensure(shared);
     let looked = timeout_at(deadline, shared.look_up(ask.session, ask.workspace)).await;
     let timed_out = |_| Err(Error::new(ErrorKind::TimedOut { last: LastVerdict::Unknown }).of(ask.session));
     looked.unwrap_or_else(timed_out).map_err(|error| because(shared, error, false))

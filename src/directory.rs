@@ -6,7 +6,8 @@
 use crate::{
     AgentId, Binding, Generation, SessionId, Target, WorkspaceId,
     attempt::{Answer, Denied},
-    binding::Relation,
+    binding::{Behind, Relation},
+    rows::{Moment, Seen},
     settings::Settings,
 };
 use std::{
@@ -44,6 +45,9 @@ const REPORT_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_REPORT_PAUSE: Duration = Duration::from_secs(60);
 /// Whose next call holds its connection; the list is emptied by every verdict.
 const MOST_REPORTERS: usize = 64;
+/// An answer of a generation that is known to have been reached is doubted so often, and for so long each time.
+pub(crate) const AGAIN_AFTER: [Duration; 3] =
+    [Duration::from_millis(50), Duration::from_millis(200), Duration::from_millis(1_000)];
 /// How many replaced targets are remembered, to tell rows that are behind from rows that are ahead.
 const REMEMBERED: usize = 8;
 
@@ -79,8 +83,34 @@ struct Facts {
     verdict: Option<Verdict>,
     /// The pause after the last answer, and when it ends.
     pause: Option<(Duration, Instant)>,
+    /// The last group repairs that have landed.
+    repairs: Vec<GroupRepair>,
+    /// A generation that another process has reached, and how many answers have not. See [`AGAIN_AFTER`].
+    floor: Option<(Generation, usize)>,
     /// The targets of its rows were dropped by order: everything here is void.
     reset: bool,
+}
+
+/// A group repair that has landed.
+#[derive(Clone, Debug)]
+pub(crate) struct GroupRepair {
+    pub(crate) behind: Behind,
+    /// `None` if another process has made it and only told how far it went.
+    pub(crate) target: Option<Arc<Target>>,
+    /// When its last statement began, which found no more rows than it wrote.
+    pub(crate) began: Moment,
+    pub(crate) landed: Moment,
+}
+
+/// Whether a row that names something else than what has answered must be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Repaired {
+    /// No group repair to this target has landed.
+    NotYet,
+    /// One has written this row, or found it changed; it landed then.
+    Already(Moment),
+    /// One has landed, and the row was seen to be behind after that.
+    Missed,
 }
 
 /// The newest target that is known.
@@ -163,6 +193,12 @@ impl Directory {
     /// The workspace, if anybody here uses it.
     pub(crate) fn find(&self, workspace: WorkspaceId) -> Option<Arc<Place>> {
         lock(&self.places).get(&workspace).and_then(Weak::upgrade)
+    }
+
+    /// Hints were lost: each workspace may have another agent by now.
+    pub(crate) fn doubt_all(&self, now: Instant) {
+        let places: Vec<_> = lock(&self.places).values().filter_map(Weak::upgrade).collect();
+        places.iter().for_each(|place| place.doubt(now));
     }
 
     /// Forgets all that is known of a workspace; whoever holds it must look its row up again.
@@ -266,7 +302,12 @@ impl Place {
         let mut worth = answer;
         let mut again = now;
         self.change(|facts| {
+            let mut quiet_for = self.intervals.first;
             let changed = match &worth {
+                Answer::Running(target) if let Some(pause) = facts.is_below_floor(target) => {
+                    (worth, quiet_for) = (Answer::Unknown, pause);
+                    false
+                }
                 Answer::Running(target) => {
                     let same = facts.known.as_ref().is_some_and(|known| known.target.same_place(target));
                     let trusted_until = same.then(|| now + self.intervals.first);
@@ -292,7 +333,7 @@ impl Place {
                 Answer::Unknown => false,
             };
             if !matches!(worth, Answer::Running(_)) {
-                facts.quiet = Some((began, now + self.intervals.first));
+                facts.quiet = Some((began, now + quiet_for));
             }
             let pause = match facts.pause {
                 // Somebody had a doubt of its own, and asked for those who hang as well.
@@ -328,6 +369,49 @@ impl Place {
         facts.reset
             || facts.known.as_ref().is_some_and(|known| target.compare(&known.target) == Relation::Newer)
             || facts.superseded.iter().any(|old| old.same_place(target) && old.generation == target.generation)
+    }
+
+    /// A group repair has landed.
+    pub(crate) fn repaired(&self, repair: GroupRepair) {
+        lock(&self.facts).repaired(repair);
+    }
+
+    /// A hint: another process has repaired the rows up to this generation, or knows that the agent may be another one.
+    pub(crate) fn hear(&self, generation: Option<Generation>, moment: Moment, now: Instant) {
+        self.change(|facts| {
+            if let Some(generation) = generation {
+                let behind = Behind::Generation(generation);
+                facts.repaired(GroupRepair { behind, target: None, began: moment, landed: moment });
+                if facts.known.as_ref().is_some_and(|known| known.target.generation >= Some(generation)) {
+                    return false;
+                }
+                if facts.floor.is_none_or(|(floor, _)| floor < generation) {
+                    facts.floor = Some((generation, 0));
+                }
+            }
+            facts.doubt = Some(now);
+            true
+        });
+    }
+
+    /// What the group repairs to this target have made of a row that is behind.
+    pub(crate) fn repair_of(&self, seen: Seen, behind: Behind, target: &Target) -> Repaired {
+        let facts = lock(&self.facts);
+        let mut found = facts.repairs.iter().rev().filter(|repair| match (repair.behind, behind) {
+            // Up to a later generation is more than was asked for.
+            (Behind::Generation(reached), Behind::Generation(wanted)) => reached >= wanted,
+            (repaired, wanted) => {
+                repaired == wanted && repair.target.as_ref().is_some_and(|repaired| repaired.same_place(target))
+            }
+        });
+        let Some(repair) = found.next() else { return Repaired::NotYet };
+        let seen_before = match seen {
+            // What a read brings that began while the statement ran may still be what it was before.
+            Seen::Read(began) => began < repair.landed,
+            // A row that was written while the statement ran may have been missed.
+            Seen::Written(answered) => answered < repair.began,
+        };
+        if seen_before { Repaired::Already(repair.landed) } else { Repaired::Missed }
     }
 
     /// The last word of the resolver, unless a doubt is younger.
@@ -430,6 +514,25 @@ impl Facts {
                 (Some(Arc::clone(row)), contradicts.then_some(read))
             }
         }
+    }
+
+    fn repaired(&mut self, repair: GroupRepair) {
+        if self.repairs.len() == REMEMBERED {
+            self.repairs.remove(0);
+        }
+        self.repairs.push(repair);
+    }
+
+    /// Whether an answer says less than another process has reached, and when to ask again then. A resolver that never
+    /// gets there is believed in the end.
+    fn is_below_floor(&mut self, target: &Target) -> Option<Duration> {
+        let (_, misses) = self.floor.as_mut().filter(|(floor, _)| target.generation < Some(*floor))?;
+        let pause = AGAIN_AFTER.get(*misses).copied();
+        *misses += 1;
+        if pause.is_none() {
+            self.floor = None;
+        }
+        pause
     }
 
     fn has_superseded(&self, target: &Target) -> bool {

@@ -109,7 +109,6 @@ impl<H: Hints> Hints for Arc<H> {
 }
 
 /// The object-safe twin of [`Hints`], so that the layer has no type parameter.
-#[allow(dead_code, reason = "the layer does not listen yet")]
 pub(crate) trait ErasedHints: Send + Sync + 'static {
     fn send(&self, hint: Hint);
     fn listen(&self) -> BoxStream<'static, Heard>;

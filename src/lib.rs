@@ -112,6 +112,7 @@ mod tasks;
 // 4 action
 mod call;
 mod dialer;
+mod follow;
 mod race;
 mod repair;
 // 5 face

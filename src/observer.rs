@@ -71,12 +71,22 @@ pub enum Event<'a> {
         /// What answered.
         to: &'a Target,
     },
-    /// A repair has ended, or has failed and will be tried again.
+    /// A session's own repair has ended, or has failed and will be tried again.
     #[non_exhaustive]
     Repaired {
         /// Of whose binding.
         session: SessionId,
         /// In which workspace.
+        workspace: WorkspaceId,
+        /// What was to be written.
+        target: &'a Target,
+        /// What became of it: written, lost, retrying or failed.
+        repair: Repair,
+    },
+    /// A group repair has ended, or has failed and will be tried again: all bindings of a workspace that were behind.
+    #[non_exhaustive]
+    WorkspaceRepaired {
+        /// Which workspace.
         workspace: WorkspaceId,
         /// What was to be written.
         target: &'a Target,
@@ -141,6 +151,12 @@ pub(crate) fn trace(event: &Event<'_>) {
         }
         Event::Repaired { session, workspace, target, repair } => {
             debug!(%session, %workspace, agent = %target.agent, ?repair, "repair");
+        }
+        Event::WorkspaceRepaired { workspace, target, repair: repair @ (Repair::Retrying | Repair::Failed) } => {
+            warn!(%workspace, agent = %target.agent, ?repair, "workspace not repaired");
+        }
+        Event::WorkspaceRepaired { workspace, target, repair } => {
+            debug!(%workspace, agent = %target.agent, ?repair, "workspace repaired");
         }
         Event::Used { session, workspace, target, outcome } => {
             trace!(%session, %workspace, agent = %target.agent, path = ?outcome.path, "connected");

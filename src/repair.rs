@@ -1,11 +1,11 @@
-//! What is written after a call, when, and what a lost compare-and-swap means.
+//! What is written after a call, when, and by which statements.
+//!
+//! Two kinds: a *group repair* writes all rows of a workspace that are behind, on its own condition ([`group`]); a session's
+//! *own* repair compares with what its call has read ([`own`]).
 
 use crate::{
-    Binding, Event, Repair, Revision, SessionId, Target,
-    outcome::RepairStatus,
-    rows::Entry,
-    shared::Shared,
-    store::{NewBinding, Swap},
+    Event, Repair, SessionId, Target, WorkspaceId, binding::Behind, directory::Repaired, outcome::RepairStatus,
+    rows::Entry, shared::Shared,
 };
 use std::{
     collections::HashMap,
@@ -20,61 +20,58 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+mod group;
+mod own;
+
 /// After a write that failed; doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// A store that was out of reach for so long gets no more writes from this call; the next call of the session tries anew.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(600);
-/// Rows that are known to be behind are written over; each time somebody else may be faster.
-const MOST_SWAPS: u8 = 4;
 
-/// Whether a row must be written so that it names what answered.
-pub(crate) fn is_needed(row: Option<&Arc<Target>>, answered: &Arc<Target>) -> bool {
-    match row {
-        Some(row) => {
-            !Arc::ptr_eq(row, answered) && (!row.same_place(answered) || row.generation != answered.generation)
-        }
-        None => true,
-    }
-}
-
-/// What a lost compare-and-swap means for the one who lost it.
+/// What must be written so that a row names what has answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Lost {
-    /// The row names the target already.
-    Done,
-    /// The row stays as it is.
-    Drop,
-    /// The row stays as it is, and what it names is not ordered against what answered here: it is to be validated.
-    Doubt,
-    /// The row is known to be behind: once more, from this revision.
-    Again(Revision),
+enum Needed {
+    Nothing,
+    /// This row.
+    Own,
+    /// All rows of its workspace that are behind as it is.
+    Group(Behind),
 }
 
-fn lost(entry: &Entry, target: &Target, winner: Option<&Binding>) -> Lost {
-    let Some(winner) = winner.filter(|winner| winner.workspace == entry.row.workspace) else { return Lost::Drop };
-    let Some(named) = &winner.target else {
-        // Unbound by somebody's order. But where no row was known at all, an unbound one is just the place to write to.
-        return if entry.stored { Lost::Drop } else { Lost::Again(winner.revision) };
-    };
-    match (named.generation, target.generation) {
-        (Some(theirs), Some(mine)) if theirs < mine => Lost::Again(winner.revision),
-        (Some(theirs), Some(mine)) if theirs > mine => Lost::Drop,
-        // Also if only one of the two has a number: there is no doubt about a place that has just answered.
-        _ if named.same_place(target) => Lost::Done,
-        (Some(_), Some(_)) => Lost::Drop,
-        _ => Lost::Doubt,
+fn needed(row: Option<&Arc<Target>>, stored: bool, answered: &Arc<Target>) -> Needed {
+    let Some(row) = row.filter(|_| stored) else { return Needed::Own };
+    if Arc::ptr_eq(row, answered) || row.is(answered) {
+        return Needed::Nothing;
     }
+    let behind = Behind::of(row, answered);
+    if behind.includes(row, answered) { Needed::Group(behind) } else { Needed::Own }
 }
 
-/// The repairs under way, one for each session and target.
+/// What a repair writes: one for each of these is under way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Key {
+    Own(SessionId, Arc<Target>),
+    Group(WorkspaceId, Behind, Arc<Target>),
+}
+
+/// The repairs under way.
 #[derive(Debug, Default)]
 pub(crate) struct Repairs {
-    jobs: Mutex<HashMap<(SessionId, Arc<Target>), Job>>,
+    running: Mutex<HashMap<Key, Running>>,
     /// No more waiting between attempts: the next one is the last.
     closing: CancellationToken,
     /// Repairs that failed for good after closing had begun.
     failed_closing: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Running {
+    job: Job,
+    /// The record was removed by order: no further attempt.
+    forgotten: CancellationToken,
+    /// What the calls went by that have asked for it.
+    entries: HashMap<SessionId, Arc<Entry>>,
 }
 
 /// What others may see of a repair under way.
@@ -83,12 +80,10 @@ pub(crate) struct Job {
     pub(crate) status: RepairStatus,
     /// The first attempt has ended.
     attempted: watch::Receiver<bool>,
-    /// The record was removed by order: no further attempt.
-    forgotten: CancellationToken,
 }
 
 impl Job {
-    /// Until the first attempt has ended, whatever became of it. Bounded by the store timeout.
+    /// Until the first attempt has ended, whatever became of it. Bounded by the store timeout for each statement.
     pub(crate) async fn attempted(mut self) {
         // An error means that the task is gone, and so is the attempt.
         let _ = self.attempted.wait_for(|attempted| *attempted).await;
@@ -96,21 +91,42 @@ impl Job {
 }
 
 impl Repairs {
-    /// Writes what answered into the row. A task of its own, so that nobody's drop tears it.
-    pub(crate) fn begin(shared: &Arc<Shared>, entry: &Arc<Entry>, target: &Arc<Target>) -> Job {
-        let key = (entry.row.session, Arc::clone(target));
-        let mut jobs = shared.repairs.jobs();
-        if let Some(job) = jobs.get(&key) {
-            return job.clone();
+    /// Sees to it that the row names what has answered. `None` if it does already; else the job that writes it, a task of
+    /// its own, so that nobody's drop tears it.
+    pub(crate) fn begin(shared: &Arc<Shared>, entry: &Arc<Entry>, target: &Arc<Target>) -> Option<Job> {
+        let needed = needed(entry.row.target.as_ref(), entry.stored, target);
+        if needed == Needed::Nothing {
+            return None;
+        }
+        // With the list locked, so that a group repair has either landed by now or takes this row along.
+        let mut running = shared.repairs.running();
+        let own = || Key::Own(entry.row.session, Arc::clone(target));
+        let key = match needed {
+            Needed::Nothing | Needed::Own => own(),
+            Needed::Group(behind) => match entry.place.repair_of(entry.seen(), behind, target) {
+                Repaired::NotYet => Key::Group(entry.workspace(), behind, Arc::clone(target)),
+                Repaired::Missed => own(),
+                Repaired::Already(landed) => {
+                    drop(running);
+                    shared.rows.repaired(entry, target, landed);
+                    return None;
+                }
+            },
+        };
+        if let Some(running) = running.get_mut(&key) {
+            running.entries.insert(entry.row.session, Arc::clone(entry));
+            return Some(running.job.clone());
         }
         let (attempted, receiver) = watch::channel(false);
         let forgotten = CancellationToken::new();
-        let job = Job { status: RepairStatus::new(), attempted: receiver, forgotten: forgotten.clone() };
-        jobs.insert(key.clone(), job.clone());
-        drop(jobs);
+        let job = Job { status: RepairStatus::new(), attempted: receiver };
+        let entries = HashMap::from([(entry.row.session, Arc::clone(entry))]);
+        running.insert(key.clone(), Running { job: job.clone(), forgotten: forgotten.clone(), entries });
+        drop(running);
         let task = Task {
-            _slot: Slot { shared: Arc::clone(shared), key },
+            _slot: Slot { shared: Arc::clone(shared), key: key.clone() },
             shared: Arc::clone(shared),
+            key,
             entry: Arc::clone(entry),
             target: Arc::clone(target),
             status: job.status.clone(),
@@ -118,12 +134,12 @@ impl Repairs {
             forgotten,
         };
         shared.tasks.spawn(task.run());
-        job
+        Some(job)
     }
 
     /// Waits for the attempts that have begun. Returns how many repairs are left to be tried again.
     pub(crate) async fn flush(&self) -> usize {
-        let jobs: Vec<Job> = self.jobs().values().cloned().collect();
+        let jobs: Vec<Job> = self.running().values().map(|running| running.job.clone()).collect();
         let mut left = 0;
         for job in jobs {
             job.clone().attempted().await;
@@ -136,7 +152,18 @@ impl Repairs {
     /// What the session's calls have not written by now is not to be written: some of them compare with nothing, since
     /// they were served without the store, and would bring back a record that was removed by order.
     pub(crate) fn forget(&self, session: SessionId) {
-        self.jobs().iter().filter(|(key, _)| key.0 == session).for_each(|(_, job)| job.forgotten.cancel());
+        for (key, running) in self.running().iter() {
+            if matches!(key, Key::Own(of, _) if *of == session) {
+                running.forgotten.cancel();
+            }
+        }
+    }
+
+    /// What the calls went by that have asked for this repair by now.
+    fn take_entries(&self, key: &Key) -> Vec<Arc<Entry>> {
+        let mut running = self.running();
+        let entries = running.get_mut(key).map(|running| std::mem::take(&mut running.entries));
+        entries.unwrap_or_default().into_values().collect()
     }
 
     /// Lets every repair end with its next attempt.
@@ -146,25 +173,23 @@ impl Repairs {
 
     /// How many did not land, once all tasks have ended.
     pub(crate) fn unwritten(&self) -> usize {
-        self.failed_closing.load(Ordering::Acquire) + self.jobs().len()
+        self.failed_closing.load(Ordering::Acquire) + self.running().len()
     }
 
-    fn jobs(&self) -> MutexGuard<'_, HashMap<(SessionId, Arc<Target>), Job>> {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    fn running(&self) -> MutexGuard<'_, HashMap<Key, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Takes a repair off the list however its task ends, unless closing cut it short.
 struct Slot {
     shared: Arc<Shared>,
-    key: (SessionId, Arc<Target>),
+    key: Key,
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let mut jobs = self.shared.repairs.jobs();
-        let Some(job) = jobs.remove(&self.key) else { return };
-        drop(jobs);
+        let Some(Running { job, .. }) = self.shared.repairs.running().remove(&self.key) else { return };
         if matches!(job.status.get(), Repair::Pending | Repair::Retrying) {
             // Dropped with its runtime or by the end of closing.
             job.status.set(Repair::Failed);
@@ -178,6 +203,8 @@ impl Drop for Slot {
 struct Task {
     _slot: Slot,
     shared: Arc<Shared>,
+    key: Key,
+    /// What the call went by that began it.
     entry: Arc<Entry>,
     target: Arc<Target>,
     status: RepairStatus,
@@ -191,7 +218,11 @@ impl Task {
         let mut pause = FIRST_PAUSE;
         loop {
             let last = self.shared.repairs.closing.is_cancelled() || Instant::now() >= give_up;
-            let repair = match self.attempt().await {
+            let attempt = match self.key {
+                Key::Own(..) => self.write_own().await,
+                Key::Group(_, behind, _) => self.write_group(behind).await,
+            };
+            let repair = match attempt {
                 Some(repair) => repair,
                 None if last => Repair::Failed,
                 None => Repair::Retrying,
@@ -216,51 +247,11 @@ impl Task {
     fn tell(&self, repair: Repair) {
         self.status.set(repair);
         self.attempted.send_replace(true);
-        self.shared.emit(&Event::Repaired {
-            session: self.entry.row.session,
-            workspace: self.entry.workspace(),
-            target: &self.target,
-            repair,
+        let (workspace, target) = (self.entry.workspace(), &*self.target);
+        self.shared.emit(&match self.key {
+            Key::Own(session, _) => Event::Repaired { session, workspace, target, repair },
+            Key::Group(..) => Event::WorkspaceRepaired { workspace, target, repair },
         });
-    }
-
-    /// One try, from the revision that the call went by. `None` if the store could not be written.
-    async fn attempt(&self) -> Option<Repair> {
-        let Self { shared, entry, target, .. } = self;
-        let session = entry.row.session;
-        let new = NewBinding::new(session, entry.workspace(), Some(Arc::clone(target)));
-        let mut expected = entry.stored.then_some(entry.row.revision);
-        for _ in 0..MOST_SWAPS {
-            let ticket = shared.rows.ticket(session);
-            let swap = match expected {
-                Some(revision) => shared.in_time(shared.store.compare_and_swap(revision, new.clone())).await,
-                None => shared.in_time(shared.store.create(new.clone())).await,
-            };
-            let winner = match swap.ok()? {
-                Swap::Applied(row) => {
-                    shared.learn(row, ticket);
-                    return Some(Repair::Written);
-                }
-                Swap::Conflict(winner) => winner,
-            };
-            let verdict = lost(entry, target, winner.as_ref());
-            match winner {
-                Some(winner) => {
-                    if let (Lost::Doubt, Some(named)) = (verdict, &winner.target) {
-                        entry.place.doubt_agent(named.agent, Instant::now());
-                    }
-                    shared.learn(winner, ticket);
-                }
-                // Deleted: the next call finds that out.
-                None => shared.rows.remove(session),
-            }
-            match verdict {
-                Lost::Done => return Some(Repair::Written),
-                Lost::Drop | Lost::Doubt => return Some(Repair::Lost),
-                Lost::Again(revision) => expected = Some(revision),
-            }
-        }
-        Some(Repair::Lost)
     }
 }
 

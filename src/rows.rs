@@ -4,7 +4,7 @@
 //! [`Ticket`] taken before it began to read: if the slot's stripe lost an entry since, what was read may be old and is
 //! not kept. No tombstones, no clock.
 
-use crate::{Binding, Revision, SessionId, WorkspaceId, directory::Place, settings::Settings};
+use crate::{Binding, Previous, Revision, SessionId, Target, WorkspaceId, directory::Place, settings::Settings};
 use moka::{
     notification::RemovalCause,
     ops::compute::{CompResult, Op},
@@ -32,11 +32,28 @@ pub(crate) struct Entry {
     pub(crate) read: Instant,
     /// There is such a row in the store.
     pub(crate) stored: bool,
+    /// It was written by a group repair, which returns no rows: what the row names is known, its revision is a later one.
+    /// When that was.
+    ahead: Option<Moment>,
     state: AtomicU8,
     /// The orders that the slot's stripe had seen when the row was read.
     orders: AtomicU64,
+    /// A [`Seen`], in one word.
+    seen: AtomicU64,
     /// One more than the epoch of the workspace in which the row was last found to be what is to be dialed.
     plain_in: AtomicU64,
+}
+
+/// A point in the order of this process's statements. No clock: of two that fall into one instant, one is earlier.
+pub(crate) type Moment = u64;
+
+/// How old an entry may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// By a read that began then.
+    Read(Moment),
+    /// In the answer to a write of this process, which came then.
+    Written(Moment),
 }
 
 /// Whether the register holds an entry.
@@ -65,13 +82,57 @@ impl Entry {
             place.learn_row(target, now);
         }
         let state = AtomicU8::new(NEW);
-        let (orders, plain_in) = (AtomicU64::new(0), AtomicU64::new(0));
-        Arc::new(Self { row, place, read: now, stored, state, orders, plain_in })
+        let (orders, seen, plain_in) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Self { row, place, read: now, stored, ahead: None, state, orders, seen, plain_in })
     }
 
     /// Before anybody else sees it: when it was read.
     pub(crate) fn read_at(&self, ticket: Ticket) {
+        let seen = match ticket.seen {
+            Seen::Read(moment) => moment << 1,
+            Seen::Written(moment) => moment << 1 | 1,
+        };
+        self.seen.store(seen, Ordering::Relaxed);
         self.orders.store(ticket.orders, Ordering::Relaxed);
+    }
+
+    /// How old it may be.
+    pub(crate) fn seen(&self) -> Seen {
+        let seen = self.seen.load(Ordering::Relaxed);
+        if seen & 1 == 0 { Seen::Read(seen >> 1) } else { Seen::Written(seen >> 1) }
+    }
+
+    /// Whether the row's revision is a later one than the entry's.
+    pub(crate) fn is_ahead(&self) -> bool {
+        self.ahead.is_some()
+    }
+
+    /// The same row after a group repair, which has landed at that moment.
+    fn repaired(&self, target: &Arc<Target>, landed: Moment) -> Arc<Self> {
+        let mut row = self.row.clone();
+        if let Some(left) = row.target.replace(Arc::clone(target))
+            && left.agent != target.agent
+        {
+            row.previous = Some(Previous::new(left.agent, left.generation));
+        }
+        let word = |of: &AtomicU64| AtomicU64::new(of.load(Ordering::Relaxed));
+        Arc::new(Self {
+            row,
+            place: Arc::clone(&self.place),
+            read: self.read,
+            stored: self.stored,
+            ahead: Some(landed),
+            state: AtomicU8::new(NEW),
+            orders: word(&self.orders),
+            seen: word(&self.seen),
+            plain_in: AtomicU64::new(0),
+        })
+    }
+
+    /// Whether a row of the same revision, read since then, says more than this.
+    fn is_behind(&self, read: Seen) -> bool {
+        // Read after the group repair has landed: the statement has not found the row, which may have been locked.
+        matches!((self.ahead, read), (Some(landed), Seen::Read(began)) if began > landed)
     }
 
     pub(crate) fn workspace(&self) -> WorkspaceId {
@@ -117,6 +178,7 @@ const STRIPES: usize = 1024;
 pub(crate) struct Ticket {
     lost: u64,
     orders: u64,
+    seen: Seen,
 }
 
 #[derive(Debug)]
@@ -160,6 +222,7 @@ const UNCERTAIN_FOR: Duration = Duration::from_secs(60);
 pub(crate) struct Rows {
     cache: Cache<SessionId, Arc<Entry>>,
     stripes: Arc<Stripes>,
+    moments: AtomicU64,
     uncertain: Mutex<HashMap<SessionId, Uncertain>>,
     /// Its length, so that the usual case takes no lock.
     uncertain_len: AtomicUsize,
@@ -180,7 +243,13 @@ impl Rows {
                 }
             })
             .build();
-        Self { cache, stripes, uncertain: Mutex::default(), uncertain_len: AtomicUsize::new(0) }
+        Self {
+            cache,
+            stripes,
+            moments: AtomicU64::new(0),
+            uncertain: Mutex::default(),
+            uncertain_len: AtomicUsize::new(0),
+        }
     }
 
     pub(crate) fn get(&self, session: SessionId) -> Option<Arc<Entry>> {
@@ -191,7 +260,21 @@ impl Rows {
     /// To be taken before the read whose result is to be learned.
     pub(crate) fn ticket(&self, session: SessionId) -> Ticket {
         let stripe = self.stripes.of(&session);
-        Ticket { lost: stripe.lost.load(Ordering::Acquire), orders: stripe.orders.load(Ordering::Acquire) }
+        Ticket {
+            lost: stripe.lost.load(Ordering::Acquire),
+            orders: stripe.orders.load(Ordering::Acquire),
+            seen: Seen::Read(self.moment()),
+        }
+    }
+
+    /// The ticket of a write, once it was answered.
+    pub(crate) fn written(&self, ticket: Ticket) -> Ticket {
+        Ticket { seen: Seen::Written(self.moment()), ..ticket }
+    }
+
+    /// A moment later than all before.
+    pub(crate) fn moment(&self) -> Moment {
+        self.moments.fetch_add(1, Ordering::AcqRel) + 1
     }
 
     /// Whether an order may have changed the row since it was read: exact but for other sessions of the stripe. Only
@@ -223,7 +306,8 @@ impl Rows {
         }
         let stripe = self.stripes.of(&session);
         let result = self.cache.entry(session).and_compute_with(|current| match current.map(|e| e.into_value()) {
-            Some(current) if current.row.revision >= new.row.revision => Op::Nop,
+            Some(current) if current.row.revision > new.row.revision => Op::Nop,
+            Some(current) if current.row.revision == new.row.revision && !current.is_behind(ticket.seen) => Op::Nop,
             // What is there may be old itself, so being later than that says nothing.
             Some(current)
                 if current.state() == State::Evicted && stripe.lost.load(Ordering::Acquire) != ticket.lost =>
@@ -265,6 +349,24 @@ impl Rows {
         }
     }
 
+    /// A group repair that has landed at that moment has written the row, if it still was as in this entry. What the slot
+    /// holds by now is not touched if it is another one.
+    pub(crate) fn repaired(&self, entry: &Arc<Entry>, target: &Arc<Target>, landed: Moment) {
+        let session = entry.row.session;
+        let result = self.cache.entry(session).and_compute_with(|current| match current {
+            Some(current) if Arc::ptr_eq(current.value(), entry) && entry.state() == State::Current => {
+                let repaired = entry.repaired(target, landed);
+                entry.retire(REPLACED);
+                repaired.keep();
+                Op::Put(repaired)
+            }
+            _ => Op::Nop,
+        });
+        if let CompResult::ReplacedWith(_) = result {
+            self.stripes.of(&session).changed.notify_waiters();
+        }
+    }
+
     /// Takes this very entry out of its slot; it may be old.
     fn discard(&self, entry: &Arc<Entry>) {
         entry.retire(EVICTED);
@@ -289,6 +391,35 @@ impl Rows {
             }
         });
         stripe.changed.notify_waiters();
+    }
+
+    /// As [`remove`](Self::remove), if the slot holds this very entry: its row is not there any more.
+    pub(crate) fn remove_this(&self, entry: &Arc<Entry>) {
+        if self.cache.get(&entry.row.session).is_some_and(|current| Arc::ptr_eq(&current, entry)) {
+            self.remove(entry.row.session);
+        }
+    }
+
+    /// Another process has written the session's row at this revision, or removed it (`None`). Says whether a row is
+    /// cached that does not show it.
+    pub(crate) fn hear(&self, session: SessionId, revision: Option<Revision>) -> bool {
+        let below = self.is_below(session, revision);
+        if !below {
+            // A read that is under way may bring what was there before.
+            self.stripes.of(&session).lost.fetch_add(1, Ordering::AcqRel);
+        }
+        below
+    }
+
+    /// Whether a row is cached that does not show this revision, or at all if there is to be none.
+    pub(crate) fn is_below(&self, session: SessionId, revision: Option<Revision>) -> bool {
+        let below = |entry: Arc<Entry>| revision.is_none_or(|revision| entry.row.revision < revision);
+        self.get(session).is_some_and(below)
+    }
+
+    /// All that are cached.
+    pub(crate) fn sessions(&self) -> Vec<SessionId> {
+        self.cache.iter().map(|(session, _)| *session).collect()
     }
 
     /// No read that is under way fills an empty slot.

@@ -54,6 +54,7 @@ pub(crate) struct Settings {
     pub(crate) redial: Redial,
     pub(crate) repair: RepairMode,
     pub(crate) serve_without_store: bool,
+    pub(crate) row_check: Option<Duration>,
 }
 
 impl Default for Settings {
@@ -70,6 +71,7 @@ impl Default for Settings {
             redial: Redial::Once,
             repair: RepairMode::Background,
             serve_without_store: false,
+            row_check: Some(Duration::from_secs(30)),
         }
     }
 }
@@ -81,6 +83,7 @@ impl Settings {
     pub(crate) fn validate(&self) -> Result<(), BuildError> {
         let refuse = |first, second, why: String| -> Result<(), BuildError> { Err(BuildError { first, second, why }) };
         let durations = [
+            ("row_check", self.row_check.unwrap_or(Duration::from_secs(1))),
             ("dial_timeout", self.dial_timeout),
             ("resolve_timeout", self.resolve_timeout),
             ("store_timeout", self.store_timeout),

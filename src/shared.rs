@@ -6,6 +6,7 @@ use crate::{
     directory::{Choice, Directory, Place},
     error::{Cause, SharedError},
     flight::{Flights, Seat},
+    hints::{About, ErasedHints, Hint},
     repair::Repairs,
     resolver::Resolver,
     rows::{Entry, Rows, State, Ticket},
@@ -22,6 +23,7 @@ use std::{
     },
 };
 use tokio::time::{Duration, Instant, timeout};
+use tokio_util::sync::CancellationToken;
 
 /// What became of reading or creating a row.
 type Looked = Result<Option<Arc<Entry>>, SharedError>;
@@ -75,6 +77,19 @@ pub(crate) struct Shared {
     pub(crate) tasks: Tasks,
     pub(crate) closed: AtomicBool,
     pub(crate) observer: Option<Box<dyn Observer>>,
+    pub(crate) hints: Option<Box<dyn ErasedHints>>,
+    /// By which this layer knows its own hints.
+    pub(crate) origin: u64,
+    /// There is a task that follows what other processes write.
+    pub(crate) following: AtomicBool,
+    /// The layer was closed, or nobody holds it any more.
+    pub(crate) ended: CancellationToken,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.ended.cancel();
+    }
 }
 
 impl Shared {
@@ -90,6 +105,20 @@ impl Shared {
         }
     }
 
+    /// Tells the other processes what was written here.
+    pub(crate) fn tell(&self, about: About) {
+        if let Some(hints) = &self.hints {
+            hints.send(Hint::new(self.origin, about));
+        }
+    }
+
+    /// The targets of a workspace's rows were dropped by order, here or elsewhere.
+    pub(crate) fn reset(&self, workspace: WorkspaceId) {
+        // Tickets first: a row that was read before the order must not come back.
+        self.rows.void_tickets();
+        self.directory.reset(workspace);
+    }
+
     pub(crate) fn entry(&self, row: Binding, stored: bool) -> Arc<Entry> {
         let place = self.directory.place(row.workspace);
         Entry::new(row, place, stored, Instant::now())
@@ -98,6 +127,11 @@ impl Shared {
     /// A row that was read or written by somebody who took the ticket before that.
     pub(crate) fn learn(&self, row: Binding, ticket: Ticket) -> Arc<Entry> {
         self.rows.learn(self.entry(row, true), ticket)
+    }
+
+    /// A row as a write of this process has left it.
+    pub(crate) fn learn_written(&self, row: Binding, ticket: Ticket) -> Arc<Entry> {
+        self.learn(row, self.rows.written(ticket))
     }
 
     /// What a session with this row is to dial. On the hot path: two atomic loads.
@@ -257,7 +291,8 @@ impl Shared {
                 let ticket = shared.rows.ticket(session);
                 let new = NewBinding::new(session, workspace, None);
                 match shared.in_time(shared.store.create(new)).await {
-                    Ok(Swap::Applied(row) | Swap::Conflict(Some(row))) => Ok(Some(shared.learn(row, ticket))),
+                    Ok(Swap::Applied(row)) => Ok(Some(shared.learn_written(row, ticket))),
+                    Ok(Swap::Conflict(Some(row))) => Ok(Some(shared.learn(row, ticket))),
                     // Created and deleted by others in one moment: as if it had never been.
                     Ok(Swap::Conflict(None)) => Ok(None),
                     Err(error) => Err(Arc::new(error) as SharedError),

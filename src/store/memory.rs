@@ -1,7 +1,7 @@
 //! A store in this process's memory.
 
-use super::{Behind, BindingStore, NewBinding, StoreError, Swap, at_most_a_batch, chunk};
-use crate::{Binding, Previous, Revision, SessionId, Target, WorkspaceId};
+use super::{BindingStore, NewBinding, StoreError, Swap, at_most_a_batch, chunk};
+use crate::{Binding, Previous, Revision, SessionId, Target, WorkspaceId, binding::Behind};
 use std::{
     collections::{HashMap, HashSet, hash_map::Entry},
     fmt,
@@ -193,7 +193,7 @@ impl BindingStore for MemoryStore {
             .iter_mut()
             .filter(|(_, row)| {
                 let live = row.live.as_ref().filter(|live| live.workspace == workspace);
-                live.and_then(|live| live.target.as_ref()).is_some_and(|target| behind.covers(target, current))
+                live.and_then(|live| live.target.as_ref()).is_some_and(|target| behind.includes(target, current))
             })
             .collect();
         chosen.sort_unstable_by_key(|(session, _)| **session);

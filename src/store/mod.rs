@@ -1,6 +1,6 @@
 //! Where bindings live: the contract of a store, and the stores that come with this crate.
 
-use crate::{AgentId, Binding, BoxError, Generation, Revision, SessionId, Target, WorkspaceId};
+use crate::{Binding, BoxError, Revision, SessionId, Target, WorkspaceId};
 use futures_util::future::BoxFuture;
 use std::{path::PathBuf, sync::Arc};
 
@@ -127,32 +127,6 @@ pub enum Swap {
 
 /// The most sessions that one call names, and the most rows that one call of a verb in chunks writes.
 pub const BATCH: usize = 2_000;
-
-/// Which rows of its workspace a group repair writes: decided here for every store of this crate.
-#[derive(Clone, Copy)]
-enum Behind {
-    /// Those of an earlier generation, whatever their agent.
-    Generation(Generation),
-    /// Those without a generation that name this agent, unless they name the very place that is to be written.
-    Agent(AgentId),
-}
-
-impl Behind {
-    fn of(stale: &Target, current: &Target) -> Self {
-        match (stale.generation, current.generation) {
-            (Some(_), Some(current)) => Self::Generation(current),
-            _ => Self::Agent(stale.agent),
-        }
-    }
-
-    /// Whether a row that holds `target` is behind `current`.
-    fn covers(self, target: &Target, current: &Target) -> bool {
-        match self {
-            Self::Generation(current) => target.generation.is_some_and(|generation| generation < current),
-            Self::Agent(stale) => target.agent == stale && target.generation.is_none() && !target.same_place(current),
-        }
-    }
-}
 
 /// What a chunk may write at most.
 fn chunk(limit: u64) -> u64 {
@@ -332,7 +306,6 @@ pub(crate) trait ErasedStore: Send + Sync + 'static {
     fn delete(&self, session: SessionId, expected: Option<Revision>) -> BoxFuture<'_, Result<bool, StoreError>>;
     fn inherit(&self, child: SessionId, parent: SessionId) -> BoxFuture<'_, Result<Swap, StoreError>>;
     fn reset_workspace(&self, workspace: WorkspaceId) -> BoxFuture<'_, Result<u64, StoreError>>;
-    #[allow(dead_code)] // for the group repair
     fn replace_agent<'a>(
         &'a self,
         workspace: WorkspaceId,
@@ -340,10 +313,7 @@ pub(crate) trait ErasedStore: Send + Sync + 'static {
         current: &'a Arc<Target>,
         limit: u64,
     ) -> BoxFuture<'a, Result<u64, StoreError>>;
-    #[allow(dead_code)] // for the background reading
     fn load_many<'a>(&'a self, sessions: &'a [SessionId]) -> BoxFuture<'a, Result<Vec<Binding>, StoreError>>;
-    #[allow(dead_code)] // for the background reading
-    fn shared(&self) -> bool;
 }
 
 impl<St: BindingStore> ErasedStore for St {
@@ -382,8 +352,5 @@ impl<St: BindingStore> ErasedStore for St {
     }
     fn load_many<'a>(&'a self, sessions: &'a [SessionId]) -> BoxFuture<'a, Result<Vec<Binding>, StoreError>> {
         Box::pin(BindingStore::load_many(self, sessions))
-    }
-    fn shared(&self) -> bool {
-        BindingStore::shared(self)
     }
 }

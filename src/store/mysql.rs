@@ -6,13 +6,13 @@ mod schema;
 mod statements;
 
 use super::{
-    Behind, BindingStore, NewBinding, StoreError, Swap, TransactionalStore, at_most_a_batch, chunk,
+    BindingStore, NewBinding, StoreError, Swap, TransactionalStore, at_most_a_batch, chunk,
     sql::{
         self, DEFAULT_TABLE, Patience, Value, milliseconds_now,
         server::{self, Stage, Table},
     },
 };
-use crate::{Binding, Revision, SessionId, Target, WorkspaceId};
+use crate::{Binding, Revision, SessionId, Target, WorkspaceId, binding::Behind};
 use lent::Lent;
 use sqlx::{Connection, MySqlConnection, MySqlPool, Row, SqlStr, mysql::MySqlRow};
 use statements::{Chosen, Statements};

@@ -4,7 +4,8 @@
 use super::{READ, Value, content, milliseconds_now, number, place_to_dial, statement};
 use crate::{
     Binding, Revision, SessionId, Target, WorkspaceId,
-    store::{Behind, NewBinding, StoreError, Swap, at_most_a_batch, chunk},
+    binding::Behind,
+    store::{NewBinding, StoreError, Swap, at_most_a_batch, chunk},
 };
 use sqlx::SqlStr;
 

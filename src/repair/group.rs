@@ -1,0 +1,32 @@
+//! A group repair: all rows of a workspace that are behind, in statements of a bounded size.
+
+use super::{Repairs, Task};
+use crate::{Repair, binding::Behind, directory::GroupRepair, hints::About, store::BATCH};
+use std::sync::Arc;
+
+impl Task {
+    /// One try. `None` if the store could not be written; what was written by then stays, and is not found again.
+    pub(super) async fn write_group(&self, behind: Behind) -> Option<Repair> {
+        let Self { shared, entry, target, .. } = self;
+        let (place, stale) = (&entry.place, entry.row.target.as_deref()?);
+        let began = loop {
+            if place.supersedes(target) {
+                return Some(Repair::Lost);
+            }
+            let began = shared.rows.moment();
+            let statement = shared.store.replace_agent(place.workspace(), stale, target, BATCH as u64);
+            if shared.in_time(statement).await.ok()? < BATCH as u64 {
+                break began;
+            }
+        };
+        let landed = shared.rows.moment();
+        // Known before the list is looked at: who asks from here on finds it landed, who has asked is on the list.
+        place.repaired(GroupRepair { behind, target: Some(Arc::clone(target)), began, landed });
+        for entry in shared.repairs.take_entries(&self.key) {
+            // Takes over what was written; a row that the statements have missed gets a repair of its own.
+            Repairs::begin(shared, &entry, target);
+        }
+        shared.tell(About::Workspace { workspace: place.workspace(), generation: target.generation });
+        Some(Repair::Written)
+    }
+}

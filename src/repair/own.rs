@@ -1,0 +1,95 @@
+//! A session's own repair: compares with what its call has read, and what it means to lose.
+
+use super::Task;
+use crate::{
+    Binding, Repair, Revision, Target,
+    hints::About,
+    rows::Entry,
+    store::{NewBinding, Swap},
+};
+use std::sync::Arc;
+use tokio::time::Instant;
+
+/// Rows that are known to be behind are written over; each time somebody else may be faster.
+const MOST_SWAPS: u8 = 4;
+
+/// What a lost compare-and-swap means for the one who lost it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lost {
+    /// The row names the target already.
+    Done,
+    /// The row stays as it is.
+    Drop,
+    /// The row stays as it is, and what it names is not ordered against what answered here: it is to be validated.
+    Doubt,
+    /// The row is known to be behind: once more, from this revision.
+    Again(Revision),
+}
+
+fn lost(entry: &Entry, target: &Target, winner: Option<&Binding>) -> Lost {
+    let Some(winner) = winner.filter(|winner| winner.workspace == entry.row.workspace) else { return Lost::Drop };
+    let Some(named) = &winner.target else {
+        // Unbound by somebody's order. But where no row was known at all, an unbound one is just the place to write to.
+        return if entry.stored { Lost::Drop } else { Lost::Again(winner.revision) };
+    };
+    if entry.is_ahead() && entry.row.target.as_ref().is_some_and(|target| named.is(target)) {
+        // As it was gone by. Only its revision was not known, since a group repair returns none.
+        return Lost::Again(winner.revision);
+    }
+    match (named.generation, target.generation) {
+        (Some(theirs), Some(mine)) if theirs < mine => Lost::Again(winner.revision),
+        (Some(theirs), Some(mine)) if theirs > mine => Lost::Drop,
+        // Also if only one of the two has a number: there is no doubt about a place that has just answered.
+        _ if named.same_place(target) => Lost::Done,
+        (Some(_), Some(_)) => Lost::Drop,
+        _ => Lost::Doubt,
+    }
+}
+
+impl Task {
+    /// One try, from the revision that the call went by. `None` if the store could not be written.
+    pub(super) async fn write_own(&self) -> Option<Repair> {
+        let Self { shared, entry, target, .. } = self;
+        let session = entry.row.session;
+        let new = NewBinding::new(session, entry.workspace(), Some(Arc::clone(target)));
+        let mut expected = entry.stored.then_some(entry.row.revision);
+        for _ in 0..MOST_SWAPS {
+            let ticket = shared.rows.ticket(session);
+            let swap = match expected {
+                Some(revision) => shared.in_time(shared.store.compare_and_swap(revision, new.clone())).await,
+                None => shared.in_time(shared.store.create(new.clone())).await,
+            };
+            let winner = match swap.ok()? {
+                Swap::Applied(row) => {
+                    // Of a first bind the others have nothing to unlearn.
+                    if entry.row.target.is_some() {
+                        shared.tell(About::Session { session, revision: Some(row.revision) });
+                    }
+                    shared.learn_written(row, ticket);
+                    return Some(Repair::Written);
+                }
+                Swap::Conflict(winner) => winner,
+            };
+            let verdict = lost(entry, target, winner.as_ref());
+            match winner {
+                Some(winner) => {
+                    if let (Lost::Doubt, Some(named)) = (verdict, &winner.target) {
+                        entry.place.doubt_agent(named.agent, Instant::now());
+                    }
+                    shared.learn(winner, ticket);
+                }
+                // Deleted: the next call finds that out.
+                None => shared.rows.remove(session),
+            }
+            match verdict {
+                Lost::Done => return Some(Repair::Written),
+                Lost::Drop | Lost::Doubt => return Some(Repair::Lost),
+                Lost::Again(revision) => expected = Some(revision),
+            }
+        }
+        Some(Repair::Lost)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,55 @@
+use super::*;
+use crate::repair::tests::{entry, row, target};
+
+#[test]
+fn what_a_lost_compare_and_swap_means() {
+    use Lost::{Again, Done, Doubt, Drop};
+    let again = Again(Revision::new(7));
+    #[rustfmt::skip]
+    let table = [
+        // the winner: workspace, target    what answered  means
+        // Same workspace and target = success.
+        (Some((1, Some("a5"))),             "a5",          Done),
+        (Some((1, Some("a"))),              "a",           Done),
+        (Some((1, Some("a@x"))),            "a@x",         Done),
+        // Also if one of the two has no number: the row names what answered.
+        (Some((1, Some("a5"))),             "a",           Done),
+        (Some((1, Some("a"))),              "a5",          Done),
+        // No row, unbound, other workspace = dropped.
+        (None,                              "a5",          Drop),
+        (Some((1, None)),                   "a5",          Drop),
+        (Some((2, Some("a5"))),             "a5",          Drop),
+        (Some((2, Some("b4"))),             "a5",          Drop),
+        (Some((2, None)),                   "a5",          Drop),
+        // Greater or equal generation = the winner is adopted.
+        (Some((1, Some("b6"))),             "a5",          Drop),
+        (Some((1, Some("a6"))),             "a5",          Drop),
+        (Some((1, Some("b5"))),             "a5",          Drop),
+        (Some((1, Some("a5@y"))),           "a5@x",        Drop),
+        // Known smaller = tried again on the new revision.
+        (Some((1, Some("b4"))),             "a5",          again),
+        (Some((1, Some("a4"))),             "a5",          again),
+        // No generations and another agent = winner adopted, in doubt.
+        (Some((1, Some("b"))),              "a",           Doubt),
+        (Some((1, Some("a@y"))),            "a@x",         Doubt),
+        (Some((1, Some("b5"))),             "a",           Doubt),
+        (Some((1, Some("b"))),              "a5",          Doubt),
+    ];
+    for (winner, answered, means) in table {
+        let winner = winner.map(|(workspace, named)| row(workspace, named.map(target), 7));
+        let said = lost(&entry(true), &target(answered), winner.as_ref());
+        assert_eq!(said, means, "{winner:?} and {answered}");
+    }
+}
+
+#[test]
+fn a_call_that_was_served_without_its_row_may_bind_an_unbound_one() {
+    let unbound = row(1, None, 7);
+    assert_eq!(lost(&entry(false), &target("a5"), Some(&unbound)), Lost::Again(Revision::new(7)));
+    // All else is as for the others.
+    for winner in
+        [None, Some(row(2, None, 7)), Some(row(2, Some(target("a5")), 7)), Some(row(1, Some(target("b6")), 7))]
+    {
+        assert_eq!(lost(&entry(false), &target("a5"), winner.as_ref()), Lost::Drop, "{winner:?}");
+    }
+}

@@ -1,0 +1,720 @@
+//! Two processes over one store: what one of them learns of what the other has written, how soon, and at what cost.
+
+use futures_util::{FutureExt, Stream, stream};
+use std::{
+    future::Future,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+};
+use support::*;
+use tokio::{
+    runtime::Handle,
+    sync::mpsc,
+    task::yield_now,
+    time::{Duration, Instant, sleep},
+};
+use tower_bound_agent::{
+    BoundAgentBuilder, BoundAgentLayer, DialSession, ErrorKind, Generation, Path, Repair, Revision, SessionId, Target,
+    WorkspaceId,
+    hints::{About, Heard, Hint, Hints, LocalHints},
+    store::BindingStore,
+};
+
+mod support;
+
+/// A process: a layer of its own over the world's store.
+struct Process {
+    layer: BoundAgentLayer,
+    dial: Dial,
+}
+
+impl Process {
+    fn new(world: &World, set: impl FnOnce(BoundAgentBuilder) -> BoundAgentBuilder) -> Self {
+        let layer = set(world.builder().row_check(None)).build().unwrap();
+        let dial = world.dial(&layer);
+        Self { layer, dial }
+    }
+
+    async fn call(&self, ask: impl Into<DialSession>) -> tower_bound_agent::Bound<Conn> {
+        call(&self.dial, ask).await.unwrap()
+    }
+
+    fn bindings(&self) -> tower_bound_agent::Bindings {
+        self.layer.bindings()
+    }
+}
+
+/// Lets the tasks beside this one do what they can do without the clock.
+async fn settle() {
+    for _ in 0..50 {
+        yield_now().await;
+    }
+}
+
+/// A carrier whose hints the test makes up.
+#[derive(Clone, Default)]
+struct Radio {
+    sent: Arc<Mutex<Vec<Hint>>>,
+    listeners: Arc<Mutex<Vec<mpsc::UnboundedSender<Heard>>>>,
+    gone: Arc<AtomicUsize>,
+}
+
+struct Gone(Arc<AtomicUsize>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, SeqCst);
+    }
+}
+
+impl Radio {
+    fn says(&self, heard: Heard) {
+        for listener in self.listeners.lock().unwrap().iter() {
+            let _ = listener.send(heard);
+        }
+    }
+
+    fn says_of(&self, session: SessionId, revision: Option<i64>) {
+        self.says(Heard::Hint(Hint::new(1, About::Session { session, revision: revision.map(Revision::new) })));
+    }
+
+    fn says_rebuilt(&self, workspace: WorkspaceId, generation: Option<i64>) {
+        let generation = generation.map(Generation::new);
+        self.says(Heard::Hint(Hint::new(1, About::Workspace { workspace, generation })));
+    }
+
+    fn sent(&self) -> Vec<About> {
+        std::mem::take(&mut *self.sent.lock().unwrap()).into_iter().map(|hint| hint.about).collect()
+    }
+
+    fn falls_silent(&self) {
+        self.listeners.lock().unwrap().clear();
+    }
+}
+
+impl Hints for Radio {
+    fn send(&self, hint: Hint) {
+        self.sent.lock().unwrap().push(hint);
+    }
+
+    fn listen(&self) -> impl Stream<Item = Heard> + Send + 'static {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.listeners.lock().unwrap().push(sender);
+        let gone = Gone(Arc::clone(&self.gone));
+        stream::unfold((receiver, gone), |(mut receiver, gone)| async move {
+            receiver.recv().await.map(|heard| (heard, (receiver, gone)))
+        })
+    }
+}
+
+/// A process that hears the radio, and a session that is bound and cached there.
+async fn listening(world: &World) -> (Process, Radio, SessionId, WorkspaceId, Target) {
+    let radio = Radio::default();
+    let process = Process::new(world, |builder| builder.hints(radio.clone()));
+    let (ws, target) = world.workspace();
+    let chat = world.bind(&process.layer, ws).await;
+    settle().await;
+    assert_eq!(radio.sent(), [], "nobody has anything to unlearn of a first bind");
+    (process, radio, chat, ws, target)
+}
+
+mod local {
+    use super::*;
+
+    /// Two processes that hear each other, with a session that both have cached.
+    async fn pair(world: &World) -> ([Process; 2], SessionId, WorkspaceId, Target) {
+        let hints = LocalHints::new();
+        let processes = [0, 1].map(|_| Process::new(world, |builder| builder.hints(hints.clone())));
+        let (ws, target) = world.workspace();
+        let chat = world.bind(&processes[0].layer, ws).await;
+        let before = world.counts();
+        assert_eq!(processes[1].call(chat).await.outcome().path, Path::Reused);
+        assert_eq!(world.counts() - before, counts(1, 0, 1, 0));
+        (processes, chat, ws, target)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_order_in_one_is_followed_in_the_other_though_the_old_agent_lives() {
+        let world = World::new();
+        let ([here, there], chat, _, _) = pair(&world).await;
+        let (elsewhere, target) = world.workspace();
+        let before = world.counts();
+        here.bindings().select_workspace(chat, elsewhere).await.unwrap();
+        settle().await;
+        assert_eq!(world.counts() - before, counts(0, 0, 1, 1), "the order, and the other process's look at the row");
+
+        let before = world.counts();
+        let bound = there.call(chat).await;
+        assert_eq!((bound.workspace(), bound.agent), (elsewhere, target.agent));
+        there.bindings().flush().await;
+        assert_eq!(world.counts() - before, counts(1, 1, 0, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_under_way_in_the_other_moves_at_that_instant() {
+        let world = World::new();
+        let ([here, there], chat, _, old) = pair(&world).await;
+        world.does(&old, Does::Hang);
+        let (elsewhere, target) = world.workspace();
+        let mut pending = Box::pin(there.call(chat));
+        assert!(pending.as_mut().now_or_never().is_none());
+        let began = Instant::now();
+        here.bindings().select_workspace(chat, elsewhere).await.unwrap();
+        let bound = pending.await;
+        assert_eq!(bound.agent, target.agent);
+        assert_eq!(began.elapsed(), Duration::ZERO, "no delay has passed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rebuild_seen_by_one_costs_the_other_no_delay_and_no_write() {
+        let world = World::new();
+        let ([here, there], chat, ws, old) = pair(&world).await;
+        let new = world.rebuild(ws, &old, Does::Hang);
+        let before = world.counts();
+        assert_eq!(here.call(chat).await.agent, new.agent);
+        assert_eq!(here.bindings().flush().await, 0);
+        settle().await;
+        assert_eq!(world.counts() - before, counts(2, 1, 0, 1));
+
+        let (before, began) = (world.counts(), Instant::now());
+        let bound = there.call(chat).await;
+        assert_eq!((bound.agent, began.elapsed()), (new.agent, Duration::ZERO));
+        assert_eq!(bound.outcome().repair(), Repair::NotNeeded);
+        assert_eq!(there.bindings().flush().await, 0);
+        assert_eq!(world.counts() - before, counts(2, 1, 0, 0), "the stale dial and the question run side by side");
+
+        let before = world.counts();
+        assert_eq!(there.call(chat).await.outcome().path, Path::Reused);
+        assert_eq!(world.counts() - before, counts(1, 0, 0, 0));
+        assert_eq!(world.row(chat).unwrap().revision.get(), 3, "created, bound, repaired: once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_old_agent_that_lives_is_left_though_it_answers() {
+        let world = World::new();
+        let ([here, there], chat, ws, old) = pair(&world).await;
+        // Slow enough for the first process to ask, fast enough to be used for ever by the other one.
+        let new = world.rebuild(ws, &old, Does::Answer(ms(300)));
+        assert_eq!(here.call(chat).await.agent, new.agent);
+        here.bindings().flush().await;
+        settle().await;
+        world.does(&old, Does::Answer(ms(100)));
+        assert_eq!(there.call(chat).await.agent, new.agent);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_generations_the_other_asks_and_writes_for_itself() {
+        let world = World::new();
+        let hints = LocalHints::new();
+        let [here, there] = [0, 1].map(|_| Process::new(&world, |builder| builder.hints(hints.clone())));
+        let (ws, old) = (workspace(), world.agent(None));
+        world.runs(ws, &old);
+        let chat = world.bind(&here.layer, ws).await;
+        there.call(chat).await;
+        let new = world.rebuild(ws, &old, Does::Hang);
+        assert_eq!(here.call(chat).await.agent, new.agent);
+        here.bindings().flush().await;
+        settle().await;
+        let (before, began) = (world.counts(), Instant::now());
+        assert_eq!((there.call(chat).await.agent, began.elapsed()), (new.agent, Duration::ZERO));
+        there.bindings().flush().await;
+        assert_eq!(world.counts() - before, counts(2, 1, 0, 1), "a statement that finds nothing");
+        assert_eq!(world.row(chat).unwrap().revision.get(), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_is_forgotten_in_one_is_unknown_in_the_other() {
+        let world = World::new();
+        let ([here, there], chat, _, _) = pair(&world).await;
+        assert!(here.bindings().forget(chat).await.unwrap());
+        settle().await;
+        let before = world.counts();
+        let error = call(&there.dial, chat).await.unwrap_err();
+        assert_eq!(error.kind(), &ErrorKind::NotBound);
+        assert_eq!(world.counts() - before, counts(0, 0, 1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reset_in_one_lets_the_other_take_smaller_generations() {
+        let world = World::new();
+        let ([here, there], chat, ws, old) = pair(&world).await;
+        world.does(&old, Does::Hang);
+        let restarted = world.agent(Some(0));
+        world.runs(ws, &restarted);
+        assert_eq!(here.bindings().reset_workspace(ws).await.unwrap(), 1);
+        settle().await;
+        assert_eq!(there.call(chat).await.agent, restarted.agent);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_transaction_tells_nobody_before_its_commit() {
+        let world = World::new();
+        let ([here, there], chat, _, old) = pair(&world).await;
+        let (elsewhere, target) = world.workspace();
+        let mut transaction = Staged::default();
+        let retargeted =
+            here.bindings().select_workspace_in(&world.store, &mut transaction, chat, elsewhere).await.unwrap();
+        settle().await;
+        let before = world.counts();
+        assert_eq!(there.call(chat).await.agent, old.agent);
+        assert_eq!(world.counts() - before, counts(1, 0, 0, 0));
+        transaction.commit(&world.store).await;
+        retargeted.committed();
+        settle().await;
+        assert_eq!(there.call(chat).await.agent, target.agent);
+    }
+}
+
+mod heard {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_told_of_what_was_written() {
+        let world = World::new();
+        let (process, radio, chat, ws, old) = listening(&world).await;
+        let new = world.rebuild(ws, &old, Does::Hang);
+        process.call(chat).await;
+        process.bindings().flush().await;
+        assert_eq!(radio.sent(), [About::Workspace { workspace: ws, generation: new.generation }]);
+
+        let (elsewhere, _) = world.workspace();
+        let row = process.bindings().select_workspace(chat, elsewhere).await.unwrap();
+        assert_eq!(radio.sent(), [About::Session { session: chat, revision: Some(row.revision) }]);
+        let row = process.bindings().unbind(chat).await.unwrap().unwrap();
+        assert_eq!(radio.sent(), [About::Session { session: chat, revision: Some(row.revision) }]);
+        process.bindings().forget(chat).await.unwrap();
+        assert_eq!(radio.sent(), [About::Session { session: chat, revision: None }]);
+        process.bindings().reset_workspace(ws).await.unwrap();
+        assert_eq!(radio.sent(), [About::Reset { workspace: ws }]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_row_that_does_not_show_it_is_read_three_more_times() {
+        let world = World::new();
+        let (process, radio, chat, _, _) = listening(&world).await;
+        let before = world.counts();
+        radio.says_of(chat, Some(3));
+        let mut reads = Vec::new();
+        for after in [0, 49, 1, 199, 1, 999, 1, 60_000] {
+            sleep(ms(after)).await;
+            settle().await;
+            reads.push((world.counts() - before).r);
+        }
+        assert_eq!(reads, [1, 1, 2, 2, 3, 3, 4, 4], "at once, after 50, 200 and 1,000 ms, and then no more");
+        // It was no reason to do anything else.
+        let before = world.counts();
+        assert_eq!(process.call(chat).await.outcome().path, Path::Reused);
+        assert_eq!(world.counts() - before, counts(1, 0, 0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_row_that_shows_it_in_the_end_is_read_no_more() {
+        let world = World::new();
+        let (process, radio, chat, _, _) = listening(&world).await;
+        let (elsewhere, target) = world.workspace();
+        let before = world.counts();
+        radio.says_of(chat, Some(3));
+        sleep(ms(10)).await;
+        world.store.elsewhere().retarget(chat, elsewhere).await.unwrap();
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(world.counts() - before, counts(0, 0, 2, 0));
+        assert_eq!(process.call(chat).await.agent, target.agent);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_known_already_or_of_no_interest_costs_nothing() {
+        let world = World::new();
+        let (process, radio, chat, ws, _) = listening(&world).await;
+        let before = world.counts();
+        radio.says_of(chat, Some(2));
+        radio.says_of(chat, Some(1));
+        radio.says_of(session(), Some(7));
+        radio.says_of(session(), None);
+        radio.says_rebuilt(ws, Some(1));
+        radio.says_rebuilt(ws, Some(0));
+        radio.says_rebuilt(workspace(), Some(5));
+        radio.says_rebuilt(workspace(), None);
+        settle().await;
+        assert_eq!(process.call(chat).await.outcome().path, Path::Reused);
+        assert_eq!(world.counts() - before, counts(1, 0, 0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn its_own_voice_is_no_news() {
+        let world = World::new();
+        let (ws, _) = world.workspace();
+        let hints = LocalHints::new();
+        let process = Process::new(&world, |builder| builder.hints(hints.clone()));
+        let chat = world.bind(&process.layer, ws).await;
+        let (elsewhere, _) = world.workspace();
+        process.bindings().select_workspace(chat, elsewhere).await.unwrap();
+        process.bindings().forget(chat).await.unwrap();
+        process.bindings().select_workspace(chat, ws).await.unwrap();
+        process.call(chat).await;
+        process.bindings().flush().await;
+        settle().await;
+        let before = world.counts();
+        assert_eq!(process.call(chat).await.outcome().path, Path::Reused);
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(world.counts() - before, counts(1, 0, 0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn doubled_and_reordered_hints_change_nothing_but_the_cost() {
+        let world = World::new();
+        let (process, radio, chat, _, _) = listening(&world).await;
+        let (elsewhere, target) = world.workspace();
+        world.store.elsewhere().retarget(chat, elsewhere).await.unwrap();
+        let before = world.counts();
+        for revision in [3, 1, 3, 2, 3] {
+            radio.says_of(chat, Some(revision));
+        }
+        settle().await;
+        assert_eq!(world.counts() - before, counts(0, 0, 1, 0), "one statement");
+        assert_eq!(process.call(chat).await.agent, target.agent);
+        process.bindings().flush().await;
+        let before = world.counts();
+        radio.says_of(chat, Some(3));
+        settle().await;
+        assert_eq!(world.counts() - before, counts(0, 0, 0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_is_down_costs_no_call() {
+        let world = World::new();
+        let (process, radio, chat, _, old) = listening(&world).await;
+        let (elsewhere, target) = world.workspace();
+        world.store.elsewhere().retarget(chat, elsewhere).await.unwrap();
+        world.store.on_all(Fault::Unavailable);
+        radio.says_of(chat, Some(3));
+        settle().await;
+        assert_eq!(process.call(chat).await.agent, old.agent, "the best that is known");
+        world.store.on_all(Fault::None);
+        sleep(ms(50)).await;
+        settle().await;
+        assert_eq!(process.call(chat).await.agent, target.agent, "the next read tells");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_read_that_was_under_way_fills_no_slot() {
+        let world = World::new();
+        let (process, radio, _, ws, _) = listening(&world).await;
+        let (chat, elsewhere) = (session(), world.workspace().0);
+        world.store.elsewhere().retarget(chat, ws).await.unwrap();
+        world.store.on_reads(Fault::SlowAnswer(ms(20)));
+        let mut pending = Box::pin(process.call(chat));
+        assert!(pending.as_mut().now_or_never().is_none());
+        settle().await;
+        world.store.elsewhere().retarget(chat, elsewhere).await.unwrap();
+        radio.says_of(chat, Some(2));
+        settle().await;
+        let _ = pending.await;
+        let before = world.counts();
+        assert_eq!(process.call(chat).await.workspace(), elsewhere);
+        assert_eq!((world.counts() - before).r, 1, "read anew");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_resolver_that_lags_is_asked_again_and_believed_in_the_end() {
+        let world = World::new();
+        let (process, radio, chat, ws, old) = listening(&world).await;
+        let before = world.counts();
+        radio.says_rebuilt(ws, Some(2));
+        settle().await;
+        // The resolver still names generation 1, which the hint says is over.
+        let mut asked = Vec::new();
+        for after in [0, 49, 1, 199, 1, 999, 1, 60_000] {
+            sleep(ms(after)).await;
+            assert_eq!(process.call(chat).await.agent, old.agent);
+            settle().await;
+            asked.push((world.counts() - before).v);
+        }
+        assert_eq!(asked, [1, 1, 2, 2, 3, 3, 4, 4], "at once, after 50, 200 and 1,000 ms, and then it is believed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_resolver_that_catches_up_is_believed_at_once() {
+        let world = World::new();
+        let (process, radio, chat, ws, old) = listening(&world).await;
+        radio.says_rebuilt(ws, Some(2));
+        settle().await;
+        assert_eq!(process.call(chat).await.agent, old.agent);
+        settle().await;
+        let new = world.rebuild(ws, &old, Does::Hang);
+        sleep(ms(50)).await;
+        let (before, began) = (world.counts(), Instant::now());
+        assert_eq!((process.call(chat).await.agent, began.elapsed()), (new.agent, Duration::ZERO));
+        process.bindings().flush().await;
+        assert_eq!(world.counts() - before, counts(2, 1, 0, 0), "repaired by the one who sent the hint");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_storm_is_a_few_statements() {
+        let world = World::new();
+        let (process, radio, _, ws, _) = listening(&world).await;
+        let mut chats = Vec::new();
+        for _ in 0..5_000 {
+            let chat = session();
+            world.store.elsewhere().retarget(chat, ws).await.unwrap();
+            process.call(chat).await;
+            chats.push(chat);
+        }
+        process.bindings().flush().await;
+        let (elsewhere, target) = world.workspace();
+        for chat in &chats {
+            world.store.elsewhere().retarget(*chat, elsewhere).await.unwrap();
+        }
+        settle().await;
+        // While one is under way, what is heard gathers for the next.
+        world.store.on_reads(Fault::Slow(ms(1)));
+        let before = world.counts();
+        for _ in 0..3 {
+            chats.iter().for_each(|chat| radio.says_of(*chat, Some(3)));
+        }
+        sleep(ms(40)).await;
+        let read = (world.counts() - before).r;
+        assert_eq!(read, 4, "one row at once, and the others by 2,000");
+        assert_eq!(process.call(chats[4_999]).await.agent, target.agent);
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!((world.counts() - before).r, read, "and that was all");
+    }
+}
+
+mod gaps {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_gap_is_a_doubt_and_a_look_at_all_rows_and_no_flush() {
+        let world = World::new();
+        let (process, radio, chat, ws, target) = listening(&world).await;
+        let other = world.bind(&process.layer, ws).await;
+        let before = world.counts();
+        radio.says(Heard::Gap);
+        settle().await;
+        assert_eq!(world.counts() - before, counts(0, 0, 1, 0), "both rows in one statement, nobody asked");
+        world.does(&target, Does::Answer(ms(100)));
+        let (one, two) = tokio::join!(process.call(chat), process.call(other));
+        assert_eq!((one.agent, two.agent), (target.agent, target.agent));
+        assert_eq!(
+            world.counts() - before,
+            counts(2, 1, 1, 0),
+            "one question for the workspace, no row read by a call"
+        );
+        let before = world.counts();
+        process.call(chat).await;
+        assert_eq!(world.counts() - before, counts(1, 0, 0, 0), "answered");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_order_that_was_missed_is_found_after_a_gap() {
+        let world = World::new();
+        let (process, radio, chat, _, _) = listening(&world).await;
+        let (elsewhere, target) = world.workspace();
+        world.store.elsewhere().retarget(chat, elsewhere).await.unwrap();
+        radio.says(Heard::Gap);
+        settle().await;
+        assert_eq!(process.call(chat).await.agent, target.agent);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_gaps_in_a_second_are_two() {
+        let world = World::new();
+        let (_process, radio, _, _, _) = listening(&world).await;
+        let before = world.counts();
+        for _ in 0..100 {
+            radio.says(Heard::Gap);
+            sleep(ms(5)).await;
+        }
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(world.counts() - before, counts(0, 0, 2, 0), "the first at once, the others a second later");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_carrier_that_ends_is_one_gap() {
+        let world = World::new();
+        let (process, radio, chat, _, _) = listening(&world).await;
+        let before = world.counts();
+        radio.falls_silent();
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(world.counts() - before, counts(0, 0, 1, 0));
+        assert_eq!(process.call(chat).await.outcome().path, Path::Reused);
+    }
+}
+
+mod row_check {
+    use super::*;
+
+    fn checking(world: &World) -> Process {
+        Process::new(world, |builder| builder.row_check(Duration::from_secs(30)))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_order_of_another_process_is_found_though_the_old_agent_lives() {
+        let world = World::new();
+        let process = checking(&world);
+        let (ws, old) = world.workspace();
+        let chat = world.bind(&process.layer, ws).await;
+        let (elsewhere, target) = world.workspace();
+        world.store.elsewhere().retarget(chat, elsewhere).await.unwrap();
+        sleep(ms(29_000)).await;
+        let before = world.counts();
+        assert_eq!(process.call(chat).await.agent, old.agent);
+        assert_eq!(world.counts() - before, counts(1, 0, 0, 0));
+        sleep(ms(1_001)).await;
+        assert_eq!(world.counts() - before, counts(1, 0, 1, 0));
+        assert_eq!(process.call(chat).await.agent, target.agent);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_long_lived_connection_is_told() {
+        let world = World::new();
+        let process = checking(&world);
+        let (ws, _) = world.workspace();
+        let chat = world.bind(&process.layer, ws).await;
+        let superseded = process.call(chat).await.handle().superseded();
+        let (elsewhere, _) = world.workspace();
+        world.store.elsewhere().retarget(chat, elsewhere).await.unwrap();
+        let began = Instant::now();
+        superseded.await;
+        assert!(began.elapsed() <= Duration::from_secs(30));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_record_that_is_gone_is_found() {
+        let world = World::new();
+        let process = checking(&world);
+        let (ws, _) = world.workspace();
+        let chat = world.bind(&process.layer, ws).await;
+        world.store.elsewhere().delete(chat, None).await.unwrap();
+        sleep(ms(30_001)).await;
+        assert_eq!(call(&process.dial, chat).await.unwrap_err().kind(), &ErrorKind::NotBound);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_statement_reads_2_000_rows() {
+        let world = World::new();
+        let process = checking(&world);
+        let (ws, target) = world.workspace();
+        for _ in 0..4_001 {
+            let chat = session();
+            let new = tower_bound_agent::store::NewBinding::new(chat, ws, Some(Arc::new(target.clone())));
+            let _ = world.store.elsewhere().create(new).await.unwrap();
+            process.call(chat).await;
+        }
+        let before = world.counts();
+        sleep(ms(30_001)).await;
+        assert_eq!(world.counts() - before, counts(0, 0, 3, 0));
+        sleep(ms(30_000)).await;
+        assert_eq!(world.counts() - before, counts(0, 0, 6, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_row_that_a_group_repair_has_left_out_is_repaired_by_its_next_call() {
+        let world = World::new();
+        let process = checking(&world);
+        let (ws, old) = world.workspace();
+        let chat = world.bind(&process.layer, ws).await;
+        let new = world.rebuild(ws, &old, Does::Hang);
+        // Carried out, says the store; but the row was locked by somebody.
+        let row = world.row(chat).unwrap();
+        process.call(chat).await;
+        process.bindings().flush().await;
+        assert_eq!(world.row_agent(chat), Some(new.agent));
+        let locked = world.store.elsewhere();
+        locked.delete(chat, None).await.unwrap();
+        let back = tower_bound_agent::store::NewBinding::new(chat, ws, row.target.clone());
+        let _ = locked.create(back).await.unwrap();
+        sleep(ms(30_001)).await;
+        let before = world.counts();
+        assert_eq!(process.call(chat).await.agent, new.agent);
+        process.bindings().flush().await;
+        assert_eq!(world.counts() - before, counts(1, 0, 0, 1));
+        assert_eq!(world.row_agent(chat), Some(new.agent));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_is_down_is_asked_again_at_the_next_time_and_costs_no_call() {
+        let world = World::new();
+        let process = checking(&world);
+        let (ws, old) = world.workspace();
+        let chat = world.bind(&process.layer, ws).await;
+        let (elsewhere, target) = world.workspace();
+        world.store.elsewhere().retarget(chat, elsewhere).await.unwrap();
+        sleep(ms(1)).await;
+        for fault in [Fault::Unavailable, Fault::Hang] {
+            world.store.on_reads(fault);
+            let before = world.counts();
+            sleep(ms(30_000)).await;
+            assert_eq!(process.call(chat).await.agent, old.agent);
+            assert_eq!(world.counts() - before, counts(1, 0, 1, 0), "{fault:?}");
+        }
+        world.store.on_reads(Fault::None);
+        sleep(ms(30_001)).await;
+        assert_eq!(process.call(chat).await.agent, target.agent);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_off_over_a_store_that_nobody_else_writes() {
+        let world = World::new();
+        assert!(!world.store.shared());
+        let layer = world.builder().build().unwrap();
+        let (ws, _) = world.workspace();
+        world.bind(&layer, ws).await;
+        let before = world.counts();
+        sleep(Duration::from_secs(3600)).await;
+        assert_eq!(world.counts() - before, counts(0, 0, 0, 0));
+        assert_eq!(Handle::current().metrics().num_alive_tasks(), 0, "nobody follows");
+    }
+}
+
+mod ends {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_follows_for_a_layer_that_is_gone() {
+        let world = World::new();
+        let (process, radio, _, _, _) = listening(&world).await;
+        assert_eq!(Handle::current().metrics().num_alive_tasks(), 1);
+        drop(process);
+        settle().await;
+        assert_eq!((Handle::current().metrics().num_alive_tasks(), radio.gone.load(SeqCst)), (0, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn closing_ends_it_at_once() {
+        let world = World::new();
+        let (process, radio, chat, _, _) = listening(&world).await;
+        world.store.on_all(Fault::Hang);
+        radio.says_of(chat, Some(9));
+        settle().await;
+        let began = Instant::now();
+        assert_eq!(process.bindings().close(Duration::from_secs(5)).await, 0);
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        assert_eq!((Handle::current().metrics().num_alive_tasks(), radio.gone.load(SeqCst)), (0, 1));
+    }
+
+    #[test]
+    fn another_runtime_follows_again() {
+        let world = World::new();
+        let radio = Radio::default();
+        let process = Process::new(&world, |builder| builder.hints(radio.clone()));
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        let in_one = |future: std::pin::Pin<Box<dyn Future<Output = ()> + '_>>| runtime().block_on(future);
+        let (ws, _) = world.workspace();
+        in_one(Box::pin(async {
+            world.bind(&process.layer, ws).await;
+            settle().await;
+        }));
+        assert_eq!(radio.gone.load(SeqCst), 1, "ended with its runtime");
+        in_one(Box::pin(async {
+            let chat = world.bind(&process.layer, ws).await;
+            let (elsewhere, target) = world.workspace();
+            world.store.elsewhere().retarget(chat, elsewhere).await.unwrap();
+            radio.says_of(chat, Some(3));
+            settle().await;
+            assert_eq!(process.call(chat).await.agent, target.agent);
+        }));
+    }
+}

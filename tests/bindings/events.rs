@@ -37,6 +37,7 @@ fn line(event: &Event<'_>) -> String {
         Event::Validated { took, answer: Err(error), .. } => format!("no answer in {took:?}: {error}"),
         Event::Switched { from, to, .. } => format!("switched from {} to {}", from.agent, to.agent),
         Event::Repaired { target, repair, .. } => format!("repaired {}: {repair:?}", target.agent),
+        Event::WorkspaceRepaired { target, repair, .. } => format!("all repaired {}: {repair:?}", target.agent),
         Event::Used { target, outcome, .. } => format!("used {}, {} dials", target.agent, outcome.dials),
         Event::ReportedStale { target, .. } => format!("reported {}", target.agent),
         Event::DroppedInFlight { target, pending, .. } => format!("dropped {} after {pending:?}", target.agent),
@@ -64,7 +65,7 @@ async fn an_observer_sees_a_switch_in_order() {
             format!("dialed {} in 30ms", new.agent),
             format!("switched from {} to {}", old.agent, new.agent),
             format!("used {}, 2 dials", new.agent),
-            format!("repaired {}: Written", new.agent),
+            format!("all repaired {}: Written", new.agent),
         ]
     );
 }
@@ -109,24 +110,46 @@ async fn an_observer_sees_every_kind_of_event() {
     assert!(lines.contains(&format!("failed {agent} in 5ms: connection refused")), "{lines:?}");
     assert!(lines.contains(&"validated Stopped in 0ns".to_owned()), "{lines:?}");
 
-    let new = world.rebuild(ws, &target, Does::Fail(ms(0)));
+    // Another place of the same build: the session's own row is written.
+    let moved = world.agent(Some(1));
+    world.runs(ws, &moved);
+    world.does(&target, Does::Fail(ms(0)));
     world.store.on_writes(Fault::Unavailable);
     call(&dial, chat).await.unwrap();
     assert_eq!(layer.bindings().flush().await, 1);
     let lines = log.take();
-    assert!(lines.contains(&format!("repaired {}: Retrying", new.agent)), "{lines:?}");
-    assert!(lines.contains(&format!("switched from {agent} to {}", new.agent)), "{lines:?}");
+    assert!(lines.contains(&format!("repaired {}: Retrying", moved.agent)), "{lines:?}");
+    assert!(lines.contains(&format!("switched from {agent} to {}", moved.agent)), "{lines:?}");
     world.store.on_writes(Fault::None);
     world.store.elsewhere().delete(chat, None).await.unwrap();
     sleep(ms(200)).await;
-    assert_eq!(log.take(), [format!("repaired {}: Lost", new.agent)]);
+    assert_eq!(log.take(), [format!("repaired {}: Lost", moved.agent)]);
+
+    // Another build: all rows of the workspace are.
+    let chat = world.bind(&layer, ws).await;
+    let new = world.rebuild(ws, &moved, Does::Fail(ms(0)));
+    world.store.on_writes(Fault::Unavailable);
+    call(&dial, chat).await.unwrap();
+    assert_eq!(layer.bindings().flush().await, 1);
+    let lines = log.take();
+    assert!(lines.contains(&format!("all repaired {}: Retrying", new.agent)), "{lines:?}");
+    assert!(lines.contains(&format!("switched from {} to {}", moved.agent, new.agent)), "{lines:?}");
+    world.store.on_writes(Fault::None);
+    sleep(ms(200)).await;
+    assert_eq!(log.take(), [format!("all repaired {}: Written", new.agent)]);
 
     // And what was given up when the layer was closed.
-    let chat = world.bind(&layer, ws).await;
+    let (second, there) = world.workspace();
+    let other = world.bind(&layer, second).await;
+    let there_too = world.agent(Some(1));
+    world.runs(second, &there_too);
+    world.does(&there, Does::Fail(ms(0)));
     world.rebuild(ws, &new, Does::Fail(ms(0)));
     world.store.on_writes(Fault::Unavailable);
-    let bound = call(&dial, chat).await.unwrap();
-    assert_eq!(layer.bindings().close(ms(1_000)).await, 1);
-    assert_eq!(bound.outcome().repair(), Repair::Failed);
-    assert!(log.take().contains(&format!("repaired {}: Failed", bound.target().agent)));
+    let (one, all) = (call(&dial, other).await.unwrap(), call(&dial, chat).await.unwrap());
+    assert_eq!(layer.bindings().close(ms(1_000)).await, 2);
+    assert_eq!((one.outcome().repair(), all.outcome().repair()), (Repair::Failed, Repair::Failed));
+    let lines = log.take();
+    assert!(lines.contains(&format!("repaired {}: Failed", there_too.agent)), "{lines:?}");
+    assert!(lines.contains(&format!("all repaired {}: Failed", all.target().agent)), "{lines:?}");
 }

@@ -66,7 +66,8 @@ async fn a_doubt_reaches_the_calls_under_way() {
     }
     assert_eq!(begin.elapsed(), ms(100));
     assert_eq!(layer.bindings().flush().await, 0);
-    assert_eq!(world.counts() - before, counts(4, 1, 0, 2));
+    assert_eq!(world.counts() - before, counts(4, 1, 0, 1));
+    assert!(chats.iter().all(|chat| world.row_agent(*chat) == Some(new.agent)));
 }
 
 #[tokio::test(start_paused = true)]

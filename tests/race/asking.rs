@@ -103,7 +103,8 @@ async fn what_one_call_learns_moves_the_others_at_that_instant() {
         let ((took, one), (later, two)) = tokio::join!(first, second);
         assert_eq!((took, later), (ms(250), ms(50)));
         assert_eq!((one.unwrap().agent, two.unwrap().agent), (new.agent, new.agent));
-        assert_eq!(s.did().await, counts(4, 1, 0, 2));
+        assert_eq!(s.did().await, counts(4, 1, 0, 1));
+        assert!(chats.iter().all(|chat| s.world.row_agent(*chat) == Some(new.agent)));
     }
 }
 

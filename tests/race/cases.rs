@@ -112,7 +112,7 @@ async fn row_3_what_the_stale_dial_still_brings_is_never_used() {
             Seen::Dialed(new.agent, true),
             Seen::Switched(s.old.agent, new.agent),
             Seen::Used(new.agent),
-            Seen::Repaired(Repair::Written),
+            Seen::Group(Repair::Written),
         ];
         assert_eq!(seen, wanted);
     }

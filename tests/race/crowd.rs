@@ -5,7 +5,7 @@ use tokio::{
     task::JoinSet,
     time::{Duration, Instant, sleep},
 };
-use tower_bound_agent::{AgentId, ErrorKind, LastVerdict, Path, Resolution, SessionId};
+use tower_bound_agent::{AgentId, Binding, ErrorKind, LastVerdict, Path, Repair, Resolution, SessionId, Target};
 
 const N: u64 = 100;
 
@@ -24,6 +24,18 @@ impl Crowd {
         sleep(Duration::from_secs(10)).await;
         s.did().await;
         Self { s, chats }
+    }
+
+    fn rows(&self) -> Vec<Binding> {
+        self.chats.iter().map(|chat| self.s.world.row(*chat).expect("a row")).collect()
+    }
+
+    /// Each row was written exactly once since then, and names that.
+    fn all_written_once(&self, before: &[Binding], new: &Target) {
+        for (row, before) in self.rows().iter().zip(before) {
+            assert_eq!((row.target.as_deref(), row.revision.get()), (Some(new), before.revision.get() + 1));
+            assert_eq!(row.previous.map(|previous| previous.agent), Some(self.s.old.agent));
+        }
     }
 
     /// Every session calls, each `apart` after the one before. Returns when each began, how long it took, whom it got.
@@ -50,14 +62,15 @@ impl Crowd {
 async fn row_16_after_a_rebuild_one_question_serves_everybody() {
     for generation in BOTH {
         let mut crowd = Crowd::new(generation).await;
-        let new = crowd.s.rebuild();
+        let (new, before) = (crowd.s.rebuild(), crowd.rows());
         for (_, took, agent) in crowd.call(ms(0)).await {
             assert_eq!((took, agent), (ms(250), Ok(new.agent)));
         }
         crowd.s.layer.bindings().flush().await;
-        assert_eq!(crowd.s.did().await, counts(2 * N, 1, 0, N));
+        // One statement for everybody.
+        assert_eq!(crowd.s.did().await, counts(2 * N, 1, 0, 1));
         assert_eq!(crowd.s.world.most_validating(), 1);
-        assert!(crowd.chats.iter().all(|chat| crowd.s.world.row_agent(*chat) == Some(new.agent)));
+        crowd.all_written_once(&before, &new);
 
         // From then on it is as if nothing had happened.
         for (_, took, agent) in crowd.call(ms(0)).await {
@@ -71,7 +84,7 @@ async fn row_16_after_a_rebuild_one_question_serves_everybody() {
 async fn row_16_who_starts_after_the_discovery_waits_no_delay() {
     for generation in BOTH {
         let mut crowd = Crowd::new(generation).await;
-        let new = crowd.s.rebuild();
+        let (new, before) = (crowd.s.rebuild(), crowd.rows());
         crowd.s.resolver_takes(100);
         // The first delay passes at 250, its answer lands at 350; the sessions begin 10 apart.
         for (start, took, agent) in crowd.call(ms(10)).await {
@@ -81,7 +94,8 @@ async fn row_16_who_starts_after_the_discovery_waits_no_delay() {
         crowd.s.layer.bindings().flush().await;
         let did = crowd.s.did().await;
         let (v, r, w) = (did.v, did.r, did.w);
-        assert_eq!((v, r, w), (1, 0, N));
+        assert_eq!((v, r, w), (1, 0, 1));
+        crowd.all_written_once(&before, &new);
         // N dials were there before, to bind the sessions. At 350 itself either may be first.
         let of_old =
             crowd.s.world.dialed_agents().into_iter().filter(|agent| *agent == crowd.s.old.agent).count() as u64;
@@ -96,18 +110,22 @@ async fn row_16_who_starts_after_the_discovery_waits_no_delay() {
 async fn row_16_a_session_that_did_not_call_meanwhile_waits_no_delay_later() {
     for generation in BOTH {
         let mut crowd = Crowd::new(generation).await;
-        let new = crowd.s.rebuild();
+        let (new, before) = (crowd.s.rebuild(), crowd.rows());
         crowd.s.call().await.1.unwrap();
         assert_eq!(crowd.s.did().await, counts(2, 1, 0, 1));
+        crowd.all_written_once(&before, &new);
         sleep(Duration::from_secs(600)).await;
         for chat in &crowd.chats[1..] {
             let (took, bound) = timed(call(&crowd.s.dial(), *chat)).await;
             let bound = bound.unwrap();
             assert_eq!((took, bound.agent), (ms(0), new.agent));
             assert!(matches!(&bound.outcome().path, Path::Switched { from } if **from == crowd.s.old));
+            // Its row was written with the first one's.
+            assert_eq!(bound.outcome().repair(), Repair::NotNeeded);
         }
         crowd.s.layer.bindings().flush().await;
-        assert_eq!(crowd.s.did().await, counts(N - 1, 0, 0, N - 1));
+        assert_eq!(crowd.s.did().await, counts(N - 1, 0, 0, 0));
+        crowd.all_written_once(&before, &new);
     }
 }
 
@@ -130,14 +148,15 @@ async fn if_nothing_was_rebuilt_those_at_once_ask_at_most_twice() {
 async fn all_fail_and_one_question_serves_everybody() {
     for generation in BOTH {
         let mut crowd = Crowd::new(generation).await;
-        let new = crowd.s.rebuild();
+        let (new, before) = (crowd.s.rebuild(), crowd.rows());
         crowd.s.old_does(Does::Fail(ms(20)));
         crowd.s.resolver_takes(30);
         for (_, took, agent) in crowd.call(ms(0)).await {
             assert_eq!((took, agent), (ms(50), Ok(new.agent)));
         }
         crowd.s.layer.bindings().flush().await;
-        assert_eq!(crowd.s.did().await, counts(2 * N, 1, 0, N));
+        assert_eq!(crowd.s.did().await, counts(2 * N, 1, 0, 1));
+        crowd.all_written_once(&before, &new);
     }
 }
 

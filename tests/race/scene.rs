@@ -50,6 +50,8 @@ pub(crate) enum Seen {
     Validated,
     Switched(AgentId, AgentId),
     Repaired(Repair),
+    /// All rows of the workspace that were behind.
+    Group(Repair),
     Used(AgentId),
     Dropped(Duration),
 }
@@ -64,6 +66,7 @@ impl Log {
             Event::Validated { .. } => Seen::Validated,
             Event::Switched { from, to, .. } => Seen::Switched(from.agent, to.agent),
             Event::Repaired { repair, .. } => Seen::Repaired(*repair),
+            Event::WorkspaceRepaired { repair, .. } => Seen::Group(*repair),
             Event::Used { target, .. } => Seen::Used(target.agent),
             Event::DroppedInFlight { pending, .. } => Seen::Dropped(*pending),
             _ => return,

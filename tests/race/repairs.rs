@@ -6,25 +6,33 @@ use tokio::time::{Duration, Instant, sleep};
 use tokio_test::task;
 use tower::Layer;
 use tower_bound_agent::{
-    Binding, BoundAgentLayer, ErrorKind, Generation, Path, Repair, RepairMode, Revision, SessionId, Target,
-    WorkspaceId,
+    Binding, BoundAgentBuilder, BoundAgentLayer, ErrorKind, Generation, Path, Repair, RepairMode, Revision, SessionId,
+    Target, WorkspaceId,
     store::{BindingStore, MemoryStore, NewBinding, StoreError, Swap},
 };
 
-/// The repairs that the observer was told of, and how long after `begin`.
-fn repairs(s: &Scene, begin: Instant) -> Vec<(Duration, Repair)> {
+const OWN: [(Writes, Option<i64>); 2] = [(Writes::Own, Some(5)), (Writes::Own, None)];
+const ALL: [(Writes, Option<i64>); 4] = [OWN[0], OWN[1], (Writes::Group, Some(5)), (Writes::Group, None)];
+
+/// The repairs of one kind that the observer was told of, and how long after `begin`. There were none of the other kind.
+fn repairs(s: &Scene, writes: Writes, begin: Instant) -> Vec<(Duration, Repair)> {
     let repaired = |(at, seen)| match seen {
-        Seen::Repaired(repair) => Some((at - begin, repair)),
+        Seen::Repaired(repair) => Some((at - begin, Writes::Own, repair)),
+        Seen::Group(repair) => Some((at - begin, Writes::Group, repair)),
         _ => None,
     };
-    s.log.take().into_iter().filter_map(repaired).collect()
+    let told = |(at, kind, repair)| {
+        assert_eq!(kind, writes);
+        (at, repair)
+    };
+    s.log.take().into_iter().filter_map(repaired).map(told).collect()
 }
 
 #[tokio::test(start_paused = true)]
 async fn row_18_a_store_that_is_down_holds_no_connection_back_and_the_write_lands_later_once() {
-    for generation in BOTH {
-        let mut s = Scene::new(generation).await;
-        let (new, revision) = (s.rebuild(), s.row().revision.get());
+    for (writes, generation) in ALL {
+        let mut s = Scene::writing(writes, generation, |builder| builder).await;
+        let (new, before) = (s.replaced(writes), s.row());
         s.world.store.on_writes(Fault::Unavailable);
         let begin = Instant::now();
         let (took, bound) = s.call().await;
@@ -32,7 +40,7 @@ async fn row_18_a_store_that_is_down_holds_no_connection_back_and_the_write_land
         assert_eq!((took, bound.agent), (ms(250), new.agent));
         assert_eq!(s.did().await, counts(2, 1, 0, 1));
         assert_eq!((bound.outcome().repair(), s.layer.bindings().flush().await), (Repair::Retrying, 1));
-        assert_eq!(s.row_agent(), Some(s.old.agent));
+        assert_eq!(s.row(), before);
 
         // The next call needs no question and joins the repair that is under way.
         sleep(ms(50)).await;
@@ -51,22 +59,23 @@ async fn row_18_a_store_that_is_down_holds_no_connection_back_and_the_write_land
             (ms(550), Repair::Retrying),
             (ms(950), Repair::Written),
         ];
-        assert_eq!(repairs(&s, begin), wanted);
+        assert_eq!(repairs(&s, writes, begin), wanted);
         assert_eq!(s.did().await, counts(0, 0, 0, 3));
         assert_eq!((bound.outcome().repair(), again.outcome().repair()), (Repair::Written, Repair::Written));
-        assert_eq!((s.row_agent(), s.row().revision.get()), (Some(new.agent), revision + 1));
+        assert_eq!((s.row_agent(), s.row().revision.get()), (Some(new.agent), before.revision.get() + 1));
         let (_, bound) = s.call().await;
-        assert_eq!(bound.unwrap().outcome().path, Path::Reused);
+        let bound = bound.unwrap();
+        assert_eq!((&bound.outcome().path, bound.outcome().repair()), (&Path::Reused, Repair::NotNeeded));
         assert_eq!(s.did().await, counts(1, 0, 0, 0));
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn row_18_an_answer_that_was_lost_is_found_out_by_the_next_attempt() {
-    for generation in BOTH {
+    for (writes, generation) in ALL {
         for fault in [Fault::LostAnswer, Fault::LostRequest] {
-            let mut s = Scene::new(generation).await;
-            let (new, revision) = (s.rebuild(), s.row().revision.get());
+            let mut s = Scene::writing(writes, generation, |builder| builder).await;
+            let (new, revision) = (s.replaced(writes), s.row().revision.get());
             s.world.store.on_writes(fault);
             let begin = Instant::now();
             let (took, bound) = s.call().await;
@@ -76,7 +85,7 @@ async fn row_18_an_answer_that_was_lost_is_found_out_by_the_next_attempt() {
             assert_eq!(bound.outcome().repair(), Repair::Retrying);
             s.world.store.on_writes(Fault::None);
             sleep(Duration::from_secs(60)).await;
-            assert_eq!(repairs(&s, begin), [(ms(250), Repair::Retrying), (ms(350), Repair::Written)]);
+            assert_eq!(repairs(&s, writes, begin), [(ms(250), Repair::Retrying), (ms(350), Repair::Written)]);
             assert_eq!(s.did().await, counts(2, 1, 0, 2));
             // The row is as after one write.
             assert_eq!((s.row_agent(), s.row().revision.get()), (Some(new.agent), revision + 1), "{fault:?}");
@@ -87,9 +96,9 @@ async fn row_18_an_answer_that_was_lost_is_found_out_by_the_next_attempt() {
 
 #[tokio::test(start_paused = true)]
 async fn row_18_a_slow_store_holds_no_connection_back() {
-    for generation in BOTH {
-        let mut s = Scene::new(generation).await;
-        let new = s.rebuild();
+    for (writes, generation) in ALL {
+        let mut s = Scene::writing(writes, generation, |builder| builder).await;
+        let new = s.replaced(writes);
         s.world.store.on_writes(Fault::Slow(ms(3_000)));
         let begin = Instant::now();
         let (took, bound) = s.call().await;
@@ -104,66 +113,78 @@ async fn row_18_a_slow_store_holds_no_connection_back() {
 
 #[tokio::test(start_paused = true)]
 async fn row_18_a_store_that_hangs_is_given_up_after_its_timeout_and_tried_again() {
-    let mut s = Scene::new(Some(5)).await;
-    let new = s.rebuild();
-    s.world.store.on_writes(Fault::Hang);
-    let begin = Instant::now();
-    let (took, bound) = s.call().await;
-    let bound = bound.unwrap();
-    assert_eq!((took, bound.agent), (ms(250), new.agent));
-    sleep(ms(1_000)).await;
-    assert_eq!(bound.outcome().repair(), Repair::Pending);
-    s.world.store.on_writes(Fault::None);
-    sleep(Duration::from_secs(60)).await;
-    assert_eq!(repairs(&s, begin), [(ms(5_250), Repair::Retrying), (ms(5_350), Repair::Written)]);
-    assert_eq!((s.did().await, s.row_agent()), (counts(2, 1, 0, 2), Some(new.agent)));
+    for (writes, generation) in ALL {
+        let mut s = Scene::writing(writes, generation, |builder| builder).await;
+        let (new, revision) = (s.replaced(writes), s.row().revision.get());
+        s.world.store.on_writes(Fault::Hang);
+        let begin = Instant::now();
+        let (took, bound) = s.call().await;
+        let bound = bound.unwrap();
+        assert_eq!((took, bound.agent), (ms(250), new.agent));
+        sleep(ms(1_000)).await;
+        assert_eq!(bound.outcome().repair(), Repair::Pending);
+        s.world.store.on_writes(Fault::None);
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(repairs(&s, writes, begin), [(ms(5_250), Repair::Retrying), (ms(5_350), Repair::Written)]);
+        assert_eq!((s.did().await, s.row_agent()), (counts(2, 1, 0, 2), Some(new.agent)));
+        assert_eq!(s.row().revision.get(), revision + 1);
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn row_18_with_repair_before_return_one_attempt_is_waited_for_and_no_more() {
-    for (fault, took, repair) in [
-        (Fault::None, 250, Repair::Written),
-        (Fault::Slow(ms(1_000)), 1_250, Repair::Written),
-        (Fault::Unavailable, 250, Repair::Retrying),
-        (Fault::Hang, 5_250, Repair::Retrying),
-    ] {
-        let mut s = Scene::with(Some(5), |builder| builder.repair(RepairMode::BeforeReturn)).await;
-        s.rebuild();
-        s.world.store.on_writes(fault);
-        let (elapsed, bound) = s.call().await;
-        assert_eq!((elapsed, bound.unwrap().outcome().repair()), (ms(took), repair), "{fault:?}");
-        assert_eq!(s.did().await, counts(2, 1, 0, 1));
+    for (writes, generation) in ALL {
+        for (fault, took, repair) in [
+            (Fault::None, 250, Repair::Written),
+            (Fault::Slow(ms(1_000)), 1_250, Repair::Written),
+            (Fault::Unavailable, 250, Repair::Retrying),
+            (Fault::Hang, 5_250, Repair::Retrying),
+        ] {
+            let before_return = |builder: BoundAgentBuilder| builder.repair(RepairMode::BeforeReturn);
+            let mut s = Scene::writing(writes, generation, before_return).await;
+            let (new, before) = (s.replaced(writes), s.row());
+            s.world.store.on_writes(fault);
+            let (elapsed, bound) = s.call().await;
+            assert_eq!((elapsed, bound.unwrap().outcome().repair()), (ms(took), repair), "{writes:?}, {fault:?}");
+            assert_eq!(s.did().await, counts(2, 1, 0, 1));
+            match repair {
+                Repair::Written => assert_eq!(s.row_agent(), Some(new.agent)),
+                _ => assert_eq!(s.row(), before),
+            }
+        }
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_repair_that_waits_for_the_store_gives_way_to_a_later_one() {
-    let mut s = Scene::new(Some(5)).await;
-    let (second, third) = (s.rebuild(), s.world.agent(Some(7)));
-    s.world.store.on_writes(Fault::Unavailable);
-    let (_, one) = s.call().await;
-    let one = one.unwrap();
-    assert_eq!(one.agent, second.agent);
-    s.did().await;
-    // A second rebuild while the first repair is retried.
-    s.world.does(&second, Does::Hang);
-    s.world.runs(s.ws, &third);
-    s.layer.bindings().doubt_workspace(s.ws);
-    let (_, two) = s.call().await;
-    let two = two.unwrap();
-    assert_eq!(two.agent, third.agent);
-    settled().await;
-    s.world.store.on_writes(Fault::None);
-    sleep(Duration::from_secs(60)).await;
-    assert_eq!((one.outcome().repair(), two.outcome().repair()), (Repair::Lost, Repair::Written));
-    assert_eq!(s.row_agent(), Some(third.agent));
-    // The later one was tried while the store was down and again after it; the earlier one not any more.
-    assert_eq!(s.did().await, counts(2, 1, 0, 2));
+    for writes in [Writes::Own, Writes::Group] {
+        let mut s = Scene::new(Some(5)).await;
+        let (second, third) = (s.replaced(writes), s.world.agent(Some(7)));
+        s.world.store.on_writes(Fault::Unavailable);
+        let (_, one) = s.call().await;
+        let one = one.unwrap();
+        assert_eq!(one.agent, second.agent);
+        s.did().await;
+        // A rebuild while the first repair is retried.
+        s.world.does(&second, Does::Hang);
+        s.world.runs(s.ws, &third);
+        s.layer.bindings().doubt_workspace(s.ws);
+        let (_, two) = s.call().await;
+        let two = two.unwrap();
+        assert_eq!(two.agent, third.agent);
+        settled().await;
+        s.world.store.on_writes(Fault::None);
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!((one.outcome().repair(), two.outcome().repair()), (Repair::Lost, Repair::Written));
+        assert_eq!(s.row_agent(), Some(third.agent));
+        // The later one was tried while the store was down and again after it; the earlier one not any more.
+        assert_eq!(s.did().await, counts(2, 1, 0, 2));
+    }
 }
 
 /// The session's row is changed by another process before the repair; the cached one is behind.
 async fn lost_to(s: &mut Scene) -> (tower_bound_agent::Bound<Conn>, Target) {
-    let new = s.rebuild();
+    let new = s.replaced(Writes::Own);
     let (took, bound) = s.call().await;
     let bound = bound.unwrap();
     assert_eq!((took, bound.agent), (ms(250), new.agent), "the connection is served whatever became of the row");
@@ -175,7 +196,8 @@ async fn lost_to(s: &mut Scene) -> (tower_bound_agent::Bound<Conn>, Target) {
 async fn kept(s: &Scene, bound: &tower_bound_agent::Bound<Conn>, repair: Repair) {
     sleep(Duration::from_secs(60)).await;
     assert_eq!((bound.outcome().repair(), s.world.live_connections()), (repair, 1));
-    let told: Vec<_> = s.log.seen().into_iter().filter(|seen| matches!(seen, Seen::Repaired(_))).collect();
+    let told = s.log.seen().into_iter().filter(|seen| matches!(seen, Seen::Repaired(_) | Seen::Group(_)));
+    let told: Vec<_> = told.collect();
     assert_eq!(told, [Seen::Repaired(repair)]);
 }
 
@@ -185,13 +207,11 @@ fn is_superseded(bound: &tower_bound_agent::Bound<Conn>) -> bool {
 
 #[tokio::test(start_paused = true)]
 async fn row_19_the_same_target_written_elsewhere_is_success() {
-    for generation in BOTH {
-        let mut s = Scene::new(generation).await;
-        let new = s.world.agent(generation.map(|g| g + 1));
+    for (writes, generation) in OWN {
+        let mut s = Scene::writing(writes, generation, |builder| builder).await;
+        let new = s.replaced(writes);
         s.written_elsewhere(&new).await;
         let revision = s.row().revision;
-        s.old_does(Does::Hang);
-        s.world.runs(s.ws, &new);
         let (took, bound) = s.call().await;
         let bound = bound.unwrap();
         assert_eq!((took, bound.agent), (ms(250), new.agent));
@@ -205,8 +225,8 @@ async fn row_19_the_same_target_written_elsewhere_is_success() {
 
 #[tokio::test(start_paused = true)]
 async fn row_19_a_row_that_was_deleted_stays_deleted() {
-    for generation in BOTH {
-        let mut s = Scene::new(generation).await;
+    for (writes, generation) in OWN {
+        let mut s = Scene::writing(writes, generation, |builder| builder).await;
         assert!(s.world.store.elsewhere().delete(s.chat, None).await.unwrap());
         let (bound, _) = lost_to(&mut s).await;
         assert_eq!(s.did().await, counts(2, 1, 0, 1));
@@ -219,8 +239,8 @@ async fn row_19_a_row_that_was_deleted_stays_deleted() {
 
 #[tokio::test(start_paused = true)]
 async fn row_19_a_row_that_was_unbound_stays_unbound_until_the_next_call() {
-    for generation in BOTH {
-        let mut s = Scene::new(generation).await;
+    for (writes, generation) in OWN {
+        let mut s = Scene::writing(writes, generation, |builder| builder).await;
         s.world.store.elsewhere().unbind(s.chat).await.unwrap().unwrap();
         let (bound, new) = lost_to(&mut s).await;
         assert_eq!(s.did().await, counts(2, 1, 0, 1));
@@ -237,8 +257,8 @@ async fn row_19_a_row_that_was_unbound_stays_unbound_until_the_next_call() {
 
 #[tokio::test(start_paused = true)]
 async fn row_19_a_row_that_was_retargeted_stays_where_it_points() {
-    for generation in BOTH {
-        let mut s = Scene::new(generation).await;
+    for (writes, generation) in OWN {
+        let mut s = Scene::writing(writes, generation, |builder| builder).await;
         let (other, there) = new_workspace(&s.world, generation);
         s.world.store.elsewhere().retarget(s.chat, other).await.unwrap();
         let (bound, _) = lost_to(&mut s).await;
@@ -254,7 +274,7 @@ async fn row_19_a_row_that_was_retargeted_stays_where_it_points() {
 #[tokio::test(start_paused = true)]
 async fn row_19_a_greater_generation_is_adopted() {
     let mut s = Scene::new(Some(5)).await;
-    let newest = s.world.agent(Some(7));
+    let newest = s.world.agent(Some(6));
     s.written_elsewhere(&newest).await;
     let revision = s.row().revision;
     let (bound, _) = lost_to(&mut s).await;
@@ -270,7 +290,7 @@ async fn row_19_a_greater_generation_is_adopted() {
 #[tokio::test(start_paused = true)]
 async fn row_19_an_equal_generation_is_adopted() {
     let mut s = Scene::new(Some(5)).await;
-    let rival = s.world.agent(Some(6));
+    let rival = s.world.agent(Some(5));
     s.written_elsewhere(&rival).await;
     let (bound, _) = lost_to(&mut s).await;
     assert_eq!((s.did().await, s.row_agent()), (counts(2, 1, 0, 1), Some(rival.agent)));
@@ -278,13 +298,13 @@ async fn row_19_an_equal_generation_is_adopted() {
     // The next call dials it.
     let (took, next) = s.call().await;
     assert_eq!((took, next.unwrap().agent), (ms(0), rival.agent));
-    let did = s.did().await;
-    assert_eq!((did.d, did.r, did.w, s.row_agent()), (1, 0, 0, Some(rival.agent)));
+    // The resolver had named another one of that generation, so it is asked.
+    assert_eq!((s.did().await, s.row_agent()), (counts(1, 1, 0, 0), Some(rival.agent)));
 }
 
 #[tokio::test(start_paused = true)]
 async fn row_19_without_generations_another_agent_is_adopted_in_doubt() {
-    let mut s = Scene::new(None).await;
+    let mut s = Scene::writing(Writes::Own, None, |builder| builder).await;
     let rival = s.world.agent(None);
     s.written_elsewhere(&rival).await;
     let (bound, _) = lost_to(&mut s).await;
@@ -363,7 +383,7 @@ impl BindingStore for Rival {
 #[tokio::test(start_paused = true)]
 async fn row_19_a_repair_is_tried_again_three_times_on_a_new_revision() {
     let s = Scene::new(Some(5)).await;
-    let new = s.rebuild();
+    let new = s.replaced(Writes::Own);
     let older = Arc::new(s.world.agent(Some(4)));
     let rival = Rival { store: s.world.store.clone(), older: Arc::clone(&older) };
     let layer = BoundAgentLayer::builder(rival, s.world.resolver()).build().unwrap();
@@ -382,7 +402,7 @@ async fn a_repair_that_loses_to_a_greater_generation_before_the_return_switches(
     let mut s = Scene::with(Some(5), |builder| builder.repair(RepairMode::BeforeReturn)).await;
     let newest = s.world.agent(Some(7));
     s.written_elsewhere(&newest).await;
-    s.rebuild();
+    s.replaced(Writes::Own);
     let (took, bound) = s.call().await;
     let bound = bound.unwrap();
     assert_eq!((took, bound.agent), (ms(250), newest.agent));

@@ -10,7 +10,8 @@ use tower_bound_agent::{
     store::{BindingStore, NewBinding, Swap},
 };
 
-/// A call has switched, and its repair is on its way to the store for another 100 ms.
+/// A call has switched to another agent of the same build or, without generations, bound its session for the first time;
+/// its own repair is on its way to the store for another 100 ms.
 struct Losing {
     world: World,
     layer: BoundAgentLayer,
@@ -31,9 +32,10 @@ impl Losing {
         world.runs(ws, &old);
         let layer = world.layer();
         let chat = world.bind(&layer, ws).await;
-        let new = world.agent(generation.map(|generation| generation + 2));
-        world.does(&old, Does::Hang);
-        world.runs(ws, &new);
+        if generation.is_none() {
+            layer.bindings().unbind(chat).await.unwrap();
+        }
+        let new = world.replace(ws, &old, Does::Hang);
         world.store.on_writes(Fault::Slow(ms(100)));
         let before = world.counts();
         let bound = call(&world.dial(&layer), chat).await.unwrap();
@@ -77,7 +79,7 @@ impl Losing {
 
 #[tokio::test(start_paused = true)]
 async fn a_row_that_names_the_target_already_is_a_success() {
-    let case = Losing::new(Some(1)).await;
+    let case = Losing::new(Some(3)).await;
     let row = case.other_writes(&case.new).await;
     case.ended(Repair::Written, 1).await;
     assert_eq!(case.world.row(case.chat), Some(row));
@@ -89,7 +91,7 @@ async fn a_row_that_names_the_target_already_is_a_success() {
 
 #[tokio::test(start_paused = true)]
 async fn a_repair_of_a_row_that_is_gone_is_dropped() {
-    let case = Losing::new(Some(1)).await;
+    let case = Losing::new(Some(3)).await;
     assert!(case.world.store.elsewhere().delete(case.chat, None).await.unwrap());
     case.ended(Repair::Lost, 1).await;
     assert_eq!(case.world.row(case.chat), None);
@@ -100,7 +102,7 @@ async fn a_repair_of_a_row_that_is_gone_is_dropped() {
 
 #[tokio::test(start_paused = true)]
 async fn a_repair_of_a_row_that_was_unbound_is_dropped() {
-    let case = Losing::new(Some(1)).await;
+    let case = Losing::new(Some(3)).await;
     let row = case.world.store.elsewhere().unbind(case.chat).await.unwrap();
     case.ended(Repair::Lost, 1).await;
     assert_eq!(case.world.row(case.chat), row);
@@ -113,7 +115,7 @@ async fn a_repair_of_a_row_that_was_unbound_is_dropped() {
 
 #[tokio::test(start_paused = true)]
 async fn a_repair_of_a_row_that_points_elsewhere_is_dropped() {
-    let case = Losing::new(Some(1)).await;
+    let case = Losing::new(Some(3)).await;
     let (other, target) = case.world.workspace();
     let row = case.world.store.elsewhere().retarget(case.chat, other).await.unwrap();
     case.ended(Repair::Lost, 1).await;
@@ -125,7 +127,7 @@ async fn a_repair_of_a_row_that_points_elsewhere_is_dropped() {
 
 #[tokio::test(start_paused = true)]
 async fn a_winner_of_a_greater_generation_is_adopted() {
-    let case = Losing::new(Some(1)).await;
+    let case = Losing::new(Some(3)).await;
     let newer = case.world.agent(Some(4));
     let row = case.other_writes(&newer).await;
     assert!(!case.superseded().await, "nobody here knows yet");
@@ -141,7 +143,7 @@ async fn a_winner_of_a_greater_generation_is_adopted() {
 
 #[tokio::test(start_paused = true)]
 async fn a_winner_of_the_same_generation_is_adopted() {
-    let case = Losing::new(Some(1)).await;
+    let case = Losing::new(Some(3)).await;
     let other = case.world.agent(case.new.generation.map(|generation| generation.get()));
     let row = case.other_writes(&other).await;
     case.ended(Repair::Lost, 1).await;
@@ -153,7 +155,7 @@ async fn a_winner_of_the_same_generation_is_adopted() {
 
 #[tokio::test(start_paused = true)]
 async fn a_winner_of_a_smaller_generation_is_written_over() {
-    let case = Losing::new(Some(1)).await;
+    let case = Losing::new(Some(3)).await;
     let between = case.world.agent(Some(2));
     case.other_writes(&between).await;
     case.ended(Repair::Written, 2).await;
@@ -167,7 +169,7 @@ async fn a_winner_of_a_smaller_generation_is_written_over() {
 #[tokio::test(start_paused = true)]
 async fn a_row_that_is_behind_is_written_over_three_times_at_most() {
     for rounds in [3, 4] {
-        let case = Losing::new(Some(1)).await;
+        let case = Losing::new(Some(3)).await;
         for round in 0..rounds {
             at(case.begin, ms(50 + 100 * round)).await;
             case.other_writes(&case.world.agent(Some(2))).await;
@@ -251,24 +253,28 @@ async fn a_winner_that_nothing_orders_is_in_doubt_also_if_no_resolver_was_asked_
 
 #[tokio::test(start_paused = true)]
 async fn a_repair_whose_answer_was_lost_leaves_the_row_as_after_once() {
-    let case = Losing::new(Some(1)).await;
+    let case = Losing::new(Some(3)).await;
     // The first try is the slow one, which is still under way.
     at(case.begin, ms(50)).await;
     case.world.store.on_writes(Fault::LostAnswer);
     case.ended(Repair::Written, 1).await;
 
-    let newer = case.world.rebuild(case.ws, &case.new, Does::Hang);
-    case.world.store.on_writes(Fault::LostAnswer);
-    let before = case.world.counts();
-    let bound = call(&case.world.dial(&case.layer), case.chat).await.unwrap();
-    assert_eq!(case.layer.bindings().flush().await, 1);
-    let row = case.world.row(case.chat).unwrap();
-    assert_eq!((row.target.as_deref(), bound.outcome().repair()), (Some(&newer), Repair::Retrying));
-    // Sent again: it finds the row as it was to be.
-    case.world.store.on_writes(Fault::None);
-    tokio::time::sleep(ms(150)).await;
-    assert_eq!((case.world.row(case.chat), bound.outcome().repair()), (Some(row), Repair::Written));
-    assert_eq!(case.world.counts() - before, counts(2, 1, 0, 2));
+    let mut old = case.new;
+    for writes in [Writes::Own, Writes::Group] {
+        let newer = writes.replaced(&case.world, case.ws, &old, Does::Hang);
+        case.world.store.on_writes(Fault::LostAnswer);
+        let before = case.world.counts();
+        let bound = call(&case.world.dial(&case.layer), case.chat).await.unwrap();
+        assert_eq!(case.layer.bindings().flush().await, 1);
+        let row = case.world.row(case.chat).unwrap();
+        assert_eq!((row.target.as_deref(), bound.outcome().repair()), (Some(&newer), Repair::Retrying));
+        // Sent again: it finds the row as it was to be.
+        case.world.store.on_writes(Fault::None);
+        tokio::time::sleep(ms(150)).await;
+        assert_eq!((case.world.row(case.chat), bound.outcome().repair()), (Some(row), Repair::Written));
+        assert_eq!(case.world.counts() - before, counts(2, 1, 0, 2));
+        old = newer;
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -277,8 +283,8 @@ async fn a_connection_that_waits_for_its_repair_follows_a_winner_of_a_greater_ge
     let (ws, old) = world.workspace();
     let layer = world.builder().repair(RepairMode::BeforeReturn).build().unwrap();
     let chat = world.bind(&layer, ws).await;
-    world.rebuild(ws, &old, Does::Hang);
-    let newest = world.agent(Some(3));
+    world.replace(ws, &old, Does::Hang);
+    let newest = world.agent(Some(2));
     world.store.on_writes(Fault::Slow(ms(100)));
 
     let (before, begin) = (world.counts(), Instant::now());
@@ -297,39 +303,46 @@ async fn a_connection_that_waits_for_its_repair_follows_a_winner_of_a_greater_ge
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_waits_for_its_repair_follows_an_order() {
-    let world = World::new();
-    let (ws, old) = world.workspace();
-    let (other, target) = world.workspace();
-    let layer = world.builder().repair(RepairMode::BeforeReturn).build().unwrap();
-    let chat = world.bind(&layer, ws).await;
-    world.rebuild(ws, &old, Does::Hang);
-    world.store.on_writes(Fault::Slow(ms(100)));
+    for writes in [Writes::Own, Writes::Group] {
+        let world = World::new();
+        let (ws, old) = world.workspace();
+        let (other, target) = world.workspace();
+        let layer = world.builder().repair(RepairMode::BeforeReturn).build().unwrap();
+        let chat = world.bind(&layer, ws).await;
+        writes.replaced(&world, ws, &old, Does::Hang);
+        world.store.on_writes(Fault::Slow(ms(100)));
 
-    let begin = Instant::now();
-    let under_way = crate::start(&world.dial(&layer), chat);
-    at(begin, ms(300)).await;
-    world.store.on_writes(Fault::None);
-    layer.bindings().select_workspace(chat, other).await.unwrap();
-    let bound = under_way.await.unwrap().unwrap();
-    assert_eq!((bound.agent, bound.workspace()), (target.agent, other));
-    assert_eq!((world.live_dials(), world.live_connections()), (0, 1));
+        let begin = Instant::now();
+        let under_way = crate::start(&world.dial(&layer), chat);
+        at(begin, ms(300)).await;
+        world.store.on_writes(Fault::None);
+        layer.bindings().select_workspace(chat, other).await.unwrap();
+        let bound = under_way.await.unwrap().unwrap();
+        assert_eq!((begin.elapsed(), bound.agent, bound.workspace()), (ms(350), target.agent, other), "{writes:?}");
+        assert_eq!((world.live_dials(), world.live_connections()), (0, 1));
+        // What was ordered is what is in the row.
+        let row = world.row(chat).unwrap();
+        assert_eq!((row.workspace, row.target.as_deref()), (other, Some(&target)));
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_waits_for_the_first_attempt_of_its_repair_and_no_longer() {
-    for (fault, after, repair) in [
-        (Fault::Slow(ms(100)), ms(100), Repair::Written),
-        (Fault::Unavailable, ms(0), Repair::Retrying),
-        (Fault::Hang, ms(5_000), Repair::Retrying),
-    ] {
-        let world = World::new();
-        let (ws, old) = world.workspace();
-        let layer = world.builder().repair(RepairMode::BeforeReturn).build().unwrap();
-        let chat = world.bind(&layer, ws).await;
-        world.rebuild(ws, &old, Does::Fail(ms(0)));
-        world.store.on_writes(fault);
-        let begin = Instant::now();
-        let bound = call(&world.dial(&layer), DialSession::new(chat)).await.unwrap();
-        assert_eq!((begin.elapsed(), bound.outcome().repair()), (after, repair));
+    for writes in [Writes::Own, Writes::Group] {
+        for (fault, after, repair) in [
+            (Fault::Slow(ms(100)), ms(100), Repair::Written),
+            (Fault::Unavailable, ms(0), Repair::Retrying),
+            (Fault::Hang, ms(5_000), Repair::Retrying),
+        ] {
+            let world = World::new();
+            let (ws, old) = world.workspace();
+            let layer = world.builder().repair(RepairMode::BeforeReturn).build().unwrap();
+            let chat = world.bind(&layer, ws).await;
+            writes.replaced(&world, ws, &old, Does::Fail(ms(0)));
+            world.store.on_writes(fault);
+            let begin = Instant::now();
+            let bound = call(&world.dial(&layer), DialSession::new(chat)).await.unwrap();
+            assert_eq!((begin.elapsed(), bound.outcome().repair()), (after, repair), "{writes:?}");
+        }
     }
 }

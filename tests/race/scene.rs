@@ -20,15 +20,6 @@ use tower_bound_agent::{
 /// With generations and without. The bound target is at 5, so that there is room below.
 pub(crate) const BOTH: [Option<i64>; 2] = [Some(5), None];
 
-/// Which rows a switch has to write.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Writes {
-    /// The session's own: its agent is replaced within its build or, without generations, it has none.
-    Own,
-    /// All of its workspace: they are behind.
-    Group,
-}
-
 /// A strict dialer for one call at a time: nothing may be pending when it is asked for readiness or called.
 #[derive(Clone)]
 pub(crate) struct Lone {
@@ -123,7 +114,8 @@ impl Scene {
         Self { world, layer, ws, old, chat, log, before }
     }
 
-    /// As [`with`](Self::with), and the next switch has to write these rows.
+    /// As [`with`](Self::with), and the next switch has to write these rows: without generations it is the session's own
+    /// only if it binds the session for the first time.
     pub(crate) async fn writing(
         writes: Writes,
         generation: Option<i64>,
@@ -140,15 +132,7 @@ impl Scene {
     /// Another agent serves the workspace, so that these rows have to be written; the old one accepts and never answers
     /// from now on.
     pub(crate) fn replaced(&self, writes: Writes) -> Target {
-        match writes {
-            Writes::Own => {
-                self.old_does(Does::Hang);
-                let new = self.world.agent(self.old.generation.map(|generation| generation.get()));
-                self.world.runs(self.ws, &new);
-                new
-            }
-            Writes::Group => self.rebuild(),
-        }
+        writes.replaced(&self.world, self.ws, &self.old, Does::Hang)
     }
 
     pub(crate) fn dial(&self) -> BoundAgent<Lone> {

@@ -56,6 +56,25 @@ pub enum Says {
     Panics,
 }
 
+/// Which rows a switch has to write.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Writes {
+    /// The session's own: another agent of its build answers.
+    Own,
+    /// All of its workspace that are behind: another build.
+    Group,
+}
+
+impl Writes {
+    /// Another agent serves the workspace, so that these rows have to be written.
+    pub fn replaced(self, world: &World, workspace: WorkspaceId, old: &Target, old_does: Does) -> Target {
+        match self {
+            Self::Own => world.replace(workspace, old, old_does),
+            Self::Group => world.rebuild(workspace, old, old_does),
+        }
+    }
+}
+
 /// Dials started, validations started, store reads, store writes (every verb that may change something).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counts {
@@ -163,6 +182,15 @@ impl World {
     pub fn rebuild(&self, workspace: WorkspaceId, old: &Target, old_does: Does) -> Target {
         self.does(old, old_does);
         let new = self.agent(old.generation.map(|generation| generation.get() + 1));
+        self.runs(workspace, &new);
+        new
+    }
+
+    /// Another agent within the same build, which says nothing of other sessions' rows. The old one does as told from now
+    /// on, the new one answers at once.
+    pub fn replace(&self, workspace: WorkspaceId, old: &Target, old_does: Does) -> Target {
+        self.does(old, old_does);
+        let new = self.agent(old.generation.map(|generation| generation.get()));
         self.runs(workspace, &new);
         new
     }

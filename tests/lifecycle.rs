@@ -44,8 +44,10 @@ async fn settled() {
     sleep(ms(1)).await;
 }
 
-/// So many sessions of one workspace whose repairs are on their way to a store that does as told.
+/// So many sessions of one workspace whose repair is on its way to a store that does as told: each one's own, or one of all
+/// their rows.
 struct Repairing {
+    writes: Writes,
     world: World,
     layer: BoundAgentLayer,
     bindings: Bindings,
@@ -58,7 +60,7 @@ struct Repairing {
 }
 
 impl Repairing {
-    async fn new(sessions: usize, fault: Fault) -> Self {
+    async fn new(writes: Writes, sessions: usize, fault: Fault) -> Self {
         let world = World::new();
         let (ws, old) = world.workspace();
         let layer = world.layer();
@@ -67,7 +69,7 @@ impl Repairing {
         for _ in 0..sessions {
             chats.push(world.bind(&layer, ws).await);
         }
-        let new = world.rebuild(ws, &old, Does::Fail(ms(0)));
+        let new = writes.replaced(&world, ws, &old, Does::Fail(ms(0)));
         world.store.on_writes(fault);
         let (before, begin) = (world.counts(), Instant::now());
         let mut bound = Vec::new();
@@ -75,11 +77,16 @@ impl Repairing {
             bound.push(call(&dial, chat).await.unwrap());
         }
         assert_eq!(begin.elapsed(), ms(0), "no connection waits for the store");
-        Self { bindings: layer.bindings(), world, layer, dial, ws, new, bound, before, begin }
+        Self { writes, bindings: layer.bindings(), world, layer, dial, ws, new, bound, before, begin }
     }
 
     fn writes(&self) -> u64 {
         (self.world.counts() - self.before).w
+    }
+
+    /// The repairs that were begun: of each one statement an attempt.
+    fn repairs(&self) -> usize {
+        if self.writes == Writes::Own { self.bound.len() } else { 1 }
     }
 
     /// How many rows name the new agent.
@@ -106,52 +113,58 @@ async fn flush_has_nothing_to_wait_for_if_nothing_was_begun() {
 
 #[tokio::test(start_paused = true)]
 async fn flush_waits_for_the_first_attempts() {
-    let case = Repairing::new(3, Fault::Slow(ms(700))).await;
-    assert!(case.all(Repair::Pending));
-    assert_eq!(case.bindings.flush().await, 0);
-    assert_eq!((case.begin.elapsed(), case.writes(), case.written()), (ms(700), 3, 3));
-    assert!(case.all(Repair::Written));
-}
-
-#[tokio::test(start_paused = true)]
-async fn flush_counts_what_is_left_and_does_not_wait_for_it() {
-    for (fault, after) in [(Fault::Unavailable, ms(0)), (Fault::LostRequest, ms(0)), (Fault::Hang, secs(5))] {
-        let case = Repairing::new(3, fault).await;
-        assert_eq!(case.bindings.flush().await, 3);
-        assert_eq!((case.begin.elapsed(), case.writes()), (after, 3));
-        assert!(case.all(Repair::Retrying));
-        // It goes on in the background: after 100 ms, then 200, 400, …
-        let retried = Instant::now();
-        case.world.store.on_writes(Fault::Unavailable);
-        sleep(ms(750)).await;
-        assert_eq!((retried.elapsed(), case.writes()), (ms(750), 12), "three more attempts each");
-        assert_eq!(case.bindings.flush().await, 3);
-        case.world.store.on_writes(Fault::None);
-        sleep(secs(2)).await;
-        assert_eq!((case.bindings.flush().await, case.writes(), case.written()), (0, 15, 3));
+    for (writes, statements) in [(Writes::Own, 3), (Writes::Group, 1)] {
+        let case = Repairing::new(writes, 3, Fault::Slow(ms(700))).await;
+        assert!(case.all(Repair::Pending));
+        assert_eq!(case.bindings.flush().await, 0);
+        assert_eq!((case.begin.elapsed(), case.writes(), case.written()), (ms(700), statements, 3));
         assert!(case.all(Repair::Written));
     }
 }
 
 #[tokio::test(start_paused = true)]
+async fn flush_counts_what_is_left_and_does_not_wait_for_it() {
+    for (writes, repairs) in [(Writes::Own, 3), (Writes::Group, 1)] {
+        for (fault, after) in [(Fault::Unavailable, ms(0)), (Fault::LostRequest, ms(0)), (Fault::Hang, secs(5))] {
+            let case = Repairing::new(writes, 3, fault).await;
+            assert_eq!(case.bindings.flush().await, repairs);
+            assert_eq!((case.begin.elapsed(), case.writes()), (after, repairs as u64));
+            assert!(case.all(Repair::Retrying));
+            // It goes on in the background: after 100 ms, then 200, 400, …
+            let retried = Instant::now();
+            case.world.store.on_writes(Fault::Unavailable);
+            sleep(ms(750)).await;
+            assert_eq!((retried.elapsed(), case.writes()), (ms(750), 4 * repairs as u64), "three more attempts each");
+            assert_eq!(case.bindings.flush().await, repairs);
+            case.world.store.on_writes(Fault::None);
+            sleep(secs(2)).await;
+            assert_eq!((case.bindings.flush().await, case.writes(), case.written()), (0, 5 * repairs as u64, 3));
+            assert!(case.all(Repair::Written));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_repair_is_given_up_when_the_store_was_out_of_reach_for_ten_minutes() {
-    let case = Repairing::new(1, Fault::Unavailable).await;
-    sleep(secs(599)).await;
-    assert!(case.all(Repair::Retrying));
-    sleep(secs(17)).await;
-    assert!(case.all(Repair::Failed));
-    let writes = case.writes();
-    sleep(secs(3_600)).await;
-    assert_eq!((case.writes(), case.bindings.flush().await, alive().await), (writes, 0, 0));
-    // The next call of the session tries anew.
-    case.world.store.on_writes(Fault::None);
-    call(&case.dial, case.bound[0].session()).await.unwrap();
-    assert_eq!((case.bindings.flush().await, case.written()), (0, 1));
+    for writes in [Writes::Own, Writes::Group] {
+        let case = Repairing::new(writes, 1, Fault::Unavailable).await;
+        sleep(secs(599)).await;
+        assert!(case.all(Repair::Retrying));
+        sleep(secs(17)).await;
+        assert!(case.all(Repair::Failed));
+        let attempts = case.writes();
+        sleep(secs(3_600)).await;
+        assert_eq!((case.writes(), case.bindings.flush().await, alive().await), (attempts, 0, 0));
+        // The next call of the session tries anew.
+        case.world.store.on_writes(Fault::None);
+        call(&case.dial, case.bound[0].session()).await.unwrap();
+        assert_eq!((case.bindings.flush().await, case.written()), (0, 1));
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn flush_after_flush_leaves_the_layer_open() {
-    let case = Repairing::new(1, Fault::None).await;
+    let case = Repairing::new(Writes::Group, 1, Fault::None).await;
     assert_eq!((case.bindings.flush().await, case.bindings.flush().await), (0, 0));
     let bound = call(&case.dial, DialSession::new(session()).in_workspace(case.ws)).await.unwrap();
     assert_eq!(bound.agent, case.new.agent);
@@ -159,16 +172,18 @@ async fn flush_after_flush_leaves_the_layer_open() {
 
 #[tokio::test(start_paused = true)]
 async fn close_drains_what_is_under_way() {
-    let case = Repairing::new(3, Fault::Slow(ms(700))).await;
-    assert_eq!(case.bindings.close(secs(5)).await, 0);
-    assert_eq!((case.begin.elapsed(), case.writes(), case.written()), (ms(700), 3, 3));
-    assert!(case.all(Repair::Written));
-    assert_eq!(alive().await, 0);
+    for writes in [Writes::Own, Writes::Group] {
+        let case = Repairing::new(writes, 3, Fault::Slow(ms(700))).await;
+        assert_eq!(case.bindings.close(secs(5)).await, 0);
+        assert_eq!((case.begin.elapsed(), case.writes(), case.written()), (ms(700), case.repairs() as u64, 3));
+        assert!(case.all(Repair::Written));
+        assert_eq!(alive().await, 0);
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn close_of_an_idle_layer_takes_no_time() {
-    let case = Repairing::new(1, Fault::None).await;
+    let case = Repairing::new(Writes::Group, 1, Fault::None).await;
     case.bindings.flush().await;
     let begin = Instant::now();
     assert_eq!((case.bindings.close(secs(60)).await, begin.elapsed(), alive().await), (0, ms(0), 0));
@@ -177,49 +192,61 @@ async fn close_of_an_idle_layer_takes_no_time() {
 
 #[tokio::test(start_paused = true)]
 async fn close_gives_every_repair_a_last_attempt_and_says_what_did_not_land() {
-    let case = Repairing::new(3, Fault::Unavailable).await;
-    assert_eq!(case.bindings.flush().await, 3);
-    let (begin, writes) = (Instant::now(), case.writes());
-    assert_eq!(case.bindings.close(secs(60)).await, 3);
-    assert_eq!((begin.elapsed(), case.writes() - writes), (ms(0), 3), "none of the pauses is waited for");
-    assert!(case.all(Repair::Failed));
-    assert_eq!((case.written(), alive().await), (0, 0));
-    assert_eq!(case.bindings.close(secs(60)).await, 3, "still true");
-    sleep(secs(3_600)).await;
-    assert_eq!(case.writes() - writes, 3, "retries do not survive the end");
+    for writes in [Writes::Own, Writes::Group] {
+        let case = Repairing::new(writes, 3, Fault::Unavailable).await;
+        assert_eq!(case.bindings.flush().await, case.repairs());
+        let (begin, attempts) = (Instant::now(), case.writes());
+        assert_eq!(case.bindings.close(secs(60)).await, case.repairs());
+        assert_eq!(
+            (begin.elapsed(), case.writes() - attempts),
+            (ms(0), case.repairs() as u64),
+            "none of the pauses is waited for"
+        );
+        assert!(case.all(Repair::Failed));
+        assert_eq!((case.written(), alive().await), (0, 0));
+        assert_eq!(case.bindings.close(secs(60)).await, case.repairs(), "still true");
+        sleep(secs(3_600)).await;
+        assert_eq!(case.writes() - attempts, case.repairs() as u64, "retries do not survive the end");
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_last_attempt_lands_if_the_store_is_back() {
-    let case = Repairing::new(3, Fault::Unavailable).await;
-    assert_eq!(case.bindings.flush().await, 3);
-    case.world.store.on_writes(Fault::None);
-    let begin = Instant::now();
-    assert_eq!((case.bindings.close(secs(60)).await, begin.elapsed()), (0, ms(0)));
-    assert!(case.all(Repair::Written));
-    assert_eq!((case.written(), alive().await), (3, 0));
+    for writes in [Writes::Own, Writes::Group] {
+        let case = Repairing::new(writes, 3, Fault::Unavailable).await;
+        assert_eq!(case.bindings.flush().await, case.repairs());
+        case.world.store.on_writes(Fault::None);
+        let begin = Instant::now();
+        assert_eq!((case.bindings.close(secs(60)).await, begin.elapsed()), (0, ms(0)));
+        assert!(case.all(Repair::Written));
+        assert_eq!((case.written(), alive().await), (3, 0));
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn close_cuts_short_what_hangs() {
-    let case = Repairing::new(3, Fault::Hang).await;
-    let begin = Instant::now();
-    assert_eq!(case.bindings.close(secs(3)).await, 3);
-    assert_eq!((begin.elapsed(), case.written()), (secs(3), 0));
-    assert!(case.all(Repair::Failed), "nothing is pending for ever");
-    assert_eq!(alive().await, 0);
+    for writes in [Writes::Own, Writes::Group] {
+        let case = Repairing::new(writes, 3, Fault::Hang).await;
+        let begin = Instant::now();
+        assert_eq!(case.bindings.close(secs(3)).await, case.repairs());
+        assert_eq!((begin.elapsed(), case.written()), (secs(3), 0));
+        assert!(case.all(Repair::Failed), "nothing is pending for ever");
+        assert_eq!(alive().await, 0);
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn close_without_time_ends_at_once() {
-    let case = Repairing::new(2, Fault::Hang).await;
-    let begin = Instant::now();
-    assert_eq!((case.bindings.close(ms(0)).await, begin.elapsed(), alive().await), (2, ms(0), 0));
+    for writes in [Writes::Own, Writes::Group] {
+        let case = Repairing::new(writes, 2, Fault::Hang).await;
+        let begin = Instant::now();
+        assert_eq!((case.bindings.close(ms(0)).await, begin.elapsed(), alive().await), (case.repairs(), ms(0), 0));
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn close_cuts_short_reads_and_validations_that_hang() {
-    let case = Repairing::new(1, Fault::None).await;
+    let case = Repairing::new(Writes::Group, 1, Fault::None).await;
     case.bindings.flush().await;
     case.world.does(&case.new, Does::Hang);
     case.world.says(case.ws, Says::Hangs);
@@ -240,7 +267,7 @@ async fn close_cuts_short_reads_and_validations_that_hang() {
 
 #[tokio::test(start_paused = true)]
 async fn after_close_every_call_and_order_is_refused() {
-    let case = Repairing::new(1, Fault::None).await;
+    let case = Repairing::new(Writes::Group, 1, Fault::None).await;
     let (chat, ws, bindings) = (case.bound[0].session(), case.ws, &case.bindings);
     assert_eq!(bindings.close(secs(1)).await, 0);
     let before = case.world.counts();
@@ -268,7 +295,7 @@ async fn after_close_every_call_and_order_is_refused() {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_under_way_may_still_end_with_a_connection() {
-    let case = Repairing::new(1, Fault::None).await;
+    let case = Repairing::new(Writes::Group, 1, Fault::None).await;
     case.bindings.flush().await;
     let chat = case.bound[0].session();
     case.world.does(&case.new, Does::Answer(ms(400)));
@@ -285,7 +312,7 @@ async fn a_call_under_way_may_still_end_with_a_connection() {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_under_way_that_fails_is_closed_with_its_causes() {
-    let case = Repairing::new(2, Fault::None).await;
+    let case = Repairing::new(Writes::Group, 2, Fault::None).await;
     case.bindings.flush().await;
     case.world.does(&case.new, Does::Fail(ms(400)));
     let under_way = start(&case.dial, case.bound[0].session());
@@ -300,12 +327,11 @@ async fn a_call_under_way_that_fails_is_closed_with_its_causes() {
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_needs_a_repair_after_the_end_is_returned() {
     // Closed with nothing left to do: later tasks still run. Cut short: they do not, and nothing is pending for ever.
-    for (cut, repair) in [(false, Repair::Written), (true, Repair::Failed)] {
-        let case = Repairing::new(2, Fault::None).await;
+    let ends = [(false, Repair::Written), (true, Repair::Failed)];
+    for ((cut, repair), writes) in ends.into_iter().flat_map(|end| [(end, Writes::Own), (end, Writes::Group)]) {
+        let case = Repairing::new(writes, 2, Fault::None).await;
         case.bindings.flush().await;
-        let newer = case.world.rebuild(case.ws, &case.new, Does::Fail(ms(0)));
-        call(&case.dial, case.bound[0].session()).await.unwrap();
-        case.bindings.flush().await;
+        let newer = writes.replaced(&case.world, case.ws, &case.new, Does::Fail(ms(0)));
         case.world.does(&newer, Does::Answer(ms(400)));
         let under_way = start(&case.dial, case.bound[1].session());
         sleep(ms(100)).await;
@@ -330,7 +356,7 @@ async fn a_connection_that_needs_a_repair_after_the_end_is_returned() {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_under_way_that_can_ask_nobody_any_more_ends_closed() {
-    let case = Repairing::new(1, Fault::None).await;
+    let case = Repairing::new(Writes::Group, 1, Fault::None).await;
     case.bindings.flush().await;
     case.world.does(&case.new, Does::Fail(ms(400)));
     case.world.says(case.ws, Says::Hangs);
@@ -347,7 +373,7 @@ async fn a_call_under_way_that_can_ask_nobody_any_more_ends_closed() {
 
 #[tokio::test(start_paused = true)]
 async fn an_order_under_way_is_waited_for() {
-    let case = Repairing::new(1, Fault::None).await;
+    let case = Repairing::new(Writes::Group, 1, Fault::None).await;
     case.bindings.flush().await;
     let chat = case.bound[0].session();
     case.world.store.on_writes(Fault::Slow(ms(300)));
@@ -362,7 +388,7 @@ async fn an_order_under_way_is_waited_for() {
 
 #[tokio::test(start_paused = true)]
 async fn a_layer_that_is_dropped_leaves_nothing_behind() {
-    let case = Repairing::new(2, Fault::None).await;
+    let case = Repairing::new(Writes::Group, 2, Fault::None).await;
     case.bindings.flush().await;
     let world = case.world.clone();
     drop(case);
@@ -507,15 +533,19 @@ async fn a_store_that_panics_fails_the_call_and_poisons_nothing() {
     assert_eq!(bindings.get(cold).await.unwrap_err().kind(), &ErrorKind::Store);
 
     // Repairs: the connection is served, the repair is no longer pending, the next call tries anew.
-    let new = world.rebuild(ws, &old, Does::Fail(ms(0)));
-    let bound = call(&dial, chat).await.unwrap();
-    assert_eq!(bound.agent, new.agent);
-    bindings.flush().await;
-    settled().await;
-    assert_eq!(bound.outcome().repair(), Repair::Failed);
-    world.store.on_all(Fault::None);
-    call(&dial, chat).await.unwrap();
-    assert_eq!((bindings.flush().await, world.row_agent(chat)), (0, Some(new.agent)));
+    let mut new = old;
+    for writes in [Writes::Own, Writes::Group] {
+        world.store.on_all(Fault::Panic);
+        new = writes.replaced(&world, ws, &new, Does::Fail(ms(0)));
+        let bound = call(&dial, chat).await.unwrap();
+        assert_eq!(bound.agent, new.agent);
+        bindings.flush().await;
+        settled().await;
+        assert_eq!(bound.outcome().repair(), Repair::Failed);
+        world.store.on_all(Fault::None);
+        call(&dial, chat).await.unwrap();
+        assert_eq!((bindings.flush().await, world.row_agent(chat)), (0, Some(new.agent)), "{writes:?}");
+    }
 
     // Cached sessions never noticed, cold ones work again.
     assert_eq!(call(&dial, chat).await.unwrap().outcome().path, Path::Reused);

@@ -2,8 +2,8 @@
 //!
 //! Two processes (two layers) share one store and never hear of each other. Workspaces are rebuilt, stopped and started;
 //! agents hang, refuse or live on; the resolver lags, fails and hangs; statements are late, lost, or carried out after
-//! they were given up; sessions are retargeted, unbound, forgotten and inherited through either process or past both;
-//! calls are dropped anywhere. What must hold all the time is checked at the moment it happens, by the store, the
+//! they were given up; the statements that repair a workspace leave rows out; sessions are retargeted, unbound, forgotten
+//! and inherited through either process or past both; calls are dropped anywhere. What must hold all the time is checked at the moment it happens, by the store, the
 //! resolver, the dialer, the observer and the caller. What must hold in the end is checked once everything is well again.
 
 use futures_util::FutureExt;
@@ -26,7 +26,8 @@ use tokio::{
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_bound_agent::{
     AgentId, Binding, Bindings, Bound, BoundAgent, BoundAgentLayer, BoundHandle, BoxError, DialAgent, DialSession,
-    Error, ErrorKind, Event, RepairMode, Resolution, ResolveWorkspace, Revision, SessionId, Target, WorkspaceId,
+    Error, ErrorKind, Event, Previous, RepairMode, Resolution, ResolveWorkspace, Revision, SessionId, Target,
+    WorkspaceId,
     store::{BindingStore, MemoryStore, NewBinding, StoreError, Swap},
 };
 use uuid::Uuid;
@@ -173,6 +174,8 @@ enum Fault {
     Late(u64),
     /// Carried out after so long whether or not somebody still waits; no answer.
     Overdue(u64),
+    /// A statement that repairs a workspace leaves out the rows of these chats, a bit for each, as if they were locked.
+    Skips(u8),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -208,6 +211,7 @@ fn fault() -> impl Strategy<Value = Fault> {
         2 => after.clone().prop_map(Fault::Slow),
         4 => after.clone().prop_map(Fault::Late),
         1 => after.prop_map(Fault::Overdue),
+        2 => (1u8..1 << CHATS).prop_map(Fault::Skips),
     ]
 }
 
@@ -319,6 +323,10 @@ struct State {
     faults: Vec<Faults>,
     knows: Vec<Knowledge>,
     validating: HashMap<(usize, WorkspaceId), usize>,
+    /// The statements under way that repair a workspace: by whom, which, from what, to what.
+    repairing: HashSet<(usize, WorkspaceId, Option<AgentId>, AgentId)>,
+    /// Statements that write, of each process.
+    writes: Vec<u64>,
     deleted: HashMap<SessionId, i64>,
     calls: BTreeMap<u64, Dials>,
     live_connections: usize,
@@ -372,6 +380,16 @@ struct Knowledge {
     replaced: HashMap<WorkspaceId, HashSet<AgentId>>,
     /// Agents that answered a dial of this process.
     connected: HashSet<AgentId>,
+    /// Of each session the row that was seen last, and whether a write found it in its way.
+    last: HashMap<SessionId, (Binding, bool)>,
+    /// The repairs of a workspace that have landed: up to which generation or, without, from which agent to which.
+    landed: HashMap<WorkspaceId, i64>,
+    landed_from: HashSet<(AgentId, AgentId)>,
+}
+
+/// Every session that there is.
+fn sessions() -> impl Iterator<Item = SessionId> {
+    (0..CHATS).map(chat).chain((0..WORKSPACES).map(pin))
 }
 
 impl Plant {
@@ -427,7 +445,7 @@ impl Plant {
 
     /// A row is a pair that belongs together.
     fn check_rows(&self) {
-        for session in (0..CHATS).map(chat) {
+        for session in sessions() {
             let Some(row) = self.row(session) else { continue };
             let mut state = self.state();
             if let Some(target) = &row.target
@@ -438,11 +456,14 @@ impl Plant {
         }
     }
 
-    /// Process `process` has read or written this row.
-    fn sees(&self, process: usize, row: &Binding) {
+    /// Process `process` has read or written this row, or found it `in_the_way` of what it wanted to write.
+    fn sees(&self, process: usize, row: &Binding, in_the_way: bool) {
         let mut state = self.state();
         let knows = &mut state.knows[process];
         let floor = knows.floors.entry(row.session).or_insert(Revision::new(-1));
+        if row.revision >= *floor {
+            knows.last.insert(row.session, (row.clone(), in_the_way));
+        }
         if row.revision > *floor {
             *floor = row.revision;
             knows.rows.insert(row.session, Ok((row.revision, row.workspace)));
@@ -473,6 +494,54 @@ impl Plant {
         // A deletion is a revision too.
         self.state().deleted.insert(session, row.revision.get() + 1);
         self.store.delete(session, None).now_or_never().expect("the memory store never waits").unwrap()
+    }
+
+    /// Carries out a statement that repairs a workspace, and checks what it has done to every row. Nothing of another
+    /// workspace is touched, nothing unbound, nothing that is not behind; what is written is written once and whole.
+    fn replace(&self, workspace: WorkspaceId, stale: &Target, current: &Arc<Target>, skipped: u8, limit: u64) -> u64 {
+        let behind = |row: &Binding| {
+            let target = row.target.as_deref().filter(|_| row.workspace == workspace)?;
+            let behind = match (current.generation, target.generation) {
+                (Some(current), generation) => generation? < current,
+                (None, generation) => generation.is_none() && target.agent == stale.agent,
+            };
+            behind.then_some(())
+        };
+        let skipped = |session| (0..CHATS).any(|n| skipped & 1 << n != 0 && chat(n) == session);
+        let before: Vec<_> = sessions().filter_map(|session| self.row(session)).collect();
+        let left_out = before.iter().any(|row| behind(row).is_some() && skipped(row.session));
+        let written = if left_out {
+            let chosen = before.iter().filter(|row| behind(row).is_some() && !skipped(row.session));
+            let writes = chosen.map(|row| {
+                let new = NewBinding::new(row.session, workspace, Some(Arc::clone(current)));
+                let swap = self.store.compare_and_swap(row.revision, new).now_or_never();
+                assert!(matches!(swap, Some(Ok(Swap::Applied(_)))));
+            });
+            writes.count() as u64
+        } else {
+            let written = self.store.replace_agent(workspace, stale, current, limit).now_or_never();
+            written.expect("the memory store never waits").unwrap()
+        };
+        let mut broken = Vec::new();
+        let mut changed = 0;
+        for old in before {
+            let new = self.row(old.session);
+            let mut expected = old.clone();
+            if behind(&old).is_some() && !skipped(old.session) {
+                changed += 1;
+                expected.revision = Revision::new(old.revision.get() + 1);
+                expected.previous = old.target.as_ref().map(|left| Previous::new(left.agent, left.generation));
+                expected.target = Some(Arc::clone(current));
+            }
+            if new.as_ref() != Some(&expected) {
+                broken.push(format!("{stale:?} replaced by {current:?} in {workspace}: {old:?} became {new:?}"));
+            }
+        }
+        if written != changed {
+            broken.push(format!("{changed} rows were repaired, told {written}"));
+        }
+        self.state().broken.append(&mut broken);
+        written
     }
 
     fn answered(&self, process: usize, workspace: WorkspaceId, target: &Target, began: Instant) {
@@ -575,9 +644,13 @@ impl Probe {
         // If there is no row, since which revision: looked up in the same moment.
         let statement = async move { Ok((statement.await?, plant.deleted_at(session))) };
         let lost = || StoreError::Unknown("lost on purpose".into());
-        let faults = self.plant.state().faults[self.process];
+        let faults = {
+            let mut state = self.plant.state();
+            state.writes[self.process] += u64::from(write);
+            state.faults[self.process]
+        };
         let done = match if write { faults.writes } else { faults.reads } {
-            Fault::None => statement.await,
+            Fault::None | Fault::Skips(_) => statement.await,
             Fault::Unavailable => Err(StoreError::Unavailable("down on purpose".into())),
             Fault::LostRequest => Err(lost()),
             Fault::LostAnswer => statement.await.and(Err(lost())),
@@ -606,15 +679,62 @@ impl Probe {
 
     fn learn_swap(&self, session: SessionId) -> impl Fn(&Swap, Revision) + Send {
         move |swap, deleted_at| match swap {
-            Swap::Applied(row) | Swap::Conflict(Some(row)) => self.plant.sees(self.process, row),
+            Swap::Applied(row) => self.plant.sees(self.process, row, false),
+            Swap::Conflict(Some(row)) => self.plant.sees(self.process, row, true),
             Swap::Conflict(None) => self.plant.misses(self.process, session, deleted_at),
         }
     }
 
     fn learn_row(&self, session: SessionId) -> impl Fn(&Option<Binding>, Revision) + Send {
         move |row, deleted_at| match row {
-            Some(row) => self.plant.sees(self.process, row),
+            Some(row) => self.plant.sees(self.process, row, false),
             None => self.plant.misses(self.process, session, deleted_at),
+        }
+    }
+
+    /// A row that was behind when it was seen is repaired with all others of its workspace, and by itself only if that has
+    /// missed it.
+    fn check_own(&self, expected: Revision, new: &NewBinding) {
+        let mut state = self.plant.state();
+        let State { knows, broken, .. } = &mut *state;
+        let Knowledge { last, landed, landed_from, .. } = &knows[self.process];
+        let Some((seen, false)) = last.get(&new.session) else { return };
+        let (Some(named), Some(target)) = (&seen.target, &new.target) else { return };
+        if seen.revision != expected || seen.workspace != new.workspace {
+            return;
+        }
+        let group_landed = match target.generation {
+            Some(generation) => landed.get(&new.workspace).is_some_and(|landed| *landed >= generation.get()),
+            None => landed_from.contains(&(named.agent, target.agent)),
+        };
+        if !group_landed {
+            broken.push(format!("a repair of its own for {seen:?}: {new:?}"));
+        }
+    }
+
+    /// What a repair of a workspace must be at the moment at which it is sent.
+    fn check_group(&self, workspace: WorkspaceId, stale: &Target, current: &Target) {
+        let mut state = self.plant.state();
+        let State { knows, agents, broken, .. } = &mut *state;
+        let knows = &knows[self.process];
+        let what = format!("{stale:?} replaced by {current:?} in {workspace}");
+        for target in [stale, current] {
+            let agent = &agents[&target.agent];
+            if agent.workspace != workspace || agent.target != *target {
+                broken.push(format!("{what}: a pair that never was"));
+            }
+        }
+        if !knows.connected.contains(&current.agent) {
+            broken.push(format!("{what}: the agent has not answered"));
+        }
+        let later = |generation: i64| knows.generations.get(&workspace).is_some_and(|known| *known > generation);
+        if current.generation.is_some_and(|generation| later(generation.get()))
+            || knows.replaced.get(&workspace).is_some_and(|replaced| replaced.contains(&current.agent))
+        {
+            broken.push(format!("{what}: a later agent is known"));
+        }
+        if current.generation.is_some() && stale.generation >= current.generation || stale == current {
+            broken.push(format!("{what}: is not behind"));
         }
     }
 
@@ -662,6 +782,7 @@ impl BindingStore for Probe {
         self.statement(true, session, statement, self.learn_swap(session)).await
     }
     async fn compare_and_swap(&self, expected: Revision, new: NewBinding) -> Result<Swap, StoreError> {
+        self.check_own(expected, &new);
         let (plant, process, session) = (self.plant.clone(), self.process, new.session);
         let statement = async move {
             let old = plant.row(new.session);
@@ -674,7 +795,7 @@ impl BindingStore for Probe {
     async fn retarget(&self, session: SessionId, workspace: WorkspaceId) -> Result<Binding, StoreError> {
         let store = self.plant.store.clone();
         let statement = async move { store.retarget(session, workspace).await };
-        self.statement(true, session, statement, |row, _| self.plant.sees(self.process, row)).await
+        self.statement(true, session, statement, |row, _| self.plant.sees(self.process, row, false)).await
     }
     async fn unbind(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
         let store = self.plant.store.clone();
@@ -695,11 +816,67 @@ impl BindingStore for Probe {
     async fn reset_workspace(&self, _: WorkspaceId) -> Result<u64, StoreError> {
         unreachable!("not part of this model")
     }
-    async fn replace_agent(&self, _: WorkspaceId, _: &Target, _: &Arc<Target>, _: u64) -> Result<u64, StoreError> {
-        unreachable!("not part of this model")
+    async fn replace_agent(
+        &self,
+        workspace: WorkspaceId,
+        stale: &Target,
+        current: &Arc<Target>,
+        limit: u64,
+    ) -> Result<u64, StoreError> {
+        self.check_group(workspace, stale, current);
+        let _repairing = Repairing::begin(self, workspace, stale, current);
+        let skipped = match self.plant.state().faults[self.process].writes {
+            Fault::Skips(chats) => chats,
+            _ => 0,
+        };
+        let (plant, from, to) = (self.plant.clone(), stale.clone(), Arc::clone(current));
+        let statement = async move { Ok(plant.replace(workspace, &from, &to, skipped, limit)) };
+        let landed = |_: &u64, _| {
+            let knows = &mut self.plant.state().knows[self.process];
+            match current.generation {
+                Some(generation) => {
+                    let landed = knows.landed.entry(workspace).or_default();
+                    *landed = generation.get().max(*landed);
+                }
+                None => drop(knows.landed_from.insert((stale.agent, current.agent))),
+            }
+        };
+        self.statement(true, chat(0), statement, landed).await
     }
-    async fn load_many(&self, _: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
-        unreachable!("not part of this model")
+    async fn load_many(&self, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
+        let (plant, sessions) = (self.plant.clone(), sessions.to_vec());
+        let statement = async move {
+            // A deletion that is seen is a revision too, looked up in the same moment.
+            let missing = sessions.iter().filter(|session| plant.row(**session).is_none());
+            let missing: Vec<_> = missing.map(|session| (*session, plant.deleted_at(*session))).collect();
+            Ok((plant.store.load_many(&sessions).await?, missing))
+        };
+        let learn = |(rows, missing): &(Vec<Binding>, Vec<(SessionId, Revision)>), _| {
+            rows.iter().for_each(|row| self.plant.sees(self.process, row, false));
+            missing.iter().for_each(|(session, at)| self.plant.misses(self.process, *session, *at));
+        };
+        Ok(self.statement(false, chat(0), statement, learn).await?.0)
+    }
+}
+
+/// A statement under way that repairs a workspace. There is one for each target, whoever needs it.
+struct Repairing(Plant, (usize, WorkspaceId, Option<AgentId>, AgentId));
+
+impl Repairing {
+    fn begin(probe: &Probe, workspace: WorkspaceId, stale: &Target, current: &Target) -> Self {
+        let from = current.generation.is_none().then_some(stale.agent);
+        let repair = (probe.process, workspace, from, current.agent);
+        let mut state = probe.plant.state();
+        if !state.repairing.insert(repair) {
+            state.broken.push(format!("{repair:?} is under way twice"));
+        }
+        Self(probe.plant.clone(), repair)
+    }
+}
+
+impl Drop for Repairing {
+    fn drop(&mut self) {
+        self.0.state().repairing.remove(&self.1);
     }
 }
 
@@ -907,6 +1084,7 @@ impl Process {
             let mut state = plant.state();
             state.faults.push(Faults::default());
             state.knows.push(Knowledge::default());
+            state.writes.push(0);
             state.knows.len() - 1
         };
         let watched = plant.clone();
@@ -1107,6 +1285,10 @@ impl Run {
         }));
     }
 
+    fn writes(&self, process: usize) -> u64 {
+        self.plant.state().writes[self.processes[process].id]
+    }
+
     /// Everything is well again: in the end each session is on the agent that serves its workspace, in its row and in
     /// both processes.
     async fn settle(mut self) -> Result<(), String> {
@@ -1154,6 +1336,7 @@ impl Run {
             for process in 0..PROCESSES {
                 for n in 0..CHATS {
                     let id = self.next_id + 1;
+                    let written = self.writes(process);
                     let called = self.spawn(process, chat(n), None, 0).await.expect("no panic");
                     let left = self.processes[process].bindings.flush().await;
                     let (row, dials) = (self.plant.row(chat(n)), self.plant.state().calls[&id].started);
@@ -1164,7 +1347,8 @@ impl Run {
                             let ws = (0..WORKSPACES).find(|ws| workspace(*ws) == row.workspace).unwrap();
                             let current = self.plant.current(ws);
                             let cached = self.processes[process].bindings.get(chat(n)).await.unwrap();
-                            let steady = turn < 2 || (dials == 1 && handle.outcome().validations == 0);
+                            let unwritten = self.writes(process) == written;
+                            let steady = turn < 2 || (dials == 1 && handle.outcome().validations == 0 && unwritten);
                             let right = *handle.target() == current
                                 && row.target.as_deref() == Some(&current)
                                 && cached.as_ref() == Some(row);

@@ -239,6 +239,8 @@ async fn read_again(shared: &Arc<Shared>, sessions: Vec<SessionId>) {
             let Some((entry, ticket)) = held.remove(&row.session) else { continue };
             if row.revision > entry.row.revision || entry.is_ahead() {
                 shared.learn(row, ticket);
+            } else if row.revision == entry.row.revision {
+                entry.read_again(ticket);
             }
         }
         // Deleted by somebody else, or never there.

@@ -56,6 +56,15 @@ pub(crate) enum Seen {
     Written(Moment),
 }
 
+impl Seen {
+    const fn word(self) -> u64 {
+        match self {
+            Self::Read(moment) => moment << 1,
+            Self::Written(moment) => moment << 1 | 1,
+        }
+    }
+}
+
 /// Whether the register holds an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
@@ -88,12 +97,13 @@ impl Entry {
 
     /// Before anybody else sees it: when it was read.
     pub(crate) fn read_at(&self, ticket: Ticket) {
-        let seen = match ticket.seen {
-            Seen::Read(moment) => moment << 1,
-            Seen::Written(moment) => moment << 1 | 1,
-        };
-        self.seen.store(seen, Ordering::Relaxed);
+        self.seen.store(ticket.seen.word(), Ordering::Relaxed);
         self.orders.store(ticket.orders, Ordering::Relaxed);
+    }
+
+    /// Another read has brought the same revision: it was still the row's then, so what was written before has missed it.
+    pub(crate) fn read_again(&self, ticket: Ticket) {
+        self.seen.fetch_max(ticket.seen.word(), Ordering::Relaxed);
     }
 
     /// How old it may be.
@@ -307,7 +317,10 @@ impl Rows {
         let stripe = self.stripes.of(&session);
         let result = self.cache.entry(session).and_compute_with(|current| match current.map(|e| e.into_value()) {
             Some(current) if current.row.revision > new.row.revision => Op::Nop,
-            Some(current) if current.row.revision == new.row.revision && !current.is_behind(ticket.seen) => Op::Nop,
+            Some(current) if current.row.revision == new.row.revision && !current.is_behind(ticket.seen) => {
+                current.read_again(ticket);
+                Op::Nop
+            }
             // What is there may be old itself, so being later than that says nothing.
             Some(current)
                 if current.state() == State::Evicted && stripe.lost.load(Ordering::Acquire) != ticket.lost =>

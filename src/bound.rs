@@ -196,6 +196,54 @@ impl BoundHandle {
     }
 }
 
+#[cfg(feature = "http")]
+impl BoundHandle {
+    /// Of the same connection, for another call that uses it. The connection is reported for all of them or for none.
+    pub(crate) fn used_again(&self, entry: Arc<Entry>) -> Self {
+        Self { entry, outcome: Outcome::pooled(), ..self.clone() }
+    }
+
+    /// What was dialed, to be kept.
+    pub(crate) fn shared_target(&self) -> &Arc<Target> {
+        &self.target
+    }
+
+    /// Whether somebody has said that the connection is stale.
+    pub(crate) fn is_reported(&self) -> bool {
+        self.reported.get().is_some_and(|reported| reported.load(Ordering::Relaxed))
+    }
+
+    /// Tells the observer that a connection is used again.
+    pub(crate) fn tell_used(&self) {
+        let (session, workspace) = (self.session(), self.workspace());
+        self.shared.emit(&Event::Used { session, workspace, target: &self.target, outcome: &self.outcome });
+    }
+
+    /// The call was dropped while it waited for the agent since then: the same evidence as a dropped dial.
+    pub(crate) fn dropped_waiting_since(&self, began: Instant) {
+        let now = Instant::now();
+        if now.saturating_duration_since(began) >= self.shared.settings.validation_delay {
+            self.entry.place.doubt_dropped(self.target.agent, began, now);
+        }
+    }
+
+    /// Resolves when this process learns that no session of the workspace is to be connected to this any more. Unlike
+    /// [`superseded`](Self::superseded) it does not ask where the one session points that the connection was made for.
+    pub(crate) fn left_behind(&self) -> impl Future<Output = ()> + Send + 'static {
+        let (place, target) = (Arc::clone(&self.entry.place), Arc::clone(&self.target));
+        async move {
+            loop {
+                // Made before the look, so that nothing is missed between the two.
+                let changed = place.changed();
+                if place.supersedes(&target) {
+                    return;
+                }
+                changed.await;
+            }
+        }
+    }
+}
+
 impl fmt::Debug for BoundHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BoundHandle")
@@ -277,6 +325,14 @@ impl<C: Service<Request>, Request> Service<Request> for Bound<C> {
 mod hyper_io {
     use super::{Bound, Context, Pin, Poll, io};
     use hyper::rt::{Read, ReadBufCursor, Write};
+    use hyper_util::client::legacy::connect::{Connected, Connection};
+
+    /// Adds the [`BoundHandle`](crate::BoundHandle) to the extensions of every response.
+    impl<C: Connection> Connection for Bound<C> {
+        fn connected(&self) -> Connected {
+            self.connection.connected().extra(self.handle.clone())
+        }
+    }
 
     impl<C: Read> Read for Bound<C> {
         fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {

@@ -82,7 +82,7 @@
 //! | `sqlite` | yes | `store::SqliteStore`, with SQLite built in; `sqlx` is re-exported |
 //! | `postgres` | | `store::PostgresStore`; `sqlx` is re-exported |
 //! | `mysql` | | `store::MySqlStore`, also for MariaDB; `sqlx` is re-exported |
-//! | `http` | | hyper's `Read` and `Write` passed through [`Bound`] |
+//! | `http` | | the module `http`: a connector for hyper and tonic, and a client with a pool; hyper's `Read` and `Write` passed through [`Bound`] |
 //! | `serde` | | the ids as serde sees a `Uuid` |
 //! | `tracing` | | a span for each call, an event for each step |
 //! | `full` | | all of them |
@@ -119,6 +119,9 @@ mod repair;
 mod bindings;
 mod bound;
 mod builder;
+#[cfg(feature = "http")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
+pub mod http;
 mod layer;
 mod service;
 

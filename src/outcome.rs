@@ -15,7 +15,7 @@ use std::{
 pub struct Outcome {
     /// Which way the call took.
     pub path: Path,
-    /// Dials started, the one that answered included: 1 to 3.
+    /// Dials started, the one that answered included: 1 to 3; 0 if a client had a connection already.
     pub dials: u8,
     /// Validations that this call asked for or joined.
     pub validations: u8,
@@ -31,6 +31,12 @@ impl Outcome {
     pub(crate) fn reused() -> Self {
         let (decided_in, dialed_in) = (Duration::ZERO, Duration::ZERO);
         Self { path: Path::Reused, dials: 1, validations: 0, decided_in, dialed_in, repair: None }
+    }
+
+    /// A connection of an earlier call.
+    #[cfg(feature = "http")]
+    pub(crate) fn pooled() -> Self {
+        Self { dials: 0, ..Self::reused() }
     }
 
     /// What has become of the repair by now. In the background a repair may go on after the connection was returned.

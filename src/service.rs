@@ -49,6 +49,12 @@ impl<S> BoundAgent<S> {
         Self { inner, shared }
     }
 
+    /// The state that it shares with its layer.
+    #[cfg(feature = "http")]
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// The wrapped dial service.
     pub fn get_ref(&self) -> &S {
         &self.inner

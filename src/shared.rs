@@ -158,6 +158,18 @@ impl Shared {
         (!choice.void).then_some(Start { entry, choice })
     }
 
+    /// What is cached of a session whose next call would dial just what its row names, in doubt or not: the call of such a
+    /// session needs no dial if there is a connection to that already. All others have something to find out or to write.
+    #[cfg(feature = "http")]
+    pub(crate) fn settled(&self, session: SessionId, workspace: Option<WorkspaceId>) -> Option<Start> {
+        if self.is_closed() {
+            return None;
+        }
+        let start = self.cached(session, workspace)?;
+        let written = |target| !crate::repair::is_needed(start.entry.row.target.as_ref(), target);
+        start.choice.target.as_ref().is_some_and(written).then_some(start)
+    }
+
     /// The one look: whether what a call goes by is still what this process knows.
     pub(crate) fn look(&self, start: &mut Start) -> Look {
         let state = start.entry.state();

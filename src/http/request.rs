@@ -1,0 +1,120 @@
+//! What a request must look like on the way to an agent.
+
+use super::error::BadRequest;
+use ::http::{
+    HeaderMap, HeaderValue, Method, Uri, Version,
+    header::{self, HOST},
+    request,
+    uri::{Authority, PathAndQuery, Scheme},
+};
+use hyper::ext::Protocol;
+
+/// The version that a client speaks with its agents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Speaks {
+    Http1,
+    Http2,
+}
+
+/// For requests that name no host.
+const NAMELESS: &str = "agent";
+
+/// Gives the request the form of its version: the target in origin form and a `Host`, or an authority. What it says of a
+/// host is handed on to the agent, and is used for nothing else.
+pub(super) fn prepare(parts: &mut request::Parts, version: Speaks) -> Result<(), BadRequest> {
+    if parts.method == Method::CONNECT && (version == Speaks::Http1 || parts.extensions.get::<Protocol>().is_none()) {
+        return Err(BadRequest::Connect);
+    }
+    if version == Speaks::Http2 && parts.headers.contains_key(header::UPGRADE) {
+        return Err(BadRequest::Upgrade);
+    }
+    let authority = authority(&parts.uri, &parts.headers)?;
+    let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    match version {
+        Speaks::Http1 => {
+            let host = HeaderValue::from_str(authority.as_str()).map_err(|_| BadRequest::Host)?;
+            parts.headers.insert(HOST, host);
+            parts.uri = Uri::from(path);
+            parts.version = Version::HTTP_11;
+        }
+        Speaks::Http2 => {
+            parts.headers.remove(HOST);
+            let uri = Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(path);
+            parts.uri = uri.build().map_err(|_| BadRequest::Host)?;
+            parts.version = Version::HTTP_2;
+        }
+    }
+    Ok(())
+}
+
+/// Of an absolute target its authority, else the `Host` (RFC 9112 §3.2.2). Never with a user or a password.
+fn authority(uri: &Uri, headers: &HeaderMap) -> Result<Authority, BadRequest> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let named = match (uri.authority(), hosts.next()) {
+        (Some(authority), _) => authority.as_str(),
+        (None, Some(host)) if !host.is_empty() => host.to_str().map_err(|_| BadRequest::Host)?,
+        (None, _) => NAMELESS,
+    };
+    if hosts.next().is_some() {
+        return Err(BadRequest::Host);
+    }
+    let named = named.rsplit_once('@').map_or(named, |(_, host)| host);
+    named.parse().map_err(|_| BadRequest::Host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BadRequest, Speaks, prepare};
+    use ::http::{Request, header::HOST};
+    use hyper::ext::Protocol;
+
+    fn prepared(request: ::http::request::Builder, version: Speaks) -> Result<(String, Option<String>), BadRequest> {
+        let (mut parts, ()) = request.body(()).unwrap().into_parts();
+        prepare(&mut parts, version)?;
+        let host = parts.headers.get(HOST).map(|host| host.to_str().unwrap().to_owned());
+        Ok((parts.uri.to_string(), host))
+    }
+
+    #[test]
+    fn a_request_gets_the_form_of_its_version() {
+        // target, Host, over HTTP/1 (target and Host), over HTTP/2
+        let table = [
+            ("/a?b=c", None, ("/a?b=c", "agent"), "http://agent/a?b=c"),
+            ("/a", Some("app.example:81"), ("/a", "app.example:81"), "http://app.example:81/a"),
+            ("/a", Some(""), ("/a", "agent"), "http://agent/a"),
+            ("http://one.example/a", Some("two.example"), ("/a", "one.example"), "http://one.example/a"),
+            ("https://one.example:8443", None, ("/", "one.example:8443"), "http://one.example:8443/"),
+            ("http://me:secret@one.example/a", None, ("/a", "one.example"), "http://one.example/a"),
+            ("http://[::1]:80/a", None, ("/a", "[::1]:80"), "http://[::1]:80/a"),
+        ];
+        for (target, host, (path, sent), uri) in table {
+            let request = || {
+                let request = Request::get(target);
+                if let Some(host) = host { request.header(HOST, host) } else { request }
+            };
+            let http1 = prepared(request(), Speaks::Http1).unwrap();
+            assert_eq!(http1, (path.to_owned(), Some(sent.to_owned())), "{target}");
+            assert_eq!(prepared(request(), Speaks::Http2).unwrap(), (uri.to_owned(), None), "{target}");
+        }
+    }
+
+    #[test]
+    fn what_would_be_understood_differently_by_others_is_refused() {
+        for version in [Speaks::Http1, Speaks::Http2] {
+            let hosts = Request::get("/").header(HOST, "a").header(HOST, "b");
+            assert_eq!(prepared(hosts, version), Err(BadRequest::Host));
+            for host in ["a b", "a/b", "ü", "http://a"] {
+                let malformed = Request::get("/").header(HOST, host);
+                assert_eq!(prepared(malformed, version), Err(BadRequest::Host), "{host}");
+            }
+            let connect = Request::connect("10.0.0.1:22");
+            assert_eq!(prepared(connect, version), Err(BadRequest::Connect));
+        }
+        let upgrade = || Request::get("/").header("upgrade", "websocket").header("connection", "upgrade");
+        assert_eq!(prepared(upgrade(), Speaks::Http2), Err(BadRequest::Upgrade));
+        assert!(prepared(upgrade(), Speaks::Http1).is_ok());
+        let extended = || Request::connect("http://a/chat").extension(Protocol::from_static("websocket"));
+        assert_eq!(prepared(extended(), Speaks::Http1), Err(BadRequest::Connect));
+        assert!(prepared(extended(), Speaks::Http2).is_ok());
+    }
+}

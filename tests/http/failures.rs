@@ -1,0 +1,263 @@
+//! Agents that die, hang, or go away without a word.
+
+use crate::net::*;
+use http_body_util::BodyExt;
+use std::{io::ErrorKind as Io, time::Duration};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    time::{Instant, timeout},
+};
+use tower::ServiceExt;
+use tower_bound_agent::{
+    ErrorKind, Resolution, Target,
+    http::{ClientError, watch_peer},
+};
+
+const MOMENT: Duration = Duration::from_millis(300);
+
+#[tokio::test]
+async fn a_killed_agents_connections_lead_to_a_dial_hence_to_the_new_agent() {
+    for speaks in BOTH {
+        let (net, mut old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
+        let ws = net.workspace(&old);
+        let chat = net.bind(ws).await;
+        let client = net.client(speaks);
+        turn(&client, "/", chat).await;
+        old.kill().await;
+        net.runs(ws, &new);
+        let before = net.counts();
+        // The old one's socket is closed, so its dial fails; whether the pool has noticed or not, nobody is told.
+        assert_eq!(turn(&client, "/", chat).await, new.target.agent.to_string());
+        assert_eq!(net.layer.bindings().flush().await, 0);
+        assert_eq!(net.counts() - before, counts(2, 1, 0, 1), "{speaks:?}");
+        assert_eq!(new.requests(), 1);
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_dies_before_it_answers_fails_the_request_once_and_raises_a_doubt() {
+    for speaks in BOTH {
+        let (net, mut old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
+        let ws = net.workspace(&old);
+        let chat = net.bind(ws).await;
+        let client = net.client(speaks);
+        turn(&client, "/", chat).await;
+        let waiting = {
+            let client = client.clone();
+            tokio::spawn(async move { send(&client, post_("/hang", chat, full("once"))).await })
+        };
+        until("it has arrived", || old.requests() == 2).await;
+        old.kill().await;
+        let error = soon(waiting).await.unwrap().unwrap_err();
+        assert!(matches!(error, ClientError::Send(_)) && !error.is_unsent(), "{error:?}");
+        net.runs(ws, &new);
+        let before = net.counts();
+        assert_eq!(turn(&client, "/", chat).await, new.target.agent.to_string());
+        assert_eq!(net.layer.bindings().flush().await, 0);
+        assert_eq!(net.counts() - before, counts(2, 1, 0, 1), "{speaks:?}");
+        assert_eq!((old.requests(), new.requests()), (2, 1), "{speaks:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_dies_in_the_middle_of_a_body_fails_the_body_and_raises_a_doubt() {
+    for speaks in BOTH {
+        // One that takes the same address for itself: only a doubt can tell it from the one that was bound.
+        let (net, mut old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
+        let ws = net.workspace(&old);
+        let chat = net.bind(ws).await;
+        let client = net.client(speaks);
+        let mut body = send(&client, get_("/half", chat)).await.unwrap().into_body();
+        assert_eq!(soon(body.frame()).await.unwrap().unwrap().into_data().unwrap(), "half");
+        let squatter = old.replaced_in_place(1).await;
+        soon(body.frame()).await.unwrap().unwrap_err();
+        assert!(soon(body.frame()).await.is_none_or(|frame| frame.is_err()));
+        net.runs(ws, &new);
+        let before = net.counts();
+        assert_eq!(turn(&client, "/", chat).await, new.target.agent.to_string(), "{speaks:?}");
+        assert_eq!(net.counts().v - before.v, 1, "{speaks:?}");
+        assert_eq!(squatter.requests(), 0, "{speaks:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_closes_idle_connections_raises_no_doubt() {
+    let (net, agent) = (Net::new(), Agent::start(1).await);
+    let chat = net.bind(net.workspace(&agent)).await;
+    let client = net.client(Speaks::Http1);
+    let before = net.counts();
+    for _ in 0..3 {
+        let mut request = get_("/", chat);
+        request.headers_mut().insert("connection", "close".parse().unwrap());
+        text(send(&client, request).await.unwrap()).await;
+        agent.has_open(0).await;
+    }
+    assert_eq!(net.counts() - before, counts(3, 0, 0, 0));
+}
+
+#[tokio::test]
+async fn a_silent_agent_is_given_up_in_time_and_the_next_turn_validates() {
+    for speaks in BOTH {
+        let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
+        let ws = net.workspace(&old);
+        let chat = net.bind(ws).await;
+        let client = net.client_with(speaks, |builder| builder.response_header_timeout(MOMENT));
+        turn(&client, "/", chat).await;
+        old.freeze();
+        let begin = Instant::now();
+        let error = send(&client, get_("/", chat)).await.unwrap_err();
+        let took = begin.elapsed();
+        assert!(matches!(error, ClientError::NoResponse { within: MOMENT }) && !error.is_unsent(), "{error:?}");
+        assert!(took >= MOMENT && took < MOMENT * 10, "{took:?}");
+        net.runs(ws, &new);
+        let before = net.counts();
+        assert_eq!(turn(&client, "/", chat).await, new.target.agent.to_string());
+        assert_eq!(net.layer.bindings().flush().await, 0);
+        assert_eq!(net.counts() - before, counts(2, 1, 0, 1), "{speaks:?}");
+        assert_eq!((old.requests(), new.requests()), (1, 1), "{speaks:?}");
+    }
+}
+
+#[tokio::test]
+async fn pings_notice_an_agent_whose_machine_is_gone_in_the_middle_of_a_stream() {
+    let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
+    let ws = net.workspace(&old);
+    let chat = net.bind(ws).await;
+    let client = net.client_with(Speaks::Http2, |builder| {
+        builder.ping_interval(MOMENT).ping_timeout(MOMENT).response_header_timeout(None)
+    });
+    let mut body = send(&client, get_("/half", chat)).await.unwrap().into_body();
+    soon(body.frame()).await.unwrap().unwrap();
+    let waiting = {
+        let client = client.clone();
+        tokio::spawn(async move { send(&client, get_("/hang", chat)).await })
+    };
+    until("it has arrived", || old.requests() == 2).await;
+    // Silence that is answered by pongs is no reason for anything.
+    assert!(timeout(MOMENT * 4, body.frame()).await.is_err());
+    old.freeze();
+    let begin = Instant::now();
+    soon(body.frame()).await.unwrap().unwrap_err();
+    assert!(matches!(soon(waiting).await.unwrap().unwrap_err(), ClientError::Send(_)));
+    assert!(begin.elapsed() < MOMENT * 10, "{:?}", begin.elapsed());
+    net.runs(ws, &new);
+    let before = net.counts();
+    assert_eq!(turn(&client, "/", chat).await, new.target.agent.to_string());
+    assert_eq!(net.layer.bindings().flush().await, 0);
+    assert_eq!(net.counts() - before, counts(2, 1, 0, 1));
+}
+
+#[tokio::test]
+async fn callers_with_less_patience_than_the_client_do_not_come_back_to_a_silent_agent_for_ever() {
+    let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
+    let ws = net.workspace(&old);
+    let chat = net.bind(ws).await;
+    let client = net.client(Speaks::Http1);
+    turn(&client, "/", chat).await;
+    old.freeze();
+    net.runs(ws, &new);
+    assert!(timeout(MOMENT, client.clone().oneshot(get_("/", chat))).await.is_err());
+    // The system of the old one accepts. If its dial wins over the validation that runs beside it, that serves the next.
+    let before = net.counts();
+    let _ = timeout(MOMENT, client.clone().oneshot(get_("/", chat))).await;
+    until("the verdict", || (net.counts() - before).v == 1).await;
+    assert_eq!(turn(&client, "/", chat).await, new.target.agent.to_string());
+    assert_eq!(((net.counts() - before).v, old.requests()), (1, 1));
+}
+
+#[tokio::test]
+async fn the_time_of_an_agent_does_not_run_while_the_caller_has_nothing_to_send() {
+    for speaks in BOTH {
+        let (net, agent) = (Net::new(), Agent::start(1).await);
+        let chat = net.bind(net.workspace(&agent)).await;
+        let client = net.client_with(speaks, |builder| builder.response_header_timeout(MOMENT));
+        let (mut sender, body) = http_body_util::channel::Channel::<bytes::Bytes>::new(1);
+        let waiting = {
+            let client = client.clone();
+            tokio::spawn(async move { send(&client, post_("/take", chat, Sends::new(body))).await })
+        };
+        until("it has arrived", || agent.requests() == 1).await;
+        tokio::time::sleep(MOMENT * 3).await;
+        assert!(!waiting.is_finished(), "{speaks:?}");
+        sender.send_data("late".into()).await.unwrap();
+        drop(sender);
+        assert_eq!(text(soon(waiting).await.unwrap().unwrap()).await, "4 ", "{speaks:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_answers_no_http_is_no_agent() {
+    let (net, agent) = (Net::new(), Agent::start(1).await);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let ws = net.workspace(&agent);
+    net.says(ws, Resolution::Running(Target::new(agent.target.agent).with_address(address)));
+    let chat = net.bind(ws).await;
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut some = [0; 16];
+            let _ = stream.read(&mut some).await;
+            let _ = stream.write_all(b"220 mail.example ESMTP\r\n").await;
+        }
+    });
+    for speaks in BOTH {
+        let client = net.client(speaks);
+        let before = net.counts();
+        let error = send(&client, get_("/", chat)).await.unwrap_err();
+        assert!(matches!(error, ClientError::Send(_)), "{error:?}");
+        assert_eq!(net.counts() - before, counts(1, u64::from(speaks == Speaks::Http2), 0, 0), "{speaks:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_layers_error_can_be_told_from_all_others() {
+    for speaks in BOTH {
+        let (net, mut agent) = (Net::new(), Agent::start(1).await);
+        let ws = net.workspace(&agent);
+        let chat = net.bind(ws).await;
+        let client = net.client(speaks);
+        turn(&client, "/", chat).await;
+        agent.kill().await;
+        let kind = async || match send(&client, get_("/", chat)).await.unwrap_err() {
+            ClientError::Dial(error) => error.kind().clone(),
+            error => panic!("{error:?}"),
+        };
+        assert_eq!(kind().await, ErrorKind::Unreachable { newer: None });
+        net.says(ws, Resolution::Stopped);
+        assert_eq!(kind().await, ErrorKind::Stopped);
+        net.layer.bindings().close(Duration::ZERO).await;
+        assert_eq!(kind().await, ErrorKind::Closed);
+    }
+}
+
+#[tokio::test]
+async fn a_closed_layer_gives_no_connection_although_there_is_one() {
+    for speaks in BOTH {
+        let (net, agent) = (Net::new(), Agent::start(1).await);
+        let chat = net.bind(net.workspace(&agent)).await;
+        let client = net.client(speaks);
+        turn(&client, "/", chat).await;
+        net.layer.bindings().close(Duration::ZERO).await;
+        let error = send(&client, get_("/", chat)).await.unwrap_err();
+        assert!(matches!(&error, ClientError::Dial(error) if *error.kind() == ErrorKind::Closed), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_watched_socket_is_probed_and_gives_up_in_time() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    watch_peer(&stream, Duration::from_secs(20)).unwrap();
+    let socket = socket2::SockRef::from(&stream);
+    assert!(socket.keepalive().unwrap());
+    #[cfg(target_os = "linux")]
+    {
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(5));
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(5));
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(20)));
+    }
+    watch_peer(&stream, Duration::ZERO).unwrap();
+    assert_ne!(stream.peer_addr().map_err(|error| error.kind()), Err(Io::NotConnected));
+}

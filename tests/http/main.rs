@@ -1,0 +1,11 @@
+//! HTTP to agents over real sockets: the connector, the client and its pool.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod net;
+
+mod connector;
+mod failures;
+mod moves;
+mod reuse;

@@ -1,0 +1,192 @@
+//! What happens to healthy connections when the binding moves: the very next request goes to the new agent, and what is
+//! under way ends in its own time.
+
+use crate::net::*;
+use http_body_util::BodyExt;
+use tower_bound_agent::{BoundHandle, Path};
+
+#[tokio::test]
+async fn after_a_rebuild_that_is_known_the_next_turn_is_the_new_agents_and_the_old_connections_close() {
+    for speaks in BOTH {
+        let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
+        let ws = net.workspace(&old);
+        let chat = net.bind(ws).await;
+        let client = net.client(speaks);
+        turn(&client, "/", chat).await;
+        old.has_open(1).await;
+        net.runs(ws, &new);
+        net.learn(ws).await; // by somebody else
+        // Nobody need come for that.
+        old.has_open(0).await;
+        let (before, requests) = (net.counts(), old.requests());
+        let response = send(&client, get_("/", chat)).await.unwrap();
+        let path = &response.extensions().get::<BoundHandle>().unwrap().outcome().path;
+        assert!(matches!(path, Path::Switched { from } if **from == old.target), "{path:?}");
+        assert_eq!(text(response).await, new.target.agent.to_string());
+        assert_eq!(net.layer.bindings().flush().await, 0);
+        for _ in 0..3 {
+            turn(&client, "/", chat).await;
+        }
+        assert_eq!(net.counts() - before, counts(1, 0, 0, 1), "{speaks:?}");
+        assert_eq!((old.requests() - requests, new.requests()), (0, 4), "{speaks:?}");
+    }
+}
+
+#[tokio::test]
+async fn after_a_retarget_the_next_turn_is_the_other_workspaces_and_its_old_one_keeps_its_connections() {
+    for speaks in BOTH {
+        let (net, here, there) = (Net::new(), Agent::start(1).await, Agent::start(1).await);
+        let (ws, other) = (net.workspace(&here), net.workspace(&there));
+        let chats = [net.bind(ws).await, net.bind(ws).await];
+        let client = net.client(speaks);
+        turn(&client, "/", chats[0]).await;
+        net.layer.bindings().select_workspace(chats[0], other).await.unwrap();
+        let before = net.counts();
+        assert_eq!(turn(&client, "/", chats[0]).await, there.target.agent.to_string());
+        assert_eq!(net.layer.bindings().flush().await, 0);
+        assert_eq!(net.counts() - before, counts(1, 1, 0, 1), "{speaks:?}");
+        // The connection that the one has made is the other one's still.
+        assert_eq!(turn(&client, "/", chats[1]).await, here.target.agent.to_string());
+        assert_eq!(turn(&client, "/", chats[0]).await, there.target.agent.to_string());
+        assert_eq!(net.counts() - before, counts(1, 1, 0, 1), "{speaks:?}");
+        assert_eq!((here.requests(), there.requests()), (2, 2), "{speaks:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_was_forgotten_uses_no_connection() {
+    for speaks in BOTH {
+        let (net, agent) = (Net::new(), Agent::start(1).await);
+        let ws = net.workspace(&agent);
+        let chats = [net.bind(ws).await, net.bind(ws).await];
+        let client = net.client(speaks);
+        turn(&client, "/", chats[0]).await;
+        net.layer.bindings().forget(chats[0]).await.unwrap();
+        send(&client, get_("/", chats[0])).await.unwrap_err();
+        turn(&client, "/", chats[1]).await;
+        assert_eq!((agent.accepted(), agent.requests()), (3, 2), "{speaks:?}"); // two were to bind
+    }
+}
+
+#[tokio::test]
+async fn a_report_takes_the_connection_out_of_circulation_and_the_next_turn_validates() {
+    for speaks in BOTH {
+        let (net, agent) = (Net::new(), Agent::start(1).await);
+        let chat = net.bind(net.workspace(&agent)).await;
+        let client = net.client(speaks);
+        turn(&client, "/", chat).await;
+        let response = send(&client, get_("/", chat)).await.unwrap();
+        let handle = response.extensions().get::<BoundHandle>().unwrap().clone();
+        text(response).await;
+        handle.report_stale();
+        let (before, accepted) = (net.counts(), agent.accepted());
+        for _ in 0..3 {
+            turn(&client, "/", chat).await;
+        }
+        // "Same": one dial that was held, and its connection from then on.
+        assert_eq!(net.counts() - before, counts(1, 1, 0, 0), "{speaks:?}");
+        assert_eq!(agent.accepted() - accepted, 1, "{speaks:?}");
+        agent.has_open(1).await;
+    }
+}
+
+#[tokio::test]
+async fn after_a_report_another_agent_gets_the_next_turn_although_the_old_one_answers() {
+    for speaks in BOTH {
+        let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
+        let ws = net.workspace(&old);
+        let chat = net.bind(ws).await;
+        let client = net.client(speaks);
+        let response = send(&client, get_("/", chat)).await.unwrap();
+        let handle = response.extensions().get::<BoundHandle>().unwrap().clone();
+        text(response).await;
+        net.runs(ws, &new);
+        handle.report_stale();
+        let before = net.counts();
+        assert_eq!(turn(&client, "/", chat).await, new.target.agent.to_string());
+        assert_eq!(net.layer.bindings().flush().await, 0);
+        assert_eq!(net.counts() - before, counts(2, 1, 0, 1), "{speaks:?}");
+        assert_eq!((old.requests(), new.requests()), (1, 1), "{speaks:?}");
+        old.has_open(0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_hint_makes_the_next_turn_dial_and_validate_and_no_connection_older_than_it_is_used() {
+    for speaks in BOTH {
+        let (net, agent) = (Net::new(), Agent::start(1).await);
+        let ws = net.workspace(&agent);
+        let chat = net.bind(ws).await;
+        let client = net.client(speaks);
+        // One that is idle, and one that comes back after the doubt was settled.
+        let late = send(&client, get_("/half", chat)).await.unwrap();
+        if speaks == Speaks::Http1 {
+            turn(&client, "/", chat).await;
+        }
+        net.layer.bindings().doubt_workspace(ws);
+        let before = net.counts();
+        turn(&client, "/", chat).await;
+        until("the verdict", || (net.counts() - before).v == 1).await;
+        agent.seen.go_on.notify_one();
+        assert_eq!(text(late).await, "half whole");
+        agent.has_open(1).await;
+        turn(&client, "/", chat).await;
+        assert_eq!(net.counts() - before, counts(1, 1, 0, 0), "{speaks:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_under_way_ends_in_its_own_time_and_its_connection_with_the_last_of_them() {
+    for speaks in BOTH {
+        let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
+        let ws = net.workspace(&old);
+        let chat = net.bind(ws).await;
+        let client = net.client(speaks);
+        let mut streams = Vec::new();
+        for _ in 0..2 {
+            streams.push(send(&client, get_("/half", chat)).await.unwrap());
+        }
+        let mut endless = send(&client, get_("/endless", chat)).await.unwrap().into_body();
+        let open = if speaks == Speaks::Http1 { 3 } else { 1 };
+        old.has_open(open).await;
+        let handle = streams[0].extensions().get::<BoundHandle>().unwrap().clone();
+        net.runs(ws, &new);
+        net.learn(ws).await;
+        soon(handle.superseded()).await;
+        assert_eq!(turn(&client, "/", chat).await, new.target.agent.to_string());
+        for _ in 0..100 {
+            soon(endless.frame()).await.unwrap().unwrap();
+        }
+        old.has_open(open).await;
+        for stream in streams {
+            old.seen.go_on.notify_one();
+            assert_eq!(text(stream).await, "half whole", "{speaks:?}");
+        }
+        old.has_open(1).await;
+        drop(endless);
+        old.has_open(0).await;
+        assert_eq!((old.requests(), new.requests()), (3, 1), "{speaks:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_waits_for_its_head_during_a_rebuild_gets_its_answer() {
+    for speaks in BOTH {
+        let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
+        let ws = net.workspace(&old);
+        let chat = net.bind(ws).await;
+        let client = net.client(speaks);
+        let waiting = {
+            let client = client.clone();
+            tokio::spawn(async move { turn(&client, "/hang", chat).await })
+        };
+        until("it has arrived", || old.requests() == 1).await;
+        net.runs(ws, &new);
+        net.learn(ws).await;
+        assert_eq!(turn(&client, "/", chat).await, new.target.agent.to_string());
+        old.seen.go_on.notify_one();
+        assert_eq!(soon(waiting).await.unwrap(), "at last");
+        old.has_open(0).await;
+        assert_eq!((old.requests(), new.requests()), (1, 1), "{speaks:?}");
+    }
+}

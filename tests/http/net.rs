@@ -1,0 +1,523 @@
+//! Agents on real sockets, and lines to them that can be cut. Everything is counted; every wait has a bound.
+#![allow(unreachable_pub)]
+
+use crate::support::{Tap, session, workspace};
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State, WebSocketUpgrade, ws::Message},
+    http::HeaderMap,
+    response::{IntoResponse, Response},
+    routing::{any, get, post},
+};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use std::{
+    collections::HashMap,
+    io,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI64, AtomicU64, Ordering::SeqCst},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{Notify, watch},
+    task::{JoinHandle, JoinSet},
+    time::{Instant, sleep, timeout},
+};
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_bound_agent::{
+    AgentId, BoundAgent, BoundAgentLayer, BoxError, DialAgent, DialSession, Event, Observer, Resolution,
+    ResolveWorkspace, SessionId, Target, WorkspaceId,
+    http::{AgentBody, AgentClient, AgentClientBuilder, ClientError},
+    store::MemoryStore,
+};
+use uuid::Uuid;
+
+pub const BOTH: [Speaks; 2] = [Speaks::Http1, Speaks::Http2];
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Speaks {
+    Http1,
+    Http2,
+}
+
+/// Waits until it is so.
+pub async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    for _ in 0..2_000 {
+        if is_so() {
+            return;
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+    panic!("never: {what}");
+}
+
+/// Within a bound that nothing here should come near to.
+pub async fn soon<T>(future: impl Future<Output = T>) -> T {
+    timeout(Duration::from_secs(20), future).await.expect("in time")
+}
+
+/// What is counted of an agent.
+#[derive(Default)]
+pub struct Seen {
+    pub accepted: AtomicU64,
+    pub open: AtomicI64,
+    pub requests: AtomicU64,
+    /// Bytes of bodies that were read to their end.
+    pub bytes: AtomicU64,
+    /// Hanging handlers go on.
+    pub go_on: Notify,
+}
+
+/// An agent that answers HTTP/1 and HTTP/2 on a socket of its own.
+pub struct Agent {
+    pub target: Target,
+    pub seen: Arc<Seen>,
+    /// Whether what it accepts is served at all; connections wait while it is not.
+    serving: watch::Sender<bool>,
+    server: JoinHandle<()>,
+}
+
+impl Agent {
+    pub async fn start(generation: i64) -> Self {
+        Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), generation)
+    }
+
+    /// It is killed, and something else listens at once where it did.
+    pub async fn replaced_in_place(&mut self, generation: i64) -> Self {
+        let address = self.target.address.clone().unwrap();
+        self.kill().await;
+        Self::on(TcpListener::bind(&*address).await.unwrap(), generation)
+    }
+
+    fn on(listener: TcpListener, generation: i64) -> Self {
+        let address = listener.local_addr().unwrap().to_string();
+        let seen = Arc::new(Seen::default());
+        let (serving, served) = watch::channel(true);
+        let id = AgentId::new(Uuid::new_v4());
+        let server = tokio::spawn(serve(listener, Arc::clone(&seen), id, served));
+        let target = Target::new(id).with_generation(generation).with_address(address);
+        Self { target, seen, serving, server }
+    }
+
+    /// Its machine goes silent: what is open stays open, what is new is accepted, and nothing is read or written.
+    pub fn freeze(&self) {
+        self.serving.send_replace(false);
+    }
+
+    /// The process is killed: its socket and all its connections are closed by the system.
+    pub async fn kill(&mut self) {
+        self.server.abort();
+        let _ = (&mut self.server).await;
+        let seen = Arc::clone(&self.seen);
+        until("all connections of a killed agent are closed", || seen.open.load(SeqCst) == 0).await;
+    }
+
+    pub fn accepted(&self) -> u64 {
+        self.seen.accepted.load(SeqCst)
+    }
+    pub fn open(&self) -> i64 {
+        self.seen.open.load(SeqCst)
+    }
+    pub fn requests(&self) -> u64 {
+        self.seen.requests.load(SeqCst)
+    }
+    pub async fn has_open(&self, connections: i64) {
+        until(&format!("{connections} open connections, not {}", self.open()), || self.open() == connections).await;
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+async fn serve(listener: TcpListener, seen: Arc<Seen>, id: AgentId, served: watch::Receiver<bool>) {
+    let app = app(Arc::clone(&seen), id);
+    let mut connections = JoinSet::new();
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        seen.accepted.fetch_add(1, SeqCst);
+        seen.open.fetch_add(1, SeqCst);
+        let line = Line { stream, served: served.clone(), woken: None, seen: Arc::clone(&seen) };
+        let service = TowerToHyperService::new(app.clone());
+        connections.spawn(async move {
+            let builder = auto::Builder::new(TokioExecutor::new());
+            let _ = builder.serve_connection_with_upgrades(TokioIo::new(line), service).await;
+        });
+    }
+}
+
+/// A connection of an agent: counted while it is open, dead while the agent is frozen.
+struct Line {
+    stream: TcpStream,
+    served: watch::Receiver<bool>,
+    woken: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    seen: Arc<Seen>,
+}
+
+impl Line {
+    fn poll_served(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.woken.is_none() {
+            if *self.served.borrow() {
+                return Poll::Ready(());
+            }
+            let mut served = self.served.clone();
+            self.woken = Some(Box::pin(async move {
+                let _ = served.wait_for(|served| *served).await;
+            }));
+        }
+        let polled = self.woken.as_mut().unwrap().as_mut().poll(cx);
+        if polled.is_ready() {
+            self.woken = None;
+        }
+        polled
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.seen.open.fetch_sub(1, SeqCst);
+    }
+}
+
+impl AsyncRead for Line {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        std::task::ready!(self.poll_served(cx));
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        // It may have been frozen while it waited.
+        if read.is_ready() && !*self.served.borrow() {
+            buf.set_filled(before);
+            std::task::ready!(self.poll_served(cx));
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Line {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        std::task::ready!(self.poll_served(cx));
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+fn app(seen: Arc<Seen>, id: AgentId) -> Router {
+    let count = Arc::clone(&seen);
+    Router::new()
+        .route("/", get(move || async move { id.to_string() }))
+        .route("/head", any(head))
+        .route("/echo", post(async |request: Request| Response::new(Body::new(request.into_body()))))
+        .route("/take", post(take))
+        .route("/hang", any(hang))
+        .route("/early", post(early))
+        .route("/endless", get(endless))
+        .route("/half", get(half))
+        .route("/trailers", get(trailers))
+        .route("/talk", get(talk))
+        .with_state(seen)
+        .layer(axum::middleware::from_fn(move |request: Request, next: axum::middleware::Next| {
+            count.requests.fetch_add(1, SeqCst);
+            next.run(request)
+        }))
+}
+
+/// What came, as text.
+async fn head(request: Request) -> String {
+    let mut said = format!("{} {} {:?}\n", request.method(), request.uri(), request.version());
+    for (name, value) in request.headers() {
+        said += &format!("{name}: {}\n", value.to_str().unwrap());
+    }
+    said
+}
+
+async fn take(State(seen): State<Arc<Seen>>, request: Request) -> Result<String, String> {
+    let mut body = request.into_body();
+    let mut taken = 0;
+    let mut trailers = HeaderMap::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| error.to_string())?;
+        match frame.into_data() {
+            Ok(data) => taken += data.len() as u64,
+            Err(frame) => trailers = frame.into_trailers().unwrap(),
+        }
+    }
+    seen.bytes.fetch_add(taken, SeqCst);
+    Ok(format!("{taken} {}", trailers.get("x-sum").map_or("", |sum| sum.to_str().unwrap())))
+}
+
+/// Answers when it is told to.
+async fn hang(State(seen): State<Arc<Seen>>) -> &'static str {
+    seen.go_on.notified().await;
+    "at last"
+}
+
+/// Answers before the body has come, and reads that for ever.
+async fn early(request: Request) -> &'static str {
+    let mut body = request.into_body();
+    tokio::spawn(async move { while body.frame().await.is_some() {} });
+    "early"
+}
+
+fn channel() -> (http_body_util::channel::Sender<Bytes, BoxError>, Response) {
+    let (sender, body) = http_body_util::channel::Channel::<Bytes, BoxError>::new(1);
+    (sender, Response::new(Body::new(body)))
+}
+
+/// As much as anybody takes.
+async fn endless() -> Response {
+    let (mut sender, response) = channel();
+    tokio::spawn(async move { while sender.send_data(Bytes::from_static(&[7; 16 * 1024])).await.is_ok() {} });
+    response
+}
+
+/// Half of an answer, and the rest when it is told to.
+async fn half(State(seen): State<Arc<Seen>>) -> Response {
+    let (mut sender, response) = channel();
+    tokio::spawn(async move {
+        sender.send_data(Bytes::from_static(b"half")).await.unwrap();
+        seen.go_on.notified().await;
+        let _ = sender.send_data(Bytes::from_static(b" whole")).await;
+    });
+    response
+}
+
+async fn trailers() -> Response {
+    let (mut sender, response) = channel();
+    tokio::spawn(async move {
+        sender.send_data(Bytes::from_static(b"body")).await.unwrap();
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-sum", "4".parse().unwrap());
+        sender.send_trailers(trailers).await.unwrap();
+    });
+    let (mut parts, body) = response.into_parts();
+    parts.headers.insert("trailer", "x-sum".parse().unwrap());
+    Response::from_parts(parts, body)
+}
+
+/// A WebSocket that says back what it is told.
+async fn talk(upgrade: WebSocketUpgrade) -> impl IntoResponse {
+    upgrade.on_upgrade(async |mut socket| {
+        while let Some(Ok(message)) = socket.recv().await {
+            if let Message::Text(text) = message
+                && socket.send(Message::Text(text)).await.is_err()
+            {
+                return;
+            }
+        }
+    })
+}
+
+/// Dials, validations, reads, writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    pub d: u64,
+    pub v: u64,
+    pub r: u64,
+    pub w: u64,
+}
+
+pub fn counts(d: u64, v: u64, r: u64, w: u64) -> Counts {
+    Counts { d, v, r, w }
+}
+
+impl std::ops::Sub for Counts {
+    type Output = Counts;
+    fn sub(self, before: Counts) -> Counts {
+        Counts { d: self.d - before.d, v: self.v - before.v, r: self.r - before.r, w: self.w - before.w }
+    }
+}
+
+#[derive(Default)]
+struct Registers {
+    running: Mutex<HashMap<WorkspaceId, Resolution>>,
+    dials: AtomicU64,
+    validations: AtomicU64,
+}
+
+/// Which agent serves each workspace, and a layer that dials them.
+#[derive(Clone)]
+pub struct Net {
+    registers: Arc<Registers>,
+    pub store: Tap<MemoryStore>,
+    pub layer: BoundAgentLayer,
+}
+
+pub type Io = TokioIo<TcpStream>;
+pub type Sends = Body;
+pub type Client = AgentClient<Dialer, Sends>;
+
+/// Connects to the address of the target.
+#[derive(Clone)]
+pub struct Dialer {
+    registers: Arc<Registers>,
+}
+
+impl Service<DialAgent> for Dialer {
+    type Response = Io;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Io>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+    fn call(&mut self, ask: DialAgent) -> Self::Future {
+        self.registers.dials.fetch_add(1, SeqCst);
+        Box::pin(async move {
+            let stream = TcpStream::connect(ask.target.address.as_deref().unwrap()).await?;
+            stream.set_nodelay(true)?;
+            Ok(TokioIo::new(stream))
+        })
+    }
+}
+
+impl Net {
+    pub fn new() -> Self {
+        Self::over(Arc::default(), Tap::default(), |_: &Event<'_>| {})
+    }
+
+    /// The same workspaces, with a layer that tells of what it does.
+    pub fn observed(&self, observer: impl Observer) -> Self {
+        Self::over(Arc::clone(&self.registers), self.store.clone(), observer)
+    }
+
+    fn over(registers: Arc<Registers>, store: Tap<MemoryStore>, observer: impl Observer) -> Self {
+        let asked = Arc::clone(&registers);
+        let resolver = service_fn(move |ask: ResolveWorkspace| {
+            asked.validations.fetch_add(1, SeqCst);
+            let said = asked.running.lock().unwrap().get(&ask.workspace).cloned();
+            async move { said.ok_or("no such workspace") }
+        });
+        let layer = BoundAgentLayer::builder(store.clone(), resolver).observer(observer).build().unwrap();
+        Self { registers, store, layer }
+    }
+
+    /// A new workspace that this agent serves.
+    pub fn workspace(&self, agent: &Agent) -> WorkspaceId {
+        let id = workspace();
+        self.runs(id, agent);
+        id
+    }
+
+    pub fn runs(&self, workspace: WorkspaceId, agent: &Agent) {
+        self.says(workspace, Resolution::Running(agent.target.clone()));
+    }
+
+    pub fn says(&self, workspace: WorkspaceId, resolution: Resolution) {
+        self.registers.running.lock().unwrap().insert(workspace, resolution);
+    }
+
+    pub fn dial(&self) -> BoundAgent<Dialer> {
+        self.layer.layer(Dialer { registers: Arc::clone(&self.registers) })
+    }
+
+    pub fn client(&self, speaks: Speaks) -> Client {
+        self.client_with(speaks, |builder| builder)
+    }
+
+    pub fn client_with(&self, speaks: Speaks, set: impl FnOnce(AgentClientBuilder) -> AgentClientBuilder) -> Client {
+        let builder = AgentClient::builder();
+        let builder = if speaks == Speaks::Http1 { builder.http1() } else { builder.http2() };
+        set(builder).build(self.dial())
+    }
+
+    /// Binds a session the usual way, waits for the write, and leaves it cached. Leaves no connection behind.
+    pub async fn bind(&self, workspace: WorkspaceId) -> SessionId {
+        let chat = session();
+        let bound = self.dial().oneshot(DialSession::new(chat).in_workspace(workspace)).await.unwrap();
+        assert_eq!(self.layer.bindings().flush().await, 0);
+        // The agent has accepted it and closed it, so that it is not counted later on.
+        let mut stream = bound.into_inner().into_inner();
+        stream.shutdown().await.unwrap();
+        let _ = soon(stream.read_to_end(&mut Vec::new())).await;
+        chat
+    }
+
+    /// What another session of the workspace finds out.
+    pub async fn learn(&self, workspace: WorkspaceId) {
+        self.layer.bindings().doubt_workspace(workspace);
+        let other = self.bind(workspace).await;
+        self.layer.bindings().current(other).await.unwrap();
+    }
+
+    pub fn counts(&self) -> Counts {
+        let Registers { dials, validations, .. } = &*self.registers;
+        counts(dials.load(SeqCst), validations.load(SeqCst), self.store.reads(), self.store.writes())
+    }
+}
+
+pub fn empty() -> Sends {
+    Body::empty()
+}
+
+pub fn full(text: impl Into<Bytes>) -> Sends {
+    Body::from(text.into())
+}
+
+pub fn get_(path: &str, chat: SessionId) -> ::http::Request<Sends> {
+    ::http::Request::get(path).extension(chat).body(empty()).unwrap()
+}
+
+pub fn post_(path: &str, chat: SessionId, body: Sends) -> ::http::Request<Sends> {
+    ::http::Request::post(path).extension(chat).body(body).unwrap()
+}
+
+/// One request on a clone of the client.
+pub async fn send(
+    client: &Client,
+    request: ::http::Request<Sends>,
+) -> Result<::http::Response<AgentBody>, ClientError> {
+    soon(client.clone().oneshot(request)).await
+}
+
+/// One turn that must succeed: what was answered.
+pub async fn turn(client: &Client, path: &str, chat: SessionId) -> String {
+    text(send(client, get_(path, chat)).await.unwrap()).await
+}
+
+pub async fn text(response: ::http::Response<AgentBody>) -> String {
+    let bytes = soon(response.into_body().collect()).await.unwrap().to_bytes();
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Fails after so long if anything is left of what the test has done.
+pub struct Leftovers {
+    tasks: usize,
+    began: Instant,
+}
+
+impl Leftovers {
+    /// Before anything is begun whose end is to be seen.
+    pub fn none() -> Self {
+        let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        Self { tasks, began: Instant::now() }
+    }
+
+    pub async fn still_none(&self) {
+        let metrics = tokio::runtime::Handle::current().metrics();
+        let tasks = || metrics.num_alive_tasks();
+        until(&format!("{} tasks after {:?}, not {}", self.tasks, self.began.elapsed(), tasks()), || {
+            tasks() <= self.tasks
+        })
+        .await;
+    }
+}

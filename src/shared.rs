@@ -166,8 +166,8 @@ impl Shared {
             return None;
         }
         let start = self.cached(session, workspace)?;
-        let written = |target| !crate::repair::is_needed(start.entry.row.target.as_ref(), target);
-        start.choice.target.as_ref().is_some_and(written).then_some(start)
+        let row = start.entry.row.target.as_ref().filter(|_| start.entry.stored)?;
+        start.choice.target.as_ref().is_some_and(|target| row.is(target)).then_some(start)
     }
 
     /// The one look: whether what a call goes by is still what this process knows.

@@ -1,8 +1,10 @@
 //! The contract of a store, held against every store of this crate with the same tests.
 
+use futures_util::TryStreamExt;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 use tower_bound_agent::{
     AgentId, Binding, BuildId, Generation, Previous, Revision, SessionId, Target, WorkspaceId,
@@ -600,6 +602,66 @@ mod contract {
             let last = store.load(session(s)).await.unwrap().unwrap();
             assert_eq!(last.revision, at(revisions.len() as i64));
         }
+    }
+}
+
+/// A store of somebody else's, with what it must have and no more.
+struct Foreign(MemoryStore);
+
+impl BindingStore for Foreign {
+    async fn load(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
+        self.0.load(session).await
+    }
+    async fn create(&self, new: NewBinding) -> Result<Swap, StoreError> {
+        self.0.create(new).await
+    }
+    async fn compare_and_swap(&self, expected: Revision, new: NewBinding) -> Result<Swap, StoreError> {
+        self.0.compare_and_swap(expected, new).await
+    }
+    async fn retarget(&self, session: SessionId, workspace: WorkspaceId) -> Result<Binding, StoreError> {
+        self.0.retarget(session, workspace).await
+    }
+    async fn unbind(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
+        self.0.unbind(session).await
+    }
+    async fn delete(&self, session: SessionId, expected: Option<Revision>) -> Result<bool, StoreError> {
+        self.0.delete(session, expected).await
+    }
+    async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
+        self.0.inherit(child, parent).await
+    }
+    async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<u64, StoreError> {
+        self.0.reset_workspace(workspace).await
+    }
+    async fn replace_agent(
+        &self,
+        workspace: WorkspaceId,
+        stale: &Target,
+        current: &Arc<Target>,
+        limit: u64,
+    ) -> Result<u64, StoreError> {
+        self.0.replace_agent(workspace, stale, current, limit).await
+    }
+    async fn load_many(&self, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
+        self.0.load_many(sessions).await
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_lacks_housekeeping_says_so() {
+    let store = Arc::new(Foreign(MemoryStore::new()));
+    assert!(store.shared() && !MemoryStore::new().shared());
+    let _ = store.create(new(1, 1, None)).await.unwrap();
+    let said = [
+        store.recent(10).try_collect::<Vec<_>>().await.map(|_| ()),
+        store.touch(&[session(1)], Duration::from_secs(60)).await,
+        store.purge_idle(Duration::ZERO, 10).await.map(|_| ()),
+        store.purge_deleted(10).await.map(|_| ()),
+    ];
+    for (said, expected) in said.into_iter().zip(["recent", "touch", "purge_idle", "purge_deleted"]) {
+        let error = said.unwrap_err();
+        assert!(matches!(error, StoreError::Unsupported { verb } if verb == expected), "{error:?}");
+        assert_eq!(error.to_string(), format!("the store has no {expected}"));
     }
 }
 

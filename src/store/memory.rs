@@ -1,19 +1,24 @@
 //! A store in this process's memory.
 
-use super::{BindingStore, NewBinding, StoreError, Swap, at_most_a_batch, chunk};
+use super::{
+    BindingStore, NewBinding, StoreError, Swap, at_most_a_batch, chunk,
+    housekeeping::{self, Keeps, Memory, milliseconds_now},
+};
 use crate::{Binding, Previous, Revision, SessionId, Target, WorkspaceId, binding::Behind};
+use futures_util::{Stream, stream};
 use std::{
+    cmp::Reverse,
     collections::{HashMap, HashSet, hash_map::Entry},
     fmt,
+    ops::{Deref, DerefMut},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 /// A store in this process's memory, for tests and for programs whose sessions end with the process.
 ///
 /// It keeps the whole contract of [`BindingStore`]. Clones share their rows. A deleted row leaves a small record behind
-/// that keeps its revision from being used again, so memory grows with the number of sessions ever seen.
-/// [`reset_workspace`](BindingStore::reset_workspace) and [`replace_agent`](BindingStore::replace_agent) look at every
-/// row.
+/// that keeps its revision from being used again, until [`purge_deleted`](BindingStore::purge_deleted) removes it. The
+/// verbs that are not about given sessions look at every row.
 ///
 /// # Cancel safety
 ///
@@ -46,7 +51,35 @@ use std::{
 /// ```
 #[derive(Clone, Default)]
 pub struct MemoryStore {
-    rows: Arc<Mutex<HashMap<SessionId, Row>>>,
+    rows: Arc<Mutex<Rows>>,
+}
+
+#[derive(Default)]
+struct Rows {
+    rows: HashMap<SessionId, Row>,
+    memory: Memory,
+}
+
+impl Rows {
+    /// The row to write a new record into.
+    fn row(&mut self, session: SessionId) -> &mut Row {
+        let floor = self.memory.floor;
+        self.rows.entry(session).or_insert_with(|| Row { revision: floor, ..Row::default() })
+    }
+}
+
+impl Deref for Rows {
+    type Target = HashMap<SessionId, Row>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.rows
+    }
+}
+
+impl DerefMut for Rows {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.rows
+    }
 }
 
 /// What is kept of a session.
@@ -56,6 +89,9 @@ struct Row {
     live: Option<Live>,
     previous: Option<Previous>,
     revision: i64,
+    last_used: Option<i64>,
+    /// Of a row that is not live.
+    deleted_at: i64,
 }
 
 struct Live {
@@ -83,6 +119,13 @@ impl Row {
         self.revision += 1;
     }
 
+    /// [`write`](Self::write) for a row that goes.
+    fn delete(&mut self, now: i64) {
+        self.write(None);
+        self.last_used = None;
+        self.deleted_at = now;
+    }
+
     /// [`write`](Self::write) for a row that stays; says what it is now.
     fn replace(&mut self, session: SessionId, workspace: WorkspaceId, target: Option<Arc<Target>>) -> Binding {
         self.write(Some(Live { workspace, target: target.clone() }));
@@ -99,7 +142,7 @@ impl MemoryStore {
 
     /// Nothing under this lock waits or calls foreign code. If something panics all the same, every row is whole, since
     /// it is changed by plain assignments only: a poisoned lock is no reason to refuse service.
-    fn rows(&self) -> MutexGuard<'_, HashMap<SessionId, Row>> {
+    fn rows(&self) -> MutexGuard<'_, Rows> {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -118,7 +161,7 @@ impl BindingStore for MemoryStore {
 
     async fn create(&self, new: NewBinding) -> Result<Swap, StoreError> {
         let mut rows = self.rows();
-        let row = rows.entry(new.session).or_default();
+        let row = rows.row(new.session);
         Ok(match row.binding(new.session) {
             Some(winner) => Swap::Conflict(Some(winner)),
             None => Swap::Applied(row.replace(new.session, new.workspace, new.target)),
@@ -139,7 +182,7 @@ impl BindingStore for MemoryStore {
 
     async fn retarget(&self, session: SessionId, workspace: WorkspaceId) -> Result<Binding, StoreError> {
         let mut rows = self.rows();
-        let row = rows.entry(session).or_default();
+        let row = rows.row(session);
         let kept = row.live.as_ref().filter(|live| live.workspace == workspace).and_then(|live| live.target.clone());
         Ok(row.replace(session, workspace, kept))
     }
@@ -155,7 +198,7 @@ impl BindingStore for MemoryStore {
         let mut rows = self.rows();
         let row = rows.get_mut(&session).filter(|row| row.live.is_some());
         let row = row.filter(|row| expected.is_none_or(|expected| expected.get() == row.revision));
-        Ok(row.map(|row| row.write(None)).is_some())
+        Ok(row.map(|row| row.delete(milliseconds_now())).is_some())
     }
 
     async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
@@ -166,7 +209,7 @@ impl BindingStore for MemoryStore {
         let Some(parent) = rows.get(&parent).and_then(|row| row.binding(parent)) else {
             return Ok(Swap::Conflict(None));
         };
-        Ok(Swap::Applied(rows.entry(child).or_default().replace(child, parent.workspace, parent.target)))
+        Ok(Swap::Applied(rows.row(child).replace(child, parent.workspace, parent.target)))
     }
 
     async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<u64, StoreError> {
@@ -215,4 +258,74 @@ impl BindingStore for MemoryStore {
     fn shared(&self) -> bool {
         false
     }
+
+    fn recent(&self, limit: u64) -> impl Stream<Item = Result<Binding, StoreError>> + Send {
+        let rows = self.rows();
+        let live = rows.iter().filter_map(|(session, row)| Some((row.last_used, row.binding(*session)?)));
+        let mut live: Vec<_> = live.collect();
+        live.sort_by_key(|(last_used, _)| Reverse(*last_used));
+        live.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+        stream::iter(live.into_iter().map(|(_, binding)| Ok(binding)))
+    }
+
+    housekeeping::verbs! {}
 }
+
+impl Keeps for MemoryStore {
+    async fn memory(&self) -> Result<Memory, StoreError> {
+        Ok(self.rows().memory)
+    }
+
+    async fn mark_used(&self, sessions: &[SessionId], now: i64) -> Result<(), StoreError> {
+        let mut rows = self.rows();
+        for session in sessions {
+            if let Some(row) = rows.get_mut(session).filter(|row| row.live.is_some()) {
+                row.last_used = row.last_used.max(Some(now));
+            }
+        }
+        Ok(())
+    }
+
+    async fn mark_recorded(&self, now: i64, continuous: i64, gap: i64) -> Result<(), StoreError> {
+        let memory = &mut self.rows().memory;
+        let goes_on = memory.recorded_until.is_some_and(|until| until >= continuous);
+        memory.recorded_since = memory.recorded_since.filter(|_| goes_on).or(Some(now));
+        (memory.recorded_until, memory.gap) = (Some(now), Some(gap));
+        Ok(())
+    }
+
+    async fn delete_idle(&self, before: i64, now: i64, limit: u64) -> Result<u64, StoreError> {
+        let mut rows = self.rows();
+        let idle = rows.values_mut().filter(|row| row.last_used.is_some_and(|last_used| last_used < before));
+        let chunk = idle.take(usize::try_from(limit).unwrap_or(usize::MAX));
+        Ok(chunk.map(|row| row.delete(now)).count() as u64)
+    }
+
+    async fn remove_deleted(&self, before: i64, floor: i64, limit: u64) -> Result<u64, StoreError> {
+        let mut rows = self.rows();
+        let mut gone = 0;
+        rows.retain(|_, row| {
+            let goes = gone < limit && row.live.is_none() && row.deleted_at < before && row.revision <= floor;
+            gone += u64::from(goes);
+            !goes
+        });
+        Ok(gone)
+    }
+
+    async fn deleted_before(&self, before: i64) -> Result<(u64, i64), StoreError> {
+        let rows = self.rows();
+        let deleted = rows.values().filter(|row| row.live.is_none() && row.deleted_at < before);
+        Ok(deleted.fold((0, 0), |(count, greatest), row| (count + 1, row.revision.max(greatest))))
+    }
+
+    async fn raise_floor(&self, to: i64, now: i64, settled: i64) -> Result<(), StoreError> {
+        let memory = &mut self.rows().memory;
+        if memory.floor < to && memory.floor_raised_at.is_none_or(|raised_at| raised_at <= settled) {
+            (memory.floor, memory.floor_raised_at) = (to, Some(now));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,19 @@
 //! Where bindings live: the contract of a store, and the stores that come with this crate.
 
 use crate::{Binding, BoxError, Revision, SessionId, Target, WorkspaceId};
-use futures_util::future::BoxFuture;
-use std::{path::PathBuf, sync::Arc};
+use futures_util::{
+    Stream,
+    future::BoxFuture,
+    stream::{self, BoxStream},
+};
+use std::{
+    future::ready,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
+mod housekeeping;
 mod memory;
 #[cfg(feature = "mysql")]
 mod mysql;
@@ -14,6 +24,7 @@ mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
+pub use housekeeping::Purged;
 pub use memory::MemoryStore;
 #[cfg(feature = "mysql")]
 #[cfg_attr(docsrs, doc(cfg(feature = "mysql")))]
@@ -87,6 +98,19 @@ pub enum StoreError {
         /// The version that this crate can work with.
         supported: i64,
     },
+    /// The store has no such verb.
+    #[error("the store has no {verb}")]
+    Unsupported {
+        /// Which one.
+        verb: &'static str,
+    },
+    /// Nobody can tell which rows are idle: use has not been recorded for so long, or not without a gap, or not up to
+    /// now. Nothing was written.
+    #[error("the use of sessions has not been recorded for that long")]
+    UseNotRecorded {
+        /// Since when it has been; `None` if it is not recorded now.
+        since: Option<SystemTime>,
+    },
     /// Not a table name that this crate puts into a statement.
     #[error("{name:?} is not a table name of letters, digits and underscores that begins with a letter or underscore")]
     TableName {
@@ -150,6 +174,8 @@ fn at_most_a_batch(sessions: &[SessionId]) -> Result<(), StoreError> {
 ///   created again continues above its last revision.
 /// * **`previous`** is kept by the store: when a write replaces a row's target by one of another agent, or removes it,
 ///   the agent that was there becomes `previous`; otherwise `previous` stays.
+/// * **Housekeeping** (`recent`, `touch`, `purge_idle`, `purge_deleted`) is what a store may lack. Nothing else of this
+///   crate needs it.
 /// * Errors: see [`StoreError`], above all the difference between "nothing was written" and "unknown".
 pub trait BindingStore: Send + Sync + 'static {
     /// Reads a row; `None` if there is none or it was deleted. Sees every write that ended before it began.
@@ -224,6 +250,66 @@ pub trait BindingStore: Send + Sync + 'static {
     fn shared(&self) -> bool {
         true
     }
+
+    /// Housekeeping: the rows that were used last, at most `limit` of them, the latest first. Rows whose use was never
+    /// recorded come last. One query, and the rows are handed on as they arrive.
+    ///
+    /// # Errors
+    ///
+    /// A row that cannot be read is an item of its own; anything else ends the stream. As the other verbs of housekeeping:
+    /// [`StoreError::Unsupported`] from a store that does not have it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Reads only. A stream holds a connection until it is read to its end or dropped.
+    fn recent(&self, limit: u64) -> impl Stream<Item = Result<Binding, StoreError>> + Send {
+        let _ = limit;
+        stream::once(ready(Err(unsupported("recent"))))
+    }
+
+    /// Housekeeping: records that these sessions, at most [`BATCH`], are in use now, and that use is recorded every
+    /// `interval`, also if there are none.
+    ///
+    /// The revision stays. The last use of a row never moves back, a deleted row is not touched, and a row that somebody
+    /// else is writing at this moment is left out rather than waited for. Where no call comes for more than twice the
+    /// interval and a minute, the record has a gap, and [`purge_idle`](Self::purge_idle) starts to count anew.
+    ///
+    /// The times are those of the process's wall clock. Nothing but housekeeping reads them.
+    fn touch(&self, used: &[SessionId], interval: Duration) -> impl Future<Output = Result<(), StoreError>> + Send {
+        let _ = (used, interval);
+        ready(Err(unsupported("touch")))
+    }
+
+    /// Housekeeping: deletes, as [`delete`](Self::delete) does, at most `limit` rows (above [`BATCH`] it means
+    /// [`BATCH`]) whose recorded last use is longer ago than `idle`. Says how many; to be repeated while it says `limit`.
+    ///
+    /// A row whose use was never recorded is kept. `idle` should be far longer than the interval at which use is
+    /// recorded: a use that is not recorded yet does not count.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::UseNotRecorded`], without a statement that writes, unless use has been recorded for at least
+    /// `idle`, without a gap, up to now.
+    fn purge_idle(&self, idle: Duration, limit: u64) -> impl Future<Output = Result<u64, StoreError>> + Send {
+        let _ = (idle, limit);
+        ready(Err(unsupported("purge_idle")))
+    }
+
+    /// Housekeeping: removes what is left of rows that were deleted at least seven days ago, at most `limit` of them
+    /// (above [`BATCH`] it means [`BATCH`]). To be repeated while `gone` is `limit`, and to be run again some day.
+    ///
+    /// Such a row keeps its revisions from being used again, so it goes in two runs. One raises the floor above which new
+    /// rows start to the revisions of the rows that wait. The next removes the rows that are not above the floor, if that
+    /// was raised at least an hour ago: a write that began before may still use the old one. A transaction that has read
+    /// for longer than that must not create rows at an isolation level that shows it old data.
+    fn purge_deleted(&self, limit: u64) -> impl Future<Output = Result<Purged, StoreError>> + Send {
+        let _ = limit;
+        ready(Err(unsupported("purge_deleted")))
+    }
+}
+
+const fn unsupported(verb: &'static str) -> StoreError {
+    StoreError::Unsupported { verb }
 }
 
 /// A store whose orders can be part of the caller's own transaction.
@@ -294,6 +380,18 @@ impl<St: BindingStore> BindingStore for Arc<St> {
     fn shared(&self) -> bool {
         (**self).shared()
     }
+    fn recent(&self, limit: u64) -> impl Stream<Item = Result<Binding, StoreError>> + Send {
+        (**self).recent(limit)
+    }
+    fn touch(&self, used: &[SessionId], interval: Duration) -> impl Future<Output = Result<(), StoreError>> + Send {
+        (**self).touch(used, interval)
+    }
+    fn purge_idle(&self, idle: Duration, limit: u64) -> impl Future<Output = Result<u64, StoreError>> + Send {
+        (**self).purge_idle(idle, limit)
+    }
+    fn purge_deleted(&self, limit: u64) -> impl Future<Output = Result<Purged, StoreError>> + Send {
+        (**self).purge_deleted(limit)
+    }
 }
 
 /// The object-safe twin of [`BindingStore`], so that the layer has no type parameter.
@@ -314,6 +412,14 @@ pub(crate) trait ErasedStore: Send + Sync + 'static {
         limit: u64,
     ) -> BoxFuture<'a, Result<u64, StoreError>>;
     fn load_many<'a>(&'a self, sessions: &'a [SessionId]) -> BoxFuture<'a, Result<Vec<Binding>, StoreError>>;
+    #[allow(dead_code)] // for filling a cache at the start
+    fn recent(&self, limit: u64) -> BoxStream<'_, Result<Binding, StoreError>>;
+    #[allow(dead_code)] // for recording use
+    fn touch<'a>(&'a self, used: &'a [SessionId], interval: Duration) -> BoxFuture<'a, Result<(), StoreError>>;
+    #[allow(dead_code)]
+    fn purge_idle(&self, idle: Duration, limit: u64) -> BoxFuture<'_, Result<u64, StoreError>>;
+    #[allow(dead_code)]
+    fn purge_deleted(&self, limit: u64) -> BoxFuture<'_, Result<Purged, StoreError>>;
 }
 
 impl<St: BindingStore> ErasedStore for St {
@@ -352,5 +458,17 @@ impl<St: BindingStore> ErasedStore for St {
     }
     fn load_many<'a>(&'a self, sessions: &'a [SessionId]) -> BoxFuture<'a, Result<Vec<Binding>, StoreError>> {
         Box::pin(BindingStore::load_many(self, sessions))
+    }
+    fn recent(&self, limit: u64) -> BoxStream<'_, Result<Binding, StoreError>> {
+        Box::pin(BindingStore::recent(self, limit))
+    }
+    fn touch<'a>(&'a self, used: &'a [SessionId], interval: Duration) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(BindingStore::touch(self, used, interval))
+    }
+    fn purge_idle(&self, idle: Duration, limit: u64) -> BoxFuture<'_, Result<u64, StoreError>> {
+        Box::pin(BindingStore::purge_idle(self, idle, limit))
+    }
+    fn purge_deleted(&self, limit: u64) -> BoxFuture<'_, Result<Purged, StoreError>> {
+        Box::pin(BindingStore::purge_deleted(self, limit))
     }
 }

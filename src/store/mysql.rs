@@ -1,23 +1,27 @@
 //! A store in MySQL or MariaDB.
 
 mod failure;
+mod keeping;
 mod lent;
 mod schema;
+mod some_rows;
 mod statements;
 
 use super::{
     BindingStore, NewBinding, StoreError, Swap, TransactionalStore, at_most_a_batch, chunk,
+    housekeeping::{self, milliseconds_now},
     sql::{
-        self, DEFAULT_TABLE, Patience, Value, milliseconds_now,
+        self, DEFAULT_TABLE, Patience, Value,
         server::{self, Stage, Table},
     },
 };
 use crate::{Binding, Revision, SessionId, Target, WorkspaceId, binding::Behind};
+use futures_util::Stream;
 use lent::Lent;
-use sqlx::{Connection, MySqlConnection, MySqlPool, Row, SqlStr, mysql::MySqlRow};
-use statements::{Chosen, Statements};
+use some_rows::{Condition, with_list};
+use sqlx::{Connection, MySqlConnection, MySqlPool, SqlStr, mysql::MySqlRow};
+use statements::Statements;
 use std::{fmt, sync::Arc};
-use uuid::Uuid;
 
 /// A store in a MySQL (8.0.16 or later) or MariaDB (10.6 or later) database, over a pool that the application already
 /// has.
@@ -40,10 +44,10 @@ use uuid::Uuid;
 /// it, and inserts a deleted one if there is none. What follows then is a plain `UPDATE`, and whether it found what it
 /// needed is not to be guessed from the number of rows that an upsert says it affected.
 ///
-/// [`load`](BindingStore::load), [`delete`](BindingStore::delete) and
-/// [`reset_workspace`](BindingStore::reset_workspace) and [`load_many`](BindingStore::load_many) are one statement
-/// without a transaction. [`replace_agent`](BindingStore::replace_agent) is a transaction of a read that locks rows, and
-/// one statement that writes them.
+/// [`load`](BindingStore::load), [`load_many`](BindingStore::load_many), [`delete`](BindingStore::delete),
+/// [`reset_workspace`](BindingStore::reset_workspace) and [`recent`](BindingStore::recent) are one statement without a
+/// transaction. What writes to some rows of many ([`replace_agent`](BindingStore::replace_agent), housekeeping) is a
+/// transaction of a read that locks them, and a statement that writes them.
 ///
 /// # What the database must be
 ///
@@ -51,10 +55,17 @@ use uuid::Uuid;
 /// is by default. A transaction that the database undid for the sake of others (deadlocks, 1213) is begun again for at
 /// most some four seconds, and never one whose outcome is unknown.
 ///
-/// The tests of this crate run on MariaDB 10.11. The SQL keeps to what MySQL 8.0 documents as well; it has not been run
-/// there.
+/// The tests of this crate run on MariaDB 10.11, at each isolation level but READ UNCOMMITTED. The SQL keeps to what
+/// MySQL 8.0 documents as well; it has not been run there.
 ///
 /// Reads must see the writes that ended before: give it a pool of the primary, not of a replica that lags behind.
+///
+/// # What housekeeping costs
+///
+/// Two indexes beside the one of the workspaces. That of the last uses has an entry for each row, and
+/// [`touch`](BindingStore::touch) moves one for each session in use; through it a start reads the rows used last, and a
+/// purge finds the idle ones, without looking at the others. So has that of the deleted rows, which MySQL cannot limit
+/// to them; it changes when a row is deleted or comes back.
 ///
 /// # Cancel safety
 ///
@@ -299,25 +310,6 @@ impl MySqlStore {
         }
     }
 
-    /// Writes rows that meet a condition and that nobody else is writing; says how many.
-    async fn write_chosen(
-        &self,
-        chosen: &Chosen,
-        condition: (&[Value<'_>], u64),
-        assigned: &[Value<'_>],
-    ) -> Result<u64, StoreError> {
-        let mut patience = Patience::of_a_verb();
-        loop {
-            match write_chosen(self.lend().await?, chosen, condition, assigned).await {
-                Ok(written) => return Ok(written),
-                Err((stage, error)) if !server::again(&mut patience, &error, failure::undone).await => {
-                    return Err(self.failed(stage, error));
-                }
-                Err(_) => {}
-            }
-        }
-    }
-
     /// Runs writes and a read as one transaction, which is committed if the last of the writes found its row.
     async fn write(&self, writes: &[Statement<'_>], read: Statement<'_>) -> Result<Written, StoreError> {
         let mut patience = Patience::of_a_verb();
@@ -331,49 +323,6 @@ impl MySqlStore {
             }
         }
     }
-}
-
-/// Chooses rows and writes them, in one transaction. Says how many were written. On an error, how far it had come.
-async fn write_chosen(
-    mut lent: Lent,
-    chosen: &Chosen,
-    (condition, limit): (&[Value<'_>], u64),
-    assigned: &[Value<'_>],
-) -> Result<u64, (Stage, sqlx::Error)> {
-    let nothing_written = |error| (Stage::NothingWritten, error);
-    let mut transaction = lent.connection().begin().await.map_err(nothing_written)?;
-    let steps = async |connection: &mut MySqlConnection| {
-        let values = [condition, &[sql::number(limit)]].concat();
-        let rows = sql::query(&chosen.choose, &values).fetch_all(&mut *connection).await?;
-        let rows = rows.iter().map(|row| row.try_get::<Uuid, _>(0)).collect::<Result<Vec<_>, _>>()?;
-        if rows.is_empty() {
-            return Ok(0);
-        }
-        let sessions: Vec<_> = rows.into_iter().map(SessionId::new).collect();
-        let sessions = sql::listed(&sessions);
-        let sql = with_list(&chosen.write, sessions.len());
-        let values = [assigned, condition, &sessions].concat();
-        Ok::<_, sqlx::Error>(sql::query(&sql, &values).execute(connection).await?.rows_affected())
-    };
-    match steps(&mut transaction).await {
-        Ok(written) => {
-            transaction.commit().await.map_err(|error| (Stage::Sent, error))?;
-            lent.give_back();
-            Ok(written)
-        }
-        Err(error) => {
-            // The connection is closed, unless the server takes it from here.
-            if error.as_database_error().is_some() && transaction.rollback().await.is_ok() {
-                lent.give_back();
-            }
-            Err(nothing_written(error))
-        }
-    }
-}
-
-/// A statement that ends in a list.
-fn with_list(sql: &SqlStr, length: usize) -> SqlStr {
-    sql::statement(format!("{}({})", sql.as_str(), vec!["?"; length].join(", ")))
 }
 
 /// A statement, and its values in the order of their places.
@@ -504,21 +453,30 @@ impl BindingStore for MySqlStore {
         let assigned = [agent, agent, address, build, generation, agent];
         let (workspace, limit) = (workspace.into(), chunk(limit));
         match Behind::of(stale, current) {
-            Behind::Generation(_) => self.write_chosen(older, (&[workspace, generation], limit), &assigned).await,
+            Behind::Generation(_) => {
+                self.write_some(older, Condition { values: &[workspace, generation], among: &[], limit }, &assigned)
+                    .await
+            }
             Behind::Agent(stale) => {
-                let condition = [workspace, Value::Id(Some(stale.into_uuid())), agent, address];
-                self.write_chosen(of_agent, (&condition, limit), &assigned).await
+                let values = [workspace, Value::Id(Some(stale.into_uuid())), agent, address];
+                self.write_some(of_agent, Condition { values: &values, among: &[], limit }, &assigned).await
             }
         }
     }
+
+    fn recent(&self, limit: u64) -> impl Stream<Item = Result<Binding, StoreError>> + Send {
+        self.stream(&self.table.statements.keeping.recent, limit)
+    }
+
+    housekeeping::verbs! {}
 
     async fn load_many(&self, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
         at_most_a_batch(sessions)?;
         if sessions.is_empty() {
             return Ok(Vec::new());
         }
-        let sessions = sql::listed(sessions);
-        self.read((&with_list(&self.table.statements.load_many, sessions.len()), &sessions)).await
+        let (sql, list) = with_list(&self.table.statements.load_many, sessions);
+        self.read((&sql, &list)).await
     }
 }
 

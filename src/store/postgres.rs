@@ -12,6 +12,7 @@ use super::{
     },
 };
 use crate::{Binding, Revision, SessionId, Target, WorkspaceId};
+use futures_util::{Stream, StreamExt};
 use sqlx::{PgConnection, PgPool, SqlStr};
 use std::{fmt, sync::Arc};
 use uuid::Uuid;
@@ -34,11 +35,18 @@ use uuid::Uuid;
 /// sake of others (SQLSTATE 40001, 40P01) is sent again for at most some four seconds, and never one whose outcome is
 /// unknown.
 ///
-/// The tests of this crate run on PostgreSQL 15. The SQL keeps to what CockroachDB and YugabyteDB document as well;
-/// it has not been run on them.
+/// The tests of this crate run on PostgreSQL 15, at each of its isolation levels. The SQL keeps to what CockroachDB and
+/// YugabyteDB document as well (`FOR UPDATE SKIP LOCKED` among it); it has not been run on them.
 ///
 /// Reads must see the writes that ended before: give it a pool of the primary, not of a replica that lags behind. A text
 /// in PostgreSQL holds no NUL: a target whose address has one is [rejected](StoreError::Rejected).
+///
+/// # What housekeeping costs
+///
+/// Two indexes beside the one of the workspaces. That of the last uses has an entry for each row that was not deleted
+/// (so that such an update is never a heap-only one), and [`touch`](super::BindingStore::touch) moves one for each
+/// session in use; through it a start reads the rows used last, and a purge finds the idle ones, without looking at the
+/// others. That of the deleted rows has an entry for each of these only.
 ///
 /// # Cancel safety
 ///
@@ -281,14 +289,37 @@ impl Runs for PostgresStore {
         Ok(self.run(once).await?.rows_affected())
     }
 
-    async fn rows_of(&self, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
-        let ids: Vec<Uuid> = sessions.iter().map(|session| session.into_uuid()).collect();
-        let (sql, ids) = (&self.table.statements.load_many, &ids);
+    async fn numbers(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<Vec<Option<i64>>, StoreError> {
+        let once =
+            |mut connection: PooledConnection| async move { sql::query(sql, values).fetch_all(&mut *connection).await };
+        sql::numbers(&self.run(once).await?)
+    }
+
+    async fn rows_of(&self, sql: &SqlStr, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
+        let sessions = &uuids(sessions);
         let once = |mut connection: PooledConnection| async move {
-            sqlx::query(sql.clone()).bind(ids).fetch_all(&mut *connection).await
+            sqlx::query(sql.clone()).bind(sessions).fetch_all(&mut *connection).await
         };
         sql::bindings(self.run(once).await?)
     }
+
+    async fn changed_of(&self, sql: &SqlStr, value: Value<'_>, sessions: &[SessionId]) -> Result<u64, StoreError> {
+        let sessions = &uuids(sessions);
+        let once = |mut connection: PooledConnection| async move {
+            sql::query(sql, &[value]).bind(sessions).execute(&mut *connection).await
+        };
+        Ok(self.run(once).await?.rows_affected())
+    }
+
+    fn stream(&self, sql: &SqlStr, limit: u64) -> impl Stream<Item = Result<Binding, StoreError>> + Send {
+        let rows = sql::query(sql, &[sql::number(limit)]).fetch(&self.pool);
+        rows.map(|row| sql::binding(&row.map_err(|error| self.failed(Stage::Sent, error))?))
+    }
+}
+
+/// What can be an array.
+fn uuids(sessions: &[SessionId]) -> Vec<Uuid> {
+    sessions.iter().map(|session| session.into_uuid()).collect()
 }
 
 one_statement_a_verb!(PostgresStore);

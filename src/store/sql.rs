@@ -1,17 +1,19 @@
 //! What the stores in SQL databases have in common: names, columns, values, and when to try again.
 
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(super) mod keeping;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(super) mod one_statement;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 pub(super) mod server;
 
-use super::{NewBinding, StoreError};
+use super::{NewBinding, StoreError, housekeeping::Memory};
 use crate::{AgentId, Binding, BoxError, BuildId, Generation, Previous, Revision, SessionId, Target, WorkspaceId};
 use sqlx::{AssertSqlSafe, ColumnIndex, Database, Decode, Encode, Row, SqlSafeStr, SqlStr, Type, query::Query};
 use std::{
     hash::{BuildHasher, RandomState},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
@@ -25,7 +27,7 @@ const VERSION: i64 = 1;
 /// Leaves room for `_workspace` in the 63 bytes that the strictest of the databases allows for a name.
 const LONGEST_NAME: usize = 48;
 
-const COLUMNS: [&str; 10] = [
+const COLUMNS: [&str; 11] = [
     "session",
     "workspace",
     "agent",
@@ -36,8 +38,21 @@ const COLUMNS: [&str; 10] = [
     "previous_generation",
     "revision",
     "deleted_at",
+    "last_used",
 ];
-const META_COLUMNS: [&str; 3] = ["id", "schema_version", "revision_floor"];
+const META_COLUMNS: [&str; 7] = [
+    "id",
+    "schema_version",
+    "revision_floor",
+    "floor_raised_at",
+    "use_recorded_since",
+    "use_recorded_until",
+    "use_recorded_gap",
+];
+
+/// What [`memory`] is read from.
+pub(super) const MEMORY: &str =
+    "revision_floor, floor_raised_at, use_recorded_since, use_recorded_until, use_recorded_gap";
 
 /// What a row is read from.
 pub(super) const READ: &str =
@@ -213,6 +228,38 @@ where
     })
 }
 
+/// Numbers of one row; none if there is no row.
+pub(super) fn numbers<R: Row>(rows: &[R]) -> Result<Vec<Option<i64>>, StoreError>
+where
+    for<'r> Option<i64>: Decode<'r, R::Database> + Type<R::Database>,
+    usize: ColumnIndex<R>,
+{
+    let Some(row) = rows.first() else { return Ok(Vec::new()) };
+    let numbers = (0..row.len()).map(|column| row.try_get(column)).collect::<Result<_, _>>();
+    numbers.map_err(|error| StoreError::Corrupt(error.into()))
+}
+
+/// What the meta table says.
+pub(super) fn memory(numbers: &[Option<i64>]) -> Result<Memory, StoreError> {
+    match *numbers {
+        [Some(floor), floor_raised_at, recorded_since, recorded_until, gap] => {
+            Ok(Memory { floor, floor_raised_at, recorded_since, recorded_until, gap })
+        }
+        _ => Err(lost_memory()),
+    }
+}
+
+/// The row of the meta table is gone.
+pub(super) fn lost_memory() -> StoreError {
+    StoreError::Corrupt("the meta table has no row".into())
+}
+
+/// How many rows there are, and the greatest of their numbers.
+pub(super) fn count_and_greatest(numbers: &[Option<i64>]) -> (u64, i64) {
+    let number = |column: usize| numbers.get(column).copied().flatten().unwrap_or(0);
+    (u64::try_from(number(0)).unwrap_or(0), number(1))
+}
+
 /// Reads rows; anything that no store of this crate writes is an error rather than half a target.
 pub(super) fn bindings<R: Row>(rows: Vec<R>) -> Result<Vec<Binding>, StoreError>
 where
@@ -221,10 +268,21 @@ where
     for<'r> Option<String>: Decode<'r, R::Database> + Type<R::Database>,
     for<'i> &'i str: ColumnIndex<R>,
 {
-    rows.iter().map(binding).collect::<Result<_, _>>().map_err(StoreError::Corrupt)
+    rows.iter().map(binding).collect()
 }
 
-fn binding<R: Row>(row: &R) -> Result<Binding, BoxError>
+/// Reads one row.
+pub(super) fn binding<R: Row>(row: &R) -> Result<Binding, StoreError>
+where
+    for<'r> Option<Uuid>: Decode<'r, R::Database> + Type<R::Database>,
+    for<'r> Option<i64>: Decode<'r, R::Database> + Type<R::Database>,
+    for<'r> Option<String>: Decode<'r, R::Database> + Type<R::Database>,
+    for<'i> &'i str: ColumnIndex<R>,
+{
+    whole(row).map_err(StoreError::Corrupt)
+}
+
+fn whole<R: Row>(row: &R) -> Result<Binding, BoxError>
 where
     for<'r> Option<Uuid>: Decode<'r, R::Database> + Type<R::Database>,
     for<'r> Option<i64>: Decode<'r, R::Database> + Type<R::Database>,
@@ -255,12 +313,6 @@ where
     let workspace = WorkspaceId::new(id("workspace")?.ok_or_else(|| there("workspace"))?);
     let revision = Revision::new(number("revision")?.ok_or_else(|| there("revision"))?);
     Ok(Binding::new(session, workspace, target, revision).with_previous(previous))
-}
-
-/// For the housekeeping of deleted rows only: nothing is ordered by it.
-pub(super) fn milliseconds_now() -> i64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// How long to go on with what failed because others were at the same work.

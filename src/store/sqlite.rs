@@ -7,11 +7,12 @@ use super::{
     NewBinding, StoreError, Swap, TransactionalStore,
     sql::{
         self, DEFAULT_TABLE, Found, Patience, Value,
-        one_statement::{self, Runs, Statements, one_statement_a_verb},
+        one_statement::{self, LIST, Runs, Statements, one_statement_a_verb},
     },
 };
 use crate::{Binding, BoxError, Revision, SessionId, Target, WorkspaceId};
 use failure::Place;
+use futures_util::{Stream, StreamExt};
 use sqlx::{
     SqlStr, SqliteConnection, SqliteExecutor, SqlitePool,
     sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteSynchronous},
@@ -37,6 +38,13 @@ const BUSY: Duration = Duration::from_secs(5);
 ///
 /// The *orders* ([`unbind`](super::BindingStore::unbind), [`reset_workspace`](super::BindingStore::reset_workspace)) also raise the
 /// revision of a row that has no target: a repair that read it before the order then fails to write after it.
+///
+/// # What housekeeping costs
+///
+/// Two indexes beside the one of the workspaces. That of the last uses has an entry for each row that was not deleted,
+/// and [`touch`](super::BindingStore::touch) moves one for each session in use; through it a start reads the rows used
+/// last, and a purge finds the idle ones, without looking at the others. That of the deleted rows has an entry for each
+/// of these only.
 ///
 /// # Cancel safety
 ///
@@ -406,12 +414,34 @@ impl Runs for SqliteStore {
         Ok(done.rows_affected())
     }
 
-    async fn rows_of(&self, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
-        let values = sql::listed(sessions);
-        let places = (1..=values.len()).map(|number| format!("?{number}")).collect::<Vec<_>>().join(", ");
-        let sql = sql::statement(format!("{} ({places})", self.table.statements.load_many.as_str()));
+    async fn numbers(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<Vec<Option<i64>>, StoreError> {
+        let rows = sql::query(sql, values).fetch_all(&self.pool).await.map_err(|error| self.failed(error))?;
+        sql::numbers(&rows)
+    }
+
+    async fn rows_of(&self, sql: &SqlStr, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
+        let (sql, values) = with_list(sql, None, sessions);
         self.rows(&sql, &values).await
     }
+
+    async fn changed_of(&self, sql: &SqlStr, value: Value<'_>, sessions: &[SessionId]) -> Result<u64, StoreError> {
+        let (sql, values) = with_list(sql, Some(value), sessions);
+        self.changed(&sql, &values).await
+    }
+
+    fn stream(&self, sql: &SqlStr, limit: u64) -> impl Stream<Item = Result<Binding, StoreError>> + Send {
+        let rows = sql::query(sql, &[sql::number(limit)]).fetch(&self.pool);
+        rows.map(|row| sql::binding(&row.map_err(|error| self.failed(error))?))
+    }
+}
+
+/// Puts the list of sessions into a statement, after the value that it has before.
+fn with_list<'a>(sql: &SqlStr, value: Option<Value<'a>>, sessions: &[SessionId]) -> (SqlStr, Vec<Value<'a>>) {
+    let list = sql::listed(sessions);
+    let first = if value.is_some() { 2 } else { 1 };
+    let places = (first..).take(list.len()).map(|number| format!("?{number}")).collect::<Vec<_>>().join(", ");
+    let sql = sql::statement(sql.as_str().replace(LIST, &format!("({places})")));
+    (sql, value.into_iter().chain(list).collect())
 }
 
 one_statement_a_verb!(SqliteStore);

@@ -110,6 +110,8 @@ async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
 
 #[path = "group_repair.rs"]
 mod group_repair;
+#[path = "housekeeping.rs"]
+mod housekeeping;
 #[path = "statements.rs"]
 mod statements;
 
@@ -130,7 +132,7 @@ mod set_up {
     async fn what_is_missing_is_completed() {
         let Some(case) = Case::new(1).await else { return };
         let all = case.everything().await;
-        assert_eq!(all.len(), 13, "{all:?}");
+        assert_eq!(all.len(), 18, "{all:?}");
         case.store.check().await.unwrap();
         for (damage, what) in [
             ("DELETE FROM M", format!("table {}_meta has no row", case.table)),
@@ -220,18 +222,19 @@ mod set_up {
 
     #[tokio::test]
     async fn a_table_that_lacks_a_column_is_refused_and_left_alone() {
-        let bindings =
-            "session,workspace,agent,build,generation,address,previous_agent,previous_generation,revision,deleted_at";
-        for (table, suffix, columns) in [("T", "", bindings), ("M", "_meta", "id,schema_version,revision_floor")] {
+        let bindings = "session,workspace,agent,build,generation,address,previous_agent,previous_generation,revision,\
+                        deleted_at,last_used";
+        let meta = "id,schema_version,revision_floor,floor_raised_at,use_recorded_since,use_recorded_until,\
+                    use_recorded_gap";
+        for (table, suffix, columns) in [("T", "", bindings), ("M", "_meta", meta)] {
             for missing in columns.split(',') {
                 let Some(case) = Case::bare(1).await else { return };
                 let rest = columns.split(',').filter(|column| *column != missing);
                 let rest = rest.map(|column| match column {
-                    "generation" | "previous_generation" | "revision" | "deleted_at" => format!("{column} BIGINT"),
-                    "schema_version" | "revision_floor" => format!("{column} BIGINT"),
                     "id" => "id INT".to_owned(),
                     "address" => format!("address {TEXT}"),
-                    _ => format!("{column} {}", ID[0]),
+                    "session" | "workspace" | "agent" | "build" | "previous_agent" => format!("{column} {}", ID[0]),
+                    _ => format!("{column} BIGINT"),
                 });
                 case.run(&format!("CREATE TABLE {table} ({})", rest.collect::<Vec<_>>().join(", "))).await;
                 let before = case.everything().await;

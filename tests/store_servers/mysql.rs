@@ -4,7 +4,7 @@ mod engine {
     use crate::{rows::*, servers};
     use sqlx::{AssertSqlSafe, Row};
     pub(super) use sqlx::{
-        MySqlConnection as Connection, MySqlPool as Pool,
+        MySql as Database, MySqlConnection as Connection, MySqlPool as Pool,
         mysql::{MySqlConnectOptions as Options, MySqlPoolOptions as PoolOptions},
     };
     pub(super) use tower_bound_agent::store::MySqlStore as Store;
@@ -56,6 +56,14 @@ mod engine {
             assert_eq!((text("type"), text("key")), (kind.to_owned(), key));
             assert!(!text("Extra").contains("filesort"), "{}", text("Extra"));
         }
+    }
+
+    pub(super) async fn check_plan_of_recent(pool: &Pool, table: &str, query: &str) {
+        let plan = sqlx::query(AssertSqlSafe(format!("EXPLAIN {query}"))).bind(10);
+        let plan = plan.fetch_one(pool).await.unwrap();
+        let text = |column: &str| plan.get::<Option<String>, _>(column).unwrap_or_default();
+        assert_eq!((text("type"), text("key")), ("index".to_owned(), format!("{table}_last_used")));
+        assert!(!text("Extra").contains("filesort"), "{}", text("Extra"));
     }
 
     pub(super) fn options() -> Option<Options> {

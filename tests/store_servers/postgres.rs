@@ -4,7 +4,7 @@ mod engine {
     use crate::{rows::*, servers};
     use sqlx::{AssertSqlSafe, Row};
     pub(super) use sqlx::{
-        PgConnection as Connection, PgPool as Pool,
+        PgConnection as Connection, PgPool as Pool, Postgres as Database,
         postgres::{PgConnectOptions as Options, PgPoolOptions as PoolOptions},
     };
     pub(super) use tower_bound_agent::store::PostgresStore as Store;
@@ -54,6 +54,13 @@ mod engine {
         let found = (steps("InitPlan"), steps("LockRows"), steps(&format!("Index Scan using {table}_workspace ")));
         assert_eq!(found, (1, 1, 2), "{plan:#?}");
         assert_eq!((steps("SubPlan"), steps("Sort"), steps("Seq Scan")), (0, 0, 0), "{plan:#?}");
+    }
+
+    pub(super) async fn check_plan_of_recent(pool: &Pool, table: &str, query: &str) {
+        let plan = sqlx::query(AssertSqlSafe(format!("EXPLAIN (COSTS OFF) {query}"))).bind(10_i64);
+        let plan: Vec<String> = plan.fetch_all(pool).await.unwrap().iter().map(|line| line.get(0)).collect();
+        assert_eq!(plan.len(), 2, "{plan:#?}");
+        assert!(plan[1].contains(&format!("Index Scan using {table}_last_used ")), "{plan:#?}");
     }
 
     pub(super) fn options() -> Option<Options> {

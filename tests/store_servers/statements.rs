@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::sent::{listen, sent, words};
+use futures_util::TryStreamExt;
+use tower_bound_agent::store::Purged;
 
 #[tokio::test]
 async fn a_verb_on_many_rows_is_few_statements() {
@@ -19,6 +21,51 @@ async fn a_verb_on_many_rows_is_few_statements() {
     assert_eq!(words(), SOME_ROWS);
     assert_eq!(store.replace_agent(workspace(1), &target(1), &target(2), 10).await.unwrap(), 0);
     assert_eq!(words(), NO_ROWS);
+}
+
+#[tokio::test]
+async fn housekeeping_is_few_statements() {
+    let Some(case) = Case::new(1).await else { return };
+    let store = &case.store;
+    for s in 1..=3 {
+        let _ = store.create(new(s, 1, Some(target(1)))).await.unwrap();
+    }
+    let minute = Duration::from_secs(60);
+    listen();
+    let refused = store.purge_idle(minute, 10).await;
+    assert!(matches!(refused, Err(StoreError::UseNotRecorded { since: None })), "{refused:?}");
+    assert_eq!(words(), ["SELECT"], "nothing that writes");
+    store.touch(&[], minute).await.unwrap();
+    assert_eq!(words(), ["UPDATE"]);
+    let refused = store.purge_idle(minute, 10).await;
+    assert!(matches!(refused, Err(StoreError::UseNotRecorded { since: Some(_) })), "{refused:?}");
+    assert_eq!(words(), ["SELECT"], "nothing that writes");
+    store.touch(&[1, 2, 3].map(session), minute).await.unwrap();
+    assert_eq!(words(), [SOME_ROWS, &["UPDATE"]].concat());
+    let rows: Vec<Binding> = store.recent(10).try_collect().await.unwrap();
+    assert_eq!(rows.len(), 3);
+    assert_eq!(words(), ["SELECT"]);
+    // Each of them was used before the next millisecond begins.
+    let deleted = until("a row is idle", async || match store.purge_idle(Duration::ZERO, 10).await.unwrap() {
+        0 => {
+            words();
+            None
+        }
+        deleted => Some(deleted),
+    });
+    assert_eq!(deleted.await, 3);
+    assert_eq!(words(), [&["SELECT"], SOME_ROWS].concat());
+    assert_eq!(store.purge_deleted(10).await.unwrap(), Purged::new(0, 0));
+    assert_eq!(words(), ["SELECT", "SELECT"]);
+    case.run("UPDATE T SET deleted_at = 7").await;
+    words();
+    assert_eq!(store.purge_deleted(10).await.unwrap(), Purged::new(0, 3));
+    assert_eq!(words(), ["SELECT", "SELECT", "UPDATE"]);
+    case.run("UPDATE M SET floor_raised_at = 7").await;
+    words();
+    assert_eq!(store.purge_deleted(10).await.unwrap(), Purged::new(3, 0));
+    let removed: Vec<_> = SOME_ROWS.iter().map(|word| if *word == "UPDATE" { "DELETE" } else { *word }).collect();
+    assert_eq!(words(), [&["SELECT"], &*removed, &["SELECT"]].concat());
 }
 
 /// 30 workspaces of 500 rows.
@@ -40,4 +87,17 @@ async fn a_chunk_of_a_group_repair_reads_the_rows_of_its_workspace_only() {
     listen();
     assert_eq!(case.store.replace_agent(workspace(3), &target(1), &target(2), 5).await.unwrap(), 5);
     check_plan_of_a_chunk(case.store.pool(), &case.table, sent()).await;
+}
+
+/// Through the index of the last uses and in its order.
+#[tokio::test]
+async fn the_rows_used_last_are_read_without_the_others() {
+    let Some(case) = many_rows().await else { return };
+    case.run("UPDATE T SET last_used = 1 WHERE workspace IS NOT NULL").await;
+    case.run(ANALYZE).await;
+    listen();
+    let rows: Vec<Binding> = case.store.recent(10).try_collect().await.unwrap();
+    assert_eq!(rows.len(), 10);
+    let [query] = &sent()[..] else { panic!("one query") };
+    check_plan_of_recent(case.store.pool(), &case.table, query).await;
 }

@@ -27,11 +27,16 @@ CREATE TABLE IF NOT EXISTS `agent_bindings` (
     revision BIGINT NOT NULL,
     -- milliseconds; only housekeeping reads it
     deleted_at BIGINT,
+    -- milliseconds; NULL: never recorded; only housekeeping reads it
+    last_used BIGINT,
     KEY `agent_bindings_workspace` (workspace),
+    KEY `agent_bindings_last_used` (last_used),
+    KEY `agent_bindings_deleted_at` (deleted_at),
     CHECK (agent IS NULL OR workspace IS NOT NULL),
     CHECK (agent IS NOT NULL OR (build IS NULL AND generation IS NULL AND address IS NULL)),
     CHECK (previous_agent IS NOT NULL OR previous_generation IS NULL),
-    CHECK ((workspace IS NULL) = (deleted_at IS NOT NULL))
+    CHECK ((workspace IS NULL) = (deleted_at IS NOT NULL)),
+    CHECK (workspace IS NOT NULL OR last_used IS NULL)
 ) ENGINE = InnoDB;
 
 -- One row. New rows of the other table start above the floor: once it is raised, deleted rows below it may go.
@@ -39,6 +44,12 @@ CREATE TABLE IF NOT EXISTS `agent_bindings_meta` (
     id INT NOT NULL PRIMARY KEY,
     schema_version BIGINT NOT NULL,
     revision_floor BIGINT NOT NULL DEFAULT 0,
+    -- of the process's wall clock, in milliseconds, as the ones below; only housekeeping reads them
+    floor_raised_at BIGINT,
+    -- since when and until when the use of rows has been recorded without a gap, and how long is none yet
+    use_recorded_since BIGINT,
+    use_recorded_until BIGINT,
+    use_recorded_gap BIGINT,
     CHECK (id = 1)
 ) ENGINE = InnoDB;
 

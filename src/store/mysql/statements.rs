@@ -7,7 +7,7 @@
 
 use crate::{
     SessionId, WorkspaceId,
-    store::sql::{READ, Value, statement},
+    store::sql::{MEMORY, READ, Value, statement},
 };
 use sqlx::SqlStr;
 
@@ -31,25 +31,47 @@ pub(super) struct Statements {
     pub(super) inherit: SqlStr,
     /// Workspace.
     pub(super) reset_workspace: SqlStr,
-    /// Which rows are of an earlier generation.
-    pub(super) older: Chosen,
-    /// Which rows are of the stale agent.
-    pub(super) of_agent: Chosen,
-    /// A list of sessions has to follow.
+    /// Workspace, generation. Agent, agent, address, build, generation, agent.
+    pub(super) older: SomeRows,
+    /// Workspace, stale agent, agent, address; the same.
+    pub(super) of_agent: SomeRows,
+    /// The list.
     pub(super) load_many: SqlStr,
+    pub(super) keeping: Keeping,
 }
+
+/// What stands in a statement where a list of sessions has to be put.
+pub(super) const LIST: &str = "(sessions)";
 
 /// A write to rows that are chosen first, in the same transaction.
 ///
 /// MySQL has no single statement for it: an UPDATE with a LIMIT waits for rows that others have locked, one with a
 /// subquery reads the whole table, and in one that joins the rows to be written nobody promises the order of the
 /// assignments.
-pub(super) struct Chosen {
-    /// The values of the condition, and how many rows at most. Locks what it finds in the order of the keys, and leaves out
-    /// what is locked.
+pub(super) struct SomeRows {
+    /// The values of the condition, and how many rows at most. Locks what it finds and nobody else has locked.
     pub(super) choose: SqlStr,
-    /// What is assigned, and the values of the condition again. A list of sessions has to follow.
+    /// What is assigned, the values of the condition again, and the list of what was chosen.
     pub(super) write: SqlStr,
+}
+
+/// The steps of housekeeping.
+pub(super) struct Keeping {
+    /// How many.
+    pub(super) recent: SqlStr,
+    pub(super) memory: SqlStr,
+    /// Time, and among which sessions. Time.
+    pub(super) mark_used: SomeRows,
+    /// How long ago is a gap; time, twice; how long it may be.
+    pub(super) mark_recorded: SqlStr,
+    /// Before which time. Time.
+    pub(super) delete_idle: SomeRows,
+    /// Before which time, the floor. Nothing is assigned.
+    pub(super) remove_deleted: SomeRows,
+    /// Before which time.
+    pub(super) deleted_before: SqlStr,
+    /// The floor, the time, the floor, before which time it must have been raised last.
+    pub(super) raise_floor: SqlStr,
 }
 
 impl Statements {
@@ -69,17 +91,22 @@ impl Statements {
         let keep = |column: &str| format!("{column} = CASE WHEN workspace <=> ? THEN {column} END");
         let (keep_address, keep_build, keep_generation, keep_agent) =
             (keep("address"), keep("build"), keep("generation"), keep("agent"));
-        // Not through the primary key: with an ORDER BY and a LIMIT it looks good to the database, which then locks every
-        // row on the way. But the writing is through nothing else, or it would wait for rows that were left out.
-        let chosen = |condition: &str, set: &str| Chosen {
-            choose: statement(format!(
+        // The writing is through the primary key, or it would wait for rows that were left out.
+        let write = |set: &str, condition: &str| {
+            statement(format!("UPDATE {t} FORCE INDEX (PRIMARY) SET {set} WHERE {condition} AND session IN {LIST}"))
+        };
+        // But the choosing is not: with an ORDER BY and a LIMIT that key looks good to the database, which then locks every
+        // row on the way.
+        let choose = |condition: &str, order: &str| {
+            statement(format!(
                 "SELECT session FROM {t} IGNORE INDEX (PRIMARY) WHERE {condition}
-                 ORDER BY session LIMIT ? FOR UPDATE SKIP LOCKED"
-            )),
-            write: statement(format!("UPDATE {t} FORCE INDEX (PRIMARY) SET {set} WHERE {condition} AND session IN ")),
+                 ORDER BY {order} LIMIT ? FOR UPDATE SKIP LOCKED"
+            ))
         };
         let replace =
             format!("{other_agent}, address = ?, build = ?, generation = ?, agent = ?, revision = revision + 1");
+        let replaced =
+            |condition: &str| SomeRows { choose: choose(condition, "session"), write: write(&replace, condition) };
         let drop_target = format!("{no_agent}, address = NULL, build = NULL, generation = NULL, agent = NULL");
 
         Self {
@@ -108,7 +135,8 @@ impl Statements {
                 "UPDATE {t} SET {drop_target}, revision = revision + 1 WHERE session = ? AND workspace IS NOT NULL"
             )),
             delete: statement(format!(
-                "UPDATE {t} SET {drop_target}, workspace = NULL, revision = revision + 1, deleted_at = ?
+                "UPDATE {t} SET {drop_target}, workspace = NULL, revision = revision + 1, deleted_at = ?,
+                     last_used = NULL
                  WHERE session = ? AND workspace IS NOT NULL AND (? IS NULL OR revision = ?)"
             )),
             // Of two tables nobody promises an order; here no assignment depends on another.
@@ -123,12 +151,70 @@ impl Statements {
             reset_workspace: statement(format!(
                 "UPDATE {t} SET {drop_target}, revision = revision + 1 WHERE workspace = ?"
             )),
-            older: chosen("workspace = ? AND generation < ?", &replace),
-            of_agent: chosen(
+            older: replaced("workspace = ? AND generation < ?"),
+            of_agent: replaced(
                 "workspace = ? AND agent = ? AND generation IS NULL AND NOT (agent = ? AND address <=> ?)",
-                &replace,
             ),
-            load_many: statement(format!("SELECT {READ} FROM {t} WHERE workspace IS NOT NULL AND session IN ")),
+            load_many: statement(format!("SELECT {READ} FROM {t} WHERE workspace IS NOT NULL AND session IN {LIST}")),
+            keeping: Keeping::for_table(table, &drop_target, choose, write),
+        }
+    }
+}
+
+impl Keeping {
+    fn for_table(
+        table: &str,
+        drop_target: &str,
+        choose: impl Fn(&str, &str) -> SqlStr,
+        write: impl Fn(&str, &str) -> SqlStr,
+    ) -> Self {
+        let (t, meta) = (format!("`{table}`"), format!("`{table}_meta`"));
+        let not_used_since = "workspace IS NOT NULL AND (last_used IS NULL OR last_used < ?)";
+        let idle = "workspace IS NOT NULL AND last_used < ?";
+        Self {
+            // Of a descending order, NULL is the end.
+            recent: statement(format!(
+                "SELECT {READ} FROM {t} WHERE workspace IS NOT NULL ORDER BY last_used DESC LIMIT ?"
+            )),
+            memory: statement(format!("SELECT {MEMORY} FROM {meta} WHERE id = 1")),
+            mark_used: SomeRows {
+                choose: statement(format!(
+                    "SELECT session FROM {t} FORCE INDEX (PRIMARY) WHERE {not_used_since} AND session IN {LIST}
+                     ORDER BY session LIMIT ? FOR UPDATE SKIP LOCKED"
+                )),
+                write: write("last_used = ?", not_used_since),
+            },
+            mark_recorded: statement(format!(
+                "UPDATE {meta} SET
+                     use_recorded_since = CASE
+                         WHEN use_recorded_until >= ? AND use_recorded_since IS NOT NULL THEN use_recorded_since
+                         ELSE ? END,
+                     use_recorded_until = ?, use_recorded_gap = ?
+                 WHERE id = 1"
+            )),
+            // Rows are locked in the order of another index than elsewhere. But nobody is waited for, so that no two can
+            // wait for each other.
+            delete_idle: SomeRows {
+                choose: choose(idle, "last_used"),
+                write: write(
+                    &format!(
+                        "{drop_target}, workspace = NULL, revision = revision + 1, deleted_at = ?, last_used = NULL"
+                    ),
+                    idle,
+                ),
+            },
+            remove_deleted: SomeRows {
+                choose: choose("workspace IS NULL AND deleted_at < ? AND revision <= ?", "deleted_at"),
+                // A DELETE cannot be told which index to use. Of a sum there is none.
+                write: statement(format!(
+                    "DELETE FROM {t} WHERE deleted_at + 0 < ? AND revision <= ? AND session IN {LIST}"
+                )),
+            },
+            deleted_before: statement(format!("SELECT count(*), max(revision) FROM {t} WHERE deleted_at < ?")),
+            raise_floor: statement(format!(
+                "UPDATE {meta} SET revision_floor = ?, floor_raised_at = ?
+                 WHERE id = 1 AND revision_floor < ? AND (floor_raised_at IS NULL OR floor_raised_at <= ?)"
+            )),
         }
     }
 }

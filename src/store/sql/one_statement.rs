@@ -1,12 +1,13 @@
 //! The verbs where an upsert can be conditional and every write returns its row: one statement each, the same text for
 //! SQLite and PostgreSQL.
 
-use super::{READ, Value, content, milliseconds_now, number, place_to_dial, statement};
+use super::{READ, Value, content, keeping::Keeping, number, place_to_dial, statement};
 use crate::{
     Binding, Revision, SessionId, Target, WorkspaceId,
     binding::Behind,
-    store::{NewBinding, StoreError, Swap, at_most_a_batch, chunk},
+    store::{NewBinding, StoreError, Swap, at_most_a_batch, chunk, housekeeping::milliseconds_now},
 };
+use futures_util::Stream;
 use sqlx::SqlStr;
 
 /// How often a creation that lost to a row that was gone a moment later is tried again.
@@ -34,17 +35,32 @@ pub(in crate::store) struct Statements {
     replace_older: SqlStr,
     /// The same, and `$7` the stale agent.
     replace_agent: SqlStr,
-    /// Where a parameter can be an array, `$1` the sessions; else a list of them has to follow.
-    pub(in crate::store) load_many: SqlStr,
+    /// `$1` the sessions.
+    load_many: SqlStr,
+    pub(super) keeping: Keeping,
 }
+
+/// What differs between the databases.
+pub(super) struct Dialect<'a> {
+    /// What locks the rows of a workspace in the order of their keys, if there are locks.
+    in_order: &'a str,
+    /// Says of some rows that they meet a condition, and that nobody else is writing them; which ones, if not all.
+    pub(super) some: &'a dyn Fn(&str, &str) -> String,
+    /// Says that a row is one of the sessions that are the parameter of a number.
+    pub(super) listed: fn(usize) -> String,
+}
+
+/// Where a list of sessions has to be put into the text, since a parameter is one value.
+#[cfg(feature = "sqlite")]
+pub(in crate::store) const LIST: &str = "(sessions)";
 
 impl Statements {
     /// Where one writer at a time has the whole database, and a parameter is one value.
     #[cfg(feature = "sqlite")]
     pub(in crate::store) fn for_table(table: &str) -> Self {
         let t = format!("\"{table}\"");
-        let some = |rows: &str| format!("session IN (SELECT session FROM {t} WHERE {rows} ORDER BY session LIMIT $6)");
-        Self::new(table, "", &some, "session IN ")
+        let some = |rows: &str, which: &str| format!("session IN (SELECT session FROM {t} WHERE {rows} {which})");
+        Self::new(table, &Dialect { in_order: "", some: &some, listed: |_| format!("session IN {LIST}") })
     }
 
     /// Where writers lock rows, and a parameter can be an array. What locks many rows does it in the order of their keys:
@@ -57,17 +73,15 @@ impl Statements {
             format!("AND session IN (SELECT session FROM {t} WHERE workspace = $1 ORDER BY session FOR UPDATE)");
         // As an array it is made once, before the first row is written. A plain IN may be run again for each row, and
         // then finds other rows to lock.
-        let some = |rows: &str| {
-            format!(
-                "session = ANY (ARRAY(
-                     SELECT session FROM {t} WHERE {rows} ORDER BY session LIMIT $6 FOR UPDATE SKIP LOCKED))"
-            )
+        let some = |rows: &str, which: &str| {
+            format!("session = ANY (ARRAY(SELECT session FROM {t} WHERE {rows} {which} FOR UPDATE SKIP LOCKED))")
         };
-        Self::new(table, &in_order, &some, "session = ANY ($1)")
+        let listed = |number| format!("session = ANY (${number})");
+        Self::new(table, &Dialect { in_order: &in_order, some: &some, listed })
     }
 
-    /// `some` says of at most `$6` rows that they meet a condition, and that nobody else is writing them.
-    fn new(table: &str, in_order: &str, some: &dyn Fn(&str) -> String, of_sessions: &str) -> Self {
+    fn new(table: &str, dialect: &Dialect<'_>) -> Self {
+        let Dialect { in_order, some, listed } = dialect;
         let t = format!("\"{table}\"");
         // NULL, which the table refuses, if the row that holds the floor was lost: nothing may start below it.
         let first_revision = format!("(SELECT revision_floor FROM \"{table}_meta\") + 1");
@@ -90,7 +104,7 @@ impl Statements {
                      agent = $2, build = $3, generation = $4, address = $5, revision = revision + 1
                  WHERE {} AND {behind}",
                 remember("$2 IS DISTINCT FROM agent"),
-                some(behind)
+                some(behind, "ORDER BY session LIMIT $6")
             )
         };
         let keep = |column: &str| {
@@ -137,7 +151,7 @@ impl Statements {
             delete: statement(format!(
                 "UPDATE {t} SET {no_agent},
                      workspace = NULL, agent = NULL, build = NULL, generation = NULL, address = NULL,
-                     revision = revision + 1, deleted_at = $3
+                     revision = revision + 1, deleted_at = $3, last_used = NULL
                  WHERE session = $1 AND workspace IS NOT NULL AND ($2 IS NULL OR revision = $2)"
             )),
             inherit: statement(format!(
@@ -160,14 +174,15 @@ impl Statements {
                 "workspace = $1 AND agent = $7 AND generation IS NULL
                      AND NOT (agent = $2 AND address IS NOT DISTINCT FROM $5)",
             )),
-            load_many: statement(format!("SELECT {READ} FROM {t} WHERE workspace IS NOT NULL AND {of_sessions}")),
+            load_many: statement(format!("SELECT {READ} FROM {t} WHERE workspace IS NOT NULL AND {}", listed(1))),
+            keeping: Keeping::new(table, &no_agent, dialect),
         }
     }
 
     /// All of them, for a check.
     #[cfg(feature = "sqlite")]
-    pub(in crate::store) fn all(&self) -> [&SqlStr; 11] {
-        [
+    pub(in crate::store) fn all(&self) -> Vec<&SqlStr> {
+        let verbs = [
             &self.load,
             &self.create,
             &self.compare_and_swap,
@@ -179,7 +194,8 @@ impl Statements {
             &self.reset_workspace,
             &self.replace_older,
             &self.replace_agent,
-        ]
+        ];
+        verbs.into_iter().chain(self.keeping.all()).collect()
     }
 
     /// For a retarget on a connection of the caller's.
@@ -203,8 +219,30 @@ pub(in crate::store) trait Runs: Sync {
     /// Runs a statement to its end, and says how many rows it changed.
     fn changed(&self, sql: &SqlStr, values: &[Value<'_>]) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
-    /// Runs [`Statements::load_many`] for these sessions, of which there is at least one.
-    fn rows_of(&self, sessions: &[SessionId]) -> impl Future<Output = Result<Vec<Binding>, StoreError>> + Send;
+    /// Runs a statement, and reads the numbers in its first row; none if there is no row.
+    fn numbers(
+        &self,
+        sql: &SqlStr,
+        values: &[Value<'_>],
+    ) -> impl Future<Output = Result<Vec<Option<i64>>, StoreError>> + Send;
+
+    /// [`rows`](Self::rows) of at least one session, which are the parameter.
+    fn rows_of(
+        &self,
+        sql: &SqlStr,
+        sessions: &[SessionId],
+    ) -> impl Future<Output = Result<Vec<Binding>, StoreError>> + Send;
+
+    /// [`changed`](Self::changed) of at least one session, the parameter after the value.
+    fn changed_of(
+        &self,
+        sql: &SqlStr,
+        value: Value<'_>,
+        sessions: &[SessionId],
+    ) -> impl Future<Output = Result<u64, StoreError>> + Send;
+
+    /// Runs a statement that has a limit, and hands on its rows as they arrive.
+    fn stream(&self, sql: &SqlStr, limit: u64) -> impl Stream<Item = Result<Binding, StoreError>> + Send;
 }
 
 /// Of a statement without a condition: it writes, or it fails.
@@ -313,9 +351,13 @@ pub(in crate::store) async fn replace_agent(
     }
 }
 
+pub(in crate::store) fn recent(db: &impl Runs, limit: u64) -> impl Stream<Item = Result<Binding, StoreError>> + Send {
+    db.stream(&db.statements().keeping.recent, limit)
+}
+
 pub(in crate::store) async fn load_many(db: &impl Runs, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
     at_most_a_batch(sessions)?;
-    if sessions.is_empty() { Ok(Vec::new()) } else { db.rows_of(sessions).await }
+    if sessions.is_empty() { Ok(Vec::new()) } else { db.rows_of(&db.statements().load_many, sessions).await }
 }
 
 /// [`BindingStore`](crate::store::BindingStore) for a store that [`Runs`] the statements.
@@ -358,6 +400,10 @@ macro_rules! one_statement_a_verb {
             async fn load_many(&self, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
                 one_statement::load_many(self, sessions).await
             }
+            fn recent(&self, limit: u64) -> impl futures_util::Stream<Item = Result<Binding, StoreError>> + Send {
+                one_statement::recent(self, limit)
+            }
+            $crate::store::housekeeping::verbs! {}
         }
     };
 }

@@ -26,19 +26,32 @@ CREATE TABLE IF NOT EXISTS "agent_bindings" (
     revision BIGINT NOT NULL CHECK (typeof(revision) = 'integer'),
     -- milliseconds; only housekeeping reads it
     deleted_at BIGINT CHECK (deleted_at IS NULL OR typeof(deleted_at) = 'integer'),
+    -- milliseconds; NULL: never recorded; only housekeeping reads it
+    last_used BIGINT CHECK (last_used IS NULL OR typeof(last_used) = 'integer'),
     CHECK (agent IS NULL OR workspace IS NOT NULL),
     CHECK (agent IS NOT NULL OR (build IS NULL AND generation IS NULL AND address IS NULL)),
     CHECK (previous_agent IS NOT NULL OR previous_generation IS NULL),
-    CHECK ((workspace IS NULL) = (deleted_at IS NOT NULL))
+    CHECK ((workspace IS NULL) = (deleted_at IS NOT NULL)),
+    CHECK (workspace IS NOT NULL OR last_used IS NULL)
 ) WITHOUT ROWID;
 
 CREATE INDEX IF NOT EXISTS "agent_bindings_workspace" ON "agent_bindings" (workspace) WHERE workspace IS NOT NULL;
+
+CREATE INDEX IF NOT EXISTS "agent_bindings_last_used" ON "agent_bindings" (last_used DESC) WHERE workspace IS NOT NULL;
+
+CREATE INDEX IF NOT EXISTS "agent_bindings_deleted_at" ON "agent_bindings" (deleted_at) WHERE deleted_at IS NOT NULL;
 
 -- One row. New rows of the other table start above the floor: once it is raised, deleted rows below it may go.
 CREATE TABLE IF NOT EXISTS "agent_bindings_meta" (
     id INTEGER NOT NULL PRIMARY KEY CHECK (id = 1),
     schema_version BIGINT NOT NULL,
-    revision_floor BIGINT NOT NULL DEFAULT 0
+    revision_floor BIGINT NOT NULL DEFAULT 0,
+    -- of the process's wall clock, in milliseconds, as the ones below; only housekeeping reads them
+    floor_raised_at BIGINT,
+    -- since when and until when the use of rows has been recorded without a gap, and how long is none yet
+    use_recorded_since BIGINT,
+    use_recorded_until BIGINT,
+    use_recorded_gap BIGINT
 );
 
 INSERT INTO "agent_bindings_meta" (id, schema_version) VALUES (1, 1) ON CONFLICT (id) DO NOTHING;

@@ -1,0 +1,108 @@
+//! The steps of housekeeping.
+
+use super::{MySqlStore, some_rows::Condition};
+use crate::{
+    Binding, SessionId,
+    store::{
+        StoreError,
+        housekeeping::{Keeps, Memory},
+        sql::{self, Value, server::Stage},
+    },
+};
+use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt, stream};
+use sqlx::SqlStr;
+use tokio::sync::mpsc;
+
+fn time<'a>(milliseconds: i64) -> Value<'a> {
+    Value::Number(Some(milliseconds))
+}
+
+impl MySqlStore {
+    async fn numbers(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<Vec<Option<i64>>, StoreError> {
+        let mut lent = self.lend().await?;
+        match sql::query(sql, values).fetch_all(lent.connection()).await {
+            Ok(rows) => {
+                lent.give_back();
+                sql::numbers(&rows)
+            }
+            Err(error) => {
+                lent.after(&error);
+                Err(self.failed(Stage::NothingWritten, error))
+            }
+        }
+    }
+
+    /// Runs a statement that has a limit, and hands on its rows as they arrive.
+    ///
+    /// The connection is given back once the last row was read, and closed if the stream is dropped before. So reading is
+    /// a future of its own, which the stream runs, and which passes the rows on.
+    pub(super) fn stream(&self, sql: &SqlStr, limit: u64) -> impl Stream<Item = Result<Binding, StoreError>> + Send {
+        let (passed_on, mut rows) = mpsc::channel(32);
+        let reading = async move {
+            let mut lent = match self.lend().await {
+                Ok(lent) => lent,
+                Err(error) => return drop(passed_on.send(Err(error)).await),
+            };
+            let mut found = sql::query(sql, &[sql::number(limit)]).fetch(lent.connection());
+            let done = loop {
+                match found.try_next().await {
+                    Ok(Some(row)) => drop(passed_on.send(sql::binding(&row)).await),
+                    Ok(None) => break Ok(()),
+                    Err(error) => break Err(error),
+                }
+            };
+            drop(found);
+            match done {
+                Ok(()) => lent.give_back(),
+                Err(error) => {
+                    lent.after(&error);
+                    let _ = passed_on.send(Err(self.failed(Stage::NothingWritten, error))).await;
+                }
+            }
+        };
+        let rows = stream::poll_fn(move |cx| rows.poll_recv(cx));
+        stream::select(rows.map(Some), reading.map(|()| None).into_stream()).filter_map(std::future::ready)
+    }
+}
+
+impl Keeps for MySqlStore {
+    async fn memory(&self) -> Result<Memory, StoreError> {
+        sql::memory(&self.numbers(&self.table.statements.keeping.memory, &[]).await?)
+    }
+
+    async fn mark_used(&self, sessions: &[SessionId], now: i64) -> Result<(), StoreError> {
+        let condition = Condition { values: &[time(now)], among: sessions, limit: sessions.len() as u64 };
+        self.write_some(&self.table.statements.keeping.mark_used, condition, &[time(now)]).await?;
+        Ok(())
+    }
+
+    async fn mark_recorded(&self, now: i64, continuous: i64, gap: i64) -> Result<(), StoreError> {
+        let values = [time(continuous), time(now), time(now), time(gap)];
+        match self.changed((&self.table.statements.keeping.mark_recorded, &values)).await? {
+            0 => Err(sql::lost_memory()),
+            _ => Ok(()),
+        }
+    }
+
+    async fn delete_idle(&self, before: i64, now: i64, limit: u64) -> Result<u64, StoreError> {
+        let condition = Condition { values: &[time(before)], among: &[], limit };
+        self.write_some(&self.table.statements.keeping.delete_idle, condition, &[time(now)]).await
+    }
+
+    async fn remove_deleted(&self, before: i64, floor: i64, limit: u64) -> Result<u64, StoreError> {
+        let condition = Condition { values: &[time(before), Value::Number(Some(floor))], among: &[], limit };
+        self.write_some(&self.table.statements.keeping.remove_deleted, condition, &[]).await
+    }
+
+    async fn deleted_before(&self, before: i64) -> Result<(u64, i64), StoreError> {
+        let numbers = self.numbers(&self.table.statements.keeping.deleted_before, &[time(before)]).await?;
+        Ok(sql::count_and_greatest(&numbers))
+    }
+
+    async fn raise_floor(&self, to: i64, now: i64, settled: i64) -> Result<(), StoreError> {
+        let to = Value::Number(Some(to));
+        let values = [to, time(now), to, time(settled)];
+        self.changed((&self.table.statements.keeping.raise_floor, &values)).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,574 @@
+//! Housekeeping, held against every database of this crate with the same tests. Time is moved by SQL: what was recorded
+//! a moment ago is made older. (The store in memory is tested where its clock is.)
+#![cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+
+use futures_util::{StreamExt, TryStreamExt};
+use rows::*;
+use sqlx::AssertSqlSafe;
+use std::{
+    collections::BTreeSet,
+    future::Future,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use tower_bound_agent::{
+    Binding, SessionId,
+    store::{BATCH, BindingStore, Purged, StoreError, Swap, TransactionalStore},
+};
+
+#[allow(dead_code)]
+#[path = "support/rows.rs"]
+mod rows;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+#[path = "support/servers.rs"]
+mod servers;
+
+const MINUTE: i64 = 60_000;
+const HOUR: i64 = 60 * MINUTE;
+const DAY: i64 = 24 * HOUR;
+
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64
+}
+
+fn ms(milliseconds: i64) -> Duration {
+    Duration::from_millis(milliseconds as u64)
+}
+
+/// A store over a table of its own, and SQL in which `T` is the table, and `M` the other one.
+struct Case<St, Kept> {
+    store: St,
+    table: String,
+    quote: char,
+    _kept: Kept,
+}
+
+/// What sqlx does the same way for every database.
+trait Sql: TransactionalStore + Clone {
+    fn run(&self, sql: String) -> impl Future<Output = u64> + Send;
+    fn number(&self, sql: String) -> impl Future<Output = Option<i64>> + Send;
+}
+
+macro_rules! sql {
+    ($($Store:ident)+) => { $(
+        impl Sql for tower_bound_agent::store::$Store {
+            async fn run(&self, sql: String) -> u64 {
+                sqlx::raw_sql(AssertSqlSafe(sql)).execute(self.pool()).await.unwrap().rows_affected()
+            }
+            async fn number(&self, sql: String) -> Option<i64> {
+                sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(self.pool()).await.unwrap()
+            }
+        }
+    )+ };
+}
+#[cfg(feature = "sqlite")]
+sql!(SqliteStore);
+#[cfg(feature = "postgres")]
+sql!(PostgresStore);
+#[cfg(feature = "mysql")]
+sql!(MySqlStore);
+
+impl<St: Sql, Kept> Case<St, Kept> {
+    fn sql(&self, text: &str) -> String {
+        let name = |name: &str| format!("{0}{name}{0}", self.quote);
+        let words = text.split(' ').map(|word| match word {
+            "T" => name(&self.table),
+            "M" => name(&format!("{}_meta", self.table)),
+            word => word.to_owned(),
+        });
+        words.collect::<Vec<_>>().join(" ")
+    }
+
+    async fn run(&self, text: &str) -> u64 {
+        self.store.run(self.sql(text)).await
+    }
+
+    async fn number(&self, text: &str) -> Option<i64> {
+        self.store.number(self.sql(text)).await
+    }
+
+    /// What the row of a session has in a column.
+    async fn of(&self, s: u128, column: &str) -> Option<i64> {
+        let revision = self.store.load(session(s)).await.unwrap().unwrap().revision;
+        // The revision is unique in those tests that ask.
+        self.number(&format!("SELECT {column} FROM T WHERE revision = {revision}")).await
+    }
+
+    /// Rows with targets, each of a revision of its own: session `s` has `10 * s`.
+    async fn rows(&self, sessions: impl IntoIterator<Item = u128>) {
+        for s in sessions {
+            let swap = self.store.create(new(s, s, Some(target(s as i64)))).await.unwrap();
+            let Swap::Applied(row) = swap else { panic!("{swap:?}") };
+            let revision = row.revision;
+            assert_eq!(self.run(&format!("UPDATE T SET revision = {} WHERE revision = {revision}", 10 * s)).await, 1);
+        }
+    }
+
+    async fn set(&self, s: u128, assignment: &str) {
+        assert_eq!(self.run(&format!("UPDATE T SET {assignment} WHERE revision = {}", 10 * s)).await, 1);
+    }
+
+    /// Use has been recorded for so long, and up to now.
+    async fn recorded_for(&self, how_long: i64) {
+        self.store.touch(&[], ms(MINUTE)).await.unwrap();
+        let since = now() - how_long;
+        assert_eq!(self.run(&format!("UPDATE M SET use_recorded_since = {since}")).await, 1);
+    }
+
+    async fn recent(&self, limit: u64) -> Vec<SessionId> {
+        let rows: Vec<Binding> = self.store.recent(limit).try_collect().await.unwrap();
+        rows.into_iter().map(|row| row.session).collect()
+    }
+
+    /// A deleted row that went so long ago; its revision is `10 * s + 1`.
+    async fn deleted(&self, s: u128, how_long_ago: i64) {
+        self.rows([s]).await;
+        assert!(self.store.delete(session(s), None).await.unwrap());
+        let at = now() - how_long_ago;
+        assert_eq!(self.run(&format!("UPDATE T SET deleted_at = {at} WHERE revision = {}", 10 * s + 1)).await, 1);
+    }
+
+    async fn floor(&self) -> i64 {
+        self.number("SELECT revision_floor FROM M").await.unwrap()
+    }
+
+    async fn an_hour_later(&self) {
+        assert_eq!(self.run(&format!("UPDATE M SET floor_raised_at = floor_raised_at - {HOUR}")).await, 1);
+    }
+}
+
+mod contract {
+    use super::*;
+
+    pub(super) async fn use_is_recorded_since_the_last_gap<St: Sql, K>(case: Case<St, K>) {
+        let store = &case.store;
+        let since = async || case.number("SELECT use_recorded_since FROM M").await;
+        let until = async || case.number("SELECT use_recorded_until FROM M").await;
+        assert_eq!((since().await, until().await), (None, None));
+        let began = now();
+        store.touch(&[], ms(MINUTE)).await.unwrap();
+        assert!((began..=now()).contains(&since().await.unwrap()));
+        assert_eq!(since().await, until().await);
+
+        // The interval, how long ago the last call was, and whether that is a gap: more than twice and a minute.
+        let minutes = [(1, 2, false), (1, 4, true), (0, 2, true), (10, 20, false), (10, 22, true), (60, 120, false)];
+        for (interval, ago, gap) in minutes {
+            let (long_ago, last) = (now() - 10 * DAY, now() - ago * MINUTE);
+            let set = format!("UPDATE M SET use_recorded_since = {long_ago}, use_recorded_until = {last}");
+            assert_eq!(case.run(&set).await, 1);
+            let began = now();
+            store.touch(&[], ms(interval * MINUTE)).await.unwrap();
+            assert!((began..=now()).contains(&until().await.unwrap()));
+            let expected = if gap { until().await } else { Some(long_ago) };
+            assert_eq!(since().await, expected, "every {interval} min, {ago} min ago");
+        }
+        // Half a record, which no version writes, counts as none.
+        case.run("UPDATE M SET use_recorded_since = NULL").await;
+        store.touch(&[], ms(MINUTE)).await.unwrap();
+        assert_eq!(since().await, until().await);
+        case.run("UPDATE M SET use_recorded_since = 1, use_recorded_until = NULL").await;
+        store.touch(&[], ms(MINUTE)).await.unwrap();
+        assert_eq!(since().await, until().await);
+    }
+
+    pub(super) async fn a_use_is_recorded_in_the_rows_that_are_there<St: Sql, K>(case: Case<St, K>) {
+        let store = &case.store;
+        case.rows(1..=4).await;
+        assert!(store.delete(session(3), None).await.unwrap());
+        let before = store.load(session(1)).await.unwrap();
+        let began = now();
+        store.touch(&[1, 3, 99, 1, 4].map(session), ms(MINUTE)).await.unwrap();
+        for (s, used) in [(1, true), (2, false), (4, true)] {
+            let last_used = case.of(s, "last_used").await;
+            assert_eq!(last_used.is_some_and(|at| (began..=now()).contains(&at)), used, "{s}: {last_used:?}");
+            assert_eq!(last_used.is_none(), !used);
+        }
+        assert_eq!(case.number("SELECT count(*) FROM T").await, Some(4), "none was made");
+        assert_eq!(store.load(session(3)).await.unwrap(), None);
+        assert_eq!(store.load(session(1)).await.unwrap(), before, "no other thing changes, and not the revision");
+
+        // Forward, never back: another process's clock may be ahead.
+        let (past, future) = (now() - HOUR, now() + HOUR);
+        case.set(1, &format!("last_used = {past}")).await;
+        case.set(4, &format!("last_used = {future}")).await;
+        store.touch(&[4, 1].map(session), ms(MINUTE)).await.unwrap();
+        assert!(case.of(1, "last_used").await.unwrap() >= began);
+        assert_eq!(case.of(4, "last_used").await, Some(future));
+    }
+
+    pub(super) async fn two_thousand_uses_are_recorded_at_once_and_no_more<St: Sql, K>(case: Case<St, K>) {
+        case.rows([1, 1999]).await;
+        let sessions: Vec<_> = (0..=BATCH as u128).map(session).collect();
+        let refused = case.store.touch(&sessions, ms(MINUTE)).await;
+        assert!(matches!(refused, Err(StoreError::Rejected(_))), "{refused:?}");
+        assert_eq!(case.number("SELECT use_recorded_until FROM M").await, None, "nothing was recorded");
+        case.store.touch(&sessions[..BATCH], ms(MINUTE)).await.unwrap();
+        assert_eq!(case.number("SELECT count(*) FROM T WHERE last_used IS NOT NULL").await, Some(2));
+    }
+
+    pub(super) async fn the_latest_used_come_first<St: Sql, K>(case: Case<St, K>) {
+        assert_eq!(case.recent(10).await, []);
+        case.rows(1..=6).await;
+        for (s, last_used) in [(1, 30), (2, 10), (3, 20), (5, 40)] {
+            case.set(s, &format!("last_used = {last_used}")).await;
+        }
+        assert!(case.store.delete(session(5), None).await.unwrap());
+        assert_eq!(case.recent(3).await, [1, 3, 2].map(session));
+        assert_eq!(case.recent(1).await, [session(1)]);
+        assert_eq!(case.recent(0).await, []);
+        // Those that were never used come last, in any order.
+        let all = case.recent(u64::MAX).await;
+        assert_eq!(all[..3], [1, 3, 2].map(session));
+        assert_eq!(all[3..].iter().copied().collect::<BTreeSet<_>>(), [4, 6].map(session).into());
+        let rows: Vec<Binding> = case.store.recent(1).try_collect().await.unwrap();
+        assert_eq!(rows, [row(1, 1, Some(target(1)), 10, None)], "whole rows");
+    }
+
+    /// Over a pool of one connection.
+    pub(super) async fn a_stream_that_is_dropped_gives_its_connection_back<St: Sql, K>(case: Case<St, K>) {
+        case.rows(1..=100).await;
+        for read in [0, 1, 3, 99, 100] {
+            let rows: Vec<Binding> = case.store.recent(100).take(read).try_collect().await.unwrap();
+            assert_eq!(rows.len(), read);
+            let loaded = tokio::time::timeout(ms(10_000), case.store.load(session(1))).await;
+            assert_eq!(loaded.expect("the connection is kept").unwrap(), Some(row(1, 1, Some(target(1)), 10, None)));
+        }
+    }
+
+    pub(super) async fn idle_rows_stay_unless_use_was_recorded_for_that_long<St: Sql, K>(case: Case<St, K>) {
+        case.rows(1..=2).await;
+        case.set(1, "last_used = 7").await;
+        let unmoved = async || {
+            assert_eq!(case.number("SELECT count(*) FROM T WHERE workspace IS NOT NULL").await, Some(2));
+        };
+        let since = async || match case.store.purge_idle(ms(HOUR), 10).await {
+            Err(StoreError::UseNotRecorded { since }) => {
+                since.map(|since| since.duration_since(UNIX_EPOCH).unwrap().as_millis() as i64)
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(since().await, None, "never recorded");
+        unmoved().await;
+        let began = now();
+        case.store.touch(&[session(2)], ms(MINUTE)).await.unwrap();
+        assert!((began..=now()).contains(&since().await.unwrap()), "not for so long");
+        unmoved().await;
+        case.recorded_for(HOUR - MINUTE).await;
+        assert!(since().await.is_some(), "still not");
+        unmoved().await;
+        // Long enough, but not up to now: three minutes are a gap.
+        case.recorded_for(2 * HOUR).await;
+        let last = now() - 4 * MINUTE;
+        case.run(&format!("UPDATE M SET use_recorded_until = {last}")).await;
+        assert_eq!(since().await, None, "no more recorded");
+        unmoved().await;
+        case.run("UPDATE M SET use_recorded_until = NULL").await;
+        assert_eq!(since().await, None);
+        case.recorded_for(2 * HOUR).await;
+        case.run("UPDATE M SET use_recorded_gap = NULL").await;
+        assert_eq!(since().await, None);
+        unmoved().await;
+        case.recorded_for(2 * HOUR).await;
+        assert_eq!(case.store.purge_idle(ms(HOUR), 10).await.unwrap(), 1);
+        case.run("DELETE FROM M").await;
+        for lost in [case.store.purge_idle(ms(HOUR), 10).await.map(|_| ()), case.store.touch(&[], ms(1)).await] {
+            assert!(matches!(lost, Err(StoreError::Corrupt(_))), "{lost:?}");
+        }
+    }
+
+    pub(super) async fn idle_rows_go_as_if_they_were_deleted<St: Sql, K>(case: Case<St, K>) {
+        let store = &case.store;
+        case.rows(1..=4).await;
+        case.recorded_for(3 * HOUR).await;
+        for (s, ago) in [(1, 2 * HOUR), (2, HOUR - MINUTE), (4, 2 * HOUR)] {
+            let at = now() - ago;
+            case.set(s, &format!("last_used = {at}")).await;
+        }
+        assert!(store.delete(session(4), None).await.unwrap()); // 41
+        let began = now();
+        assert_eq!(store.purge_idle(ms(HOUR), 10).await.unwrap(), 1);
+        assert_eq!(store.load(session(1)).await.unwrap(), None);
+        assert_eq!(store.load(session(2)).await.unwrap(), Some(row(2, 2, Some(target(2)), 20, None)), "not so old");
+        assert_eq!(store.load(session(3)).await.unwrap(), Some(row(3, 3, Some(target(3)), 30, None)), "never used");
+        assert_eq!(case.number("SELECT count(*) FROM T WHERE revision = 41").await, Some(1), "deleted already");
+        let deleted_at = case.number("SELECT deleted_at FROM T WHERE revision = 11").await.unwrap();
+        assert!((began..=now()).contains(&deleted_at));
+        assert_eq!(store.purge_idle(ms(HOUR), 10).await.unwrap(), 0);
+
+        // In its next life the row goes on, and has not been used yet, however old the last use of its first one is.
+        for (s, revision) in [(1, 12), (4, 42)] {
+            let created = store.create(new(s, 7, None)).await.unwrap();
+            assert_eq!(created, Swap::Applied(row(s, 7, None, revision, previous(s as i64))));
+            assert_eq!(case.of(s, "last_used").await, None);
+        }
+        assert_eq!(store.purge_idle(ms(HOUR), 10).await.unwrap(), 0);
+    }
+
+    pub(super) async fn idle_rows_go_in_chunks_and_no_others<St: Sql, K>(case: Case<St, K>) {
+        case.rows(1..=6).await;
+        case.recorded_for(3 * HOUR).await;
+        let at = now() - 2 * HOUR;
+        case.run(&format!("UPDATE T SET last_used = {at} WHERE revision <= 50")).await;
+        assert_eq!(case.store.purge_idle(ms(HOUR), 0).await.unwrap(), 0);
+        for gone in [2, 2, 1, 0] {
+            assert_eq!(case.store.purge_idle(ms(HOUR), 2).await.unwrap(), gone);
+        }
+        assert_eq!(case.recent(10).await, [session(6)]);
+    }
+
+    pub(super) async fn what_was_deleted_goes_in_two_runs<St: Sql, K>(case: Case<St, K>) {
+        let store = &case.store;
+        assert_eq!(store.purge_deleted(10).await.unwrap(), Purged::new(0, 0));
+        case.deleted(1, 8 * DAY).await; // 11
+        case.deleted(2, 8 * DAY).await; // 21
+        case.deleted(3, 6 * DAY).await; // 31, not yet
+        case.rows([9]).await; // alive
+        let purge = async || store.purge_deleted(10).await.unwrap();
+        let began = now();
+        assert_eq!(purge().await, Purged::new(0, 2));
+        assert_eq!(case.floor().await, 21);
+        let raised_at = case.number("SELECT floor_raised_at FROM M").await.unwrap();
+        assert!((began..=now()).contains(&raised_at));
+        // Again, too early: nothing goes, and the hour goes on.
+        assert_eq!(purge().await, Purged::new(0, 2));
+        assert_eq!(case.number("SELECT floor_raised_at FROM M").await, Some(raised_at));
+        // One more came meanwhile, above the floor; the floor waits until those below it are gone.
+        case.deleted(4, 8 * DAY).await; // 41
+        assert_eq!(purge().await, Purged::new(0, 3));
+        assert_eq!(case.floor().await, 21);
+        case.an_hour_later().await;
+        assert_eq!(purge().await, Purged::new(2, 1));
+        assert_eq!(case.floor().await, 41);
+        assert_eq!(case.number("SELECT count(*) FROM T").await, Some(3));
+        assert_eq!(purge().await, Purged::new(0, 1));
+        case.an_hour_later().await;
+        assert_eq!(purge().await, Purged::new(1, 0));
+        assert_eq!(purge().await, Purged::new(0, 0));
+        assert_eq!(case.number("SELECT count(*) FROM T WHERE revision IN (31, 90)").await, Some(2));
+    }
+
+    pub(super) async fn a_session_whose_row_is_gone_never_gets_a_revision_again<St: Sql, K>(case: Case<St, K>) {
+        let store = &case.store;
+        let mut greatest = at(0);
+        for life in 0..4_u128 {
+            let row = match life % 3 {
+                0 => store.retarget(session(1), workspace(life)).await.unwrap(),
+                1 => match store.create(new(1, life, None)).await.unwrap() {
+                    Swap::Applied(row) => row,
+                    Swap::Conflict(row) => panic!("{row:?}"),
+                },
+                _ => {
+                    let _ = store.create(new(2, life, None)).await.unwrap();
+                    match store.inherit(session(1), session(2)).await.unwrap() {
+                        Swap::Applied(row) => row,
+                        Swap::Conflict(row) => panic!("{row:?}"),
+                    }
+                }
+            };
+            assert!(row.revision > greatest, "life {life}: {row:?}");
+            for w in 0..5 {
+                greatest = store.retarget(session(1), workspace(w)).await.unwrap().revision;
+            }
+            assert!(store.delete(session(1), None).await.unwrap());
+            greatest = at(greatest.get() + 1);
+            let old = now() - 8 * DAY;
+            case.run(&format!("UPDATE T SET deleted_at = {old} WHERE deleted_at IS NOT NULL")).await;
+            assert_eq!(store.purge_deleted(10).await.unwrap(), Purged::new(0, 1), "life {life}");
+            case.an_hour_later().await;
+            assert_eq!(store.purge_deleted(10).await.unwrap(), Purged::new(1, 0), "life {life}");
+        }
+    }
+
+    pub(super) async fn deleted_rows_go_in_chunks_before_the_floor_is_raised_again<St: Sql, K>(case: Case<St, K>) {
+        for s in 1..=5 {
+            case.deleted(s, 8 * DAY).await;
+        }
+        let purge = async |limit| case.store.purge_deleted(limit).await.unwrap();
+        assert_eq!(purge(0).await, Purged::new(0, 5));
+        assert_eq!(case.floor().await, 0);
+        assert_eq!(purge(2).await, Purged::new(0, 5));
+        assert_eq!(case.floor().await, 51);
+        case.deleted(6, 8 * DAY).await;
+        case.an_hour_later().await;
+        assert_eq!(purge(2).await, Purged::new(2, 4));
+        assert_eq!(purge(2).await, Purged::new(2, 2));
+        assert_eq!(case.floor().await, 51, "else those that are left would wait for another hour");
+        assert_eq!(purge(2).await, Purged::new(1, 1));
+        assert_eq!(case.floor().await, 61);
+        assert_eq!(purge(2).await, Purged::new(0, 1));
+    }
+
+    pub(super) async fn a_row_that_came_back_stays<St: Sql, K>(case: Case<St, K>) {
+        let store = &case.store;
+        case.deleted(1, 8 * DAY).await; // 11
+        case.deleted(2, 8 * DAY).await; // 21
+        assert_eq!(store.purge_deleted(10).await.unwrap(), Purged::new(0, 2));
+        case.an_hour_later().await;
+        let back = store.retarget(session(1), workspace(1)).await.unwrap(); // 12
+        // And one that came back and was deleted once more: above the floor, and not so long ago.
+        let _ = store.retarget(session(2), workspace(1)).await.unwrap(); // 22
+        assert!(store.delete(session(2), None).await.unwrap()); // 23
+        assert_eq!(store.purge_deleted(10).await.unwrap(), Purged::new(0, 0));
+        let old = now() - 8 * DAY;
+        case.run(&format!("UPDATE T SET deleted_at = {old} WHERE revision = 23")).await;
+        assert_eq!(store.purge_deleted(10).await.unwrap(), Purged::new(0, 1));
+        assert_eq!(case.floor().await, 23);
+        assert_eq!(store.load(session(1)).await.unwrap(), Some(back));
+    }
+
+    /// By hand, or by a backup: nobody knows since when.
+    pub(super) async fn a_floor_of_unknown_age_is_not_relied_on<St: Sql, K>(case: Case<St, K>) {
+        case.deleted(1, 8 * DAY).await;
+        case.run("UPDATE M SET revision_floor = 100").await;
+        assert_eq!(case.store.purge_deleted(10).await.unwrap(), Purged::new(0, 1));
+        assert_eq!(case.floor().await, 100, "never lowered");
+        case.run("UPDATE M SET revision_floor = 5").await;
+        assert_eq!(case.store.purge_deleted(10).await.unwrap(), Purged::new(0, 1));
+        assert_eq!(case.floor().await, 11);
+    }
+
+    /// Rows are used, deleted, made and purged at the same time. The table itself refuses a deleted row with a last use.
+    pub(super) async fn uses_deletions_and_purges_get_along<St: Sql, K>(case: Case<St, K>) {
+        const ROWS: u128 = 12;
+        case.recorded_for(3 * HOUR).await;
+        let store = Arc::new(case.store.clone());
+        for s in 0..ROWS {
+            let _ = store.create(new(s, 1, Some(target(1)))).await.unwrap();
+        }
+        let tasks: Vec<_> = (0..4_u128)
+            .map(|task| {
+                let store = store.clone();
+                tokio::spawn(async move {
+                    let mut ended = 0;
+                    for step in 0..25_u128 {
+                        let s = (task * 5 + step * 7) % ROWS;
+                        match task {
+                            0 => {
+                                let all: Vec<_> = (0..ROWS).rev().map(session).collect();
+                                store.touch(&all, ms(MINUTE)).await.unwrap();
+                            }
+                            1 => ended += u64::from(store.delete(session(s), None).await.unwrap()),
+                            2 => {
+                                let _ = store.create(new(s, 1, Some(target(1)))).await.unwrap();
+                            }
+                            // Whatever was used before this moment.
+                            _ => ended += store.purge_idle(Duration::ZERO, 3).await.unwrap(),
+                        }
+                    }
+                    ended
+                })
+            })
+            .collect();
+        let mut ended = 0;
+        for task in tasks {
+            ended += task.await.unwrap();
+        }
+        // A life is two revisions, its creation and its end; the last one may go on.
+        let alive = case.number("SELECT count(*) FROM T WHERE workspace IS NOT NULL").await.unwrap();
+        // Not by `sum`, whose type differs between databases.
+        let mut revisions = 0;
+        for revision in 1..=100 {
+            let rows = case.number(&format!("SELECT count(*) FROM T WHERE revision = {revision}")).await.unwrap();
+            revisions += revision * rows;
+        }
+        assert_eq!(revisions, 2 * ended as i64 + alive);
+        assert!(ended > 0);
+    }
+}
+
+macro_rules! contract {
+    ($($store:ident: $made:ident($($isolation:literal)?);)+) => { $(
+        mod $store {
+            contract!(@tests super::$made(1, $($isolation)?);
+                use_is_recorded_since_the_last_gap
+                a_use_is_recorded_in_the_rows_that_are_there
+                two_thousand_uses_are_recorded_at_once_and_no_more
+                the_latest_used_come_first
+                a_stream_that_is_dropped_gives_its_connection_back
+                idle_rows_stay_unless_use_was_recorded_for_that_long
+                idle_rows_go_as_if_they_were_deleted
+                idle_rows_go_in_chunks_and_no_others
+                what_was_deleted_goes_in_two_runs
+                a_session_whose_row_is_gone_never_gets_a_revision_again
+                deleted_rows_go_in_chunks_before_the_floor_is_raised_again
+                a_row_that_came_back_stays
+                a_floor_of_unknown_age_is_not_relied_on
+            );
+            #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+            async fn uses_deletions_and_purges_get_along() {
+                let Some(case) = super::$made(4, $($isolation)?).await else { return };
+                super::contract::uses_deletions_and_purges_get_along(case).await;
+            }
+        }
+    )+ };
+    (@tests $made:expr; $($test:ident)+) => { $(
+        #[tokio::test]
+        async fn $test() {
+            // `None`: a server that is not there, which was said.
+            let Some(case) = $made.await else { return };
+            super::contract::$test(case).await;
+        }
+    )+ };
+}
+
+#[cfg(feature = "sqlite")]
+contract! {
+    sqlite: sqlite();
+}
+
+#[cfg(feature = "postgres")]
+contract! {
+    postgres_read_committed: postgres("read committed");
+    postgres_repeatable_read: postgres("repeatable read");
+    postgres_serializable: postgres("serializable");
+}
+
+#[cfg(feature = "mysql")]
+contract! {
+    mysql_repeatable_read: mysql("REPEATABLE READ");
+    mysql_read_committed: mysql("READ COMMITTED");
+    mysql_serializable: mysql("SERIALIZABLE");
+}
+
+#[cfg(feature = "sqlite")]
+async fn sqlite(connections: u32) -> Option<Case<tower_bound_agent::store::SqliteStore, tempfile::TempDir>> {
+    use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
+    let directory = tempfile::tempdir().unwrap();
+    let options = SqliteConnectOptions::new().filename(directory.path().join("bindings.db")).create_if_missing(true);
+    let pool = SqlitePoolOptions::new().max_connections(connections).connect_with(options).await.unwrap();
+    let store = tower_bound_agent::store::SqliteStore::new(pool);
+    store.set_up().await.unwrap();
+    Some(Case { store, table: "agent_bindings".to_owned(), quote: '"', _kept: directory })
+}
+
+#[cfg(feature = "postgres")]
+async fn postgres(connections: u32, isolation: &str) -> Option<Case<tower_bound_agent::store::PostgresStore, ()>> {
+    use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+    let options: PgConnectOptions = servers::url("TEST_POSTGRES_URL")?.parse().unwrap();
+    let options = options.options([("default_transaction_isolation", isolation)]);
+    let pool = PgPoolOptions::new().max_connections(connections).connect_with(options).await.unwrap();
+    let table = servers::table();
+    let store = tower_bound_agent::store::PostgresStore::new(pool).with_table(&table).unwrap();
+    store.set_up().await.unwrap();
+    Some(Case { store, table, quote: '"', _kept: () })
+}
+
+#[cfg(feature = "mysql")]
+async fn mysql(connections: u32, isolation: &'static str) -> Option<Case<tower_bound_agent::store::MySqlStore, ()>> {
+    use sqlx::{
+        Executor,
+        mysql::{MySqlConnectOptions, MySqlPoolOptions},
+    };
+    let options: MySqlConnectOptions = servers::url("TEST_MYSQL_URL")?.parse().unwrap();
+    let pool = MySqlPoolOptions::new().max_connections(connections).after_connect(move |connection, _| {
+        Box::pin(async move {
+            let sql = AssertSqlSafe(format!("SET SESSION TRANSACTION ISOLATION LEVEL {isolation}"));
+            connection.execute(sql).await.map(|_| ())
+        })
+    });
+    let pool = pool.connect_with(options).await.unwrap();
+    let table = servers::table();
+    let store = tower_bound_agent::store::MySqlStore::new(pool).with_table(&table).unwrap();
+    store.set_up().await.unwrap();
+    Some(Case { store, table, quote: '`', _kept: () })
+}

@@ -112,6 +112,8 @@ async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
 mod group_repair;
 #[path = "housekeeping.rs"]
 mod housekeeping;
+#[path = "processes.rs"]
+mod processes;
 #[path = "statements.rs"]
 mod statements;
 

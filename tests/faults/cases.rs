@@ -7,13 +7,22 @@ use std::{collections::BTreeMap, sync::Arc};
 use tokio::time::Duration;
 use tower_bound_agent::{
     Binding, BoundAgentBuilder, BoundAgentLayer, SessionId, Target, WorkspaceId,
-    store::{BindingStore, Swap},
+    store::{BindingStore, NewBinding, Swap},
 };
 
+#[path = "cut.rs"]
+mod cut;
+#[path = "denied.rs"]
+mod denied;
+#[path = "exhausted.rs"]
+mod exhausted;
 #[path = "frozen.rs"]
 mod frozen;
 #[path = "killed.rs"]
 mod killed;
+
+/// Between a wait that is due and what follows it, on a busy machine.
+const SLACK: Duration = Duration::from_secs(2);
 
 /// A server with a table, and a world whose agents answer after a millisecond.
 struct Case {
@@ -37,9 +46,12 @@ impl Case {
         options(self.server.folder())
     }
 
-    /// A layer over a store, with a long delay, so that a busy machine is not taken for a slow agent.
+    /// A layer over a store, with a long delay, so that a busy machine is not taken for a slow agent, and without reads that
+    /// no call asks for.
     fn builder(&self, store: &Tap<Store>) -> BoundAgentBuilder {
-        BoundAgentLayer::builder(store.clone(), self.world.resolver()).validation_delay(Duration::from_secs(1))
+        BoundAgentLayer::builder(store.clone(), self.world.resolver())
+            .validation_delay(Duration::from_secs(1))
+            .row_check(None)
     }
 
     /// A workspace whose agent takes a moment, with bound and cached sessions.
@@ -51,6 +63,14 @@ impl Case {
             all.push(self.world.bind(layer, id).await);
         }
         Workspace { id, target, sessions: all }
+    }
+
+    /// It has a row, which no layer has read.
+    async fn cold_session(&self, workspace: &Workspace) -> SessionId {
+        let cold = session();
+        let new = NewBinding::new(cold, workspace.id, Some(Arc::new(workspace.target.clone())));
+        assert!(matches!(self.reader.create(new).await, Ok(Swap::Applied(_))));
+        cold
     }
 
     /// The workspace has another agent by now, and the old one does as told from now on.

@@ -2,10 +2,7 @@
 
 use super::*;
 use tokio::time::{Instant, sleep_until};
-use tower_bound_agent::{
-    Bindings, Error, ErrorKind, Revision,
-    store::{NewBinding, StoreError},
-};
+use tower_bound_agent::{Bindings, Error, ErrorKind, Revision, store::StoreError};
 
 /// How a pool and a layer wait.
 #[derive(Clone, Copy)]
@@ -15,9 +12,6 @@ struct Waits {
     acquire: Duration,
     store: Duration,
 }
-
-/// Between a wait that is due and what follows it, on a busy machine.
-const SLACK: Duration = Duration::from_secs(2);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_do_not_notice_that_the_server_is_frozen_and_what_was_asked_of_it_is_done_once_or_not_at_all() {
@@ -110,9 +104,7 @@ impl Side {
         let layer = case.builder(&store).store_timeout(waits.store).build().unwrap();
         let (busy, rebuilt) = (case.workspace(&layer, 50).await, case.workspace(&layer, 20).await);
         let (ordered, other) = (case.workspace(&layer, 4).await, case.workspace(&layer, 1).await);
-        let (child, cold) = (session(), session());
-        let new = NewBinding::new(cold, other.id, Some(Arc::new(other.target.clone())));
-        assert!(matches!(case.reader.create(new).await, Ok(Swap::Applied(_))));
+        let (child, cold) = (session(), case.cold_session(&other).await);
         let groups = [busy.sessions.clone(), rebuilt.sessions.clone()];
         let (rebuilt_rows, rows) = (case.rows(&rebuilt.sessions).await, case.rows(&ordered.sessions).await);
         let load = Load::start(&case.world, &layer, &groups);
@@ -138,7 +130,7 @@ impl Side {
         assert_eq!(self.store.reads() - reads, if self.waits.asks_first { 0 } else { 4 });
 
         let begin = Instant::now();
-        let error = call(&case.world.dial(&self.layer), self.cold).await.unwrap_err();
+        let error = ends(call(&case.world.dial(&self.layer), self.cold)).await.unwrap_err();
         assert_eq!(error.kind(), &ErrorKind::Store, "{error:?}");
         assert!(begin.elapsed() < self.waits.acquire.min(self.waits.store) + SLACK, "{:?}", begin.elapsed());
 
@@ -155,7 +147,7 @@ impl Side {
     /// An order ends in time, and says what is known.
     async fn fails<T: std::fmt::Debug>(&self, order: impl Future<Output = Result<T, Error>>) {
         let begin = Instant::now();
-        let error = order.await.unwrap_err();
+        let error = ends(order).await.unwrap_err();
         let (expected, within) = if self.waits.asks_first {
             assert!(matches!(store_error(&error), StoreError::Unavailable(_)), "{error:?}");
             (ErrorKind::Store, self.waits.acquire)

@@ -10,6 +10,7 @@ mod mysql;
 mod own_server;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod proxy;
 mod scene;
 #[path = "../support/servers.rs"]
 #[allow(dead_code)] // no server is from tests/servers

@@ -1,11 +1,15 @@
 //! MariaDB.
 
 mod engine {
+    use crate::proxy;
     pub(super) use sqlx::{
         MySqlPool as Pool,
         mysql::{MySqlConnectOptions as Options, MySqlPoolOptions as PoolOptions},
     };
-    use std::path::Path;
+    use std::{
+        collections::HashMap,
+        path::{Path, PathBuf},
+    };
     pub(super) use tower_bound_agent::store::MySqlStore as Store;
 
     pub(super) const KIND: &str = "mysql";
@@ -15,7 +19,58 @@ mod engine {
     pub(super) const HAPPEN_AFTER_A_FREEZE: &[&str] = &["forget"];
 
     pub(super) fn options(folder: &Path) -> Options {
-        Options::new().socket(folder.join("socket")).username("test").database("test")
+        Options::new().socket(socket(folder)).username("test").database("test")
+    }
+
+    /// The socket that these options lead to.
+    pub(super) fn socket(folder: &Path) -> PathBuf {
+        folder.join("socket")
+    }
+
+    /// How the statements begin that make an upsert happen, an update of a row, and a delete.
+    pub(super) const LAST_STATEMENT: [&str; 3] = ["COMMIT", "COMMIT", "UPDATE"];
+    /// How an upsert and an update begin, if what makes them happen is another statement.
+    pub(super) const BEFORE_THE_COMMIT: Option<[&str; 2]> = Some(["INSERT", "UPDATE"]);
+
+    pub(super) const LET_GUEST_IN: &[&str] = &["CREATE USER guest@localhost", GRANT[0], GRANT[1]];
+    pub(super) const GRANT: &[&str] = &[
+        "GRANT SELECT, INSERT, UPDATE ON agent_bindings TO guest@localhost",
+        "GRANT SELECT ON agent_bindings_meta TO guest@localhost",
+    ];
+    pub(super) const REVOKE: &[&str] = &["REVOKE SELECT, INSERT, UPDATE ON agent_bindings FROM guest@localhost"];
+    pub(super) const DROP: &[&str] = &["DROP TABLE agent_bindings"];
+
+    /// The packets of the client.
+    #[derive(Default)]
+    pub(super) struct Wire {
+        prepared: HashMap<u32, String>,
+        /// It gets its number from the server.
+        last: String,
+    }
+
+    impl proxy::Wire for Wire {
+        fn message(&mut self, bytes: &[u8]) -> Option<(usize, Option<String>)> {
+            let length = u32::from_le_bytes([*bytes.first()?, *bytes.get(1)?, *bytes.get(2)?, 0]) as usize;
+            let (number, content) = (bytes.get(3)?, bytes.get(4..4 + length)?);
+            let text = || String::from_utf8_lossy(&content[1..]).into_owned();
+            let runs = match content.first() {
+                // Only the first packet of an exchange is a command.
+                _ if *number != 0 => None,
+                Some(0x03) => Some(text()),
+                // Prepare.
+                Some(0x16) => {
+                    self.last = text();
+                    None
+                }
+                // Execute. A number that is new is that of what was prepared last.
+                Some(0x17) => {
+                    let number = u32::from_le_bytes(content[1..5].try_into().unwrap());
+                    Some(self.prepared.entry(number).or_insert_with(|| self.last.clone()).clone())
+                }
+                _ => None,
+            };
+            Some((4 + length, runs))
+        }
     }
 }
 

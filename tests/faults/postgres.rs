@@ -1,11 +1,15 @@
 //! PostgreSQL.
 
 mod engine {
+    use crate::proxy;
     pub(super) use sqlx::{
         PgPool as Pool,
         postgres::{PgConnectOptions as Options, PgPoolOptions as PoolOptions},
     };
-    use std::path::Path;
+    use std::{
+        collections::HashMap,
+        path::{Path, PathBuf},
+    };
     pub(super) use tower_bound_agent::store::PostgresStore as Store;
 
     pub(super) const KIND: &str = "postgres";
@@ -15,6 +19,55 @@ mod engine {
 
     pub(super) fn options(folder: &Path) -> Options {
         Options::new_without_pgpass().socket(folder).port(5432).username("test").database("postgres")
+    }
+
+    /// The socket that these options lead to.
+    pub(super) fn socket(folder: &Path) -> PathBuf {
+        folder.join(".s.PGSQL.5432")
+    }
+
+    /// How the statements begin that make an upsert happen, an update of a row, and a delete.
+    pub(super) const LAST_STATEMENT: [&str; 3] = ["INSERT", "UPDATE", "UPDATE"];
+    /// How an upsert and an update begin, if what makes them happen is another statement.
+    pub(super) const BEFORE_THE_COMMIT: Option<[&str; 2]> = None;
+
+    pub(super) const LET_GUEST_IN: &[&str] =
+        &["CREATE ROLE guest LOGIN", "GRANT SELECT ON agent_bindings_meta TO guest", GRANT[0]];
+    pub(super) const GRANT: &[&str] =
+        &["GRANT SELECT, INSERT, UPDATE ON agent_bindings TO guest", "GRANT SELECT ON agent_bindings_meta TO guest"];
+    pub(super) const REVOKE: &[&str] = &["REVOKE ALL ON agent_bindings FROM guest"];
+    pub(super) const DROP: &[&str] = &["DROP TABLE agent_bindings"];
+
+    /// The messages of the frontend.
+    #[derive(Default)]
+    pub(super) struct Wire {
+        /// The first message has no type.
+        greeted: bool,
+        prepared: HashMap<String, String>,
+    }
+
+    impl proxy::Wire for Wire {
+        fn message(&mut self, bytes: &[u8]) -> Option<(usize, Option<String>)> {
+            let kind = usize::from(self.greeted);
+            let length = bytes.get(kind..kind + 4)?.try_into().unwrap();
+            let end = kind + u32::from_be_bytes(length) as usize;
+            let mut texts = bytes.get(kind + 4..end)?.split(|byte| *byte == 0);
+            let mut text = || String::from_utf8_lossy(texts.next().unwrap_or_default()).into_owned();
+            let runs = match bytes[0] {
+                _ if !self.greeted => None,
+                // Parse: a name, and the text.
+                b'P' => {
+                    self.prepared.insert(text(), text());
+                    None
+                }
+                // Bind: the portal, and the name of the statement. What runs it comes along.
+                b'B' => Some((text(), self.prepared.get(&text()).cloned()).1.expect("it was prepared")),
+                b'Q' => Some(text()),
+                _ => None,
+            };
+            self.greeted = true;
+            Some((end, runs))
+        }
     }
 }
 

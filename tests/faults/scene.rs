@@ -11,7 +11,7 @@ use std::{
 use tokio::{
     runtime::Handle,
     task::JoinSet,
-    time::{Duration, Instant, sleep},
+    time::{Duration, Instant, sleep, timeout},
 };
 use tower_bound_agent::{AgentId, BoundAgentLayer, Error, Repair, SessionId, store::StoreError};
 
@@ -29,6 +29,11 @@ pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T
 
 pub(crate) async fn until_true(what: &str, mut look: impl AsyncFnMut() -> bool) {
     until(what, async || look().await.then_some(())).await;
+}
+
+/// What must end by itself, whatever the server does.
+pub(crate) async fn ends<T>(what: impl Future<Output = T>) -> T {
+    timeout(Duration::from_secs(60), what).await.expect("it ends by itself")
 }
 
 /// What the store said in an error of a call or an order.

@@ -99,6 +99,8 @@ if ((EUID == 0)); then
     id "$user" >/dev/null 2>&1 || user=nobody
     chown "$user" .
 fi
+# A MariaDB that starts removes the temporary tables of all others that share their folder with it.
+export TMPDIR=$folder
 if [[ $kind == postgres ]]; then
     run+=(-k "$folder")
 else

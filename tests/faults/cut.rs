@@ -1,0 +1,140 @@
+//! The connection ends in the middle of a statement or a commit.
+
+use super::*;
+use crate::proxy::{Cut, Proxy};
+use tower_bound_agent::{Bindings, Error, ErrorKind, Path, Repair, store::StoreError};
+
+/// A case, and a store whose connections go through a proxy.
+async fn behind_a_proxy() -> Option<(Case, Proxy, Tap<Store>)> {
+    let case = Case::new().await?;
+    let proxy = Proxy::start::<Wire>(case.server.folder(), socket);
+    let store = Tap::over(Store::new(pool(&options(proxy.folder()))));
+    Some((case, proxy, store))
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Order {
+    Select,
+    Unbind,
+    Forget,
+}
+
+impl Order {
+    const ALL: [Self; 3] = [Self::Select, Self::Unbind, Self::Forget];
+
+    async fn give(self, bindings: &Bindings, session: SessionId, other: &Workspace) -> Result<(), Error> {
+        match self {
+            Self::Select => bindings.select_workspace(session, other.id).await.map(drop),
+            Self::Unbind => bindings.unbind(session).await.map(drop),
+            Self::Forget => bindings.forget(session).await.map(drop),
+        }
+    }
+
+    /// Whether it was carried out once, as the row tells.
+    fn is_done(self, before: &Binding, after: Option<&Binding>, other: &Workspace) -> bool {
+        let Some(after) = after else { return self == Self::Forget };
+        let workspace = if self == Self::Select { other.id } else { before.workspace };
+        (after.workspace, after.target.as_ref(), after.revision.get()) == (workspace, None, before.revision.get() + 1)
+    }
+
+    /// What makes it happen.
+    fn last_statement(self) -> &'static str {
+        let [upsert, update, alone] = LAST_STATEMENT;
+        match self {
+            Self::Select => upsert,
+            Self::Unbind => update,
+            Self::Forget => alone,
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_order_whose_answer_was_cut_off_is_a_success_because_the_row_shows_it() {
+    let Some((case, proxy, store)) = behind_a_proxy().await else { return };
+    let layer = case.builder(&store).build().unwrap();
+    let (workspace, other) = (case.workspace(&layer, 3).await, case.workspace(&layer, 0).await);
+    for (order, session) in Order::ALL.into_iter().zip(workspace.sessions.iter().copied()) {
+        let rows = case.rows(&[session]).await;
+        proxy.cut(Cut::Answer, order.last_statement());
+        let before = (store.reads(), store.writes());
+        order.give(&layer.bindings(), session, &other).await.unwrap_or_else(|error| panic!("{order:?}: {error:?}"));
+        assert!(proxy.has_cut(), "{order:?}");
+        assert_eq!((store.reads(), store.writes()), (before.0 + 1, before.1 + 1), "{order:?}: sent once, read once");
+        let row = case.rows(&[session]).await.remove(&session);
+        assert!(order.is_done(&rows[&session], row.as_ref(), &other), "{order:?}: {row:?}");
+        assert_eq!(layer.bindings().get(session).await.unwrap(), row, "{order:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_order_that_was_cut_off_before_the_server_got_it_has_an_unknown_outcome_and_the_next_call_reads_the_row() {
+    let Some((case, proxy, store)) = behind_a_proxy().await else { return };
+    let layer = case.builder(&store).build().unwrap();
+    let (workspace, other) = (case.workspace(&layer, 3).await, case.workspace(&layer, 0).await);
+    let rows = case.rows(&workspace.sessions).await;
+    for (order, session) in Order::ALL.into_iter().zip(workspace.sessions.iter().copied()) {
+        proxy.cut(Cut::Statement, order.last_statement());
+        let before = (store.reads(), store.writes());
+        let error = order.give(&layer.bindings(), session, &other).await.unwrap_err();
+        assert!(proxy.has_cut(), "{order:?}");
+        assert_eq!(error.kind(), &ErrorKind::OutcomeUnknown, "{order:?}: {error:?}");
+        assert!(matches!(store_error(&error), StoreError::Unknown(_)), "{order:?}: {error:?}");
+        assert_eq!((store.reads(), store.writes()), (before.0 + 1, before.1 + 1), "{order:?}: never sent again");
+        let bound = call(&case.world.dial(&layer), session).await.unwrap();
+        assert_eq!(bound.agent, workspace.target.agent, "{order:?}");
+        assert_eq!((store.reads(), store.writes()), (before.0 + 2, before.1 + 1), "{order:?}: the row was read");
+    }
+    assert_eq!(case.rows(&workspace.sessions).await, rows);
+}
+
+#[tokio::test]
+async fn an_order_that_was_cut_off_before_its_commit_has_changed_nothing_and_says_so() {
+    let Some((case, proxy, store)) = behind_a_proxy().await else { return };
+    let layer = case.builder(&store).build().unwrap();
+    let (workspace, other) = (case.workspace(&layer, 2).await, case.workspace(&layer, 0).await);
+    let rows = case.rows(&workspace.sessions).await;
+    let Some(statements) = BEFORE_THE_COMMIT else { return };
+    for (order, statement) in [(Order::Select, statements[0]), (Order::Unbind, statements[1])] {
+        for cut in [Cut::Statement, Cut::Answer] {
+            proxy.cut(cut, statement);
+            let before = (store.reads(), store.writes());
+            let error = order.give(&layer.bindings(), workspace.sessions[0], &other).await.unwrap_err();
+            assert!(proxy.has_cut(), "{order:?}");
+            assert_eq!(error.kind(), &ErrorKind::Store, "{order:?}: {error:?}");
+            assert!(matches!(store_error(&error), StoreError::Unavailable(_)), "{order:?}: {error:?}");
+            assert_eq!((store.reads(), store.writes()), (before.0, before.1 + 1), "{order:?}");
+            assert_eq!(case.rows(&workspace.sessions).await, rows, "{order:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_repair_that_was_cut_off_or_whose_answer_was_is_written_once() {
+    let Some((case, proxy, store)) = behind_a_proxy().await else { return };
+    let layer = case.builder(&store).build().unwrap();
+    for cut in [Cut::Statement, Cut::Answer] {
+        let workspace = case.workspace(&layer, 3).await;
+        let rows = case.rows(&workspace.sessions).await;
+        let new = case.rebuild(&workspace, Does::Fail(ms(1)));
+        let [_, update, _] = LAST_STATEMENT;
+        proxy.cut(cut, update);
+        let mut all = Vec::new();
+        for session in &workspace.sessions {
+            let bound = call(&case.world.dial(&layer), *session).await.unwrap();
+            assert_eq!(bound.agent, new.agent);
+            assert!(matches!(bound.outcome().path, Path::Switched { .. }));
+            all.push(bound);
+        }
+        until_true("it is written", async || layer.bindings().flush().await == 0).await;
+        assert!(proxy.has_cut(), "{cut:?}");
+        for bound in all {
+            assert!(matches!(bound.outcome().repair(), Repair::Written | Repair::NotNeeded), "{cut:?}");
+        }
+        case.each_was_written_once(&rows, &workspace, &new).await;
+        let before = case.world.counts();
+        for session in &workspace.sessions {
+            assert_eq!(call(&case.world.dial(&layer), *session).await.unwrap().agent, new.agent);
+        }
+        assert_eq!((case.world.counts() - before).v, 0, "{cut:?}");
+    }
+}

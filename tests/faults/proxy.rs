@@ -1,0 +1,115 @@
+//! A socket before the server's, which loses one statement, or the answer to it, and the connection with it.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{UnixListener, UnixStream},
+    select,
+    task::JoinSet,
+};
+
+/// When the connection ends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Cut {
+    /// Before the statement comes to the server.
+    Statement,
+    /// When the server has carried it out, and before the answer comes to the client.
+    Answer,
+}
+
+/// What a client says to a server, in the protocol of the database.
+pub(crate) trait Wire: Default + Send + 'static {
+    /// The length of the first message, if all of it is there, and the SQL that it makes the server run.
+    fn message(&mut self, bytes: &[u8]) -> Option<(usize, Option<String>)>;
+}
+
+/// Ends with this value, and all connections through it.
+pub(crate) struct Proxy {
+    folder: TempDir,
+    /// What happens to the next statement that begins like this.
+    next: Arc<Mutex<Option<(Cut, &'static str)>>>,
+    _tasks: JoinSet<()>,
+}
+
+impl Proxy {
+    /// `socket` says where the socket is in a folder.
+    pub(crate) fn start<W: Wire>(server: &Path, socket: fn(&Path) -> PathBuf) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (listener, server) = (UnixListener::bind(socket(folder.path())).unwrap(), socket(server));
+        let next = Arc::<Mutex<_>>::default();
+        let of_task = Arc::clone(&next);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (client, _) = listener.accept().await.unwrap();
+                let server = UnixStream::connect(&server).await.unwrap();
+                let next = Arc::clone(&of_task);
+                connections.spawn(async move {
+                    // However it ends: both sockets are closed.
+                    let _ = pass_on::<W>(client, server, &next).await;
+                });
+                while connections.try_join_next().is_some() {}
+            }
+        });
+        Self { folder, next, _tasks: tasks }
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Does so to the next statement that begins like this.
+    pub(crate) fn cut(&self, cut: Cut, statement: &'static str) {
+        *self.next.lock().unwrap() = Some((cut, statement));
+    }
+
+    /// It has been done.
+    pub(crate) fn has_cut(&self) -> bool {
+        self.next.lock().unwrap().is_none()
+    }
+}
+
+async fn pass_on<W: Wire>(
+    mut client: UnixStream,
+    mut server: UnixStream,
+    next: &Mutex<Option<(Cut, &'static str)>>,
+) -> io::Result<()> {
+    let (mut said, mut answered) = (Vec::new(), Vec::new());
+    let (mut wire, mut loses_answer) = (W::default(), false);
+    loop {
+        select! {
+            read = client.read_buf(&mut said) => {
+                if read? == 0 {
+                    return Ok(());
+                }
+                let mut whole = 0;
+                while let Some((length, runs)) = wire.message(&said[whole..]) {
+                    whole += length;
+                    let Some(sql) = runs else { continue };
+                    let cut = next.lock().unwrap().take_if(|(_, statement)| sql.trim_start().starts_with(*statement));
+                    match cut {
+                        Some((Cut::Statement, _)) => return Ok(()),
+                        Some((Cut::Answer, _)) => loses_answer = true,
+                        None => {}
+                    }
+                }
+                server.write_all(&said[..whole]).await?;
+                said.drain(..whole);
+            }
+            read = server.read_buf(&mut answered) => {
+                // Both databases answer a statement when it has been committed, not before.
+                if read? == 0 || loses_answer {
+                    return Ok(());
+                }
+                client.write_all(&answered).await?;
+                answered.clear();
+            }
+        }
+    }
+}

@@ -198,9 +198,9 @@ impl BoundHandle {
 
 #[cfg(feature = "http")]
 impl BoundHandle {
-    /// Of the same connection, for another call that uses it. The connection is reported for all of them or for none.
-    pub(crate) fn used_again(&self, entry: Arc<Entry>) -> Self {
-        Self { entry, outcome: Outcome::pooled(), ..self.clone() }
+    /// Of the same connection, for another call that uses it: it is reported for both or for neither.
+    pub(crate) fn of_connection(self, dialed: &Self) -> Self {
+        Self { reported: dialed.clone().reported, ..self }
     }
 
     /// What was dialed, to be kept.
@@ -211,12 +211,6 @@ impl BoundHandle {
     /// Whether somebody has said that the connection is stale.
     pub(crate) fn is_reported(&self) -> bool {
         self.reported.get().is_some_and(|reported| reported.load(Ordering::Relaxed))
-    }
-
-    /// Tells the observer that a connection is used again.
-    pub(crate) fn tell_used(&self) {
-        let (session, workspace) = (self.session(), self.workspace());
-        self.shared.emit(&Event::Used { session, workspace, target: &self.target, outcome: &self.outcome });
     }
 
     /// The call was dropped while it waited for the agent since then: the same evidence as a dropped dial.

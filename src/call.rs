@@ -133,6 +133,19 @@ fn because(shared: &Shared, error: Error, restarted: bool) -> Error {
     }
 }
 
+/// A client has a connection already to what the call would dial: what is due after a dial is due after this.
+#[cfg(feature = "http")]
+pub(crate) fn dialed_before(shared: Arc<Shared>, start: Start, target: Arc<Target>) -> BoundHandle {
+    let mut outcome = Outcome::pooled();
+    match &start.entry.row.target {
+        None => outcome.path = Path::FirstBind,
+        Some(from) if !from.same_place(&target) => outcome.path = Path::Switched { from: Arc::clone(from) },
+        Some(_) => {}
+    }
+    outcome.repair = Repairs::begin(&shared, &start.entry, &target).map(|job| job.status);
+    hand_out(shared, (), target, outcome, start.entry).into_parts().1
+}
+
 /// Tells the observer, wraps the connection.
 fn hand_out<C>(
     shared: Arc<Shared>,

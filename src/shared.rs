@@ -158,16 +158,18 @@ impl Shared {
         (!choice.void).then_some(Start { entry, choice })
     }
 
-    /// What is cached of a session whose next call would dial just what its row names, in doubt or not: the call of such a
-    /// session needs no dial if there is a connection to that already. All others have something to find out or to write.
+    /// What the session's next call would dial at once, in doubt or not, if a connection that is there is as good as a
+    /// dial: not so if a call may end only after its repair.
     #[cfg(feature = "http")]
-    pub(crate) fn settled(&self, session: SessionId, workspace: Option<WorkspaceId>) -> Option<Start> {
+    pub(crate) fn known(&self, session: SessionId, workspace: Option<WorkspaceId>) -> Option<Start> {
         if self.is_closed() {
             return None;
         }
         let start = self.cached(session, workspace)?;
-        let row = start.entry.row.target.as_ref().filter(|_| start.entry.stored)?;
-        start.choice.target.as_ref().is_some_and(|target| row.is(target)).then_some(start)
+        let target = start.choice.target.as_ref()?;
+        let in_background = self.settings.repair == crate::RepairMode::Background;
+        let written = start.entry.row.target.as_ref().is_some_and(|row| row.is(target));
+        (written || in_background).then_some(start)
     }
 
     /// The one look: whether what a call goes by is still what this process knows.

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     Bound, BoundAgent, BoundHandle, BoxError, DialAgent, DialSession, Outcome,
+    call::dialed_before,
     shared::{Shared, Start},
 };
 use ::http::{Request, Response, request::Parts};
@@ -82,8 +83,9 @@ pub(super) type SessionOf = Arc<dyn Fn(&Parts) -> Option<DialSession> + Send + S
 /// must not be used with this client.
 ///
 /// A request gets a connection that is there if its session would dial that very target now, and nothing is in doubt:
-/// then nobody is asked and nothing is dialed. Everything else goes through the layer: a session that is not cached or
-/// not bound yet, a binding in doubt, one that the workspace has moved away from.
+/// then nobody is asked and nothing is dialed. A binding that is behind is repaired, and a session that is unbound is
+/// bound, as after a dial. Everything else goes through the layer: a session that is not cached, a binding in doubt, a
+/// target to which there is no connection.
 ///
 /// * When the workspace has a newer target, the connections to the old one go out of circulation at once. What is under
 ///   way on them ends in its own time; the connection closes with its last request.
@@ -100,7 +102,7 @@ pub(super) type SessionOf = Arc<dyn Fn(&Parts) -> Option<DialSession> + Send + S
 ///
 /// A machine that is gone without a word is noticed by the pings of HTTP/2 (20 s), and with HTTP/1 by
 /// [`response_header_timeout`](AgentClientBuilder::response_header_timeout) (60 s), or sooner if the dialer
-/// [watches the peer](super::watch_peer).
+/// [watches the peer](super::watch_peer), which with HTTP/1 is all that notices it in the middle of a response.
 ///
 /// # Readiness
 ///
@@ -257,12 +259,11 @@ where
         let deadline = (Instant::now(), self.inner.settings.wait_timeout);
         let shared = Arc::clone(self.dial.shared());
         let mut held: Option<OwnedSemaphorePermit> = None;
-        // After somebody else's dial came to nothing there is nobody to wait for.
         let mut alone = false;
         loop {
-            let Some(start) = shared.settled(ask.session, ask.workspace) else { return self.dialed(ask, None).await };
-            let Some(handle) = handle(&shared, &start) else { return self.dialed(ask, None).await };
-            let agent = self.inner.pool.agent(Key::of(&handle));
+            let Some(start) = shared.known(ask.session, ask.workspace) else { return self.dialed(ask, None).await };
+            let Some(target) = start.choice.target.clone() else { return self.dialed(ask, None).await };
+            let agent = self.inner.pool.agent(Key::new(start.entry.workspace(), Arc::clone(&target)));
             if let Some(doubt) = start.choice.doubt {
                 agent.retire_before(doubt);
                 let reserved = agent.reserve();
@@ -274,21 +275,22 @@ where
                     Ok(permit) => permit,
                     Err(_) => {
                         let freed = Arc::clone(agent.permits()).acquire_owned();
-                        held = until(deadline, &handle, freed).await?.and_then(Result::ok);
+                        held = until(deadline, &shared, &start, freed).await?.and_then(Result::ok);
                         continue;
                     }
                 },
             };
             match agent.take(permit, alone) {
                 Taken::Lease(lease) => {
-                    let handle = lease.handle().used_again(start.entry);
-                    handle.tell_used();
+                    let handle = dialed_before(shared, start, target).of_connection(lease.handle());
                     return Ok((lease, handle));
                 }
                 Taken::Dial(reserved) => return self.dialed(ask, Some(reserved)).await,
                 Taken::Join(joining) => {
-                    held = until(deadline, &handle, joining.landed()).await?.flatten();
-                    alone = true;
+                    if let Some((permit, failed)) = until(deadline, &shared, &start, joining.landed()).await? {
+                        held = permit;
+                        alone |= failed;
+                    }
                 }
             }
         }
@@ -313,7 +315,10 @@ where
         let permit = reserved.take_permit();
         let opened = open(io, handle.clone(), agent, permit, &self.inner.settings).await;
         match opened {
-            Ok(lease) => Ok((lease, handle)),
+            Ok(lease) => {
+                reserved.connected();
+                Ok((lease, handle))
+            }
             Err(error) => {
                 handle.report_stale();
                 Err(ClientError::Send(error))
@@ -325,20 +330,24 @@ where
 /// Waits, but not for too long, and only for as long as the session would dial the same.
 async fn until<T>(
     deadline: (Instant, Duration),
-    handle: &BoundHandle,
+    shared: &Arc<Shared>,
+    start: &Start,
     wait: impl Future<Output = T>,
 ) -> Result<Option<T>, ClientError> {
     let (began, waited) = deadline;
+    let superseded = async {
+        match start.choice.target.clone() {
+            Some(target) => {
+                let entry = Arc::clone(&start.entry);
+                BoundHandle::new(Arc::clone(shared), entry, target, Outcome::pooled()).superseded().await;
+            }
+            None => std::future::pending().await,
+        }
+    };
     select! {
         biased;
         done = wait => Ok(Some(done)),
-        () = handle.superseded() => Ok(None),
+        () = superseded => Ok(None),
         () = sleep_until(began + waited) => Err(ClientError::Busy { waited }),
     }
-}
-
-/// What the session's next dial would lead to.
-fn handle(shared: &Arc<Shared>, start: &Start) -> Option<BoundHandle> {
-    let target = start.choice.target.clone()?;
-    Some(BoundHandle::new(Arc::clone(shared), Arc::clone(&start.entry), target, Outcome::pooled()))
 }

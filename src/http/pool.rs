@@ -34,8 +34,12 @@ pub(super) struct Key {
 }
 
 impl Key {
+    pub(super) fn new(workspace: WorkspaceId, target: Arc<Target>) -> Self {
+        Self { workspace, target }
+    }
+
     pub(super) fn of(handle: &BoundHandle) -> Self {
-        Self { workspace: handle.workspace(), target: Arc::clone(handle.shared_target()) }
+        Self::new(handle.workspace(), Arc::clone(handle.shared_target()))
     }
 }
 
@@ -76,6 +80,8 @@ struct State<B> {
     dialing: usize,
     returning: usize,
     joining: usize,
+    /// Dials that came to nothing: who waited for one may not wait for the next.
+    failed: u64,
     /// What was made before then does not come back into circulation.
     in_doubt_until: Option<Instant>,
     /// The client is gone: nothing is kept any more.
@@ -121,6 +127,7 @@ impl<B> Pool<B> {
                 dialing: 0,
                 returning: 0,
                 joining: 0,
+                failed: 0,
                 in_doubt_until: None,
                 closed: false,
             }),
@@ -173,11 +180,16 @@ impl<B> Agent<B> {
             None if !alone && state.joining < state.expected(self.limits) => {
                 state.joining += 1;
                 // Made with the lock held under which a dial ends, so that its end is not missed.
-                Taken::Join(Joining { agent: self, permit: Some(permit), landed: Box::pin(self.landed.notified()) })
+                Taken::Join(Joining {
+                    agent: self,
+                    permit: Some(permit),
+                    failed: state.failed,
+                    landed: Box::pin(self.landed.notified()),
+                })
             }
             None => {
                 state.dialing += 1;
-                Taken::Dial(Reserved { agent: Arc::clone(self), permit: Some(permit) })
+                Taken::Dial(Reserved { agent: Arc::clone(self), permit: Some(permit), connected: false })
             }
         };
         drop(state);
@@ -208,15 +220,20 @@ impl<B> Agent<B> {
     /// For a dial that needs no permit, because it must be made in any case.
     pub(super) fn reserve(self: &Arc<Self>) -> Reserved<B> {
         self.state().dialing += 1;
-        Reserved { agent: Arc::clone(self), permit: Arc::clone(&self.permits).try_acquire_owned().ok() }
+        Reserved {
+            agent: Arc::clone(self),
+            permit: Arc::clone(&self.permits).try_acquire_owned().ok(),
+            connected: false,
+        }
     }
 
     /// A new connection that can be shared is there, with its first user. It is left to that user alone if it is one
     /// more than is needed.
     pub(super) fn add(&self, conn: &Arc<Conn<B>>, sender: Sender<B>) {
         let mut state = self.state();
-        let room = |member: &Member<B>| member.is_fit() && member.users < self.limits.requests;
-        if !state.closed && state.ready.len() < self.limits.connections && !state.ready.iter().any(room) {
+        let free = |member: &Member<B>| if member.is_fit() { self.limits.requests - member.users } else { 0 };
+        let is_needed = state.ready.iter().map(free).sum::<usize>() <= state.joining;
+        if !state.closed && is_needed && state.ready.len() < self.limits.connections {
             state.ready.push(Member { conn: Arc::clone(conn), sender, users: 1, idle_since: Instant::now() });
         }
     }
@@ -298,11 +315,17 @@ impl<B> Member<B> {
 pub(super) struct Reserved<B> {
     agent: Arc<Agent<B>>,
     permit: Option<OwnedSemaphorePermit>,
+    connected: bool,
 }
 
 impl<B> Reserved<B> {
     pub(super) fn agent(&self) -> &Arc<Agent<B>> {
         &self.agent
+    }
+
+    /// There is a connection now.
+    pub(super) fn connected(mut self) {
+        self.connected = true;
     }
 
     pub(super) fn take_permit(&mut self) -> Option<OwnedSemaphorePermit> {
@@ -312,7 +335,10 @@ impl<B> Reserved<B> {
 
 impl<B> Drop for Reserved<B> {
     fn drop(&mut self) {
-        self.agent.state().dialing -= 1;
+        let mut state = self.agent.state();
+        state.dialing -= 1;
+        state.failed += u64::from(!self.connected);
+        drop(state);
         self.agent.landed.notify_waiters();
     }
 }
@@ -333,14 +359,17 @@ impl<B> Drop for Returning<B> {
 pub(super) struct Joining<'a, B> {
     agent: &'a Agent<B>,
     permit: Option<OwnedSemaphorePermit>,
+    failed: u64,
     landed: Pin<Box<Notified<'a>>>,
 }
 
 impl<B> Joining<'_, B> {
-    /// Resolves when a dial or a return has ended; it may have failed. Gives the permit back.
-    pub(super) async fn landed(mut self) -> Option<OwnedSemaphorePermit> {
+    /// Resolves when a dial or a return has ended. Gives the permit back, and says whether it is better to dial alone:
+    /// one dial after the other could come to nothing, each in its own time.
+    pub(super) async fn landed(mut self) -> (Option<OwnedSemaphorePermit>, bool) {
         self.landed.as_mut().await;
-        self.permit.take()
+        let alone = self.agent.state().failed != self.failed;
+        (self.permit.take(), alone)
     }
 }
 

@@ -35,6 +35,37 @@ async fn a_killed_agents_connections_lead_to_a_dial_hence_to_the_new_agent() {
     }
 }
 
+/// What woke the test came before the end of the connection, in one look at both: so the request is under way to a
+/// connection whose end is known to nobody yet.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_request_that_never_left_is_sent_on_a_new_connection_and_seen_once() {
+    for speaks in BOTH {
+        let (net, old) = (Net::new(), Agent::on_its_own_thread(1));
+        let ws = net.workspace(&old);
+        let chat = net.bind(ws).await;
+        let client = net.client(speaks);
+        turn(&client, "/", chat).await;
+        let before = net.counts();
+        let (mut wakes, woken) = std::os::unix::net::UnixStream::pair().unwrap();
+        woken.set_nonblocking(true).unwrap();
+        let mut woken = tokio::net::UnixStream::from_std(woken).unwrap();
+        assert!(futures_util::poll!(Box::pin(woken.read_u8())).is_pending());
+        std::io::Write::write_all(&mut wakes, &[1]).unwrap();
+        old.close_connections();
+        while old.open() > 0 {
+            std::thread::sleep(Duration::from_millis(5)); // and with it the one thread of this runtime
+        }
+        woken.read_u8().await.unwrap();
+        let said = text(send(&client, post_("/echo", chat, full("once"))).await.unwrap()).await;
+        assert_eq!(said, "once");
+        // HTTP/2 has a word for an orderly end, and this one came without.
+        let validations = u64::from(speaks == Speaks::Http2);
+        assert_eq!(net.counts() - before, counts(1, validations, 0, 0), "{speaks:?}");
+        assert_eq!(old.requests(), 2, "{speaks:?}");
+    }
+}
+
 #[tokio::test]
 async fn an_agent_that_dies_before_it_answers_fails_the_request_once_and_raises_a_doubt() {
     for speaks in BOTH {
@@ -193,7 +224,6 @@ async fn what_answers_no_http_is_no_agent() {
     let address = listener.local_addr().unwrap().to_string();
     let ws = net.workspace(&agent);
     net.says(ws, Resolution::Running(Target::new(agent.target.agent).with_address(address)));
-    let chat = net.bind(ws).await;
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut some = [0; 16];
@@ -201,6 +231,7 @@ async fn what_answers_no_http_is_no_agent() {
             let _ = stream.write_all(b"220 mail.example ESMTP\r\n").await;
         }
     });
+    let chat = net.bind(ws).await;
     for speaks in BOTH {
         let client = net.client(speaks);
         let before = net.counts();

@@ -7,5 +7,7 @@ mod net;
 
 mod connector;
 mod failures;
+mod limits;
 mod moves;
 mod reuse;
+mod streams;

@@ -2,8 +2,10 @@
 //! under way ends in its own time.
 
 use crate::net::*;
+use crate::support::{Fault, session};
 use http_body_util::BodyExt;
-use tower_bound_agent::{BoundHandle, Path};
+use std::time::Duration;
+use tower_bound_agent::{BoundHandle, Path, Repair, RepairMode};
 
 #[tokio::test]
 async fn after_a_rebuild_that_is_known_the_next_turn_is_the_new_agents_and_the_old_connections_close() {
@@ -30,6 +32,81 @@ async fn after_a_rebuild_that_is_known_the_next_turn_is_the_new_agents_and_the_o
         assert_eq!(net.counts() - before, counts(1, 0, 0, 1), "{speaks:?}");
         assert_eq!((old.requests() - requests, new.requests()), (0, 4), "{speaks:?}");
     }
+}
+
+#[tokio::test]
+async fn after_a_rebuild_all_sessions_of_the_workspace_move_to_one_connection_and_are_repaired() {
+    for speaks in BOTH {
+        let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
+        let ws = net.workspace(&old);
+        let mut chats = Vec::new();
+        for _ in 0..20 {
+            chats.push(net.bind(ws).await);
+        }
+        let client = net.client(speaks);
+        for chat in &chats {
+            turn(&client, "/", *chat).await;
+        }
+        net.runs(ws, &new);
+        net.learn(ws).await;
+        let (before, accepted) = (net.counts(), new.accepted());
+        for chat in &chats {
+            let response = send(&client, get_("/", *chat)).await.unwrap();
+            let path = &response.extensions().get::<BoundHandle>().unwrap().outcome().path;
+            assert!(matches!(path, Path::Switched { from } if **from == old.target), "{path:?}");
+            assert_eq!(text(response).await, new.target.agent.to_string());
+        }
+        assert_eq!(net.layer.bindings().flush().await, 0);
+        assert_eq!((net.counts() - before).d, 1, "{speaks:?}");
+        assert_eq!(new.accepted() - accepted, 1, "{speaks:?}");
+        for chat in &chats {
+            let row = net.store.peek(*chat).unwrap();
+            assert_eq!(row.target.as_deref(), Some(&new.target));
+            let response = send(&client, get_("/", *chat)).await.unwrap();
+            assert_eq!(response.extensions().get::<BoundHandle>().unwrap().outcome().path, Path::Reused);
+            text(response).await;
+        }
+        assert_eq!((net.counts() - before).d, 1, "{speaks:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_new_session_of_a_known_workspace_is_bound_by_a_turn_on_a_connection_that_is_there() {
+    for speaks in BOTH {
+        let (net, agent) = (Net::new(), Agent::start(1).await);
+        let ws = net.workspace(&agent);
+        let first = net.bind(ws).await;
+        let client = net.client(speaks);
+        turn(&client, "/", first).await;
+        let chat = session();
+        net.layer.bindings().select_workspace(chat, ws).await.unwrap();
+        let before = net.counts();
+        let response = send(&client, get_("/", chat)).await.unwrap();
+        let handle = response.extensions().get::<BoundHandle>().unwrap().clone();
+        text(response).await;
+        assert_eq!(net.layer.bindings().flush().await, 0);
+        assert_eq!((&handle.outcome().path, handle.outcome().repair()), (&Path::FirstBind, Repair::Written));
+        assert_eq!(net.counts() - before, counts(0, 0, 0, 1), "{speaks:?}");
+        assert_eq!(net.store.peek(chat).unwrap().target.as_deref(), Some(&agent.target));
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_is_to_end_only_after_its_repair_is_dialed() {
+    let agent = Agent::start(1).await;
+    let net = Net::new().with(|builder| builder.repair(RepairMode::BeforeReturn));
+    let ws = net.workspace(&agent);
+    let first = net.bind(ws).await;
+    let client = net.client(Speaks::Http1);
+    turn(&client, "/", first).await;
+    let chat = session();
+    net.layer.bindings().select_workspace(chat, ws).await.unwrap();
+    net.store.on_writes(Fault::Slow(Duration::from_millis(300)));
+    let before = net.counts();
+    let response = send(&client, get_("/", chat)).await.unwrap();
+    assert_eq!(net.store.peek(chat).unwrap().target.as_deref(), Some(&agent.target));
+    text(response).await;
+    assert_eq!(net.counts() - before, counts(1, 0, 0, 1));
 }
 
 #[tokio::test]

@@ -37,7 +37,7 @@ use tokio::{
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_bound_agent::{
-    AgentId, BoundAgent, BoundAgentLayer, BoxError, DialAgent, DialSession, Event, Observer, Resolution,
+    AgentId, BoundAgent, BoundAgentBuilder, BoundAgentLayer, BoxError, DialAgent, DialSession, Observer, Resolution,
     ResolveWorkspace, SessionId, Target, WorkspaceId,
     http::{AgentBody, AgentClient, AgentClientBuilder, ClientError},
     store::MemoryStore,
@@ -86,6 +86,7 @@ pub struct Agent {
     pub seen: Arc<Seen>,
     /// Whether what it accepts is served at all; connections wait while it is not.
     serving: watch::Sender<bool>,
+    closing: Arc<Notify>,
     server: JoinHandle<()>,
 }
 
@@ -101,14 +102,33 @@ impl Agent {
         Self::on(TcpListener::bind(&*address).await.unwrap(), generation)
     }
 
+    /// It runs whatever this test's runtime does, for as long as the process.
+    pub fn on_its_own_thread(generation: i64) -> Self {
+        let (sender, started) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async move {
+                sender.send(Self::start(generation).await).unwrap();
+                std::future::pending::<()>().await;
+            });
+        });
+        started.recv().unwrap()
+    }
+
+    /// It closes what is open, and goes on.
+    pub fn close_connections(&self) {
+        self.closing.notify_waiters();
+    }
+
     fn on(listener: TcpListener, generation: i64) -> Self {
         let address = listener.local_addr().unwrap().to_string();
         let seen = Arc::new(Seen::default());
         let (serving, served) = watch::channel(true);
         let id = AgentId::new(Uuid::new_v4());
-        let server = tokio::spawn(serve(listener, Arc::clone(&seen), id, served));
+        let closing = Arc::new(Notify::new());
+        let server = tokio::spawn(serve(listener, Arc::clone(&seen), id, served, Arc::clone(&closing)));
         let target = Target::new(id).with_generation(generation).with_address(address);
-        Self { target, seen, serving, server }
+        Self { target, seen, serving, closing, server }
     }
 
     /// Its machine goes silent: what is open stays open, what is new is accepted, and nothing is read or written.
@@ -144,7 +164,13 @@ impl Drop for Agent {
     }
 }
 
-async fn serve(listener: TcpListener, seen: Arc<Seen>, id: AgentId, served: watch::Receiver<bool>) {
+async fn serve(
+    listener: TcpListener,
+    seen: Arc<Seen>,
+    id: AgentId,
+    served: watch::Receiver<bool>,
+    closing: Arc<Notify>,
+) {
     let app = app(Arc::clone(&seen), id);
     let mut connections = JoinSet::new();
     loop {
@@ -154,9 +180,14 @@ async fn serve(listener: TcpListener, seen: Arc<Seen>, id: AgentId, served: watc
         seen.open.fetch_add(1, SeqCst);
         let line = Line { stream, served: served.clone(), woken: None, seen: Arc::clone(&seen) };
         let service = TowerToHyperService::new(app.clone());
+        let closed = Arc::clone(&closing).notified_owned();
         connections.spawn(async move {
             let builder = auto::Builder::new(TokioExecutor::new());
-            let _ = builder.serve_connection_with_upgrades(TokioIo::new(line), service).await;
+            let serving = builder.serve_connection_with_upgrades(TokioIo::new(line), service);
+            tokio::select! {
+                _ = serving => {}
+                () = closed => {}
+            }
         });
     }
 }
@@ -392,22 +423,31 @@ impl Service<DialAgent> for Dialer {
 
 impl Net {
     pub fn new() -> Self {
-        Self::over(Arc::default(), Tap::default(), |_: &Event<'_>| {})
+        Self::over(Arc::default(), Tap::default(), |builder| builder)
     }
 
     /// The same workspaces, with a layer that tells of what it does.
     pub fn observed(&self, observer: impl Observer) -> Self {
-        Self::over(Arc::clone(&self.registers), self.store.clone(), observer)
+        self.with(|builder| builder.observer(observer))
     }
 
-    fn over(registers: Arc<Registers>, store: Tap<MemoryStore>, observer: impl Observer) -> Self {
+    /// The same workspaces, with a layer of other settings.
+    pub fn with(&self, set: impl FnOnce(BoundAgentBuilder) -> BoundAgentBuilder) -> Self {
+        Self::over(Arc::clone(&self.registers), self.store.clone(), set)
+    }
+
+    fn over(
+        registers: Arc<Registers>,
+        store: Tap<MemoryStore>,
+        set: impl FnOnce(BoundAgentBuilder) -> BoundAgentBuilder,
+    ) -> Self {
         let asked = Arc::clone(&registers);
         let resolver = service_fn(move |ask: ResolveWorkspace| {
             asked.validations.fetch_add(1, SeqCst);
             let said = asked.running.lock().unwrap().get(&ask.workspace).cloned();
             async move { said.ok_or("no such workspace") }
         });
-        let layer = BoundAgentLayer::builder(store.clone(), resolver).observer(observer).build().unwrap();
+        let layer = set(BoundAgentLayer::builder(store.clone(), resolver)).build().unwrap();
         Self { registers, store, layer }
     }
 

@@ -1,0 +1,201 @@
+//! How many connections there are, and for how long.
+
+use crate::net::*;
+use crate::support::session;
+use futures_util::FutureExt;
+use std::{num::NonZeroUsize, time::Duration};
+use tokio::{
+    task::{JoinHandle, JoinSet},
+    time::{Instant, sleep, timeout},
+};
+use tower::ServiceExt;
+use tower_bound_agent::{BoundHandle, DialSession, SessionId, http::ClientError};
+
+fn at_most(connections: usize) -> NonZeroUsize {
+    NonZeroUsize::new(connections).unwrap()
+}
+
+fn begin(client: &Client, path: &'static str, chat: SessionId) -> JoinHandle<Result<String, ClientError>> {
+    let client = client.clone();
+    tokio::spawn(async move { Ok(text(send(&client, get_(path, chat)).await?).await) })
+}
+
+#[tokio::test]
+async fn who_finds_every_connection_in_use_waits_for_one_in_turn() {
+    let (net, agent) = (Net::new(), Agent::start(1).await);
+    let chat = net.bind(net.workspace(&agent)).await;
+    let client = net.client_with(Speaks::Http1, |builder| builder.max_connections(at_most(2)));
+    let before = net.counts();
+    let mut turns = JoinSet::new();
+    for _ in 0..7 {
+        let client = client.clone();
+        turns.spawn(async move { turn(&client, "/hang", chat).await });
+    }
+    for answered in 0..7 {
+        let arrived = (answered + 2).min(7);
+        until("two at a time", || agent.requests() == arrived).await;
+        sleep(Duration::from_millis(20)).await;
+        assert_eq!((agent.requests(), agent.open()), (arrived, 2));
+        agent.seen.go_on.notify_one();
+        soon(turns.join_next()).await.unwrap().unwrap();
+    }
+    assert_eq!(net.counts() - before, counts(2, 0, 0, 0));
+}
+
+#[tokio::test]
+async fn who_waits_too_long_is_told_that_all_are_busy_and_nothing_is_wrong_with_the_agent() {
+    for speaks in BOTH {
+        let (net, agent) = (Net::new(), Agent::start(1).await);
+        let chat = net.bind(net.workspace(&agent)).await;
+        let wait = Duration::from_millis(100);
+        let client = net.client_with(speaks, |builder| {
+            builder.max_connections(at_most(1)).max_requests_per_connection(at_most(1)).wait_timeout(wait)
+        });
+        let before = net.counts();
+        let first = begin(&client, "/hang", chat);
+        until("it has arrived", || agent.requests() == 1).await;
+        let begun = Instant::now();
+        let error = send(&client, get_("/", chat)).await.unwrap_err();
+        assert!(matches!(error, ClientError::Busy { waited } if waited == wait) && error.is_unsent(), "{error:?}");
+        assert!(begun.elapsed() >= wait);
+        agent.seen.go_on.notify_one();
+        assert_eq!(soon(first).await.unwrap().unwrap(), "at last");
+        turn(&client, "/", chat).await;
+        assert_eq!((net.counts() - before, agent.requests()), (counts(1, 0, 0, 0), 2), "{speaks:?}");
+    }
+}
+
+#[tokio::test]
+async fn who_waits_for_a_connection_to_an_agent_that_is_replaced_goes_to_the_new_one_at_once() {
+    let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
+    let ws = net.workspace(&old);
+    let chat = net.bind(ws).await;
+    let client = net.client_with(Speaks::Http1, |builder| builder.max_connections(at_most(1)));
+    let first = begin(&client, "/hang", chat);
+    until("it has arrived", || old.requests() == 1).await;
+    let waiting = begin(&client, "/", chat);
+    sleep(Duration::from_millis(50)).await;
+    assert!(!waiting.is_finished());
+    net.runs(ws, &new);
+    net.learn(ws).await;
+    assert_eq!(soon(waiting).await.unwrap().unwrap(), new.target.agent.to_string());
+    assert!(!first.is_finished());
+    first.abort();
+}
+
+#[tokio::test]
+async fn a_shared_connection_that_is_full_is_followed_by_another_one() {
+    let (net, agent) = (Net::new(), Agent::start(1).await);
+    let chat = net.bind(net.workspace(&agent)).await;
+    let client = net.client_with(Speaks::Http2, |builder| {
+        builder.max_connections(at_most(2)).max_requests_per_connection(at_most(3))
+    });
+    let (before, accepted) = (net.counts(), agent.accepted());
+    let mut turns = JoinSet::new();
+    for _ in 0..8 {
+        let client = client.clone();
+        turns.spawn(async move { turn(&client, "/hang", chat).await });
+    }
+    until("as many as two carry", || agent.requests() == 6).await;
+    sleep(Duration::from_millis(50)).await;
+    assert_eq!((agent.requests(), agent.accepted() - accepted, (net.counts() - before).d), (6, 2, 2));
+    for _ in 0..8 {
+        agent.seen.go_on.notify_one();
+        soon(turns.join_next()).await.unwrap().unwrap();
+    }
+    assert_eq!((net.counts() - before, agent.requests()), (counts(2, 0, 0, 0), 8));
+}
+
+#[tokio::test]
+async fn who_waited_for_a_dial_that_came_to_nothing_dials_as_well() {
+    let (net, mut agent) = (Net::new(), Agent::start(1).await);
+    let chat = net.bind(net.workspace(&agent)).await;
+    let client = net.client(Speaks::Http2);
+    agent.kill().await;
+    let mut turns = JoinSet::new();
+    for _ in 0..5 {
+        let client = client.clone();
+        turns.spawn(async move { send(&client, get_("/", chat)).await });
+    }
+    while let Some(answer) = soon(turns.join_next()).await {
+        assert!(matches!(answer.unwrap().unwrap_err(), ClientError::Dial(_)));
+    }
+}
+
+#[tokio::test]
+async fn a_dropped_call_gives_its_place_back_whatever_it_was_waiting_for() {
+    for speaks in BOTH {
+        let (net, agent) = (Net::new(), Agent::start(1).await);
+        let chat = net.bind(net.workspace(&agent)).await;
+        let client = net
+            .client_with(speaks, |builder| builder.max_connections(at_most(1)).max_requests_per_connection(at_most(2)));
+        for polls in 1..60 {
+            let mut calls: Vec<_> = (0..3).map(|_| client.clone().oneshot(get_("/", chat)).boxed().fuse()).collect();
+            for _ in 0..polls {
+                for call in &mut calls {
+                    let _ = futures_util::poll!(call);
+                    tokio::task::yield_now().await;
+                }
+            }
+            drop(calls);
+            timeout(Duration::from_secs(5), turn(&client, "/", chat)).await.expect("a place");
+        }
+        drop(client);
+        agent.has_open(0).await;
+    }
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_in_time_and_one_in_use_is_not() {
+    for speaks in BOTH {
+        let (net, agent) = (Net::new(), Agent::start(1).await);
+        let chat = net.bind(net.workspace(&agent)).await;
+        let leftovers = Leftovers::none();
+        let idle = Duration::from_millis(200);
+        let client = net.client_with(speaks, |builder| builder.idle_timeout(idle));
+        let before = net.counts();
+        let response = send(&client, get_("/half", chat)).await.unwrap();
+        sleep(idle * 3).await;
+        agent.has_open(1).await;
+        agent.seen.go_on.notify_one();
+        assert_eq!(text(response).await, "half whole");
+        turn(&client, "/", chat).await;
+        assert_eq!(net.counts() - before, counts(1, 0, 0, 0), "{speaks:?}");
+        let begun = Instant::now();
+        agent.has_open(0).await;
+        assert!(begun.elapsed() >= idle / 2, "{:?}", begun.elapsed());
+        turn(&client, "/", chat).await;
+        assert_eq!(net.counts() - before, counts(2, 0, 0, 0), "{speaks:?}");
+        drop(client);
+        agent.has_open(0).await;
+        leftovers.still_none().await;
+    }
+}
+
+#[tokio::test]
+async fn calls_that_must_be_dialed_leave_no_more_connections_than_are_allowed() {
+    for speaks in BOTH {
+        let (net, agent) = (Net::new(), Agent::start(1).await);
+        let ws = net.workspace(&agent);
+        let client = net.client_with(speaks, |builder| builder.max_connections(at_most(2)));
+        let mut turns = JoinSet::new();
+        for _ in 0..6 {
+            let client = client.clone();
+            turns.spawn(async move {
+                let mut request = get_("/hang", session());
+                let chat = *request.extensions().get::<SessionId>().unwrap();
+                request.extensions_mut().insert(DialSession::new(chat).in_workspace(ws));
+                let response = send(&client, request).await.unwrap();
+                assert!(response.extensions().get::<BoundHandle>().is_some());
+                text(response).await
+            });
+        }
+        until("all are there", || agent.requests() == 6).await;
+        for _ in 0..6 {
+            agent.seen.go_on.notify_one();
+            soon(turns.join_next()).await.unwrap().unwrap();
+        }
+        let left = if speaks == Speaks::Http1 { 2 } else { 1 };
+        agent.has_open(left).await;
+    }
+}

@@ -1,0 +1,221 @@
+//! Bodies, trailers and upgrades, and callers and agents that let go in the middle.
+
+use crate::net::*;
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use http_body_util::{BodyExt, channel::Channel};
+use hyper_util::rt::TokioIo;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::SeqCst},
+};
+use std::time::Duration;
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{Message, handshake::client::generate_key, protocol::Role},
+};
+use tower::ServiceExt;
+use tower_bound_agent::{
+    BoundHandle, SessionId,
+    http::{BadRequest, ClientError},
+};
+
+const CHUNK: &[u8] = &[7; 64 * 1024];
+const MIB: u64 = 1024 * 1024;
+
+async fn started(speaks: Speaks) -> (Net, Agent, SessionId, Client) {
+    let (net, agent) = (Net::new(), Agent::start(1).await);
+    let chat = net.bind(net.workspace(&agent)).await;
+    let client = net.client(speaks);
+    (net, agent, chat, client)
+}
+
+/// A body of so many bytes, made when it is asked for; says how many were.
+fn made(length: u64) -> (Sends, Arc<AtomicU64>) {
+    let (mut sender, body) = Channel::<Bytes>::new(1);
+    let made = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&made);
+    tokio::spawn(async move {
+        while count.load(SeqCst) < length && sender.send_data(Bytes::from_static(CHUNK)).await.is_ok() {
+            count.fetch_add(CHUNK.len() as u64, SeqCst);
+        }
+    });
+    (Sends::new(body), made)
+}
+
+#[tokio::test]
+async fn trailers_pass_both_ways() {
+    for speaks in BOTH {
+        let (_net, agent, chat, client) = started(speaks).await;
+        let mut request = get_("/trailers", chat);
+        request.headers_mut().insert("te", "trailers".parse().unwrap());
+        let body = soon(send(&client, request).await.unwrap().into_body().collect()).await.unwrap();
+        assert_eq!(body.trailers().unwrap()["x-sum"], "4", "{speaks:?}");
+        assert_eq!(body.to_bytes(), "body");
+
+        let (mut sender, body) = Channel::<Bytes>::new(1);
+        let mut request = post_("/take", chat, Sends::new(body));
+        request.headers_mut().insert("trailer", "x-sum".parse().unwrap());
+        let answer = {
+            let client = client.clone();
+            tokio::spawn(async move { text(send(&client, request).await.unwrap()).await })
+        };
+        sender.send_data("1234".into()).await.unwrap();
+        sender.send_trailers([("x-sum".parse().unwrap(), "4".parse().unwrap())].into_iter().collect()).await.unwrap();
+        drop(sender);
+        assert_eq!(soon(answer).await.unwrap(), "4 4", "{speaks:?}");
+        assert_eq!(agent.accepted(), 2, "{speaks:?}: one was to bind");
+    }
+}
+
+#[tokio::test]
+async fn a_large_body_goes_there_and_back_and_is_never_held() {
+    for speaks in BOTH {
+        let (net, agent, chat, client) = started(speaks).await;
+        let before = net.counts();
+        let (body, made) = made(64 * MIB);
+        let mut back = send(&client, post_("/echo", chat, body)).await.unwrap().into_body();
+        let (mut read, mut most) = (0, 0);
+        while let Some(frame) = soon(back.frame()).await {
+            read += frame.unwrap().into_data().unwrap().len() as u64;
+            most = most.max(made.load(SeqCst) - read);
+        }
+        assert_eq!((read, made.load(SeqCst)), (64 * MIB, 64 * MIB), "{speaks:?}");
+        // What is between: buffers of sockets, and the windows of HTTP/2.
+        assert!(most < 32 * MIB, "{speaks:?}: {most} bytes under way");
+        turn(&client, "/", chat).await;
+        assert_eq!(net.counts() - before, counts(1, 0, 0, 0), "{speaks:?}");
+        assert_eq!(agent.requests(), 2);
+    }
+}
+
+#[tokio::test]
+async fn who_does_not_read_holds_the_agent_back() {
+    for speaks in BOTH {
+        let (_net, _agent, chat, client) = started(speaks).await;
+        let (body, made) = made(u64::MAX);
+        let back = send(&client, post_("/echo", chat, body)).await.unwrap();
+        let mut last = u64::MAX;
+        for _ in 0..100 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let now = made.load(SeqCst);
+            if now == last {
+                break;
+            }
+            last = now;
+        }
+        assert_eq!(made.load(SeqCst), last, "{speaks:?}: it never came to a rest");
+        assert!(last < 32 * MIB, "{speaks:?}: {last} bytes");
+        drop(back);
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_vanishes_in_the_middle_leaves_nothing_behind_and_says_nothing_of_the_agent() {
+    for speaks in BOTH {
+        let (net, agent, chat, client) = started(speaks).await;
+        let leftovers = Leftovers::none();
+        let before = net.counts();
+        // While it sends, while it waits, while it reads; and one whose own body fails.
+        let (body, made) = made(u64::MAX);
+        let sends = tokio::spawn(client.clone().oneshot(post_("/take", chat, body)));
+        until("it sends", || made.load(SeqCst) > MIB).await;
+        sends.abort();
+        let waits = tokio::spawn(client.clone().oneshot(get_("/hang", chat)));
+        until("it waits", || agent.requests() == 2).await;
+        waits.abort();
+        let mut reads = send(&client, get_("/endless", chat)).await.unwrap().into_body();
+        for _ in 0..100 {
+            soon(reads.frame()).await.unwrap().unwrap();
+        }
+        drop(reads);
+        let (mut sender, body) = Channel::<Bytes, std::io::Error>::new(1);
+        let fails = tokio::spawn(client.clone().oneshot(post_("/take", chat, Sends::new(body))));
+        until("it has arrived", || agent.requests() == 4).await;
+        sender.send_data("some".into()).await.unwrap();
+        sender.abort(std::io::Error::other("the caller has gone"));
+        let failed = soon(fails).await.unwrap();
+        assert!(failed.is_err() || soon(failed.unwrap().into_body().collect()).await.is_ok(), "{speaks:?}");
+        let open = if speaks == Speaks::Http1 { 0 } else { 1 };
+        agent.has_open(open).await;
+
+        turn(&client, "/", chat).await;
+        let dials = if speaks == Speaks::Http1 { 5 } else { 1 };
+        assert_eq!(net.counts() - before, counts(dials, 0, 0, 0), "{speaks:?}");
+        drop(client);
+        agent.has_open(0).await;
+        leftovers.still_none().await;
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_before_the_request_has_gone_does_not_free_its_connection() {
+    let (net, agent, chat, client) = started(Speaks::Http1).await;
+    let before = net.counts();
+    let (mut sender, body) = Channel::<Bytes>::new(1);
+    let response = send(&client, post_("/early", chat, Sends::new(body))).await.unwrap();
+    assert_eq!(text(response).await, "early");
+    // It is in use still, so this is another one.
+    turn(&client, "/", chat).await;
+    assert_eq!(net.counts() - before, counts(2, 0, 0, 0));
+    agent.has_open(2).await;
+    let _ = sender.send_data("late".into()).await;
+    drop(sender);
+    turn(&client, "/", chat).await;
+    assert_eq!((net.counts() - before, agent.requests()), (counts(2, 0, 0, 0), 3));
+}
+
+fn upgrade(chat: SessionId) -> ::http::Request<Sends> {
+    let mut request = get_("/talk", chat);
+    for (name, value) in [
+        ("connection", "upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-key", &generate_key()),
+    ] {
+        request.headers_mut().insert(name, value.parse().unwrap());
+    }
+    request
+}
+
+#[tokio::test]
+async fn a_websocket_is_a_connection_of_its_own_that_ends_in_its_own_time() {
+    let (net, old, chat, client) = started(Speaks::Http1).await;
+    let leftovers = Leftovers::none();
+    turn(&client, "/", chat).await;
+    let before = net.counts();
+    let response = send(&client, upgrade(chat)).await.unwrap();
+    assert_eq!(response.status(), 101);
+    let handle = response.extensions().get::<BoundHandle>().unwrap().clone();
+    let upgraded = soon(hyper::upgrade::on(response)).await.unwrap();
+    let mut socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await;
+    // It was the idle connection, so the next turn needs another one.
+    turn(&client, "/", chat).await;
+    assert_eq!(net.counts() - before, counts(1, 0, 0, 0));
+
+    let new = Agent::start(2).await;
+    net.runs(handle.workspace(), &new);
+    net.learn(handle.workspace()).await;
+    soon(handle.superseded()).await;
+    assert_eq!(turn(&client, "/", chat).await, new.target.agent.to_string());
+    old.has_open(1).await;
+    for word in ["still", "here"] {
+        socket.send(Message::text(word)).await.unwrap();
+        assert_eq!(soon(socket.next()).await.unwrap().unwrap(), Message::text(word));
+    }
+    socket.close(None).await.unwrap();
+    while soon(socket.next()).await.is_some_and(|message| message.is_ok()) {}
+    drop(socket);
+    old.has_open(0).await;
+    drop((client, new));
+    leftovers.still_none().await;
+}
+
+#[tokio::test]
+async fn an_upgrade_over_http2_is_refused_before_anything_is_dialed() {
+    let (net, _agent, chat, client) = started(Speaks::Http2).await;
+    let before = net.counts();
+    let error = send(&client, upgrade(chat)).await.unwrap_err();
+    assert!(matches!(error, ClientError::Request(BadRequest::Upgrade)), "{error:?}");
+    assert_eq!(net.counts() - before, counts(0, 0, 0, 0));
+}

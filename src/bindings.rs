@@ -10,6 +10,7 @@ use crate::{
     shared::Shared,
     store::{StoreError, Swap, TransactionalStore},
 };
+use futures_util::StreamExt;
 use std::{
     fmt,
     sync::{Arc, atomic::Ordering},
@@ -260,7 +261,7 @@ impl Bindings {
     }
 
     /// A hint that the agent of a workspace may have been replaced: the next call of each of its sessions validates at
-    /// once, in parallel with its dial, and so does every call under way.
+    /// once, in parallel with its dial, and so does every call under way. In this process; the others are not told.
     pub fn doubt_workspace(&self, workspace: WorkspaceId) {
         // A workspace that nobody here uses has nothing to be doubted: its rows are read when they are needed.
         if let Some(place) = self.shared.directory.find(workspace) {
@@ -270,6 +271,9 @@ impl Bindings {
 
     /// The order to drop the targets of all sessions of a workspace: for a resolver whose generations start again, which
     /// would look like a lagging one for ever. Says how many records were changed.
+    ///
+    /// Other processes know by [`hints`](crate::hints) only that the numbers start again, and hints may be lost: to be sure,
+    /// order it in each of them.
     ///
     /// # Errors
     ///
@@ -288,6 +292,40 @@ impl Bindings {
             })
         })
         .await
+    }
+
+    /// Loads the most recently used bindings into the cache, at most `limit` and what the cache holds, in one streamed
+    /// query: for a process that starts, so that its first calls need no read each. Says how many came.
+    ///
+    /// Which were used last is known as far as it was recorded
+    /// ([`record_use`](crate::BoundAgentBuilder::record_use)); the others follow in no order.
+    ///
+    /// # Errors
+    ///
+    /// [`Store`](ErrorKind::Store) if a row did not come within the store timeout; [`Closed`](ErrorKind::Closed). What
+    /// was loaded by then stays.
+    ///
+    /// # Cancel safety
+    ///
+    /// Reads only. What was loaded when it is dropped stays.
+    pub async fn warm(&self, limit: u64) -> Result<u64, Error> {
+        self.open(None)?;
+        follow::ensure(&self.shared);
+        let shared = &self.shared;
+        let tickets = shared.rows.tickets();
+        let mut rows = shared.store.recent(limit.min(shared.settings.cache_capacity));
+        let mut warmed = 0;
+        loop {
+            let row = shared.in_time(async { rows.next().await.transpose() }).await;
+            match row.map_err(|error| Error::new(ErrorKind::Store).with_store(Some(Arc::new(error))))? {
+                Some(row) => {
+                    let ticket = shared.rows.ticket_of(&tickets, row.session);
+                    shared.learn(row, ticket);
+                    warmed += 1;
+                }
+                None => return Ok(warmed),
+            }
+        }
     }
 
     /// Waits until every repair that has begun was tried. Returns how many could not be written yet; those are tried

@@ -137,6 +137,16 @@ impl BoundAgentBuilder {
         self
     }
 
+    /// How often it is written down which sessions were used since the last time, for
+    /// [`Bindings::warm`](crate::Bindings::warm) and [`Bindings::purge_idle`](crate::Bindings::purge_idle); `None`, the
+    /// default, for never. One statement for each 2,000 sessions, in the background.
+    ///
+    /// Every process that works over the table must record, or what is used in one of them looks idle.
+    pub fn record_use(mut self, every: impl Into<Option<Duration>>) -> Self {
+        self.settings.record_use = every.into();
+        self
+    }
+
     /// Is told of every event; see [`Observer`].
     pub fn observer(mut self, observer: impl Observer) -> Self {
         self.observer = Some(Box::new(observer));

@@ -159,5 +159,8 @@ fn hand_out<C>(
         shared.emit(&Event::Switched { session, workspace, from, to: &target });
     }
     shared.emit(&Event::Used { session, workspace, target: &target, outcome: &outcome });
+    if shared.settings.record_use.is_some() {
+        entry.mark_used();
+    }
     Bound::new(connection, BoundHandle::new(shared, entry, target, outcome))
 }

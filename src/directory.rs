@@ -517,6 +517,11 @@ impl Facts {
     }
 
     fn repaired(&mut self, repair: GroupRepair) {
+        // It says all that they said, and of later reads.
+        self.repairs.retain(|old| match (old.behind, repair.behind) {
+            (Behind::Generation(old), Behind::Generation(reached)) => old > reached,
+            _ => true,
+        });
         if self.repairs.len() == REMEMBERED {
             self.repairs.remove(0);
         }

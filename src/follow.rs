@@ -36,7 +36,7 @@ pub(crate) fn ensure(shared: &Arc<Shared>) {
         return;
     }
     let settings = &shared.settings;
-    if shared.hints.is_none() && settings.row_check.is_none() {
+    if shared.hints.is_none() && settings.row_check.is_none() && settings.record_use.is_none() {
         return;
     }
     let now = Instant::now();
@@ -52,6 +52,7 @@ pub(crate) fn ensure(shared: &Arc<Shared>) {
         gap_at: None,
         last_gap: None,
         check_at: settings.row_check.map(|every| now + every),
+        record_at: settings.record_use.map(|every| now + every),
         work: None,
     };
     let slot = Slot(Arc::downgrade(shared));
@@ -92,6 +93,7 @@ struct Follower {
     gap_at: Option<Instant>,
     last_gap: Option<Instant>,
     check_at: Option<Instant>,
+    record_at: Option<Instant>,
     /// The statements under way. One at a time, and hints are heard meanwhile.
     work: Option<BoxFuture<'static, ()>>,
 }
@@ -127,7 +129,7 @@ impl Follower {
             return None;
         }
         let floors = self.floors.values().map(|floor| floor.due);
-        floors.chain(self.gap_at).chain(self.check_at).min()
+        floors.chain(self.gap_at).chain(self.check_at).chain(self.record_at).min()
     }
 
     /// What was heard, as long as there is a layer.
@@ -173,7 +175,11 @@ impl Follower {
             shared.directory.doubt_all(now);
             self.check_at = Some(now);
         }
-        if is_due(self.check_at) {
+        if is_due(self.record_at) {
+            let every = shared.settings.record_use?;
+            self.record_at = Some(now + every);
+            self.work = Some(Box::pin(async move { record_use(&shared, every).await }));
+        } else if is_due(self.check_at) {
             self.check_at = shared.settings.row_check.map(|every| now + every);
             let sessions = shared.rows.sessions();
             self.work = Some(Box::pin(async move { read_again(&shared, sessions).await }));
@@ -246,6 +252,26 @@ async fn read_again(shared: &Arc<Shared>, sessions: Vec<SessionId>) {
         // Deleted by somebody else, or never there.
         for (entry, _) in held.into_values() {
             shared.rows.remove_this(&entry);
+        }
+    }
+}
+
+/// Writes down which sessions were used since the last time.
+async fn record_use(shared: &Arc<Shared>, every: Duration) {
+    let used = shared.rows.take_used();
+    // Also if there are none: that use was recorded all the time is what is written down as well.
+    let mut chunks = used.chunks(BATCH);
+    let mut chunk = chunks.next().unwrap_or_default();
+    loop {
+        if shared.in_time(shared.store.touch(chunk, every)).await.is_err() {
+            // Next time, with those that follow.
+            shared.rows.put_back_used(chunk);
+            chunks.for_each(|chunk| shared.rows.put_back_used(chunk));
+            return;
+        }
+        match chunks.next() {
+            Some(next) => chunk = next,
+            None => return,
         }
     }
 }

@@ -15,7 +15,7 @@ use std::{
     hash::{BuildHasher, RandomState},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
 };
 use tokio::{
@@ -35,6 +35,8 @@ pub(crate) struct Entry {
     /// It was written by a group repair, which returns no rows: what the row names is known, its revision is a later one.
     /// When that was.
     ahead: Option<Moment>,
+    /// By a call, since that was last written down.
+    used: AtomicBool,
     state: AtomicU8,
     /// The orders that the slot's stripe had seen when the row was read.
     orders: AtomicU64,
@@ -92,7 +94,18 @@ impl Entry {
         }
         let state = AtomicU8::new(NEW);
         let (orders, seen, plain_in) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-        Arc::new(Self { row, place, read: now, stored, ahead: None, state, orders, seen, plain_in })
+        Arc::new(Self {
+            row,
+            place,
+            read: now,
+            stored,
+            ahead: None,
+            used: AtomicBool::new(false),
+            state,
+            orders,
+            seen,
+            plain_in,
+        })
     }
 
     /// Before anybody else sees it: when it was read.
@@ -132,6 +145,7 @@ impl Entry {
             read: self.read,
             stored: self.stored,
             ahead: Some(landed),
+            used: AtomicBool::new(self.used.load(Ordering::Relaxed)),
             state: AtomicU8::new(NEW),
             orders: word(&self.orders),
             seen: word(&self.seen),
@@ -143,6 +157,14 @@ impl Entry {
     fn is_behind(&self, read: Seen) -> bool {
         // Read after the group repair has landed: the statement has not found the row, which may have been locked.
         matches!((self.ahead, read), (Some(landed), Seen::Read(began)) if began > landed)
+    }
+
+    /// A call has used it.
+    pub(crate) fn mark_used(&self) {
+        // Mostly it is marked already, and a load leaves the line shared between threads.
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn workspace(&self) -> WorkspaceId {
@@ -191,6 +213,13 @@ pub(crate) struct Ticket {
     seen: Seen,
 }
 
+/// A moment in all stripes.
+#[derive(Debug)]
+pub(crate) struct Tickets {
+    stripes: Box<[(u64, u64)]>,
+    seen: Seen,
+}
+
 #[derive(Debug)]
 struct Stripe {
     lost: AtomicU64,
@@ -211,8 +240,12 @@ impl Stripes {
         Self { hasher: RandomState::new(), stripes: (0..STRIPES).map(stripe).collect() }
     }
 
+    fn index(&self, session: &SessionId) -> usize {
+        (self.hasher.hash_one(session) % STRIPES as u64) as usize
+    }
+
     fn of(&self, session: &SessionId) -> &Stripe {
-        &self.stripes[(self.hasher.hash_one(session) % STRIPES as u64) as usize]
+        &self.stripes[self.index(session)]
     }
 }
 
@@ -224,6 +257,16 @@ struct Uncertain {
     until: Instant,
 }
 
+/// While nothing can be written down, no more sessions than this are remembered that have left the cache.
+const MOST_USED_AND_GONE: usize = 100_000;
+
+fn note_used(gone: &Mutex<Vec<SessionId>>, session: SessionId) {
+    let mut gone = gone.lock().unwrap_or_else(PoisonError::into_inner);
+    if gone.len() < MOST_USED_AND_GONE {
+        gone.push(session);
+    }
+}
+
 /// How long the row of an uncertain session is read at every call.
 const UNCERTAIN_FOR: Duration = Duration::from_secs(60);
 
@@ -232,6 +275,8 @@ const UNCERTAIN_FOR: Duration = Duration::from_secs(60);
 pub(crate) struct Rows {
     cache: Cache<SessionId, Arc<Entry>>,
     stripes: Arc<Stripes>,
+    /// Sessions whose use was not written down before they left the cache.
+    used_and_gone: Arc<Mutex<Vec<SessionId>>>,
     moments: AtomicU64,
     uncertain: Mutex<HashMap<SessionId, Uncertain>>,
     /// Its length, so that the usual case takes no lock.
@@ -242,6 +287,8 @@ impl Rows {
     pub(crate) fn new(settings: &Settings) -> Self {
         let stripes = Arc::new(Stripes::new());
         let lost = Arc::clone(&stripes);
+        let used_and_gone = Arc::<Mutex<Vec<SessionId>>>::default();
+        let gone = Arc::clone(&used_and_gone);
         let cache = Cache::builder()
             .max_capacity(settings.cache_capacity)
             // Bounds memory only. What is fresh is decided with tokio's clock, which moka does not know.
@@ -250,12 +297,16 @@ impl Rows {
                 if cause != RemovalCause::Replaced {
                     entry.retire(EVICTED);
                     lost.of(&session).lost.fetch_add(1, Ordering::AcqRel);
+                    if entry.used.swap(false, Ordering::Relaxed) {
+                        note_used(&gone, *session);
+                    }
                 }
             })
             .build();
         Self {
             cache,
             stripes,
+            used_and_gone,
             moments: AtomicU64::new(0),
             uncertain: Mutex::default(),
             uncertain_len: AtomicUsize::new(0),
@@ -275,6 +326,18 @@ impl Rows {
             orders: stripe.orders.load(Ordering::Acquire),
             seen: Seen::Read(self.moment()),
         }
+    }
+
+    /// For a read of sessions that are not known before they are read.
+    pub(crate) fn tickets(&self) -> Tickets {
+        let moment = |stripe: &Stripe| (stripe.lost.load(Ordering::Acquire), stripe.orders.load(Ordering::Acquire));
+        Tickets { seen: Seen::Read(self.moment()), stripes: self.stripes.stripes.iter().map(moment).collect() }
+    }
+
+    /// The one of these that is the session's.
+    pub(crate) fn ticket_of(&self, tickets: &Tickets, session: SessionId) -> Ticket {
+        let (lost, orders) = tickets.stripes[self.stripes.index(&session)];
+        Ticket { lost, orders, seen: tickets.seen }
     }
 
     /// The ticket of a write, once it was answered.
@@ -331,6 +394,7 @@ impl Rows {
                 if current.workspace() != new.workspace() {
                     stripe.orders.fetch_add(1, Ordering::AcqRel);
                 }
+                new.used.fetch_or(current.used.load(Ordering::Relaxed), Ordering::Relaxed);
                 current.retire(REPLACED);
                 new.keep();
                 Op::Put(Arc::clone(&new))
@@ -433,6 +497,24 @@ impl Rows {
     /// All that are cached.
     pub(crate) fn sessions(&self) -> Vec<SessionId> {
         self.cache.iter().map(|(session, _)| *session).collect()
+    }
+
+    /// The sessions that calls have used since the last time.
+    pub(crate) fn take_used(&self) -> Vec<SessionId> {
+        let mut used = std::mem::take(&mut *self.used_and_gone.lock().unwrap_or_else(PoisonError::into_inner));
+        let cached = self.cache.iter().filter(|(_, entry)| entry.used.swap(false, Ordering::Relaxed));
+        used.extend(cached.map(|(session, _)| *session));
+        used
+    }
+
+    /// They could not be written down.
+    pub(crate) fn put_back_used(&self, sessions: &[SessionId]) {
+        for session in sessions {
+            match self.cache.get(session) {
+                Some(entry) => entry.mark_used(),
+                None => note_used(&self.used_and_gone, *session),
+            }
+        }
     }
 
     /// No read that is under way fills an empty slot.

@@ -55,6 +55,7 @@ pub(crate) struct Settings {
     pub(crate) repair: RepairMode,
     pub(crate) serve_without_store: bool,
     pub(crate) row_check: Option<Duration>,
+    pub(crate) record_use: Option<Duration>,
 }
 
 impl Default for Settings {
@@ -72,6 +73,7 @@ impl Default for Settings {
             repair: RepairMode::Background,
             serve_without_store: false,
             row_check: Some(Duration::from_secs(30)),
+            record_use: None,
         }
     }
 }
@@ -82,8 +84,10 @@ const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 impl Settings {
     pub(crate) fn validate(&self) -> Result<(), BuildError> {
         let refuse = |first, second, why: String| -> Result<(), BuildError> { Err(BuildError { first, second, why }) };
+        let or_any = |duration: Option<Duration>| duration.unwrap_or(Duration::from_secs(1));
         let durations = [
-            ("row_check", self.row_check.unwrap_or(Duration::from_secs(1))),
+            ("row_check", or_any(self.row_check)),
+            ("record_use", or_any(self.record_use)),
             ("dial_timeout", self.dial_timeout),
             ("resolve_timeout", self.resolve_timeout),
             ("store_timeout", self.store_timeout),

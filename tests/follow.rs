@@ -19,7 +19,7 @@ use tower_bound_agent::{
     BoundAgentBuilder, BoundAgentLayer, DialSession, ErrorKind, Generation, Path, Repair, Revision, SessionId, Target,
     WorkspaceId,
     hints::{About, Heard, Hint, Hints, LocalHints},
-    store::BindingStore,
+    store::{BindingStore, NewBinding},
 };
 
 mod support;
@@ -599,7 +599,7 @@ mod row_check {
         let (ws, target) = world.workspace();
         for _ in 0..4_001 {
             let chat = session();
-            let new = tower_bound_agent::store::NewBinding::new(chat, ws, Some(Arc::new(target.clone())));
+            let new = NewBinding::new(chat, ws, Some(Arc::new(target.clone())));
             let _ = world.store.elsewhere().create(new).await.unwrap();
             process.call(chat).await;
         }
@@ -624,7 +624,7 @@ mod row_check {
         assert_eq!(world.row_agent(chat), Some(new.agent));
         let locked = world.store.elsewhere();
         locked.delete(chat, None).await.unwrap();
-        let back = tower_bound_agent::store::NewBinding::new(chat, ws, row.target.clone());
+        let back = NewBinding::new(chat, ws, row.target.clone());
         let _ = locked.create(back).await.unwrap();
         sleep(ms(30_001)).await;
         let before = world.counts();
@@ -716,5 +716,148 @@ mod ends {
             settle().await;
             assert_eq!(process.call(chat).await.agent, target.agent);
         }));
+    }
+}
+
+mod use_recorded {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn it_costs_nothing_unless_asked_for() {
+        let world = World::new();
+        let process = Process::new(&world, |builder| builder);
+        let (ws, _) = world.workspace();
+        let chat = world.bind(&process.layer, ws).await;
+        let before = world.counts();
+        for _ in 0..100 {
+            process.call(chat).await;
+            sleep(Duration::from_secs(60)).await;
+        }
+        assert_eq!(world.counts() - before, counts(100, 0, 0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_statement_an_interval_says_who_was_used() {
+        let world = World::new();
+        let process = Process::new(&world, |builder| builder.record_use(Duration::from_secs(60)));
+        let (ws, _) = world.workspace();
+        let chats = [world.bind(&process.layer, ws).await, world.bind(&process.layer, ws).await];
+        let before = world.counts();
+        for _ in 0..10 {
+            process.call(chats[0]).await;
+            process.call(chats[1]).await;
+        }
+        assert_eq!(world.counts() - before, counts(20, 0, 0, 0));
+        sleep(ms(60_001)).await;
+        assert_eq!(world.counts() - before, counts(20, 0, 0, 1));
+        // Also when nobody was used: that it was recorded all the time is worth knowing.
+        sleep(ms(60_000)).await;
+        assert_eq!(world.counts() - before, counts(20, 0, 0, 2));
+    }
+}
+
+mod warm {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn one_query_spares_every_session_its_read() {
+        let world = World::new();
+        let (ws, target) = world.workspace();
+        let mut chats = Vec::new();
+        for _ in 0..2_500 {
+            let chat = session();
+            let new = NewBinding::new(chat, ws, Some(Arc::new(target.clone())));
+            let _ = world.store.elsewhere().create(new).await.unwrap();
+            chats.push(chat);
+        }
+        let process = Process::new(&world, |builder| builder);
+        let before = world.counts();
+        assert_eq!(process.bindings().warm(10_000).await.unwrap(), 2_500);
+        assert_eq!(world.counts() - before, counts(0, 0, 1, 0));
+        for chat in chats {
+            assert_eq!(process.call(chat).await.outcome().path, Path::Reused);
+        }
+        assert_eq!(world.counts() - before, counts(2_500, 0, 1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rows_that_are_behind_are_repaired_by_the_first_call_that_finds_out() {
+        let world = World::new();
+        let (ws, old) = world.workspace();
+        let mut chats = Vec::new();
+        for _ in 0..4_001 {
+            let chat = session();
+            let new = NewBinding::new(chat, ws, Some(Arc::new(old.clone())));
+            let _ = world.store.elsewhere().create(new).await.unwrap();
+            chats.push(chat);
+        }
+        let new = world.rebuild(ws, &old, Does::Hang);
+        let process = Process::new(&world, |builder| builder);
+        let before = world.counts();
+        process.bindings().warm(10_000).await.unwrap();
+        for chat in &chats {
+            assert_eq!(process.call(*chat).await.agent, new.agent);
+        }
+        process.bindings().flush().await;
+        assert_eq!(world.counts() - before, counts(4_002, 1, 1, 3), "one hung dial, one question, 4,001 rows");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_than_asked_for_and_than_the_cache_holds() {
+        let world = World::new();
+        let (ws, _) = world.workspace();
+        for _ in 0..20 {
+            world.store.elsewhere().retarget(session(), ws).await.unwrap();
+        }
+        let small = Process::new(&world, |builder| builder.cache_capacity(5));
+        assert_eq!(small.bindings().warm(10).await.unwrap(), 5);
+        let large = Process::new(&world, |builder| builder);
+        assert_eq!(large.bindings().warm(10).await.unwrap(), 10);
+        assert_eq!(large.bindings().warm(0).await.unwrap(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_order_that_was_given_meanwhile_stands() {
+        let world = World::new();
+        let (ws, _) = world.workspace();
+        let process = Process::new(&world, |builder| builder);
+        let chat = world.bind(&process.layer, ws).await;
+        let (elsewhere, target) = world.workspace();
+        world.store.on_reads(Fault::SlowAnswer(ms(20)));
+        let (bindings, other) = (process.bindings(), process.bindings());
+        let (warmed, ordered) = tokio::join!(bindings.warm(10), async {
+            sleep(ms(10)).await;
+            other.select_workspace(chat, elsewhere).await
+        });
+        assert_eq!((warmed.unwrap(), ordered.unwrap().workspace), (1, elsewhere));
+        world.store.on_reads(Fault::None);
+        assert_eq!(process.call(chat).await.agent, target.agent);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_was_forgotten_meanwhile_does_not_come_back() {
+        let world = World::new();
+        let (ws, _) = world.workspace();
+        let process = Process::new(&world, |builder| builder);
+        let chat = world.bind(&process.layer, ws).await;
+        world.store.on_reads(Fault::SlowAnswer(ms(20)));
+        let (bindings, other) = (process.bindings(), process.bindings());
+        let (warmed, forgotten) = tokio::join!(bindings.warm(10), async {
+            sleep(ms(10)).await;
+            other.forget(chat).await
+        });
+        assert_eq!((warmed.unwrap(), forgotten.unwrap()), (1, true));
+        world.store.on_reads(Fault::None);
+        assert_eq!(call(&process.dial, chat).await.unwrap_err().kind(), &ErrorKind::NotBound);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_hangs_is_given_up_in_time() {
+        let world = World::new();
+        let process = Process::new(&world, |builder| builder);
+        world.store.on_reads(Fault::Hang);
+        let began = Instant::now();
+        let error = process.bindings().warm(10).await.unwrap_err();
+        assert_eq!((error.kind(), began.elapsed()), (&ErrorKind::Store, Duration::from_secs(5)));
     }
 }

@@ -412,9 +412,7 @@ pub(crate) trait ErasedStore: Send + Sync + 'static {
         limit: u64,
     ) -> BoxFuture<'a, Result<u64, StoreError>>;
     fn load_many<'a>(&'a self, sessions: &'a [SessionId]) -> BoxFuture<'a, Result<Vec<Binding>, StoreError>>;
-    #[allow(dead_code)] // for filling a cache at the start
     fn recent(&self, limit: u64) -> BoxStream<'_, Result<Binding, StoreError>>;
-    #[allow(dead_code)] // for recording use
     fn touch<'a>(&'a self, used: &'a [SessionId], interval: Duration) -> BoxFuture<'a, Result<(), StoreError>>;
     #[allow(dead_code)]
     fn purge_idle(&self, idle: Duration, limit: u64) -> BoxFuture<'_, Result<u64, StoreError>>;

@@ -2,10 +2,10 @@
 //! Time is tokio's paused clock; nothing here sleeps but on it.
 #![allow(dead_code, unreachable_pub)] // each test binary uses its own part
 
-use futures_util::{Stream, TryStreamExt, stream};
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use std::{
     collections::HashMap,
-    future::{Future, ready},
+    future::Future,
     ops::Sub,
     pin::Pin,
     sync::{
@@ -526,7 +526,8 @@ impl<St: BindingStore> BindingStore for Tap<St> {
     }
     fn recent(&self, limit: u64) -> impl Stream<Item = Result<Binding, StoreError>> + Send {
         // The fault holds the first row back, as a database does that does not answer.
-        stream::once(self.statement(false, ready(Ok(())))).map_ok(move |()| self.store.recent(limit)).try_flatten()
+        let rows = async move { Ok(self.store.recent(limit).collect::<Vec<_>>().await) };
+        stream::once(self.statement(false, rows)).map_ok(stream::iter).try_flatten()
     }
     async fn touch(&self, used: &[SessionId], interval: Duration) -> Result<(), StoreError> {
         self.statement(true, self.store.touch(used, interval)).await

@@ -58,20 +58,11 @@ async fn a_failing_resolver_is_asked_at_the_same_intervals() {
 }
 
 /// More sessions of the scene's workspace, all bound to its agent.
-async fn more(s: &Scene, n: usize) -> Vec<SessionId> {
-    let mut chats = vec![s.chat];
-    for _ in 1..n {
-        chats.push(s.world.bind(&s.layer, s.ws).await);
-    }
-    sleep(Duration::from_secs(10)).await;
-    chats
-}
-
 #[tokio::test(start_paused = true)]
 async fn calls_that_began_together_share_every_question() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
-        let chats = more(&s, 20).await;
+        let chats = s.sessions(20).await;
         s.did().await;
         s.old_does(Does::Hang);
         let begin = Instant::now();
@@ -94,7 +85,7 @@ async fn calls_that_began_together_share_every_question() {
 async fn what_one_call_learns_moves_the_others_at_that_instant() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
-        let chats = more(&s, 2).await;
+        let chats = s.sessions(2).await;
         s.did().await;
         let new = s.rebuild();
         // The second call begins 200 later: it has not waited for its own delay when the first one learns.

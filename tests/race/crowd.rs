@@ -17,12 +17,7 @@ struct Crowd {
 impl Crowd {
     async fn new(generation: Option<i64>) -> Self {
         let mut s = Scene::new(generation).await;
-        let mut chats = vec![s.chat];
-        for _ in 1..N {
-            chats.push(s.world.bind(&s.layer, s.ws).await);
-        }
-        sleep(Duration::from_secs(10)).await;
-        s.did().await;
+        let chats = s.sessions(N as usize).await;
         Self { s, chats }
     }
 

@@ -13,7 +13,9 @@ mod crowd;
 mod deadline;
 mod denied;
 mod dropping;
+mod groups;
 mod scene;
+mod stragglers;
 
 mod crashes;
 mod exact;

@@ -139,6 +139,18 @@ impl Scene {
         self.layer.layer(Lone { inner: self.world.dialer(), world: self.world.clone() })
     }
 
+    /// So many sessions of the workspace, the one of the scene included, all bound ten seconds ago.
+    pub(crate) async fn sessions(&mut self, n: usize) -> Vec<SessionId> {
+        let mut chats = vec![self.chat];
+        for _ in 1..n {
+            chats.push(self.world.bind(&self.layer, self.ws).await);
+        }
+        sleep(Duration::from_secs(10)).await;
+        self.log.take();
+        self.did().await;
+        chats
+    }
+
     /// One call of the session, and how long it took.
     pub(crate) async fn call(&self) -> (Duration, Result<Bound<Conn>, Error>) {
         timed(call(&self.dial(), self.chat)).await
@@ -195,9 +207,27 @@ impl Scene {
 
     /// Another process writes the session's row.
     pub(crate) async fn written_elsewhere(&self, target: &Target) {
-        let new = NewBinding::new(self.chat, self.ws, Some(Arc::new(target.clone())));
-        let swap = self.world.store.elsewhere().compare_and_swap(self.row().revision, new).await.unwrap();
+        self.row_written_elsewhere(self.chat, target).await;
+    }
+
+    /// Another process writes a session's row, or creates it.
+    pub(crate) async fn row_written_elsewhere(&self, chat: SessionId, target: &Target) {
+        let (store, new) = (self.world.store.elsewhere(), Some(Arc::new(target.clone())));
+        let new = NewBinding::new(chat, self.ws, new);
+        let swap = match self.world.row(chat) {
+            Some(row) => store.compare_and_swap(row.revision, new).await.unwrap(),
+            None => store.create(new).await.unwrap(),
+        };
         assert!(matches!(swap, Swap::Applied(_)));
+    }
+
+    /// So many sessions whose rows name the old agent, and of which this process knows nothing.
+    pub(crate) async fn rows_elsewhere(&self, n: usize) -> Vec<SessionId> {
+        let chats: Vec<_> = (0..n).map(|_| session()).collect();
+        for chat in &chats {
+            self.row_written_elsewhere(*chat, &self.old).await;
+        }
+        chats
     }
 
     /// Starts a validation that belongs to no call; it reads now and answers after `latency`.

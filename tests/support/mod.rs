@@ -399,6 +399,8 @@ pub enum Fault {
     SlowAnswer(Duration),
     /// Nothing is carried out.
     Panic,
+    /// Somebody holds every row: a statement that leaves locked rows out finds none. Others are carried out.
+    Locked,
 }
 
 /// A store that counts its statements and fails on demand.
@@ -451,7 +453,7 @@ impl<St> Tap<St> {
         count.fetch_add(1, SeqCst);
         let fault = *fault.lock().unwrap();
         match fault {
-            Fault::None => statement.await,
+            Fault::None | Fault::Locked => statement.await,
             Fault::Unavailable => Err(StoreError::Unavailable("down on purpose".into())),
             Fault::LostRequest => Err(StoreError::Unknown("lost on purpose".into())),
             Fault::LostAnswer => {
@@ -516,6 +518,7 @@ impl<St: BindingStore> BindingStore for Tap<St> {
         current: &Arc<Target>,
         limit: u64,
     ) -> Result<u64, StoreError> {
+        let limit = if *self.taps.writing.lock().unwrap() == Fault::Locked { 0 } else { limit };
         self.statement(true, self.store.replace_agent(workspace, stale, current, limit)).await
     }
     async fn load_many(&self, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {

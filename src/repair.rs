@@ -139,14 +139,15 @@ impl Repairs {
 
     /// Waits for the attempts that have begun. Returns how many repairs are left to be tried again.
     pub(crate) async fn flush(&self) -> usize {
-        let jobs: Vec<Job> = self.running().values().map(|running| running.job.clone()).collect();
-        let mut left = 0;
-        for job in jobs {
-            job.clone().attempted().await;
-            // Not whether it is still on the list: its task leaves that a moment after it has told the result.
-            left += usize::from(job.status.get() == Repair::Retrying);
+        // Twice: what a group repair has missed gets a repair of its own when that lands.
+        for _ in 0..2 {
+            let jobs: Vec<Job> = self.running().values().map(|running| running.job.clone()).collect();
+            for job in jobs {
+                job.attempted().await;
+            }
         }
-        left
+        // Not whether it is still on the list: its task leaves that a moment after it has told the result.
+        self.running().values().filter(|running| running.job.status.get() == Repair::Retrying).count()
     }
 
     /// What the session's calls have not written by now is not to be written: some of them compare with nothing, since

@@ -4,7 +4,7 @@
 
 use crate::{
     BoxError, DialAgent, DialSession, Error, ErrorKind, Event, Outcome, Target,
-    attempt::{Attempt, Command, Given, Limits},
+    attempt::{Answer, Attempt, Command, Given, Limits},
     dialer::{Dialed, Dialer, First},
     error::{Cause, SharedError},
     flight::Seat,
@@ -168,6 +168,10 @@ where
                 now = Instant::now();
                 let Validated { answer, cause, began, again } =
                     validated.unwrap_or_else(|| Validated::crashed(now, shared.settings.revalidate_every));
+                // This call may hear of it after others have learned of something later, which it follows already.
+                let outdated = matches!(&answer, Answer::Running(said) if run.start.entry.place.supersedes(said));
+                let (answer, cause) =
+                    if outdated { (Answer::Unknown, Some(Cause::OldAnswer.shared())) } else { (answer, cause) };
                 validation_error = cause;
                 run.attempt.on_answer(answer, began, again, now);
             }

@@ -368,8 +368,10 @@ struct Dials {
 /// What a process has been told, by its resolver and its store.
 #[derive(Default)]
 struct Knowledge {
-    /// Of each session the latest row; `Err` since when it is known to be deleted.
-    rows: HashMap<SessionId, Result<(Revision, WorkspaceId), Instant>>,
+    /// Of each session the latest row, and since when that is known; `Err` since when it is known to be deleted.
+    rows: HashMap<SessionId, Result<(Revision, WorkspaceId, Instant), Instant>>,
+    /// Until when no row of a session is kept: an order of this process had an unknown outcome.
+    unkept: HashMap<SessionId, Instant>,
     /// Revisions only grow.
     floors: HashMap<SessionId, Revision>,
     /// The greatest generation of each workspace.
@@ -466,7 +468,7 @@ impl Plant {
         }
         if row.revision > *floor {
             *floor = row.revision;
-            knows.rows.insert(row.session, Ok((row.revision, row.workspace)));
+            knows.rows.insert(row.session, Ok((row.revision, row.workspace, Instant::now())));
         }
         if let Some(generation) = row.target.as_ref().and_then(|target| target.generation) {
             let known = knows.generations.entry(row.workspace).or_default();
@@ -594,15 +596,18 @@ impl Plant {
             broken.push(format!("{id}: a pair that never was: {bound:?}"));
             return;
         }
+        // Where no row is kept each call goes by the one that it has read itself, and learns nothing of the others'.
+        let began = Instant::now() - took;
+        let kept = knows.unkept.get(&session).is_none_or(|until| *until < began);
         match knows.rows.get(&session) {
-            Some(Ok((revision, workspace))) if bound.workspace() != *workspace => {
+            Some(Ok((revision, workspace, since))) if bound.workspace() != *workspace && (kept || *since < began) => {
                 broken.push(format!("{id}: known to point at {workspace} by {revision}, served {bound:?}"));
             }
-            Some(Err(since)) => {
+            Some(Err(since)) if kept || *since < began => {
                 let since = since.elapsed();
                 broken.push(format!("{id}: known to be deleted since {since:?}, served {bound:?}"));
             }
-            Some(Ok(_)) => {}
+            Some(_) => {}
             None => broken.push(format!("{id}: no row was read, served {bound:?}")),
         }
         if let Some(generation) = bound.target().generation
@@ -1162,12 +1167,17 @@ impl Run {
     }
 
     fn order(&mut self, process: usize, order: impl Future<Output = Result<(), Error>> + Send + 'static) {
-        let (plant, began) = (self.plant.clone(), Instant::now());
+        let (plant, began, id) = (self.plant.clone(), Instant::now(), self.processes[process].id);
         self.others.push(tokio::spawn(async move {
             let result = order.await;
             // At most three statements: the order, a look at the row, and one at the parent's.
             if began.elapsed() > ms(15_001) {
                 plant.state().broken.push(format!("{process}: an order that took {:?}", began.elapsed()));
+            }
+            if let Err(error) = &result
+                && let (ErrorKind::OutcomeUnknown, Some(session)) = (error.kind(), error.session())
+            {
+                plant.state().knows[id].unkept.insert(session, Instant::now() + ms(60_000));
             }
             if let Err(error) = result
                 && !matches!(
@@ -1416,6 +1426,43 @@ fn lives_that_once_broke_a_rule() {
     let look = |process, chat| Op::Look { process, chat, current: false };
     let store = |process, reads, writes| Op::Store { process, reads, writes };
     let stories = [
+        (
+            "an answer that a call hears late does not take it back to an agent that is known to be replaced by then",
+            vec![
+                call(0, 2),
+                Op::Agent { ws: 0, does: Does::Answer(400) },
+                Op::Call { process: 1, chat: 0, named: None, lag: 7 },
+                Op::Advance { ms: 260 },
+                Op::Advance { ms: 6 },
+                Op::Report { nth: 1 },
+                Op::Rebuild { ws: 0, old: Does::Answer(0) },
+                Op::Agent { ws: 0, does: Does::Answer(5) },
+                Op::Call { process: 1, chat: 3, named: Some(0), lag: 0 },
+                Op::Advance { ms: 6 },
+            ],
+        ),
+        (
+            "a row that is not kept is known to nobody but the call that has read it",
+            vec![
+                store(1, none, Fault::Late(8_000)),
+                Op::Retarget { by: Process(0), chat: 2, ws: 0 },
+                call(0, 2),
+                Op::Forget { by: Process(0), chat: 2 },
+                store(0, none, Fault::Slow(3)),
+                Op::Retarget { by: Process(1), chat: 2, ws: 0 },
+                Op::Advance { ms: 11_000 },
+                Op::Rebuild { ws: 0, old: Does::Answer(5) },
+                call(1, 2),
+                Op::Retarget { by: Elsewhere, chat: 2, ws: 0 },
+                Op::Yield,
+                call(1, 2),
+                Op::Retarget { by: Elsewhere, chat: 2, ws: 1 },
+            ],
+        ),
+        (
+            "a row that was left out, and read again later, is not taken for repaired",
+            vec![store(0, none, Fault::Skips(3)), Op::Rebuild { ws: 0, old: Does::Fail(0) }, call(0, 1), Op::Yield],
+        ),
         (
             "the parent's row is known once it was read to inherit from",
             vec![

@@ -256,4 +256,43 @@ mod tests {
             assert_eq!(a.compare(&b), relation, "{known:?} and then {said:?}");
         }
     }
+
+    #[test]
+    fn what_is_behind_is_said_by_the_generation_or_by_the_agent() {
+        type Named = (u128, Option<i64>, Option<&'static str>);
+        let of = |(agent, generation, address): Named| target(agent, generation, address);
+        #[rustfmt::skip]
+        let table: [(Named, Named, Behind, &[Named], &[Named]); 5] = [
+            // stale, current, what is behind: these are, those are not
+            ((1, Some(5), None), (2, Some(7), None), Behind::Generation(Generation(7)),
+                &[(1, Some(5), None), (1, Some(6), None), (3, Some(1), Some("a")), (2, Some(6), None)],
+                &[(2, Some(7), None), (3, Some(7), None), (3, Some(8), None), (1, None, None), (3, None, None)]),
+            // The same place of a later build.
+            ((1, Some(5), None), (1, Some(6), None), Behind::Generation(Generation(6)),
+                &[(1, Some(5), None), (1, Some(4), Some("a"))],
+                &[(1, Some(6), None), (1, None, None)]),
+            ((1, None, None), (2, None, None), Behind::Agent(AgentId::new(Uuid::from_u128(1))),
+                &[(1, None, None), (1, None, Some("a"))],
+                &[(2, None, None), (3, None, None), (1, Some(1), None)]),
+            // The first number of a workspace.
+            ((1, None, None), (2, Some(5), None), Behind::Agent(AgentId::new(Uuid::from_u128(1))),
+                &[(1, None, None)],
+                &[(2, Some(5), None), (2, None, None), (1, Some(4), None)]),
+            // The same agent at another address.
+            ((1, None, Some("a")), (1, None, Some("b")), Behind::Agent(AgentId::new(Uuid::from_u128(1))),
+                &[(1, None, Some("a")), (1, None, None), (1, None, Some("c"))],
+                &[(1, None, Some("b")), (1, Some(5), Some("a"))]),
+        ];
+        for (stale, current, expected, are, are_not) in table {
+            let (stale, current) = (of(stale), of(current));
+            let behind = Behind::of(&stale, &current);
+            assert_eq!(behind, expected);
+            for row in are {
+                assert!(behind.includes(&of(*row), &current), "{row:?} and {current:?}");
+            }
+            for row in are_not {
+                assert!(!behind.includes(&of(*row), &current), "{row:?} and {current:?}");
+            }
+        }
+    }
 }

@@ -131,7 +131,7 @@ impl Entry {
     }
 
     /// The same row after a group repair, which has landed at that moment.
-    fn repaired(&self, target: &Arc<Target>, landed: Moment) -> Arc<Self> {
+    pub(crate) fn repaired(&self, target: &Arc<Target>, landed: Moment) -> Arc<Self> {
         let mut row = self.row.clone();
         if let Some(left) = row.target.replace(Arc::clone(target))
             && left.agent != target.agent

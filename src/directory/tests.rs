@@ -925,3 +925,5 @@ mod memo {
         });
     }
 }
+
+mod repairs;

@@ -485,3 +485,5 @@ fn a_panic_with_the_notes_locked_leaves_them_readable() {
     assert!(crashed.is_err());
     assert!(s.rows.must_read(session(1)));
 }
+
+mod repaired;

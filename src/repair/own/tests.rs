@@ -53,3 +53,35 @@ fn a_call_that_was_served_without_its_row_may_bind_an_unbound_one() {
         assert_eq!(lost(&entry(false), &target("a5"), winner.as_ref()), Lost::Drop, "{winner:?}");
     }
 }
+
+#[test]
+fn the_row_that_a_group_repair_has_written_only_has_another_revision() {
+    let again = Lost::Again(Revision::new(7));
+    #[rustfmt::skip]
+    let table = [
+        // the winner: workspace, target    what answered  means
+        // What the entry says; of its revision nothing was known.
+        (Some((1, Some("b6"))),             "c6",          again),
+        (Some((1, Some("b6"))),             "b6@y",        again),
+        // All else is as ever: what answered, an order, a later build, another agent of the same one, an earlier one.
+        (Some((1, Some("c6"))),             "c6",          Lost::Done),
+        (Some((1, None)),                   "c6",          Lost::Drop),
+        (Some((2, Some("b6"))),             "c6",          Lost::Drop),
+        (None,                              "c6",          Lost::Drop),
+        (Some((1, Some("d7"))),             "c6",          Lost::Drop),
+        (Some((1, Some("d6"))),             "c6",          Lost::Drop),
+        (Some((1, Some("b6@z"))),           "c6",          Lost::Drop),
+        (Some((1, Some("z1"))),             "c6",          again),
+        (Some((1, Some("b"))),              "c6",          Lost::Doubt),
+    ];
+    for (winner, answered, means) in table {
+        let winner = winner.map(|(workspace, named)| row(workspace, named.map(target), 7));
+        let ahead = entry(true).repaired(&target("b6"), 1);
+        let said = lost(&ahead, &target(answered), winner.as_ref());
+        assert_eq!(said, means, "{winner:?} and {answered}");
+    }
+    // Who has read its row knows the revision: somebody else has written it since.
+    let winner = row(1, Some(target("z1")), 7);
+    let said = lost(&entry(true), &target("c1"), Some(&winner));
+    assert_eq!(said, Lost::Drop);
+}

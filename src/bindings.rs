@@ -1,4 +1,6 @@
-//! The handle for explicit operations: looking at bindings, orders, the end.
+//! The handle for explicit operations: looking at bindings, orders, housekeeping, the end.
+
+mod housekeeping;
 
 use crate::{
     Binding, Error, ErrorKind, Revision, SessionId, Target, WorkspaceId,

@@ -414,9 +414,7 @@ pub(crate) trait ErasedStore: Send + Sync + 'static {
     fn load_many<'a>(&'a self, sessions: &'a [SessionId]) -> BoxFuture<'a, Result<Vec<Binding>, StoreError>>;
     fn recent(&self, limit: u64) -> BoxStream<'_, Result<Binding, StoreError>>;
     fn touch<'a>(&'a self, used: &'a [SessionId], interval: Duration) -> BoxFuture<'a, Result<(), StoreError>>;
-    #[allow(dead_code)]
     fn purge_idle(&self, idle: Duration, limit: u64) -> BoxFuture<'_, Result<u64, StoreError>>;
-    #[allow(dead_code)]
     fn purge_deleted(&self, limit: u64) -> BoxFuture<'_, Result<Purged, StoreError>>;
 }
 

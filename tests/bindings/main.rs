@@ -9,6 +9,7 @@ mod faults;
 mod files;
 mod first_bind;
 mod handles;
+mod housekeeping;
 mod orders;
 mod repairs;
 mod superseded;

@@ -1,0 +1,462 @@
+//! A gateway in axum: what a chat is sent goes on to the agent of the workspace that the chat is bound to.
+//!
+//! ```text
+//! cargo run --features http --example gateway                            # a short story that tells itself
+//! cargo run --features http --example gateway -- --listen 127.0.0.1:8080 # serves until it is interrupted
+//! ```
+//!
+//! | route | |
+//! |---|---|
+//! | `PUT /chats/{chat}/workspace` | points the chat at the workspace whose id is the body |
+//! | `GET /chats/{chat}` | its binding, and how its last request found its agent |
+//! | `ANY /chats/{chat}/{*path}` | `/{*path}` of its agent: bodies are streamed both ways, WebSockets and server-sent events work |
+//! | `POST /workspaces/{id}/rebuild` | replaces the agent process, or starts the first one; `?old=kill`, `freeze`, `silence` or `leave` |
+//! | `POST /workspaces/{id}/stop`, `start` | ends the agent process, starts one |
+//! | `GET /stats` | what this process holds |
+//!
+//! The bindings are in a SQLite file in a temporary folder, or in the PostgreSQL database of `DATABASE_URL` (with the
+//! feature `postgres`).
+//!
+//! What is sent on: `Host` as the client has sent it. Headers between two neighbours go no further (RFC 9110 §7.6.1).
+//! `Forwarded` and `X-Forwarded-*` of clients are not believed: they are replaced by what the gateway itself has seen. No
+//! address is ever taken from a client; a request in absolute form (as to a proxy) must name the gateway (its address,
+//! or the name of `--name`).
+//!
+//! An error of the gateway's own is JSON (`{"error": "stopped", …}`) without the `x-agent` header that agents send.
+
+#[path = "agent.rs"]
+mod agent;
+#[path = "gateway/story.rs"]
+mod story;
+#[path = "gateway/yard.rs"]
+mod yard;
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{ConnectInfo, Path, Query, Request, State},
+    http::{
+        HeaderName, HeaderValue, StatusCode, Uri, Version,
+        header::{FORWARDED, HOST, RETRY_AFTER},
+        uri::PathAndQuery,
+    },
+    response::{IntoResponse, Response},
+    routing::{any, get, post, put},
+    serve::ListenerExt,
+};
+use futures_util::{FutureExt, future::BoxFuture};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::{future::pending, net::SocketAddr, process::ExitCode, str::FromStr, time::Duration};
+use tokio::{io::AsyncReadExt, io::copy_bidirectional, net::TcpListener, net::TcpStream, select, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::{Layer, Service, service_fn, util::ServiceFn};
+use tower_bound_agent::{
+    Bindings, BoundAgentLayer, BoundHandle, BoxError, DialAgent, Error, ErrorKind, Outcome, ResolveWorkspace,
+    SessionId, WorkspaceId,
+    http::{AgentClient, ClientError, proxy, watch_peer},
+    store::SqliteStore,
+};
+use yard::{Old, Yard};
+
+/// How long requests under way have when the gateway ends.
+const DRAIN: Duration = Duration::from_secs(10);
+
+type Dialed = Result<TokioIo<TcpStream>, BoxError>;
+type Dialer = ServiceFn<fn(DialAgent) -> BoxFuture<'static, Dialed>>;
+
+#[derive(Clone)]
+struct Gateway {
+    client: AgentClient<Dialer, Body>,
+    bindings: Bindings,
+    yard: Yard,
+    /// What absolute requests may name.
+    names: Vec<String>,
+    /// How the last request of each chat found its agent.
+    last: moka::sync::Cache<SessionId, Result<Outcome, &'static str>>,
+    tunnels: TaskTracker,
+    ending: CancellationToken,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let done = match arguments.next().as_deref() {
+        Some("agent") => agent::run(arguments).await,
+        Some("--listen") => listen(arguments).await,
+        None | Some("--demo") => story::tell().await,
+        Some(other) => Err(format!("what is {other}?").into()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `--listen ADDR [--name HOST] [--journal FILE] [--attached]`: serves until it is interrupted; `--attached`, until its
+/// standard input is closed.
+async fn listen(mut arguments: impl Iterator<Item = String>) -> Result<(), BoxError> {
+    let listener = TcpListener::bind(arguments.next().ok_or("--listen needs an address")?).await?;
+    let (mut names, mut for_agents, mut attached) = (Vec::new(), Vec::new(), false);
+    while let Some(argument) = arguments.next() {
+        match &*argument {
+            "--attached" => attached = true,
+            "--name" => names.extend(arguments.next()),
+            "--journal" => for_agents.extend([argument.into(), arguments.next().ok_or("which file?")?.into()]),
+            _ => return Err(format!("what is {argument}?").into()),
+        }
+    }
+    println!("{}", listener.local_addr()?);
+    let closed = async move {
+        let (mut input, mut some) = (tokio::io::stdin(), [0; 64]);
+        while attached && input.read(&mut some).await.is_ok_and(|read| read > 0) {}
+        if !attached {
+            pending::<()>().await;
+        }
+    };
+    serve(listener, names, Yard::new(for_agents), async {
+        select! { () = closed => {}, () = interrupted() => {} }
+    })
+    .await
+}
+
+async fn interrupted() {
+    #[cfg(unix)]
+    if let Ok(mut terminated) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+        select! { _ = terminated.recv() => return, _ = tokio::signal::ctrl_c() => return }
+    }
+    let _ = tokio::signal::ctrl_c().await;
+}
+
+/// Serves until `end`, then lets requests under way come to theirs.
+async fn serve(
+    listener: TcpListener,
+    mut names: Vec<String>,
+    yard: Yard,
+    end: impl Future<Output = ()>,
+) -> Result<(), BoxError> {
+    let address = listener.local_addr()?;
+    names.extend([address.to_string(), format!("localhost:{}", address.port())]);
+    let folder = tempfile::tempdir()?;
+    let layer = layer(&folder.path().join("bindings.db"), yard.clone()).await?;
+    let dialer: Dialer = service_fn(|ask| dial(ask).boxed());
+    let gateway = Gateway {
+        bindings: layer.bindings(),
+        client: AgentClient::new(layer.layer(dialer)),
+        yard,
+        names,
+        last: moka::sync::Cache::new(100_000),
+        tunnels: TaskTracker::new(),
+        ending: CancellationToken::new(),
+    };
+    let app = gateway.router().into_make_service_with_connect_info::<SocketAddr>();
+    let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
+    let mut serving =
+        axum::serve(listener, app).with_graceful_shutdown(gateway.ending.clone().cancelled_owned()).into_future();
+    select! {
+        ended = &mut serving => ended?,
+        () = end => {
+            gateway.ending.cancel();
+            gateway.tunnels.close();
+            let _ = timeout(DRAIN, async { tokio::join!(serving, gateway.tunnels.wait()) }).await;
+        }
+    }
+    gateway.bindings.close(Duration::from_secs(5)).await;
+    gateway.yard.close().await;
+    Ok(())
+}
+
+async fn layer(file: &std::path::Path, yard: Yard) -> Result<BoundAgentLayer, BoxError> {
+    let resolver = service_fn(move |ask: ResolveWorkspace| {
+        let now = yard.resolve(ask.workspace);
+        async move { Ok::<_, BoxError>(now) }
+    });
+    Ok(match std::env::var("DATABASE_URL") {
+        #[cfg(feature = "postgres")]
+        Ok(url) => {
+            let store = tower_bound_agent::store::PostgresStore::new(sqlx::PgPool::connect(&url).await?);
+            store.set_up().await?;
+            BoundAgentLayer::builder(store, resolver).build()?
+        }
+        #[cfg(not(feature = "postgres"))]
+        Ok(_) => return Err("DATABASE_URL needs the feature postgres".into()),
+        Err(_) => BoundAgentLayer::builder(SqliteStore::open(file).await?, resolver).build()?,
+    })
+}
+
+/// Connects, and lets the agent say who it is: an address alone proves nothing.
+async fn dial(ask: DialAgent) -> Dialed {
+    let mut stream = TcpStream::connect(ask.target.address.as_deref().ok_or("no address")?).await?;
+    stream.set_nodelay(true)?;
+    watch_peer(&stream, Duration::from_secs(20))?;
+    let head = yard::head(&mut stream, "/identity").await?;
+    if !head.contains(&format!("x-agent: {}\r\n", ask.target.agent)) {
+        return Err("another agent listens there by now".into());
+    }
+    Ok(TokioIo::new(stream))
+}
+
+impl Gateway {
+    fn router(&self) -> Router {
+        Router::new()
+            .route("/chats/{chat}", get(show))
+            .route("/chats/{chat}/workspace", put(point).fallback(pass_on))
+            .route("/chats/{chat}/", any(pass_on))
+            .route("/chats/{chat}/{*path}", any(pass_on))
+            .route("/workspaces/{id}/rebuild", post(rebuild))
+            .route("/workspaces/{id}/start", post(start))
+            .route("/workspaces/{id}/stop", post(stop))
+            .route("/stats", get(stats))
+            .with_state(self.clone())
+    }
+}
+
+/// Sends a request on to the agent, and the agent's response back.
+async fn pass_on(
+    State(gateway): State<Gateway>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    mut request: Request,
+) -> Result<Response, Refused> {
+    let host = gateway.host_of(&request)?;
+    let (chat, path) = split(request.uri()).ok_or(Refused::Bad("the chat is no hyphenated uuid"))?;
+    *request.uri_mut() = Uri::from(path);
+    let clients = hyper::upgrade::on(&mut request);
+    proxy::request(&mut request);
+    let headers = request.headers_mut();
+    headers.remove(FORWARDED);
+    for (name, value) in [
+        ("for", peer.ip().to_string()),
+        ("host", host.clone()),
+        ("proto", "http".into()),
+        ("prefix", format!("/chats/{chat}")),
+    ] {
+        let name: HeaderName = format!("x-forwarded-{name}").parse().map_err(|_| Refused::Bad("Host"))?;
+        headers.insert(name, HeaderValue::from_str(&value).map_err(|_| Refused::Bad("Host"))?);
+    }
+    headers.insert(HOST, HeaderValue::from_str(&host).map_err(|_| Refused::Bad("Host"))?);
+    request.extensions_mut().insert(chat);
+
+    let answering = gateway.client.clone().call(request); // always ready
+    let answered = answering.await.map_err(Refused::Agent);
+    let last = answered.as_ref().map(|response| response.extensions().get::<BoundHandle>().cloned());
+    let (last, handle) = match last {
+        Ok(Some(handle)) => (Ok(handle.outcome().clone()), Some(handle)),
+        Ok(None) => (Err("nothing known"), None),
+        Err(refused) => (Err(refused.name()), None),
+    };
+    gateway.last.insert(chat, last);
+    let mut response = answered?;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let (agents, ending) = (hyper::upgrade::on(&mut response), gateway.ending.clone());
+        gateway.tunnels.spawn(async move {
+            let Ok((clients, agents)) = tokio::try_join!(clients, agents) else { return };
+            let superseded = async move {
+                match handle {
+                    Some(handle) => handle.superseded().await,
+                    None => pending().await,
+                }
+            };
+            let (mut clients, mut agents) = (TokioIo::new(clients), TokioIo::new(agents));
+            // The client connects again, and to the new agent; that is better than to be left with the old one.
+            select! {
+                _ = copy_bidirectional(&mut clients, &mut agents) => {}
+                () = superseded => {}
+                () = ending.cancelled() => {}
+            }
+        });
+    }
+    proxy::response(&mut response);
+    Ok(response.map(Body::new))
+}
+
+impl Gateway {
+    /// The host that a request names, if there is just one, and none that would make the gateway a proxy to it.
+    fn host_of(&self, request: &Request) -> Result<String, Refused> {
+        let mut hosts = request.headers().get_all(HOST).iter().map(HeaderValue::to_str);
+        let named = request.uri().authority().map(|authority| authority.as_str());
+        let host = match (named, hosts.next(), hosts.next()) {
+            (Some(named), None, None) => named,
+            (None, Some(Ok(host)), None) => host,
+            (Some(named), Some(Ok(host)), None) if named.eq_ignore_ascii_case(host) => named,
+            _ => return Err(Refused::Bad("one Host is needed, and the same one wherever it is named")),
+        };
+        let absolute = named.is_some() && request.version() < Version::HTTP_2;
+        if absolute && !self.names.iter().any(|name| name.eq_ignore_ascii_case(host)) {
+            return Err(Refused::Bad("this is no proxy"));
+        }
+        Ok(host.to_owned())
+    }
+}
+
+/// The chat, and what is its agent's: not decoded, so that nothing is understood differently there.
+fn split(uri: &Uri) -> Option<(SessionId, PathAndQuery)> {
+    let (chat, _) = uri.path().strip_prefix("/chats/")?.split_once('/')?;
+    let path = uri.path_and_query()?.as_str().get("/chats/".len() + chat.len()..)?;
+    Some((id(chat)?, path.parse().ok()?))
+}
+
+/// Uuids have other forms than the hyphenated one, and one chat is to have one name.
+fn id<T: FromStr>(text: &str) -> Option<T> {
+    text.parse().ok().filter(|_| text.len() == 36)
+}
+
+async fn point(State(gateway): State<Gateway>, Path(chat): Path<String>, body: String) -> Result<Json<Value>, Refused> {
+    let chat = id(&chat).ok_or(Refused::Bad("the chat is no hyphenated uuid"))?;
+    let workspace: WorkspaceId = id(body.trim()).ok_or(Refused::Bad("the workspace is no hyphenated uuid"))?;
+    let binding = gateway.bindings.select_workspace(chat, workspace).await?;
+    Ok(Json(json!({ "workspace": binding.workspace.to_string(), "revision": binding.revision.get() })))
+}
+
+async fn show(State(gateway): State<Gateway>, Path(chat): Path<String>) -> Result<Json<Value>, Refused> {
+    let chat: SessionId = id(&chat).ok_or(Refused::Bad("the chat is no hyphenated uuid"))?;
+    let current = gateway.bindings.current(chat).await?;
+    let last = gateway.last.get(&chat).map(|last| match last {
+        Ok(outcome) => json!({
+            "path": format!("{:?}", outcome.path), "dials": outcome.dials, "validations": outcome.validations,
+            "repair": format!("{:?}", outcome.repair()),
+        }),
+        Err(error) => json!({ "error": error }),
+    });
+    Ok(Json(json!({
+        "workspace": current.workspace.to_string(), "status": format!("{:?}", current.status),
+        "agent": current.target.as_ref().map(|target| target.agent.to_string()),
+        "generation": current.target.as_ref().and_then(|target| target.generation).map(|generation| generation.get()),
+        "last": last,
+    })))
+}
+
+#[derive(Deserialize)]
+struct How {
+    #[serde(default)]
+    old: Old,
+}
+
+async fn rebuild(
+    state: State<Gateway>,
+    Path(id): Path<String>,
+    Query(how): Query<How>,
+) -> Result<Json<Value>, Refused> {
+    build(state, &id, Some(how.old)).await
+}
+
+async fn start(state: State<Gateway>, Path(id): Path<String>) -> Result<Json<Value>, Refused> {
+    build(state, &id, None).await
+}
+
+async fn build(State(gateway): State<Gateway>, text: &str, old: Option<Old>) -> Result<Json<Value>, Refused> {
+    let workspace: WorkspaceId = id(text).ok_or(Refused::Bad("the workspace is no hyphenated uuid"))?;
+    // A task of its own: who has ordered it may lose patience.
+    let built = tokio::spawn(async move {
+        let Some((target, pid)) = gateway.yard.build(workspace, old).await.map_err(Refused::Yard)? else {
+            return Err(Refused::NotStopped);
+        };
+        // A word to the layer, so that its calls ask at once, and then an answer that is waited for: a session of the
+        // gateway's own in each workspace asks. From here on everybody knows.
+        let own = SessionId::new(workspace.into_uuid());
+        gateway.bindings.select_workspace(own, workspace).await?;
+        gateway.bindings.doubt_workspace(workspace);
+        gateway.bindings.current(own).await?;
+        Ok(json!({
+            "agent": target.agent.to_string(), "generation": target.generation.map(|generation| generation.get()),
+            "address": target.address.as_deref(), "pid": pid,
+        }))
+    });
+    built.await.map_err(|error| Refused::Yard(error.into()))?.map(Json)
+}
+
+async fn stop(State(gateway): State<Gateway>, Path(text): Path<String>) -> Result<StatusCode, Refused> {
+    let workspace: WorkspaceId = id(&text).ok_or(Refused::Bad("the workspace is no hyphenated uuid"))?;
+    let stopped = tokio::spawn(async move { gateway.yard.stop(workspace).await });
+    match stopped.await.map_err(|error| Refused::Yard(error.into()))?.map_err(Refused::Yard)? {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err(Refused::NotStopped),
+    }
+}
+
+async fn stats(State(gateway): State<Gateway>) -> Json<Value> {
+    let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    Json(json!({ "tasks": tasks, "tunnels": gateway.tunnels.len(), "chats": gateway.last.entry_count() }))
+}
+
+/// What the gateway itself answers.
+enum Refused {
+    Bad(&'static str),
+    Agent(ClientError),
+    Yard(BoxError),
+    NotStopped,
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Self::Agent(ClientError::Dial(error))
+    }
+}
+
+impl Refused {
+    fn name(&self) -> &'static str {
+        self.status().1
+    }
+
+    /// Which agent there is, is the gateway's to know: what it does not know is no fault of the client.
+    fn status(&self) -> (StatusCode, &'static str) {
+        use StatusCode as Code;
+        match self {
+            Self::Bad(_) | Self::Agent(ClientError::NoSession | ClientError::Request(_)) => {
+                (Code::BAD_REQUEST, "bad request")
+            }
+            Self::Agent(ClientError::Dial(error)) => match error.kind() {
+                ErrorKind::NotBound => (Code::NOT_FOUND, "not bound"),
+                ErrorKind::WorkspaceMismatch { .. } => (Code::CONFLICT, "mismatch"),
+                ErrorKind::Gone => (Code::GONE, "gone"),
+                ErrorKind::Starting { .. } => (Code::SERVICE_UNAVAILABLE, "starting"),
+                ErrorKind::Stopped => (Code::SERVICE_UNAVAILABLE, "stopped"),
+                ErrorKind::Retargeted => (Code::SERVICE_UNAVAILABLE, "retargeted"),
+                ErrorKind::Resolver => (Code::SERVICE_UNAVAILABLE, "resolver"),
+                ErrorKind::Store => (Code::SERVICE_UNAVAILABLE, "store"),
+                ErrorKind::OutcomeUnknown => (Code::SERVICE_UNAVAILABLE, "outcome unknown"),
+                ErrorKind::Closed => (Code::SERVICE_UNAVAILABLE, "closed"),
+                ErrorKind::TimedOut { .. } => (Code::GATEWAY_TIMEOUT, "timed out"),
+                ErrorKind::Unreachable { .. } => (Code::BAD_GATEWAY, "unreachable"),
+                _ => (Code::BAD_GATEWAY, "no connection"),
+            },
+            Self::Agent(ClientError::Busy { .. }) => (Code::SERVICE_UNAVAILABLE, "busy"),
+            Self::Agent(ClientError::NoResponse { .. }) => (Code::GATEWAY_TIMEOUT, "no response"),
+            // The agent may have carried it out: whether to repeat it is for the client to say.
+            Self::Agent(_) => (Code::BAD_GATEWAY, "broken off"),
+            Self::Yard(_) => (Code::INTERNAL_SERVER_ERROR, "yard"),
+            Self::NotStopped => (Code::CONFLICT, "there is no such stopped workspace"),
+        }
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let (status, name) = self.status();
+        let mut says = match &self {
+            Self::Bad(what) => (*what).to_owned(),
+            Self::Agent(error) => error.to_string(),
+            Self::Yard(error) => error.to_string(),
+            Self::NotStopped => name.to_owned(),
+        };
+        let mut after = None;
+        if let Self::Agent(error) = &self {
+            let mut cause = std::error::Error::source(error);
+            while let Some(error) = cause {
+                says += &format!(": {error}");
+                cause = error.source();
+            }
+            if let ClientError::Dial(error) = error {
+                after = error.retry_after().map(|after| after.as_secs_f64().ceil().to_string());
+            }
+        }
+        let mut response = (status, Json(json!({ "error": name, "says": says }))).into_response();
+        if let Some(after) = after.and_then(|after| after.parse().ok()) {
+            response.headers_mut().insert(RETRY_AFTER, after);
+        }
+        response
+    }
+}

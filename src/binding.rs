@@ -260,9 +260,10 @@ mod tests {
     #[test]
     fn what_is_behind_is_said_by_the_generation_or_by_the_agent() {
         type Named = (u128, Option<i64>, Option<&'static str>);
+        type Case<'a> = (Named, Named, Behind, &'a [Named], &'a [Named]);
         let of = |(agent, generation, address): Named| target(agent, generation, address);
         #[rustfmt::skip]
-        let table: [(Named, Named, Behind, &[Named], &[Named]); 5] = [
+        let table: [Case<'_>; 5] = [
             // stale, current, what is behind: these are, those are not
             ((1, Some(5), None), (2, Some(7), None), Behind::Generation(Generation(7)),
                 &[(1, Some(5), None), (1, Some(6), None), (3, Some(1), Some("a")), (2, Some(6), None)],

@@ -2,6 +2,9 @@
 //! serves a workspace now, and a counter of the SQL statements that were really executed.
 #![allow(dead_code, unreachable_pub)] // each example uses its own part
 
+#[cfg(feature = "postgres")]
+pub mod database;
+
 use std::{
     collections::HashMap,
     fmt,

@@ -1,7 +1,7 @@
 //! Hints between processes: the words, the contract of what carries them, and a carrier within one process.
 //!
-//! Several processes (replicas) may work over one store. Each keeps what it knows in memory, so that after an order or a
-//! repair in one of them the others dial the old agent until they notice. A *hint* makes them notice sooner. It is a
+//! Several processes (replicas) may work over one store. Each keeps what it knows in memory, so that after an order or
+//! a repair in one of them the others dial the old agent until they notice. A *hint* makes them notice sooner. It is a
 //! doubt with a floor, sent after its commit: who hears it reads the row, or asks the resolver, and believes only that.
 //! So hints may be lost, late, doubled or reordered: they change *how soon*, never *what*.
 
@@ -14,9 +14,16 @@ use std::{fmt, str::FromStr, sync::Arc};
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
+#[cfg(feature = "postgres")]
+mod postgres;
+
+#[cfg(feature = "postgres")]
+#[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
+pub use postgres::{ChannelNameError, PostgresHints};
+
 /// News from another process.
 ///
-/// The text form (`Display`, `FromStr`) is for carriers that transport text: at most 77 ASCII letters, digits, colons
+/// The text form (`Display`, `FromStr`) is for carriers that transport text: at most 74 ASCII letters, digits, colons
 /// and minus signs. It begins with a version. Later versions of this crate may add kinds of hints, which this version
 /// fails to parse, and fields at the end, which it ignores. A carrier tells a [`Heard::Gap`] in place of what it cannot
 /// parse.

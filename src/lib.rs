@@ -81,7 +81,7 @@
 //! | feature | default | what it brings |
 //! |---|---|---|
 //! | `sqlite` | yes | `store::SqliteStore`, with SQLite built in; `sqlx` is re-exported |
-//! | `postgres` | | `store::PostgresStore`; `sqlx` is re-exported |
+//! | `postgres` | | `store::PostgresStore`, `hints::PostgresHints`; `sqlx` is re-exported |
 //! | `mysql` | | `store::MySqlStore`, also for MariaDB; `sqlx` is re-exported |
 //! | `http` | | the module `http`: a connector for hyper and tonic, and a client with a pool; hyper's `Read` and `Write` passed through [`Bound`] |
 //! | `serde` | | the ids as serde sees a `Uuid` |

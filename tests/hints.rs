@@ -40,7 +40,7 @@ proptest! {
     fn every_hint_survives_its_text_form(hint in any_hint()) {
         let text = hint.to_string();
         prop_assert_eq!(text.parse::<Hint>(), Ok(hint));
-        prop_assert!(text.len() <= 77, "{} bytes", text.len());
+        prop_assert!(text.len() <= 74, "{} bytes", text.len());
         prop_assert!(text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b':' || byte == b'-'));
     }
 
@@ -50,7 +50,7 @@ proptest! {
     }
 
     #[test]
-    fn a_hint_that_was_cut_is_another_one_at_most_in_its_number(hint in any_hint(), at in 0..77usize) {
+    fn a_hint_that_was_cut_is_another_one_at_most_in_its_number(hint in any_hint(), at in 0..74usize) {
         let text = hint.to_string();
         if let Some(Ok(cut)) = text.get(..at).map(str::parse::<Hint>) {
             prop_assert_eq!(cut.origin, hint.origin);

@@ -60,9 +60,14 @@ pub(super) const READ: &str =
 
 /// Refuses what could mean anything but one plain table.
 pub(super) fn table_name(name: String) -> Result<String, StoreError> {
+    if is_plain(&name) { Ok(name) } else { Err(StoreError::TableName { name }) }
+}
+
+/// Whether a name between quotes means nothing but itself, everywhere.
+pub(crate) fn is_plain(name: &str) -> bool {
     let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     let begins_well = name.bytes().next().is_some_and(|byte| !byte.is_ascii_digit());
-    if plain && begins_well && name.len() <= LONGEST_NAME { Ok(name) } else { Err(StoreError::TableName { name }) }
+    plain && begins_well && name.len() <= LONGEST_NAME
 }
 
 /// A schema for a table; the text itself for the default one.

@@ -1,0 +1,409 @@
+//! Hints through PostgreSQL's LISTEN and NOTIFY.
+
+mod queue;
+
+use super::{Heard, Hint, Hints};
+use crate::{BoxError, store::sql};
+use futures_util::Stream;
+use queue::{Queue, SEPARATOR};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool,
+    postgres::{PgListener, PgPoolOptions},
+};
+use std::{
+    fmt,
+    hash::{BuildHasher, RandomState},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+use tokio::{
+    runtime::Handle,
+    select,
+    sync::{Notify, mpsc},
+    time::{Duration, Instant, sleep, timeout, timeout_at},
+};
+
+const DEFAULT_CHANNEL: &str = "agent_bindings";
+
+/// From the first hint that waits to the statement that carries it and what else came meanwhile.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// For one statement, from the moment it is sent.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// For both connections to be there, and to listen.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// For a probe to be heard.
+const HEAR: Duration = Duration::from_secs(5);
+
+/// Between attempts to connect.
+const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
+
+/// At most one gap in this time, of those that others cause.
+const BETWEEN_GAPS: Duration = Duration::from_secs(1);
+
+/// The payload that is sent only to be heard.
+const PROBE: &str = "probe";
+
+/// Hints through the LISTEN and NOTIFY of a PostgreSQL database, which every replica of an application has anyway.
+///
+/// It costs two connections for each layer, never any of the pool's: one listens, one sends. What is sent within 50 ms
+/// goes in one statement, in which of the hints about one session or workspace only the newest is left. Nothing is sent
+/// as part of a repair or of a transaction of yours, since PostgreSQL lets transactions that notify commit one after
+/// the other.
+///
+/// The stream of [`listen`](Hints::listen) does all of the work, both ways, while it is polled: the layer does that. No
+/// task is started. A hint that was sent waits for a stream of this value or of a clone; at most 10,000 different ones
+/// wait, and if there were more, every listener hears a [`Heard::Gap`] afterwards. What still waits when the layer is
+/// closed is lost.
+///
+/// # Gaps
+///
+/// A [`Heard::Gap`] is told whenever the listening begins (anew), and for every payload that is not understood, those
+/// at most once a second. So `NOTIFY agent_bindings` without any payload, by hand after rows were changed by hand,
+/// makes every replica look again. Correctness does not depend on hints; see the [module](super).
+///
+/// # When the database is away
+///
+/// The stream never ends. It connects again, after 100 ms at first and every 5 s at last, with the connection options
+/// that the pool has then, and says what is wrong (feature `tracing`). Every statement has a bound, and a *probe* that
+/// is sent every 30 s tells whether the listening connection still hears: if nothing is heard within 5 s, both
+/// connections are made anew.
+///
+/// # Poolers
+///
+/// LISTEN silently does nothing through a pooler in transaction mode (PgBouncer's `pool_mode = transaction`). The probe
+/// finds that out: a warning is logged once (feature `tracing`), the stream says [`Heard::Gap`] every 30 s, and sending
+/// works as ever. So such a replica polls. Better give this value a pool whose options lead to the server itself, or to
+/// a pooler in session mode; the pool need not have any connection. Nothing here needs prepared statements.
+///
+/// # Cancel safety
+///
+/// A stream that is dropped ends both connections and loses nothing that another stream of a clone could send. While
+/// the server does not answer at all, sqlx may hold on to the socket of the listening connection until that breaks.
+///
+/// # Example
+///
+/// ```no_run
+/// use futures_util::StreamExt;
+/// use tower_bound_agent::hints::{About, Heard, Hint, Hints, PostgresHints};
+/// # use tower_bound_agent::WorkspaceId;
+///
+/// # type Done = Result<(), Box<dyn std::error::Error>>;
+/// # async fn example(workspace: WorkspaceId) -> Done {
+/// let pool = sqlx::PgPool::connect("postgres://application@localhost/application").await?;
+/// let hints = PostgresHints::new(pool);
+/// let mut heard = std::pin::pin!(hints.listen());
+/// assert_eq!(heard.next().await, Some(Heard::Gap)); // it listens now
+/// let hint = Hint::new(1, About::Reset { workspace });
+/// hints.send(hint);
+/// assert_eq!(heard.next().await, Some(Heard::Hint(hint)));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct PostgresHints {
+    /// Only for its options.
+    pool: PgPool,
+    channel: Arc<str>,
+    probe_interval: Duration,
+    queue: Arc<Queue>,
+}
+
+/// The options of the pool, which hold a password, are not shown.
+impl fmt::Debug for PostgresHints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresHints")
+            .field("channel", &self.channel)
+            .field("probe_interval", &self.probe_interval)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Not a channel name that this crate puts into a statement.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{name:?} is not a channel name of letters, digits and underscores that begins with a letter or underscore")]
+#[non_exhaustive]
+pub struct ChannelNameError {
+    /// What was given.
+    pub name: String,
+}
+
+impl PostgresHints {
+    /// Connects to where the pool's connections go, with the pool's options, once somebody listens. No connection of
+    /// the pool is used, and closing the pool changes nothing here.
+    #[must_use]
+    pub fn new(pool: PgPool) -> Self {
+        Self { pool, channel: DEFAULT_CHANNEL.into(), probe_interval: Duration::from_secs(30), queue: Arc::default() }
+    }
+
+    /// Uses another channel than `agent_bindings`. Replicas hear each other if they use one channel of one database;
+    /// applications that share a database should not.
+    ///
+    /// # Errors
+    ///
+    /// If the name is anything but at most 48 ASCII letters, digits and underscores that do not begin with a digit. It
+    /// is quoted, so that upper and lower case differ.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use tower_bound_agent::hints::{ChannelNameError, PostgresHints};
+    /// # fn example(pool: sqlx::PgPool) -> Result<(), ChannelNameError> {
+    /// let hints = PostgresHints::new(pool).with_channel("chat_bindings")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn with_channel(self, name: impl Into<String>) -> Result<Self, ChannelNameError> {
+        let name = name.into();
+        if !sql::is_plain(&name) {
+            return Err(ChannelNameError { name });
+        }
+        Ok(Self { channel: name.into(), queue: Arc::default(), ..self })
+    }
+
+    /// How often to find out whether the listening connection still hears. 30 s by default, at least 100 ms.
+    ///
+    /// It bounds how long hints are lost without a word, and how often a replica polls whose LISTEN does nothing.
+    #[must_use]
+    pub fn with_probe_interval(self, interval: Duration) -> Self {
+        Self { probe_interval: interval.max(Duration::from_millis(100)), ..self }
+    }
+
+    /// Two connections that have answered. The listening one comes last: sqlx waits for an answer even when it is
+    /// dropped, so it should be made only where answers can be had.
+    async fn connect(&self) -> Result<(PgConnection, PgListener), sqlx::Error> {
+        // A statement may be long, and is of no interest.
+        let options = self.pool.connect_options().as_ref().clone().disable_statement_logging();
+        let mut sending = PgConnection::connect_with(&options).await?;
+        sending.ping().await?;
+        // A new one each time, since its only connection may be in use for as long as a lost one takes to break.
+        let pool = PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None);
+        let mut listening = PgListener::connect_with(&pool.connect_lazy_with(options)).await?;
+        listening.eager_reconnect(false);
+        listening.listen(&self.channel).await?;
+        Ok((sending, listening))
+    }
+
+    /// Sends what waits, and a probe when one is asked for, until that fails.
+    async fn speak(&self, mut connection: PgConnection, probe: &Notify) -> BoxError {
+        let gathered = async || {
+            self.queue.filled().await;
+            sleep(GATHER).await;
+        };
+        loop {
+            let probe = select! {
+                () = probe.notified() => true,
+                () = gathered() => false,
+            };
+            let batch = self.queue.take();
+            let mut statement = String::new();
+            for payload in batch.payloads().iter().map(String::as_str).chain(probe.then_some(PROBE)) {
+                // Neither holds a quote.
+                statement.push_str(&format!("NOTIFY \"{}\", '{payload}';", self.channel));
+            }
+            let answer = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection);
+            match timeout(ANSWER, answer).await {
+                Ok(Ok(_)) => batch.sent(),
+                Ok(Err(error)) => return error.into(),
+                Err(_) => return "no answer to a NOTIFY".into(),
+            }
+        }
+    }
+}
+
+impl Hints for PostgresHints {
+    fn send(&self, hint: Hint) {
+        self.queue.push(hint);
+    }
+
+    fn listen(&self) -> impl Stream<Item = Heard> + Send + 'static {
+        // Few: who does not take what was heard lets it wait in the server.
+        let (out, heard) = mpsc::channel(64);
+        let replica =
+            Replica { hints: self.clone(), out, last_gap: None, gap_due: None, pause: PAUSES[0], log: Log::default() };
+        Listening { work: Some(Box::pin(replica.run())), heard, runtime: None }
+    }
+}
+
+/// The stream: what was heard, and the work, done while the stream is polled.
+struct Listening {
+    /// Never ends. `None` only in `Drop`.
+    work: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    heard: mpsc::Receiver<Heard>,
+    /// The one it was first polled in.
+    runtime: Option<Handle>,
+}
+
+impl Stream for Listening {
+    type Item = Heard;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Heard>> {
+        self.runtime.get_or_insert_with(Handle::current);
+        if let Poll::Ready(heard) = self.heard.poll_recv(cx) {
+            return Poll::Ready(heard);
+        }
+        if let Some(work) = &mut self.work {
+            let _ = work.as_mut().poll(cx);
+        }
+        self.heard.poll_recv(cx)
+    }
+}
+
+impl Drop for Listening {
+    /// A listening connection says goodbye in a task of sqlx's, which needs a runtime wherever this is dropped.
+    fn drop(&mut self) {
+        let _runtime = self.runtime.as_ref().map(Handle::enter);
+        self.work = None;
+    }
+}
+
+/// One listener's life, over many pairs of connections.
+struct Replica {
+    hints: PostgresHints,
+    out: mpsc::Sender<Heard>,
+    last_gap: Option<Instant>,
+    /// When to tell of what was not understood.
+    gap_due: Option<Instant>,
+    pause: Duration,
+    log: Log,
+}
+
+/// Why a pair of connections is given up.
+enum End {
+    Failed(BoxError),
+    /// No probe was heard.
+    Deaf,
+}
+
+impl Replica {
+    async fn run(mut self) {
+        loop {
+            match self.session().await {
+                End::Deaf => {}
+                End::Failed(error) => {
+                    self.log.wrong(&*error);
+                    // Not all replicas at the same moment. The hasher's keys are the randomness that std has.
+                    let random = RandomState::new().hash_one(0) % 1024;
+                    sleep(self.pause.mul_f64(0.5 + random as f64 / 1024.0)).await;
+                    self.pause = (self.pause * 2).min(PAUSES[1]);
+                }
+            }
+        }
+    }
+
+    /// One pair of connections, from the first to the last.
+    async fn session(&mut self) -> End {
+        let (sending, listening) = match timeout(CONNECT, self.hints.connect()).await {
+            Ok(Ok(both)) => both,
+            Ok(Err(error)) => return End::Failed(error.into()),
+            Err(_) => return End::Failed("no connection in time".into()),
+        };
+        let (hints, probe) = (self.hints.clone(), Notify::new());
+        select! {
+            end = self.hear(listening, &probe) => end,
+            error = hints.speak(sending, &probe) => End::Failed(error),
+        }
+    }
+
+    /// Tells what it hears, beginning with a gap, until there is nothing to be heard any more.
+    async fn hear(&mut self, mut connection: PgListener, probe: &Notify) -> End {
+        self.tell_gap().await;
+        // What came before the answer to LISTEN proves nothing: a pooler may have handed it over with the answer.
+        while let Some(early) = connection.next_buffered() {
+            self.tell(early.payload()).await;
+        }
+        let interval = self.hints.probe_interval;
+        let patience = HEAR.min(interval);
+        let mut worked = false;
+        loop {
+            let began = Instant::now();
+            let mut heard = false;
+            let mut deaf = false;
+            probe.notify_one();
+            loop {
+                if self.gap_due.is_some_and(|due| due <= Instant::now()) {
+                    self.tell_gap().await;
+                }
+                let next = began + if heard || deaf { interval } else { patience };
+                let until = self.gap_due.map_or(next, |due| due.min(next));
+                match timeout_at(until, connection.try_recv()).await {
+                    // Whatever it is: the probe may stand behind many.
+                    Ok(Ok(Some(notification))) => {
+                        (heard, worked) = (true, true);
+                        self.pause = PAUSES[0];
+                        self.log.right();
+                        self.tell(notification.payload()).await;
+                    }
+                    Ok(Ok(None)) => return End::Failed("the connection was lost".into()),
+                    Ok(Err(error)) => return End::Failed(error.into()),
+                    Err(_) if Instant::now() < next => {} // a gap is due
+                    Err(_) if heard => break,
+                    // It has worked, so it may work again with another connection.
+                    Err(_) if worked || deaf => return End::Deaf,
+                    Err(_) => {
+                        self.log.wrong(&"LISTEN does nothing here (is there a pooler in transaction mode?)");
+                        deaf = true;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn tell(&mut self, payload: &str) {
+        if payload == PROBE {
+            return;
+        }
+        for word in payload.split(SEPARATOR) {
+            match word.parse() {
+                Ok(hint) => self.say(Heard::Hint(hint)).await,
+                Err(_) => {
+                    let next = self.last_gap.map(|last| last + BETWEEN_GAPS);
+                    self.gap_due.get_or_insert_with(|| next.unwrap_or_else(Instant::now));
+                }
+            }
+        }
+    }
+
+    async fn tell_gap(&mut self) {
+        (self.last_gap, self.gap_due) = (Some(Instant::now()), None);
+        self.say(Heard::Gap).await;
+    }
+
+    async fn say(&self, heard: Heard) {
+        // An error: the stream is being dropped.
+        let _ = self.out.send(heard).await;
+    }
+}
+
+/// Says what is wrong once, not at every attempt.
+#[derive(Default)]
+struct Log {
+    #[cfg(feature = "tracing")]
+    wrong: Option<String>,
+}
+
+#[cfg(feature = "tracing")]
+impl Log {
+    fn wrong(&mut self, what: &dyn fmt::Display) {
+        let what = what.to_string();
+        if self.wrong.as_ref() != Some(&what) {
+            tracing::warn!(error = what, "no hints from other processes, trying on");
+            self.wrong = Some(what);
+        }
+    }
+
+    fn right(&mut self) {
+        if self.wrong.take().is_some() {
+            tracing::info!("hints from other processes are heard again");
+        }
+    }
+}
+
+#[cfg(not(feature = "tracing"))]
+impl Log {
+    fn wrong(&mut self, _: &dyn fmt::Display) {}
+    fn right(&mut self) {}
+}

@@ -1,0 +1,760 @@
+//! Hints through PostgreSQL. The server is that of `tests/servers`; each test has a channel and an application name of
+//! its own there.
+#![cfg(all(feature = "postgres", unix))]
+
+mod proxy;
+#[path = "../support/servers.rs"]
+mod servers;
+
+use futures_util::{FutureExt, Stream, StreamExt, stream::BoxStream};
+use proxy::{Mode, Proxy};
+use sqlx::{
+    AssertSqlSafe, Connection, PgConnection, PgPool,
+    postgres::{PgConnectOptions as Options, PgListener, PgPoolOptions},
+};
+use std::{collections::HashSet, future::poll_fn, task::Poll};
+use tokio::{
+    runtime::Handle,
+    sync::mpsc::{self, UnboundedReceiver},
+    task::JoinHandle,
+    time::{Duration, Instant, sleep, timeout},
+};
+use tower_bound_agent::{
+    Generation, Revision, SessionId, WorkspaceId,
+    hints::{About, Heard, Hint, Hints, PostgresHints},
+};
+use uuid::Uuid;
+
+/// Long enough for a crowded machine; nothing waits for so long unless a test fails.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+fn written(origin: u64, session: u128, revision: i64) -> Hint {
+    let session = SessionId::new(Uuid::from_u128(session));
+    Hint::new(origin, About::Session { session, revision: Some(Revision::new(revision)) })
+}
+
+fn repaired(origin: u64, workspace: u128, generation: impl Into<Option<i64>>) -> Hint {
+    let workspace = WorkspaceId::new(Uuid::from_u128(workspace));
+    Hint::new(origin, About::Workspace { workspace, generation: generation.into().map(Generation::new) })
+}
+
+/// A channel, and a connection to look at what happens there.
+struct Scene {
+    /// The name of the channel, and of the application.
+    name: String,
+    options: Options,
+    admin: PgConnection,
+}
+
+impl Scene {
+    async fn new() -> Option<Self> {
+        let options: Options = servers::url("TEST_POSTGRES_URL")?.parse().unwrap();
+        let (name, admin) = (servers::table(), PgConnection::connect_with(&options).await.unwrap());
+        Some(Self { options: options.application_name(&name), name, admin })
+    }
+
+    fn pool(&self, options: Options) -> PgPool {
+        // No maintenance, which would be a task.
+        PgPoolOptions::new().max_lifetime(None).idle_timeout(None).connect_lazy_with(options)
+    }
+
+    fn hints(&self) -> PostgresHints {
+        self.hints_with(self.options.clone())
+    }
+
+    fn hints_with(&self, options: Options) -> PostgresHints {
+        PostgresHints::new(self.pool(options)).with_channel(&self.name).unwrap()
+    }
+
+    async fn replica(&self) -> Replica {
+        let mut replica = Replica::new(self.hints());
+        assert_eq!(replica.next().await, Heard::Gap);
+        replica
+    }
+
+    /// Sees everything that is notified.
+    async fn witness(&self) -> Witness {
+        let pool = self.pool(self.options.clone().application_name("witness"));
+        let mut listener = PgListener::connect_with(&pool).await.unwrap();
+        listener.listen(&self.name).await.unwrap();
+        Witness(listener)
+    }
+
+    async fn notify(&mut self, payload: &str) {
+        let notify = sqlx::query("SELECT pg_notify($1, $2)").bind(&self.name).bind(payload);
+        notify.execute(&mut self.admin).await.unwrap();
+    }
+
+    /// The server's processes for this application; with the statement that they ran last.
+    async fn processes(&mut self, statement: &str) -> Vec<i32> {
+        let look = "SELECT pid FROM pg_stat_activity WHERE application_name = $1 AND query LIKE $2 || '%'";
+        let look = sqlx::query_scalar(look).bind(&self.name).bind(statement);
+        look.fetch_all(&mut self.admin).await.unwrap()
+    }
+
+    /// Ends the only connection that ran such a statement last.
+    async fn kill(&mut self, statement: &str) {
+        let mut processes = Vec::new();
+        until(&format!("one process has run {statement}"), async || {
+            processes = self.processes(statement).await;
+            processes.len() == 1
+        })
+        .await;
+        let kill = sqlx::query("SELECT pg_terminate_backend($1)").bind(processes[0]);
+        kill.execute(&mut self.admin).await.unwrap();
+        until("it has ended", async || !self.processes("").await.contains(&processes[0])).await;
+    }
+}
+
+/// A stream that is polled all the time, as a layer does.
+struct Replica {
+    hints: PostgresHints,
+    heard: UnboundedReceiver<Heard>,
+    task: JoinHandle<()>,
+}
+
+impl Replica {
+    fn new(hints: PostgresHints) -> Self {
+        let mut stream = Box::pin(hints.listen());
+        let (out, heard) = mpsc::unbounded_channel();
+        let task = tokio::spawn(async move {
+            while let Some(heard) = stream.next().await {
+                let _ = out.send(heard);
+            }
+        });
+        Self { hints, heard, task }
+    }
+
+    async fn next(&mut self) -> Heard {
+        timeout(PATIENCE, self.heard.recv()).await.expect("something to hear").expect("no end")
+    }
+
+    /// Nothing else has come before this hint but another one, which was sent when a connection was lost.
+    async fn hears_after(&mut self, doubled: Hint, hint: Hint) {
+        loop {
+            match self.next().await {
+                heard if heard == Heard::Hint(hint) => return,
+                heard => assert_eq!(heard, Heard::Hint(doubled)),
+            }
+        }
+    }
+
+    /// Nothing else has come before this hint.
+    async fn hears(&mut self, hint: Hint) {
+        assert_eq!(self.next().await, Heard::Hint(hint));
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Witness(PgListener);
+
+impl Witness {
+    /// What is notified before this hint, in statements of the crate's, without its probes.
+    async fn payloads_before(&mut self, end: Hint) -> Vec<String> {
+        let mut payloads = Vec::new();
+        loop {
+            let payload = timeout(PATIENCE, self.0.recv()).await.expect("a payload").unwrap().payload().to_owned();
+            assert!(payload.len() <= 4_000, "{} bytes", payload.len());
+            if payload == end.to_string() {
+                return payloads;
+            }
+            if payload != "probe" {
+                payloads.push(payload);
+            }
+        }
+    }
+}
+
+/// Looks until it is so.
+async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
+    let began = Instant::now();
+    while !so().await {
+        assert!(began.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        sleep(ms(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_hint_goes_to_every_replica_and_keeps_its_origin() {
+    let Some(scene) = Scene::new().await else { return };
+    let (mut one, mut other) = (scene.replica().await, scene.replica().await);
+    let reset = Hint::new(u64::MAX, About::Reset { workspace: WorkspaceId::new(Uuid::from_u128(3)) });
+    for hint in [written(1, 1, 7), repaired(1, 2, 5), repaired(1, 2, None), reset] {
+        one.hints.send(hint);
+        one.hears(hint).await;
+        other.hears(hint).await;
+    }
+    let hint = written(2, 1, 8);
+    other.hints.send(hint);
+    one.hears(hint).await;
+    other.hears(hint).await;
+}
+
+#[tokio::test]
+async fn another_channel_is_not_heard() {
+    let (Some(scene), Some(elsewhere)) = (Scene::new().await, Scene::new().await) else { return };
+    let hints = scene.hints();
+    let mut other = Replica::new(hints.clone().with_channel(&elsewhere.name).unwrap());
+    let mut one = Replica::new(hints);
+    assert_eq!([one.next().await, other.next().await], [Heard::Gap; 2]);
+    for round in 0..8 {
+        one.hints.send(written(1, 1, round));
+        one.hears(written(1, 1, round)).await;
+        other.hints.send(written(2, 1, round));
+        other.hears(written(2, 1, round)).await;
+    }
+}
+
+#[tokio::test]
+async fn of_hints_about_the_same_only_the_newest_is_sent() {
+    let Some(scene) = Scene::new().await else { return };
+    let (one, mut other, mut witness) = (scene.replica().await, scene.replica().await, scene.witness().await);
+    for generation in (500..=1_000).chain(1..500) {
+        one.hints.send(repaired(1, 1, generation));
+    }
+    other.hears(repaired(1, 1, 1_000)).await;
+    one.hints.send(written(1, 1, 1));
+    other.hears(written(1, 1, 1)).await;
+    assert_eq!(witness.payloads_before(written(1, 1, 1)).await, [repaired(1, 1, 1_000).to_string()]);
+}
+
+#[tokio::test]
+async fn what_is_sent_within_a_short_time_goes_together() {
+    let Some(scene) = Scene::new().await else { return };
+    let (mut one, mut witness) = (scene.replica().await, scene.witness().await);
+    one.hints.send(written(1, 1, 1));
+    one.hears(written(1, 1, 1)).await; // and the first probe was sent
+    one.hints.send(written(1, 2, 1));
+    let began = Instant::now();
+    tokio::task::yield_now().await; // the stream is polled
+    one.hints.send(written(1, 2, 2));
+    one.hears(written(1, 2, 2)).await;
+    assert!(began.elapsed() >= ms(50), "{:?}", began.elapsed());
+    one.hints.send(written(1, 3, 1));
+    let payloads = witness.payloads_before(written(1, 3, 1)).await;
+    assert_eq!(payloads, [written(1, 1, 1).to_string(), written(1, 2, 2).to_string()]);
+}
+
+#[tokio::test]
+async fn hints_that_say_different_things_are_all_sent() {
+    let Some(scene) = Scene::new().await else { return };
+    let (one, mut other) = (scene.replica().await, scene.replica().await);
+    let removed = Hint::new(1, About::Session { session: SessionId::new(Uuid::from_u128(1)), revision: None });
+    let reset = Hint::new(1, About::Reset { workspace: WorkspaceId::new(Uuid::from_u128(1)) });
+    let different = HashSet::from([
+        written(1, 1, 5),
+        written(2, 1, 5),
+        written(1, 2, 5),
+        removed,
+        repaired(1, 1, -5),
+        repaired(1, 1, None),
+        reset,
+    ]);
+    for hint in &different {
+        one.hints.send(*hint);
+        one.hints.send(*hint);
+    }
+    let mut heard = HashSet::new();
+    for _ in 0..different.len() {
+        let Heard::Hint(hint) = other.next().await else { panic!("a gap") };
+        heard.insert(hint);
+    }
+    assert_eq!(heard, different);
+}
+
+#[tokio::test]
+async fn many_hints_share_few_payloads() {
+    let Some(scene) = Scene::new().await else { return };
+    let (one, mut other, mut witness) = (scene.replica().await, scene.replica().await, scene.witness().await);
+    for session in 0..10_000 {
+        one.hints.send(written(1, session, 1));
+    }
+    let mut heard = HashSet::new();
+    while heard.len() < 10_000 {
+        let Heard::Hint(hint) = other.next().await else { panic!("a gap") };
+        assert!(heard.insert(hint), "{hint:?} twice");
+    }
+    one.hints.send(written(1, 0, 2));
+    other.hears(written(1, 0, 2)).await;
+    // 55 bytes each, and one between two of them: 71 in 4,000.
+    assert_eq!(witness.payloads_before(written(1, 0, 2)).await.len(), 10_000_usize.div_ceil(71));
+}
+
+#[tokio::test]
+async fn what_finds_no_room_is_a_gap_for_everyone() {
+    let Some(scene) = Scene::new().await else { return };
+    let (mut other, hints) = (scene.replica().await, scene.hints());
+    for session in 0..12_000 {
+        hints.send(written(1, session, 1));
+        hints.send(written(1, session % 10_000, 2)); // has its room
+    }
+    let mut one = Replica::new(hints);
+    let mut heard = HashSet::new();
+    let mut gaps = 0;
+    while heard.len() < 10_000 || gaps == 0 {
+        match other.next().await {
+            Heard::Hint(hint) => assert!(heard.insert(hint), "{hint:?} twice"),
+            _ => gaps += 1,
+        }
+    }
+    assert_eq!(heard, (0..10_000).map(|session| written(1, session, 2)).collect());
+    assert_eq!(one.next().await, Heard::Gap); // listens
+    one.hints.send(written(1, 1, 3));
+    other.hears(written(1, 1, 3)).await; // no other gap
+    assert_eq!(gaps, 1);
+}
+
+#[tokio::test]
+async fn a_payload_that_is_no_hint_is_a_gap() {
+    let Some(mut scene) = Scene::new().await else { return };
+    let mut one = scene.replica().await;
+    let good = written(1, 1, 1);
+    for strange in ["", "gap", "9:x:y", "what?", " ", "Probe", &"ä".repeat(3_900)] {
+        scene.notify(strange).await;
+        assert_eq!(one.next().await, Heard::Gap, "{strange:?}");
+    }
+    // What is understood is heard at once.
+    scene.notify(&format!("2:new:kind {good}")).await;
+    one.hears(good).await;
+    assert_eq!(one.next().await, Heard::Gap);
+    // By hand.
+    sqlx::raw_sql(AssertSqlSafe(format!("NOTIFY {}", scene.name))).execute(&mut scene.admin).await.unwrap();
+    assert_eq!(one.next().await, Heard::Gap);
+    scene.notify("probe").await;
+    scene.notify(&good.to_string()).await;
+    one.hears(good).await;
+}
+
+/// A server that knows no encoding ends the connection of whoever would be sent what is no UTF-8.
+#[tokio::test]
+async fn bytes_that_are_no_text_are_survived() {
+    let Some(mut scene) = Scene::new().await else { return };
+    let create =
+        format!("CREATE DATABASE {} ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0", scene.name);
+    sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut scene.admin).await.unwrap();
+    let options = scene.options.clone().database(&scene.name);
+    let mut one = Replica::new(scene.hints_with(options.clone()));
+    assert_eq!(one.next().await, Heard::Gap);
+    let mut raw = PgConnection::connect_with(&options).await.unwrap();
+    let notify = format!("SET client_encoding = 'SQL_ASCII'; NOTIFY {}, E'\\xff'", scene.name);
+    sqlx::raw_sql(AssertSqlSafe(notify)).execute(&mut raw).await.unwrap();
+    assert_eq!(one.next().await, Heard::Gap);
+    one.hints.send(written(1, 1, 1));
+    one.hears(written(1, 1, 1)).await;
+    let drop = format!("DROP DATABASE {} WITH (FORCE)", scene.name);
+    sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut scene.admin).await.unwrap();
+}
+
+/// The listener is not even polled meanwhile: what it has not taken waits in the server, not in memory here.
+#[tokio::test]
+async fn a_storm_of_payloads_is_heard_in_the_end() {
+    let Some(mut scene) = Scene::new().await else { return };
+    let mut heard: BoxStream<'_, _> = scene.hints().listen().boxed();
+    assert_eq!(timeout(PATIENCE, heard.next()).await.unwrap(), Some(Heard::Gap));
+    let listening = scene.processes("LISTEN").await;
+    let storm = "SELECT count(pg_notify($1, CASE n % 2 WHEN 0 THEN 'garbage ' || n || repeat('x', 50)
+            ELSE '1:s:1:' || lpad(to_hex(n), 32, '0') || ':1' END)) FROM generate_series(1, 50000) n";
+    sqlx::query(storm).bind(&scene.name).execute(&mut scene.admin).await.unwrap();
+    let began = Instant::now();
+    let mut gaps = 0;
+    for session in (1..=50_000).step_by(2) {
+        loop {
+            match timeout(PATIENCE, heard.next()).await.unwrap().unwrap() {
+                Heard::Gap => gaps += 1,
+                hint => break assert_eq!(hint, Heard::Hint(written(1, session, 1))),
+            }
+        }
+    }
+    // One more if there was none yet, or for the rest.
+    while timeout(ms(1_500), heard.next()).await.is_ok() {
+        gaps += 1;
+    }
+    assert!((1..=2 + began.elapsed().as_secs()).contains(&gaps), "{gaps} gaps");
+    assert_eq!(scene.processes("LISTEN").await, listening);
+}
+
+#[tokio::test]
+async fn a_listening_connection_that_is_lost_is_one_gap() {
+    let Some(mut scene) = Scene::new().await else { return };
+    let mut proxy = Proxy::new(scene.options.clone());
+    proxy.open();
+    let mut one = Replica::new(scene.hints_with(proxy.options()));
+    assert_eq!(one.next().await, Heard::Gap);
+    let began = Instant::now();
+    for round in 1..=8 {
+        scene.kill("LISTEN").await;
+        assert_eq!(one.next().await, Heard::Gap);
+        one.hints.send(written(1, 1, round));
+        one.hears_after(written(1, 1, round - 1), written(1, 1, round)).await;
+    }
+    // Each time after the first and shortest pause: eight that double are more.
+    assert!(began.elapsed() < ms(8_000), "{:?}", began.elapsed());
+    assert_eq!(proxy.accepted(), 2 * 9);
+}
+
+#[tokio::test]
+async fn a_sending_connection_that_is_lost_loses_no_hint() {
+    let Some(mut scene) = Scene::new().await else { return };
+    let (one, mut other) = (scene.replica().await, scene.replica().await);
+    one.hints.send(written(1, 1, 1));
+    other.hears(written(1, 1, 1)).await;
+    scene.kill(&format!("NOTIFY \"{}\", '1:", scene.name)).await;
+    one.hints.send(written(1, 1, 2));
+    other.hears_after(written(1, 1, 1), written(1, 1, 2)).await;
+}
+
+#[tokio::test]
+async fn clones_send_for_each_other() {
+    let Some(scene) = Scene::new().await else { return };
+    let (one, mut other) = (scene.replica().await, scene.replica().await);
+    let clone = one.hints.clone();
+    let mut second = Replica::new(clone.clone());
+    assert_eq!(second.next().await, Heard::Gap);
+    for round in 0..10 {
+        clone.send(written(1, 1, round));
+        second.hears(written(1, 1, round)).await;
+        other.hears(written(1, 1, round)).await;
+    }
+    drop((one, second));
+    clone.send(written(1, 1, 10)); // to nobody
+    let mut third = Replica::new(clone);
+    other.hears(written(1, 1, 10)).await;
+    assert_eq!(third.next().await, Heard::Gap);
+}
+
+#[tokio::test]
+async fn what_one_stream_was_about_to_send_is_sent_by_another() {
+    let Some(scene) = Scene::new().await else { return };
+    let mut other = scene.replica().await;
+    // They may take turns.
+    for (first, turns) in [(true, 1), (true, 2), (false, 1), (false, 2)] {
+        let hints = scene.hints().with_probe_interval(Duration::from_secs(3600)); // with which it would be sent as well
+        let (mut one, mut second) = (Replica::new(hints.clone()), Replica::new(hints.clone()));
+        assert_eq!([one.next().await, second.next().await], [Heard::Gap; 2]);
+        for turn in 0..turns {
+            hints.send(written(1, 0, turn));
+            one.hears(written(1, 0, turn)).await;
+            second.hears(written(1, 0, turn)).await; // and both have sent their probes
+            other.hears(written(1, 0, turn)).await;
+        }
+
+        hints.send(written(1, 1, 1));
+        sleep(ms(20)).await; // one of them gathers
+        let (gone, left) = if first { (one, second) } else { (second, one) };
+        drop(gone);
+        other.hears(written(1, 1, 1)).await;
+        // It may have been sent before the end came.
+        hints.send(written(1, 2, 2));
+        while other.next().await != Heard::Hint(written(1, 2, 2)) {}
+        drop(left);
+    }
+}
+
+#[tokio::test]
+async fn where_listen_does_nothing_there_is_a_gap_at_each_interval_until_it_works() {
+    let Some(scene) = Scene::new().await else { return };
+    let mut proxy = Proxy::new(scene.options.clone());
+    proxy.open();
+    proxy.be(Mode::Deaf);
+    warnings::collect();
+    let mut other = scene.replica().await;
+    let mut deaf = Replica::new(scene.hints_with(proxy.options()).with_probe_interval(ms(300)));
+    assert_eq!(deaf.next().await, Heard::Gap);
+    let began = Instant::now();
+    for round in 1..=4 {
+        assert_eq!(deaf.next().await, Heard::Gap);
+        assert!(began.elapsed() >= ms(290) * round, "{:?}", began.elapsed());
+    }
+    assert!(proxy.accepted() <= 2 * 6, "{}", proxy.accepted());
+    // It speaks nevertheless.
+    deaf.hints.send(written(1, 1, 1));
+    other.hears(written(1, 1, 1)).await;
+
+    proxy.be(Mode::Faithful);
+    until("a hint is heard", async || {
+        other.hints.send(written(2, 1, 1));
+        timeout(ms(100), async { while deaf.next().await != Heard::Hint(written(2, 1, 1)) {} }).await.is_ok()
+    })
+    .await;
+    // And no gaps any more: several intervals pass.
+    for round in 2..=10 {
+        sleep(ms(100)).await;
+        other.hints.send(written(3, 1, round));
+    }
+    loop {
+        match deaf.next().await {
+            Heard::Hint(hint) if hint == written(3, 1, 10) => break,
+            heard => assert!(matches!(heard, Heard::Hint(_)), "{heard:?}"),
+        }
+    }
+    warnings::assert_count("LISTEN does nothing", 1);
+    warnings::assert_count("", 1);
+}
+
+#[tokio::test]
+async fn where_nothing_is_said_nothing_is_lost() {
+    let Some(scene) = Scene::new().await else { return };
+    warnings::collect();
+    let mut proxy = Proxy::new(scene.options.clone());
+    proxy.open();
+    let mut witness = scene.witness().await;
+    let mut quiet = Replica::new(scene.hints_with(proxy.options()).with_probe_interval(ms(200)));
+    assert_eq!(quiet.next().await, Heard::Gap);
+    for _ in 0..8 {
+        let probe = timeout(PATIENCE, witness.0.recv()).await.expect("a probe").unwrap();
+        assert_eq!(probe.payload(), "probe");
+    }
+    assert_eq!(quiet.heard.recv().now_or_never(), None);
+    assert_eq!(proxy.accepted(), 2);
+    warnings::assert_count("", 0);
+}
+
+#[tokio::test]
+async fn a_listening_connection_that_hears_no_more_is_replaced() {
+    let Some(scene) = Scene::new().await else { return };
+    let mut proxy = Proxy::new(scene.options.clone());
+    proxy.open();
+    warnings::collect();
+    let mut one = Replica::new(scene.hints_with(proxy.options()).with_probe_interval(ms(300)));
+    assert_eq!(one.next().await, Heard::Gap);
+    one.hints.send(written(1, 1, 1));
+    one.hears(written(1, 1, 1)).await;
+    assert_eq!(proxy.accepted(), 2);
+
+    proxy.be(Mode::Deaf);
+    until("others are tried", async || proxy.accepted() > 2).await;
+    proxy.be(Mode::Faithful);
+    assert_eq!(one.next().await, Heard::Gap);
+    one.hints.send(written(1, 1, 2));
+    one.hears(written(1, 1, 2)).await;
+    warnings::assert_count("", 0); // at once, and not after it was found out what helps
+}
+
+/// Takes some five seconds, which is how long a statement waits.
+#[tokio::test]
+async fn a_server_that_stops_stops_nothing_here() {
+    let Some(scene) = Scene::new().await else { return };
+    let mut proxy = Proxy::new(scene.options.clone());
+    proxy.open();
+    let mut other = scene.replica().await;
+    let mut one = Replica::new(scene.hints_with(proxy.options()));
+    assert_eq!(one.next().await, Heard::Gap);
+    one.hints.send(written(1, 1, 1));
+    one.hears(written(1, 1, 1)).await;
+    other.hears(written(1, 1, 1)).await;
+
+    proxy.be(Mode::Frozen);
+    one.hints.send(written(1, 1, 2));
+    until("others are tried", async || proxy.accepted() > 2).await;
+    one.hints.send(written(1, 2, 1));
+    assert_eq!(other.heard.recv().now_or_never(), None);
+    assert_eq!(proxy.accepted(), 3); // no spinning
+    proxy.be(Mode::Faithful);
+    assert_eq!(one.next().await, Heard::Gap);
+    // The first was sent, and nobody had said so: it is sent again.
+    let mut left = HashSet::from([written(1, 1, 2), written(1, 2, 1)]);
+    while !left.is_empty() {
+        let Heard::Hint(hint) = other.next().await else { panic!("a gap") };
+        left.remove(&hint);
+    }
+}
+
+#[tokio::test]
+async fn a_login_that_fails_is_tried_again_with_the_options_of_then() {
+    let Some(scene) = Scene::new().await else { return };
+    let mut proxy = Proxy::new(scene.options.clone());
+    proxy.open();
+    let pool = scene.pool(proxy.options().password("wrong"));
+    warnings::collect();
+    let mut one = Replica::new(PostgresHints::new(pool.clone()).with_channel(&scene.name).unwrap());
+    let began = Instant::now();
+    until("it was tried several times", async || proxy.accepted() >= 5).await;
+    // Four pauses that double: 100 ms at first, and a half of that at least.
+    assert!(began.elapsed() >= ms(750), "{:?}", began.elapsed());
+    assert_eq!(one.heard.recv().now_or_never(), None);
+    warnings::assert_count("password authentication failed", 1);
+    warnings::assert_count("", 1);
+    pool.set_connect_options(proxy.options());
+    assert_eq!(one.next().await, Heard::Gap);
+    one.hints.send(written(1, 1, 1));
+    one.hears(written(1, 1, 1)).await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_yet_is_waited_for() {
+    let Some(scene) = Scene::new().await else { return };
+    let mut proxy = Proxy::new(scene.options.clone());
+    warnings::collect();
+    let mut one = Replica::new(scene.hints_with(proxy.options()));
+    one.hints.send(written(1, 1, 1));
+    sleep(ms(1_000)).await; // some attempts
+    warnings::assert_count("", 1);
+    assert_eq!(one.heard.recv().now_or_never(), None);
+    proxy.open();
+    assert_eq!(one.next().await, Heard::Gap);
+    one.hears(written(1, 1, 1)).await;
+}
+
+#[tokio::test]
+async fn a_pool_that_is_closed_changes_nothing() {
+    let Some(scene) = Scene::new().await else { return };
+    let pool = scene.pool(scene.options.clone());
+    let mut one = Replica::new(PostgresHints::new(pool.clone()).with_channel(&scene.name).unwrap());
+    assert_eq!(one.next().await, Heard::Gap);
+    timeout(PATIENCE, pool.close()).await.unwrap();
+    one.hints.send(written(1, 1, 1));
+    one.hears(written(1, 1, 1)).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_is_dropped_leaves_neither_connection_nor_task() {
+    let Some(mut scene) = Scene::new().await else { return };
+    assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
+    // Until it listens, and its probe was heard.
+    let all = polls_and_drop(&mut scene, usize::MAX).await.0;
+    assert!(all > 10, "{all}");
+    // sqlx yields 819 times for a password: not all of these. But around the first connection, and to the very end.
+    let some = (0..10).chain((10..all).step_by(97)).chain(all.saturating_sub(840)..all.saturating_sub(810));
+    let mut were_there = HashSet::new();
+    for polls in some.chain(all.saturating_sub(20)..=all) {
+        were_there.insert(polls_and_drop(&mut scene, polls).await.1);
+    }
+    assert_eq!(were_there, HashSet::from([0, 1, 2]));
+}
+
+/// How often the stream wanted to be polled before it had done all, at most so often; and how many connections there
+/// were when it was dropped.
+async fn polls_and_drop(scene: &mut Scene, most: usize) -> (usize, usize) {
+    let hints = scene.hints();
+    hints.send(written(1, 1, 1)); // goes with the probe
+    let mut stream = Box::pin(hints.listen());
+    let mut polls = 0;
+    let polled = poll_fn(|cx| {
+        if polls == most {
+            return Poll::Ready(());
+        }
+        polls += 1;
+        match stream.as_mut().poll_next(cx) {
+            Poll::Ready(Some(Heard::Hint(_))) => return Poll::Ready(()),
+            Poll::Ready(_) => cx.waker().wake_by_ref(),
+            Poll::Pending => {}
+        }
+        Poll::Pending
+    });
+    timeout(PATIENCE, polled).await.unwrap();
+    let connections = scene.processes("").await.len();
+    drop(stream);
+    until("nothing is left", async || {
+        scene.processes("").await.is_empty() && Handle::current().metrics().num_alive_tasks() == 0
+    })
+    .await;
+    (polls, connections)
+}
+
+#[test]
+fn a_stream_may_outlive_its_runtime() {
+    for runtime_first in [false, true] {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let stream = runtime.block_on(async {
+            let scene = Scene::new().await?;
+            let mut stream = scene.hints().listen().boxed();
+            assert_eq!(timeout(PATIENCE, stream.next()).await.unwrap(), Some(Heard::Gap));
+            Some((stream, scene.hints().listen().boxed(), scene))
+        });
+        let Some((stream, never_polled, mut scene)) = stream else { return };
+        if runtime_first {
+            drop(runtime);
+            drop((stream, never_polled));
+        } else {
+            drop((stream, never_polled));
+            runtime.block_on(until("nothing is left", async || scene.processes("").await.is_empty()));
+        }
+    }
+}
+
+#[tokio::test]
+async fn only_plain_names_are_channels() {
+    let pool = PgPoolOptions::new().connect_lazy_with(Options::new_without_pgpass());
+    let hints = PostgresHints::new(pool);
+    for bad in ["", "a b", "a\"b", "a'b", "1a", "ä", &"x".repeat(49)] {
+        let error = hints.clone().with_channel(bad).unwrap_err();
+        assert_eq!(error.name, bad);
+    }
+    hints.with_channel("Chat_2").unwrap();
+}
+
+#[test]
+fn it_may_go_anywhere_and_shows_no_password() {
+    fn goes<T: Send + Sync + Clone + 'static>(_: &T) {}
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let _inside = runtime.enter();
+    let options = Options::new_without_pgpass().password("secret");
+    let hints = PostgresHints::new(PgPoolOptions::new().connect_lazy_with(options));
+    goes(&hints);
+    fn stream(_: impl Stream<Item = Heard> + Send + 'static) {}
+    stream(hints.listen());
+    let shown = format!("{hints:?}");
+    assert_eq!(shown, "PostgresHints { channel: \"agent_bindings\", probe_interval: 30s, .. }");
+}
+
+/// What this crate has logged as a warning on this test's thread.
+#[cfg(feature = "tracing")]
+mod warnings {
+    use std::{
+        fmt::{Debug, Write},
+        sync::{Mutex, Once},
+        thread::{self, ThreadId},
+    };
+    use tracing::{Event, Level, Subscriber, field};
+    use tracing_subscriber::{Layer, layer::Context, prelude::*};
+
+    static WARNINGS: Mutex<Vec<(ThreadId, String)>> = Mutex::new(Vec::new());
+
+    struct Collect;
+
+    struct Text(String);
+
+    impl field::Visit for Text {
+        fn record_debug(&mut self, field: &field::Field, value: &dyn Debug) {
+            let _ = write!(self.0, "{field}={value:?} ");
+        }
+    }
+
+    impl<S: Subscriber> Layer<S> for Collect {
+        fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+            let metadata = event.metadata();
+            if metadata.target().starts_with("tower_bound_agent") && *metadata.level() <= Level::WARN {
+                let mut text = Text(String::new());
+                event.record(&mut text);
+                WARNINGS.lock().unwrap().push((thread::current().id(), text.0));
+            }
+        }
+    }
+
+    /// For all threads: with a collector for each, what one thread has found out about a callsite holds for another.
+    pub(crate) fn collect() {
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| tracing_subscriber::registry().with(Collect).init());
+    }
+
+    pub(crate) fn assert_count(part: &str, count: usize) {
+        let mut here = WARNINGS.lock().unwrap().clone();
+        here.retain(|(thread, text)| *thread == thread::current().id() && text.contains(part));
+        assert_eq!(here.len(), count, "{part}: {here:?}");
+    }
+}
+
+#[cfg(not(feature = "tracing"))]
+mod warnings {
+    pub(crate) fn collect() {}
+    pub(crate) fn assert_count(_: &str, _: usize) {}
+}

@@ -350,6 +350,31 @@ async fn who_switches_while_the_statement_runs_joins_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_row_that_is_read_while_the_statement_runs_is_written_by_it() {
+    for generation in BOTH {
+        let mut s = Scene::new(generation).await;
+        let [before, during] = s.rows_elsewhere(2).await.try_into().unwrap();
+        let new = s.rebuild();
+        s.world.store.on_writes(Fault::Slow(ms(100)));
+        s.call().await.1.unwrap();
+        let old = rows(&s, &[s.chat, before, during]);
+        sleep(ms(50)).await;
+        // Both reads bring the row as it was; only one of them has ended by then.
+        assert!(matches!(at_once(&s, before, &new).await, (Path::Switched { .. }, Repair::Pending)));
+        s.world.store.on_reads(Fault::SlowAnswer(ms(100)));
+        let (took, bound) = timed(call(&s.dial(), during)).await;
+        let bound = bound.unwrap();
+        assert_eq!((took, bound.agent, bound.outcome().repair()), (ms(100), new.agent, Repair::NotNeeded));
+        assert_eq!(s.did().await, counts(4, 1, 2, 1));
+        written_once(&s, &old, &new);
+        for chat in [before, during] {
+            assert_eq!(at_once(&s, chat, &new).await, (Path::Reused, Repair::NotNeeded));
+        }
+        assert_eq!((s.did().await, repairs(&s)), (counts(2, 0, 0, 0), vec![Seen::Group(Repair::Written)]));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_later_build_ends_it_between_two_statements() {
     let mut s = Scene::new(Some(5)).await;
     let mut chats = s.rows_elsewhere(4_499).await;

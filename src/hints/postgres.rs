@@ -41,9 +41,6 @@ const HEAR: Duration = Duration::from_secs(5);
 /// Between attempts to connect.
 const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
 
-/// At most one gap in this time, of those that others cause.
-const BETWEEN_GAPS: Duration = Duration::from_secs(1);
-
 /// The payload that is sent only to be heard.
 const PROBE: &str = "probe";
 
@@ -61,9 +58,9 @@ const PROBE: &str = "probe";
 ///
 /// # Gaps
 ///
-/// A [`Heard::Gap`] is told whenever the listening begins (anew), and for every payload that is not understood, those
-/// at most once a second. So `NOTIFY agent_bindings` without any payload, by hand after rows were changed by hand,
-/// makes every replica look again. Correctness does not depend on hints; see the [module](super).
+/// A [`Heard::Gap`] is told whenever the listening begins (anew), and for every payload that is not understood. So
+/// `NOTIFY agent_bindings` without any payload, by hand after rows were changed by hand, makes every replica look again.
+/// Correctness does not depend on hints; see the [module](super).
 ///
 /// # When the database is away
 ///
@@ -222,8 +219,7 @@ impl Hints for PostgresHints {
     fn listen(&self) -> impl Stream<Item = Heard> + Send + 'static {
         // Few: who does not take what was heard lets it wait in the server.
         let (out, heard) = mpsc::channel(64);
-        let replica =
-            Replica { hints: self.clone(), out, last_gap: None, gap_due: None, pause: PAUSES[0], log: Log::default() };
+        let replica = Replica { hints: self.clone(), out, pause: PAUSES[0], log: Log::default() };
         Listening { work: Some(Box::pin(replica.run())), heard, runtime: None }
     }
 }
@@ -264,9 +260,6 @@ impl Drop for Listening {
 struct Replica {
     hints: PostgresHints,
     out: mpsc::Sender<Heard>,
-    last_gap: Option<Instant>,
-    /// When to tell of what was not understood.
-    gap_due: Option<Instant>,
     pause: Duration,
     log: Log,
 }
@@ -310,7 +303,7 @@ impl Replica {
 
     /// Tells what it hears, beginning with a gap, until there is nothing to be heard any more.
     async fn hear(&mut self, mut connection: PgListener, probe: &Notify) -> End {
-        self.tell_gap().await;
+        self.say(Heard::Gap).await;
         // What came before the answer to LISTEN proves nothing: a pooler may have handed it over with the answer.
         while let Some(early) = connection.next_buffered() {
             self.tell(early.payload()).await;
@@ -324,11 +317,7 @@ impl Replica {
             let mut deaf = false;
             probe.notify_one();
             loop {
-                if self.gap_due.is_some_and(|due| due <= Instant::now()) {
-                    self.tell_gap().await;
-                }
-                let next = began + if heard || deaf { interval } else { patience };
-                let until = self.gap_due.map_or(next, |due| due.min(next));
+                let until = began + if heard || deaf { interval } else { patience };
                 match timeout_at(until, connection.try_recv()).await {
                     // Whatever it is: the probe may stand behind many.
                     Ok(Ok(Some(notification))) => {
@@ -339,7 +328,6 @@ impl Replica {
                     }
                     Ok(Ok(None)) => return End::Failed("the connection was lost".into()),
                     Ok(Err(error)) => return End::Failed(error.into()),
-                    Err(_) if Instant::now() < next => {} // a gap is due
                     Err(_) if heard => break,
                     // It has worked, so it may work again with another connection.
                     Err(_) if worked || deaf => return End::Deaf,
@@ -352,24 +340,20 @@ impl Replica {
         }
     }
 
-    async fn tell(&mut self, payload: &str) {
+    async fn tell(&self, payload: &str) {
         if payload == PROBE {
             return;
         }
+        let mut understood = true;
         for word in payload.split(SEPARATOR) {
             match word.parse() {
                 Ok(hint) => self.say(Heard::Hint(hint)).await,
-                Err(_) => {
-                    let next = self.last_gap.map(|last| last + BETWEEN_GAPS);
-                    self.gap_due.get_or_insert_with(|| next.unwrap_or_else(Instant::now));
-                }
+                Err(_) => understood = false,
             }
         }
-    }
-
-    async fn tell_gap(&mut self) {
-        (self.last_gap, self.gap_due) = (Some(Instant::now()), None);
-        self.say(Heard::Gap).await;
+        if !understood {
+            self.say(Heard::Gap).await;
+        }
     }
 
     async fn say(&self, heard: Heard) {

@@ -322,7 +322,6 @@ async fn a_payload_that_is_no_hint_is_a_gap() {
         scene.notify(strange).await;
         assert_eq!(one.next().await, Heard::Gap, "{strange:?}");
     }
-    // What is understood is heard at once.
     scene.notify(&format!("2:new:kind {good}")).await;
     one.hears(good).await;
     assert_eq!(one.next().await, Heard::Gap);
@@ -356,7 +355,7 @@ async fn bytes_that_are_no_text_are_survived() {
 
 /// The listener is not even polled meanwhile: what it has not taken waits in the server, not in memory here.
 #[tokio::test]
-async fn a_storm_of_payloads_is_heard_in_the_end() {
+async fn a_storm_of_payloads_is_heard_to_the_end() {
     let Some(mut scene) = Scene::new().await else { return };
     let mut heard: BoxStream<'_, _> = scene.hints().listen().boxed();
     assert_eq!(timeout(PATIENCE, heard.next()).await.unwrap(), Some(Heard::Gap));
@@ -364,21 +363,10 @@ async fn a_storm_of_payloads_is_heard_in_the_end() {
     let storm = "SELECT count(pg_notify($1, CASE n % 2 WHEN 0 THEN 'garbage ' || n || repeat('x', 50)
             ELSE '1:s:1:' || lpad(to_hex(n), 32, '0') || ':1' END)) FROM generate_series(1, 50000) n";
     sqlx::query(storm).bind(&scene.name).execute(&mut scene.admin).await.unwrap();
-    let began = Instant::now();
-    let mut gaps = 0;
-    for session in (1..=50_000).step_by(2) {
-        loop {
-            match timeout(PATIENCE, heard.next()).await.unwrap().unwrap() {
-                Heard::Gap => gaps += 1,
-                hint => break assert_eq!(hint, Heard::Hint(written(1, session, 1))),
-            }
-        }
+    for n in 1..=50_000 {
+        let expected = if n % 2 == 0 { Heard::Gap } else { Heard::Hint(written(1, n, 1)) };
+        assert_eq!(timeout(PATIENCE, heard.next()).await.unwrap(), Some(expected));
     }
-    // One more if there was none yet, or for the rest.
-    while timeout(ms(1_500), heard.next()).await.is_ok() {
-        gaps += 1;
-    }
-    assert!((1..=2 + began.elapsed().as_secs()).contains(&gaps), "{gaps} gaps");
     assert_eq!(scene.processes("LISTEN").await, listening);
 }
 

@@ -16,6 +16,7 @@
 //! | `/give?bytes=N` | so many bytes |
 //! | `/events?every_ms=N` | server-sent events without end |
 //! | `/socket` | a WebSocket that says back what it is told |
+//! | `/hops` | headers that are only for the next neighbour |
 //! | `/seen` | which `idempotency-key` came how often |
 //! | `/silence` | from now on it accepts connections and never says a word |
 
@@ -118,6 +119,10 @@ fn app(agent: Arc<Agent>) -> Router {
         .route("/echo", any(echo))
         .route("/head", any(head))
         .route("/take", any(take))
+        .route(
+            "/hops",
+            any(async || [("connection", "x-hop"), ("x-hop", "1"), ("keep-alive", "timeout=5"), ("x-end", "2")]),
+        )
         .route("/give", any(give))
         .route("/events", any(events))
         .route("/socket", any(socket))

@@ -10,7 +10,7 @@
 //! | `PUT /chats/{chat}/workspace` | points the chat at the workspace whose id is the body |
 //! | `GET /chats/{chat}` | its binding, and how its last request found its agent |
 //! | `ANY /chats/{chat}/{*path}` | `/{*path}` of its agent: bodies are streamed both ways, WebSockets and server-sent events work |
-//! | `POST /workspaces/{id}/rebuild` | replaces the agent process, or starts the first one; `?old=kill`, `freeze`, `silence` or `leave` |
+//! | `POST /workspaces/{id}/rebuild` | replaces the agent process, or starts the first one; `?old=kill`, `freeze`, `silence` or `leave` says what becomes of the former one |
 //! | `POST /workspaces/{id}/stop`, `start` | ends the agent process, starts one |
 //! | `GET /stats` | what this process holds |
 //!
@@ -60,6 +60,8 @@ use tower_bound_agent::{
 };
 use yard::{Old, Yard};
 
+/// How long an agent may keep a request waiting.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// How long requests under way have when the gateway ends.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -97,15 +99,16 @@ async fn main() -> ExitCode {
     }
 }
 
-/// `--listen ADDR [--name HOST] [--journal FILE] [--attached]`: serves until it is interrupted; `--attached`, until its
-/// standard input is closed.
+/// `--listen ADDR [--name HOST] [--patience SECONDS] [--journal FILE] [--attached]`: serves until it is interrupted;
+/// `--attached`, until its standard input is closed.
 async fn listen(mut arguments: impl Iterator<Item = String>) -> Result<(), BoxError> {
     let listener = TcpListener::bind(arguments.next().ok_or("--listen needs an address")?).await?;
-    let (mut names, mut for_agents, mut attached) = (Vec::new(), Vec::new(), false);
+    let (mut names, mut patience, mut for_agents, mut attached) = (Vec::new(), PATIENCE, Vec::new(), false);
     while let Some(argument) = arguments.next() {
         match &*argument {
             "--attached" => attached = true,
             "--name" => names.extend(arguments.next()),
+            "--patience" => patience = Duration::from_secs(arguments.next().ok_or("how many seconds?")?.parse()?),
             "--journal" => for_agents.extend([argument.into(), arguments.next().ok_or("which file?")?.into()]),
             _ => return Err(format!("what is {argument}?").into()),
         }
@@ -118,7 +121,7 @@ async fn listen(mut arguments: impl Iterator<Item = String>) -> Result<(), BoxEr
             pending::<()>().await;
         }
     };
-    serve(listener, names, Yard::new(for_agents), async {
+    serve(listener, names, patience, Yard::new(for_agents), async {
         select! { () = closed => {}, () = interrupted() => {} }
     })
     .await
@@ -136,17 +139,18 @@ async fn interrupted() {
 async fn serve(
     listener: TcpListener,
     mut names: Vec<String>,
+    patience: Duration,
     yard: Yard,
     end: impl Future<Output = ()>,
 ) -> Result<(), BoxError> {
     let address = listener.local_addr()?;
     names.extend([address.to_string(), format!("localhost:{}", address.port())]);
     let folder = tempfile::tempdir()?;
-    let layer = layer(&folder.path().join("bindings.db"), yard.clone()).await?;
+    let layer = layer(&folder.path().join("bindings.db"), patience, yard.clone()).await?;
     let dialer: Dialer = service_fn(|ask| dial(ask).boxed());
     let gateway = Gateway {
         bindings: layer.bindings(),
-        client: AgentClient::new(layer.layer(dialer)),
+        client: AgentClient::builder().response_header_timeout(patience).build(layer.layer(dialer)),
         yard,
         names,
         last: moka::sync::Cache::new(100_000),
@@ -170,22 +174,24 @@ async fn serve(
     Ok(())
 }
 
-async fn layer(file: &std::path::Path, yard: Yard) -> Result<BoundAgentLayer, BoxError> {
+async fn layer(file: &std::path::Path, patience: Duration, yard: Yard) -> Result<BoundAgentLayer, BoxError> {
     let resolver = service_fn(move |ask: ResolveWorkspace| {
         let now = yard.resolve(ask.workspace);
         async move { Ok::<_, BoxError>(now) }
     });
-    Ok(match std::env::var("DATABASE_URL") {
+    let builder = match std::env::var("DATABASE_URL") {
         #[cfg(feature = "postgres")]
         Ok(url) => {
             let store = tower_bound_agent::store::PostgresStore::new(sqlx::PgPool::connect(&url).await?);
             store.set_up().await?;
-            BoundAgentLayer::builder(store, resolver).build()?
+            BoundAgentLayer::builder(store, resolver)
         }
         #[cfg(not(feature = "postgres"))]
         Ok(_) => return Err("DATABASE_URL needs the feature postgres".into()),
-        Err(_) => BoundAgentLayer::builder(SqliteStore::open(file).await?, resolver).build()?,
-    })
+        Err(_) => BoundAgentLayer::builder(SqliteStore::open(file).await?, resolver),
+    };
+    let a_part = patience / 4;
+    Ok(builder.dial_timeout(patience).resolve_timeout(a_part).store_timeout(a_part).build()?)
 }
 
 /// Connects, and lets the agent say who it is: an address alone proves nothing.
@@ -280,7 +286,7 @@ impl Gateway {
         let named = request.uri().authority().map(|authority| authority.as_str());
         let host = match (named, hosts.next(), hosts.next()) {
             (Some(named), None, None) => named,
-            (None, Some(Ok(host)), None) => host,
+            (None, Some(Ok(host)), None) if !host.is_empty() => host,
             (Some(named), Some(Ok(host)), None) if named.eq_ignore_ascii_case(host) => named,
             _ => return Err(Refused::Bad("one Host is needed, and the same one wherever it is named")),
         };
@@ -333,6 +339,9 @@ async fn show(State(gateway): State<Gateway>, Path(chat): Path<String>) -> Resul
 struct How {
     #[serde(default)]
     old: Old,
+    /// How long the build takes, beside the start of a process.
+    #[serde(default)]
+    takes_ms: u64,
 }
 
 async fn rebuild(
@@ -340,18 +349,22 @@ async fn rebuild(
     Path(id): Path<String>,
     Query(how): Query<How>,
 ) -> Result<Json<Value>, Refused> {
-    build(state, &id, Some(how.old)).await
+    build(state, &id, Some((how.old, Duration::from_millis(how.takes_ms)))).await
 }
 
 async fn start(state: State<Gateway>, Path(id): Path<String>) -> Result<Json<Value>, Refused> {
     build(state, &id, None).await
 }
 
-async fn build(State(gateway): State<Gateway>, text: &str, old: Option<Old>) -> Result<Json<Value>, Refused> {
+async fn build(
+    State(gateway): State<Gateway>,
+    text: &str,
+    how: Option<(Old, Duration)>,
+) -> Result<Json<Value>, Refused> {
     let workspace: WorkspaceId = id(text).ok_or(Refused::Bad("the workspace is no hyphenated uuid"))?;
     // A task of its own: who has ordered it may lose patience.
     let built = tokio::spawn(async move {
-        let Some((target, pid)) = gateway.yard.build(workspace, old).await.map_err(Refused::Yard)? else {
+        let Some((target, pid)) = gateway.yard.build(workspace, how).await.map_err(Refused::Yard)? else {
             return Err(Refused::NotStopped);
         };
         // A word to the layer, so that its calls ask at once, and then an answer that is waited for: a session of the

@@ -1,6 +1,6 @@
 //! The story that the gateway tells without arguments: a chat, its workspace, a rebuild that leaves a frozen agent behind.
 
-use super::{BoxError, serve, yard::Yard};
+use super::{BoxError, PATIENCE, serve, yard::Yard};
 use axum::{body::Body, http::Request};
 use http_body_util::BodyExt;
 use hyper_util::{
@@ -27,7 +27,8 @@ pub(crate) async fn tell() -> Result<(), BoxError> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let gateway = format!("http://{}", listener.local_addr()?);
     let (end, ended) = oneshot::channel::<()>();
-    let serving = tokio::spawn(serve(listener, Vec::new(), Yard::new(Vec::new()), async { drop(ended.await) }));
+    let serving =
+        tokio::spawn(serve(listener, Vec::new(), PATIENCE, Yard::new(Vec::new()), async { drop(ended.await) }));
     let teller = Teller { client: Client::builder(TokioExecutor::new()).build_http(), gateway };
     let told = teller.tell().await;
     drop((teller, end));

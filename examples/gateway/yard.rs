@@ -78,7 +78,7 @@ impl Yard {
     pub(crate) async fn build(
         &self,
         id: WorkspaceId,
-        rebuild: Option<Old>,
+        rebuild: Option<(Old, Duration)>,
     ) -> Result<Option<(Target, Option<u32>)>, BoxError> {
         let workspace = {
             let mut workspaces = lock(&self.0.workspaces);
@@ -91,24 +91,14 @@ impl Yard {
             }
         };
         let mut process = workspace.process.lock().await;
-        match (process.take(), rebuild) {
-            (Some(running), None) => {
-                *process = Some(running);
-                return Ok(None);
-            }
-            (former, _) => {
-                *lock(&workspace.now) = Resolution::Starting { retry_after: Some(Duration::from_secs(1)) };
-                if let Some(former) = former {
-                    self.end(former, rebuild.unwrap_or_default()).await?;
-                }
-            }
+        if process.is_some() && rebuild.is_none() {
+            return Ok(None);
         }
-        let agent = AgentId::new(Uuid::new_v4());
-        match self.spawn(agent).await {
-            Ok(started) => {
-                let target = Target::new(agent).with_generation(next_build()?).with_address(&*started.address);
-                let pid = started.child.id();
+        *lock(&workspace.now) = Resolution::Starting { retry_after: Some(Duration::from_secs(1)) };
+        match self.replace(process.take(), rebuild.unwrap_or_default()).await {
+            Ok((target, started)) => {
                 *lock(&workspace.now) = Resolution::Running(target.clone());
+                let pid = started.child.id();
                 *process = Some(started);
                 Ok(Some((target, pid)))
             }
@@ -117,6 +107,21 @@ impl Yard {
                 Err(error)
             }
         }
+    }
+
+    async fn replace(
+        &self,
+        former: Option<Process>,
+        (old, takes): (Old, Duration),
+    ) -> Result<(Target, Process), BoxError> {
+        if let Some(former) = former {
+            self.end(former, old).await?;
+        }
+        sleep(takes).await;
+        let agent = AgentId::new(Uuid::new_v4());
+        let started = self.spawn(agent).await?;
+        let target = Target::new(agent).with_generation(next_build()?).with_address(&*started.address);
+        Ok((target, started))
     }
 
     /// `false` if there is no such workspace.

@@ -1,0 +1,16 @@
+//! The gateway of the examples as a process of its own, with agents that are processes as well, and clients of others in
+//! front of it.
+#![cfg(target_os = "linux")] // what a process holds is read from /proc
+
+#[path = "../support/servers.rs"]
+#[allow(dead_code)] // for its `left_out`
+mod servers;
+
+mod process;
+
+mod bodies;
+mod clients;
+mod passed;
+mod rebuilds;
+mod refused;
+mod statuses;

@@ -1,0 +1,206 @@
+//! The gateway's process, and what is asked of it.
+#![allow(unreachable_pub)]
+
+use axum::body::Body;
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use serde_json::Value;
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::{sleep, timeout},
+};
+use uuid::Uuid;
+
+/// Within a bound that nothing here should come near to.
+pub async fn soon<T>(future: impl Future<Output = T>) -> T {
+    timeout(Duration::from_secs(60), future).await.expect("in time")
+}
+
+/// The gateway. Ends in order when it is dropped, and its agents with it.
+pub struct Gateway {
+    child: Child,
+    pub address: String,
+    client: Client<HttpConnector, Body>,
+}
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: axum::http::HeaderMap,
+    pub text: String,
+}
+
+impl Answer {
+    pub fn agent(&self) -> Option<&str> {
+        Some(self.headers.get("x-agent")?.to_str().unwrap())
+    }
+
+    /// The gateway's own word for what went wrong.
+    pub fn error(&self) -> String {
+        assert!(self.agent().is_none(), "this is an agent's: {self:?}");
+        self.json()["error"].as_str().unwrap_or_else(|| panic!("{self:?}")).to_owned()
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+/// An agent process.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    pub id: String,
+    pub generation: i64,
+    pub pid: u64,
+}
+
+impl Gateway {
+    pub fn start(arguments: &[&str]) -> Self {
+        let mut child = Command::new(program())
+            .args(["--listen", "127.0.0.1:0", "--attached"])
+            .args(arguments)
+            .env_remove("DATABASE_URL")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut address = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut address).unwrap();
+        // A connection for each request: none is left to be counted.
+        let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http();
+        Self { child, address: address.trim_end().to_owned(), client }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub async fn ask(&self, method: &str, path: &str, body: impl Into<Body>) -> Answer {
+        let request = axum::http::Request::builder().method(method).uri(self.url(path)).body(body.into()).unwrap();
+        let response = soon(self.client.request(request)).await.unwrap();
+        let (head, body) = response.into_parts();
+        let body: Bytes = soon(body.collect()).await.unwrap().to_bytes();
+        let text = String::from_utf8(body.to_vec()).unwrap();
+        Answer { status: head.status.as_u16(), headers: head.headers, text }
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.ask("GET", path, "").await
+    }
+
+    /// A workspace with an agent, and a chat that points there.
+    pub async fn chat(&self) -> (Uuid, Uuid, Agent) {
+        let workspace = Uuid::new_v4();
+        let agent = self.rebuild(workspace, "").await;
+        (self.point(workspace).await, workspace, agent)
+    }
+
+    /// A new chat that points there.
+    pub async fn point(&self, workspace: Uuid) -> Uuid {
+        let chat = Uuid::new_v4();
+        let pointed = self.ask("PUT", &format!("/chats/{chat}/workspace"), workspace.to_string()).await;
+        assert_eq!(pointed.status, 200, "{pointed:?}");
+        chat
+    }
+
+    pub async fn rebuild(&self, workspace: Uuid, how: &str) -> Agent {
+        let built = self.ask("POST", &format!("/workspaces/{workspace}/rebuild{how}"), "").await;
+        assert_eq!(built.status, 200, "{built:?}");
+        let built = built.json();
+        Agent {
+            id: built["agent"].as_str().unwrap().to_owned(),
+            generation: built["generation"].as_i64().unwrap(),
+            pid: built["pid"].as_u64().unwrap(),
+        }
+    }
+
+    /// How the last request of the chat found its agent.
+    pub async fn last(&self, chat: Uuid) -> Value {
+        self.get(&format!("/chats/{chat}")).await.json()["last"].clone()
+    }
+
+    /// Sends these bytes as they are, and returns all that comes until the connection ends.
+    pub async fn raw(&self, bytes: impl AsRef<[u8]>) -> String {
+        let mut stream = TcpStream::connect(&self.address).await.unwrap();
+        stream.write_all(bytes.as_ref()).await.unwrap();
+        let mut said = Vec::new();
+        // An early refusal may end in a reset.
+        let _ = soon(stream.read_to_end(&mut said)).await;
+        String::from_utf8_lossy(&said).into_owned()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The most memory that it has ever had, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
+    /// Its tasks, and its open files but those of the database, of which its pool opens as many as it needs.
+    pub async fn held(&self) -> (u64, usize) {
+        let tasks = self.get("/stats").await.json()["tasks"].as_u64().unwrap();
+        let files = fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
+        let links = files.filter_map(|file| fs::read_link(file.unwrap().path()).ok());
+        (tasks, links.filter(|link| !link.to_string_lossy().contains("bindings.db")).count())
+    }
+
+    /// Waits until it holds no more than that.
+    pub async fn holds_at_most(&self, (tasks, files): (u64, usize)) {
+        let mut held = (0, 0);
+        for _ in 0..300 {
+            held = self.held().await;
+            if held.0 <= tasks && held.1 <= files {
+                return;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        panic!("tasks and files: {held:?}, not {:?}", (tasks, files));
+    }
+
+    /// Ends it in order.
+    pub fn end(mut self) -> std::process::ExitStatus {
+        drop(self.child.stdin.take());
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+pub fn is_alive(pid: u64) -> bool {
+    PathBuf::from(format!("/proc/{pid}")).exists()
+}
+
+pub fn signal(pid: u64, signal: &str) {
+    let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).status().unwrap();
+    assert!(sent.success(), "kill -{signal} {pid}");
+}
+
+/// `cargo test` builds the examples before it runs this; `cargo test --test gateway` does not.
+fn program() -> PathBuf {
+    let deps = std::env::current_exe().unwrap();
+    let program = deps.parent().and_then(|deps| deps.parent()).unwrap().join("examples/gateway");
+    assert!(program.exists(), "first: cargo build --features full --example gateway");
+    program
+}

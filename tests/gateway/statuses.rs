@@ -1,0 +1,131 @@
+//! What the gateway answers when there is no agent to do it.
+
+use crate::process::{Answer, Gateway, is_alive, signal};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+fn said(answer: &Answer) -> (u16, String) {
+    (answer.status, answer.error())
+}
+
+#[tokio::test]
+async fn every_reason_has_a_status() {
+    let gateway = Gateway::start(&["--patience", "2"]);
+    let stranger = Uuid::new_v4();
+    let echo = |chat: Uuid| format!("/chats/{chat}/echo");
+    assert_eq!(said(&gateway.get(&echo(stranger)).await), (404, "not bound".into()));
+    let nowhere = gateway.point(Uuid::new_v4()).await;
+    assert_eq!(said(&gateway.get(&echo(nowhere)).await), (410, "gone".into()));
+
+    let (chat, workspace, agent) = gateway.chat().await;
+    assert_eq!(gateway.get(&echo(chat)).await.agent(), Some(&*agent.id));
+    let stop = format!("/workspaces/{workspace}/stop");
+    assert_eq!(gateway.ask("POST", &stop, "").await.status, 204);
+    assert_eq!(said(&gateway.get(&echo(chat)).await), (503, "stopped".into()));
+    assert!(!is_alive(agent.pid));
+    let start = format!("/workspaces/{workspace}/start");
+    assert_eq!(gateway.ask("POST", &start, "").await.status, 200);
+    assert_eq!(gateway.get(&echo(chat)).await.status, 200);
+    assert_eq!(gateway.ask("POST", &start, "").await.status, 409, "it runs");
+    let unknown = format!("/workspaces/{}/start", Uuid::new_v4());
+    assert_eq!(gateway.ask("POST", &unknown, "").await.status, 409);
+
+    let building = gateway.rebuild(workspace, "?takes_ms=1000");
+    let asking = async {
+        loop {
+            let answer = gateway.get(&echo(chat)).await;
+            // The one that the old agent was killed over is no news.
+            if answer.status != 200 && answer.error() != "broken off" {
+                return answer;
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let (agent, answer) = tokio::join!(building, asking);
+    assert_eq!(said(&answer), (503, "starting".into()));
+    assert_eq!(answer.headers["retry-after"], "1");
+
+    assert_eq!(gateway.get(&echo(chat)).await.agent(), Some(&*agent.id));
+    signal(agent.pid, "STOP");
+    let began = Instant::now();
+    let unheard = gateway.get(&echo(chat)).await;
+    // A pooled connection took the request, so nobody knows whether it was carried out.
+    assert_eq!(said(&unheard), (504, "no response".into()));
+    // It is in doubt now, and the yard names it still: the dial hangs.
+    assert_eq!(said(&gateway.get(&echo(chat)).await), (504, "timed out".into()));
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(3_900) && took < Duration::from_secs(20), "{took:?}");
+    signal(agent.pid, "CONT");
+    assert_eq!(gateway.get(&echo(chat)).await.agent(), Some(&*agent.id));
+    signal(agent.pid, "KILL");
+    let answer = gateway.get(&echo(chat)).await;
+    // The first may have been sent before the end of the connection was known.
+    assert!(["broken off", "unreachable"].contains(&&*answer.error()), "{answer:?}");
+    assert_eq!(said(&gateway.get(&echo(chat)).await), (502, "unreachable".into()));
+    let last = gateway.last(chat).await;
+    assert_eq!(last["error"], "unreachable");
+}
+
+#[tokio::test]
+async fn after_a_rebuild_the_next_turn_is_the_new_agents_whatever_is_left_of_the_old_one() {
+    let gateway = Gateway::start(&[]);
+    let (chat, workspace, mut agent) = gateway.chat().await;
+    let identity = format!("/chats/{chat}/identity");
+    for old in ["kill", "freeze", "silence", "leave"] {
+        assert_eq!(gateway.get(&identity).await.text, agent.id);
+        let new = gateway.rebuild(workspace, &format!("?old={old}")).await;
+        assert!(new.generation > agent.generation);
+        let began = Instant::now();
+        assert_eq!(gateway.get(&identity).await.text, new.id, "{old}");
+        assert!(began.elapsed() < Duration::from_secs(2), "{old}: {:?}", began.elapsed());
+        assert_eq!(is_alive(agent.pid), old != "kill", "{old}");
+        agent = new;
+    }
+}
+
+#[tokio::test]
+async fn the_end_lets_requests_come_to_theirs_and_leaves_no_process_behind() {
+    let gateway = Gateway::start(&[]);
+    let (chat, workspace, first) = gateway.chat().await;
+    let (_, _, second) = gateway.chat().await;
+    let third = gateway.rebuild(workspace, "?old=freeze").await;
+    let mut request = tokio::net::TcpStream::connect(&gateway.address).await.unwrap();
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let head = format!("POST /chats/{chat}/echo HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n");
+    request.write_all(head.as_bytes()).await.unwrap();
+    let mut some = [0; 4096];
+    // The first bytes of the answer: it is under way.
+    let read = crate::process::soon(request.read(&mut some)).await.unwrap();
+    assert!(read > 0);
+    let pid = u64::from(gateway.pid());
+    let ending = tokio::task::spawn_blocking(|| gateway.end());
+    sleep(Duration::from_millis(300)).await;
+    assert!(is_alive(pid), "it waits");
+    request.write_all(b"last").await.unwrap();
+    let mut rest = Vec::new();
+    crate::process::soon(request.read_to_end(&mut rest)).await.unwrap();
+    let answer = format!("{}{}", String::from_utf8_lossy(&some[..read]), String::from_utf8_lossy(&rest));
+    assert!(answer.contains("last"), "{answer}");
+    assert!(ending.await.unwrap().success());
+    for pid in [first.pid, second.pid, third.pid] {
+        assert!(!is_alive(pid));
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_killed_takes_its_agents_with_it() {
+    let gateway = Gateway::start(&[]);
+    let (_, workspace, frozen) = gateway.chat().await;
+    let running = gateway.rebuild(workspace, "?old=freeze").await;
+    signal(u64::from(gateway.pid()), "KILL");
+    for pid in [frozen.pid, running.pid] {
+        for _ in 0..200 {
+            if !is_alive(pid) {
+                break;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        assert!(!is_alive(pid));
+    }
+}

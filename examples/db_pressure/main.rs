@@ -52,10 +52,12 @@ enum Way {
     FirstBind,
     /// This crate; every chat is bound to an agent that was replaced just before the process began.
     Rebuilt,
+    /// The same, and the cache is filled before the first turn.
+    Warmed,
 }
 
 impl Way {
-    const ALL: [Self; 4] = [Self::Resolve, Self::Load, Self::FirstBind, Self::Rebuilt];
+    const ALL: [Self; 5] = [Self::Resolve, Self::Load, Self::FirstBind, Self::Rebuilt, Self::Warmed];
 
     fn name(self) -> &'static str {
         match self {
@@ -63,6 +65,7 @@ impl Way {
             Self::Load => "load what was remembered every turn",
             Self::FirstBind => "this crate, nothing bound yet",
             Self::Rebuilt => "this crate, all agents just replaced",
+            Self::Warmed => "the same, with a warmed cache",
         }
     }
 
@@ -74,7 +77,7 @@ impl Way {
         match self {
             Self::Resolve | Self::Load => Rows::Current,
             Self::FirstBind => Rows::Unbound,
-            Self::Rebuilt => Rows::Stale,
+            Self::Rebuilt | Self::Warmed => Rows::Stale,
         }
     }
 
@@ -89,6 +92,8 @@ impl Way {
             // Every row is read once, and written once.
             Self::FirstBind => [0, 2 * chats + 3],
             Self::Rebuilt => [0, chats + repairs],
+            // The rows in a few statements.
+            Self::Warmed => [0, 10 + repairs],
         }
     }
 }
@@ -178,6 +183,12 @@ impl Run {
         let gateway = way.is_ours().then(|| Gateway::start(&world)).transpose()?;
         let mut wrong = Vec::new();
 
+        if let (Some(gateway), Way::Warmed) = (&gateway, way) {
+            let warmed = gateway.bindings.warm(CHATS as u64).await?;
+            if warmed != CHATS as u64 {
+                wrong.push(format!("{warmed} rows were loaded in advance"));
+            }
+        }
         wrong.extend(turns(&world, way, gateway.as_ref()).await);
         if let Some(gateway) = &gateway {
             // What the first turns have caused counts for them.

@@ -79,7 +79,9 @@ fn the_order_in_which_settings_are_given_does_not_matter() {
 
 #[test]
 fn waits_that_bound_something_must_not_be_zero() {
-    let zeros: [(&str, Set); 6] = [
+    let zeros: [(&str, Set); 8] = [
+        ("row_check", |builder| builder.row_check(NO)),
+        ("record_use", |builder| builder.record_use(NO)),
         ("dial_timeout", |builder| builder.dial_timeout(NO)),
         ("resolve_timeout", |builder| builder.resolve_timeout(NO)),
         ("store_timeout", |builder| builder.store_timeout(NO)),
@@ -96,11 +98,15 @@ fn waits_that_bound_something_must_not_be_zero() {
     assert_eq!(error.settings()[0], "cache_capacity");
     accepted(|builder| builder.cache_capacity(1));
     accepted(|builder| builder.validation_delay(NO));
+    // Never is not at once.
+    accepted(|builder| builder.row_check(None).record_use(None));
 }
 
 #[test]
 fn waits_that_never_end_are_refused_and_do_not_overflow() {
-    let endless: [(&str, Set); 7] = [
+    let endless: [(&str, Set); 9] = [
+        ("row_check", |builder| builder.row_check(Duration::MAX)),
+        ("record_use", |builder| builder.record_use(Duration::MAX)),
         ("validation_delay", |builder| builder.validation_delay(Duration::MAX)),
         ("dial_timeout", |builder| builder.dial_timeout(Duration::MAX)),
         ("resolve_timeout", |builder| builder.resolve_timeout(Duration::MAX)),

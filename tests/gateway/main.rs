@@ -6,10 +6,13 @@
 #[allow(dead_code)] // for its `left_out`
 mod servers;
 
+#[path = "../../examples/grpc/answers.rs"]
+mod answers;
 mod process;
 
 mod bodies;
 mod clients;
+mod grpc;
 mod passed;
 mod rebuilds;
 mod refused;

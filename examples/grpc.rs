@@ -1,0 +1,75 @@
+//! One idea: tonic over the layer, in two ways, and what each does when an agent was replaced.
+//!
+//! * A `Channel` over the [`Connector`]: dials through the layer whenever it has no connection. One that it has, it keeps
+//!   until that breaks, also if its agent was replaced.
+//! * The [`AgentClient`] as tonic's transport: each call goes to the agent that is bound now.
+//!
+//! `cargo run --features http --example grpc`; nothing else is needed, no `protoc` either.
+
+#[path = "grpc/answers.rs"]
+mod answers;
+mod common;
+
+use answers::{Agent, ask};
+use common::{Authority, expect};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tonic::transport::Endpoint;
+use tower::{Layer, ServiceExt, service_fn};
+use tower_bound_agent::{
+    BoundAgentLayer, BoxError, DialAgent, DialSession, Resolution,
+    http::{AgentClient, Connector},
+    store::MemoryStore,
+};
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    let (chat, workspace, authority) = (common::session(), common::workspace(), Authority::default());
+    let resolver = authority.clone();
+    let resolver = service_fn(move |ask| resolver.clone().resolve(ask));
+    let layer = BoundAgentLayer::builder(MemoryStore::new(), resolver).build()?;
+    let dial = layer.layer(service_fn(async |ask: DialAgent| {
+        let address = ask.target.address.as_deref().ok_or("no address")?;
+        Ok::<_, BoxError>(TokioIo::new(TcpStream::connect(address).await?))
+    }));
+
+    let first = Agent::start(1).await?;
+    authority.set(workspace, Resolution::Running(first.target.clone()));
+    drop(dial.clone().oneshot(DialSession::new(chat).in_workspace(workspace)).await?);
+
+    let address = format!("http://{}", Connector::authority(chat));
+    let channel = Endpoint::from_shared(address)?.connect_with_connector_lazy(Connector::new(dial.clone()));
+    let client = AgentClient::builder().http2().build(dial);
+
+    let mut answer = ask(channel.clone(), chat, "a stream of words").await?;
+    while let Some(word) = answer.message().await? {
+        println!("agent {} {}", &word.agent[..8], word.text);
+        expect(word.agent == first.name(), "the first agent answers")?;
+    }
+
+    println!("the agent dies, and there is another one:");
+    drop(first);
+    let second = Agent::start(2).await?;
+    authority.set(workspace, Resolution::Running(second.target.clone()));
+    // The first call may still meet the broken connection. Only the caller knows whether it may be repeated: this one may.
+    let mut answer = ask(channel.clone(), chat, "hello").await;
+    if let Err(status) = &answer {
+        println!("  {}: {}", status.code(), status.message());
+        answer = ask(channel.clone(), chat, "hello").await;
+    }
+    expect(first_word(answer?).await? == second.name(), "the channel dials again")?;
+
+    println!("it is replaced, and goes on answering:");
+    let third = Agent::start(3).await?;
+    authority.set(workspace, Resolution::Running(third.target.clone()));
+    layer.bindings().doubt_workspace(workspace);
+    layer.bindings().current(chat).await?;
+    expect(first_word(ask(channel, chat, "(the channel)").await?).await? == second.name(), "the channel stays")?;
+    expect(first_word(ask(client, chat, "(the client)").await?).await? == third.name(), "the client moves")
+}
+
+async fn first_word(mut answer: tonic::Streaming<answers::Word>) -> Result<String, BoxError> {
+    let word = answer.message().await?.ok_or("no word")?;
+    println!("agent {} {}", &word.agent[..8], word.text);
+    Ok(word.agent)
+}

@@ -87,8 +87,8 @@ pub(super) struct Conn<B> {
     retired: AtomicBool,
     /// To the task that drives it: a sender that was used may not be ready yet.
     returned: mpsc::UnboundedSender<Returned<B>>,
-    /// After an upgrade the connection itself holds its permit, until it is closed.
-    kept: Mutex<Option<OwnedSemaphorePermit>>,
+    /// After an upgrade the connection itself holds its permit, and what that counts for, until it is closed.
+    kept: Mutex<Option<(OwnedSemaphorePermit, Arc<Agent<B>>)>>,
 }
 
 impl<B> Conn<B> {
@@ -220,7 +220,7 @@ where
                     return Err(Unanswered::Unsent(Box::new(request), error.into_error()));
                 }
                 let error = error.into_error();
-                if is_evidence(&error) && !progress.has_failed() {
+                if is_evidence(&error) {
                     self.broke_off();
                 }
                 return Err(Unanswered::Failed(ClientError::Send(error)));
@@ -231,7 +231,8 @@ where
             }
         };
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            *self.conn.kept.lock().unwrap_or_else(PoisonError::into_inner) = self.permit.take();
+            let kept = self.permit.take().map(|permit| (permit, Arc::clone(&self.agent)));
+            *self.conn.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept;
         }
         response.extensions_mut().insert(handle);
         Ok(response.map(|incoming| AgentBody::new(incoming, self, Arc::clone(progress))))

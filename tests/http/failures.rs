@@ -198,6 +198,21 @@ async fn callers_with_less_patience_than_the_client_do_not_come_back_to_a_silent
 }
 
 #[tokio::test]
+async fn who_lets_go_of_a_stream_of_a_shared_connection_says_nothing_of_the_agent() {
+    for (speaks, dials, validations) in [(Speaks::Http1, 1, 1), (Speaks::Http2, 0, 0)] {
+        let (net, agent) = (Net::new(), Agent::start(1).await);
+        let chat = net.bind(net.workspace(&agent)).await;
+        let client = net.client(speaks);
+        turn(&client, "/", chat).await;
+        let before = net.counts();
+        assert!(timeout(MOMENT, client.clone().oneshot(get_("/hang", chat))).await.is_err());
+        turn(&client, "/", chat).await;
+        until("the verdict", || (net.counts() - before).v == validations).await;
+        assert_eq!(net.counts() - before, counts(dials, validations, 0, 0), "{speaks:?}");
+    }
+}
+
+#[tokio::test]
 async fn the_time_of_an_agent_does_not_run_while_the_caller_has_nothing_to_send() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);

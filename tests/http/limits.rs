@@ -84,6 +84,21 @@ async fn who_waits_for_a_connection_to_an_agent_that_is_replaced_goes_to_the_new
 }
 
 #[tokio::test]
+async fn the_connection_of_an_upgrade_counts_until_it_is_closed() {
+    let (net, agent) = (Net::new(), Agent::start(1).await);
+    let chat = net.bind(net.workspace(&agent)).await;
+    let wait = Duration::from_millis(100);
+    let client = net.client_with(Speaks::Http1, |builder| builder.max_connections(at_most(1)).wait_timeout(wait));
+    let response = send(&client, upgrade(chat)).await.unwrap();
+    let upgraded = soon(hyper::upgrade::on(response)).await.unwrap();
+    let error = send(&client, get_("/", chat)).await.unwrap_err();
+    assert!(matches!(error, ClientError::Busy { .. }), "{error:?}");
+    drop(upgraded);
+    turn(&client, "/", chat).await;
+    agent.has_open(1).await;
+}
+
+#[tokio::test]
 async fn a_shared_connection_that_is_full_is_followed_by_another_one() {
     let (net, agent) = (Net::new(), Agent::start(1).await);
     let chat = net.bind(net.workspace(&agent)).await;
@@ -107,11 +122,12 @@ async fn a_shared_connection_that_is_full_is_followed_by_another_one() {
 }
 
 #[tokio::test]
-async fn who_waited_for_a_dial_that_came_to_nothing_dials_as_well() {
+async fn who_waited_for_a_dial_that_came_to_nothing_dials_with_all_the_others_who_did() {
     let (net, mut agent) = (Net::new(), Agent::start(1).await);
     let chat = net.bind(net.workspace(&agent)).await;
     let client = net.client(Speaks::Http2);
     agent.kill().await;
+    net.dial_takes(Duration::from_millis(100));
     let mut turns = JoinSet::new();
     for _ in 0..5 {
         let client = client.clone();
@@ -120,6 +136,22 @@ async fn who_waited_for_a_dial_that_came_to_nothing_dials_as_well() {
     while let Some(answer) = soon(turns.join_next()).await {
         assert!(matches!(answer.unwrap().unwrap_err(), ClientError::Dial(_)));
     }
+    assert_eq!(net.most_dialing(), 4);
+}
+
+#[tokio::test]
+async fn the_time_of_an_agent_does_not_run_while_the_request_waits_for_a_connection() {
+    let (net, agent) = (Net::new(), Agent::start(1).await);
+    let chat = net.bind(net.workspace(&agent)).await;
+    let within = Duration::from_millis(300);
+    let client =
+        net.client_with(Speaks::Http1, |builder| builder.max_connections(at_most(1)).response_header_timeout(within));
+    let first = send(&client, get_("/half", chat)).await.unwrap();
+    let second = begin(&client, "/", chat);
+    sleep(within * 2).await;
+    agent.seen.go_on.notify_one();
+    assert_eq!(text(first).await, "half whole");
+    assert_eq!(soon(second).await.unwrap().unwrap(), agent.target.agent.to_string());
 }
 
 #[tokio::test]

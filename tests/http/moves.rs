@@ -168,6 +168,26 @@ async fn a_report_takes_the_connection_out_of_circulation_and_the_next_turn_vali
 }
 
 #[tokio::test]
+async fn a_connection_that_was_reported_is_not_used_again_although_the_report_raised_no_doubt() {
+    for speaks in BOTH {
+        let (net, agent) = (Net::new(), Agent::start(1).await);
+        let chat = net.bind(net.workspace(&agent)).await;
+        let client = net.client(speaks);
+        let before = net.counts();
+        for dials in 1..4 {
+            turn(&client, "/", chat).await;
+            let response = send(&client, get_("/", chat)).await.unwrap(); // on the same one
+            let handle = response.extensions().get::<BoundHandle>().unwrap().clone();
+            text(response).await;
+            handle.report_stale();
+            // Only the first one raises a doubt; the next ones are too soon after it.
+            let validations = u64::from(dials > 1);
+            assert_eq!(net.counts() - before, counts(dials, validations, 0, 0), "{speaks:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn after_a_report_another_agent_gets_the_next_turn_although_the_old_one_answers() {
     for speaks in BOTH {
         let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);

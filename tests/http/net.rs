@@ -35,6 +35,7 @@ use tokio::{
     task::{JoinHandle, JoinSet},
     time::{Instant, sleep, timeout},
 };
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_bound_agent::{
     AgentId, BoundAgent, BoundAgentBuilder, BoundAgentLayer, BoxError, DialAgent, DialSession, Observer, Resolution,
@@ -383,6 +384,9 @@ struct Registers {
     running: Mutex<HashMap<WorkspaceId, Resolution>>,
     dials: AtomicU64,
     validations: AtomicU64,
+    dial_takes: Mutex<Duration>,
+    dialing: AtomicU64,
+    most_dialing: AtomicU64,
 }
 
 /// Which agent serves each workspace, and a layer that dials them.
@@ -413,7 +417,12 @@ impl Service<DialAgent> for Dialer {
     }
     fn call(&mut self, ask: DialAgent) -> Self::Future {
         self.registers.dials.fetch_add(1, SeqCst);
+        let registers = Arc::clone(&self.registers);
         Box::pin(async move {
+            let takes = *registers.dial_takes.lock().unwrap();
+            registers.most_dialing.fetch_max(registers.dialing.fetch_add(1, SeqCst) + 1, SeqCst);
+            sleep(takes).await;
+            registers.dialing.fetch_sub(1, SeqCst);
             let stream = TcpStream::connect(ask.target.address.as_deref().unwrap()).await?;
             stream.set_nodelay(true)?;
             Ok(TokioIo::new(stream))
@@ -464,6 +473,16 @@ impl Net {
 
     pub fn says(&self, workspace: WorkspaceId, resolution: Resolution) {
         self.registers.running.lock().unwrap().insert(workspace, resolution);
+    }
+
+    /// How long each dial takes before it begins to connect. Longer than the validation delay would make it a doubt.
+    pub fn dial_takes(&self, takes: Duration) {
+        *self.registers.dial_takes.lock().unwrap() = takes;
+    }
+
+    /// The most dials that were ever under way at once.
+    pub fn most_dialing(&self) -> u64 {
+        self.registers.most_dialing.load(SeqCst)
     }
 
     pub fn dial(&self) -> BoundAgent<Dialer> {
@@ -519,6 +538,20 @@ pub fn get_(path: &str, chat: SessionId) -> ::http::Request<Sends> {
 
 pub fn post_(path: &str, chat: SessionId, body: Sends) -> ::http::Request<Sends> {
     ::http::Request::post(path).extension(chat).body(body).unwrap()
+}
+
+/// The wish for a WebSocket.
+pub fn upgrade(chat: SessionId) -> ::http::Request<Sends> {
+    let mut request = get_("/talk", chat);
+    for (name, value) in [
+        ("connection", "upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-key", &generate_key()),
+    ] {
+        request.headers_mut().insert(name, value.parse().unwrap());
+    }
+    request
 }
 
 /// One request on a clone of the client.

@@ -12,7 +12,7 @@ use std::sync::{
 use std::time::Duration;
 use tokio_tungstenite::{
     WebSocketStream,
-    tungstenite::{Message, handshake::client::generate_key, protocol::Role},
+    tungstenite::{Message, protocol::Role},
 };
 use tower::ServiceExt;
 use tower_bound_agent::{
@@ -149,6 +149,22 @@ async fn a_caller_that_vanishes_in_the_middle_leaves_nothing_behind_and_says_not
 }
 
 #[tokio::test]
+async fn a_caller_whose_body_fails_in_the_middle_of_the_answer_says_nothing_of_the_agent() {
+    for (speaks, dials) in [(Speaks::Http1, 2), (Speaks::Http2, 1)] {
+        let (net, _agent, chat, client) = started(speaks).await;
+        let before = net.counts();
+        let (mut sender, body) = Channel::<Bytes, std::io::Error>::new(1);
+        let mut answer = send(&client, post_("/echo", chat, Sends::new(body))).await.unwrap().into_body();
+        sender.send_data("some".into()).await.unwrap();
+        assert_eq!(soon(answer.frame()).await.unwrap().unwrap().into_data().unwrap(), "some");
+        sender.abort(std::io::Error::other("the caller has gone"));
+        soon(answer.frame()).await.unwrap().unwrap_err();
+        turn(&client, "/", chat).await;
+        assert_eq!(net.counts() - before, counts(dials, 0, 0, 0), "{speaks:?}");
+    }
+}
+
+#[tokio::test]
 async fn an_answer_that_comes_before_the_request_has_gone_does_not_free_its_connection() {
     let (net, agent, chat, client) = started(Speaks::Http1).await;
     let before = net.counts();
@@ -163,19 +179,6 @@ async fn an_answer_that_comes_before_the_request_has_gone_does_not_free_its_conn
     drop(sender);
     turn(&client, "/", chat).await;
     assert_eq!((net.counts() - before, agent.requests()), (counts(2, 0, 0, 0), 3));
-}
-
-fn upgrade(chat: SessionId) -> ::http::Request<Sends> {
-    let mut request = get_("/talk", chat);
-    for (name, value) in [
-        ("connection", "upgrade"),
-        ("upgrade", "websocket"),
-        ("sec-websocket-version", "13"),
-        ("sec-websocket-key", &generate_key()),
-    ] {
-        request.headers_mut().insert(name, value.parse().unwrap());
-    }
-    request
 }
 
 #[tokio::test]

@@ -414,6 +414,9 @@ pub struct Tap<St> {
 struct Taps {
     reads: AtomicU64,
     writes: AtomicU64,
+    rows: AtomicU64,
+    bulk_reads: AtomicU64,
+    group_writes: AtomicU64,
     reading: Mutex<Fault>,
     writing: Mutex<Fault>,
 }
@@ -427,6 +430,18 @@ impl<St> Tap<St> {
     }
     pub fn writes(&self) -> u64 {
         self.taps.writes.load(SeqCst)
+    }
+    /// The rows that were read.
+    pub fn rows_read(&self) -> u64 {
+        self.taps.rows.load(SeqCst)
+    }
+    /// Those of the reads that have ended and were for many rows.
+    pub fn bulk_reads(&self) -> u64 {
+        self.taps.bulk_reads.load(SeqCst)
+    }
+    /// Those of the writes that are a chunk of a group repair.
+    pub fn group_writes(&self) -> u64 {
+        self.taps.group_writes.load(SeqCst)
     }
     pub fn on_reads(&self, fault: Fault) {
         *self.taps.reading.lock().unwrap() = fault;
@@ -488,7 +503,9 @@ impl Tap<MemoryStore> {
 
 impl<St: BindingStore> BindingStore for Tap<St> {
     async fn load(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
-        self.statement(false, self.store.load(session)).await
+        let row = self.statement(false, self.store.load(session)).await?;
+        self.taps.rows.fetch_add(u64::from(row.is_some()), SeqCst);
+        Ok(row)
     }
     async fn create(&self, new: NewBinding) -> Result<Swap, StoreError> {
         self.statement(true, self.store.create(new)).await
@@ -518,11 +535,15 @@ impl<St: BindingStore> BindingStore for Tap<St> {
         current: &Arc<Target>,
         limit: u64,
     ) -> Result<u64, StoreError> {
+        self.taps.group_writes.fetch_add(1, SeqCst);
         let limit = if *self.taps.writing.lock().unwrap() == Fault::Locked { 0 } else { limit };
         self.statement(true, self.store.replace_agent(workspace, stale, current, limit)).await
     }
     async fn load_many(&self, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
-        self.statement(false, self.store.load_many(sessions)).await
+        let rows = self.statement(false, self.store.load_many(sessions)).await?;
+        self.taps.rows.fetch_add(rows.len() as u64, SeqCst);
+        self.taps.bulk_reads.fetch_add(1, SeqCst);
+        Ok(rows)
     }
     fn shared(&self) -> bool {
         self.store.shared()

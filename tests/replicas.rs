@@ -1,0 +1,340 @@
+//! Two replicas over one PostgreSQL, thousands of sessions, rebuilds and orders at random moments: in the end everybody is
+//! right, with hints, without, and with hints that get lost, doubled and reordered. What that costs is counted.
+#![cfg(feature = "postgres")]
+
+use futures_util::{Stream, future::join_all};
+use sqlx::{
+    PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+use support::*;
+use tokio::{
+    task::JoinSet,
+    time::{Duration, Instant, sleep},
+};
+use tower_bound_agent::{
+    BoundAgentBuilder, BoundAgentLayer, SessionId, Target, WorkspaceId,
+    hints::{Heard, Hint, Hints, PostgresHints},
+    store::{BATCH, BindingStore, NewBinding, PostgresStore, Swap},
+};
+
+#[path = "support/servers.rs"]
+mod servers;
+mod support;
+
+const SESSIONS: usize = 2_000;
+const WORKSPACES: usize = 8;
+const REBUILDS: u64 = 50;
+
+/// Another one with `SEED=…`.
+fn seed() -> u64 {
+    std::env::var("SEED").map_or(1, |seed| seed.parse().unwrap())
+}
+
+/// SplitMix64: the same numbers in each run.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % n as u64) as usize
+    }
+}
+
+/// Loses a third of the hints, doubles a third, and lets the others come after their successors.
+struct Lossy<H> {
+    hints: H,
+    state: Mutex<(Dice, Option<Hint>)>,
+}
+
+impl<H> Lossy<H> {
+    fn new(hints: H) -> Self {
+        Self { hints, state: Mutex::new((Dice(0), None)) }
+    }
+}
+
+impl<H: Hints> Hints for Lossy<H> {
+    fn send(&self, hint: Hint) {
+        let (dice, late) = &mut *self.state.lock().unwrap();
+        match dice.below(3) {
+            0 => {}
+            1 => (0..2).for_each(|_| self.hints.send(hint)),
+            _ => late.replace(hint).into_iter().for_each(|late| self.hints.send(late)),
+        }
+    }
+
+    fn listen(&self) -> impl Stream<Item = Heard> + Send + 'static {
+        self.hints.listen()
+    }
+}
+
+async fn until(what: &str, mut look: impl AsyncFnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !look().await {
+        assert!(Instant::now() < end, "waited too long until {what}");
+        sleep(ms(10)).await;
+    }
+}
+
+/// A process: a pool and a layer of its own.
+struct Replica {
+    store: Tap<PostgresStore>,
+    layer: BoundAgentLayer,
+    dial: Dial,
+}
+
+impl Replica {
+    /// One call of each session. Says how many did not get to the current agent of their workspace.
+    async fn calls_each(&self, scene: &Scene) -> usize {
+        let mut elsewhere = 0;
+        for session in scene.sessions.keys() {
+            let bound = call(&self.dial, *session).await.unwrap();
+            elsewhere += usize::from(!scene.is_current(*session, bound.workspace(), Some(bound.target())));
+        }
+        elsewhere
+    }
+
+    async fn everything_is_written(&self) {
+        until("everything is written", async || self.layer.bindings().flush().await == 0).await;
+    }
+
+    /// Until all its rows were read in the background, from now on.
+    async fn reads_again(&self) {
+        // One such reading may be under way.
+        let goal = self.store.bulk_reads() + 2 * SESSIONS.div_ceil(BATCH) as u64;
+        until("the rows are read again", async || self.store.bulk_reads() >= goal).await;
+    }
+
+    /// Turns of random sessions. In what one caller sees, no workspace ever goes back to an earlier agent.
+    fn turns(
+        &self,
+        sessions: Vec<SessionId>,
+        seed: u64,
+        stop: Arc<AtomicBool>,
+    ) -> impl Future<Output = u64> + Send + 'static {
+        let (dial, mut dice) = (self.dial.clone(), Dice(seed));
+        let mut seen = HashMap::new();
+        async move {
+            let mut turns = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let bound = call(&dial, sessions[dice.below(sessions.len())]).await.unwrap();
+                let seen = seen.entry(bound.workspace()).or_insert(bound.target().generation);
+                assert!(*seen <= bound.target().generation, "back from {seen:?} to {:?}", bound.target());
+                *seen = bound.target().generation;
+                turns += 1;
+                if turns % 20 == 0 {
+                    sleep(ms(1)).await;
+                }
+            }
+            turns
+        }
+    }
+}
+
+/// What is right.
+struct Scene {
+    world: World,
+    current: BTreeMap<WorkspaceId, Target>,
+    sessions: BTreeMap<SessionId, WorkspaceId>,
+    /// Those that were pointed elsewhere.
+    ordered: BTreeSet<SessionId>,
+}
+
+impl Scene {
+    fn is_current(&self, session: SessionId, workspace: WorkspaceId, target: Option<&Target>) -> bool {
+        (workspace, target) == (self.sessions[&session], Some(&self.current[&workspace]))
+    }
+}
+
+/// Sessions in workspaces, with a row each, that no replica has read.
+async fn scene(reader: &PostgresStore) -> Scene {
+    let world = World::new();
+    let current: BTreeMap<_, _> = (0..WORKSPACES).map(|_| world.workspace()).collect();
+    let sessions: BTreeMap<_, _> = (0..SESSIONS).map(|_| session()).zip(current.keys().copied().cycle()).collect();
+    let all: Vec<_> = sessions.iter().collect();
+    for some in all.chunks(20) {
+        let created = some.iter().map(|(session, workspace)| {
+            let target = Arc::new(current[workspace].clone());
+            reader.create(NewBinding::new(**session, **workspace, Some(target)))
+        });
+        assert!(join_all(created).await.into_iter().all(|swap| matches!(swap, Ok(Swap::Applied(_)))));
+    }
+    Scene { world, current, sessions, ordered: BTreeSet::new() }
+}
+
+/// Rebuilds and orders. Says how many orders were given.
+async fn what_happens(scene: &mut Scene, replicas: &[Replica], dice: &mut Dice) -> u64 {
+    let workspaces: Vec<_> = scene.current.keys().copied().collect();
+    let sessions: Vec<_> = scene.sessions.keys().copied().collect();
+    let mut orders = 0;
+    for n in 0..REBUILDS as usize {
+        sleep(ms(1 + dice.below(30) as u64)).await;
+        if dice.below(3) == 0 {
+            for _ in 0..4 {
+                let (session, to) = (sessions[dice.below(SESSIONS)], workspaces[dice.below(WORKSPACES)]);
+                let bindings = replicas[dice.below(replicas.len())].layer.bindings();
+                bindings.select_workspace(session, to).await.unwrap();
+                scene.sessions.insert(session, to);
+                scene.ordered.insert(session);
+                orders += 1;
+            }
+        }
+        // At last each of them once more, with an old one that lives.
+        let last = n.checked_sub(REBUILDS as usize - WORKSPACES);
+        let workspace = workspaces[last.unwrap_or_else(|| dice.below(WORKSPACES))];
+        let old = &scene.current[&workspace];
+        let new = scene.world.agent(old.generation.map(|generation| generation.get() + 1));
+        scene.world.runs(workspace, &new);
+        if last.is_none() && dice.below(2) == 0 {
+            scene.world.does(old, Does::Fail(Duration::ZERO));
+        } else {
+            // Whoever dials the old one gets a connection: only the replica that is told can know, and who hears of it.
+            replicas[dice.below(replicas.len())].layer.bindings().doubt_workspace(workspace);
+        }
+        scene.current.insert(workspace, new);
+    }
+    orders
+}
+
+/// Questions to the resolver, rows read, statements that write, and those of them that write a group.
+fn costs(scene: &Scene, replicas: &[Replica]) -> [u64; 4] {
+    let sum = |count: fn(&Tap<PostgresStore>) -> u64| replicas.iter().map(|replica| count(&replica.store)).sum();
+    [scene.world.counts().v, sum(Tap::rows_read), sum(Tap::writes), sum(Tap::group_writes)]
+}
+
+/// `checks` says whether rows are read again in the background; else only hints tell.
+async fn in_the_end_everybody_is_right(
+    name: &str,
+    checks: bool,
+    set: impl Fn(BoundAgentBuilder, PgPool, &str) -> BoundAgentBuilder,
+) {
+    let Some(url) = servers::url("TEST_POSTGRES_URL") else { return };
+    let options: PgConnectOptions = url.parse().unwrap();
+    let pool = || PgPoolOptions::new().max_connections(10).connect_lazy_with(options.clone());
+    let table = servers::table();
+    let reader = PostgresStore::new(pool()).with_table(&table).unwrap();
+    reader.set_up().await.unwrap();
+    let mut scene = scene(&reader).await;
+    let replicas = [(); 2].map(|()| {
+        let store = Tap::over(PostgresStore::new(pool()).with_table(&table).unwrap());
+        let builder = BoundAgentLayer::builder(store.clone(), scene.world.resolver());
+        // A long delay, so that a busy machine is not taken for a slow agent.
+        let builder = builder.validation_delay(Duration::from_secs(1)).row_check(checks.then_some(ms(500)));
+        let layer = set(builder, pool(), &table).build().unwrap();
+        Replica { store, dial: scene.world.dial(&layer), layer }
+    });
+    for replica in &replicas {
+        assert_eq!(replica.calls_each(&scene).await, 0);
+    }
+    // One for each: what it cannot know of the time before makes it look at everything once.
+    let listeners = if name == "no hints" { 0 } else { 2 };
+    until("they listen", async || {
+        let listen = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' || $1 || '%'";
+        let there: i64 = sqlx::query_scalar(listen).bind(&table).fetch_one(reader.pool()).await.unwrap();
+        there == listeners
+    })
+    .await;
+    for replica in &replicas {
+        assert_eq!(replica.calls_each(&scene).await, 0);
+    }
+
+    let before = costs(&scene, &replicas);
+    let (stop, mut load) = (Arc::<AtomicBool>::default(), JoinSet::new());
+    for (replica, seed) in replicas.iter().chain(&replicas).zip(1..) {
+        load.spawn(replica.turns(scene.sessions.keys().copied().collect(), seed, Arc::clone(&stop)));
+    }
+    let orders = what_happens(&mut scene, &replicas, &mut Dice(seed())).await;
+    stop.store(true, Ordering::Relaxed);
+    let turns: u64 = load.join_all().await.into_iter().sum();
+
+    // Whoever was told of a rebuild and has not dialed since then finds out.
+    for replica in &replicas {
+        replica.calls_each(&scene).await;
+    }
+    for replica in &replicas {
+        replica.everything_is_written().await;
+    }
+    let began = Instant::now();
+    for replica in &replicas {
+        if checks {
+            replica.reads_again().await;
+        } else {
+            // A hint is on its way for as long as it is.
+            until("the hints have told", async || replica.calls_each(&scene).await == 0).await;
+        }
+    }
+    for replica in &replicas {
+        assert_eq!(replica.calls_each(&scene).await, 0);
+        replica.everything_is_written().await;
+    }
+
+    let after = costs(&scene, &replicas);
+    let [asked, rows_read, written, group_writes] = std::array::from_fn(|n| after[n] - before[n]);
+    let noticed = began.elapsed();
+    println!(
+        "{name}: {turns} turns, {REBUILDS} rebuilds, {orders} orders: {asked} questions, {rows_read} rows read, {written} \
+         statements written ({group_writes} of groups), all was noticed {noticed:?} after the end"
+    );
+    let processes = replicas.len() as u64;
+    assert!(asked <= processes * 2 * REBUILDS, "a process that discovers a rebuild asks twice at most");
+    let statements = (SESSIONS / WORKSPACES / BATCH) as u64 + 1;
+    assert!(group_writes <= processes * REBUILDS * statements, "and writes its rows in as few statements as it takes");
+    // The order, its session's first bind by each process, and now and then a row that was bound while a group was written.
+    assert!(written - group_writes <= 4 * orders);
+    match name {
+        "no hints" => assert_eq!(rows_read % SESSIONS as u64, 0, "no row is read but with all others"),
+        // The look at everything may have come late.
+        "hints" => assert!(rows_read <= 8 * orders + processes * SESSIONS as u64),
+        _ => {}
+    }
+
+    let sessions: Vec<_> = scene.sessions.keys().copied().collect();
+    let mut rows = Vec::new();
+    for sessions in sessions.chunks(BATCH) {
+        rows.extend(reader.load_many(sessions).await.unwrap());
+    }
+    assert_eq!(rows.len(), SESSIONS);
+    for row in &rows {
+        assert!(scene.is_current(row.session, row.workspace, row.target.as_deref()), "{row:?}");
+        // Created as the first, and each rebuild has the next number: none has written a row twice.
+        let generation = scene.current[&row.workspace].generation.unwrap().get();
+        assert!(row.revision.get() <= generation || scene.ordered.contains(&row.session), "{row:?}");
+    }
+    for replica in &replicas {
+        for session in &sessions {
+            let row = replica.layer.bindings().get(*session).await.unwrap().unwrap();
+            assert!(scene.is_current(*session, row.workspace, row.target.as_deref()), "{row:?}");
+        }
+        assert_eq!(replica.layer.bindings().close(Duration::from_secs(5)).await, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_hints() {
+    in_the_end_everybody_is_right("no hints", true, |builder, _, _| builder).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_hints_alone() {
+    in_the_end_everybody_is_right("hints", false, |builder, pool, channel| {
+        builder.hints(PostgresHints::new(pool).with_channel(channel).unwrap())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_hints_that_are_lost_doubled_and_reordered() {
+    in_the_end_everybody_is_right("bad hints", true, |builder, pool, channel| {
+        builder.hints(Lossy::new(PostgresHints::new(pool).with_channel(channel).unwrap()))
+    })
+    .await;
+}

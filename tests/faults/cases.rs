@@ -25,16 +25,16 @@ mod killed;
 const SLACK: Duration = Duration::from_secs(2);
 
 /// A server with a table, and a world whose agents answer after a millisecond.
-struct Case {
-    server: OwnServer,
-    world: World,
+pub(super) struct Case {
+    pub(super) server: OwnServer,
+    pub(super) world: World,
     /// Of the test itself.
-    reader: Store,
+    pub(super) reader: Store,
 }
 
 impl Case {
     /// `None` where there is no server.
-    async fn new() -> Option<Self> {
+    pub(super) async fn new() -> Option<Self> {
         let server = OwnServer::start(KIND)?;
         let reader = Store::new(pool(&options(server.folder())));
         until_true("the server takes connections", async || reader.pool().acquire().await.is_ok()).await;
@@ -42,20 +42,20 @@ impl Case {
         Some(Self { server, world: World::new(), reader })
     }
 
-    fn options(&self) -> Options {
+    pub(super) fn options(&self) -> Options {
         options(self.server.folder())
     }
 
     /// A layer over a store, with a long delay, so that a busy machine is not taken for a slow agent, and without reads that
     /// no call asks for.
-    fn builder(&self, store: &Tap<Store>) -> BoundAgentBuilder {
+    pub(super) fn builder(&self, store: &Tap<Store>) -> BoundAgentBuilder {
         BoundAgentLayer::builder(store.clone(), self.world.resolver())
             .validation_delay(Duration::from_secs(1))
             .row_check(None)
     }
 
     /// A workspace whose agent takes a moment, with bound and cached sessions.
-    async fn workspace(&self, layer: &BoundAgentLayer, sessions: usize) -> Workspace {
+    pub(super) async fn workspace(&self, layer: &BoundAgentLayer, sessions: usize) -> Workspace {
         let (id, target) = self.world.workspace();
         self.world.does(&target, Does::Answer(ms(1)));
         let mut all = Vec::new();
@@ -74,7 +74,7 @@ impl Case {
     }
 
     /// The workspace has another agent by now, and the old one does as told from now on.
-    fn rebuild(&self, workspace: &Workspace, old_does: Does) -> Target {
+    pub(super) fn rebuild(&self, workspace: &Workspace, old_does: Does) -> Target {
         let new = self.world.agent(workspace.target.generation.map(|generation| generation.get() + 1));
         self.world.does(&new, Does::Answer(ms(1)));
         // In this order, so that nobody finds the old one dead and is told that it is the one.
@@ -101,10 +101,10 @@ impl Case {
 }
 
 /// A workspace, its agent as the rows have it, and its sessions.
-struct Workspace {
-    id: WorkspaceId,
-    target: Target,
-    sessions: Vec<SessionId>,
+pub(super) struct Workspace {
+    pub(super) id: WorkspaceId,
+    pub(super) target: Target,
+    pub(super) sessions: Vec<SessionId>,
 }
 
 /// That does not wait for long.
@@ -112,6 +112,6 @@ fn pool_options() -> PoolOptions {
     PoolOptions::new().max_connections(10).acquire_timeout(Duration::from_secs(1))
 }
 
-fn pool(options: &Options) -> Pool {
+pub(super) fn pool(options: &Options) -> Pool {
     pool_options().connect_lazy_with(options.clone())
 }

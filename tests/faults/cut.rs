@@ -5,9 +5,9 @@ use crate::proxy::{Cut, Proxy};
 use tower_bound_agent::{Bindings, Error, ErrorKind, Path, Repair, store::StoreError};
 
 /// A case, and a store whose connections go through a proxy.
-async fn behind_a_proxy() -> Option<(Case, Proxy, Tap<Store>)> {
+async fn behind_a_proxy() -> Option<(Case, Proxy<Wire>, Tap<Store>)> {
     let case = Case::new().await?;
-    let proxy = Proxy::start::<Wire>(case.server.folder(), socket);
+    let proxy = Proxy::start(case.server.folder(), socket);
     let store = Tap::over(Store::new(pool(&options(proxy.folder()))));
     Some((case, proxy, store))
 }

@@ -73,3 +73,6 @@ mod engine {
 
 #[path = "cases.rs"]
 mod cases;
+
+#[path = "deaf.rs"]
+mod deaf;

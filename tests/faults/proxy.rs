@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    marker::PhantomData,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
@@ -29,35 +30,24 @@ pub(crate) trait Wire: Default + Send + 'static {
 }
 
 /// Ends with this value, and all connections through it.
-pub(crate) struct Proxy {
+pub(crate) struct Proxy<W> {
     folder: TempDir,
+    server: PathBuf,
+    /// Where the socket is in a folder.
+    socket: fn(&Path) -> PathBuf,
     /// What happens to the next statement that begins like this.
     next: Arc<Mutex<Option<(Cut, &'static str)>>>,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
+    wire: PhantomData<fn() -> W>,
 }
 
-impl Proxy {
-    /// `socket` says where the socket is in a folder.
-    pub(crate) fn start<W: Wire>(server: &Path, socket: fn(&Path) -> PathBuf) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let (listener, server) = (UnixListener::bind(socket(folder.path())).unwrap(), socket(server));
-        let next = Arc::<Mutex<_>>::default();
-        let of_task = Arc::clone(&next);
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
-            let mut connections = JoinSet::new();
-            loop {
-                let (client, _) = listener.accept().await.unwrap();
-                let server = UnixStream::connect(&server).await.unwrap();
-                let next = Arc::clone(&of_task);
-                connections.spawn(async move {
-                    // However it ends: both sockets are closed.
-                    let _ = pass_on::<W>(client, server, &next).await;
-                });
-                while connections.try_join_next().is_some() {}
-            }
-        });
-        Self { folder, next, _tasks: tasks }
+impl<W: Wire> Proxy<W> {
+    pub(crate) fn start(server: &Path, socket: fn(&Path) -> PathBuf) -> Self {
+        let (folder, server) = (tempfile::tempdir().unwrap(), socket(server));
+        let (next, tasks) = (Arc::default(), JoinSet::new());
+        let mut proxy = Self { folder, server, socket, next, tasks, wire: PhantomData };
+        proxy.come_back();
+        proxy
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -72,6 +62,32 @@ impl Proxy {
     /// It has been done.
     pub(crate) fn has_cut(&self) -> bool {
         self.next.lock().unwrap().is_none()
+    }
+
+    /// Ends all connections, and takes no more.
+    #[cfg(feature = "postgres")]
+    pub(crate) async fn go_away(&mut self) {
+        self.tasks.shutdown().await;
+        std::fs::remove_file((self.socket)(self.folder.path())).unwrap();
+    }
+
+    /// Takes connections.
+    pub(crate) fn come_back(&mut self) {
+        let listener = UnixListener::bind((self.socket)(self.folder.path())).unwrap();
+        let (server, next) = (self.server.clone(), Arc::clone(&self.next));
+        self.tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (client, _) = listener.accept().await.unwrap();
+                let Ok(server) = UnixStream::connect(&server).await else { continue };
+                let next = Arc::clone(&next);
+                connections.spawn(async move {
+                    // However it ends: both sockets are closed.
+                    let _ = pass_on::<W>(client, server, &next).await;
+                });
+                while connections.try_join_next().is_some() {}
+            }
+        });
     }
 }
 

@@ -300,8 +300,13 @@ where
 
     /// Tells the attempt of a choice that was made anew.
     fn follow(&mut self, now: Instant) -> Landing {
-        let choice = &self.start.choice;
+        let Start { entry, choice } = &*self.start;
         match (&choice.target, choice.doubt) {
+            // The row is unbound by now, and what is being dialed is known to be replaced: there is nothing to be dialed
+            // before the resolver was asked.
+            (None, _) if self.attempt.target().is_some_and(|dialed| entry.place.supersedes(dialed)) => {
+                return Landing::Moved;
+            }
             (Some(target), doubt) if self.attempt.on_known(target, doubt, now) => return Landing::Elsewhere,
             (None, Some(doubt)) => self.attempt.on_doubt(doubt, now),
             _ => {}

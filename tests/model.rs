@@ -1442,6 +1442,21 @@ fn lives_that_once_broke_a_rule() {
             ],
         ),
         (
+            "a call whose row is found unbound does not end with an agent that is known to be replaced",
+            vec![
+                Op::Report { nth: 2 },
+                Op::Rebuild { ws: 0, old: Does::Answer(5) },
+                Op::Rebuild { ws: 0, old: Does::Answer(0) },
+                Op::Call { process: 1, chat: 0, named: None, lag: 7 },
+                Op::Agent { ws: 0, does: Does::Fail(5) },
+                Op::Unbind { by: Elsewhere, chat: 0 },
+                Op::Advance { ms: 6 },
+                Op::Advance { ms: 1 },
+                call(1, 0),
+                Op::Restart { process: 0 },
+            ],
+        ),
+        (
             "a row that is not kept is known to nobody but the call that has read it",
             vec![
                 store(1, none, Fault::Late(8_000)),

@@ -424,8 +424,12 @@ async fn judge(
             Ok(None)
         }
         row => {
-            let revision =
-                row.ok().flatten().map_or(Revision::new(i64::MAX), |row| Revision::new(row.revision.get() + 1));
+            let mut revision = Revision::new(i64::MAX);
+            if let Ok(Some(row)) = row {
+                revision = Revision::new(row.revision.get() + 1);
+                // It is not kept, but it may know of a later build.
+                shared.entry(row, true);
+            }
             shared.rows.distrust(session, revision, Instant::now());
             Err(Error::new(ErrorKind::OutcomeUnknown).of(session).with_store(Some(cause)))
         }

@@ -1457,6 +1457,20 @@ fn lives_that_once_broke_a_rule() {
             ],
         ),
         (
+            "a row that was read after an order of unknown outcome tells of a later build, though it is not kept",
+            vec![
+                Op::Rebuild { ws: 0, old: Does::Answer(400) },
+                store(0, Fault::Slow(3), Fault::Hang),
+                call(0, 0),
+                Op::Advance { ms: 260 },
+                call(1, 0),
+                Op::Rebuild { ws: 0, old: Does::Answer(0) },
+                Op::Unbind { by: Process(0), chat: 0 },
+                call(0, 0),
+                Op::Advance { ms: 260 },
+            ],
+        ),
+        (
             "a row that is not kept is known to nobody but the call that has read it",
             vec![
                 store(1, none, Fault::Late(8_000)),

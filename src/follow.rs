@@ -249,9 +249,10 @@ async fn read_again(shared: &Arc<Shared>, sessions: Vec<SessionId>) {
                 entry.read_again(ticket);
             }
         }
-        // Deleted by somebody else, or never there.
-        for (entry, _) in held.into_values() {
-            shared.rows.remove_this(&entry);
+        // Deleted by somebody else, or never there. What was cached since the read began may be gone by now as well, and
+        // is read anew if it is not.
+        for session in held.into_keys() {
+            shared.rows.remove(session);
         }
     }
 }

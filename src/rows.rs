@@ -470,13 +470,6 @@ impl Rows {
         stripe.changed.notify_waiters();
     }
 
-    /// As [`remove`](Self::remove), if the slot holds this very entry: its row is not there any more.
-    pub(crate) fn remove_this(&self, entry: &Arc<Entry>) {
-        if self.cache.get(&entry.row.session).is_some_and(|current| Arc::ptr_eq(&current, entry)) {
-            self.remove(entry.row.session);
-        }
-    }
-
     /// Another process has written the session's row at this revision, or removed it (`None`). Says whether a row is
     /// cached that does not show it.
     pub(crate) fn hear(&self, session: SessionId, revision: Option<Revision>) -> bool {

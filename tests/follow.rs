@@ -593,6 +593,21 @@ mod row_check {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_record_that_goes_after_an_order_is_found_though_the_read_began_before_it() {
+        let world = World::new();
+        let process = checking(&world);
+        let ((ws, _), (elsewhere, _)) = (world.workspace(), world.workspace());
+        let chat = world.bind(&process.layer, ws).await;
+        world.store.on_reads(Fault::Slow(ms(20)));
+        sleep(ms(30_005)).await;
+        process.bindings().select_workspace(chat, elsewhere).await.unwrap();
+        world.store.elsewhere().delete(chat, None).await.unwrap();
+        sleep(ms(20)).await;
+        world.store.on_reads(Fault::None);
+        assert_eq!(call(&process.dial, chat).await.unwrap_err().kind(), &ErrorKind::NotBound);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn one_statement_reads_2_000_rows() {
         let world = World::new();
         let process = checking(&world);

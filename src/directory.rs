@@ -302,18 +302,18 @@ impl Place {
         let mut worth = answer;
         let mut again = now;
         self.change(|facts| {
-            let mut quiet_for = self.intervals.first;
+            // A generation that was only heard of ends no call: what says less is used, and asked about again.
+            let mut below_floor = None;
             let changed = match &worth {
-                Answer::Running(target) if let Some(pause) = facts.is_below_floor(target) => {
-                    (worth, quiet_for) = (Answer::Unknown, pause);
-                    false
-                }
                 Answer::Running(target) => {
+                    below_floor = facts.is_below_floor(target);
                     let same = facts.known.as_ref().is_some_and(|known| known.target.same_place(target));
                     let trusted_until = same.then(|| now + self.intervals.first);
                     match facts.learn(Arc::clone(target), began) {
                         Some(changed) => {
-                            facts.believe(target.agent, began, trusted_until);
+                            if below_floor.is_none() {
+                                facts.believe(target.agent, began, trusted_until);
+                            }
                             changed
                         }
                         None => {
@@ -332,8 +332,8 @@ impl Place {
                 }
                 Answer::Unknown => false,
             };
-            if !matches!(worth, Answer::Running(_)) {
-                facts.quiet = Some((began, now + quiet_for));
+            if below_floor.is_some() || !matches!(worth, Answer::Running(_)) {
+                facts.quiet = Some((began, now + below_floor.unwrap_or(self.intervals.first)));
             }
             let pause = match facts.pause {
                 // Somebody had a doubt of its own, and asked for those who hang as well.
@@ -346,7 +346,7 @@ impl Place {
             };
             again = now + pause;
             facts.pause = Some((pause, again));
-            if worth != Answer::Unknown {
+            if worth != Answer::Unknown && below_floor.is_none() {
                 facts.verdict = Some(Verdict { answer: worth.clone(), began, landed: now });
             }
             changed

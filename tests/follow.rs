@@ -450,6 +450,35 @@ mod heard {
         assert_eq!(world.counts() - before, counts(2, 1, 0, 0), "repaired by the one who sent the hint");
     }
 
+    /// A hint that is late, or of another numbering, must not cost anybody a connection that would be there without it.
+    #[tokio::test(start_paused = true)]
+    async fn a_generation_that_the_resolver_does_not_reach_turns_no_answer_into_an_error() {
+        let world = World::new();
+        let (process, radio, chat, ws, old) = listening(&world).await;
+        process.bindings().unbind(chat).await.unwrap();
+        radio.says_rebuilt(ws, Some(3));
+        settle().await;
+        // Nothing binds the session: what the resolver says is all there is.
+        assert_eq!(process.call(chat).await.agent, old.agent);
+        process.bindings().flush().await;
+
+        // And a later agent than the one that is bound is used at once, though a later one still is said to be there.
+        let new = world.rebuild(ws, &old, Does::Hang);
+        sleep(ms(1_000)).await;
+        let (before, began) = (world.counts(), Instant::now());
+        assert_eq!((process.call(chat).await.agent, began.elapsed()), (new.agent, Duration::ZERO));
+        assert_eq!((world.counts() - before).d, 2);
+        // Of the four questions that it takes to believe the resolver two are left.
+        let mut asked = Vec::new();
+        for after in [0, 199, 1, 999, 1, 60_000] {
+            sleep(ms(after)).await;
+            assert_eq!(process.call(chat).await.agent, new.agent);
+            settle().await;
+            asked.push((world.counts() - before).v);
+        }
+        assert_eq!(asked, [1, 1, 2, 2, 3, 3]);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_storm_is_a_few_statements() {
         let world = World::new();

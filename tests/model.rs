@@ -1,12 +1,16 @@
 //! Random lives of a few sessions and workspaces, watched by a plain model.
 //!
-//! Two processes (two layers) share one store and never hear of each other. Workspaces are rebuilt, stopped and started;
+//! Two processes (two layers) share one store. They never hear of each other, or in other lives by hints that are lost,
+//! late, doubled, reordered and made up. Workspaces are rebuilt, stopped and started;
 //! agents hang, refuse or live on; the resolver lags, fails and hangs; statements are late, lost, or carried out after
 //! they were given up; the statements that repair a workspace leave rows out; sessions are retargeted, unbound, forgotten
 //! and inherited through either process or past both; calls are dropped anywhere. What must hold all the time is checked at the moment it happens, by the store, the
 //! resolver, the dialer, the observer and the caller. What must hold in the end is checked once everything is well again.
 
-use futures_util::FutureExt;
+#[path = "support/wire.rs"]
+mod wire;
+
+use futures_util::{FutureExt, Stream, StreamExt};
 use proptest::{
     prelude::*,
     test_runner::{Config, RngSeed, TestCaseError, TestRunner},
@@ -26,11 +30,13 @@ use tokio::{
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_bound_agent::{
     AgentId, Binding, Bindings, Bound, BoundAgent, BoundAgentLayer, BoundHandle, BoxError, DialAgent, DialSession,
-    Error, ErrorKind, Event, Previous, RepairMode, Resolution, ResolveWorkspace, Revision, SessionId, Target,
-    WorkspaceId,
+    Error, ErrorKind, Event, Generation, Previous, RepairMode, Resolution, ResolveWorkspace, Revision, SessionId,
+    Target, WorkspaceId,
+    hints::{About, Heard, Hint, Hints},
     store::{BindingStore, MemoryStore, NewBinding, StoreError, Swap},
 };
 use uuid::Uuid;
+use wire::{Fate, Wire};
 
 const PROCESSES: usize = 2;
 const CHATS: usize = 4;
@@ -116,6 +122,16 @@ enum Op {
         chat: usize,
         current: bool,
     },
+    /// A hint that is true of nothing: from a process that saw another world.
+    RumourOfChat {
+        chat: usize,
+        revision: Option<i64>,
+    },
+    RumourOfWorkspace {
+        ws: usize,
+        generation: Option<i64>,
+    },
+    Gap,
     Flush {
         process: usize,
     },
@@ -215,6 +231,16 @@ fn fault() -> impl Strategy<Value = Fault> {
     ]
 }
 
+fn fate() -> impl Strategy<Value = Fate> {
+    let after = || prop_oneof![3 => Just(0u64), 1 => Just(5), 1 => Just(60), 1 => Just(400), 1 => Just(4_000)];
+    prop_oneof![
+        2 => Just(Fate::Lost),
+        6 => after().prop_map(Fate::After),
+        2 => (after(), after()).prop_map(|(one, other)| Fate::Twice(one, other)),
+        1 => after().prop_map(Fate::Gap),
+    ]
+}
+
 fn by() -> impl Strategy<Value = By> {
     prop_oneof![(0..PROCESSES).prop_map(By::Process), Just(By::Elsewhere)]
 }
@@ -243,6 +269,10 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (by(), 0..CHATS, 0..CHATS).prop_map(|(by, child, parent)| Op::Inherit { by, child, parent }),
         2 => (0..PROCESSES, 0..CHATS, any::<bool>())
             .prop_map(|(process, chat, current)| Op::Look { process, chat, current }),
+        1 => (0..CHATS, prop::option::of(0..12i64)).prop_map(|(chat, revision)| Op::RumourOfChat { chat, revision }),
+        1 => (0..WORKSPACES, prop::option::of(0..6i64))
+            .prop_map(|(ws, generation)| Op::RumourOfWorkspace { ws, generation }),
+        1 => Just(Op::Gap),
         1 => (0..PROCESSES).prop_map(|process| Op::Flush { process }),
         2 => (0..PROCESSES).prop_map(|process| Op::Restart { process }),
         3 => Just(Op::Yield),
@@ -250,11 +280,13 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// One life: whether each workspace has generations, whether calls wait for their repairs, and what happens.
+/// One life: whether each workspace has generations, whether calls wait for their repairs, what becomes of hints if there
+/// are any, and what happens.
 #[derive(Clone, Debug)]
 struct Life {
     numbered: [bool; WORKSPACES],
     before_return: bool,
+    hints: Option<Vec<Fate>>,
     ops: Vec<Op>,
 }
 
@@ -266,6 +298,7 @@ impl Op {
             | Self::Status { ws, .. }
             | Self::Agent { ws, .. }
             | Self::Resolver { ws, .. }
+            | Self::RumourOfWorkspace { ws, .. }
             | Self::Doubt { ws, .. } => workspaces(ws),
             Self::Call { chat, named, .. } => {
                 chats(chat);
@@ -275,7 +308,10 @@ impl Op {
                 chats(chat);
                 workspaces(ws);
             }
-            Self::Unbind { chat, .. } | Self::Forget { chat, .. } | Self::Look { chat, .. } => chats(chat),
+            Self::Unbind { chat, .. }
+            | Self::Forget { chat, .. }
+            | Self::Look { chat, .. }
+            | Self::RumourOfChat { chat, .. } => chats(chat),
             Self::Inherit { child, parent, .. } => {
                 chats(child);
                 chats(parent);
@@ -283,6 +319,7 @@ impl Op {
             Self::Store { .. }
             | Self::Drop { .. }
             | Self::Report { .. }
+            | Self::Gap
             | Self::Flush { .. }
             | Self::Restart { .. }
             | Self::Yield
@@ -296,15 +333,16 @@ fn life() -> impl Strategy<Value = Life> {
     let ops = prop::collection::vec(op(), 1..70);
     // In a small world more happens to the same few, and in one where not everything breaks there is more to break.
     let world = (0..CHATS, 1..=CHATS, 1..=WORKSPACES, prop::bool::weighted(0.4), prop::bool::weighted(0.4));
-    let lives = (any::<[bool; WORKSPACES]>(), prop::bool::weighted(0.2), world, ops);
-    lives.prop_map(|(numbered, before_return, (first, chats, workspaces, calm_store, calm_resolver), ops)| {
+    let hints = prop::option::weighted(0.6, prop::collection::vec(fate(), 0..12));
+    let lives = (any::<[bool; WORKSPACES]>(), prop::bool::weighted(0.2), hints, world, ops);
+    lives.prop_map(|(numbered, before_return, hints, (first, chats, workspaces, calm_store, calm_resolver), ops)| {
         let ops = ops.into_iter().filter(|op| match op {
             Op::Store { .. } => !calm_store,
             Op::Resolver { .. } => !calm_resolver,
             _ => true,
         });
         let ops = ops.map(|op| op.renamed(|n| *n = (first + *n % chats) % CHATS, |n| *n %= workspaces));
-        Life { numbered, before_return, ops: ops.collect() }
+        Life { numbered, before_return, hints, ops: ops.collect() }
     })
 }
 
@@ -384,7 +422,8 @@ struct Knowledge {
     connected: HashSet<AgentId>,
     /// Of each session the row that was seen last, and whether a write found it in its way.
     last: HashMap<SessionId, (Binding, bool)>,
-    /// The repairs of a workspace that have landed: up to which generation or, without, from which agent to which.
+    /// The repairs of a workspace that have landed, here or by what was heard: up to which generation or, without, from
+    /// which agent to which.
     landed: HashMap<WorkspaceId, i64>,
     landed_from: HashSet<(AgentId, AgentId)>,
 }
@@ -922,6 +961,32 @@ fn resolver(
     })
 }
 
+/// What one process hears of the wire.
+struct Ear {
+    process: usize,
+    plant: Plant,
+    wire: Wire,
+}
+
+impl Hints for Ear {
+    fn send(&self, hint: Hint) {
+        self.wire.send(hint);
+    }
+
+    fn listen(&self) -> impl Stream<Item = Heard> + Send + 'static {
+        let (process, plant) = (self.process, self.plant.clone());
+        self.wire.listen().inspect(move |heard| {
+            if let Heard::Hint(hint) = heard
+                && let About::Workspace { workspace, generation: Some(generation) } = hint.about
+            {
+                let mut state = plant.state();
+                let landed = state.knows[process].landed.entry(workspace).or_default();
+                *landed = generation.get().max(*landed);
+            }
+        })
+    }
+}
+
 /// Counts the questions that run.
 struct Asking(Plant, (usize, WorkspaceId));
 
@@ -1084,7 +1149,7 @@ struct Process {
 }
 
 impl Process {
-    fn start(plant: &Plant, repair: RepairMode) -> Self {
+    fn start(plant: &Plant, repair: RepairMode, wire: Option<&Wire>) -> Self {
         let process = {
             let mut state = plant.state();
             state.faults.push(Faults::default());
@@ -1093,7 +1158,12 @@ impl Process {
             state.knows.len() - 1
         };
         let watched = plant.clone();
-        let layer = BoundAgentLayer::builder(Probe { process, plant: plant.clone() }, resolver(plant.clone(), process))
+        let mut builder =
+            BoundAgentLayer::builder(Probe { process, plant: plant.clone() }, resolver(plant.clone(), process));
+        if let Some(wire) = wire {
+            builder = builder.hints(Ear { process, plant: plant.clone(), wire: wire.clone() });
+        }
+        let layer = builder
             .dial_timeout(DIAL_TIMEOUT)
             .repair(repair)
             .observer(move |event: &Event<'_>| {
@@ -1113,6 +1183,9 @@ type Called = JoinHandle<Result<BoundHandle, Error>>;
 struct Run {
     plant: Plant,
     repair: RepairMode,
+    wire: Option<Wire>,
+    /// Something untrue was said of a workspace.
+    rumoured: bool,
     processes: [Process; PROCESSES],
     /// Those that others have taken the place of.
     ended: Vec<Process>,
@@ -1126,9 +1199,10 @@ impl Run {
     async fn begin(life: &Life) -> Self {
         let plant = Plant::new(life.numbered);
         let repair = if life.before_return { RepairMode::BeforeReturn } else { RepairMode::Background };
-        let processes = [0, 1].map(|_| Process::start(&plant, repair));
+        let wire = life.hints.clone().map(Wire::new);
+        let processes = [0, 1].map(|_| Process::start(&plant, repair, wire.as_ref()));
         let (calls, others, ended) = (Vec::new(), Vec::new(), Vec::new());
-        let mut run = Self { plant, repair, processes, ended, calls, others, next_id: 0 };
+        let mut run = Self { plant, repair, wire, rumoured: false, processes, ended, calls, others, next_id: 0 };
         for process in 0..PROCESSES {
             for ws in 0..WORKSPACES {
                 run.spawn(process, pin(ws), Some(ws), 0).await.unwrap().expect("all is well");
@@ -1211,7 +1285,7 @@ impl Run {
                 self.plant.state().faults[process] = Faults { reads, writes };
             }
             Op::Restart { process } => {
-                let next = Process::start(&self.plant, self.repair);
+                let next = Process::start(&self.plant, self.repair, self.wire.as_ref());
                 for ws in 0..WORKSPACES {
                     next.bindings.get(pin(ws)).await.expect("all is well");
                 }
@@ -1267,11 +1341,29 @@ impl Run {
                 self.order(process, async move { bindings.inherit(chat(child), chat(parent)).await.map(drop) });
             }
             Op::Look { process, chat: n, current } => self.look(process, chat(n), current),
+            Op::RumourOfChat { chat: n, revision } => {
+                self.say(About::Session { session: chat(n), revision: revision.map(Revision::new) });
+            }
+            Op::RumourOfWorkspace { ws, generation } => {
+                self.rumoured = true;
+                self.say(About::Workspace { workspace: workspace(ws), generation: generation.map(Generation::new) });
+            }
+            Op::Gap => {
+                if let Some(wire) = &self.wire {
+                    wire.say(Heard::Gap);
+                }
+            }
             Op::Flush { process } => {
                 self.processes[process].bindings.flush().await;
             }
             Op::Yield => yield_now().await,
             Op::Advance { ms: n } => sleep(ms(n)).await,
+        }
+    }
+
+    fn say(&self, about: About) {
+        if let Some(wire) = &self.wire {
+            wire.say(Heard::Hint(Hint::new(0, about)));
         }
     }
 
@@ -1306,6 +1398,7 @@ impl Run {
             let mut state = self.plant.state();
             state.faults.fill(Faults::default());
             state.answers.clear();
+            self.wire.iter().for_each(Wire::heal);
             // A process that caches a binding which another one has moved dials its agent for as long as that answers:
             // that nothing runs anywhere for a while makes each of them read its rows.
             for workspace in &mut state.workspaces {
@@ -1342,7 +1435,9 @@ impl Run {
         }
         // Doubts that were asked about in vain are asked about again.
         sleep(ms(20_000)).await;
-        for turn in 0..3 {
+        // The resolver is asked four times before it is believed that a generation was never reached.
+        let last = if self.rumoured { 6 } else { 2 };
+        for turn in 0..=last {
             for process in 0..PROCESSES {
                 for n in 0..CHATS {
                     let id = self.next_id + 1;
@@ -1358,7 +1453,7 @@ impl Run {
                             let current = self.plant.current(ws);
                             let cached = self.processes[process].bindings.get(chat(n)).await.unwrap();
                             let unwritten = self.writes(process) == written;
-                            let steady = turn < 2 || (dials == 1 && handle.outcome().validations == 0 && unwritten);
+                            let steady = turn < last || (dials == 1 && handle.outcome().validations == 0 && unwritten);
                             let right = *handle.target() == current
                                 && row.target.as_deref() == Some(&current)
                                 && cached.as_ref() == Some(row);
@@ -1569,6 +1664,14 @@ fn lives_that_once_broke_a_rule() {
             vec![store(0, none, Fault::Skips(3)), Op::Rebuild { ws: 0, old: Does::Fail(0) }, call(0, 1), Op::Yield],
         ),
         (
+            "a generation that was only heard of costs nobody a connection",
+            vec![
+                Op::RumourOfWorkspace { ws: 2, generation: Some(2) },
+                Op::Retarget { by: Process(0), chat: 0, ws: 2 },
+                Op::Advance { ms: 1 },
+            ],
+        ),
+        (
             "the parent's row is known once it was read to inherit from",
             vec![
                 Op::Retarget { by: Elsewhere, chat: 0, ws: 1 },
@@ -1689,9 +1792,11 @@ fn lives_that_once_broke_a_rule() {
     for (what, ops) in stories {
         for numbered in [[false; WORKSPACES], [true; WORKSPACES]] {
             for before_return in [false, true] {
-                let life = Life { numbered, before_return, ops: ops.clone() };
-                if let Err(broken) = play(life) {
-                    panic!("{what}: {broken}");
+                for hints in [None, Some(vec![]), Some(vec![Fate::Twice(400, 0), Fate::After(60), Fate::Lost])] {
+                    let life = Life { numbered, before_return, hints: hints.clone(), ops: ops.clone() };
+                    if let Err(broken) = play(life) {
+                        panic!("{what}, hints {hints:?}: {broken}");
+                    }
                 }
             }
         }

@@ -75,7 +75,8 @@ pub enum Repair {
     Pending,
     /// The store could not be written; it is tried again in the background.
     Retrying,
-    /// The row names the target.
+    /// The row names the target. After a group repair: every row of the workspace that was behind does, and one that an
+    /// order has changed meanwhile is as it was ordered.
     Written,
     /// Somebody else's write won; nothing was overwritten.
     Lost,

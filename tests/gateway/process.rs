@@ -65,6 +65,7 @@ pub struct Agent {
     pub id: String,
     pub generation: i64,
     pub pid: u64,
+    pub address: String,
 }
 
 impl Gateway {
@@ -124,6 +125,7 @@ impl Gateway {
             id: built["agent"].as_str().unwrap().to_owned(),
             generation: built["generation"].as_i64().unwrap(),
             pid: built["pid"].as_u64().unwrap(),
+            address: built["address"].as_str().unwrap().to_owned(),
         }
     }
 
@@ -198,7 +200,7 @@ pub fn signal(pid: u64, signal: &str) {
 }
 
 /// `cargo test` builds the examples before it runs this; `cargo test --test gateway` does not.
-fn program() -> PathBuf {
+pub fn program() -> PathBuf {
     let deps = std::env::current_exe().unwrap();
     let program = deps.parent().and_then(|deps| deps.parent()).unwrap().join("examples/gateway");
     assert!(program.exists(), "first: cargo build --features full --example gateway");

@@ -1,8 +1,12 @@
 //! What the gateway answers when there is no agent to do it.
 
-use crate::process::{Answer, Gateway, is_alive, signal};
-use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use crate::process::{Answer, Gateway, is_alive, program, signal, soon};
+use std::{process::Stdio, time::Duration};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpStream,
+    time::{Instant, sleep},
+};
 use uuid::Uuid;
 
 fn said(answer: &Answer) -> (u16, String) {
@@ -90,13 +94,12 @@ async fn the_end_lets_requests_come_to_theirs_and_leaves_no_process_behind() {
     let (chat, workspace, first) = gateway.chat().await;
     let (_, _, second) = gateway.chat().await;
     let third = gateway.rebuild(workspace, "?old=freeze").await;
-    let mut request = tokio::net::TcpStream::connect(&gateway.address).await.unwrap();
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut request = TcpStream::connect(&gateway.address).await.unwrap();
     let head = format!("POST /chats/{chat}/echo HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n");
     request.write_all(head.as_bytes()).await.unwrap();
     let mut some = [0; 4096];
     // The first bytes of the answer: it is under way.
-    let read = crate::process::soon(request.read(&mut some)).await.unwrap();
+    let read = soon(request.read(&mut some)).await.unwrap();
     assert!(read > 0);
     let pid = u64::from(gateway.pid());
     let ending = tokio::task::spawn_blocking(|| gateway.end());
@@ -104,7 +107,7 @@ async fn the_end_lets_requests_come_to_theirs_and_leaves_no_process_behind() {
     assert!(is_alive(pid), "it waits");
     request.write_all(b"last").await.unwrap();
     let mut rest = Vec::new();
-    crate::process::soon(request.read_to_end(&mut rest)).await.unwrap();
+    soon(request.read_to_end(&mut rest)).await.unwrap();
     let answer = format!("{}{}", String::from_utf8_lossy(&some[..read]), String::from_utf8_lossy(&rest));
     assert!(answer.contains("last"), "{answer}");
     assert!(ending.await.unwrap().success());
@@ -119,13 +122,44 @@ async fn a_gateway_that_is_killed_takes_its_agents_with_it() {
     let (_, workspace, frozen) = gateway.chat().await;
     let running = gateway.rebuild(workspace, "?old=freeze").await;
     signal(u64::from(gateway.pid()), "KILL");
-    for pid in [frozen.pid, running.pid] {
-        for _ in 0..200 {
-            if !is_alive(pid) {
-                break;
-            }
-            sleep(Duration::from_millis(50)).await;
+    let agents = [frozen.pid, running.pid];
+    let mut left = agents.to_vec();
+    for _ in 0..200 {
+        left.retain(|pid| is_alive(*pid));
+        if left.is_empty() {
+            return;
         }
-        assert!(!is_alive(pid));
+        sleep(Duration::from_millis(50)).await;
     }
+    left.iter().for_each(|pid| signal(*pid, "KILL"));
+    panic!("{left:?} of {agents:?} are left behind");
+}
+
+#[tokio::test]
+async fn another_agent_at_the_same_address_is_not_talked_to() {
+    let gateway = Gateway::start(&[]);
+    let (chat, _, agent) = gateway.chat().await;
+    let identity = format!("/chats/{chat}/identity");
+    signal(agent.pid, "KILL");
+    let squatter = squatter(&agent.address).await;
+    let refused = gateway.get(&identity).await;
+    assert_eq!(said(&refused), (502, "unreachable".into()));
+    assert!(refused.text.contains("another agent listens there"), "{refused:?}");
+    drop(squatter);
+}
+
+/// An agent of somebody else's, where one listened that was killed.
+async fn squatter(address: &str) -> tokio::process::Child {
+    for _ in 0..200 {
+        let mut command = tokio::process::Command::new(program());
+        command.args(["agent", "--listen", address]).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+        let mut agent = command.stderr(Stdio::null()).spawn().unwrap();
+        let mut line = String::new();
+        let mut output = BufReader::new(agent.stdout.take().unwrap());
+        if soon(output.read_line(&mut line)).await.unwrap() > 0 {
+            return agent;
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    panic!("{address} stays in use");
 }

@@ -1,0 +1,289 @@
+//! What the layer costs a gateway: the same proxy twice, each as a process of its own in front of one agent. One sends
+//! through an `AgentClient` to the agent of the chat, the other one through hyper-util's client to a fixed address. Both
+//! keep their connections.
+//!
+//! ```text
+//! cargo bench --features http --bench gateway                # 11 interleaved pairs; needs wrk
+//! cargo bench --features http --bench gateway -- --json --pairs 5 --seconds 2
+//! ```
+//!
+//! The median of each figure, and of the ratio within each pair, since a machine that has other things to do slows both.
+//! The processor time of a request (Linux only) is what is left of the difference on such a machine.
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    http::{StatusCode, Uri, uri::PathAndQuery},
+    response::Response,
+    routing::{any, get},
+    serve::ListenerExt,
+};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioIo},
+};
+use serde_json::{Value, json};
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+};
+use tokio::{
+    io::AsyncReadExt,
+    net::{TcpListener, TcpStream},
+    select,
+};
+use tower::{Layer, Service, service_fn};
+use tower_bound_agent::{
+    AgentId, BoundAgentLayer, BoxError, DialAgent, DialSession, Resolution, ResolveWorkspace, SessionId, Target,
+    WorkspaceId,
+    http::{AgentClient, proxy, watch_peer},
+    store::MemoryStore,
+};
+use uuid::Uuid;
+
+const CONNECTIONS: &str = "32";
+const CHATS: u128 = 100;
+
+fn main() -> Result<(), BoxError> {
+    let mut arguments = std::env::args().skip(1);
+    let (mut json, mut pairs, mut seconds) = (false, 11, 3);
+    while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().ok_or_else(|| format!("{argument} needs a value"));
+        match &*argument {
+            "--role" => return serve(&value()?, std::env::args().next_back()),
+            "--json" => json = true,
+            "--pairs" => pairs = value()?.parse()?,
+            "--seconds" => seconds = value()?.parse()?,
+            "--bench" => {}
+            "--test" => (pairs, seconds) = (1, 1),
+            other => return Err(format!("what is {other}?").into()),
+        }
+    }
+    measure(json, pairs, seconds)
+}
+
+/// One of the processes. Ends when its standard input is closed.
+#[tokio::main]
+async fn serve(role: &str, agent: Option<String>) -> Result<(), BoxError> {
+    let agent = agent.ok_or("which agent?")?;
+    let app = match role {
+        "agent" => Router::new().route("/identity", get(async || "an answer of an agent")),
+        "fixed" => {
+            let mut connector = HttpConnector::new();
+            connector.set_nodelay(true);
+            let client = Client::builder(TokioExecutor::new()).build(connector);
+            Router::new().route("/chats/{chat}/{*path}", any(fixed)).with_state(Fixed { client, agent: agent.into() })
+        }
+        _ => {
+            let target = Target::new(AgentId::new(Uuid::new_v4())).with_generation(1).with_address(agent);
+            let resolver = service_fn(move |_: ResolveWorkspace| {
+                std::future::ready(Ok::<_, BoxError>(Resolution::Running(target.clone())))
+            });
+            let layer = BoundAgentLayer::builder(MemoryStore::new(), resolver).build()?;
+            Router::new().route("/chats/{chat}/{*path}", any(bound)).with_state(layered(&layer))
+        }
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    println!("{}", listener.local_addr()?);
+    let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
+    let (mut input, mut some) = (tokio::io::stdin(), [0; 1]);
+    select! {
+        ended = axum::serve(listener, app) => Ok(ended?),
+        _ = input.read(&mut some) => Ok(()),
+    }
+}
+
+#[derive(Clone)]
+struct Fixed {
+    client: Client<HttpConnector, Body>,
+    agent: Arc<str>,
+}
+
+type Dialer = tower::util::ServiceFn<
+    fn(DialAgent) -> futures_util::future::BoxFuture<'static, std::io::Result<TokioIo<TcpStream>>>,
+>;
+
+fn layered(layer: &BoundAgentLayer) -> AgentClient<Dialer, Body> {
+    let dialer: Dialer = service_fn(|ask: DialAgent| {
+        Box::pin(async move {
+            let stream = TcpStream::connect(ask.target.address.as_deref().unwrap_or_default()).await?;
+            stream.set_nodelay(true)?;
+            watch_peer(&stream, std::time::Duration::from_secs(20))?;
+            Ok(TokioIo::new(stream))
+        })
+    });
+    AgentClient::new(layer.layer(dialer))
+}
+
+fn split(uri: &Uri) -> Result<(SessionId, PathAndQuery), StatusCode> {
+    let split = || {
+        let (chat, _) = uri.path().strip_prefix("/chats/")?.split_once('/')?;
+        let path = uri.path_and_query()?.as_str().get("/chats/".len() + chat.len()..)?;
+        Some((chat.parse().ok()?, path.parse().ok()?))
+    };
+    split().ok_or(StatusCode::BAD_REQUEST)
+}
+
+async fn fixed(State(fixed): State<Fixed>, mut request: Request) -> Result<Response, StatusCode> {
+    let (_, path) = split(request.uri())?;
+    let uri = Uri::builder().scheme("http").authority(&*fixed.agent).path_and_query(path).build();
+    *request.uri_mut() = uri.map_err(|_| StatusCode::BAD_REQUEST)?;
+    proxy::request(&mut request);
+    let mut response = fixed.client.request(request).await.map_err(|_| StatusCode::BAD_GATEWAY)?;
+    proxy::response(&mut response);
+    Ok(response.map(Body::new))
+}
+
+async fn bound(State(client): State<AgentClient<Dialer, Body>>, mut request: Request) -> Result<Response, StatusCode> {
+    let (chat, path) = split(request.uri())?;
+    *request.uri_mut() = Uri::from(path);
+    proxy::request(&mut request);
+    request.extensions_mut().insert(DialSession::new(chat).in_workspace(WorkspaceId::new(Uuid::nil())));
+    let mut response = { client.clone() }.call(request).await.map_err(|_| StatusCode::BAD_GATEWAY)?;
+    proxy::response(&mut response);
+    Ok(response.map(Body::new))
+}
+
+struct Process {
+    child: Child,
+    address: String,
+}
+
+impl Process {
+    fn start(role: &str, agent: &str) -> Result<Self, BoxError> {
+        let mut command = Command::new(std::env::current_exe()?);
+        let mut child = command.args(["--role", role, agent]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut address = String::new();
+        BufReader::new(child.stdout.take().ok_or("no output")?).read_line(&mut address)?;
+        Ok(Self { child, address: address.trim_end().to_owned() })
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// Requests a second, milliseconds, and the gateway's microseconds of processor time a request.
+#[derive(Clone, Copy)]
+struct Figures {
+    rate: f64,
+    p50: f64,
+    p99: f64,
+    cpu: f64,
+}
+
+impl Process {
+    /// Processor time so far, in ticks of 10 ms; `None` where that is not known.
+    fn ticks(&self) -> Option<f64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).ok()?;
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+        Some(fields.next()?.parse::<f64>().ok()? + fields.next()?.parse::<f64>().ok()?)
+    }
+}
+
+fn measure(as_json: bool, pairs: usize, seconds: u32) -> Result<(), BoxError> {
+    if Command::new("wrk").arg("-v").output().is_err() {
+        println!("wrk is not installed: nothing is measured");
+        return Ok(());
+    }
+    let agent = Process::start("agent", "none")?;
+    let (fixed, bound) = (Process::start("fixed", &agent.address)?, Process::start("bound", &agent.address)?);
+    let script = tempfile::NamedTempFile::new()?;
+    // Many chats, each with its own path.
+    let chats: Vec<_> = (1..=CHATS).map(|chat| format!("'/chats/{}/identity'", Uuid::from_u128(chat))).collect();
+    let lua = format!(
+        "local chats, next = {{{}}}, 0\nfunction request() next = next % #chats + 1 return wrk.format('GET', chats[next]) end\n",
+        chats.join(",")
+    );
+    std::fs::write(&script, lua)?;
+    let run = |process: &Process, seconds: u32| -> Result<Figures, BoxError> {
+        let url = format!("http://{}/", process.address);
+        let mut wrk = Command::new("wrk");
+        wrk.args(["-t1", "-c", CONNECTIONS, "--latency", &format!("-d{seconds}s"), "-s"]).arg(script.path()).arg(url);
+        let before = process.ticks();
+        let mut figures = figures(&String::from_utf8(wrk.output()?.stdout)?)?;
+        if let (Some(before), Some(after)) = (before, process.ticks()) {
+            figures.cpu = (after - before) * 10_000.0 / (figures.rate * f64::from(seconds));
+        }
+        Ok(figures)
+    };
+    run(&fixed, 1)?;
+    run(&bound, 1)?;
+    let mut both = Vec::new();
+    for pair in 0..pairs {
+        // Whoever comes second finds a warmer machine, so they take turns.
+        both.push(if pair % 2 == 0 {
+            let fixed = run(&fixed, seconds)?;
+            (fixed, run(&bound, seconds)?)
+        } else {
+            let bound = run(&bound, seconds)?;
+            (run(&fixed, seconds)?, bound)
+        });
+    }
+    let of = |figure: &dyn Fn(&(Figures, Figures)) -> f64| median(both.iter().map(figure).collect());
+    let one = |one: fn(&(Figures, Figures)) -> Figures| {
+        json!({
+            "rate": of(&|pair| one(pair).rate), "p50_ms": of(&|pair| one(pair).p50),
+            "p99_ms": of(&|pair| one(pair).p99), "cpu_us": of(&|pair| one(pair).cpu),
+        })
+    };
+    let (fixed, bound) = (one(|pair| pair.0), one(|pair| pair.1));
+    let ratio = of(&|(fixed, bound)| bound.rate / fixed.rate);
+    let cpu = of(&|(fixed, bound)| bound.cpu - fixed.cpu);
+    let later = of(&|(fixed, bound)| bound.p99 - fixed.p99);
+    if as_json {
+        println!(
+            "{}",
+            json!({ "pairs": pairs, "seconds": seconds, "connections": 32, "chats": 100, "fixed": fixed, "bound": bound,
+                "rate_ratio": ratio, "p99_more_ms": later, "cpu_more_us": cpu })
+        );
+    } else {
+        let line = |name: &str, figures: &Value| {
+            let [rate, p50, p99, cpu] =
+                ["rate", "p50_ms", "p99_ms", "cpu_us"].map(|name| figures[name].as_f64().unwrap_or(f64::NAN));
+            println!("{name:<16} {rate:>8.0} requests/s   p50 {p50:>6.2} ms   p99 {p99:>6.2} ms   cpu {cpu:>6.1} µs");
+        };
+        line("a fixed address", &fixed);
+        line("the layer", &bound);
+        println!(
+            "median of {pairs} pairs: {:.1} % of the throughput, p99 {later:+.2} ms, cpu {cpu:+.1} µs",
+            ratio * 100.0
+        );
+    }
+    Ok(())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// What wrk has printed. An error would make the figures worthless.
+fn figures(said: &str) -> Result<Figures, BoxError> {
+    if said.contains("Non-2xx") || said.contains("Socket errors") {
+        return Err(said.into());
+    }
+    let after = |mark: &str| -> Result<&str, BoxError> {
+        let line = said.lines().find_map(|line| line.trim().strip_prefix(mark));
+        Ok(line.ok_or_else(|| format!("no {mark} in: {said}"))?.trim())
+    };
+    let ms = |text: &str| -> Result<f64, BoxError> {
+        for (unit, factor) in [("us", 0.001), ("ms", 1.0), ("s", 1000.0)] {
+            if let Some(number) = text.strip_suffix(unit) {
+                return Ok(number.parse::<f64>()? * factor);
+            }
+        }
+        Err(format!("no time: {text}").into())
+    };
+    Ok(Figures {
+        rate: after("Requests/sec:")?.parse()?,
+        p50: ms(after("50%")?)?,
+        p99: ms(after("99%")?)?,
+        cpu: f64::NAN,
+    })
+}

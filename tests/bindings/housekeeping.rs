@@ -3,7 +3,6 @@
 use crate::at;
 use crate::support::*;
 use std::{
-    sync::Arc,
     thread,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -191,7 +190,7 @@ async fn forgotten_sessions_are_removed_in_two_runs() {
     let store = SqliteStore::open(directory.path().join("bindings.db")).await.unwrap();
     let run = async |sql: &'static str| sqlx::raw_sql(sql).execute(store.pool()).await.unwrap().rows_affected();
     let world = World::new();
-    let layer = BoundAgentLayer::builder(Arc::new(store.clone()), world.resolver()).build().unwrap();
+    let layer = BoundAgentLayer::builder(std::sync::Arc::new(store.clone()), world.resolver()).build().unwrap();
     let bindings = layer.bindings();
     let (chat, other) = (session(), session());
     for session in [chat, other] {

@@ -78,7 +78,8 @@ impl BoundAgentBuilder {
         self
     }
 
-    /// The bound of one statement of the store. Default 5 s.
+    /// The bound of one statement of the store. Default 5 s. Set the pool's acquire timeout below it, so that a statement
+    /// that was never sent is told from one without an answer.
     pub fn store_timeout(mut self, timeout: Duration) -> Self {
         self.settings.store_timeout = timeout;
         self

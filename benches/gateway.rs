@@ -34,7 +34,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     select,
 };
-use tower::{Layer, Service, service_fn};
+use tower::{Layer, service_fn};
 use tower_bound_agent::{
     AgentId, BoundAgentLayer, BoxError, DialAgent, DialSession, Resolution, ResolveWorkspace, SessionId, Target,
     WorkspaceId,
@@ -141,7 +141,7 @@ async fn bound(State(client): State<AgentClient<Dialer, Body>>, mut request: Req
     *request.uri_mut() = Uri::from(path);
     proxy::request(&mut request);
     request.extensions_mut().insert(DialSession::new(chat).in_workspace(WorkspaceId::new(Uuid::nil())));
-    let mut response = { client.clone() }.call(request).await.map_err(|_| StatusCode::BAD_GATEWAY)?;
+    let mut response = client.request(request).await.map_err(|_| StatusCode::BAD_GATEWAY)?;
     proxy::response(&mut response);
     Ok(response.map(Body::new))
 }

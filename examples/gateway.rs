@@ -51,7 +51,7 @@ use serde_json::{Value, json};
 use std::{future::pending, net::SocketAddr, process::ExitCode, str::FromStr, time::Duration};
 use tokio::{io::AsyncReadExt, io::copy_bidirectional, net::TcpListener, net::TcpStream, select, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tower::{Layer, Service, service_fn, util::ServiceFn};
+use tower::{Layer, service_fn, util::ServiceFn};
 use tower_bound_agent::{
     Bindings, BoundAgentLayer, BoundHandle, BoxError, DialAgent, Error, ErrorKind, Outcome, ResolveWorkspace,
     SessionId, WorkspaceId,
@@ -246,8 +246,7 @@ async fn pass_on(
     headers.insert(HOST, HeaderValue::from_str(&host).map_err(|_| Refused::Bad("Host"))?);
     request.extensions_mut().insert(chat);
 
-    let answering = gateway.client.clone().call(request); // always ready
-    let answered = answering.await.map_err(Refused::Agent);
+    let answered = gateway.client.request(request).await.map_err(Refused::Agent);
     let last = answered.as_ref().map(|response| response.extensions().get::<BoundHandle>().cloned());
     let (last, handle) = match last {
         Ok(Some(handle)) => (Ok(handle.outcome().clone()), Some(handle)),

@@ -184,6 +184,23 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> AgentFuture {
+        self.request(request)
+    }
+}
+
+impl<S, B> AgentClient<S, B>
+where
+    S: Service<DialAgent> + Clone + Send + 'static,
+    S::Response: Read + Write + Unpin + Send + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send,
+    B: Body + Unpin + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    /// Sends a request, as [`call`](Service::call) does. The client is always ready, so a shared one will do: there is
+    /// nothing to wait for first, and nothing to clone.
+    pub fn request(&self, request: Request<B>) -> AgentFuture {
         // A clone has no readiness of the dial service, which is asked for when there is something to dial.
         let call = Call { dial: self.dial.clone(), inner: Arc::clone(&self.inner) };
         AgentFuture { call: Box::pin(call.answer(request)) }

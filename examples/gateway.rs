@@ -81,21 +81,29 @@ struct Gateway {
     ending: CancellationToken,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip(1);
-    let done = match arguments.next().as_deref() {
-        Some("agent") => agent::run(arguments).await,
-        Some("--listen") => listen(arguments).await,
-        None | Some("--demo") => story::tell().await,
-        Some(other) => Err(format!("what is {other}?").into()),
-    };
+fn main() -> ExitCode {
+    let done = tokio::runtime::Runtime::new().map_err(Into::into).and_then(|runtime| {
+        let done = runtime.block_on(run());
+        // Does not wait for a read of standard input.
+        runtime.shutdown_background();
+        done
+    });
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+async fn run() -> Result<(), BoxError> {
+    let mut arguments = std::env::args().skip(1);
+    match arguments.next().as_deref() {
+        Some("agent") => agent::run(arguments).await,
+        Some("--listen") => listen(arguments).await,
+        None | Some("--demo") => story::tell().await,
+        Some(other) => Err(format!("what is {other}?").into()),
     }
 }
 

@@ -176,6 +176,17 @@ impl Gateway {
         panic!("tasks and files: {held:?}, not {:?}", (tasks, files));
     }
 
+    /// Waits for an end that somebody else has brought about.
+    pub async fn ended(&mut self) -> std::process::ExitStatus {
+        for _ in 0..400 {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        panic!("it goes on");
+    }
+
     /// Ends it in order.
     pub fn end(mut self) -> std::process::ExitStatus {
         drop(self.child.stdin.take());

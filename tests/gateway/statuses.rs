@@ -117,6 +117,15 @@ async fn the_end_lets_requests_come_to_theirs_and_leaves_no_process_behind() {
 }
 
 #[tokio::test]
+async fn a_signal_ends_it_in_order() {
+    let mut gateway = Gateway::start(&[]);
+    let (_, _, agent) = gateway.chat().await;
+    signal(u64::from(gateway.pid()), "TERM");
+    assert!(gateway.ended().await.success());
+    assert!(!is_alive(agent.pid));
+}
+
+#[tokio::test]
 async fn a_gateway_that_is_killed_takes_its_agents_with_it() {
     let gateway = Gateway::start(&[]);
     let (_, workspace, frozen) = gateway.chat().await;

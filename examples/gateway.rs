@@ -26,6 +26,8 @@
 
 #[path = "agent.rs"]
 mod agent;
+#[path = "gateway/refused.rs"]
+mod refused;
 #[path = "gateway/story.rs"]
 mod story;
 #[path = "gateway/yard.rs"]
@@ -37,15 +39,16 @@ use axum::{
     extract::{ConnectInfo, Path, Query, Request, State},
     http::{
         HeaderName, HeaderValue, StatusCode, Uri, Version,
-        header::{FORWARDED, HOST, RETRY_AFTER},
+        header::{FORWARDED, HOST},
         uri::PathAndQuery,
     },
-    response::{IntoResponse, Response},
+    response::Response,
     routing::{any, get, post, put},
     serve::ListenerExt,
 };
 use futures_util::{FutureExt, future::BoxFuture};
 use hyper_util::rt::TokioIo;
+use refused::Refused;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{future::pending, net::SocketAddr, process::ExitCode, str::FromStr, time::Duration};
@@ -53,9 +56,8 @@ use tokio::{io::AsyncReadExt, io::copy_bidirectional, net::TcpListener, net::Tcp
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::{Layer, service_fn, util::ServiceFn};
 use tower_bound_agent::{
-    Bindings, BoundAgentLayer, BoundHandle, BoxError, DialAgent, Error, ErrorKind, Outcome, ResolveWorkspace,
-    SessionId, WorkspaceId,
-    http::{AgentClient, ClientError, proxy, watch_peer},
+    Bindings, BoundAgentLayer, BoundHandle, BoxError, DialAgent, Outcome, ResolveWorkspace, SessionId, WorkspaceId,
+    http::{AgentClient, proxy, watch_peer},
     store::SqliteStore,
 };
 use yard::{Old, Yard};
@@ -400,83 +402,4 @@ async fn stop(State(gateway): State<Gateway>, Path(text): Path<String>) -> Resul
 async fn stats(State(gateway): State<Gateway>) -> Json<Value> {
     let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
     Json(json!({ "tasks": tasks, "tunnels": gateway.tunnels.len(), "chats": gateway.last.entry_count() }))
-}
-
-/// What the gateway itself answers.
-enum Refused {
-    Bad(&'static str),
-    Agent(ClientError),
-    Yard(BoxError),
-    NotStopped,
-}
-
-impl From<Error> for Refused {
-    fn from(error: Error) -> Self {
-        Self::Agent(ClientError::Dial(error))
-    }
-}
-
-impl Refused {
-    fn name(&self) -> &'static str {
-        self.status().1
-    }
-
-    /// Which agent there is, is the gateway's to know: what it does not know is no fault of the client.
-    fn status(&self) -> (StatusCode, &'static str) {
-        use StatusCode as Code;
-        match self {
-            Self::Bad(_) | Self::Agent(ClientError::NoSession | ClientError::Request(_)) => {
-                (Code::BAD_REQUEST, "bad request")
-            }
-            Self::Agent(ClientError::Dial(error)) => match error.kind() {
-                ErrorKind::NotBound => (Code::NOT_FOUND, "not bound"),
-                ErrorKind::WorkspaceMismatch { .. } => (Code::CONFLICT, "mismatch"),
-                ErrorKind::Gone => (Code::GONE, "gone"),
-                ErrorKind::Starting { .. } => (Code::SERVICE_UNAVAILABLE, "starting"),
-                ErrorKind::Stopped => (Code::SERVICE_UNAVAILABLE, "stopped"),
-                ErrorKind::Retargeted => (Code::SERVICE_UNAVAILABLE, "retargeted"),
-                ErrorKind::Resolver => (Code::SERVICE_UNAVAILABLE, "resolver"),
-                ErrorKind::Store => (Code::SERVICE_UNAVAILABLE, "store"),
-                ErrorKind::OutcomeUnknown => (Code::SERVICE_UNAVAILABLE, "outcome unknown"),
-                ErrorKind::Closed => (Code::SERVICE_UNAVAILABLE, "closed"),
-                ErrorKind::TimedOut { .. } => (Code::GATEWAY_TIMEOUT, "timed out"),
-                ErrorKind::Unreachable { .. } => (Code::BAD_GATEWAY, "unreachable"),
-                _ => (Code::BAD_GATEWAY, "no connection"),
-            },
-            Self::Agent(ClientError::Busy { .. }) => (Code::SERVICE_UNAVAILABLE, "busy"),
-            Self::Agent(ClientError::NoResponse { .. }) => (Code::GATEWAY_TIMEOUT, "no response"),
-            // The agent may have carried it out: whether to repeat it is for the client to say.
-            Self::Agent(_) => (Code::BAD_GATEWAY, "broken off"),
-            Self::Yard(_) => (Code::INTERNAL_SERVER_ERROR, "yard"),
-            Self::NotStopped => (Code::CONFLICT, "there is no such stopped workspace"),
-        }
-    }
-}
-
-impl IntoResponse for Refused {
-    fn into_response(self) -> Response {
-        let (status, name) = self.status();
-        let mut says = match &self {
-            Self::Bad(what) => (*what).to_owned(),
-            Self::Agent(error) => error.to_string(),
-            Self::Yard(error) => error.to_string(),
-            Self::NotStopped => name.to_owned(),
-        };
-        let mut after = None;
-        if let Self::Agent(error) = &self {
-            let mut cause = std::error::Error::source(error);
-            while let Some(error) = cause {
-                says += &format!(": {error}");
-                cause = error.source();
-            }
-            if let ClientError::Dial(error) = error {
-                after = error.retry_after().map(|after| after.as_secs_f64().ceil().to_string());
-            }
-        }
-        let mut response = (status, Json(json!({ "error": name, "says": says }))).into_response();
-        if let Some(after) = after.and_then(|after| after.parse().ok()) {
-            response.headers_mut().insert(RETRY_AFTER, after);
-        }
-        response
-    }
 }

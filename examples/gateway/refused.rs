@@ -1,0 +1,88 @@
+//! Why the gateway itself answers, and with which status.
+
+use axum::{
+    Json,
+    http::{StatusCode, header::RETRY_AFTER},
+    response::{IntoResponse, Response},
+};
+use serde_json::json;
+use tower_bound_agent::{BoxError, Error, ErrorKind, http::ClientError};
+
+/// What the gateway itself answers.
+pub(crate) enum Refused {
+    Bad(&'static str),
+    Agent(ClientError),
+    Yard(BoxError),
+    NotStopped,
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Self::Agent(ClientError::Dial(error))
+    }
+}
+
+impl Refused {
+    pub(crate) fn name(&self) -> &'static str {
+        self.status().1
+    }
+
+    /// Which agent there is, is the gateway's to know: what it does not know is no fault of the client.
+    fn status(&self) -> (StatusCode, &'static str) {
+        use StatusCode as Code;
+        match self {
+            Self::Bad(_) | Self::Agent(ClientError::NoSession | ClientError::Request(_)) => {
+                (Code::BAD_REQUEST, "bad request")
+            }
+            Self::Agent(ClientError::Dial(error)) => match error.kind() {
+                ErrorKind::NotBound => (Code::NOT_FOUND, "not bound"),
+                ErrorKind::WorkspaceMismatch { .. } => (Code::CONFLICT, "mismatch"),
+                ErrorKind::Gone => (Code::GONE, "gone"),
+                ErrorKind::Starting { .. } => (Code::SERVICE_UNAVAILABLE, "starting"),
+                ErrorKind::Stopped => (Code::SERVICE_UNAVAILABLE, "stopped"),
+                ErrorKind::Retargeted => (Code::SERVICE_UNAVAILABLE, "retargeted"),
+                ErrorKind::Resolver => (Code::SERVICE_UNAVAILABLE, "resolver"),
+                ErrorKind::Store => (Code::SERVICE_UNAVAILABLE, "store"),
+                ErrorKind::OutcomeUnknown => (Code::SERVICE_UNAVAILABLE, "outcome unknown"),
+                ErrorKind::Closed => (Code::SERVICE_UNAVAILABLE, "closed"),
+                ErrorKind::TimedOut { .. } => (Code::GATEWAY_TIMEOUT, "timed out"),
+                ErrorKind::Unreachable { .. } => (Code::BAD_GATEWAY, "unreachable"),
+                _ => (Code::BAD_GATEWAY, "no connection"),
+            },
+            Self::Agent(ClientError::Busy { .. }) => (Code::SERVICE_UNAVAILABLE, "busy"),
+            Self::Agent(ClientError::NoResponse { .. }) => (Code::GATEWAY_TIMEOUT, "no response"),
+            // The agent may have carried it out: whether to repeat it is for the client to say.
+            Self::Agent(_) => (Code::BAD_GATEWAY, "broken off"),
+            Self::Yard(_) => (Code::INTERNAL_SERVER_ERROR, "yard"),
+            Self::NotStopped => (Code::CONFLICT, "there is no such stopped workspace"),
+        }
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let (status, name) = self.status();
+        let mut says = match &self {
+            Self::Bad(what) => (*what).to_owned(),
+            Self::Agent(error) => error.to_string(),
+            Self::Yard(error) => error.to_string(),
+            Self::NotStopped => name.to_owned(),
+        };
+        let mut after = None;
+        if let Self::Agent(error) = &self {
+            let mut cause = std::error::Error::source(error);
+            while let Some(error) = cause {
+                says += &format!(": {error}");
+                cause = error.source();
+            }
+            if let ClientError::Dial(error) = error {
+                after = error.retry_after().map(|after| after.as_secs_f64().ceil().to_string());
+            }
+        }
+        let mut response = (status, Json(json!({ "error": name, "says": says }))).into_response();
+        if let Some(after) = after.and_then(|after| after.parse().ok()) {
+            response.headers_mut().insert(RETRY_AFTER, after);
+        }
+        response
+    }
+}

@@ -10,7 +10,7 @@
 //! | route | answer |
 //! |---|---|
 //! | `/identity` | who it is |
-//! | `/echo` | who it is, then the body of the request |
+//! | `/echo?pause_ms=N` | who it is, then the body of the request |
 //! | `/head` | what came of the request's head |
 //! | `/take` | how many bytes the body had |
 //! | `/give?bytes=N` | so many bytes |
@@ -169,7 +169,11 @@ async fn sign(State(agent): State<Arc<Agent>>, request: Request, next: Next) -> 
     response
 }
 
-async fn echo(State(agent): State<Arc<Agent>>, request: Request) -> Body {
+async fn echo(State(agent): State<Arc<Agent>>, Query(ask): Query<HashMap<String, u64>>, request: Request) -> Body {
+    if let Some(pause) = ask.get("pause_ms") {
+        sleep(Duration::from_millis(*pause)).await;
+        agent.alive().await;
+    }
     let id = stream::iter([Ok(Bytes::from(format!("{}\n", agent.id)))]);
     Body::from_stream(id.chain(request.into_body().into_data_stream()))
 }

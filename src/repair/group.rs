@@ -4,12 +4,20 @@ use super::{Repairs, Task};
 use crate::{Repair, binding::Behind, directory::GroupRepair, hints::About, store::BATCH};
 use std::sync::Arc;
 
+/// In one try. More rows than these are written by the next one; a store that never comes to an end holds nobody up.
+const MOST_STATEMENTS: usize = 1_000;
+
 impl Task {
-    /// One try. `None` if the store could not be written; what was written by then stays, and is not found again.
+    /// One try. `None` if not all could be written; what was written by then stays, and is not found again.
     pub(super) async fn write_group(&self, behind: Behind) -> Option<Repair> {
         let Self { shared, entry, target, .. } = self;
         let (place, stale) = (&entry.place, entry.row.target.as_deref()?);
+        let mut statements = 0;
         let began = loop {
+            if statements == MOST_STATEMENTS {
+                return None;
+            }
+            statements += 1;
             if place.supersedes(target) {
                 return Some(Repair::Lost);
             }

@@ -247,3 +247,22 @@ async fn an_order_after_it_writes_the_true_row() {
         assert_eq!(s.did().await, counts(0, 0, 0, 0));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_never_comes_to_an_end_is_tried_again_and_holds_nobody_up() {
+    let mut s = Scene::new(Some(5)).await;
+    let new = s.rebuild();
+    s.world.store.on_writes(Fault::Endless);
+    let before = s.world.counts();
+    let bound = call(&s.dial(), s.chat).await.unwrap();
+    assert_eq!(bound.agent, new.agent);
+    let bindings = s.layer.bindings();
+    let flushed = tokio::time::timeout(Duration::from_secs(60), bindings.flush()).await;
+    assert_eq!((flushed, bound.outcome().repair()), (Ok(1), Repair::Retrying));
+    assert_eq!((s.world.counts() - before).w, 1_000);
+    s.world.store.on_writes(Fault::None);
+    sleep(ms(101)).await;
+    assert_eq!((bindings.flush().await, bound.outcome().repair()), (0, Repair::Written));
+    assert_eq!(s.did().await, counts(2, 1, 0, 1_001));
+    is_reused(&mut s, bound.session(), &new).await;
+}

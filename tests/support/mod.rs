@@ -401,6 +401,8 @@ pub enum Fault {
     Panic,
     /// Somebody holds every row: a statement that leaves locked rows out finds none. Others are carried out.
     Locked,
+    /// Carried out; but a group repair says each time that there may be more.
+    Endless,
 }
 
 /// A store that counts its statements and fails on demand.
@@ -468,7 +470,7 @@ impl<St> Tap<St> {
         count.fetch_add(1, SeqCst);
         let fault = *fault.lock().unwrap();
         match fault {
-            Fault::None | Fault::Locked => statement.await,
+            Fault::None | Fault::Locked | Fault::Endless => statement.await,
             Fault::Unavailable => Err(StoreError::Unavailable("down on purpose".into())),
             Fault::LostRequest => Err(StoreError::Unknown("lost on purpose".into())),
             Fault::LostAnswer => {
@@ -536,8 +538,10 @@ impl<St: BindingStore> BindingStore for Tap<St> {
         limit: u64,
     ) -> Result<u64, StoreError> {
         self.taps.group_writes.fetch_add(1, SeqCst);
-        let limit = if *self.taps.writing.lock().unwrap() == Fault::Locked { 0 } else { limit };
-        self.statement(true, self.store.replace_agent(workspace, stale, current, limit)).await
+        let fault = *self.taps.writing.lock().unwrap();
+        let most = if fault == Fault::Locked { 0 } else { limit };
+        let written = self.statement(true, self.store.replace_agent(workspace, stale, current, most)).await;
+        if fault == Fault::Endless { written.map(|_| limit) } else { written }
     }
     async fn load_many(&self, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
         let rows = self.statement(false, self.store.load_many(sessions)).await?;

@@ -261,18 +261,16 @@ async fn read_again(shared: &Arc<Shared>, sessions: Vec<SessionId>) {
 async fn record_use(shared: &Arc<Shared>, every: Duration) {
     let used = shared.rows.take_used();
     // Also if there are none: that use was recorded all the time is what is written down as well.
-    let mut chunks = used.chunks(BATCH);
-    let mut chunk = chunks.next().unwrap_or_default();
+    let mut left = &used[..];
     loop {
+        let (chunk, others) = left.split_at(left.len().min(BATCH));
         if shared.in_time(shared.store.touch(chunk, every)).await.is_err() {
             // Next time, with those that follow.
-            shared.rows.put_back_used(chunk);
-            chunks.for_each(|chunk| shared.rows.put_back_used(chunk));
+            return shared.rows.put_back_used(left);
+        }
+        if others.is_empty() {
             return;
         }
-        match chunks.next() {
-            Some(next) => chunk = next,
-            None => return,
-        }
+        left = others;
     }
 }

@@ -800,6 +800,32 @@ mod use_recorded {
     }
 }
 
+mod a_use_that_was_not_recorded {
+    use super::*;
+    use futures_util::TryStreamExt;
+
+    #[tokio::test(start_paused = true)]
+    async fn is_recorded_the_next_time() {
+        let world = World::new();
+        let process = Process::new(&world, |builder| builder.record_use(Duration::from_secs(60)));
+        let (ws, _) = world.workspace();
+        let elsewhere = world.store.elsewhere();
+        for _ in 0..20 {
+            elsewhere.retarget(session(), ws).await.unwrap();
+        }
+        let chat = world.bind(&process.layer, ws).await;
+        let before = world.counts();
+        world.store.on_writes(Fault::Unavailable);
+        sleep(ms(60_001)).await;
+        world.store.on_writes(Fault::None);
+        assert_eq!(world.counts() - before, counts(0, 0, 0, 1));
+        sleep(ms(60_000)).await;
+        assert_eq!(world.counts() - before, counts(0, 0, 0, 2));
+        let last: Vec<_> = elsewhere.recent(1).try_collect().await.unwrap();
+        assert_eq!(last.iter().map(|row| row.session).collect::<Vec<_>>(), [chat], "the one that was used");
+    }
+}
+
 mod warm {
     use super::*;
 

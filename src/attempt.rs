@@ -19,8 +19,10 @@ pub(crate) const MOST_DIALS: u8 = 3;
 pub(crate) enum Answer {
     Running(Arc<Target>),
     Denied(Denied),
-    /// It failed, did not answer in time, or said less than what is known.
+    /// It failed, did not answer in time, or said less than what was known when it was asked.
     Unknown,
+    /// It said less than what has become known since it was asked.
+    Overtaken,
 }
 
 /// The workspace has no agent to dial.
@@ -321,7 +323,9 @@ impl Attempt {
                 self.redial_at = None;
             }
             Answer::Denied(_) => self.ask = Ask::At(now),
-            Answer::Unknown => self.shrug(),
+            // The resolver is not to blame: a question that begins now is not behind.
+            Answer::Overtaken if self.dial == Dial::Idle => self.ask = Ask::At(now),
+            Answer::Unknown | Answer::Overtaken => self.shrug(),
         }
     }
 

@@ -124,7 +124,7 @@ impl Bindings {
             Answer::Denied(Denied::Starting { retry_after }) => Status::Starting { retry_after },
             Answer::Denied(Denied::Stopped) => Status::Stopped,
             Answer::Denied(Denied::Gone) => Status::Gone,
-            Answer::Unknown => Status::Unknown,
+            Answer::Unknown | Answer::Overtaken => Status::Unknown,
         };
         let target = shared.choose(&start.entry).target.or_else(|| start.entry.row.target.clone());
         Ok(Current { session, workspace: start.entry.workspace(), target, status })

@@ -317,7 +317,8 @@ impl Place {
                             changed
                         }
                         None => {
-                            worth = Answer::Unknown;
+                            let overtaken = facts.known.as_ref().is_some_and(|known| known.began > began);
+                            worth = if overtaken { Answer::Overtaken } else { Answer::Unknown };
                             false
                         }
                     }
@@ -330,7 +331,7 @@ impl Place {
                     }
                     false
                 }
-                Answer::Unknown => false,
+                Answer::Unknown | Answer::Overtaken => false,
             };
             if below_floor.is_some() || !matches!(worth, Answer::Running(_)) {
                 facts.quiet = Some((began, now + below_floor.unwrap_or(self.intervals.first)));
@@ -346,7 +347,7 @@ impl Place {
             };
             again = now + pause;
             facts.pause = Some((pause, again));
-            if worth != Answer::Unknown && below_floor.is_none() {
+            if matches!(worth, Answer::Running(_) | Answer::Denied(_)) && below_floor.is_none() {
                 facts.verdict = Some(Verdict { answer: worth.clone(), began, landed: now });
             }
             changed

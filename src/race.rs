@@ -171,7 +171,7 @@ where
                 // This call may hear of it after others have learned of something later, which it follows already.
                 let outdated = matches!(&answer, Answer::Running(said) if run.start.entry.place.supersedes(said));
                 let (answer, cause) =
-                    if outdated { (Answer::Unknown, Some(Cause::OldAnswer.shared())) } else { (answer, cause) };
+                    if outdated { (Answer::Overtaken, Some(Cause::OldAnswer.shared())) } else { (answer, cause) };
                 validation_error = cause;
                 run.attempt.on_answer(answer, began, again, now);
             }

@@ -113,6 +113,7 @@ impl Bench {
             ["stopped", rest @ ..] => answer(self, Answer::Denied(Denied::Stopped), began(rest)),
             ["gone", rest @ ..] => answer(self, Answer::Denied(Denied::Gone), began(rest)),
             ["unknown", rest @ ..] => answer(self, Answer::Unknown, began(rest)),
+            ["overtaken", rest @ ..] => answer(self, Answer::Overtaken, began(rest)),
             ["known", known] => {
                 self.attempt.on_known(&target(known), None, now);
             }
@@ -439,6 +440,26 @@ mod rows {
         row_21_the_resolver_fails: "unbound
             0    begin          | ask, wait 30000
             40   unknown        | fail resolver";
+
+        row_21_an_overtaken_answer_is_asked_for_again: "unbound
+            0    begin          | ask, wait 30000
+            40   overtaken      | ask, wait 30000
+            50   overtaken      | ask, wait 30000
+            60   says a6        | dial a6, wait 2060
+            70   connected      | serve first bind";
+
+        row_21_an_overtaken_answer_is_asked_for_again_until_the_deadline: "unbound
+            0     begin         | ask, wait 30000
+            40    overtaken     | ask, wait 30000
+            30000 tick          | fail timed out unknown";
+
+        an_overtaken_answer_is_like_a_failed_validation_if_there_is_a_dial: "bound a5
+            0    begin          | dial a5, wait 250
+            250  tick           | ask, wait 30000
+            260  overtaken      | wait 2260
+            270  failed         | ask, wait 520
+            280  overtaken      | dial a5, wait 2280
+            290  failed         | fail unreachable";
 
         row_21_a_failed_first_dial_is_validated_and_repeated: "unbound
             0    begin          | ask, wait 30000

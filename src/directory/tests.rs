@@ -310,32 +310,45 @@ mod order {
 
     #[test]
     fn what_an_answer_is_worth() {
+        enum Worth {
+            Itself,
+            Unknown,
+            Overtaken,
+        }
+        use Worth::{Itself, Overtaken, Unknown};
         #[rustfmt::skip]
         let table = [
             // known and when its question began    answer and when its question began   worth, changes
-            (Some(("a5", 100)),                      ("b6", 50),                          true,  true),
-            (Some(("a5", 100)),                      ("a6", 50),                          true,  true),
-            (Some(("a5", 100)),                      ("b4", 150),                         false, false),
-            (Some(("a5", 100)),                      ("b", 150),                          false, false),
-            (Some(("a5", 100)),                      ("a", 150),                          false, false),
-            (Some(("a5", 100)),                      ("a5", 50),                          true,  false),
-            (Some(("a5", 100)),                      ("a5", 150),                         true,  false),
-            (Some(("a5", 100)),                      ("b5", 50),                          false, false),
-            (Some(("a5", 100)),                      ("b5", 150),                         true,  true),
-            (Some(("a", 100)),                       ("a5", 50),                          true,  true),
-            (Some(("a", 100)),                       ("b", 50),                           false, false),
-            (Some(("a", 100)),                       ("b", 100),                          true,  true),
-            (Some(("a", 100)),                       ("b", 150),                          true,  true),
-            (None,                                   ("a", 50),                           true,  true),
+            (Some(("a5", 100)),                      ("b6", 50),                          Itself,    true),
+            (Some(("a5", 100)),                      ("a6", 50),                          Itself,    true),
+            (Some(("a5", 100)),                      ("b4", 50),                          Overtaken, false),
+            (Some(("a5", 100)),                      ("b4", 100),                         Unknown,   false),
+            (Some(("a5", 100)),                      ("b4", 150),                         Unknown,   false),
+            (Some(("a5", 100)),                      ("b", 50),                           Overtaken, false),
+            (Some(("a5", 100)),                      ("b", 150),                          Unknown,   false),
+            (Some(("a5", 100)),                      ("a", 150),                          Unknown,   false),
+            (Some(("a5", 100)),                      ("a5", 50),                          Itself,    false),
+            (Some(("a5", 100)),                      ("a5", 150),                         Itself,    false),
+            (Some(("a5", 100)),                      ("b5", 50),                          Overtaken, false),
+            (Some(("a5", 100)),                      ("b5", 150),                         Itself,    true),
+            (Some(("a", 100)),                       ("a5", 50),                          Itself,    true),
+            (Some(("a", 100)),                       ("b", 50),                           Overtaken, false),
+            (Some(("a", 100)),                       ("b", 100),                          Itself,    true),
+            (Some(("a", 100)),                       ("b", 150),                          Itself,    true),
+            (None,                                   ("a", 50),                           Itself,    true),
         ];
-        for (known, (said, began), counts, changes) in table {
+        for (known, (said, began), expected, changes) in table {
             let s = Scene::new();
             if let Some((known, began)) = known {
                 s.answer(running(known), began);
             }
             let mut worth = Answer::Unknown;
             let changed = s.changes(|_| worth = s.late_answer(running(said), began, 200).0);
-            let expected = if counts { running(said) } else { Answer::Unknown };
+            let expected = match expected {
+                Itself => running(said),
+                Unknown => Answer::Unknown,
+                Overtaken => Answer::Overtaken,
+            };
             assert_eq!((worth, changed), (expected, changes), "{known:?}, then {said} of {began}");
         }
         for answer in [STOPPED, Answer::Denied(Denied::Gone), Answer::Unknown] {

@@ -371,6 +371,88 @@ async fn a_row_that_another_process_replaced_is_found_by_the_re_read_only() {
     b.nothing_more().await;
 }
 
+/// A session that is bound to nothing and whose workspace is in doubt has asked. Another one is cached.
+async fn nothing_to_dial(b: &mut Bench) -> (Spawn<ResponseFuture<Line>>, SessionId) {
+    let other = session();
+    let row = NewBinding::new(other, b.ws, Some(Arc::new(b.old.clone())));
+    let _ = b.store.create(row).await.unwrap();
+    b.layer.bindings().get(other).await.unwrap().unwrap();
+    b.layer.bindings().unbind(b.chat).await.unwrap();
+    b.layer.bindings().doubt_workspace(b.ws);
+    advance(ms(1)).await;
+    let mut call = b.call();
+    assert_pending!(call.poll());
+    (call, other)
+}
+
+/// It has asked again, and then gets to where the answer says.
+async fn asks_again_and_binds(mut b: Bench, mut call: Spawn<ResponseFuture<Line>>, newest: &Target) {
+    assert_pending!(call.poll());
+    b.asked().await.send_response(Resolution::Running(newest.clone()));
+    settled().await;
+    assert_pending!(call.poll());
+    let (whom, dial) = b.dialed();
+    assert_eq!(whom, newest.agent);
+    dial.send_response(line(newest).1);
+    let bound = assert_ready_ok!(call.poll());
+    got(&bound, newest);
+    assert_eq!((bound.outcome().dials, bound.outcome().validations), (1, 2));
+    assert_eq!(bound.outcome().path, Path::FirstBind);
+    b.nothing_more().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_was_overtaken_before_it_was_heard_is_asked_for_again() {
+    for generation in BOTH {
+        let mut b = Bench::new(generation).await;
+        let (call, other) = nothing_to_dial(&mut b).await;
+        let (new, newer) = (later(generation), later(generation.map(|generation| generation + 1)));
+        b.asked().await.send_response(Resolution::Running(new.clone()));
+        settled().await;
+        // It has landed. Before the call is polled again somebody learns of the next build, and that is doubted at once.
+        advance(ms(1)).await;
+        b.layer.bindings().doubt_workspace(b.ws);
+        let bindings = b.layer.bindings();
+        let current = tokio::spawn(async move { bindings.current(other).await.unwrap() });
+        b.asked().await.send_response(Resolution::Running(newer.clone()));
+        assert_eq!(current.await.unwrap().target.unwrap().agent, newer.agent);
+        advance(ms(1)).await;
+        b.layer.bindings().doubt_workspace(b.ws);
+        advance(ms(1)).await;
+        assert!(call.is_woken());
+        asks_again_and_binds(b, call, &newer).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_a_row_overtook_while_it_was_under_way_is_asked_for_again() {
+    let mut b = Bench::new(Some(1)).await;
+    let (mut call, _) = nothing_to_dial(&mut b).await;
+    let question = b.asked().await;
+    advance(ms(1)).await;
+    // Another process has bound a session to the next build, after this one asked.
+    let (new, newer, cold) = (later(Some(1)), target(Some(3)), session());
+    let row = NewBinding::new(cold, b.ws, Some(Arc::new(newer.clone())));
+    let _ = b.store.create(row).await.unwrap();
+    b.layer.bindings().get(cold).await.unwrap().unwrap();
+    assert_pending!(call.poll());
+    question.send_response(Resolution::Running(new));
+    settled().await;
+    asks_again_and_binds(b, call, &newer).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_was_behind_when_it_was_asked_for_is_not_asked_for_again() {
+    let mut b = Bench::new(Some(5)).await;
+    let (mut call, _) = nothing_to_dial(&mut b).await;
+    b.asked().await.send_response(Resolution::Running(target(Some(4))));
+    settled().await;
+    let error = assert_ready_err!(call.poll());
+    assert_eq!(error.kind(), &ErrorKind::Resolver);
+    assert!(error.validation_error().unwrap().to_string().contains("older than what is known"));
+    b.nothing_more().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_call_that_waits_is_polled_only_when_there_is_news() {
     let mut b = Bench::new(Some(1)).await;

@@ -32,6 +32,7 @@ enum Said {
     Older,
     Denied(Denied),
     Unknown,
+    Overtaken,
 }
 
 fn said() -> impl Strategy<Value = Said> {
@@ -45,6 +46,7 @@ fn said() -> impl Strategy<Value = Said> {
         1 => Just(Said::Denied(Denied::Gone)),
         1 => Just(Said::Denied(Denied::Starting { retry_after: None })),
         2 => Just(Said::Unknown),
+        1 => Just(Said::Overtaken),
     ]
 }
 
@@ -174,7 +176,7 @@ impl Model {
     fn target(&mut self, said: Said) -> Option<Arc<Target>> {
         let present = self.attempt.target().cloned();
         Some(match (said, present) {
-            (Said::Denied(_) | Said::Unknown, _) => return None,
+            (Said::Denied(_) | Said::Unknown | Said::Overtaken, _) => return None,
             (_, None) | (Said::Other, _) => self.another(),
             (Said::Newer, _) => self.newer(),
             (Said::Same, Some(present)) => Arc::new((*present).clone()),
@@ -218,13 +220,14 @@ impl Model {
                 let answer = match said {
                     Said::Denied(denied) => Answer::Denied(*denied),
                     Said::Unknown => Answer::Unknown,
+                    Said::Overtaken => Answer::Overtaken,
                     said => self.target(*said).map_or(Answer::Unknown, Answer::Running),
                 };
                 if let Answer::Running(target) = &answer {
                     self.told = self.told.max(target.generation);
                 }
                 self.denials += u32::from(matches!(answer, Answer::Denied(_)));
-                let unknown = answer == Answer::Unknown;
+                let unknown = matches!(answer, Answer::Unknown | Answer::Overtaken);
                 self.attempt.on_answer(answer, began, self.now + ms(AGAIN), self.now);
                 if unknown {
                     assert_eq!(self.attempt.target(), before.as_ref(), "unknown is no reason to switch");
@@ -274,7 +277,6 @@ impl Model {
 
     /// Carries out everything up to the next wait.
     fn drain(&mut self, happened: &Happens) -> Option<Instant> {
-        let unknown = matches!(happened, Happens::Answered(Said::Unknown, _));
         for _ in 0..8 {
             let command = self.attempt.next(self.now, self.progress);
             match &command {
@@ -330,7 +332,7 @@ impl Model {
                     return None;
                 }
                 Command::Fail(kind) => {
-                    self.check_failure(kind, unknown);
+                    self.check_failure(kind, happened);
                     self.end(command);
                     return None;
                 }
@@ -339,7 +341,9 @@ impl Model {
         panic!("it spins");
     }
 
-    fn check_failure(&self, kind: &ErrorKind, unknown: bool) {
+    fn check_failure(&self, kind: &ErrorKind, happened: &Happens) {
+        let unknown = matches!(happened, Happens::Answered(Said::Unknown, _));
+        let overtaken = matches!(happened, Happens::Answered(Said::Overtaken, _));
         match kind {
             ErrorKind::TimedOut { .. } => assert!(self.now >= self.zero + ms(DEADLINE), "timed out early"),
             ErrorKind::Unreachable { newer: None } => {
@@ -350,9 +354,11 @@ impl Model {
                 assert_eq!((self.progress.started, self.attempt.target()), (MOST_DIALS, Some(newer)));
             }
             ErrorKind::Starting { .. } | ErrorKind::Stopped | ErrorKind::Gone => {
-                assert!(self.denials > 0 && !unknown && !self.reading, "no denial, or no row was read");
+                assert!(self.denials > 0 && !unknown && !overtaken && !self.reading, "no denial, or no row was read");
             }
-            ErrorKind::Resolver => assert!(self.dial.is_none() && self.attempt.target().is_none()),
+            ErrorKind::Resolver => {
+                assert!(self.dial.is_none() && self.attempt.target().is_none() && !overtaken);
+            }
             kind => panic!("it knows nothing of {kind:?}"),
         }
     }

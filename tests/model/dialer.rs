@@ -1,0 +1,123 @@
+//! Agents, and connections to them.
+
+use crate::{
+    life::Does,
+    ms,
+    plant::{Plant, State},
+};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+};
+use tokio::time::sleep;
+use tower::Service;
+use tower_bound_agent::{AgentId, BoxError, DialAgent};
+
+/// Marks the dials of one call.
+#[derive(Clone, Copy)]
+pub(crate) struct CallId(pub(crate) u64);
+
+pub(crate) struct Dialer {
+    pub(crate) plant: Plant,
+    pub(crate) process: usize,
+    pub(crate) ready: bool,
+}
+
+impl Clone for Dialer {
+    fn clone(&self) -> Self {
+        Self { plant: self.plant.clone(), process: self.process, ready: false }
+    }
+}
+
+impl Service<DialAgent> for Dialer {
+    type Response = Conn;
+    type Error = BoxError;
+    type Future = Dialing;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.ready = true;
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, ask: DialAgent) -> Dialing {
+        assert!(std::mem::take(&mut self.ready), "called without readiness");
+        let CallId(id) = *ask.extensions.get().expect("the caller's extensions");
+        let mut state = self.plant.state();
+        let agent = &state.agents[&ask.target.agent];
+        let (does, fits) = (agent.does, agent.workspace == ask.workspace && agent.target == *ask.target);
+        if !fits {
+            state.broken.push(format!("{id}: dials a pair that never was: {ask:?}"));
+        }
+        let dials = state.calls.entry(id).or_default();
+        dials.started += 1;
+        dials.live += 1;
+        let (started, live) = (dials.started, dials.live);
+        if started > 3 || live > 1 {
+            state.broken.push(format!("{id}: dial {started}, {live} of them pending"));
+        }
+        let dial = async move {
+            match does {
+                Does::Answer(0) => Ok(()),
+                Does::Answer(after) => {
+                    sleep(ms(after)).await;
+                    Ok(())
+                }
+                Does::Fail(0) => Err("connection refused".into()),
+                Does::Fail(after) => {
+                    sleep(ms(after)).await;
+                    Err("connection refused".into())
+                }
+                Does::Hang => std::future::pending().await,
+            }
+        };
+        Dialing { dial: Box::pin(dial), plant: self.plant.clone(), process: self.process, id, agent: ask.target.agent }
+    }
+}
+
+pub(crate) struct Dialing {
+    pub(crate) dial: Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>,
+    pub(crate) plant: Plant,
+    pub(crate) process: usize,
+    pub(crate) id: u64,
+    pub(crate) agent: AgentId,
+}
+
+impl Future for Dialing {
+    type Output = Result<Conn, BoxError>;
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.dial.as_mut().poll(cx).map_ok(|()| {
+            let mut state = self.plant.state();
+            state.knows[self.process].connected.insert(self.agent);
+            state.live_connections += 1;
+            drop(state);
+            Conn { agent: self.agent, plant: Arc::downgrade(&self.plant.state) }
+        })
+    }
+}
+
+impl Drop for Dialing {
+    fn drop(&mut self) {
+        self.plant.state().calls.get_mut(&self.id).unwrap().live -= 1;
+    }
+}
+
+pub(crate) struct Conn {
+    pub(crate) agent: AgentId,
+    pub(crate) plant: std::sync::Weak<Mutex<State>>,
+}
+
+impl std::fmt::Debug for Conn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Conn({})", self.agent)
+    }
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        if let Some(state) = self.plant.upgrade() {
+            state.lock().unwrap().live_connections -= 1;
+        }
+    }
+}

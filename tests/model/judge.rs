@@ -1,0 +1,75 @@
+//! What a call may return.
+
+use crate::{
+    DIAL_TIMEOUT,
+    dialer::Conn,
+    ms,
+    plant::{Plant, State},
+};
+use tokio::time::{Duration, Instant};
+use tower_bound_agent::{Bound, Error, ErrorKind, SessionId};
+
+pub(crate) struct Ended<'a> {
+    pub(crate) process: usize,
+    pub(crate) session: SessionId,
+    pub(crate) id: u64,
+    pub(crate) took: Duration,
+    pub(crate) lag: u64,
+    pub(crate) result: &'a Result<Bound<Conn>, Error>,
+}
+
+impl Plant {
+    /// A call has ended, in this very poll.
+    pub(crate) fn returned(&self, call: Ended<'_>) {
+        let mut state = self.state();
+        let State { knows, calls, broken, agents, .. } = &mut *state;
+        let Ended { process, session, id, took, lag, result } = call;
+        let knows = &knows[process];
+        let dials = &calls[&id];
+        // A lagging caller is late twice: for its first poll, and for its last.
+        if took > DIAL_TIMEOUT + ms(2 * lag + 1) {
+            broken.push(format!("{id}: a call that took {took:?}"));
+        }
+        if dials.live > 0 {
+            broken.push(format!("{id}: a dial outlives its call"));
+        }
+        let bound = match result {
+            Ok(bound) => bound,
+            Err(error) => {
+                if matches!(error.kind(), ErrorKind::Closed | ErrorKind::Dialer | ErrorKind::OutcomeUnknown) {
+                    broken.push(format!("{id}: an error that cannot be: {error:?}"));
+                }
+                return;
+            }
+        };
+        if bound.outcome().dials != dials.started {
+            broken.push(format!("{id}: told {:?}, {} dials started", bound.outcome(), dials.started));
+        }
+        if bound.agent != bound.target().agent || agents[&bound.agent].workspace != bound.workspace() {
+            broken.push(format!("{id}: a pair that never was: {bound:?}"));
+            return;
+        }
+        // Where no row is kept each call goes by the one that it has read itself, and learns nothing of the others'.
+        let began = Instant::now() - took;
+        let kept = knows.unkept.get(&session).is_none_or(|until| *until < began);
+        match knows.rows.get(&session) {
+            Some(Ok((revision, workspace, since))) if bound.workspace() != *workspace && (kept || *since < began) => {
+                broken.push(format!("{id}: known to point at {workspace} by {revision}, served {bound:?}"));
+            }
+            Some(Err(since)) if kept || *since < began => {
+                let since = since.elapsed();
+                broken.push(format!("{id}: known to be deleted since {since:?}, served {bound:?}"));
+            }
+            Some(_) => {}
+            None => broken.push(format!("{id}: no row was read, served {bound:?}")),
+        }
+        if let Some(generation) = bound.target().generation
+            && knows.generations.get(&bound.workspace()).is_some_and(|known| generation.get() < *known)
+        {
+            broken.push(format!("{id}: generation {:?} is known, served {bound:?}", knows.generations));
+        }
+        if knows.replaced.get(&bound.workspace()).is_some_and(|replaced| replaced.contains(&bound.agent)) {
+            broken.push(format!("{id}: known to be replaced, served {bound:?}"));
+        }
+    }
+}

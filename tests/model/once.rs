@@ -1,0 +1,299 @@
+//! Lives that broke a rule once.
+
+use crate::{
+    WORKSPACES,
+    life::{By, Does, Fault, Life, Op},
+    run::play,
+    wire::Fate,
+};
+
+/// Lives that broke a rule once: here, or in a library that was changed to see whether that would be noticed.
+#[test]
+pub(crate) fn lives_that_once_broke_a_rule() {
+    use By::{Elsewhere, Process};
+    let none = Fault::None;
+    let call = |process, chat| Op::Call { process, chat, named: None, lag: 0 };
+    let look = |process, chat| Op::Look { process, chat, current: false };
+    let store = |process, reads, writes| Op::Store { process, reads, writes };
+    let stories = [
+        (
+            "an answer that a call hears late does not take it back to an agent that is known to be replaced by then",
+            vec![
+                call(0, 2),
+                Op::Agent { ws: 0, does: Does::Answer(400) },
+                Op::Call { process: 1, chat: 0, named: None, lag: 7 },
+                Op::Advance { ms: 260 },
+                Op::Advance { ms: 6 },
+                Op::Report { nth: 1 },
+                Op::Rebuild { ws: 0, old: Does::Answer(0) },
+                Op::Agent { ws: 0, does: Does::Answer(5) },
+                Op::Call { process: 1, chat: 3, named: Some(0), lag: 0 },
+                Op::Advance { ms: 6 },
+            ],
+        ),
+        (
+            "a call whose row is found unbound does not end with an agent that is known to be replaced",
+            vec![
+                Op::Report { nth: 2 },
+                Op::Rebuild { ws: 0, old: Does::Answer(5) },
+                Op::Rebuild { ws: 0, old: Does::Answer(0) },
+                Op::Call { process: 1, chat: 0, named: None, lag: 7 },
+                Op::Agent { ws: 0, does: Does::Fail(5) },
+                Op::Unbind { by: Elsewhere, chat: 0 },
+                Op::Advance { ms: 6 },
+                Op::Advance { ms: 1 },
+                call(1, 0),
+                Op::Restart { process: 0 },
+            ],
+        ),
+        (
+            "a row that was read after an order of unknown outcome tells of a later build, though it is not kept",
+            vec![
+                Op::Rebuild { ws: 0, old: Does::Answer(400) },
+                store(0, Fault::Slow(3), Fault::Hang),
+                call(0, 0),
+                Op::Advance { ms: 260 },
+                call(1, 0),
+                Op::Rebuild { ws: 0, old: Does::Answer(0) },
+                Op::Unbind { by: Process(0), chat: 0 },
+                call(0, 0),
+                Op::Advance { ms: 260 },
+            ],
+        ),
+        (
+            "a row that is not kept is known to nobody but the call that has read it",
+            vec![
+                store(1, none, Fault::Late(8_000)),
+                Op::Retarget { by: Process(0), chat: 2, ws: 0 },
+                call(0, 2),
+                Op::Forget { by: Process(0), chat: 2 },
+                store(0, none, Fault::Slow(3)),
+                Op::Retarget { by: Process(1), chat: 2, ws: 0 },
+                Op::Advance { ms: 11_000 },
+                Op::Rebuild { ws: 0, old: Does::Answer(5) },
+                call(1, 2),
+                Op::Retarget { by: Elsewhere, chat: 2, ws: 0 },
+                Op::Yield,
+                call(1, 2),
+                Op::Retarget { by: Elsewhere, chat: 2, ws: 1 },
+            ],
+        ),
+        (
+            "a repair that lands does not bring back what its process has ordered otherwise meanwhile",
+            vec![
+                store(0, none, Fault::Slow(400)),
+                Op::Rebuild { ws: 0, old: Does::Fail(0) },
+                call(0, 0),
+                call(0, 1),
+                Op::Advance { ms: 6 },
+                store(0, none, none),
+                Op::Retarget { by: Process(0), chat: 0, ws: 1 },
+                Op::Unbind { by: Process(0), chat: 1 },
+                Op::Advance { ms: 2_500 },
+                look(0, 0),
+                look(0, 1),
+                call(0, 0),
+                call(0, 1),
+                Op::Advance { ms: 6 },
+            ],
+        ),
+        (
+            "what another process orders between a discovery and the repair stays",
+            vec![
+                store(0, none, Fault::Slow(400)),
+                Op::Rebuild { ws: 0, old: Does::Fail(0) },
+                call(0, 0),
+                Op::Advance { ms: 6 },
+                Op::Retarget { by: Process(1), chat: 0, ws: 1 },
+                Op::Unbind { by: Process(1), chat: 1 },
+                Op::Advance { ms: 2_500 },
+                call(0, 0),
+                call(0, 1),
+                Op::Advance { ms: 6 },
+                look(0, 0),
+                look(0, 1),
+                Op::Advance { ms: 6 },
+            ],
+        ),
+        (
+            "rows that are two builds behind are repaired with the others, whoever was there first",
+            vec![
+                Op::Rebuild { ws: 0, old: Does::Fail(0) },
+                call(0, 0),
+                Op::Advance { ms: 6 },
+                Op::Rebuild { ws: 0, old: Does::Fail(0) },
+                // It knows of neither build.
+                call(1, 1),
+                Op::Advance { ms: 6 },
+                Op::Rebuild { ws: 0, old: Does::Fail(0) },
+                Op::Rebuild { ws: 0, old: Does::Fail(0) },
+                store(1, none, Fault::Skips(1)),
+                call(1, 1),
+                Op::Advance { ms: 6 },
+                call(1, 0),
+                call(0, 0),
+                call(0, 1),
+                Op::Advance { ms: 6 },
+            ],
+        ),
+        (
+            "a row that another process binds to an old build after the repair is repaired by itself",
+            vec![
+                Op::Rebuild { ws: 0, old: Does::Answer(0) },
+                Op::Doubt { process: 0, ws: 0 },
+                call(0, 0),
+                Op::Advance { ms: 6 },
+                Op::Unbind { by: Process(1), chat: 1 },
+                Op::Advance { ms: 6 },
+                call(1, 1),
+                Op::Advance { ms: 6 },
+                call(0, 1),
+                // By then the rows in use were read again.
+                Op::Advance { ms: 31_000 },
+                call(0, 1),
+                Op::Advance { ms: 6 },
+            ],
+        ),
+        (
+            "a row that was left out, and read again later, is not taken for repaired",
+            vec![store(0, none, Fault::Skips(3)), Op::Rebuild { ws: 0, old: Does::Fail(0) }, call(0, 1), Op::Yield],
+        ),
+        (
+            "a generation that was only heard of costs nobody a connection",
+            vec![
+                Op::RumourOfWorkspace { ws: 2, generation: Some(2) },
+                Op::Retarget { by: Process(0), chat: 0, ws: 2 },
+                Op::Advance { ms: 1 },
+            ],
+        ),
+        (
+            "the parent's row is known once it was read to inherit from",
+            vec![
+                Op::Retarget { by: Elsewhere, chat: 0, ws: 1 },
+                Op::Inherit { by: Process(0), child: 1, parent: 0 },
+                Op::Yield,
+                call(0, 0),
+                Op::Yield,
+            ],
+        ),
+        (
+            "a row that was read before an order of unknown outcome is not served after it",
+            vec![
+                Op::Retarget { by: Process(0), chat: 3, ws: 0 },
+                store(1, Fault::Late(40), none),
+                call(1, 3),
+                Op::Yield,
+                Op::Retarget { by: Process(0), chat: 3, ws: 1 },
+                store(1, none, Fault::LostRequest),
+                Op::Retarget { by: Process(1), chat: 3, ws: 0 },
+                Op::Advance { ms: 60 },
+            ],
+        ),
+        (
+            "the parent is known to be deleted once its row was looked for to inherit from",
+            vec![
+                Op::Forget { by: Elsewhere, chat: 0 },
+                Op::Inherit { by: Process(0), child: 1, parent: 0 },
+                Op::Inherit { by: Process(1), child: 3, parent: 0 },
+                Op::Advance { ms: 1 },
+                call(0, 0),
+                call(1, 0),
+                look(0, 0),
+                look(1, 0),
+                Op::Advance { ms: 1 },
+            ],
+        ),
+        (
+            "a row that is not there is no longer cached after an order that lost its answer",
+            vec![
+                Op::Forget { by: Elsewhere, chat: 0 },
+                store(0, none, Fault::LostAnswer),
+                Op::Unbind { by: Process(0), chat: 0 },
+                Op::Advance { ms: 1 },
+                call(0, 0),
+                look(0, 0),
+                Op::Advance { ms: 1 },
+            ],
+        ),
+        (
+            "who asks after a deletion does not get what was read before it",
+            vec![
+                Op::Restart { process: 0 },
+                store(0, Fault::Late(400), none),
+                look(0, 0),
+                Op::Advance { ms: 6 },
+                Op::Forget { by: Process(0), chat: 0 },
+                Op::Advance { ms: 6 },
+                look(0, 0),
+                call(0, 0),
+                Op::Advance { ms: 2_500 },
+            ],
+        ),
+        (
+            "a row that was read late does not bring back an agent that is known to be replaced",
+            vec![
+                Op::Restart { process: 0 },
+                Op::Rebuild { ws: 0, old: Does::Answer(0) },
+                Op::Doubt { process: 0, ws: 0 },
+                Op::Doubt { process: 1, ws: 0 },
+                call(0, 0),
+                call(1, 1),
+                Op::Advance { ms: 60 },
+                // The other process binds its session to what has just been built.
+                call(1, 1),
+                Op::Advance { ms: 60 },
+                Op::Rebuild { ws: 0, old: Does::Answer(0) },
+                Op::Doubt { process: 0, ws: 0 },
+                call(0, 0),
+                Op::Advance { ms: 60 },
+                // And this one, which knows better by now, reads that row.
+                call(0, 1),
+                Op::Advance { ms: 60 },
+            ],
+        ),
+        (
+            "a call that goes by a row that is not kept ends with it",
+            vec![
+                store(0, none, Fault::LostRequest),
+                Op::Retarget { by: Process(0), chat: 0, ws: 2 },
+                Op::Advance { ms: 6 },
+                store(0, none, none),
+                Op::Agent { ws: 0, does: Does::Answer(400) },
+                call(0, 0),
+                Op::Advance { ms: 60 },
+                Op::Forget { by: Process(0), chat: 0 },
+                Op::Advance { ms: 2_500 },
+            ],
+        ),
+        (
+            "who asks after an order does not get what was read before it",
+            vec![
+                Op::Restart { process: 0 },
+                store(0, Fault::Late(400), none),
+                look(0, 0),
+                Op::Advance { ms: 6 },
+                Op::Retarget { by: Process(0), chat: 0, ws: 2 },
+                Op::Advance { ms: 6 },
+                look(0, 0),
+                call(0, 0),
+                // By then that read has landed.
+                Op::Advance { ms: 2_500 },
+                look(0, 0),
+                call(0, 0),
+                Op::Advance { ms: 2_500 },
+            ],
+        ),
+    ];
+    for (what, ops) in stories {
+        for numbered in [[false; WORKSPACES], [true; WORKSPACES]] {
+            for before_return in [false, true] {
+                for hints in [None, Some(vec![]), Some(vec![Fate::Twice(400, 0), Fate::After(60), Fate::Lost])] {
+                    let life = Life { numbered, before_return, hints: hints.clone(), ops: ops.clone() };
+                    if let Err(broken) = play(life) {
+                        panic!("{what}, hints {hints:?}: {broken}");
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! The world as it really is, and what each process may know of it.
+
+use crate::{
+    CHATS, WORKSPACES, chat,
+    dialer::Conn,
+    life::{Answers, Does, Fault, Status},
+    sessions, workspace,
+};
+use futures_util::FutureExt;
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard},
+};
+use tokio::time::Instant;
+use tower_bound_agent::{
+    AgentId, Binding, Bound, Previous, Revision, SessionId, Target, WorkspaceId,
+    store::{BindingStore, MemoryStore, NewBinding, Swap},
+};
+use uuid::Uuid;
+
+/// The world as it really is, and what each process may know of it.
+#[derive(Clone, Default)]
+pub(crate) struct Plant {
+    pub(crate) state: Arc<Mutex<State>>,
+    pub(crate) store: MemoryStore,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) workspaces: Vec<Workspace>,
+    pub(crate) agents: HashMap<AgentId, Agent>,
+    pub(crate) answers: HashMap<(usize, WorkspaceId), Answers>,
+    pub(crate) faults: Vec<Faults>,
+    pub(crate) knows: Vec<Knowledge>,
+    pub(crate) validating: HashMap<(usize, WorkspaceId), usize>,
+    /// The statements under way that repair a workspace: by whom, which, from what, to what.
+    pub(crate) repairing: HashSet<(usize, WorkspaceId, Option<AgentId>, AgentId)>,
+    /// Statements that write, of each process.
+    pub(crate) writes: Vec<u64>,
+    pub(crate) deleted: HashMap<SessionId, i64>,
+    pub(crate) calls: BTreeMap<u64, Dials>,
+    pub(crate) live_connections: usize,
+    /// Connections that their callers hold.
+    pub(crate) held: Vec<Bound<Conn>>,
+    pub(crate) broken: Vec<String>,
+}
+
+pub(crate) struct Workspace {
+    pub(crate) builds: Vec<Target>,
+    pub(crate) status: Status,
+    pub(crate) numbered: bool,
+}
+
+pub(crate) struct Agent {
+    pub(crate) workspace: WorkspaceId,
+    pub(crate) target: Target,
+    pub(crate) does: Does,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Faults {
+    pub(crate) reads: Fault,
+    pub(crate) writes: Fault,
+}
+
+impl Default for Faults {
+    fn default() -> Self {
+        Self { reads: Fault::None, writes: Fault::None }
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Dials {
+    pub(crate) started: u8,
+    pub(crate) live: u8,
+}
+
+/// What a process has been told, by its resolver and its store.
+#[derive(Default)]
+pub(crate) struct Knowledge {
+    /// Of each session the latest row, and since when that is known; `Err` since when it is known to be deleted.
+    pub(crate) rows: HashMap<SessionId, Result<(Revision, WorkspaceId, Instant), Instant>>,
+    /// Until when no row of a session is kept: an order of this process had an unknown outcome.
+    pub(crate) unkept: HashMap<SessionId, Instant>,
+    /// Revisions only grow.
+    pub(crate) floors: HashMap<SessionId, Revision>,
+    /// The greatest generation of each workspace.
+    pub(crate) generations: HashMap<WorkspaceId, i64>,
+    /// Without generations: the agent that the latest question was answered with, when that question began, and the
+    /// agents that it has replaced.
+    pub(crate) newest: HashMap<WorkspaceId, (AgentId, Instant)>,
+    pub(crate) replaced: HashMap<WorkspaceId, HashSet<AgentId>>,
+    /// Agents that answered a dial of this process.
+    pub(crate) connected: HashSet<AgentId>,
+    /// Of each session the row that was seen last, and whether a write found it in its way.
+    pub(crate) last: HashMap<SessionId, (Binding, bool)>,
+    /// The repairs of a workspace that have landed, here or by what was heard: up to which generation or, without, from
+    /// which agent to which.
+    pub(crate) landed: HashMap<WorkspaceId, i64>,
+    pub(crate) landed_from: HashSet<(AgentId, AgentId)>,
+}
+
+impl Plant {
+    pub(crate) fn new(numbered: [bool; WORKSPACES]) -> Self {
+        let plant = Self::default();
+        for numbered in numbered {
+            let builds = Vec::new();
+            plant.state().workspaces.push(Workspace { builds, status: Status::Running, numbered });
+        }
+        for ws in 0..WORKSPACES {
+            plant.build(ws);
+        }
+        plant
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    pub(crate) fn build(&self, ws: usize) {
+        let mut state = self.state();
+        let build = &mut state.workspaces[ws];
+        let number = build.builds.len();
+        let mut target = Target::new(AgentId::new(Uuid::from_u128((0xa0 + ws as u128) << 64 | number as u128)));
+        if build.numbered {
+            target = target.with_generation(number as i64 + 1);
+        }
+        build.builds.push(target.clone());
+        let agent = Agent { workspace: workspace(ws), target: target.clone(), does: Does::Answer(0) };
+        state.agents.insert(target.agent, agent);
+    }
+
+    pub(crate) fn current(&self, ws: usize) -> Target {
+        self.state().workspaces[ws].builds.last().unwrap().clone()
+    }
+
+    pub(crate) fn does(&self, agent: AgentId, does: Does) {
+        self.state().agents.get_mut(&agent).unwrap().does = does;
+    }
+
+    pub(crate) fn row(&self, session: SessionId) -> Option<Binding> {
+        self.store.load(session).now_or_never().expect("the memory store never waits").unwrap()
+    }
+
+    pub(crate) fn hold(&self, bound: Bound<Conn>) {
+        let mut state = self.state();
+        state.held.push(bound);
+        let oldest = (state.held.len() > 8).then(|| state.held.remove(0));
+        // A connection looks at the state when it goes.
+        drop(state);
+        drop(oldest);
+    }
+
+    /// A row is a pair that belongs together.
+    pub(crate) fn check_rows(&self) {
+        for session in sessions() {
+            let Some(row) = self.row(session) else { continue };
+            let mut state = self.state();
+            if let Some(target) = &row.target
+                && state.agents.get(&target.agent).is_none_or(|a| a.workspace != row.workspace || a.target != **target)
+            {
+                state.broken.push(format!("a torn row: {row:?}"));
+            }
+        }
+    }
+
+    /// Process `process` has read or written this row, or found it `in_the_way` of what it wanted to write.
+    pub(crate) fn sees(&self, process: usize, row: &Binding, in_the_way: bool) {
+        let mut state = self.state();
+        let knows = &mut state.knows[process];
+        let floor = knows.floors.entry(row.session).or_insert(Revision::new(-1));
+        if row.revision >= *floor {
+            knows.last.insert(row.session, (row.clone(), in_the_way));
+        }
+        if row.revision > *floor {
+            *floor = row.revision;
+            knows.rows.insert(row.session, Ok((row.revision, row.workspace, Instant::now())));
+        }
+        if let Some(generation) = row.target.as_ref().and_then(|target| target.generation) {
+            let known = knows.generations.entry(row.workspace).or_default();
+            *known = generation.get().max(*known);
+        }
+    }
+
+    /// Process `process` has found the row deleted, at this revision.
+    pub(crate) fn misses(&self, process: usize, session: SessionId, at: Revision) {
+        let knows = &mut self.state().knows[process];
+        let floor = knows.floors.entry(session).or_insert(Revision::new(-1));
+        if at > *floor {
+            *floor = at;
+            knows.rows.insert(session, Err(Instant::now()));
+        }
+    }
+
+    /// At which revision a row that is not there was deleted.
+    pub(crate) fn deleted_at(&self, session: SessionId) -> Revision {
+        Revision::new(self.state().deleted.get(&session).copied().unwrap_or(0))
+    }
+
+    pub(crate) fn delete(&self, session: SessionId) -> bool {
+        let Some(row) = self.row(session) else { return false };
+        // A deletion is a revision too.
+        self.state().deleted.insert(session, row.revision.get() + 1);
+        self.store.delete(session, None).now_or_never().expect("the memory store never waits").unwrap()
+    }
+
+    /// Carries out a statement that repairs a workspace, and checks what it has done to every row. Nothing of another
+    /// workspace is touched, nothing unbound, nothing that is not behind; what is written is written once and whole.
+    pub(crate) fn replace(
+        &self,
+        workspace: WorkspaceId,
+        stale: &Target,
+        current: &Arc<Target>,
+        skipped: u8,
+        limit: u64,
+    ) -> u64 {
+        let behind = |row: &Binding| {
+            let target = row.target.as_deref().filter(|_| row.workspace == workspace)?;
+            let behind = match (current.generation, target.generation) {
+                (Some(current), generation) => generation? < current,
+                (None, generation) => generation.is_none() && target.agent == stale.agent,
+            };
+            behind.then_some(())
+        };
+        let skipped = |session| (0..CHATS).any(|n| skipped & 1 << n != 0 && chat(n) == session);
+        let before: Vec<_> = sessions().filter_map(|session| self.row(session)).collect();
+        let left_out = before.iter().any(|row| behind(row).is_some() && skipped(row.session));
+        let written = if left_out {
+            let chosen = before.iter().filter(|row| behind(row).is_some() && !skipped(row.session));
+            let writes = chosen.map(|row| {
+                let new = NewBinding::new(row.session, workspace, Some(Arc::clone(current)));
+                let swap = self.store.compare_and_swap(row.revision, new).now_or_never();
+                assert!(matches!(swap, Some(Ok(Swap::Applied(_)))));
+            });
+            writes.count() as u64
+        } else {
+            let written = self.store.replace_agent(workspace, stale, current, limit).now_or_never();
+            written.expect("the memory store never waits").unwrap()
+        };
+        let mut broken = Vec::new();
+        let mut changed = 0;
+        for old in before {
+            let new = self.row(old.session);
+            let mut expected = old.clone();
+            if behind(&old).is_some() && !skipped(old.session) {
+                changed += 1;
+                expected.revision = Revision::new(old.revision.get() + 1);
+                expected.previous = old.target.as_ref().map(|left| Previous::new(left.agent, left.generation));
+                expected.target = Some(Arc::clone(current));
+            }
+            if new.as_ref() != Some(&expected) {
+                broken.push(format!("{stale:?} replaced by {current:?} in {workspace}: {old:?} became {new:?}"));
+            }
+        }
+        if written != changed {
+            broken.push(format!("{changed} rows were repaired, told {written}"));
+        }
+        self.state().broken.append(&mut broken);
+        written
+    }
+
+    pub(crate) fn answered(&self, process: usize, workspace: WorkspaceId, target: &Target, began: Instant) {
+        let mut state = self.state();
+        let knows = &mut state.knows[process];
+        if let Some(generation) = target.generation {
+            let known = knows.generations.entry(workspace).or_default();
+            *known = generation.get().max(*known);
+            return;
+        }
+        let replaced = knows.replaced.entry(workspace).or_default();
+        match knows.newest.get_mut(&workspace) {
+            Some((agent, since)) if *agent == target.agent => *since = began.max(*since),
+            Some((_, since)) if began < *since => {}
+            newest => {
+                replaced.extend(newest.map(|newest| newest.0));
+                replaced.remove(&target.agent);
+                knows.newest.insert(workspace, (target.agent, began));
+            }
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! One process, and what it hears.
+
+use crate::{
+    DIAL_TIMEOUT,
+    dialer::Dialer,
+    ms,
+    plant::{Faults, Knowledge, Plant},
+    resolver::resolver,
+    store::Probe,
+    wire::Wire,
+};
+use futures_util::{Stream, StreamExt};
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+use tokio::time::{Instant, Sleep, sleep};
+use tower::Layer;
+use tower_bound_agent::{
+    Bindings, BoundAgent, BoundAgentLayer, Event, RepairMode, Resolution,
+    hints::{About, Heard, Hint, Hints},
+};
+
+pub(crate) struct Process {
+    pub(crate) id: usize,
+    pub(crate) bindings: Bindings,
+    pub(crate) dial: BoundAgent<Dialer>,
+}
+
+impl Process {
+    pub(crate) fn start(plant: &Plant, repair: RepairMode, wire: Option<&Wire>) -> Self {
+        let process = {
+            let mut state = plant.state();
+            state.faults.push(Faults::default());
+            state.knows.push(Knowledge::default());
+            state.writes.push(0);
+            state.knows.len() - 1
+        };
+        let watched = plant.clone();
+        let mut builder =
+            BoundAgentLayer::builder(Probe { process, plant: plant.clone() }, resolver(plant.clone(), process));
+        if let Some(wire) = wire {
+            builder = builder.hints(Ear { process, plant: plant.clone(), wire: wire.clone() });
+        }
+        let layer = builder
+            .dial_timeout(DIAL_TIMEOUT)
+            .repair(repair)
+            .observer(move |event: &Event<'_>| {
+                if let Event::Validated { workspace, took, answer: Ok(Resolution::Running(target)), .. } = event {
+                    watched.answered(process, *workspace, target, Instant::now() - *took);
+                }
+            })
+            .build()
+            .unwrap();
+        let dialer = Dialer { plant: plant.clone(), process, ready: false };
+        Self { id: process, bindings: layer.bindings(), dial: layer.layer(dialer) }
+    }
+}
+
+/// What one process hears of the wire.
+pub(crate) struct Ear {
+    pub(crate) process: usize,
+    pub(crate) plant: Plant,
+    pub(crate) wire: Wire,
+}
+
+impl Hints for Ear {
+    fn send(&self, hint: Hint) {
+        self.wire.send(hint);
+    }
+
+    fn listen(&self) -> impl Stream<Item = Heard> + Send + 'static {
+        let (process, plant) = (self.process, self.plant.clone());
+        self.wire.listen().inspect(move |heard| {
+            if let Heard::Hint(hint) = heard
+                && let About::Workspace { workspace, generation: Some(generation) } = hint.about
+            {
+                let mut state = plant.state();
+                let landed = state.knows[process].landed.entry(workspace).or_default();
+                *landed = generation.get().max(*landed);
+            }
+        })
+    }
+}
+
+/// Polls a future only so long after it was woken: a busy caller.
+#[pin_project::pin_project]
+pub(crate) struct Lagging<F> {
+    #[pin]
+    pub(crate) future: F,
+    #[pin]
+    pub(crate) pause: Option<Sleep>,
+    pub(crate) lag: u64,
+}
+
+impl<F: Future> Future for Lagging<F> {
+    type Output = F::Output;
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let mut this = self.project();
+        if *this.lag > 0 {
+            if this.pause.is_none() {
+                this.pause.set(Some(sleep(ms(*this.lag))));
+            }
+            if this.pause.as_mut().as_pin_mut().expect("just set").poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            this.pause.set(None);
+        }
+        this.future.poll(cx)
+    }
+}

@@ -1,0 +1,70 @@
+//! The resolver as one process sees it.
+
+use crate::{
+    WORKSPACES,
+    life::{Answers, How, Status},
+    ms,
+    plant::{Plant, Workspace},
+    workspace,
+};
+use tokio::time::sleep;
+use tower::{Service, service_fn};
+use tower_bound_agent::{BoxError, Resolution, ResolveWorkspace, WorkspaceId};
+
+pub(crate) fn resolver(
+    plant: Plant,
+    process: usize,
+) -> impl Service<ResolveWorkspace, Response = Resolution, Error = BoxError, Future: Send> + Clone + Send {
+    service_fn(move |ask: ResolveWorkspace| {
+        let plant = plant.clone();
+        async move {
+            let _asking = Asking::begin(&plant, process, ask.workspace);
+            let ws = (0..WORKSPACES).find(|ws| workspace(*ws) == ask.workspace).expect("a known workspace");
+            let answers = plant.state().answers.get(&(process, ask.workspace)).copied();
+            let answers = answers.unwrap_or(Answers { how: How::Right, after: 0, early: true });
+            let says = || {
+                let state = plant.state();
+                let Workspace { builds, status, .. } = &state.workspaces[ws];
+                match (answers.how, status) {
+                    (How::Lags(behind), _) => {
+                        Resolution::Running(builds[builds.len().saturating_sub(1 + behind)].clone())
+                    }
+                    (_, Status::Running) => Resolution::Running(builds.last().unwrap().clone()),
+                    (_, Status::Starting) => Resolution::Starting { retry_after: None },
+                    (_, Status::Stopped) => Resolution::Stopped,
+                    (_, Status::Gone) => Resolution::Gone,
+                }
+            };
+            let early = says();
+            if answers.after > 0 {
+                sleep(ms(answers.after)).await;
+            }
+            match answers.how {
+                How::Fails => Err("the resolver is broken".into()),
+                How::Hangs => std::future::pending().await,
+                How::Right | How::Lags(_) => Ok(if answers.early { early } else { says() }),
+            }
+        }
+    })
+}
+
+/// Counts the questions that run.
+pub(crate) struct Asking(pub(crate) Plant, (usize, WorkspaceId));
+
+impl Asking {
+    pub(crate) fn begin(plant: &Plant, process: usize, workspace: WorkspaceId) -> Self {
+        let mut state = plant.state();
+        let running = state.validating.entry((process, workspace)).or_default();
+        *running += 1;
+        if *running > 1 {
+            state.broken.push("two validations of one workspace at once".into());
+        }
+        Self(plant.clone(), (process, workspace))
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        *self.0.state().validating.get_mut(&self.1).unwrap() -= 1;
+    }
+}

@@ -1,0 +1,261 @@
+//! Carries out what happens in a life.
+
+use crate::{
+    CHATS, PROCESSES, WORKSPACES, chat,
+    dialer::CallId,
+    judge::Ended,
+    life::{By, Life, Op},
+    ms, pin,
+    plant::{Dials, Faults, Plant},
+    process::{Lagging, Process},
+    wire::Wire,
+    workspace,
+};
+use std::future::Future;
+use tokio::{
+    runtime::Builder,
+    task::{JoinHandle, yield_now},
+    time::{Duration, Instant, sleep, timeout},
+};
+use tower::ServiceExt;
+use tower_bound_agent::{
+    BoundHandle, DialSession, Error, ErrorKind, Generation, RepairMode, Revision, SessionId,
+    hints::{About, Heard, Hint},
+    store::BindingStore,
+};
+
+pub(crate) type Called = JoinHandle<Result<BoundHandle, Error>>;
+
+pub(crate) struct Run {
+    pub(crate) plant: Plant,
+    pub(crate) repair: RepairMode,
+    pub(crate) wire: Option<Wire>,
+    /// Something untrue was said of a workspace.
+    pub(crate) rumoured: bool,
+    pub(crate) processes: [Process; PROCESSES],
+    /// Those that others have taken the place of.
+    pub(crate) ended: Vec<Process>,
+    pub(crate) calls: Vec<Called>,
+    /// Orders and questions under way.
+    pub(crate) others: Vec<JoinHandle<()>>,
+    pub(crate) next_id: u64,
+}
+
+impl Run {
+    pub(crate) async fn begin(life: &Life) -> Self {
+        let plant = Plant::new(life.numbered);
+        let repair = if life.before_return { RepairMode::BeforeReturn } else { RepairMode::Background };
+        let wire = life.hints.clone().map(Wire::new);
+        let processes = [0, 1].map(|_| Process::start(&plant, repair, wire.as_ref()));
+        let (calls, others, ended) = (Vec::new(), Vec::new(), Vec::new());
+        let mut run = Self { plant, repair, wire, rumoured: false, processes, ended, calls, others, next_id: 0 };
+        for process in 0..PROCESSES {
+            for ws in 0..WORKSPACES {
+                run.spawn(process, pin(ws), Some(ws), 0).await.unwrap().expect("all is well");
+            }
+            // The last one has no record yet.
+            for n in 0..CHATS - 1 {
+                run.spawn(process, chat(n), Some(n / 2), 0).await.unwrap().expect("all is well");
+            }
+            assert_eq!(run.processes[process].bindings.flush().await, 0);
+        }
+        // Whatever comes is later than all that.
+        sleep(ms(10)).await;
+        run
+    }
+
+    pub(crate) fn spawn(&mut self, process: usize, session: SessionId, named: Option<usize>, lag: u64) -> Called {
+        self.next_id += 1;
+        let id = self.next_id;
+        let mut ask = DialSession::new(session).with_extension(CallId(id));
+        if let Some(ws) = named {
+            ask = ask.in_workspace(workspace(ws));
+        }
+        let Process { id: process, ref dial, .. } = self.processes[process];
+        let (plant, dial) = (self.plant.clone(), dial.clone());
+        plant.state().calls.insert(id, Dials::default());
+        tokio::spawn(async move {
+            let began = Instant::now();
+            let result = Lagging { future: dial.oneshot(ask), pause: None, lag }.await;
+            plant.returned(Ended { process, session, id, took: began.elapsed(), lag, result: &result });
+            result.map(|bound| {
+                let handle = bound.handle().clone();
+                plant.hold(bound);
+                handle
+            })
+        })
+    }
+
+    pub(crate) fn order(&mut self, process: usize, order: impl Future<Output = Result<(), Error>> + Send + 'static) {
+        let (plant, began, id) = (self.plant.clone(), Instant::now(), self.processes[process].id);
+        self.others.push(tokio::spawn(async move {
+            let result = order.await;
+            // At most three statements: the order, a look at the row, and one at the parent's.
+            if began.elapsed() > ms(15_001) {
+                plant.state().broken.push(format!("{process}: an order that took {:?}", began.elapsed()));
+            }
+            if let Err(error) = &result
+                && let (ErrorKind::OutcomeUnknown, Some(session)) = (error.kind(), error.session())
+            {
+                plant.state().knows[id].unkept.insert(session, Instant::now() + ms(60_000));
+            }
+            if let Err(error) = result
+                && !matches!(
+                    error.kind(),
+                    ErrorKind::OutcomeUnknown
+                        | ErrorKind::Store
+                        | ErrorKind::NotBound
+                        | ErrorKind::WorkspaceMismatch { .. }
+                )
+            {
+                plant.state().broken.push(format!("{process}: an order that failed with {error:?}"));
+            }
+        }));
+    }
+
+    pub(crate) async fn apply(&mut self, op: Op) {
+        let store = self.plant.store.clone();
+        match op {
+            Op::Rebuild { ws, old } => {
+                self.plant.does(self.plant.current(ws).agent, old);
+                self.plant.build(ws);
+            }
+            Op::Status { ws, status } => self.plant.state().workspaces[ws].status = status,
+            Op::Agent { ws, does } => self.plant.does(self.plant.current(ws).agent, does),
+            Op::Resolver { process, ws, answers } => {
+                let process = self.processes[process].id;
+                self.plant.state().answers.insert((process, workspace(ws)), answers);
+            }
+            Op::Store { process, reads, writes } => {
+                let process = self.processes[process].id;
+                self.plant.state().faults[process] = Faults { reads, writes };
+            }
+            Op::Restart { process } => {
+                let next = Process::start(&self.plant, self.repair, self.wire.as_ref());
+                for ws in 0..WORKSPACES {
+                    next.bindings.get(pin(ws)).await.expect("all is well");
+                }
+                self.ended.push(std::mem::replace(&mut self.processes[process], next));
+                sleep(ms(1)).await;
+            }
+            Op::Call { process, chat: n, named, lag } => {
+                let called = self.spawn(process, chat(n), named, lag);
+                self.calls.push(called);
+            }
+            Op::Drop { nth } => {
+                if let Some(called) = self.calls.get(nth) {
+                    called.abort();
+                }
+            }
+            Op::Report { nth } => {
+                let reported = {
+                    let mut state = self.plant.state();
+                    (nth < state.held.len()).then(|| state.held.remove(nth))
+                };
+                if let Some(bound) = reported {
+                    bound.report_stale();
+                }
+            }
+            Op::Doubt { process, ws } => self.processes[process].bindings.doubt_workspace(workspace(ws)),
+            Op::Retarget { by: By::Elsewhere, chat: n, ws } => {
+                store.retarget(chat(n), workspace(ws)).await.unwrap();
+            }
+            Op::Unbind { by: By::Elsewhere, chat: n } => {
+                store.unbind(chat(n)).await.unwrap();
+            }
+            Op::Forget { by: By::Elsewhere, chat: n } => {
+                self.plant.delete(chat(n));
+            }
+            Op::Inherit { by: By::Elsewhere, child, parent } => {
+                let _ = store.inherit(chat(child), chat(parent)).await.unwrap();
+            }
+            Op::Retarget { by: By::Process(process), chat: n, ws } => {
+                let bindings = self.processes[process].bindings.clone();
+                let order = async move { bindings.select_workspace(chat(n), workspace(ws)).await.map(drop) };
+                self.order(process, order);
+            }
+            Op::Unbind { by: By::Process(process), chat: n } => {
+                let bindings = self.processes[process].bindings.clone();
+                self.order(process, async move { bindings.unbind(chat(n)).await.map(drop) });
+            }
+            Op::Forget { by: By::Process(process), chat: n } => {
+                let bindings = self.processes[process].bindings.clone();
+                self.order(process, async move { bindings.forget(chat(n)).await.map(drop) });
+            }
+            Op::Inherit { by: By::Process(process), child, parent } => {
+                let bindings = self.processes[process].bindings.clone();
+                self.order(process, async move { bindings.inherit(chat(child), chat(parent)).await.map(drop) });
+            }
+            Op::Look { process, chat: n, current } => self.look(process, chat(n), current),
+            Op::RumourOfChat { chat: n, revision } => {
+                self.say(About::Session { session: chat(n), revision: revision.map(Revision::new) });
+            }
+            Op::RumourOfWorkspace { ws, generation } => {
+                self.rumoured = true;
+                self.say(About::Workspace { workspace: workspace(ws), generation: generation.map(Generation::new) });
+            }
+            Op::Gap => {
+                if let Some(wire) = &self.wire {
+                    wire.say(Heard::Gap);
+                }
+            }
+            Op::Flush { process } => {
+                self.processes[process].bindings.flush().await;
+            }
+            Op::Yield => yield_now().await,
+            Op::Advance { ms: n } => sleep(ms(n)).await,
+        }
+    }
+
+    pub(crate) fn say(&self, about: About) {
+        if let Some(wire) = &self.wire {
+            wire.say(Heard::Hint(Hint::new(0, about)));
+        }
+    }
+
+    /// Looks at a binding: what is seen of one session never goes back.
+    pub(crate) fn look(&mut self, process: usize, session: SessionId, current: bool) {
+        let Process { id: process, ref bindings, .. } = self.processes[process];
+        let (plant, bindings) = (self.plant.clone(), bindings.clone());
+        self.others.push(tokio::spawn(async move {
+            if current {
+                if bindings.current(session).await.is_ok_and(|current| current.session != session) {
+                    plant.state().broken.push("somebody else's agent is shown".into());
+                }
+                return;
+            }
+            let seen = plant.state().knows[process].floors.get(&session).copied();
+            let Ok(Some(row)) = bindings.get(session).await else { return };
+            // A deletion that was seen is a revision too.
+            if seen.is_some_and(|seen| row.revision < seen) {
+                plant.state().broken.push(format!("{process}: {row:?} is shown, {seen:?} was seen before"));
+            }
+        }));
+    }
+
+    pub(crate) fn writes(&self, process: usize) -> u64 {
+        self.plant.state().writes[self.processes[process].id]
+    }
+}
+
+pub(crate) async fn live(life: Life) -> Result<(), String> {
+    let mut run = Run::begin(&life).await;
+    let plant = run.plant.clone();
+    let unbroken = |when: &dyn std::fmt::Debug| {
+        let broken = std::mem::take(&mut plant.state().broken);
+        if broken.is_empty() { Ok(()) } else { Err(format!("{when:?}: {}", broken.join("\n"))) }
+    };
+    for op in life.ops {
+        run.apply(op.clone()).await;
+        run.plant.check_rows();
+        unbroken(&op)?;
+    }
+    let settled = run.settle().await;
+    unbroken(&"in the end")?;
+    settled
+}
+
+pub(crate) fn play(life: Life) -> Result<(), String> {
+    let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async { timeout(Duration::from_secs(86_400), live(life)).await.expect("an end within a day") })
+}

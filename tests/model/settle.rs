@@ -1,0 +1,113 @@
+//! How a life ends.
+
+use crate::{
+    CHATS, PROCESSES, WORKSPACES, chat,
+    life::{Does, Status},
+    ms,
+    plant::Faults,
+    run::Run,
+    wire::Wire,
+    workspace,
+};
+use tokio::{runtime::Handle, time::sleep};
+use tower_bound_agent::ErrorKind;
+
+impl Run {
+    /// Everything is well again: in the end each session is on the agent that serves its workspace, in its row and in
+    /// both processes.
+    pub(crate) async fn settle(mut self) -> Result<(), String> {
+        {
+            let mut state = self.plant.state();
+            state.faults.fill(Faults::default());
+            state.answers.clear();
+            self.wire.iter().for_each(Wire::heal);
+            // A process that caches a binding which another one has moved dials its agent for as long as that answers:
+            // that nothing runs anywhere for a while makes each of them read its rows.
+            for workspace in &mut state.workspaces {
+                workspace.status = Status::Stopped;
+            }
+            for agent in state.agents.values_mut() {
+                agent.does = Does::Hang;
+            }
+        }
+        // Past every timeout, every retry, and the time for which a row that may have been changed is read.
+        sleep(ms(100_000)).await;
+        for called in std::mem::take(&mut self.calls) {
+            match called.await {
+                Ok(_) => {}
+                Err(error) if error.is_cancelled() => {}
+                Err(error) => return Err(format!("a call panicked: {error}")),
+            }
+        }
+        for other in std::mem::take(&mut self.others) {
+            other.await.map_err(|error| format!("an order panicked: {error}"))?;
+        }
+        for process in 0..PROCESSES {
+            for n in 0..CHATS {
+                let called = self.spawn(process, chat(n), None, 0).await.expect("no panic");
+                match (called.map_err(|error| error.kind().clone()), self.plant.row(chat(n))) {
+                    (Err(ErrorKind::NotBound), None) | (Err(ErrorKind::Stopped), Some(_)) => {}
+                    (called, row) => return Err(format!("nothing runs, {row:?}: {called:?}")),
+                }
+            }
+        }
+        for ws in 0..WORKSPACES {
+            self.plant.state().workspaces[ws].status = Status::Running;
+            self.plant.does(self.plant.current(ws).agent, Does::Answer(0));
+        }
+        // Doubts that were asked about in vain are asked about again.
+        sleep(ms(20_000)).await;
+        // The resolver is asked four times before it is believed that a generation was never reached.
+        let last = if self.rumoured { 6 } else { 2 };
+        for turn in 0..=last {
+            for process in 0..PROCESSES {
+                for n in 0..CHATS {
+                    let id = self.next_id + 1;
+                    let written = self.writes(process);
+                    let called = self.spawn(process, chat(n), None, 0).await.expect("no panic");
+                    let left = self.processes[process].bindings.flush().await;
+                    let (row, dials) = (self.plant.row(chat(n)), self.plant.state().calls[&id].started);
+                    let what = format!("turn {turn}, process {process}, {row:?}");
+                    match (called, &row) {
+                        (Err(error), None) if *error.kind() == ErrorKind::NotBound => continue,
+                        (Ok(handle), Some(row)) => {
+                            let ws = (0..WORKSPACES).find(|ws| workspace(*ws) == row.workspace).unwrap();
+                            let current = self.plant.current(ws);
+                            let cached = self.processes[process].bindings.get(chat(n)).await.unwrap();
+                            let unwritten = self.writes(process) == written;
+                            let steady = turn < last || (dials == 1 && handle.outcome().validations == 0 && unwritten);
+                            let right = *handle.target() == current
+                                && row.target.as_deref() == Some(&current)
+                                && cached.as_ref() == Some(row);
+                            if !right || !steady || left > 0 {
+                                return Err(format!("{what}: not on {current:?} but {handle:?}, cached {cached:?}"));
+                            }
+                        }
+                        (called, _) => return Err(format!("{what}: {called:?}")),
+                    }
+                }
+            }
+            sleep(ms(1_000)).await;
+        }
+        self.plant.check_rows();
+
+        // The end: nothing is left.
+        let Self { plant, processes, ended, .. } = self;
+        let held = std::mem::take(&mut plant.state().held);
+        drop(held);
+        for process in processes.iter().chain(&ended) {
+            let unwritten = process.bindings.close(ms(1_000)).await;
+            if unwritten > 0 {
+                return Err(format!("{unwritten} repairs did not land"));
+            }
+        }
+        drop((processes, ended));
+        let state = plant.state();
+        let (tasks, live) = (Handle::current().metrics().num_alive_tasks(), state.live_connections);
+        let dials: u32 = state.calls.values().map(|dials| u32::from(dials.live)).sum();
+        if (tasks, live, dials) != (0, 0, 0) {
+            return Err(format!("{tasks} tasks, {live} connections and {dials} dials are left"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,269 @@
+//! The store as one process sees it: broken as it is told, watching what is written.
+
+use crate::{
+    chat,
+    life::Fault,
+    ms,
+    plant::{Knowledge, Plant, State},
+};
+use std::{future::Future, sync::Arc};
+use tokio::time::sleep;
+use tower_bound_agent::{
+    AgentId, Binding, Revision, SessionId, Target, WorkspaceId,
+    store::{BindingStore, NewBinding, StoreError, Swap},
+};
+
+/// The store as one process sees it.
+#[derive(Clone)]
+pub(crate) struct Probe {
+    pub(crate) process: usize,
+    pub(crate) plant: Plant,
+}
+
+impl Probe {
+    pub(crate) async fn statement<T: Send + 'static>(
+        &self,
+        write: bool,
+        session: SessionId,
+        statement: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+        learn: impl FnOnce(&T, Revision) + Send,
+    ) -> Result<T, StoreError> {
+        let plant = self.plant.clone();
+        // If there is no row, since which revision: looked up in the same moment.
+        let statement = async move { Ok((statement.await?, plant.deleted_at(session))) };
+        let lost = || StoreError::Unknown("lost on purpose".into());
+        let faults = {
+            let mut state = self.plant.state();
+            state.writes[self.process] += u64::from(write);
+            state.faults[self.process]
+        };
+        let done = match if write { faults.writes } else { faults.reads } {
+            Fault::None | Fault::Skips(_) => statement.await,
+            Fault::Unavailable => Err(StoreError::Unavailable("down on purpose".into())),
+            Fault::LostRequest => Err(lost()),
+            Fault::LostAnswer => statement.await.and(Err(lost())),
+            Fault::Hang => std::future::pending().await,
+            Fault::Slow(after) => {
+                sleep(ms(after)).await;
+                statement.await
+            }
+            Fault::Late(after) => {
+                let done = statement.await;
+                sleep(ms(after)).await;
+                done
+            }
+            Fault::Overdue(after) => {
+                tokio::spawn(async move {
+                    sleep(ms(after)).await;
+                    let _ = statement.await;
+                });
+                std::future::pending().await
+            }
+        };
+        let (done, deleted_at) = done?;
+        learn(&done, deleted_at);
+        Ok(done)
+    }
+
+    pub(crate) fn learn_swap(&self, session: SessionId) -> impl Fn(&Swap, Revision) + Send {
+        move |swap, deleted_at| match swap {
+            Swap::Applied(row) => self.plant.sees(self.process, row, false),
+            Swap::Conflict(Some(row)) => self.plant.sees(self.process, row, true),
+            Swap::Conflict(None) => self.plant.misses(self.process, session, deleted_at),
+        }
+    }
+
+    pub(crate) fn learn_row(&self, session: SessionId) -> impl Fn(&Option<Binding>, Revision) + Send {
+        move |row, deleted_at| match row {
+            Some(row) => self.plant.sees(self.process, row, false),
+            None => self.plant.misses(self.process, session, deleted_at),
+        }
+    }
+
+    /// A row that was behind when it was seen is repaired with all others of its workspace, and by itself only if that has
+    /// missed it.
+    pub(crate) fn check_own(&self, expected: Revision, new: &NewBinding) {
+        let mut state = self.plant.state();
+        let State { knows, broken, .. } = &mut *state;
+        let Knowledge { last, landed, landed_from, .. } = &knows[self.process];
+        let Some((seen, false)) = last.get(&new.session) else { return };
+        let (Some(named), Some(target)) = (&seen.target, &new.target) else { return };
+        if seen.revision != expected || seen.workspace != new.workspace {
+            return;
+        }
+        let group_landed = match target.generation {
+            Some(generation) => landed.get(&new.workspace).is_some_and(|landed| *landed >= generation.get()),
+            None => landed_from.contains(&(named.agent, target.agent)),
+        };
+        if !group_landed {
+            broken.push(format!("a repair of its own for {seen:?}: {new:?}"));
+        }
+    }
+
+    /// What a repair of a workspace must be at the moment at which it is sent.
+    pub(crate) fn check_group(&self, workspace: WorkspaceId, stale: &Target, current: &Target) {
+        let mut state = self.plant.state();
+        let State { knows, agents, broken, .. } = &mut *state;
+        let knows = &knows[self.process];
+        let what = format!("{stale:?} replaced by {current:?} in {workspace}");
+        for target in [stale, current] {
+            let agent = &agents[&target.agent];
+            if agent.workspace != workspace || agent.target != *target {
+                broken.push(format!("{what}: a pair that never was"));
+            }
+        }
+        if !knows.connected.contains(&current.agent) {
+            broken.push(format!("{what}: the agent has not answered"));
+        }
+        let later = |generation: i64| knows.generations.get(&workspace).is_some_and(|known| *known > generation);
+        if current.generation.is_some_and(|generation| later(generation.get()))
+            || knows.replaced.get(&workspace).is_some_and(|replaced| replaced.contains(&current.agent))
+        {
+            broken.push(format!("{what}: a later agent is known"));
+        }
+        if current.generation.is_some() && stale.generation >= current.generation || stale == current {
+            broken.push(format!("{what}: is not behind"));
+        }
+    }
+
+    /// What every write of a layer's own accord must be. Looked at in the same moment as the write.
+    pub(crate) fn check_repair(plant: &Plant, process: usize, new: &NewBinding, old: Option<&Binding>, swap: &Swap) {
+        let (Swap::Applied(row), Some(target)) = (swap, &new.target) else { return };
+        let mut state = plant.state();
+        let mut broken = Vec::new();
+        if row.workspace != new.workspace || row.target != new.target {
+            broken.push(format!("wrote {new:?}, became {row:?}"));
+        }
+        if !state.knows[process].connected.contains(&target.agent) {
+            broken.push(format!("bound to an agent that has not answered: {new:?}"));
+        }
+        if let Some(old) = old {
+            if old.workspace != new.workspace {
+                broken.push(format!("a repair that undoes an order: {old:?}, {new:?}"));
+            }
+            let generations = old.target.as_ref().map(|target| target.generation).zip(Some(target.generation));
+            if let Some((Some(old), Some(new))) = generations
+                && new <= old
+            {
+                broken.push(format!("a repair from generation {old} to {new}"));
+            }
+            if old.target.as_ref() == Some(target) {
+                broken.push(format!("a repair that changes nothing: {old:?}"));
+            }
+        }
+        state.broken.append(&mut broken);
+    }
+}
+
+impl BindingStore for Probe {
+    async fn load(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
+        let store = self.plant.store.clone();
+        self.statement(false, session, async move { store.load(session).await }, self.learn_row(session)).await
+    }
+    async fn create(&self, new: NewBinding) -> Result<Swap, StoreError> {
+        let (plant, process, session) = (self.plant.clone(), self.process, new.session);
+        let statement = async move {
+            let swap = plant.store.create(new.clone()).await?;
+            Self::check_repair(&plant, process, &new, None, &swap);
+            Ok(swap)
+        };
+        self.statement(true, session, statement, self.learn_swap(session)).await
+    }
+    async fn compare_and_swap(&self, expected: Revision, new: NewBinding) -> Result<Swap, StoreError> {
+        self.check_own(expected, &new);
+        let (plant, process, session) = (self.plant.clone(), self.process, new.session);
+        let statement = async move {
+            let old = plant.row(new.session);
+            let swap = plant.store.compare_and_swap(expected, new.clone()).await?;
+            Self::check_repair(&plant, process, &new, old.as_ref(), &swap);
+            Ok(swap)
+        };
+        self.statement(true, session, statement, self.learn_swap(session)).await
+    }
+    async fn retarget(&self, session: SessionId, workspace: WorkspaceId) -> Result<Binding, StoreError> {
+        let store = self.plant.store.clone();
+        let statement = async move { store.retarget(session, workspace).await };
+        self.statement(true, session, statement, |row, _| self.plant.sees(self.process, row, false)).await
+    }
+    async fn unbind(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
+        let store = self.plant.store.clone();
+        self.statement(true, session, async move { store.unbind(session).await }, self.learn_row(session)).await
+    }
+    async fn delete(&self, session: SessionId, expected: Option<Revision>) -> Result<bool, StoreError> {
+        assert_eq!(expected, None, "no layer deletes but by order");
+        let plant = self.plant.clone();
+        let learn = |_: &bool, at| self.plant.misses(self.process, session, at);
+        self.statement(true, session, async move { Ok(plant.delete(session)) }, learn).await
+    }
+    async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
+        let store = self.plant.store.clone();
+        let statement = async move { store.inherit(child, parent).await };
+        // Without a row to show it is the parent's that is missing.
+        self.statement(true, parent, statement, self.learn_swap(parent)).await
+    }
+    async fn reset_workspace(&self, _: WorkspaceId) -> Result<u64, StoreError> {
+        unreachable!("not part of this model")
+    }
+    async fn replace_agent(
+        &self,
+        workspace: WorkspaceId,
+        stale: &Target,
+        current: &Arc<Target>,
+        limit: u64,
+    ) -> Result<u64, StoreError> {
+        self.check_group(workspace, stale, current);
+        let _repairing = Repairing::begin(self, workspace, stale, current);
+        let skipped = match self.plant.state().faults[self.process].writes {
+            Fault::Skips(chats) => chats,
+            _ => 0,
+        };
+        let (plant, from, to) = (self.plant.clone(), stale.clone(), Arc::clone(current));
+        let statement = async move { Ok(plant.replace(workspace, &from, &to, skipped, limit)) };
+        let landed = |_: &u64, _| {
+            let knows = &mut self.plant.state().knows[self.process];
+            match current.generation {
+                Some(generation) => {
+                    let landed = knows.landed.entry(workspace).or_default();
+                    *landed = generation.get().max(*landed);
+                }
+                None => drop(knows.landed_from.insert((stale.agent, current.agent))),
+            }
+        };
+        self.statement(true, chat(0), statement, landed).await
+    }
+    async fn load_many(&self, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
+        let (plant, sessions) = (self.plant.clone(), sessions.to_vec());
+        let statement = async move {
+            // A deletion that is seen is a revision too, looked up in the same moment.
+            let missing = sessions.iter().filter(|session| plant.row(**session).is_none());
+            let missing: Vec<_> = missing.map(|session| (*session, plant.deleted_at(*session))).collect();
+            Ok((plant.store.load_many(&sessions).await?, missing))
+        };
+        let learn = |(rows, missing): &(Vec<Binding>, Vec<(SessionId, Revision)>), _| {
+            rows.iter().for_each(|row| self.plant.sees(self.process, row, false));
+            missing.iter().for_each(|(session, at)| self.plant.misses(self.process, *session, *at));
+        };
+        Ok(self.statement(false, chat(0), statement, learn).await?.0)
+    }
+}
+
+/// A statement under way that repairs a workspace. There is one for each target, whoever needs it.
+pub(crate) struct Repairing(pub(crate) Plant, (usize, WorkspaceId, Option<AgentId>, AgentId));
+
+impl Repairing {
+    pub(crate) fn begin(probe: &Probe, workspace: WorkspaceId, stale: &Target, current: &Target) -> Self {
+        let from = current.generation.is_none().then_some(stale.agent);
+        let repair = (probe.process, workspace, from, current.agent);
+        let mut state = probe.plant.state();
+        if !state.repairing.insert(repair) {
+            state.broken.push(format!("{repair:?} is under way twice"));
+        }
+        Self(probe.plant.clone(), repair)
+    }
+}
+
+impl Drop for Repairing {
+    fn drop(&mut self) {
+        self.0.state().repairing.remove(&self.1);
+    }
+}

@@ -174,8 +174,8 @@ impl<B> Agent<B> {
     /// For a request whose session would dial this agent now. `alone`: rather dial than wait for somebody else's dial.
     pub(super) fn take(self: &Arc<Self>, permit: OwnedSemaphorePermit, alone: bool) -> Taken<'_, B> {
         let mut state = self.state();
-        let lost = state.ready.extract_if(.., |member| !member.is_fit()).collect::<Vec<_>>();
-        let taken = match state.ready.iter().rposition(|member| member.users < self.limits.requests) {
+        let mut lost = Vec::new();
+        let taken = match state.find(self.limits, &mut lost) {
             Some(found) => Taken::Lease(self.lend(&mut state, found, permit)),
             None if !alone && state.joining < state.expected(self.limits) => {
                 state.joining += 1;
@@ -299,6 +299,19 @@ impl<B> Agent<B> {
 }
 
 impl<B> State<B> {
+    /// The most recently used connection that is fit for one more request. Those that are found to be lost on the way to
+    /// it go to `lost`, to be closed without the lock; the others are not looked at.
+    fn find(&mut self, limits: Limits, lost: &mut Vec<Member<B>>) -> Option<usize> {
+        for found in (0..self.ready.len()).rev() {
+            if !self.ready[found].is_fit() {
+                lost.push(self.ready.remove(found));
+            } else if self.ready[found].users < limits.requests {
+                return Some(found);
+            }
+        }
+        None
+    }
+
     /// Requests that will have a connection soon, beside those of who brings it.
     fn expected(&self, limits: Limits) -> usize {
         self.dialing * (limits.requests - 1) + self.returning

@@ -188,6 +188,27 @@ async fn a_connection_that_was_reported_is_not_used_again_although_the_report_ra
 }
 
 #[tokio::test]
+async fn a_connection_that_is_found_to_be_lost_is_left_for_the_one_used_before_it() {
+    let (net, agent) = (Net::new(), Agent::start(1).await);
+    let chat = net.bind(net.workspace(&agent)).await;
+    let client = net.client(Speaks::Http1);
+    let response = send(&client, get_("/", chat)).await.unwrap();
+    response.extensions().get::<BoundHandle>().unwrap().report_stale();
+    drop(response);
+    // Two at once; the second one comes back last.
+    let (one, other) = (send(&client, get_("/", chat)).await.unwrap(), send(&client, get_("/", chat)).await.unwrap());
+    let handle = other.extensions().get::<BoundHandle>().unwrap().clone();
+    text(one).await;
+    text(other).await;
+    let (before, accepted) = (net.counts(), agent.accepted());
+    // Too soon after the first one to raise a doubt. Nothing else runs between this and the look for a connection.
+    handle.report_stale();
+    assert_eq!(turn(&client, "/", chat).await, agent.target.agent.to_string());
+    assert_eq!((net.counts() - before, agent.accepted() - accepted), (counts(0, 0, 0, 0), 0));
+    agent.has_open(1).await;
+}
+
+#[tokio::test]
 async fn after_a_report_another_agent_gets_the_next_turn_although_the_old_one_answers() {
     for speaks in BOTH {
         let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);

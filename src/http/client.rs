@@ -273,7 +273,7 @@ where
 
     /// A connection to what the session would dial now: one that is there, or a new one.
     async fn lease(&mut self, ask: &DialSession) -> Result<(Lease<B>, BoundHandle), ClientError> {
-        let deadline = (Instant::now(), self.inner.settings.wait_timeout);
+        let (mut waiting_since, at_most) = (None, self.inner.settings.wait_timeout);
         let shared = Arc::clone(self.dial.shared());
         let mut held: Option<OwnedSemaphorePermit> = None;
         let mut alone = false;
@@ -292,7 +292,7 @@ where
                     Ok(permit) => permit,
                     Err(_) => {
                         let freed = Arc::clone(agent.permits()).acquire_owned();
-                        held = until(deadline, &shared, &start, freed).await?.and_then(Result::ok);
+                        held = wait(&mut waiting_since, at_most, &shared, &start, freed).await?.and_then(Result::ok);
                         continue;
                     }
                 },
@@ -304,7 +304,9 @@ where
                 }
                 Taken::Dial(reserved) => return self.dialed(ask, Some(reserved)).await,
                 Taken::Join(joining) => {
-                    if let Some((permit, failed)) = until(deadline, &shared, &start, joining.landed()).await? {
+                    if let Some((permit, failed)) =
+                        wait(&mut waiting_since, at_most, &shared, &start, joining.landed()).await?
+                    {
                         held = permit;
                         alone |= failed;
                     }
@@ -344,14 +346,15 @@ where
     }
 }
 
-/// Waits, but not for too long, and only for as long as the session would dial the same.
-async fn until<T>(
-    deadline: (Instant, Duration),
+/// Waits, but not for too long since it began to wait, and only for as long as the session would dial the same.
+async fn wait<T>(
+    since: &mut Option<Instant>,
+    at_most: Duration,
     shared: &Arc<Shared>,
     start: &Start,
-    wait: impl Future<Output = T>,
+    something: impl Future<Output = T>,
 ) -> Result<Option<T>, ClientError> {
-    let (began, waited) = deadline;
+    let deadline = *since.get_or_insert_with(Instant::now) + at_most;
     let superseded = async {
         match start.choice.target.clone() {
             Some(target) => {
@@ -363,8 +366,8 @@ async fn until<T>(
     };
     select! {
         biased;
-        done = wait => Ok(Some(done)),
+        done = something => Ok(Some(done)),
         () = superseded => Ok(None),
-        () = sleep_until(began + waited) => Err(ClientError::Busy { waited }),
+        () = sleep_until(deadline) => Err(ClientError::Busy { waited: at_most }),
     }
 }

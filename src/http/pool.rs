@@ -18,6 +18,7 @@ use crate::{BoundHandle, Target, WorkspaceId};
 use std::{
     collections::HashMap,
     fmt,
+    hash::{Hash, Hasher},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
@@ -27,7 +28,7 @@ use tokio::{
 };
 
 /// What a connection is for.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Key {
     workspace: WorkspaceId,
     target: Arc<Target>,
@@ -40,6 +41,14 @@ impl Key {
 
     pub(super) fn of(handle: &BoundHandle) -> Self {
         Self::new(handle.workspace(), Arc::clone(handle.shared_target()))
+    }
+}
+
+impl Hash for Key {
+    /// Of the agent alone: hardly two targets differ in nothing but the rest, and every request is looked up by this.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.workspace.hash(state);
+        self.target.agent.hash(state);
     }
 }
 

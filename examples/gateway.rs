@@ -14,6 +14,9 @@
 //! | `POST /workspaces/{id}/stop`, `start` | ends the agent process, starts one |
 //! | `GET /stats` | what this process holds |
 //!
+//! A request for an agent may say which workspace it is meant for (`X-Workspace: {id}`): a chat that is bound nowhere is bound
+//! to it, and one that is bound elsewhere is told so (409).
+//!
 //! The bindings are in a SQLite file in a temporary folder, or in the PostgreSQL database of `DATABASE_URL` (with the
 //! feature `postgres`).
 //!
@@ -56,12 +59,15 @@ use tokio::{io::AsyncReadExt, io::copy_bidirectional, net::TcpListener, net::Tcp
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::{Layer, service_fn, util::ServiceFn};
 use tower_bound_agent::{
-    Bindings, BoundAgentLayer, BoundHandle, BoxError, DialAgent, Outcome, ResolveWorkspace, SessionId, WorkspaceId,
+    Bindings, BoundAgentLayer, BoundHandle, BoxError, DialAgent, DialSession, Outcome, ResolveWorkspace, SessionId,
+    WorkspaceId,
     http::{AgentClient, proxy, watch_peer},
     store::SqliteStore,
 };
 use yard::{Old, Yard};
 
+/// The workspace that a request is meant for.
+const WORKSPACE: HeaderName = HeaderName::from_static("x-workspace");
 /// How long an agent may keep a request waiting.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long requests under way have when the gateway ends.
@@ -254,7 +260,12 @@ async fn pass_on(
         headers.insert(name, HeaderValue::from_str(&value).map_err(|_| Refused::Bad("Host"))?);
     }
     headers.insert(HOST, HeaderValue::from_str(&host).map_err(|_| Refused::Bad("Host"))?);
-    request.extensions_mut().insert(chat);
+    let mut ask = DialSession::new(chat);
+    if let Some(workspace) = request.headers_mut().remove(WORKSPACE) {
+        let workspace = workspace.to_str().ok().and_then(id);
+        ask = ask.in_workspace(workspace.ok_or(Refused::Bad("the workspace is no hyphenated uuid"))?);
+    }
+    request.extensions_mut().insert(ask);
 
     let answered = gateway.client.request(request).await.map_err(Refused::Agent);
     let last = answered.as_ref().map(|response| response.extensions().get::<BoundHandle>().cloned());

@@ -90,7 +90,10 @@ impl Gateway {
     }
 
     pub async fn ask(&self, method: &str, path: &str, body: impl Into<Body>) -> Answer {
-        let request = axum::http::Request::builder().method(method).uri(self.url(path)).body(body.into()).unwrap();
+        self.send(axum::http::Request::builder().method(method).uri(self.url(path)).body(body.into()).unwrap()).await
+    }
+
+    pub async fn send(&self, request: axum::http::Request<Body>) -> Answer {
         let response = soon(self.client.request(request)).await.unwrap();
         let (head, body) = response.into_parts();
         let body: Bytes = soon(body.collect()).await.unwrap().to_bytes();

@@ -1,6 +1,7 @@
 //! What the gateway answers when there is no agent to do it.
 
 use crate::process::{Answer, Gateway, is_alive, program, signal, soon};
+use axum::{body::Body, http::Request};
 use std::{process::Stdio, time::Duration};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -69,6 +70,33 @@ async fn every_reason_has_a_status() {
     assert_eq!(said(&gateway.get(&echo(chat)).await), (502, "unreachable".into()));
     let last = gateway.last(chat).await;
     assert_eq!(last["error"], "unreachable");
+}
+
+#[tokio::test]
+async fn a_request_may_say_which_workspace_it_is_meant_for() {
+    let gateway = Gateway::start(&[]);
+    let (_, workspace, agent) = gateway.chat().await;
+    let (_, other, _) = gateway.chat().await;
+    let chat = Uuid::new_v4();
+    let ask = async |workspace: &str| {
+        let request = Request::get(gateway.url(&format!("/chats/{chat}/head"))).header("x-workspace", workspace);
+        gateway.send(request.body(Body::empty()).unwrap()).await
+    };
+    for malformed in ["", "x", &workspace.simple().to_string()] {
+        assert_eq!(said(&ask(malformed).await), (400, "bad request".into()), "{malformed}");
+    }
+    assert_eq!(gateway.get(&format!("/chats/{chat}")).await.status, 404, "nothing is bound by that");
+    // Bound by its first request, and then confirmed by each that names the same.
+    for path in ["FirstBind", "Reused"] {
+        let answer = ask(&workspace.to_string()).await;
+        assert_eq!((answer.status, answer.agent()), (200, Some(&*agent.id)));
+        assert!(!answer.text.contains("x-workspace"), "it is the gateway's: {}", answer.text);
+        assert_eq!(gateway.last(chat).await["path"], path);
+    }
+    assert_eq!(said(&ask(&other.to_string()).await), (409, "mismatch".into()));
+    // Which changes nothing.
+    let identity = gateway.get(&format!("/chats/{chat}/identity")).await;
+    assert_eq!((identity.status, identity.text), (200, agent.id));
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use crate::Target;
 use std::{
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
@@ -85,7 +86,7 @@ pub enum Repair {
 }
 
 /// Shared between the task that writes and everybody who may ask.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct RepairStatus(Arc<AtomicU8>);
 
 impl RepairStatus {
@@ -105,6 +106,13 @@ impl RepairStatus {
     }
 }
 
+/// What a user sees in the [`Outcome`]: the word, not the number.
+impl fmt::Debug for RepairStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.get().fmt(f)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,6 +126,7 @@ mod tests {
         {
             status.set(repair);
             assert_eq!(status.get(), repair);
+            assert_eq!(format!("{status:?}"), format!("{repair:?}"));
         }
     }
 }

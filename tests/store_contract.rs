@@ -1,4 +1,6 @@
 //! The contract of a store, held against every store of this crate with the same tests.
+//!
+//! To hold a store of yours against it, copy this file, and put yours where `key_value` stands.
 
 use futures_util::TryStreamExt;
 use std::{
@@ -15,6 +17,10 @@ use uuid::Uuid;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 #[path = "support/servers.rs"]
 mod servers;
+
+/// The store of the example, so that who copies it has one that keeps the contract.
+#[path = "../examples/own_store/store.rs"]
+mod own_store;
 
 fn session(id: u128) -> SessionId {
     SessionId::new(Uuid::from_u128(0x5e55_0000 + id))
@@ -716,6 +722,7 @@ macro_rules! contract {
 contract! {
     memory: super::in_memory();
     behind_an_arc: super::behind_an_arc();
+    key_value: super::key_value();
 }
 
 #[cfg(feature = "sqlite")]
@@ -748,9 +755,12 @@ async fn behind_an_arc() -> Option<(Arc<MemoryStore>, ())> {
     Some((Arc::new(MemoryStore::new()), ()))
 }
 
+async fn key_value() -> Option<(own_store::KeyValueStore, ())> {
+    Some((own_store::KeyValueStore::default(), ()))
+}
+
 /// Whatever is done in whatever order: every store gives the same answers as the one in memory. What one of them gets
 /// wrong, and no test above thought of, shows here.
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 mod alike {
     use super::*;
     use proptest::{prelude::*, test_runner::TestRunner};
@@ -851,6 +861,11 @@ mod alike {
             })
         });
         result.unwrap();
+    }
+
+    #[test]
+    fn memory_and_the_store_of_the_example_give_the_same_answers() {
+        same_answers_as_memory(100, super::key_value);
     }
 
     #[cfg(feature = "sqlite")]

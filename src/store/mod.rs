@@ -167,16 +167,29 @@ fn at_most_a_batch(sessions: &[SessionId]) -> Result<(), StoreError> {
 
 /// The contract of a store.
 ///
-/// Every verb is one atomic statement on one row, but those that say otherwise. Implementors write `async fn`. A future
-/// that is dropped leaves a row as it was or as it was to be, never in between.
+/// Implementors write `async fn`. Ten verbs are needed. Those of housekeeping (`recent`, `touch`, `purge_idle`,
+/// `purge_deleted`) are what a store may lack; nothing else of this crate needs them. In this crate's repository
+/// `examples/own_store` is a store over a service that compares versions, and `tests/store_contract.rs` is this contract as
+/// tests: copy them.
 ///
-/// * **Revisions** grow with every write of a row and are never reused for a session: a row that was deleted and is
-///   created again continues above its last revision.
+/// * **Every verb is one atomic statement** on one row, but those that say otherwise.
+/// * **Revisions** grow with every write of a row, also with one that leaves it as it was, and are never reused for a
+///   session: a row that was deleted and is created again continues above its last revision.
 /// * **`previous`** is kept by the store: when a write replaces a row's target by one of another agent, or removes it,
-///   the agent that was there becomes `previous`; otherwise `previous` stays.
-/// * **Housekeeping** (`recent`, `touch`, `purge_idle`, `purge_deleted`) is what a store may lack. Nothing else of this
-///   crate needs it.
-/// * Errors: see [`StoreError`], above all the difference between "nothing was written" and "unknown".
+///   the agent that was there becomes `previous`; otherwise `previous` stays. A deletion is such a write, and what it
+///   leaves behind is found there by the next creation.
+/// * **Orders** (`retarget`, `unbind`, `reset_workspace`) do not compare, and write a row that holds already what they ask
+///   for: a repair that read it before is then too late.
+///
+/// # Errors
+///
+/// A [`StoreError`], above all with the difference between "nothing was written" and "unknown". After an unknown write the
+/// row is read, and a repair is sent again. The layer drops a call after its
+/// [`store_timeout`](crate::BoundAgentBuilder::store_timeout); that counts as unknown too.
+///
+/// # Cancel safety
+///
+/// A future that is dropped leaves a row as it was or as it was to be, never in between.
 pub trait BindingStore: Send + Sync + 'static {
     /// Reads a row; `None` if there is none or it was deleted. Sees every write that ended before it began.
     fn load(&self, session: SessionId) -> impl Future<Output = Result<Option<Binding>, StoreError>> + Send;
@@ -199,7 +212,8 @@ pub trait BindingStore: Send + Sync + 'static {
         workspace: WorkspaceId,
     ) -> impl Future<Output = Result<Binding, StoreError>> + Send;
 
-    /// The order to drop a row's target and keep its workspace; `None` if there is no row.
+    /// The order to drop a row's target and keep its workspace; `None` if there is no row. The revision of a row without a
+    /// target grows as well.
     fn unbind(&self, session: SessionId) -> impl Future<Output = Result<Option<Binding>, StoreError>> + Send;
 
     /// Deletes a row, if `expected` is given only at that revision. Says whether there was one to delete.
@@ -209,11 +223,13 @@ pub trait BindingStore: Send + Sync + 'static {
         expected: Option<Revision>,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// Creates `child` with the workspace and target of the *row* of `parent`, in one statement. The conflict holds the
-    /// row of `child` if it exists already, and `None` if there is no row of `parent`.
+    /// Creates `child` with the workspace and target of the *row* of `parent`, in one statement; not with its `previous`.
+    /// The conflict holds the row of `child` if there is one (also if `parent` has none), else `None`: there is no row of
+    /// `parent`.
     fn inherit(&self, child: SessionId, parent: SessionId) -> impl Future<Output = Result<Swap, StoreError>> + Send;
 
-    /// The order to drop the targets of all rows of a workspace. Says how many rows it changed.
+    /// The order to drop the targets of all rows of a workspace. Says how many rows there are: the revision of one without
+    /// a target grows as well.
     fn reset_workspace(&self, workspace: WorkspaceId) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
     /// One chunk of a group repair: writes `current` into rows of the workspace that are *behind* it, and says into how
@@ -226,7 +242,7 @@ pub trait BindingStore: Send + Sync + 'static {
     /// The whole condition holds on the row that is written, at the moment it is written: a row that was retargeted
     /// meanwhile stays as it was ordered. Each row that is written gets a revision and a `previous` as from
     /// [`compare_and_swap`](Self::compare_and_swap). Nothing that somebody else is writing is waited for: where rows
-    /// can be locked, a locked one is left out, and rows are locked in the order of their sessions.
+    /// can be locked, a locked one is left out. Rows are chosen, and locked, in the order of their sessions.
     ///
     /// `limit` is the most rows to write; above [`BATCH`] it means [`BATCH`]. Repeating a call whose outcome is unknown
     /// does no harm.
@@ -238,7 +254,8 @@ pub trait BindingStore: Send + Sync + 'static {
         limit: u64,
     ) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
-    /// Reads those of at most [`BATCH`] rows that exist, in any order, each once. In one statement.
+    /// Reads those of at most [`BATCH`] rows that exist, in any order, each once, also if it is named twice. In one
+    /// statement.
     ///
     /// # Errors
     ///
@@ -313,13 +330,22 @@ const fn unsupported(verb: &'static str) -> StoreError {
 }
 
 /// A store whose orders can be part of the caller's own transaction.
+///
+/// An application calls [`Bindings::select_workspace_in`](crate::Bindings::select_workspace_in), which has an example.
 pub trait TransactionalStore: BindingStore {
     /// The connection that a transaction of this database runs on; `&mut tx` and `&mut pooled` coerce to it.
     type Connection: Send;
 
-    /// [`BindingStore::retarget`] on the caller's connection, as part of whatever transaction is open on it.
+    /// [`BindingStore::retarget`] on the caller's connection, as part of whatever transaction is open on it. The layer does
+    /// not hear of it.
     ///
-    /// Rather call [`Bindings::select_workspace_in`](crate::Bindings::select_workspace_in), so that the layer knows.
+    /// # Errors
+    ///
+    /// A [`StoreError`]; the transaction is the caller's to roll back.
+    ///
+    /// # Cancel safety
+    ///
+    /// As of any statement in a transaction: if the future is dropped, roll back.
     fn retarget_in(
         &self,
         connection: &mut Self::Connection,

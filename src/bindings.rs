@@ -26,9 +26,24 @@ use tokio::time::Instant;
 /// the row is read: it shows what was ordered, or the order fails with
 /// [`OutcomeUnknown`](ErrorKind::OutcomeUnknown), and for a while every call of the session reads the row.
 ///
+/// ```
+/// use tower_bound_agent::{BoundAgentLayer, Error, SessionId, WorkspaceId};
+///
+/// async fn orders(layer: &BoundAgentLayer, chat: SessionId, child: SessionId, to: WorkspaceId) -> Result<(), Error> {
+///     let bindings = layer.bindings();
+///     bindings.select_workspace(chat, to).await?; // its next call, and those under way, go to the agent there
+///     bindings.inherit(child, chat).await?;
+///     if let Some(binding) = bindings.get(child).await? {
+///         println!("{} points at {}", binding.session, binding.workspace);
+///     }
+///     Ok(())
+/// }
+/// ```
+///
 /// # Cancel safety
 ///
-/// An order that was begun is carried out, also if its future is dropped: it runs in a task of its own.
+/// An order that was begun is carried out, also if its future is dropped: it runs in a task of its own. What only reads
+/// ([`get`](Self::get), [`current`](Self::current)) may be dropped at any time.
 #[derive(Clone)]
 pub struct Bindings {
     shared: Arc<Shared>,
@@ -167,6 +182,25 @@ impl Bindings {
     /// # Cancel safety
     ///
     /// Unlike the other orders this one runs in the caller's future; a transaction that is dropped is rolled back.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[cfg(feature = "sqlite")]
+    /// # mod example {
+    /// # use tower_bound_agent::{sqlx, Bindings, BoxError, SessionId, WorkspaceId, store::SqliteStore};
+    /// # async fn example(
+    /// #     pool: sqlx::SqlitePool, store: SqliteStore, bindings: Bindings, chat: SessionId, workspace: WorkspaceId,
+    /// # ) -> Result<(), BoxError> {
+    /// let mut transaction = pool.begin().await?;
+    /// // … what else is to be written with it …
+    /// let retargeted = bindings.select_workspace_in(&store, &mut transaction, chat, workspace).await?;
+    /// transaction.commit().await?;
+    /// retargeted.committed();
+    /// # Ok(())
+    /// # }
+    /// # }
+    /// ```
     pub async fn select_workspace_in<St: TransactionalStore>(
         &self,
         store: &St,
@@ -332,6 +366,10 @@ impl Bindings {
 
     /// Waits until every repair that has begun was tried. Returns how many could not be written yet; those are tried
     /// again in the background.
+    ///
+    /// # Cancel safety
+    ///
+    /// It only waits: the repairs go on without it.
     pub async fn flush(&self) -> usize {
         self.shared.repairs.flush().await
     }
@@ -341,6 +379,11 @@ impl Bindings {
     /// binding is repaired by the next process that dials it.
     ///
     /// Calls under way may still end with a connection; if they fail, it is with `Closed`.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the layer is closed all the same; nobody ends its last repairs then, which are bounded by
+    /// the store timeout.
     pub async fn close(&self, within: Duration) -> usize {
         self.shared.closed.store(true, Ordering::Release);
         self.shared.ended.cancel();

@@ -19,6 +19,25 @@ use std::{
 use tower_service::Service;
 
 /// Collects settings; see [`BoundAgentLayer::builder`].
+///
+/// Every setting has a default that is meant to be left alone, but for the
+/// [`validation_delay`](Self::validation_delay), which depends on how long a healthy dial takes.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_bound_agent::{BoundAgentLayer, BuildError, Event, store::MemoryStore};
+/// # use tower_bound_agent::{BoxError, Resolution, ResolveWorkspace};
+///
+/// # fn layer() -> Result<BoundAgentLayer, BuildError> {
+/// # let resolver = tower::service_fn(async |_: ResolveWorkspace| Ok::<_, BoxError>(Resolution::Gone));
+/// BoundAgentLayer::builder(MemoryStore::new(), resolver)
+///     .validation_delay(Duration::from_millis(400))
+///     .dial_timeout(Duration::from_secs(10))
+///     .observer(|event: &Event<'_>| println!("{event:?}"))
+///     .build()
+/// # }
+/// # assert!(layer().is_ok());
+/// ```
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct BoundAgentBuilder {
     store: Arc<dyn ErasedStore>,
@@ -67,6 +86,10 @@ impl BoundAgentBuilder {
     }
 
     /// The bound of a whole call: look-ups, readiness, all its dials and restarts. Default 30 s.
+    ///
+    /// Must be longer than the [`validation_delay`](Self::validation_delay) and the
+    /// [`resolve_timeout`](Self::resolve_timeout) together, and than the [`store_timeout`](Self::store_timeout): for less
+    /// patience lower these as well.
     pub fn dial_timeout(mut self, timeout: Duration) -> Self {
         self.settings.dial_timeout = timeout;
         self

@@ -72,7 +72,6 @@
 //! * [`store::MemoryStore`] is for tests; `store::SqliteStore` keeps bindings in a file, alone or over the application's
 //!   pool; `store::PostgresStore` and `store::MySqlStore` work over the application's pool; [`store::BindingStore`] is the
 //!   contract for others.
-//! * [`hints`] make several processes over one store notice sooner what one of them has written.
 //! * [`hints`] let the processes that work over one store tell each other what they have written.
 //! * [`Observer`] and [`Event`] are for metrics, activity tracking, and hooks for a rebind.
 //!

@@ -76,6 +76,22 @@ pub(super) type SessionOf = Arc<dyn Fn(&Parts) -> Option<DialSession> + Send + S
 /// # }
 /// ```
 ///
+/// # Its type
+///
+/// `S` is the dialer inside the layer, `B` the body of the requests. Where a type must be named, as in the state of an axum
+/// application, box it:
+///
+/// ```
+/// use http::{Request, Response};
+/// use tower::util::BoxCloneSyncService;
+/// use tower_bound_agent::http::{AgentBody, ClientError};
+///
+/// #[derive(Clone)]
+/// struct App<B> {
+///     agents: BoxCloneSyncService<Request<B>, Response<AgentBody>, ClientError>, // BoxCloneSyncService::new(client)
+/// }
+/// ```
+///
 /// # The pool
 ///
 /// A connection is kept for the workspace and the target (agent, build, generation, address) that it was dialed for, and

@@ -62,9 +62,10 @@ type SessionOf = Arc<dyn Fn(&Uri) -> Option<DialSession> + Send + Sync>;
 ///   connector the promise of this crate holds only with `pool_max_idle_per_host(0)`, and for HTTP/1. With HTTP/2 the
 ///   connection is shared while requests are under way even then. Pooling is the affair of
 ///   [`AgentClient`](super::AgentClient).
-/// * A tonic `Channel` keeps its one connection until it breaks, and dials again only then. Give a session's channel up
-///   when [`superseded`](crate::BoundHandle::superseded) resolves, or use [`AgentClient`](super::AgentClient) with
-///   HTTP/2 as the transport.
+/// * A tonic `Channel` keeps its one connection until it breaks, and dials again only then. Use
+///   [`AgentClient`](super::AgentClient) with HTTP/2 as the transport; or give a session's channel up when
+///   [`superseded`](crate::BoundHandle::superseded) resolves. A channel does not show its connection, so the handle must be
+///   taken on the way, with tower's `map_response` around the dial service: `dial.map_response(|bound| { … bound })`.
 /// * reqwest's `connector_layer` cannot be used: it wraps reqwest's own connector, whose request (the address) and
 ///   response (the connection) are sealed types. A layer there can delay or refuse a connection; it can neither learn
 ///   which host is asked for nor bring a connection of its own.

@@ -97,6 +97,7 @@ impl Bindings {
     /// [`Store`](ErrorKind::Store) if it had to be read and could not be; [`Closed`](ErrorKind::Closed).
     pub async fn get(&self, session: SessionId) -> Result<Option<Binding>, Error> {
         self.open(session)?;
+        follow::ensure(&self.shared);
         let entry = match self.shared.cached(session, None) {
             Some(start) if start.entry.is_ahead() => {
                 let read = self.shared.read_since(session, Instant::now()).await;
@@ -124,6 +125,7 @@ impl Bindings {
     pub async fn current(&self, session: SessionId) -> Result<Current, Error> {
         self.open(session)?;
         let shared = &self.shared;
+        follow::ensure(shared);
         let start = match shared.cached(session, None) {
             Some(start) => start,
             None => shared.look_up(session, None).await?,

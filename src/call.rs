@@ -25,6 +25,8 @@ where
     if shared.is_closed() {
         return Err(Error::new(ErrorKind::Closed).of(ask.session));
     }
+    // Also if all is cached: whoever followed until now may have ended with its runtime.
+    follow::ensure(&shared);
     let mut dialer = pin!(Dialer::new(readied));
     let mut cached = shared.cached(ask.session, ask.workspace);
     let mut first = match at_once(&shared, dialer.as_mut(), &ask, &mut cached).await {
@@ -117,7 +119,6 @@ where
 }
 
 async fn look_up(shared: &Arc<Shared>, ask: &DialSession, deadline: Instant) -> Result<Start, Error> {
-    follow::ensure(shared);
     let looked = timeout_at(deadline, shared.look_up(ask.session, ask.workspace)).await;
     let timed_out = |_| Err(Error::new(ErrorKind::TimedOut { last: LastVerdict::Unknown }).of(ask.session));
     looked.unwrap_or_else(timed_out).map_err(|error| because(shared, error, false))

@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 /// Gaps that follow each other sooner count as one: each makes every workspace be asked about.
 const BETWEEN_GAPS: Duration = Duration::from_secs(1);
 
-/// Sees to it that somebody follows: a task that ends with the layer. Called wherever rows begin to be cached.
+/// Sees to it that somebody follows: a task that ends with the layer. Called wherever rows begin to be cached or are used.
 pub(crate) fn ensure(shared: &Arc<Shared>) {
     if shared.following.load(Ordering::Acquire) || shared.following.swap(true, Ordering::AcqRel) {
         return;

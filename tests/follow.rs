@@ -597,6 +597,25 @@ mod row_check {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn it_begins_with_the_first_row_whoever_has_read_it() {
+        for page in [false, true] {
+            let world = World::new();
+            let ((ws, old), (elsewhere, target)) = (world.workspace(), world.workspace());
+            let chat = world.bind(&world.layer(), ws).await;
+            let process = checking(&world);
+            if page {
+                assert_eq!(process.bindings().current(chat).await.unwrap().target.unwrap().agent, old.agent);
+            } else {
+                assert_eq!(process.bindings().get(chat).await.unwrap().unwrap().workspace, ws);
+            }
+            assert_eq!(process.call(chat).await.agent, old.agent);
+            world.store.elsewhere().retarget(chat, elsewhere).await.unwrap();
+            sleep(ms(30_001)).await;
+            assert_eq!(process.call(chat).await.agent, target.agent);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_long_lived_connection_is_told() {
         let world = World::new();
         let process = checking(&world);
@@ -760,6 +779,28 @@ mod ends {
             settle().await;
             assert_eq!(process.call(chat).await.agent, target.agent);
         }));
+    }
+
+    #[test]
+    fn another_runtime_follows_again_though_every_row_that_it_uses_is_cached() {
+        let world = World::new();
+        let radio = Radio::default();
+        let process = Process::new(&world, |builder| builder.hints(radio.clone()));
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        let (ws, old) = world.workspace();
+        let chat = runtime().block_on(world.bind(&process.layer, ws));
+        assert_eq!(radio.gone.load(SeqCst), 1, "ended with its runtime");
+        runtime().block_on(async {
+            let before = world.counts();
+            assert_eq!(process.call(chat).await.agent, old.agent);
+            assert_eq!(world.counts() - before, counts(1, 0, 0, 0));
+            settle().await;
+            let (elsewhere, target) = world.workspace();
+            world.store.elsewhere().retarget(chat, elsewhere).await.unwrap();
+            radio.says_of(chat, Some(3));
+            settle().await;
+            assert_eq!(process.call(chat).await.agent, target.agent);
+        });
     }
 }
 

@@ -8,6 +8,7 @@ use crate::{
     Revision, SessionId,
     directory::AGAIN_AFTER,
     hints::{About, Heard, Hint},
+    rows::{Entry, State},
     shared::Shared,
     store::BATCH,
 };
@@ -181,29 +182,27 @@ impl Follower {
             self.work = Some(Box::pin(async move { record_use(&shared, every).await }));
         } else if is_due(self.check_at) {
             self.check_at = shared.settings.row_check.map(|every| now + every);
-            let sessions = shared.rows.sessions();
-            self.work = Some(Box::pin(async move { read_again(&shared, sessions).await }));
+            let entries = shared.rows.entries();
+            self.work = Some(Box::pin(async move { read_again(&shared, entries).await }));
         } else {
-            let sessions = self.floors_due(&shared, now);
-            if !sessions.is_empty() {
-                self.work = Some(Box::pin(async move { read_again(&shared, sessions).await }));
+            let entries = self.floors_due(&shared, now);
+            if !entries.is_empty() {
+                self.work = Some(Box::pin(async move { read_again(&shared, entries).await }));
             }
         }
         Some(())
     }
 
-    /// The sessions whose rows are to be read because of a hint. Those that show by now what it has said are done, and
-    /// those that did not show it often enough.
-    fn floors_due(&mut self, shared: &Shared, now: Instant) -> Vec<SessionId> {
-        let mut sessions = Vec::new();
+    /// What is to be read again because of a hint. What shows by now what it has said is done, and what did not show it
+    /// often enough.
+    fn floors_due(&mut self, shared: &Shared, now: Instant) -> Vec<Arc<Entry>> {
+        let mut entries = Vec::new();
         self.floors.retain(|session, floor| {
             if floor.due > now {
                 return true;
             }
-            if !shared.rows.is_below(*session, floor.revision) {
-                return false;
-            }
-            sessions.push(*session);
+            let Some(entry) = shared.rows.below(*session, floor.revision) else { return false };
+            entries.push(entry);
             match AGAIN_AFTER.get(floor.misses) {
                 Some(pause) => {
                     floor.misses += 1;
@@ -214,7 +213,7 @@ impl Follower {
                 None => false,
             }
         });
-        sessions
+        entries
     }
 }
 
@@ -228,13 +227,14 @@ async fn done(work: &mut Option<BoxFuture<'static, ()>>) {
 
 /// Reads rows that are cached, a statement for each 2,000 of them. The first statement that fails ends it: the rows are
 /// read again at the next time, and nothing that is cached is less right than before.
-async fn read_again(shared: &Arc<Shared>, sessions: Vec<SessionId>) {
-    for sessions in sessions.chunks(BATCH) {
-        let mut held = HashMap::with_capacity(sessions.len());
-        for session in sessions {
-            if let Some(entry) = shared.rows.get(*session) {
-                held.insert(*session, (entry, shared.rows.ticket(*session)));
-            }
+async fn read_again(shared: &Arc<Shared>, entries: Vec<Arc<Entry>>) {
+    for entries in entries.chunks(BATCH) {
+        let mut held = HashMap::with_capacity(entries.len());
+        // What is not in its slot any more was read again or is used by nobody. The slot is not looked at: that would count
+        // as a use, and no row would ever leave the cache.
+        for entry in entries.iter().filter(|entry| entry.state() == State::Current) {
+            let session = entry.row.session;
+            held.insert(session, (entry, shared.rows.ticket(session)));
         }
         if held.is_empty() {
             continue;

@@ -473,7 +473,7 @@ impl Rows {
     /// Another process has written the session's row at this revision, or removed it (`None`). Says whether a row is
     /// cached that does not show it.
     pub(crate) fn hear(&self, session: SessionId, revision: Option<Revision>) -> bool {
-        let below = self.is_below(session, revision);
+        let below = self.below(session, revision).is_some();
         if !below {
             // A read that is under way may bring what was there before.
             self.stripes.of(&session).lost.fetch_add(1, Ordering::AcqRel);
@@ -481,15 +481,14 @@ impl Rows {
         below
     }
 
-    /// Whether a row is cached that does not show this revision, or at all if there is to be none.
-    pub(crate) fn is_below(&self, session: SessionId, revision: Option<Revision>) -> bool {
-        let below = |entry: Arc<Entry>| revision.is_none_or(|revision| entry.row.revision < revision);
-        self.get(session).is_some_and(below)
+    /// What is cached if it does not show this revision, or at all if there is to be none.
+    pub(crate) fn below(&self, session: SessionId, revision: Option<Revision>) -> Option<Arc<Entry>> {
+        self.get(session).filter(|entry| revision.is_none_or(|revision| entry.row.revision < revision))
     }
 
-    /// All that are cached.
-    pub(crate) fn sessions(&self) -> Vec<SessionId> {
-        self.cache.iter().map(|(session, _)| *session).collect()
+    /// All that are cached. Does not count as a use.
+    pub(crate) fn entries(&self) -> Vec<Arc<Entry>> {
+        self.cache.iter().map(|(_, entry)| entry).collect()
     }
 
     /// The sessions that calls have used since the last time.

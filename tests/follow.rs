@@ -615,6 +615,25 @@ mod row_check {
         }
     }
 
+    #[tokio::test]
+    async fn it_keeps_no_row_in_the_cache_that_nobody_uses() {
+        // In real time: the cache has a clock of its own.
+        let world = World::new();
+        let process =
+            Process::new(&world, |builder| builder.row_check(ms(10)).store_timeout(ms(100)).cache_idle(ms(400)));
+        let (ws, _) = world.workspace();
+        world.bind(&process.layer, ws).await;
+        let began = Instant::now();
+        loop {
+            let reads = world.store.bulk_reads();
+            sleep(ms(200)).await;
+            if reads > 0 && world.store.bulk_reads() == reads {
+                break;
+            }
+            assert!(began.elapsed() < Duration::from_secs(10), "it is still read again");
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_long_lived_connection_is_told() {
         let world = World::new();

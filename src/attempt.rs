@@ -294,10 +294,15 @@ impl Attempt {
         }
     }
 
+    /// Whether "same" or a denial is an answer, if the read behind it began then.
+    pub(crate) fn counts(&self, began: Instant) -> bool {
+        self.doubt.is_none_or(|doubt| began >= doubt)
+    }
+
     /// `began` is when the read behind the answer began, `again` when the workspace is to be asked again.
     pub(crate) fn on_answer(&mut self, answer: Answer, began: Instant, again: Instant, now: Instant) {
         self.ask = Ask::Again(again);
-        let counts = self.doubt.is_none_or(|doubt| began >= doubt);
+        let counts = self.counts(began);
         match answer {
             Answer::Running(said) => {
                 let relation = match &self.target {

@@ -372,6 +372,11 @@ impl Place {
             || facts.superseded.iter().any(|old| old.same_place(target) && old.generation == target.generation)
     }
 
+    /// Whether an agent is known by what was asked or read after this, and nobody has denied it since.
+    pub(crate) fn runs_since(&self, began: Instant) -> bool {
+        lock(&self.facts).known.as_ref().is_some_and(|known| known.began > began && known.denied.is_none())
+    }
+
     /// A group repair has landed.
     pub(crate) fn repaired(&self, repair: GroupRepair) {
         lock(&self.facts).repaired(repair);

@@ -169,7 +169,12 @@ where
                 let Validated { answer, cause, began, again } =
                     validated.unwrap_or_else(|| Validated::crashed(now, shared.settings.revalidate_every));
                 // This call may hear of it after others have learned of something later, which it follows already.
-                let outdated = matches!(&answer, Answer::Running(said) if run.start.entry.place.supersedes(said));
+                let place = &run.start.entry.place;
+                let outdated = match &answer {
+                    Answer::Running(said) => place.supersedes(said),
+                    Answer::Denied(_) => run.attempt.counts(began) && place.runs_since(began),
+                    Answer::Unknown | Answer::Overtaken => false,
+                };
                 let (answer, cause) =
                     if outdated { (Answer::Overtaken, Some(Cause::OldAnswer.shared())) } else { (answer, cause) };
                 validation_error = cause;

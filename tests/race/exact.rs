@@ -453,6 +453,79 @@ async fn an_answer_that_was_behind_when_it_was_asked_for_is_not_asked_for_again(
     b.nothing_more().await;
 }
 
+/// Another process has bound a session to this, and this process reads its row now.
+async fn bound_elsewhere(b: &Bench, target: &Target) {
+    let (cold, bound) = (session(), Some(Arc::new(target.clone())));
+    let _ = b.store.create(NewBinding::new(cold, b.ws, bound)).await.unwrap();
+    b.layer.bindings().get(cold).await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_denial_that_a_row_overtook_ends_no_dial_to_the_agent_that_the_row_names() {
+    // Before or after the denial has landed, but before the call has heard of it.
+    for landed in [false, true] {
+        for denial in [Resolution::Starting { retry_after: None }, Resolution::Stopped, Resolution::Gone] {
+            let mut b = Bench::new(Some(1)).await;
+            let new = later(Some(1));
+            let mut call = b.call();
+            assert_pending!(call.poll());
+            let _stale = b.dialed();
+            advance(ms(250)).await;
+            assert_pending!(call.poll());
+            let question = b.asked().await;
+            advance(ms(1)).await;
+            if landed {
+                question.send_response(denial);
+                settled().await;
+                bound_elsewhere(&b, &new).await;
+                assert_pending!(call.poll());
+            } else {
+                bound_elsewhere(&b, &new).await;
+                assert_pending!(call.poll());
+                question.send_response(denial);
+                settled().await;
+            }
+            let (whom, fresh) = b.dialed();
+            assert_eq!(whom, new.agent);
+            for _ in 0..3 {
+                assert_pending!(call.poll());
+                settled().await;
+            }
+            fresh.send_response(line(&new).1);
+            got(&assert_ready_ok!(call.poll()), &new);
+            b.nothing_more().await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_denial_that_is_older_than_the_doubt_and_was_overtaken_is_asked_for_again_at_once() {
+    let mut b = Bench::new(Some(1)).await;
+    let (bindings, chat) = (b.layer.bindings(), b.chat);
+    tokio::spawn(async move { bindings.current(chat).await });
+    let question = b.asked().await;
+    advance(ms(1)).await;
+    // The next build of the same agent.
+    let next = b.old.clone().with_generation(2);
+    bound_elsewhere(&b, &next).await;
+    let mut call = b.call();
+    assert_pending!(call.poll());
+    let (whom, dial) = b.dialed();
+    assert_eq!(whom, b.old.agent);
+    advance(ms(250)).await;
+    assert_pending!(call.poll());
+    b.nothing_more().await;
+    question.send_response(Resolution::Stopped);
+    settled().await;
+    assert_pending!(call.poll());
+    b.asked().await.send_response(Resolution::Running(next.clone()));
+    settled().await;
+    assert_pending!(call.poll());
+    dial.send_response(line(&next).1);
+    got(&assert_ready_ok!(call.poll()), &next);
+    b.nothing_more().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_call_that_waits_is_polled_only_when_there_is_news() {
     let mut b = Bench::new(Some(1)).await;

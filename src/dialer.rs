@@ -7,6 +7,7 @@ use std::{
     pin::Pin,
     task::{Context, Poll},
 };
+use tokio::task::coop::has_budget_remaining;
 use tower_service::Service;
 
 /// There is room for one dial. Starting the next one drops it *before* the service is asked for readiness again, so its
@@ -114,7 +115,8 @@ where
             // The service was called only now, and the dial itself was not polled yet.
             Poll::Ready(Dialed::Started) => Err(First::Pending),
             Poll::Pending => {
-                *self.project().just_polled = true;
+                // A task that has spent its budget is polled again before it comes to that, perhaps for this dial.
+                *self.project().just_polled = has_budget_remaining();
                 Err(First::Pending)
             }
         }

@@ -592,3 +592,36 @@ async fn a_dial_is_polled_once_each_time_its_call_is() {
     assert_eq!(assert_ready_ok!(call.poll()).outcome().path, Path::Reused);
     assert_eq!(dialer.polls.load(SeqCst), 3);
 }
+
+/// Spends what a task may do before it has to yield, then polls.
+async fn at_the_end_of_its_budget<F: Future + Unpin>(mut future: F) -> F::Output {
+    let mut spent = false;
+    std::future::poll_fn(move |cx| {
+        if !std::mem::replace(&mut spent, true) {
+            while tokio::task::coop::has_budget_remaining() {
+                let _ = std::pin::pin!(tokio::task::consume_budget()).poll(cx);
+            }
+        }
+        Pin::new(&mut future).poll(cx)
+    })
+    .await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dial_that_is_ready_when_a_task_goes_on_that_had_spent_its_budget_is_heard_at_once() {
+    let world = World::new();
+    let (ws, _) = world.workspace();
+    let layer = world.layer();
+    let chat = world.bind(&layer, ws).await;
+    // As a socket does: pending at its first poll, if only for want of budget.
+    let dialer = tower::service_fn(async |_: DialAgent| {
+        tokio::task::consume_budget().await;
+        tokio::task::yield_now().await;
+        Ok::<_, BoxError>(())
+    });
+    let (before, began) = (world.counts(), Instant::now());
+    let call = Box::pin(layer.layer(dialer).oneshot(chat.into()));
+    let bound = tokio::spawn(at_the_end_of_its_budget(call)).await.unwrap().unwrap();
+    assert_eq!((began.elapsed(), &bound.outcome().path), (Duration::ZERO, &Path::Reused));
+    assert_eq!((world.counts() - before).v, 0);
+}

@@ -134,7 +134,13 @@ impl Bindings {
         let fresh = place.verdict().filter(|verdict| verdict.landed.elapsed() <= FRESH);
         let answer = match fresh {
             Some(verdict) => verdict.answer,
-            None => shared.validate(place).landed().await.map_or(Answer::Unknown, |validated| validated.answer),
+            None => {
+                let mut validated = shared.validate(place).landed().await;
+                if validated.as_ref().is_some_and(|validated| validated.is_overtaken(place)) {
+                    validated = shared.validate(place).landed().await;
+                }
+                validated.map_or(Answer::Unknown, |validated| validated.answer)
+            }
         };
         let status = match answer {
             Answer::Running(_) => Status::Running,
@@ -472,8 +478,8 @@ async fn judge(
             let mut revision = Revision::new(i64::MAX);
             if let Ok(Some(row)) = row {
                 revision = Revision::new(row.revision.get() + 1);
-                // It is not kept, but it may know of a later build.
-                shared.entry(row, true);
+                // It is not kept, but taught from.
+                shared.entry(row, true, ticket);
             }
             shared.rows.distrust(session, revision, Instant::now());
             Err(Error::new(ErrorKind::OutcomeUnknown).of(session).with_store(Some(cause)))

@@ -166,15 +166,17 @@ where
             validated = landed(&mut question) => {
                 question = None;
                 now = Instant::now();
-                let Validated { answer, cause, began, again } =
+                let validated =
                     validated.unwrap_or_else(|| Validated::crashed(now, shared.settings.revalidate_every));
                 // This call may hear of it after others have learned of something later, which it follows already.
                 let place = &run.start.entry.place;
-                let outdated = match &answer {
-                    Answer::Running(said) => place.supersedes(said),
-                    Answer::Denied(_) => run.attempt.counts(began) && place.runs_since(began),
-                    Answer::Unknown | Answer::Overtaken => false,
-                };
+                let outdated = validated.is_overtaken(place)
+                    || match &validated.answer {
+                        Answer::Running(said) => place.supersedes(said),
+                        Answer::Denied(_) => run.attempt.counts(validated.began) && place.runs_since(validated.began),
+                        Answer::Unknown | Answer::Overtaken => false,
+                    };
+                let Validated { answer, cause, began, again, .. } = validated;
                 let (answer, cause) =
                     if outdated { (Answer::Overtaken, Some(Cause::OldAnswer.shared())) } else { (answer, cause) };
                 validation_error = cause;

@@ -89,9 +89,6 @@ const REMOVED: u8 = 4;
 
 impl Entry {
     pub(crate) fn new(row: Binding, place: Arc<Place>, stored: bool, now: Instant) -> Arc<Self> {
-        if let Some(target) = &row.target {
-            place.learn_row(target, now);
-        }
         let state = AtomicU8::new(NEW);
         let (orders, seen, plain_in) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
         Arc::new(Self {
@@ -210,6 +207,7 @@ const STRIPES: usize = 1024;
 pub(crate) struct Ticket {
     lost: u64,
     orders: u64,
+    resets: u64,
     seen: Seen,
 }
 
@@ -217,6 +215,7 @@ pub(crate) struct Ticket {
 #[derive(Debug)]
 pub(crate) struct Tickets {
     stripes: Box<[(u64, u64)]>,
+    resets: u64,
     seen: Seen,
 }
 
@@ -278,6 +277,8 @@ pub(crate) struct Rows {
     /// Sessions whose use was not written down before they left the cache.
     used_and_gone: Arc<Mutex<Vec<SessionId>>>,
     moments: AtomicU64,
+    /// How often the targets of a workspace were dropped by order.
+    resets: AtomicU64,
     uncertain: Mutex<HashMap<SessionId, Uncertain>>,
     /// Its length, so that the usual case takes no lock.
     uncertain_len: AtomicUsize,
@@ -308,6 +309,7 @@ impl Rows {
             stripes,
             used_and_gone,
             moments: AtomicU64::new(0),
+            resets: AtomicU64::new(0),
             uncertain: Mutex::default(),
             uncertain_len: AtomicUsize::new(0),
         }
@@ -324,6 +326,7 @@ impl Rows {
         Ticket {
             lost: stripe.lost.load(Ordering::Acquire),
             orders: stripe.orders.load(Ordering::Acquire),
+            resets: self.resets(),
             seen: Seen::Read(self.moment()),
         }
     }
@@ -331,13 +334,14 @@ impl Rows {
     /// For a read of sessions that are not known before they are read.
     pub(crate) fn tickets(&self) -> Tickets {
         let moment = |stripe: &Stripe| (stripe.lost.load(Ordering::Acquire), stripe.orders.load(Ordering::Acquire));
-        Tickets { seen: Seen::Read(self.moment()), stripes: self.stripes.stripes.iter().map(moment).collect() }
+        let stripes = self.stripes.stripes.iter().map(moment).collect();
+        Tickets { stripes, resets: self.resets(), seen: Seen::Read(self.moment()) }
     }
 
     /// The one of these that is the session's.
     pub(crate) fn ticket_of(&self, tickets: &Tickets, session: SessionId) -> Ticket {
         let (lost, orders) = tickets.stripes[self.stripes.index(&session)];
-        Ticket { lost, orders, seen: tickets.seen }
+        Ticket { lost, orders, resets: tickets.resets, seen: tickets.seen }
     }
 
     /// The ticket of a write, once it was answered.
@@ -509,11 +513,23 @@ impl Rows {
         }
     }
 
-    /// No read that is under way fills an empty slot.
+    /// The targets of a workspace were dropped by order: no read that is under way fills an empty slot, teaches anything,
+    /// or is an answer.
     pub(crate) fn void_tickets(&self) {
+        self.resets.fetch_add(1, Ordering::AcqRel);
         for stripe in &self.stripes.stripes {
             stripe.lost.fetch_add(1, Ordering::AcqRel);
+            stripe.orders.fetch_add(1, Ordering::AcqRel);
         }
+    }
+
+    fn resets(&self) -> u64 {
+        self.resets.load(Ordering::Acquire)
+    }
+
+    /// Whether targets may have been dropped by order since the ticket was taken.
+    pub(crate) fn is_void(&self, ticket: Ticket) -> bool {
+        self.resets() != ticket.resets
     }
 
     /// Somebody may write or have written this revision, and nobody will say: for a while every call of the session

@@ -31,6 +31,8 @@ type Looked = Result<Option<Arc<Entry>>, SharedError>;
 /// What a validation found.
 #[derive(Clone, Debug)]
 pub(crate) struct Validated {
+    /// By what is known of which it was judged: of one workspace there are two if it was reset meanwhile.
+    place: Option<Arc<Place>>,
     pub(crate) answer: Answer,
     pub(crate) cause: Option<SharedError>,
     pub(crate) began: Instant,
@@ -42,7 +44,13 @@ impl Validated {
     /// The task that asked has ended without an answer.
     pub(crate) fn crashed(now: Instant, again_in: Duration) -> Self {
         let cause = Some(Cause::TaskEnded.shared());
-        Self { answer: Answer::Unknown, cause, began: now, again: now + again_in }
+        Self { place: None, answer: Answer::Unknown, cause, began: now, again: now + again_in }
+    }
+
+    /// Whether something has become known since the question began, so that it is to be asked again.
+    pub(crate) fn is_overtaken(&self, place: &Arc<Place>) -> bool {
+        let reset = self.place.as_ref().is_some_and(|judged| !Arc::ptr_eq(judged, place));
+        reset || self.answer == Answer::Overtaken
     }
 }
 
@@ -119,14 +127,19 @@ impl Shared {
         self.directory.reset(workspace);
     }
 
-    pub(crate) fn entry(&self, row: Binding, stored: bool) -> Arc<Entry> {
-        let place = self.directory.place(row.workspace);
-        Entry::new(row, place, stored, Instant::now())
+    /// A row that was read or written by somebody who took the ticket before that. It may know of a later build.
+    pub(crate) fn entry(&self, row: Binding, stored: bool, ticket: Ticket) -> Arc<Entry> {
+        let (place, now) = (self.directory.place(row.workspace), Instant::now());
+        // In this order: a reset that comes after the look empties this very place, so what it is taught is void as well.
+        if let Some(target) = row.target.as_ref().filter(|_| !self.rows.is_void(ticket)) {
+            place.learn_row(target, now);
+        }
+        Entry::new(row, place, stored, now)
     }
 
     /// A row that was read or written by somebody who took the ticket before that.
     pub(crate) fn learn(&self, row: Binding, ticket: Ticket) -> Arc<Entry> {
-        self.rows.learn(self.entry(row, true), ticket)
+        self.rows.learn(self.entry(row, true, ticket), ticket)
     }
 
     /// A row as a write of this process has left it.
@@ -252,8 +265,10 @@ impl Shared {
             (Ok(Some(entry)), _) => entry,
             (Ok(None), _) => return Err(Error::new(ErrorKind::NotBound).of(session)),
             (Err(_), Some(workspace)) if self.settings.serve_without_store => {
-                let entry = self.entry(Binding::new(session, workspace, None, crate::Revision::new(0)), false);
-                entry.read_at(self.rows.ticket(session));
+                let (row, ticket) =
+                    (Binding::new(session, workspace, None, crate::Revision::new(0)), self.rows.ticket(session));
+                let entry = self.entry(row, false, ticket);
+                entry.read_at(ticket);
                 entry
             }
             (Err(cause), _) => return Err(Error::new(ErrorKind::Store).of(session).with_store(Some(cause))),
@@ -332,11 +347,11 @@ impl Shared {
     pub(crate) fn validate(self: &Arc<Self>, place: &Arc<Place>) -> Seat<Validated> {
         self.validations.join(place.workspace(), &self.tasks, || {
             let (shared, place) = (Arc::clone(self), Arc::clone(place));
-            async move { shared.ask(&place).await }
+            async move { shared.ask(place).await }
         })
     }
 
-    async fn ask(&self, place: &Place) -> Validated {
+    async fn ask(&self, place: Arc<Place>) -> Validated {
         let began = Instant::now();
         let ask = ResolveWorkspace { workspace: place.workspace(), newer_than: place.newest_generation() };
         let within = self.settings.resolve_timeout;
@@ -360,6 +375,6 @@ impl Shared {
         };
         let (answer, again) = place.learn_answer(said.clone(), began, now);
         let cause = if answer == said { cause } else { Some(Cause::OldAnswer.shared()) };
-        Validated { answer, cause, began, again }
+        Validated { place: Some(place), answer, cause, began, again }
     }
 }

@@ -445,7 +445,7 @@ mod orders {
             ("a row of another workspace", true, |s| drop(s.learn(&s.row_in(2, 1, 3, 0)))),
             ("a removal", true, |s| s.rows.remove(session(1))),
             ("an order", true, |s| s.rows.ordered(session(1))),
-            ("all tickets void", false, |s| s.rows.void_tickets()),
+            ("the order to reset some workspace", true, |s| s.rows.void_tickets()),
         ];
         for (name, ordered, change) in changes {
             let s = Scene::new();

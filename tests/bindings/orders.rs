@@ -428,6 +428,32 @@ async fn a_row_that_was_read_before_the_order_to_reset_does_not_come_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_row_that_was_read_before_the_order_to_reset_teaches_nobody_what_the_order_has_ended() {
+    let world = World::new();
+    let ws = workspace();
+    let old = world.agent(Some(5));
+    world.runs(ws, &old);
+    let first = world.layer();
+    let (late, other) = (world.bind(&first, ws).await, world.bind(&first, ws).await);
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    // The old agent lives.
+    let new = world.agent(Some(1));
+    world.runs(ws, &new);
+    world.store.on_reads(Fault::SlowAnswer(ms(100)));
+    let under_way = start(&dial, late);
+    settled().await;
+    world.store.on_reads(Fault::None);
+    assert_eq!(layer.bindings().reset_workspace(ws).await.unwrap(), 2);
+    // Both are held while the other one calls.
+    let bound = under_way.await.unwrap().unwrap();
+    let others = call(&dial, other).await.unwrap();
+    assert_eq!((bound.agent, others.agent), (new.agent, new.agent));
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!((world.row_agent(late), world.row_agent(other)), (Some(new.agent), Some(new.agent)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_repair_that_was_under_way_when_the_workspace_was_reset_writes_nothing() {
     for (writes, repair) in [(Writes::Own, Repair::Lost), (Writes::Group, Repair::Written)] {
         let world = World::new();

@@ -18,7 +18,7 @@ use tokio_test::{
 use tower::{Layer, Service, ServiceExt};
 use tower_bound_agent::{
     AgentId, Bound, BoundAgent, BoundAgentLayer, BoxError, DialAgent, DialSession, ErrorKind, Path, Repair, Resolution,
-    ResolveWorkspace, ResponseFuture, SessionId, Target, WorkspaceId,
+    ResolveWorkspace, ResponseFuture, SessionId, Status, Target, WorkspaceId,
     store::{BindingStore, MemoryStore, NewBinding},
 };
 use tower_test::mock::{self, Handle, Mock, SendResponse};
@@ -523,6 +523,40 @@ async fn a_denial_that_is_older_than_the_doubt_and_was_overtaken_is_asked_for_ag
     assert_pending!(call.poll());
     dial.send_response(line(&next).1);
     got(&assert_ready_ok!(call.poll()), &next);
+    b.nothing_more().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_that_was_under_way_when_the_workspace_was_reset_is_asked_again() {
+    let mut b = Bench::new(Some(5)).await;
+    let (new, chat) = (target(Some(1)), b.chat);
+    let mut call = b.call();
+    assert_pending!(call.poll());
+    let _stale = b.dialed();
+    advance(ms(250)).await;
+    assert_pending!(call.poll());
+    let question = b.asked().await;
+    assert_eq!(b.layer.bindings().reset_workspace(b.ws).await.unwrap(), 1);
+    let bindings = b.layer.bindings();
+    let current = tokio::spawn(async move { bindings.current(chat).await.unwrap() });
+    // The row is read, and the question under way is joined.
+    assert_pending!(call.poll());
+    settled().await;
+    assert_pending!(call.poll());
+    b.nothing_more().await;
+    // Its answer was judged by what was known before the order.
+    question.send_response(Resolution::Running(new.clone()));
+    settled().await;
+    assert_pending!(call.poll());
+    b.asked().await.send_response(Resolution::Running(new.clone()));
+    settled().await;
+    assert_pending!(call.poll());
+    let (whom, dial) = b.dialed();
+    assert_eq!(whom, new.agent);
+    dial.send_response(line(&new).1);
+    got(&assert_ready_ok!(call.poll()), &new);
+    let current = current.await.unwrap();
+    assert_eq!((current.status, current.target.unwrap().agent), (Status::Running, new.agent));
     b.nothing_more().await;
 }
 

@@ -75,6 +75,48 @@
 //! * [`hints`] let the processes that work over one store tell each other what they have written.
 //! * [`Observer`] and [`Event`] are for metrics, activity tracking, and hooks for a rebind.
 //!
+//! # Tests of your own
+//!
+//! All waits are Tokio's, so on a paused clock a rebuild takes no time. Here `tower_test` plays the agents; a dialer of yours
+//! is tested by itself, with [`DialAgent::new`], and a resolver with [`ResolveWorkspace::new`].
+//!
+//! ```
+//! use tower::{Layer, ServiceExt, service_fn};
+//! use tower_bound_agent::{
+//!     AgentId, BoundAgentLayer, BoxError, DialAgent, DialSession, Path, Resolution, ResolveWorkspace, SessionId, Target,
+//!     WorkspaceId, store::MemoryStore,
+//! };
+//! use uuid::Uuid;
+//!
+//! # fn main() -> Result<(), BoxError> {
+//! # tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build()?
+//! #     .block_on(an_agent_that_refuses_is_dialed_once_more())
+//! # }
+//! # /*
+//! #[tokio::test(start_paused = true)]
+//! # */
+//! async fn an_agent_that_refuses_is_dialed_once_more() -> Result<(), BoxError> {
+//!     let target = Target::new(AgentId::new(Uuid::from_u128(1))).with_generation(7);
+//!     let (chat, workspace) = (SessionId::new(Uuid::from_u128(2)), WorkspaceId::new(Uuid::from_u128(3)));
+//!     let running = Resolution::Running(target.clone());
+//!     let resolver = service_fn(move |_: ResolveWorkspace| std::future::ready(Ok::<_, BoxError>(running.clone())));
+//!     let (dialer, mut agents) = tower_test::mock::pair::<DialAgent, &str>();
+//!     let dial = BoundAgentLayer::builder(MemoryStore::new(), resolver).build()?.layer(dialer);
+//!
+//!     let turn = tokio::spawn(dial.oneshot(DialSession::new(chat).in_workspace(workspace)));
+//!     let (asked, answer) = agents.next_request().await.ok_or("no dial")?;
+//!     assert_eq!(*asked.target, target);
+//!     answer.send_error("refused");
+//!     let (_, answer) = agents.next_request().await.ok_or("no second dial")?;
+//!     answer.send_response("a connection");
+//!
+//!     let bound = turn.await??;
+//!     assert_eq!((*bound.get_ref(), bound.outcome().dials), ("a connection", 2));
+//!     assert_eq!(bound.outcome().path, Path::FirstBind);
+//!     Ok(())
+//! }
+//! ```
+//!
 //! # Features
 //!
 //! | feature | default | what it brings |
@@ -143,6 +185,6 @@ pub use settings::{BuildError, Redial, RepairMode};
 pub use sqlx;
 
 /// The code in the README compiles.
-#[cfg(all(doctest, feature = "sqlite"))]
+#[cfg(all(doctest, feature = "full"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

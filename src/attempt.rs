@@ -178,7 +178,8 @@ impl Attempt {
             hint,
             redial_at: None,
             redialed: false,
-            hold: hold.then(|| now + limits.delay),
+            // There is a connection at the deadline, so that is no failure.
+            hold: hold.then(|| (now + limits.delay).min(limits.deadline)),
             denied: None,
             reread: false,
             confirmed: false,

@@ -72,6 +72,7 @@ impl Bench {
                 "unbound" => {}
                 "doubt" => given_to.doubt = Some(zero - ms(next().parse().expect("an age"))),
                 "hold" => given_to.hold = true,
+                "deadline" => limits.deadline = zero + ms(next().parse().expect("an instant")),
                 "redial-never" => limits.redial = Redial::Never,
                 "dials" => progress.started = next().parse().expect("a number"),
                 "busy" => busy = true,
@@ -708,6 +709,11 @@ mod readings {
             0    begin          | dial a5, ask, wait 30000
             10   connected      | wait 250
             250  tick           | serve reused";
+
+        a_reported_connection_that_is_there_at_the_deadline_is_served: "bound a5 doubt 10 hold deadline 100
+            0    begin          | dial a5, ask, wait 100
+            40   connected      | wait 100
+            100  tick           | serve reused";
 
         a_reported_connection_is_not_held_against_a_failed_validation: "bound a5 doubt 10 hold
             0    begin          | dial a5, ask, wait 30000

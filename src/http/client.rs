@@ -337,7 +337,8 @@ where
         ask: &DialSession,
         reserved: Option<Reserved<B>>,
     ) -> Result<(Lease<B>, BoundHandle), ClientError> {
-        std::future::poll_fn(|cx| self.dial.poll_ready(cx)).await?;
+        // Not asked for its readiness, which would be that of the wrapped service: the call itself asks for that when it has
+        // something to dial, and waits no longer than it may.
         let bound: Bound<S::Response> = self.dial.call(ask.clone()).await?;
         let (io, handle) = bound.into_parts();
         let key = Key::of(&handle);

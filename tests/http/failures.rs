@@ -1,17 +1,24 @@
 //! Agents that die, hang, or go away without a word.
 
 use crate::net::*;
+use crate::support::{agent, session, workspace};
 use http_body_util::BodyExt;
-use std::{io::ErrorKind as Io, time::Duration};
+use hyper_util::rt::TokioIo;
+use std::{
+    future::Ready,
+    io::ErrorKind as Io,
+    task::{Context, Poll},
+    time::Duration,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     time::{Instant, timeout},
 };
-use tower::ServiceExt;
+use tower::{Layer, ServiceExt};
 use tower_bound_agent::{
-    ErrorKind, Resolution, Target,
-    http::{ClientError, watch_peer},
+    BoxError, DialAgent, DialSession, ErrorKind, Resolution, Target,
+    http::{AgentClient, ClientError, watch_peer},
 };
 
 const MOMENT: Duration = Duration::from_millis(300);
@@ -306,4 +313,41 @@ async fn a_watched_socket_is_probed_and_gives_up_in_time() {
     }
     watch_peer(&stream, Duration::ZERO).unwrap();
     assert_ne!(stream.peer_addr().map_err(|error| error.kind()), Err(Io::NotConnected));
+}
+
+/// A dial service that is never ready.
+#[derive(Clone)]
+struct NeverReady;
+
+impl tower::Service<DialAgent> for NeverReady {
+    type Response = TokioIo<TcpStream>;
+    type Error = BoxError;
+    type Future = Ready<Result<TokioIo<TcpStream>, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Pending
+    }
+    fn call(&mut self, _: DialAgent) -> Self::Future {
+        unreachable!("it is not ready")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dial_service_that_is_never_ready_fails_the_request_in_the_dial_timeout() {
+    let (net, ws, chat) = (Net::new(), workspace(), session());
+    net.says(ws, Resolution::Running(Target::new(agent())));
+    let client = AgentClient::<_, Sends>::new(net.layer.layer(NeverReady));
+    for begun in ["cold", "cached"] {
+        let mut request = get_("/", chat);
+        request.extensions_mut().insert(DialSession::new(chat).in_workspace(ws));
+        let began = Instant::now();
+        match timeout(Duration::from_secs(60), client.request(request)).await.expect("in time").unwrap_err() {
+            ClientError::Dial(error) => {
+                assert!(matches!(error.kind(), ErrorKind::TimedOut { .. }), "{begun}: {error:?}");
+                assert_eq!(error.session(), Some(chat));
+            }
+            error => panic!("{error:?}"),
+        }
+        assert_eq!(began.elapsed(), Duration::from_secs(30), "{begun}");
+    }
 }

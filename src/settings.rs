@@ -79,7 +79,7 @@ impl Default for Settings {
 }
 
 /// Longer is surely a mistake, and adding it to an instant may overflow.
-const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
+pub(crate) const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 
 impl Settings {
     pub(crate) fn validate(&self) -> Result<(), BuildError> {

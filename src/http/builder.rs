@@ -1,7 +1,7 @@
 //! The settings of a client.
 
 use super::{AgentClient, client::SessionOf, pool::Limits, request::Speaks};
-use crate::{BoundAgent, DialSession, SessionId};
+use crate::{BoundAgent, DialSession, SessionId, settings::LONGEST};
 use ::http::request::Parts;
 use std::{fmt, num::NonZeroUsize, sync::Arc, time::Duration};
 
@@ -25,6 +25,8 @@ impl Settings {
 }
 
 /// Collects the settings of an [`AgentClient`]. Every one has a default that is meant to be left alone.
+///
+/// A duration of more than 30 days is taken for 30 days.
 #[derive(Clone)]
 #[must_use = "a builder does nothing until it is built"]
 pub struct AgentClientBuilder {
@@ -94,15 +96,15 @@ impl AgentClientBuilder {
     /// How long a call waits if all connections to its agent are in use. Default 30 s, then
     /// [`ClientError::Busy`](super::ClientError::Busy).
     pub fn wait_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.wait_timeout = timeout;
+        self.settings.wait_timeout = timeout.min(LONGEST);
         self
     }
 
-    /// After how much time without a request a connection is closed. Default 90 s.
+    /// After how much time without a request a connection is closed, give or take 100 ms. Default 90 s.
     ///
     /// Should be shorter than the agent's own: what both close at the same time may take a request with it.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.idle_timeout = timeout;
+        self.settings.idle_timeout = timeout.min(LONGEST);
         self
     }
 
@@ -112,21 +114,21 @@ impl AgentClientBuilder {
     /// While the caller's body has nothing to send, the time does not run. `None` waits for ever; then the dialer should
     /// [watch the peer](super::watch_peer), or a machine that is gone holds a request as long as its system likes.
     pub fn response_header_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
-        self.settings.response_header_timeout = timeout.into();
+        self.settings.response_header_timeout = timeout.into().map(|timeout| timeout.min(LONGEST));
         self
     }
 
     /// How long nothing may come on an HTTP/2 connection that is in use before the agent is pinged. Default 10 s. `None`
     /// never pings.
     pub fn ping_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
-        self.settings.ping_interval = interval.into();
+        self.settings.ping_interval = interval.into().map(|interval| interval.min(LONGEST));
         self
     }
 
     /// How long the answer to such a ping may take. Default 10 s, then all requests of the connection fail, and the
     /// binding is in doubt.
     pub fn ping_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.ping_timeout = timeout;
+        self.settings.ping_timeout = timeout.min(LONGEST);
         self
     }
 

@@ -27,6 +27,9 @@ use tokio::{
     time::{Duration, Instant},
 };
 
+/// How long a connection in use is not looked at, however short the idle timeout.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+
 /// What a connection is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Key {
@@ -292,7 +295,7 @@ impl<B> Agent<B> {
         let member = state.ready.iter().find(|member| Arc::ptr_eq(&member.conn, conn));
         match member {
             Some(member) if member.users == 0 => member.idle_since + after,
-            _ => now + after,
+            _ => now + after.max(BETWEEN_LOOKS),
         }
     }
 

@@ -231,3 +231,44 @@ async fn calls_that_must_be_dialed_leave_no_more_connections_than_are_allowed() 
         agent.has_open(left).await;
     }
 }
+
+#[tokio::test]
+async fn the_longest_durations_there_are_mean_never() {
+    for speaks in BOTH {
+        let (net, agent) = (Net::new(), Agent::start(1).await);
+        let chat = net.bind(net.workspace(&agent)).await;
+        let client = net.client_with(speaks, |builder| {
+            let builder = builder.idle_timeout(Duration::MAX).wait_timeout(Duration::MAX);
+            let builder = builder.response_header_timeout(Duration::MAX);
+            let builder = builder.ping_interval(Duration::MAX).ping_timeout(Duration::MAX);
+            builder.max_connections(at_most(1)).max_requests_per_connection(at_most(1))
+        });
+        let before = net.counts();
+        let first = begin(&client, "/hang", chat);
+        until("it has arrived", || agent.requests() == 1).await;
+        let second = begin(&client, "/", chat);
+        sleep(Duration::from_millis(20)).await;
+        agent.seen.go_on.notify_one();
+        assert_eq!(soon(first).await.unwrap().unwrap(), "at last");
+        soon(second).await.unwrap().unwrap();
+        assert_eq!(net.counts() - before, counts(1, 0, 0, 0), "{speaks:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_not_kept_at_all_wakes_nobody_while_it_is_in_use() {
+    for speaks in BOTH {
+        let (net, agent) = (Net::new(), Agent::on_its_own_thread(1));
+        let chat = net.bind(net.workspace(&agent)).await;
+        let client = net.client_with(speaks, |builder| builder.idle_timeout(Duration::ZERO));
+        let turn = begin(&client, "/hang", chat);
+        until("it has arrived", || agent.requests() == 1).await;
+        let parked = || tokio::runtime::Handle::current().metrics().worker_park_count(0);
+        let before = parked();
+        sleep(Duration::from_millis(500)).await;
+        assert!(parked() - before < 50, "{speaks:?}: woken {} times", parked() - before);
+        agent.seen.go_on.notify_one();
+        assert_eq!(soon(turn).await.unwrap().unwrap(), "at last");
+        agent.has_open(0).await;
+    }
+}

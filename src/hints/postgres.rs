@@ -3,7 +3,7 @@
 mod queue;
 
 use super::{Heard, Hint, Hints};
-use crate::{BoxError, store::sql};
+use crate::{BoxError, settings::LONGEST, store::sql};
 use futures_util::Stream;
 use queue::{Queue, SEPARATOR};
 use sqlx::{
@@ -161,12 +161,13 @@ impl PostgresHints {
         Ok(Self { channel: name.into(), queue: Arc::default(), ..self })
     }
 
-    /// How often to find out whether the listening connection still hears. 30 s by default, at least 100 ms.
+    /// How often to find out whether the listening connection still hears. 30 s by default, at least 100 ms, at most 30
+    /// days.
     ///
     /// It bounds how long hints are lost without a word, and how often a replica polls whose LISTEN does nothing.
     #[must_use]
     pub fn with_probe_interval(self, interval: Duration) -> Self {
-        Self { probe_interval: interval.max(Duration::from_millis(100)), ..self }
+        Self { probe_interval: interval.clamp(Duration::from_millis(100), LONGEST), ..self }
     }
 
     /// Two connections that have answered. The listening one comes last: sqlx waits for an answer even when it is

@@ -200,6 +200,16 @@ async fn a_hint_goes_to_every_replica_and_keeps_its_origin() {
 }
 
 #[tokio::test]
+async fn the_longest_interval_there_is_means_no_second_probe() {
+    let Some(scene) = Scene::new().await else { return };
+    let mut replica = Replica::new(scene.hints().with_probe_interval(Duration::MAX));
+    assert_eq!(replica.next().await, Heard::Gap);
+    let sender = scene.replica().await;
+    sender.hints.send(written(1, 1, 1));
+    replica.hears(written(1, 1, 1)).await;
+}
+
+#[tokio::test]
 async fn another_channel_is_not_heard() {
     let (Some(scene), Some(elsewhere)) = (Scene::new().await, Scene::new().await) else { return };
     let hints = scene.hints();

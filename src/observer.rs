@@ -19,6 +19,12 @@ use std::{error::Error as StdError, time::Duration};
 ///     }
 /// });
 /// ```
+///
+/// # Feature `tracing`
+///
+/// Then every event is also one of `tracing`, under `tower_bound_agent`; what happens in a call in its span `bound_agent`. A
+/// switch is *info*; a validation that failed and a repair that could not be written are *warn*; every dial and every use is
+/// *trace*; the rest is *debug*. So `tower_bound_agent=info` is quiet until something is replaced or breaks.
 pub trait Observer: Send + Sync + 'static {
     /// Is told of one event.
     fn observe(&self, event: &Event<'_>);

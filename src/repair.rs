@@ -4,8 +4,8 @@
 //! *own* repair compares with what its call has read ([`own`]).
 
 use crate::{
-    Event, Repair, SessionId, Target, WorkspaceId, binding::Behind, directory::Repaired, outcome::RepairStatus,
-    rows::Entry, shared::Shared,
+    Event, Repair, Revision, SessionId, Target, WorkspaceId, binding::Behind, directory::Repaired,
+    outcome::RepairStatus, rows::Entry, shared::Shared,
 };
 use std::{
     collections::HashMap,
@@ -51,7 +51,8 @@ fn needed(row: Option<&Arc<Target>>, stored: bool, answered: &Arc<Target>) -> Ne
 /// What a repair writes: one for each of these is under way.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Key {
-    Own(SessionId, Arc<Target>),
+    /// With the revision that it writes over: what was written over an earlier one, before an order, is another repair.
+    Own(SessionId, Arc<Target>, Revision),
     Group(WorkspaceId, Behind, Arc<Target>),
 }
 
@@ -100,7 +101,7 @@ impl Repairs {
         }
         // With the list locked, so that a group repair has either landed by now or takes this row along.
         let mut running = shared.repairs.running();
-        let own = || Key::Own(entry.row.session, Arc::clone(target));
+        let own = || Key::Own(entry.row.session, Arc::clone(target), entry.row.revision);
         let key = match needed {
             Needed::Nothing | Needed::Own => own(),
             Needed::Group(behind) => match entry.place.repair_of(entry.seen(), behind, target) {
@@ -154,7 +155,7 @@ impl Repairs {
     /// they were served without the store, and would bring back a record that was removed by order.
     pub(crate) fn forget(&self, session: SessionId) {
         for (key, running) in self.running().iter() {
-            if matches!(key, Key::Own(of, _) if *of == session) {
+            if matches!(key, Key::Own(of, ..) if *of == session) {
                 running.forgotten.cancel();
             }
         }
@@ -250,7 +251,7 @@ impl Task {
         self.attempted.send_replace(true);
         let (workspace, target) = (self.entry.workspace(), &*self.target);
         self.shared.emit(&match self.key {
-            Key::Own(session, _) => Event::Repaired { session, workspace, target, repair },
+            Key::Own(session, ..) => Event::Repaired { session, workspace, target, repair },
             Key::Group(..) => Event::WorkspaceRepaired { workspace, target, repair },
         });
     }

@@ -346,3 +346,26 @@ async fn a_connection_waits_for_the_first_attempt_of_its_repair_and_no_longer() 
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_written_before_an_order_is_not_taken_for_the_repair_of_what_the_order_left() {
+    // The write was carried out, and its answer is under way.
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let layer = world.layer();
+    let chat = world.bind(&layer, ws).await;
+    let new = world.replace(ws, &old, Does::Hang);
+    world.store.on_writes(Fault::SlowAnswer(ms(100)));
+    let first = call(&world.dial(&layer), chat).await.unwrap();
+    settled().await;
+    assert_eq!(world.row_agent(chat), Some(new.agent));
+    world.store.on_writes(Fault::None);
+    layer.bindings().unbind(chat).await.unwrap();
+    let before = world.counts();
+    let second = call(&world.dial(&layer), chat).await.unwrap();
+    assert_eq!((second.agent, &second.outcome().path), (new.agent, &Path::FirstBind));
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!([first, second].map(|bound| bound.outcome().repair()), [Repair::Written; 2]);
+    assert_eq!(world.row_agent(chat), Some(new.agent), "bound anew");
+    assert_eq!(world.counts() - before, counts(1, 0, 0, 1));
+}

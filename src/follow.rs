@@ -251,8 +251,8 @@ async fn read_again(shared: &Arc<Shared>, entries: Vec<Arc<Entry>>) {
         }
         // Deleted by somebody else, or never there. What was cached since the read began may be gone by now as well, and
         // is read anew if it is not.
-        for session in held.into_keys() {
-            shared.rows.remove(session);
+        for (session, (_, ticket)) in held {
+            shared.rows.not_found(session, ticket);
         }
     }
 }

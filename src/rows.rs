@@ -65,6 +65,12 @@ impl Seen {
             Self::Written(moment) => moment << 1 | 1,
         }
     }
+
+    const fn moment(self) -> Moment {
+        match self {
+            Self::Read(moment) | Self::Written(moment) => moment,
+        }
+    }
 }
 
 /// Whether the register holds an entry.
@@ -459,13 +465,25 @@ impl Rows {
 
     /// The next call reads the row anew, and no read that is under way fills the slot.
     pub(crate) fn remove(&self, session: SessionId) {
+        self.take_out(session, |_| REMOVED);
+    }
+
+    /// A read that began with the ticket has found no row. What has come since then may be there all the same, or was
+    /// deleted before that read: who holds it must look at the row to know.
+    pub(crate) fn not_found(&self, session: SessionId, ticket: Ticket) {
+        let later = |entry: &Entry| entry.seen().moment() > ticket.seen.moment();
+        self.take_out(session, |entry| if later(entry) { EVICTED } else { REMOVED });
+    }
+
+    fn take_out(&self, session: SessionId, reason: impl FnOnce(&Entry) -> u8) {
         let stripe = self.stripes.of(&session);
         let _ = self.cache.entry(session).and_compute_with(|current| {
             stripe.lost.fetch_add(1, Ordering::AcqRel);
             stripe.orders.fetch_add(1, Ordering::AcqRel);
             match current {
                 Some(entry) => {
-                    entry.into_value().retire(REMOVED);
+                    let entry = entry.into_value();
+                    entry.retire(reason(&entry));
                     Op::Remove
                 }
                 None => Op::Nop,

@@ -305,7 +305,7 @@ impl Shared {
                 Some(row) => Ok(Some(shared.learn(row, ticket))),
                 None => {
                     // What is cached was deleted by somebody else.
-                    shared.rows.remove(session);
+                    shared.rows.not_found(session, ticket);
                     Ok(None)
                 }
             }

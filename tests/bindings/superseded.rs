@@ -189,3 +189,28 @@ async fn what_ended_a_binding_while_nobody_listened_is_noticed() {
     assert_eq!(layer.bindings().flush().await, 0);
     assert!(!has_ended(bound.handle()).await, "its own repair ends nothing");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_read_from_before_the_record_was_there_ends_no_binding() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let layer = world.layer();
+    let chat = session();
+    world.store.on_reads(Fault::SlowAnswer(ms(100)));
+    let bindings = layer.bindings();
+    let read = tokio::spawn(async move { bindings.get(chat).await.unwrap() });
+    settled().await;
+    world.store.on_reads(Fault::None);
+    layer.bindings().select_workspace(chat, ws).await.unwrap();
+    let dial = world.dial(&layer);
+    assert_eq!(call(&dial, chat).await.unwrap().agent, target.agent);
+    assert_eq!(layer.bindings().flush().await, 0);
+    let bound = call(&dial, chat).await.unwrap();
+    let watched = watch(bound.handle());
+    assert_eq!(read.await.unwrap(), None);
+    settled().await;
+    assert!(!watched.is_finished());
+    assert!(!has_ended(bound.handle()).await);
+    layer.bindings().forget(chat).await.unwrap();
+    timeout(ms(10), watched).await.expect("told").unwrap();
+}

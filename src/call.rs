@@ -6,7 +6,7 @@ use crate::{
     follow,
     race::{Raced, Won, race},
     repair::Repairs,
-    rows::Entry,
+    rows::{Entry, State},
     settings::RepairMode,
     shared::{Look, Shared, Start},
 };
@@ -39,7 +39,8 @@ where
     let deadline = began + shared.settings.dial_timeout;
     let mut now = began;
     // Also those of the races before the last one count.
-    let (mut restarted, mut validations) = (false, 0_u8);
+    let (mut moved, mut validations) = (false, 0_u8);
+    let mut left: Option<Arc<Entry>> = None;
     loop {
         let mut start = match cached.take().or_else(|| shared.cached(ask.session, ask.workspace)) {
             // Dialed at once: the only use of the readiness that the caller waited for.
@@ -56,6 +57,7 @@ where
                 start
             }
         };
+        moved |= left.take().is_some_and(|left| has_moved(&shared, &left, &start.entry));
         let first = std::mem::replace(&mut first, First::NotYet);
         match race(&shared, dialer.as_mut(), first, &ask, &mut start, deadline, now).await {
             Ok(Raced::Won(mut won)) => {
@@ -68,7 +70,7 @@ where
                         if shared.has_left(&start.entry, &won.target) {
                             validations = validations.saturating_add(won.outcome.validations);
                             drop(won);
-                            restarted = true;
+                            left = Some(start.entry);
                             now = Instant::now();
                             continue;
                         }
@@ -82,10 +84,10 @@ where
             }
             Ok(Raced::Moved(asked)) => {
                 validations = validations.saturating_add(asked);
-                restarted = true;
+                left = Some(start.entry);
                 now = Instant::now();
             }
-            Err(error) => return Err(because(&shared, error, restarted)),
+            Err(error) => return Err(because(&shared, error, moved)),
         }
     }
 }
@@ -124,12 +126,23 @@ async fn look_up(shared: &Arc<Shared>, ask: &DialSession, deadline: Instant) -> 
     looked.unwrap_or_else(timed_out).map_err(|error| because(shared, error, false))
 }
 
+/// Whether the session was pointed elsewhere, or its row was removed, between these two rows that a call went by. If not,
+/// the call was restarted because its workspace has another agent.
+fn has_moved(shared: &Shared, left: &Entry, entry: &Entry) -> bool {
+    let removed = match left.state() {
+        State::Removed => true,
+        State::Evicted => shared.rows.may_be_ordered_since(left),
+        State::Current | State::Replaced => false,
+    };
+    removed || left.workspace() != entry.workspace()
+}
+
 /// What an error is called depends on what else has happened.
-fn because(shared: &Shared, error: Error, restarted: bool) -> Error {
+fn because(shared: &Shared, error: Error, moved: bool) -> Error {
     match error.kind() {
         // What went wrong after closing had begun went wrong because of it.
         _ if shared.is_closed() => error.because(ErrorKind::Closed),
-        ErrorKind::Unreachable { newer: Some(_) } if restarted => error.because(ErrorKind::Retargeted),
+        ErrorKind::Unreachable { newer: Some(_) } if moved => error.because(ErrorKind::Retargeted),
         _ => error,
     }
 }

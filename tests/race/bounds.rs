@@ -3,7 +3,7 @@
 use crate::{scene::*, support::*};
 use tokio::time::{Duration, Instant, sleep};
 use tower::{Layer, limit::ConcurrencyLimitLayer};
-use tower_bound_agent::{DialSession, ErrorKind, Path, Repair, Target};
+use tower_bound_agent::{DialSession, ErrorKind, Path, Repair, RepairMode, Target};
 
 /// The resolver names each of these in turn, from the instant that the one before fails on.
 async fn rebuilt_again_and_again(s: &Scene, every: u64, targets: &[Target]) {
@@ -119,6 +119,30 @@ async fn restarts_count_and_a_fourth_dial_is_retargeted() {
         assert_eq!(s.world.dialed_agents()[1..], agents[..3]);
         let did = s.did().await;
         assert_eq!((did.d, did.w), (3, 3), "three dials, and three orders");
+        s.nothing_is_left();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn restarts_within_one_workspace_are_not_retargeted() {
+    for generation in BOTH {
+        let mut s = Scene::with(generation, |builder| builder.repair(RepairMode::BeforeReturn)).await;
+        let newer: Vec<_> = (1..=3).map(|n| s.world.agent(generation.map(|g| g + n))).collect();
+        s.old_does(Does::Hang);
+        s.world.store.on_writes(Fault::Slow(ms(1_000)));
+        // Each answers at once, and is known to be replaced when its repair has been waited for.
+        let rebuilds = async {
+            for target in &newer {
+                s.world.runs(s.ws, target);
+                s.layer.bindings().doubt_workspace(s.ws);
+                s.layer.bindings().current(s.chat).await.unwrap();
+                sleep(ms(900)).await;
+            }
+        };
+        let (took, error) = meanwhile(50, rebuilds, s.call()).await;
+        let named = Some(newer[2].clone().into());
+        assert_eq!((took, error.unwrap_err().kind()), (ms(2_050), &ErrorKind::Unreachable { newer: named }));
+        assert_eq!(s.did().await, counts(3, 3, 0, 2));
         s.nothing_is_left();
     }
 }

@@ -322,7 +322,8 @@ impl Attempt {
                     Relation::Older => self.shrug(),
                 }
             }
-            Answer::Denied(denied) if counts => {
+            // Without a doubt about what is dialed it was asked about what was dialed before.
+            Answer::Denied(denied) if counts && self.doubt.is_some() => {
                 self.last = denied.verdict();
                 self.denied = Some(denied);
                 self.reread = true;

@@ -764,6 +764,14 @@ mod readings {
             60   says b6        | wait 2060
             70   connected      | serve switched from a5";
 
+        a_denial_that_was_asked_for_before_the_new_target_was_known_is_asked_for_again: "bound a5
+            0    begin          | dial a5, wait 250
+            250  tick           | ask, wait 30000
+            300  known b6       | dial b6, wait 30000
+            310  stopped        | ask, wait 30000
+            320  stopped        | read, wait 30000
+            330  row unchanged  | fail stopped";
+
         a_doubt_about_the_new_target_outlives_an_older_question: "bound a5
             0    begin          | dial a5, wait 250
             250  tick           | ask, wait 30000

@@ -3,13 +3,13 @@
 use crate::{
     life::Does,
     ms,
-    plant::{Plant, State},
+    plant::{Dial, Plant, State},
 };
 use std::{
     future::Future,
     pin::Pin,
     sync::{Arc, Mutex},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 use tokio::time::sleep;
 use tower::Service;
@@ -50,10 +50,11 @@ impl Service<DialAgent> for Dialer {
         if !fits {
             state.broken.push(format!("{id}: dials a pair that never was: {ask:?}"));
         }
-        let dials = state.calls.entry(id).or_default();
-        dials.started += 1;
-        dials.live += 1;
-        let (started, live) = (dials.started, dials.live);
+        let call = state.calls.get_mut(&id).expect("a call that was begun");
+        let target = (*ask.target).clone();
+        call.dials.push(Dial { workspace: ask.workspace, target, connected: None });
+        call.live += 1;
+        let (started, live) = (call.dials.len(), call.live);
         if started > 3 || live > 1 {
             state.broken.push(format!("{id}: dial {started}, {live} of them pending"));
         }
@@ -87,13 +88,15 @@ pub(crate) struct Dialing {
 impl Future for Dialing {
     type Output = Result<Conn, BoxError>;
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.dial.as_mut().poll(cx).map_ok(|()| {
-            let mut state = self.plant.state();
+        let dialed = ready!(self.dial.as_mut().poll(cx));
+        let mut state = self.plant.state();
+        let dial = state.calls.get_mut(&self.id).and_then(|call| call.dials.last_mut());
+        dial.expect("the one that was begun last").connected = Some(dialed.is_ok());
+        Poll::Ready(dialed.map(|()| {
             state.knows[self.process].connected.insert(self.agent);
             state.live_connections += 1;
-            drop(state);
             Conn { agent: self.agent, plant: Arc::downgrade(&self.plant.state) }
-        })
+        }))
     }
 }
 

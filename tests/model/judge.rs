@@ -7,7 +7,7 @@ use crate::{
     plant::{Plant, State},
 };
 use tokio::time::{Duration, Instant};
-use tower_bound_agent::{Bound, Error, ErrorKind, SessionId};
+use tower_bound_agent::{Bound, Error, SessionId};
 
 pub(crate) struct Ended<'a> {
     pub(crate) process: usize,
@@ -25,25 +25,23 @@ impl Plant {
         let State { knows, calls, broken, agents, .. } = &mut *state;
         let Ended { process, session, id, took, lag, result } = call;
         let knows = &knows[process];
-        let dials = &calls[&id];
+        let call = &calls[&id];
         // A lagging caller is late twice: for its first poll, and for its last.
         if took > DIAL_TIMEOUT + ms(2 * lag + 1) {
             broken.push(format!("{id}: a call that took {took:?}"));
         }
-        if dials.live > 0 {
+        if call.live > 0 {
             broken.push(format!("{id}: a dial outlives its call"));
         }
         let bound = match result {
             Ok(bound) => bound,
             Err(error) => {
-                if matches!(error.kind(), ErrorKind::Closed | ErrorKind::Dialer | ErrorKind::OutcomeUnknown) {
-                    broken.push(format!("{id}: an error that cannot be: {error:?}"));
-                }
-                return;
+                drop(state);
+                return self.check_error(id, error);
             }
         };
-        if bound.outcome().dials != dials.started {
-            broken.push(format!("{id}: told {:?}, {} dials started", bound.outcome(), dials.started));
+        if usize::from(bound.outcome().dials) != call.dials.len() {
+            broken.push(format!("{id}: told {:?}, {} dials started", bound.outcome(), call.dials.len()));
         }
         if bound.agent != bound.target().agent || agents[&bound.agent].workspace != bound.workspace() {
             broken.push(format!("{id}: a pair that never was: {bound:?}"));

@@ -2,7 +2,7 @@
 
 use crate::{
     WORKSPACES,
-    life::{By, Does, Fault, Life, Op},
+    life::{Answers, By, Does, Fault, How, Life, Op},
     run::play,
     wire::Fate,
 };
@@ -16,6 +16,58 @@ pub(crate) fn lives_that_once_broke_a_rule() {
     let look = |process, chat| Op::Look { process, chat, current: false };
     let store = |process, reads, writes| Op::Store { process, reads, writes };
     let stories = [
+        (
+            "a session with nothing to dial asks again if it hears an answer that was overtaken",
+            vec![
+                Op::Retarget { by: Process(0), chat: 0, ws: 0 },
+                Op::Retarget { by: Elsewhere, chat: 0, ws: 1 },
+                Op::Rebuild { ws: 0, old: Does::Answer(3_000) },
+                Op::Retarget { by: Elsewhere, chat: 0, ws: 0 },
+                Op::Resolver { process: 0, ws: 0, answers: Answers { how: How::Lags(1), after: 4_000, early: false } },
+                call(1, 0),
+                call(0, 0),
+                Op::Advance { ms: 260 },
+                Op::Gap,
+            ],
+        ),
+        (
+            "a session whose workspace is rebuilt again and again was not pointed elsewhere",
+            vec![
+                Op::Rebuild { ws: 0, old: Does::Answer(400) },
+                call(1, 0),
+                Op::Agent { ws: 0, does: Does::Answer(400) },
+                store(1, none, Fault::Hang),
+                Op::Advance { ms: 260 },
+                call(0, 0),
+                Op::Rebuild { ws: 0, old: Does::Answer(400) },
+                Op::Advance { ms: 260 },
+                Op::Rebuild { ws: 0, old: Does::Answer(0) },
+                call(1, 0),
+                Op::Advance { ms: 260 },
+            ],
+        ),
+        (
+            "a session that is forgotten while it dials was moved, though it comes back to the same agent",
+            vec![
+                Op::Forget { by: Process(0), chat: 0 },
+                Op::Rebuild { ws: 0, old: Does::Answer(400) },
+                Op::Call { process: 0, chat: 0, named: Some(0), lag: 0 },
+                Op::Agent { ws: 0, does: Does::Hang },
+                Op::Advance { ms: 260 },
+                Op::Forget { by: Process(0), chat: 0 },
+            ],
+        ),
+        (
+            "a denial that is older than what is dialed ends no call",
+            vec![
+                Op::Rebuild { ws: 0, old: Does::Fail(0) },
+                Op::Resolver { process: 0, ws: 0, answers: Answers { how: How::Right, after: 4_000, early: false } },
+                call(1, 0),
+                call(0, 0),
+                Op::Restart { process: 1 },
+                Op::Call { process: 0, chat: 0, named: None, lag: 7 },
+            ],
+        ),
         (
             "an answer that a call hears late does not take it back to an agent that is known to be replaced by then",
             vec![

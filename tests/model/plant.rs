@@ -2,6 +2,7 @@
 
 use crate::{
     CHATS, WORKSPACES, chat,
+    chronicle::{Chronicle, Moment},
     dialer::Conn,
     life::{Answers, Does, Fault, Status},
     sessions, workspace,
@@ -38,10 +39,11 @@ pub(crate) struct State {
     /// Statements that write, of each process.
     pub(crate) writes: Vec<u64>,
     pub(crate) deleted: HashMap<SessionId, i64>,
-    pub(crate) calls: BTreeMap<u64, Dials>,
+    pub(crate) calls: BTreeMap<u64, Call>,
     pub(crate) live_connections: usize,
     /// Connections that their callers hold.
     pub(crate) held: Vec<Bound<Conn>>,
+    pub(crate) chronicle: Chronicle,
     pub(crate) broken: Vec<String>,
 }
 
@@ -69,10 +71,24 @@ impl Default for Faults {
     }
 }
 
-#[derive(Default)]
-pub(crate) struct Dials {
-    pub(crate) started: u8,
+pub(crate) struct Call {
+    pub(crate) process: usize,
+    pub(crate) session: SessionId,
+    /// The workspace that the caller named.
+    pub(crate) named: Option<WorkspaceId>,
+    pub(crate) lag: u64,
+    /// When it was polled first, how far the process had seen the row by then, and whether nothing was broken.
+    pub(crate) began: Option<(Moment, Revision, bool)>,
+    pub(crate) dials: Vec<Dial>,
+    /// Those that were not dropped yet.
     pub(crate) live: u8,
+}
+
+pub(crate) struct Dial {
+    pub(crate) workspace: WorkspaceId,
+    pub(crate) target: Target,
+    /// Whether there was a connection, once that is known.
+    pub(crate) connected: Option<bool>,
 }
 
 /// What a process has been told, by its resolver and its store.
@@ -167,6 +183,7 @@ impl Plant {
     /// Process `process` has read or written this row, or found it `in_the_way` of what it wanted to write.
     pub(crate) fn sees(&self, process: usize, row: &Binding, in_the_way: bool) {
         let mut state = self.state();
+        state.chronicle.sees(process, row);
         let knows = &mut state.knows[process];
         let floor = knows.floors.entry(row.session).or_insert(Revision::new(-1));
         if row.revision >= *floor {
@@ -184,7 +201,9 @@ impl Plant {
 
     /// Process `process` has found the row deleted, at this revision.
     pub(crate) fn misses(&self, process: usize, session: SessionId, at: Revision) {
-        let knows = &mut self.state().knows[process];
+        let mut state = self.state();
+        state.chronicle.misses(process, session, at);
+        let knows = &mut state.knows[process];
         let floor = knows.floors.entry(session).or_insert(Revision::new(-1));
         if at > *floor {
             *floor = at;
@@ -261,6 +280,7 @@ impl Plant {
 
     pub(crate) fn answered(&self, process: usize, workspace: WorkspaceId, target: &Target, began: Instant) {
         let mut state = self.state();
+        state.chronicle.hears_of(process, workspace, target);
         let knows = &mut state.knows[process];
         if let Some(generation) = target.generation {
             let known = knows.generations.entry(workspace).or_default();

@@ -47,7 +47,13 @@ impl Process {
             .dial_timeout(DIAL_TIMEOUT)
             .repair(repair)
             .observer(move |event: &Event<'_>| {
-                if let Event::Validated { workspace, took, answer: Ok(Resolution::Running(target)), .. } = event {
+                if let Event::ReportedStale { .. } | Event::DroppedInFlight { .. } = event {
+                    watched.state().chronicle.doubt(process);
+                }
+                let Event::Validated { workspace, took, answer, .. } = event else { return };
+                let said = answer.cloned().map_err(ToString::to_string);
+                watched.state().chronicle.answered(process, *workspace, said);
+                if let Ok(Resolution::Running(target)) = answer {
                     watched.answered(process, *workspace, target, Instant::now() - *took);
                 }
             })
@@ -73,6 +79,7 @@ impl Hints for Ear {
     fn listen(&self) -> impl Stream<Item = Heard> + Send + 'static {
         let (process, plant) = (self.process, self.plant.clone());
         self.wire.listen().inspect(move |heard| {
+            plant.state().chronicle.doubt(process);
             if let Heard::Hint(hint) = heard
                 && let About::Workspace { workspace, generation: Some(generation) } = hint.about
             {

@@ -30,7 +30,10 @@ pub(crate) fn resolver(
                         Resolution::Running(builds[builds.len().saturating_sub(1 + behind)].clone())
                     }
                     (_, Status::Running) => Resolution::Running(builds.last().unwrap().clone()),
-                    (_, Status::Starting) => Resolution::Starting { retry_after: None },
+                    (_, Status::Starting) => {
+                        let retry_after = Some(ms(builds.len() as u64));
+                        Resolution::Starting { retry_after }
+                    }
                     (_, Status::Stopped) => Resolution::Stopped,
                     (_, Status::Gone) => Resolution::Gone,
                 }
@@ -59,6 +62,7 @@ impl Asking {
         if *running > 1 {
             state.broken.push("two validations of one workspace at once".into());
         }
+        state.chronicle.asks(process, workspace);
         Self(plant.clone(), (process, workspace))
     }
 }

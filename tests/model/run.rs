@@ -6,7 +6,7 @@ use crate::{
     judge::Ended,
     life::{By, Life, Op},
     ms, pin,
-    plant::{Dials, Faults, Plant},
+    plant::{Call, Faults, Plant},
     process::{Lagging, Process},
     wire::Wire,
     workspace,
@@ -68,15 +68,21 @@ impl Run {
         self.next_id += 1;
         let id = self.next_id;
         let mut ask = DialSession::new(session).with_extension(CallId(id));
-        if let Some(ws) = named {
-            ask = ask.in_workspace(workspace(ws));
+        let named = named.map(workspace);
+        if let Some(workspace) = named {
+            ask = ask.in_workspace(workspace);
         }
         let Process { id: process, ref dial, .. } = self.processes[process];
         let (plant, dial) = (self.plant.clone(), dial.clone());
-        plant.state().calls.insert(id, Dials::default());
+        let call = Call { process, session, named, lag, began: None, dials: Vec::new(), live: 0 };
+        plant.state().calls.insert(id, call);
         tokio::spawn(async move {
             let began = Instant::now();
-            let result = Lagging { future: dial.oneshot(ask), pause: None, lag }.await;
+            let call = async {
+                plant.begins(id);
+                dial.oneshot(ask).await
+            };
+            let result = Lagging { future: call, pause: None, lag }.await;
             plant.returned(Ended { process, session, id, took: began.elapsed(), lag, result: &result });
             result.map(|bound| {
                 let handle = bound.handle().clone();
@@ -115,6 +121,7 @@ impl Run {
 
     pub(crate) async fn apply(&mut self, op: Op) {
         let store = self.plant.store.clone();
+        self.plant.disturbed_by(&op);
         match op {
             Op::Rebuild { ws, old } => {
                 self.plant.does(self.plant.current(ws).agent, old);
@@ -156,7 +163,11 @@ impl Run {
                     bound.report_stale();
                 }
             }
-            Op::Doubt { process, ws } => self.processes[process].bindings.doubt_workspace(workspace(ws)),
+            Op::Doubt { process, ws } => {
+                let Process { id, bindings, .. } = &self.processes[process];
+                self.plant.state().chronicle.doubt(*id);
+                bindings.doubt_workspace(workspace(ws));
+            }
             Op::Retarget { by: By::Elsewhere, chat: n, ws } => {
                 store.retarget(chat(n), workspace(ws)).await.unwrap();
             }

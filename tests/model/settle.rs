@@ -20,6 +20,7 @@ impl Run {
             let mut state = self.plant.state();
             state.faults.fill(Faults::default());
             state.answers.clear();
+            state.chronicle.disturb();
             self.wire.iter().for_each(Wire::heal);
             // A process that caches a binding which another one has moved dials its agent for as long as that answers:
             // that nothing runs anywhere for a while makes each of them read its rows.
@@ -51,6 +52,7 @@ impl Run {
                 }
             }
         }
+        self.plant.state().chronicle.disturb();
         for ws in 0..WORKSPACES {
             self.plant.state().workspaces[ws].status = Status::Running;
             self.plant.does(self.plant.current(ws).agent, Does::Answer(0));
@@ -66,7 +68,7 @@ impl Run {
                     let written = self.writes(process);
                     let called = self.spawn(process, chat(n), None, 0).await.expect("no panic");
                     let left = self.processes[process].bindings.flush().await;
-                    let (row, dials) = (self.plant.row(chat(n)), self.plant.state().calls[&id].started);
+                    let (row, dials) = (self.plant.row(chat(n)), self.plant.state().calls[&id].dials.len());
                     let what = format!("turn {turn}, process {process}, {row:?}");
                     match (called, &row) {
                         (Err(error), None) if *error.kind() == ErrorKind::NotBound => continue,
@@ -104,7 +106,7 @@ impl Run {
         drop((processes, ended));
         let state = plant.state();
         let (tasks, live) = (Handle::current().metrics().num_alive_tasks(), state.live_connections);
-        let dials: u32 = state.calls.values().map(|dials| u32::from(dials.live)).sum();
+        let dials: u32 = state.calls.values().map(|call| u32::from(call.live)).sum();
         if (tasks, live, dials) != (0, 0, 0) {
             return Err(format!("{tasks} tasks, {live} connections and {dials} dials are left"));
         }

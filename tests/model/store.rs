@@ -2,6 +2,7 @@
 
 use crate::{
     chat,
+    chronicle::UnderWay,
     life::Fault,
     ms,
     plant::{Knowledge, Plant, State},
@@ -53,9 +54,14 @@ impl Probe {
                 done
             }
             Fault::Overdue(after) => {
+                self.plant.state().chronicle.overdue += 1;
+                let plant = self.plant.clone();
                 tokio::spawn(async move {
                     sleep(ms(after)).await;
                     let _ = statement.await;
+                    let chronicle = &mut plant.state().chronicle;
+                    chronicle.overdue -= 1;
+                    chronicle.disturb();
                 });
                 std::future::pending().await
             }
@@ -158,7 +164,11 @@ impl Probe {
 impl BindingStore for Probe {
     async fn load(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
         let store = self.plant.store.clone();
-        self.statement(false, session, async move { store.load(session).await }, self.learn_row(session)).await
+        let reading = UnderWay::begin(&self.plant, self.process, session);
+        let statement = async move { store.load(session).await };
+        let row = self.statement(false, session, statement, self.learn_row(session)).await;
+        reading.ended(row.as_ref().map(Option::as_ref));
+        row
     }
     async fn create(&self, new: NewBinding) -> Result<Swap, StoreError> {
         let (plant, process, session) = (self.plant.clone(), self.process, new.session);
@@ -167,7 +177,13 @@ impl BindingStore for Probe {
             Self::check_repair(&plant, process, &new, None, &swap);
             Ok(swap)
         };
-        self.statement(true, session, statement, self.learn_swap(session)).await
+        let reading = UnderWay::begin(&self.plant, self.process, session);
+        let swap = self.statement(true, session, statement, self.learn_swap(session)).await;
+        reading.ended(swap.as_ref().map(|swap| match swap {
+            Swap::Applied(row) => Some(row),
+            Swap::Conflict(row) => row.as_ref(),
+        }));
+        swap
     }
     async fn compare_and_swap(&self, expected: Revision, new: NewBinding) -> Result<Swap, StoreError> {
         self.check_own(expected, &new);

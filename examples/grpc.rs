@@ -64,8 +64,8 @@ async fn main() -> Result<(), BoxError> {
     authority.set(workspace, Resolution::Running(third.target.clone()));
     layer.bindings().doubt_workspace(workspace);
     layer.bindings().current(chat).await?;
-    expect(first_word(ask(channel, chat, "(the channel)").await?).await? == second.name(), "the channel stays")?;
-    expect(first_word(ask(client, chat, "(the client)").await?).await? == third.name(), "the client moves")
+    expect(first_word(ask(channel, chat, "channel").await?).await? == second.name(), "the channel stays")?;
+    expect(first_word(ask(client, chat, "client").await?).await? == third.name(), "the client moves")
 }
 
 async fn first_word(mut answer: tonic::Streaming<answers::Word>) -> Result<String, BoxError> {

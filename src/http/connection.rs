@@ -227,6 +227,8 @@ where
             }
             None => {
                 self.conn.handle.report_stale();
+                // Nobody may ask for it again, so it is not left to who asks next to let it go.
+                self.agent.retire(&self.conn);
                 return Err(Unanswered::Failed(ClientError::NoResponse { within: within.unwrap_or_default() }));
             }
         };

@@ -40,7 +40,7 @@ use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_bound_agent::{
     AgentId, BoundAgent, BoundAgentBuilder, BoundAgentLayer, BoxError, DialAgent, DialSession, Observer, Resolution,
     ResolveWorkspace, SessionId, Target, WorkspaceId,
-    http::{AgentBody, AgentClient, AgentClientBuilder, ClientError},
+    http::{AgentBody, AgentClient, AgentClientBuilder, ClientError, watch_peer},
     store::MemoryStore,
 };
 use uuid::Uuid;
@@ -387,6 +387,7 @@ struct Registers {
     dial_takes: Mutex<Duration>,
     dialing: AtomicU64,
     most_dialing: AtomicU64,
+    watched: Mutex<Option<Duration>>,
 }
 
 /// Which agent serves each workspace, and a layer that dials them.
@@ -425,6 +426,9 @@ impl Service<DialAgent> for Dialer {
             registers.dialing.fetch_sub(1, SeqCst);
             let stream = TcpStream::connect(ask.target.address.as_deref().unwrap()).await?;
             stream.set_nodelay(true)?;
+            if let Some(within) = *registers.watched.lock().unwrap() {
+                watch_peer(&stream, within)?;
+            }
             Ok(TokioIo::new(stream))
         })
     }
@@ -468,7 +472,11 @@ impl Net {
     }
 
     pub fn runs(&self, workspace: WorkspaceId, agent: &Agent) {
-        self.says(workspace, Resolution::Running(agent.target.clone()));
+        self.runs_target(workspace, &agent.target);
+    }
+
+    pub fn runs_target(&self, workspace: WorkspaceId, target: &Target) {
+        self.says(workspace, Resolution::Running(target.clone()));
     }
 
     pub fn says(&self, workspace: WorkspaceId, resolution: Resolution) {
@@ -478,6 +486,12 @@ impl Net {
     /// How long each dial takes before it begins to connect. Longer than the validation delay would make it a doubt.
     pub fn dial_takes(&self, takes: Duration) {
         *self.registers.dial_takes.lock().unwrap() = takes;
+    }
+
+    /// From now on who dials watches the peer.
+    #[allow(dead_code)] // only where machines vanish
+    pub fn watches(&self, within: Duration) {
+        *self.registers.watched.lock().unwrap() = Some(within);
     }
 
     /// The most dials that were ever under way at once.

@@ -1,0 +1,303 @@
+//! The client, and agents on machines that vanish at any moment.
+
+use crate::{
+    machine::{Machine, alone, bounded},
+    net::{BOTH, Client, Leftovers, Net, Sends, Speaks, counts, post_, text, turn, until},
+    process::signal,
+};
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http_body_util::{BodyExt, channel::Channel};
+use std::time::Duration;
+use tokio::time::{Instant, timeout};
+use tower_bound_agent::{
+    SessionId, WorkspaceId,
+    http::{AgentClientBuilder, ClientError},
+};
+
+/// What notices that a machine is gone, and within which time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Notices {
+    /// `watch_peer`.
+    Socket,
+    /// The pings of HTTP/2.
+    Pings,
+    /// `response_header_timeout`.
+    Header,
+}
+use Notices::{Header, Pings, Socket};
+
+/// As short as each of them may be.
+const WATCHED: Duration = Duration::from_secs(4);
+const PING: Duration = Duration::from_secs(1);
+const HEADER: Duration = Duration::from_secs(3);
+/// How long a dial may be pending before it is questioned, if there is no doubt.
+const DELAY: Duration = Duration::from_secs(1);
+/// A timer of the system's may be late by the interval of its probes, and this machine has other things to do.
+const SLACK: Duration = Duration::from_millis(3500);
+/// What the machine has last said, it said before it vanished, and time began then.
+const EARLY: Duration = Duration::from_millis(1200);
+
+const PIECE: Bytes = Bytes::from_static(&[7; 16 * 1024]);
+
+struct Scene {
+    what: String,
+    net: Net,
+    client: Client,
+    chat: SessionId,
+    workspace: WorkspaceId,
+    old: Machine,
+    new: Machine,
+    bound: Duration,
+}
+
+impl Scene {
+    async fn new(speaks: Speaks, notices: Notices) -> Self {
+        Self::with(speaks, notices, |builder| builder).await
+    }
+
+    async fn with(
+        speaks: Speaks,
+        notices: Notices,
+        set: impl FnOnce(AgentClientBuilder) -> AgentClientBuilder,
+    ) -> Self {
+        let net = Net::new().with(|builder| builder.validation_delay(DELAY));
+        let (old, new) = (Machine::start(1), Machine::start(2));
+        if notices == Socket {
+            net.watches(WATCHED);
+        }
+        let workspace = crate::support::workspace();
+        net.runs_target(workspace, &old.target);
+        let chat = net.bind(workspace).await;
+        let client = net.client_with(speaks, |builder| {
+            let builder = if notices == Pings {
+                builder.ping_interval(PING).ping_timeout(PING)
+            } else {
+                builder.ping_interval(None)
+            };
+            set(builder.response_header_timeout((notices == Header).then_some(HEADER)))
+        });
+        let bound = match notices {
+            Socket => WATCHED,
+            Pings => PING * 2,
+            Header => HEADER,
+        };
+        Self { what: format!("{speaks:?}, {notices:?}"), net, client, chat, workspace, old, new, bound }
+    }
+
+    /// The machine vanishes, and what is awaited here is the word of it.
+    async fn noticed<T>(&self, word: impl Future<Output = T>) -> T {
+        self.old.line.cut();
+        let begin = Instant::now();
+        let word = timeout(Duration::from_secs(40), word).await.unwrap_or_else(|_| panic!("{}: never", self.what));
+        let took = begin.elapsed();
+        let range = self.bound - EARLY..self.bound + SLACK;
+        assert!(range.contains(&took), "{}: {took:?}, not {range:?}", self.what);
+        word
+    }
+
+    /// The machine is gone, and that is known: the next turn is the new agent's, and nothing of the old one is left.
+    async fn doubted(self) {
+        let Self { what, net, client, chat, workspace, old, new, .. } = self;
+        until(&format!("{what}: its connections are closed"), || old.line.connections() == 0).await;
+        net.runs_target(workspace, &new.target);
+        let before = net.counts();
+        let begin = Instant::now();
+        assert_eq!(turn(&client, "/identity", chat).await, new.target.agent.to_string(), "{what}");
+        // In doubt, it is asked at once.
+        assert!(begin.elapsed() < DELAY, "{what}: {:?}", begin.elapsed());
+        assert_eq!(net.layer.bindings().flush().await, 0);
+        assert_eq!(net.counts() - before, counts(2, 1, 0, 1), "{what}");
+        assert_eq!(turn(&client, "/identity", chat).await, new.target.agent.to_string(), "{what}");
+        assert_eq!(net.counts() - before, counts(2, 1, 0, 1), "{what}");
+        assert_eq!((old.line.connections(), new.line.connections()), (0, 1), "{what}");
+        drop(client);
+        until(&format!("{what}: all connections are closed"), || new.line.connections() == 0).await;
+    }
+
+    fn keyed(&self, path: &str, body: Sends) -> (String, http::Request<Sends>) {
+        let key = uuid::Uuid::new_v4().to_string();
+        let mut request = post_(path, self.chat, body);
+        request.headers_mut().insert("idempotency-key", key.parse().unwrap());
+        (key, request)
+    }
+
+    /// It is the error that the documentation names.
+    fn is_typed(&self, error: &ClientError) {
+        let of_header = matches!(error, ClientError::NoResponse { within: HEADER });
+        let of_connection = matches!(error, ClientError::Send(_));
+        assert!(if self.bound == HEADER { of_header } else { of_connection }, "{}: {error:?}", self.what);
+        assert!(!error.is_unsent(), "{}: {error:?}", self.what);
+    }
+
+    /// It was carried out where it was sent, once, and nowhere else.
+    fn once(&self, key: &str) {
+        assert_eq!((self.old.carried_out(key), self.new.carried_out(key)), (1, 0), "{}", self.what);
+    }
+}
+
+/// All of these at once, and nothing of them is left.
+async fn each(of: impl IntoIterator<Item = (Speaks, Notices)>, case: impl AsyncFn(Scene)) {
+    let leftovers = Leftovers::none();
+    join_all(of.into_iter().map(async |(speaks, notices)| case(Scene::new(speaks, notices).await).await)).await;
+    leftovers.still_none().await;
+}
+
+const EVERY_WAY: [(Speaks, Notices); 5] = [
+    (Speaks::Http1, Socket),
+    (Speaks::Http1, Header),
+    (Speaks::Http2, Socket),
+    (Speaks::Http2, Header),
+    (Speaks::Http2, Pings),
+];
+const WHILE_IT_LASTS: [(Speaks, Notices); 3] =
+    [(Speaks::Http1, Socket), (Speaks::Http2, Socket), (Speaks::Http2, Pings)];
+
+#[test]
+fn an_idle_connection_leaves_the_pool_in_time_and_a_doubt_behind() {
+    alone(|| async {
+        each(BOTH.map(|speaks| (speaks, Socket)), async |scene| {
+            turn(&scene.client, "/identity", scene.chat).await;
+            assert_eq!(scene.old.line.connections(), 1);
+            scene.noticed(until("it is closed", || scene.old.line.connections() == 0)).await;
+            scene.doubted().await;
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_request_on_an_idle_connection_fails_in_time() {
+    alone(|| async {
+        each(EVERY_WAY, async |scene| {
+            turn(&scene.client, "/identity", scene.chat).await;
+            let (key, request) = scene.keyed("/echo", Sends::from("once"));
+            let error = scene.noticed(scene.client.request(request)).await.unwrap_err();
+            scene.is_typed(&error);
+            assert_eq!((scene.old.carried_out(&key), scene.new.carried_out(&key)), (0, 0));
+            scene.doubted().await;
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_request_that_is_being_carried_out_fails_in_time_and_is_not_repeated() {
+    alone(|| async {
+        each(EVERY_WAY, async |scene| {
+            let (key, request) = scene.keyed("/echo?pause_ms=600000", Sends::from("once"));
+            let waiting = tokio::spawn(scene.client.request(request));
+            until("it is being carried out", || scene.old.carried_out(&key) == 1).await;
+            let error = scene.noticed(waiting).await.unwrap().unwrap_err();
+            scene.is_typed(&error);
+            scene.once(&key);
+            scene.doubted().await;
+        })
+        .await;
+    });
+}
+
+#[test]
+fn an_answer_breaks_off_in_time() {
+    alone(|| async {
+        each(WHILE_IT_LASTS, async |scene| {
+            let (key, request) = scene.keyed("/events?every_ms=50", Sends::empty());
+            let mut events = bounded(scene.client.request(request)).await.unwrap().into_body();
+            for _ in 0..3 {
+                bounded(events.frame()).await.unwrap().unwrap();
+            }
+            let error = scene.noticed(async {
+                loop {
+                    match events.frame().await.expect("no orderly end") {
+                        Ok(_) => {}
+                        Err(error) => break error,
+                    }
+                }
+            });
+            let error = error.await;
+            assert!(error.is_timeout() || std::error::Error::source(&error).is_some(), "{error:?}");
+            assert!(bounded(events.frame()).await.is_none_or(|frame| frame.is_err()));
+            drop(events);
+            scene.once(&key);
+            scene.doubted().await;
+        })
+        .await;
+    });
+}
+
+#[test]
+fn an_upload_that_has_nothing_to_send_breaks_off_in_time() {
+    alone(|| async {
+        each(WHILE_IT_LASTS, async |scene| {
+            let (mut sender, body) = Channel::<Bytes>::new(1);
+            let (key, request) = scene.keyed("/take", Sends::new(body));
+            let waiting = tokio::spawn(scene.client.request(request));
+            bounded(sender.send_data("some".into())).await.unwrap();
+            until("it is being carried out", || scene.old.carried_out(&key) == 1).await;
+            let error = scene.noticed(waiting).await.unwrap().unwrap_err();
+            scene.is_typed(&error);
+            scene.once(&key);
+            scene.doubted().await;
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_dial_to_a_machine_that_is_gone_is_questioned_after_the_delay() {
+    alone(|| async {
+        let leftovers = Leftovers::none();
+        join_all(BOTH.map(async |speaks| {
+            let scene = Scene::new(speaks, Socket).await;
+            scene.old.line.cut();
+            scene.net.runs_target(scene.workspace, &scene.new.target);
+            let before = scene.net.counts();
+            let (key, request) = scene.keyed("/echo", Sends::from("once"));
+            let begin = Instant::now();
+            let said = text(bounded(scene.client.request(request)).await.unwrap()).await;
+            let took = begin.elapsed();
+            assert_eq!(said, format!("{}\nonce", scene.new.target.agent));
+            assert!(took >= DELAY && took < DELAY + SLACK, "{took:?}");
+            assert_eq!(scene.net.layer.bindings().flush().await, 0);
+            assert_eq!(scene.net.counts() - before, counts(2, 1, 0, 1));
+            assert_eq!((scene.old.carried_out(&key), scene.new.carried_out(&key)), (0, 1));
+            assert_eq!((scene.old.line.connections(), scene.new.line.connections()), (0, 1));
+        }))
+        .await;
+        leftovers.still_none().await;
+    });
+}
+
+/// The system cannot tell a machine that is gone from one that takes nothing; it can from one that says nothing.
+#[test]
+fn a_process_that_hangs_on_a_machine_that_lives_is_noticed_by_its_socket_only_if_it_is_sent_more_than_it_takes() {
+    alone(|| async {
+        let leftovers = Leftovers::none();
+        join_all([false, true].map(async |is_full| {
+            let scene = Scene::new(Speaks::Http1, Socket).await;
+            let (mut sender, body) = Channel::<Bytes>::new(1);
+            let (key, request) = scene.keyed("/take", Sends::new(body));
+            let mut waiting = tokio::spawn(scene.client.request(request));
+            bounded(sender.send_data("some".into())).await.unwrap();
+            until("it is being carried out", || scene.old.carried_out(&key) == 1).await;
+            signal(scene.old.line.pid, "STOP");
+            let begin = Instant::now();
+            if is_full {
+                let sending = tokio::spawn(async move { while sender.send_data(PIECE).await.is_ok() {} });
+                let error = bounded(waiting).await.unwrap().unwrap_err();
+                scene.is_typed(&error);
+                let range = scene.bound - EARLY..scene.bound + SLACK;
+                assert!(range.contains(&begin.elapsed()), "{:?}", begin.elapsed());
+                bounded(sending).await.unwrap();
+            } else {
+                assert!(timeout(scene.bound * 2, &mut waiting).await.is_err());
+                signal(scene.old.line.pid, "CONT");
+                drop(sender);
+                assert_eq!(text(bounded(waiting).await.unwrap().unwrap()).await, "4\n");
+            }
+            scene.once(&key);
+        }))
+        .await;
+        leftovers.still_none().await;
+    });
+}

@@ -389,26 +389,38 @@ fn is_io(error: &hyper::Error) -> bool {
     false
 }
 
-/// The transport of a connection, which keeps alive what is known of it.
+/// The transport of a connection. Keeps alive what is known of it, and reports it if it fails: after an upgrade there is
+/// nobody else here who would see that.
 struct Kept<C, B> {
     io: C,
-    #[allow(dead_code)] // held
     conn: Arc<Conn<B>>,
+}
+
+impl<C, B> Kept<C, B> {
+    fn noted<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if matches!(polled, Poll::Ready(Err(_))) {
+            self.conn.handle.report_stale();
+        }
+        polled
+    }
 }
 
 impl<C: Read + Unpin, B> Read for Kept<C, B> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        self.noted(read)
     }
 }
 
 impl<C: Write + Unpin, B> Write for Kept<C, B> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        let written = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.noted(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        self.noted(flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -420,7 +432,8 @@ impl<C: Write + Unpin, B> Write for Kept<C, B> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.noted(written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -2,14 +2,18 @@
 
 use crate::{
     machine::{Machine, alone, bounded},
-    net::{BOTH, Client, Leftovers, Net, Sends, Speaks, counts, post_, text, turn, until},
+    net::{BOTH, Client, Leftovers, Net, Sends, Speaks, counts, post_, text, turn, until, upgrade},
     process::signal,
 };
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http_body_util::{BodyExt, channel::Channel};
+use hyper_util::rt::TokioIo;
 use std::time::Duration;
-use tokio::time::{Instant, timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::{Instant, timeout},
+};
 use tower_bound_agent::{
     SessionId, WorkspaceId,
     http::{AgentClientBuilder, ClientError},
@@ -240,6 +244,39 @@ fn an_upload_that_has_nothing_to_send_breaks_off_in_time() {
             scene.doubted().await;
         })
         .await;
+    });
+}
+
+#[test]
+fn a_websocket_breaks_off_in_time_and_leaves_a_doubt() {
+    alone(|| async {
+        let leftovers = Leftovers::none();
+        join_all([false, true].map(async |talks| {
+            let scene = Scene::new(Speaks::Http1, Socket).await;
+            let mut request = upgrade(scene.chat);
+            *request.uri_mut() = "/socket".parse().unwrap();
+            let response = bounded(scene.client.request(request)).await.unwrap();
+            assert_eq!(response.status(), 101);
+            let mut socket = TokioIo::new(bounded(hyper::upgrade::on(response)).await.unwrap());
+            // A masked frame: "hello".
+            let word = b"\x81\x85\0\0\0\0hello";
+            socket.write_all(word).await.unwrap();
+            let mut said = [0; 2 + 36 + 1 + 5];
+            bounded(socket.read_exact(&mut said)).await.unwrap();
+            assert!(said.ends_with(b" hello"));
+            scene
+                .noticed(async {
+                    if talks {
+                        socket.write_all(word).await.unwrap();
+                    }
+                    socket.read_u8().await.unwrap_err()
+                })
+                .await;
+            drop(socket);
+            scene.doubted().await;
+        }))
+        .await;
+        leftovers.still_none().await;
     });
 }
 

@@ -77,7 +77,12 @@ struct Returned<B> {
     /// If it is about to be ready.
     #[allow(dead_code)] // held
     soon: Option<Returning<B>>,
+    /// Its user has not seen the response to its end.
+    given_up: bool,
 }
+
+/// How long a connection that was given up may take to end in order. What the agent does not take would hold it for ever.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What is known of a connection.
 pub(super) struct Conn<B> {
@@ -115,7 +120,9 @@ pub(super) struct Lease<B> {
     permit: Option<OwnedSemaphorePermit>,
     /// There was a request before this one.
     reused: bool,
-    /// Request and response have been read to their end.
+    /// The response has been read to its end.
+    ended: bool,
+    /// The request as well.
     complete: bool,
 }
 
@@ -127,7 +134,7 @@ impl<B> Lease<B> {
         permit: Option<OwnedSemaphorePermit>,
         reused: bool,
     ) -> Self {
-        Self { agent, conn, sender: Some(sender), permit, reused, complete: false }
+        Self { agent, conn, sender: Some(sender), permit, reused, ended: false, complete: false }
     }
 
     pub(super) fn handle(&self) -> &BoundHandle {
@@ -145,6 +152,7 @@ impl<B> Lease<B> {
 
     /// The response has come to its end.
     pub(super) fn ended(mut self, progress: &Progress) {
+        self.ended = true;
         self.complete = progress.is_sent();
     }
 
@@ -166,7 +174,8 @@ impl<B> Drop for Lease<B> {
             Some(Sender::Http1(sender)) => {
                 let soon = self.complete.then(|| self.agent.returning());
                 // If the task has ended, so has the connection.
-                let _ = self.conn.returned.send(Returned { sender, permit: self.permit.take(), soon });
+                let returned = Returned { sender, permit: self.permit.take(), soon, given_up: !self.ended };
+                let _ = self.conn.returned.send(returned);
             }
             Some(Sender::Http2(_)) => self.agent.done(&self.conn),
             None => {}
@@ -341,9 +350,14 @@ async fn drive<B>(
         select! {
             biased;
             end = connection.as_mut() => break end,
-            Some(returned) = back.recv(), if returning.is_none() => returning = Some(returned),
+            Some(returned) = back.recv(), if returning.is_none() => {
+                if returned.given_up {
+                    expiry.as_mut().reset(Instant::now() + FAREWELL);
+                }
+                returning = Some(returned);
+            }
             ready = ready(&mut returning) => {
-                if let Some(Returned { sender, permit, soon }) = returning.take() {
+                if let Some(Returned { sender, permit, soon, .. }) = returning.take() {
                     if ready {
                         agent.put(&conn, Sender::Http1(sender), permit.is_some());
                     }
@@ -354,6 +368,9 @@ async fn drive<B>(
             // Who is using it still, goes on.
             () = left_behind.as_mut(), if !conn.retired.load(Ordering::Acquire) => agent.retire(&conn),
             () = expiry.as_mut() => {
+                if returning.as_ref().is_some_and(|returned| returned.given_up) {
+                    break Ok(());
+                }
                 let next = agent.expire(&conn, idle);
                 expiry.as_mut().reset(next);
             }

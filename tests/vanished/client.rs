@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use std::time::Duration;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tower_bound_agent::{
     SessionId, WorkspaceId,
@@ -230,6 +230,37 @@ fn an_answer_breaks_off_in_time() {
 }
 
 #[test]
+fn an_upload_that_fills_what_the_system_takes_breaks_off_in_time() {
+    alone(|| async {
+        // With a connection that is full, and HTTP/2, only its own end makes room for the word of a stream's end.
+        let ways = EVERY_WAY.into_iter().filter(|way| *way != (Speaks::Http2, Header));
+        each(ways, async |scene| {
+            let (mut sender, body) = Channel::<Bytes>::new(1);
+            let (key, request) = scene.keyed("/take", Sends::new(body));
+            let waiting = tokio::spawn(scene.client.request(request));
+            for _ in 0..64 {
+                bounded(sender.send_data(PIECE)).await.unwrap();
+            }
+            let sending = tokio::spawn(async move {
+                let mut sent = 0_u64;
+                while sender.send_data(PIECE).await.is_ok() {
+                    sent += 1;
+                    // No faster than what is to be cut.
+                    sleep(Duration::from_micros(100)).await;
+                }
+                sent
+            });
+            let error = scene.noticed(waiting).await.unwrap().unwrap_err();
+            scene.is_typed(&error);
+            bounded(sending).await.unwrap();
+            scene.once(&key);
+            scene.doubted().await;
+        })
+        .await;
+    });
+}
+
+#[test]
 fn an_upload_that_has_nothing_to_send_breaks_off_in_time() {
     alone(|| async {
         each(WHILE_IT_LASTS, async |scene| {
@@ -299,6 +330,36 @@ fn a_dial_to_a_machine_that_is_gone_is_questioned_after_the_delay() {
             assert_eq!(scene.net.counts() - before, counts(2, 1, 0, 1));
             assert_eq!((scene.old.carried_out(&key), scene.new.carried_out(&key)), (0, 1));
             assert_eq!((scene.old.line.connections(), scene.new.line.connections()), (0, 1));
+        }))
+        .await;
+        leftovers.still_none().await;
+    });
+}
+
+/// A cut that nothing notices but the system, and a caller that has no patience.
+#[test]
+fn an_upload_that_is_given_up_leaves_nothing_behind() {
+    alone(|| async {
+        let leftovers = Leftovers::none();
+        // With HTTP/1 the connection is closed then, with HTTP/2 when the socket notices that nobody is there.
+        let bounds = [(Speaks::Http1, Header, Duration::from_secs(1)), (Speaks::Http2, Socket, WATCHED)];
+        join_all(bounds.map(async |(speaks, notices, bound)| {
+            let scene = Scene::with(speaks, notices, |builder| builder.response_header_timeout(None)).await;
+            let (mut sender, body) = Channel::<Bytes>::new(1);
+            let (key, request) = scene.keyed("/take", Sends::new(body));
+            let waiting = tokio::spawn(scene.client.request(request));
+            bounded(sender.send_data("some".into())).await.unwrap();
+            until("it is being carried out", || scene.old.carried_out(&key) == 1).await;
+            scene.old.line.cut();
+            let sending = tokio::spawn(async move { while sender.send_data(PIECE).await.is_ok() {} });
+            sleep(Duration::from_secs(1)).await;
+            assert!(!sending.is_finished() && scene.old.line.connections() == 1, "{}", scene.what);
+            waiting.abort();
+            let begin = Instant::now();
+            bounded(sending).await.unwrap();
+            until(&format!("{}: it is closed", scene.what), || scene.old.line.connections() == 0).await;
+            assert!(begin.elapsed() < bound + SLACK, "{}: {:?}", scene.what, begin.elapsed());
+            scene.once(&key);
         }))
         .await;
         leftovers.still_none().await;

@@ -24,7 +24,7 @@ pub enum RepairMode {
     BeforeReturn,
 }
 
-/// Two settings that cannot both hold.
+/// Two settings that cannot both hold, or one that cannot hold by itself.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{first}` contradicts `{second}`: {why}")]
 pub struct BuildError {
@@ -34,7 +34,8 @@ pub struct BuildError {
 }
 
 impl BuildError {
-    /// The names of the two settings.
+    /// The names of the two settings; of one that cannot hold by itself (a timeout of zero, say) its name comes first, and
+    /// what it would have to be second.
     #[must_use]
     pub fn settings(&self) -> [&'static str; 2] {
         [self.first, self.second]

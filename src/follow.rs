@@ -230,11 +230,18 @@ async fn done(work: &mut Option<BoxFuture<'static, ()>>) {
 async fn read_again(shared: &Arc<Shared>, entries: Vec<Arc<Entry>>) {
     for entries in entries.chunks(BATCH) {
         let mut held = HashMap::with_capacity(entries.len());
-        // What is not in its slot any more was read again or is used by nobody. The slot is not looked at: that would count
-        // as a use, and no row would ever leave the cache.
-        for entry in entries.iter().filter(|entry| entry.state() == State::Current) {
-            let session = entry.row.session;
-            held.insert(session, (entry, shared.rows.ticket(session)));
+        for entry in entries {
+            // The slot is not looked at without need: that counts as a use, and no row would ever leave the cache.
+            let in_its_slot = match entry.state() {
+                State::Current => Some(Arc::clone(entry)),
+                // In use just now, so one use more makes no difference.
+                State::Replaced | State::Evicted => shared.rows.get(entry.row.session),
+                State::Removed => None,
+            };
+            if let Some(entry) = in_its_slot {
+                let session = entry.row.session;
+                held.insert(session, (entry, shared.rows.ticket(session)));
+            }
         }
         if held.is_empty() {
             continue;

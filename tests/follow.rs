@@ -675,6 +675,27 @@ mod row_check {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_row_that_was_written_here_meanwhile_is_read_all_the_same() {
+        let world = World::new();
+        let process = checking(&world);
+        let (ws, _) = world.workspace();
+        let mut chats = Vec::new();
+        for _ in 0..2_001 {
+            chats.push(world.bind(&process.layer, ws).await);
+        }
+        let (before, read, statements) = (world.counts(), world.store.rows_read(), world.store.bulk_reads());
+        world.store.on_reads(Fault::Slow(ms(100)));
+        sleep(ms(30_001)).await;
+        assert_eq!(world.counts() - before, counts(0, 0, 1, 0));
+        // The first statement is under way, and the row that is left for the second one is among these.
+        for chat in chats {
+            process.layer.bindings().select_workspace(chat, ws).await.unwrap();
+        }
+        sleep(ms(300)).await;
+        assert_eq!((world.store.rows_read() - read, world.store.bulk_reads() - statements), (2_001, 2));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn one_statement_reads_2_000_rows() {
         let world = World::new();
         let process = checking(&world);

@@ -2,7 +2,6 @@
 
 mod failure;
 mod keeping;
-mod lent;
 mod schema;
 mod some_rows;
 mod statements;
@@ -12,14 +11,14 @@ use super::{
     housekeeping::{self, milliseconds_now},
     sql::{
         self, DEFAULT_TABLE, Patience, Value,
+        lent::Lent,
         server::{self, Stage, Table},
     },
 };
 use crate::{Binding, Revision, SessionId, Target, WorkspaceId, binding::Behind};
 use futures_util::Stream;
-use lent::Lent;
 use some_rows::{Condition, with_list};
-use sqlx::{Connection, MySqlConnection, MySqlPool, SqlStr, mysql::MySqlRow};
+use sqlx::{Connection, MySql, MySqlConnection, MySqlPool, SqlStr, mysql::MySqlRow};
 use statements::Statements;
 use std::{fmt, sync::Arc};
 
@@ -270,7 +269,7 @@ impl MySqlStore {
         self.table.place.failed(stage, failure::meaning, error)
     }
 
-    async fn lend(&self) -> Result<Lent, StoreError> {
+    async fn lend(&self) -> Result<Lent<MySql>, StoreError> {
         let connection = self.pool.acquire().await;
         connection.map(Lent::new).map_err(|error| self.failed(Stage::NothingWritten, error))
     }
@@ -347,7 +346,7 @@ impl Written {
 
 /// Whether the writes were committed, and the rows that were read. On an error, how far it had come.
 async fn transaction(
-    mut lent: Lent,
+    mut lent: Lent<MySql>,
     writes: &[Statement<'_>],
     read: Statement<'_>,
 ) -> Result<(bool, Vec<MySqlRow>), (Stage, sqlx::Error)> {

@@ -2,6 +2,8 @@
 
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(super) mod keeping;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub(super) mod lent;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(super) mod one_statement;
 #[cfg(any(feature = "postgres", feature = "mysql"))]

@@ -2,7 +2,6 @@
 
 use super::{
     MySqlStore, failure,
-    lent::Lent,
     statements::{LIST, SomeRows},
 };
 use crate::{
@@ -11,11 +10,12 @@ use crate::{
         StoreError,
         sql::{
             self, Patience, Value,
+            lent::Lent,
             server::{self, Stage},
         },
     },
 };
-use sqlx::{Connection, MySqlConnection, Row, SqlStr};
+use sqlx::{Connection, MySql, MySqlConnection, Row, SqlStr};
 use uuid::Uuid;
 
 /// Which rows.
@@ -51,7 +51,7 @@ impl MySqlStore {
 
 /// On an error, how far it had come.
 async fn transaction(
-    mut lent: Lent,
+    mut lent: Lent<MySql>,
     statements: &SomeRows,
     condition: Condition<'_>,
     assigned: &[Value<'_>],

@@ -14,6 +14,14 @@ use tower_bound_agent::{
 };
 use uuid::Uuid;
 
+#[cfg(all(unix, feature = "postgres"))]
+#[path = "support/own_server.rs"]
+#[allow(dead_code)] // what kills
+mod own_server;
+#[cfg(all(unix, feature = "postgres"))]
+#[path = "support/pgbouncer.rs"]
+#[allow(dead_code)] // other ways
+mod pgbouncer;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 #[path = "support/servers.rs"]
 mod servers;
@@ -740,6 +748,12 @@ contract! {
     postgres_serializable: super::postgres::over("serializable");
 }
 
+#[cfg(all(unix, feature = "postgres"))]
+contract! {
+    postgres_behind_pgbouncer: super::postgres::behind_pgbouncer("postgres");
+    postgres_serializable_behind_pgbouncer: super::postgres::behind_pgbouncer(super::pgbouncer::SERIALIZABLE);
+}
+
 #[cfg(feature = "mysql")]
 contract! {
     mysql_repeatable_read: super::mysql::over("REPEATABLE READ");
@@ -934,6 +948,16 @@ mod postgres {
         let options = options.options([("default_transaction_isolation", isolation)]);
         let pool = PgPoolOptions::new().max_connections(8).connect_with(options).await.unwrap();
         let store = PostgresStore::new(pool).with_table(servers::table()).unwrap();
+        store.set_up().await.unwrap();
+        Some((store, ()))
+    }
+
+    /// In transaction mode, which has fewer connections to the server.
+    #[cfg(unix)]
+    pub(super) async fn behind_pgbouncer(database: &str) -> Option<(PostgresStore, ())> {
+        let options = crate::pgbouncer::ways().await?.in_transaction_mode.clone().database(database);
+        let pool = PgPoolOptions::new().max_connections(8).connect_with(options).await.unwrap();
+        let store = PostgresStore::new(pool).with_table(servers::table()).unwrap().behind_transaction_pooler();
         store.set_up().await.unwrap();
         Some((store, ()))
     }

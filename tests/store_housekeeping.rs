@@ -4,7 +4,7 @@
 
 use futures_util::{StreamExt, TryStreamExt};
 use rows::*;
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, Row};
 use std::{
     collections::BTreeSet,
     future::Future,
@@ -16,6 +16,14 @@ use tower_bound_agent::{
     store::{BATCH, BindingStore, Purged, StoreError, Swap, TransactionalStore},
 };
 
+#[cfg(all(unix, feature = "postgres"))]
+#[path = "support/own_server.rs"]
+#[allow(dead_code)] // what kills
+mod own_server;
+#[cfg(all(unix, feature = "postgres"))]
+#[path = "support/pgbouncer.rs"]
+#[allow(dead_code)] // other ways
+mod pgbouncer;
 #[allow(dead_code)]
 #[path = "support/rows.rs"]
 mod rows;
@@ -56,7 +64,7 @@ macro_rules! sql {
                 sqlx::raw_sql(AssertSqlSafe(sql)).execute(self.pool()).await.unwrap().rows_affected()
             }
             async fn number(&self, sql: String) -> Option<i64> {
-                sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(self.pool()).await.unwrap()
+                sqlx::raw_sql(AssertSqlSafe(sql)).fetch_one(self.pool()).await.unwrap().get(0)
             }
         }
     )+ };
@@ -523,6 +531,11 @@ contract! {
     postgres_serializable: postgres("serializable");
 }
 
+#[cfg(all(unix, feature = "postgres"))]
+contract! {
+    postgres_behind_pgbouncer: behind_pgbouncer();
+}
+
 #[cfg(feature = "mysql")]
 contract! {
     mysql_repeatable_read: mysql("REPEATABLE READ");
@@ -549,6 +562,18 @@ async fn postgres(connections: u32, isolation: &str) -> Option<Case<tower_bound_
     let pool = PgPoolOptions::new().max_connections(connections).connect_with(options).await.unwrap();
     let table = servers::table();
     let store = tower_bound_agent::store::PostgresStore::new(pool).with_table(&table).unwrap();
+    store.set_up().await.unwrap();
+    Some(Case { store, table, quote: '"', _kept: () })
+}
+
+/// In transaction mode.
+#[cfg(all(unix, feature = "postgres"))]
+async fn behind_pgbouncer(connections: u32) -> Option<Case<tower_bound_agent::store::PostgresStore, ()>> {
+    let options = pgbouncer::ways().await?.in_transaction_mode.clone();
+    let pool = sqlx::postgres::PgPoolOptions::new().max_connections(connections).connect_with(options).await.unwrap();
+    let table = servers::table();
+    let store = tower_bound_agent::store::PostgresStore::new(pool).with_table(&table).unwrap();
+    let store = store.behind_transaction_pooler();
     store.set_up().await.unwrap();
     Some(Case { store, table, quote: '"', _kept: () })
 }

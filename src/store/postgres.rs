@@ -7,21 +7,30 @@ use super::{
     NewBinding, StoreError, Swap, TransactionalStore,
     sql::{
         self, DEFAULT_TABLE, Patience, Value,
+        lent::Lent,
         one_statement::{self, Runs, Statements, one_statement_a_verb},
         server::{self, Stage, Table},
     },
 };
 use crate::{Binding, Revision, SessionId, Target, WorkspaceId};
-use futures_util::{Stream, StreamExt};
-use sqlx::{PgConnection, PgPool, SqlStr};
+use futures_util::{Stream, StreamExt, TryStreamExt};
+use sqlx::{
+    Connection, Either, Executor, PgConnection, PgPool, Postgres, SqlStr,
+    pool::PoolConnection,
+    postgres::{PgArguments, PgRow},
+    query::Query,
+};
 use std::{fmt, sync::Arc};
 use uuid::Uuid;
 
+/// Each look sees what others have created before it.
+const LOOKS: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
+
 /// A store in a PostgreSQL database, over a pool that the application already has.
 ///
-/// Every verb is one statement on a connection of the pool, outside of any transaction. If it does not write because a
-/// row stands in the way, a second statement reads that row. A deleted session leaves a small row without workspace
-/// behind, which keeps its revision from being used again. Clones share the pool.
+/// Every verb is one statement on a connection of the pool, outside of any transaction of yours. If it does not write
+/// because a row stands in the way, a second statement reads that row. A deleted session leaves a small row without
+/// workspace behind, which keeps its revision from being used again. Clones share the pool.
 ///
 /// The *orders* ([`unbind`](super::BindingStore::unbind), [`reset_workspace`](super::BindingStore::reset_workspace))
 /// also raise the revision of a row that has no target: a repair that read it before the order then fails to write
@@ -30,16 +39,27 @@ use uuid::Uuid;
 /// # What the database must be
 ///
 /// The statements are right at every isolation level, since each stands on its own condition. They need no session
-/// state and no advisory locks, so that a pooler in transaction mode may stand in between (with sqlx's
-/// `statement_cache_capacity(0)`, unless it knows prepared statements). A statement that the database undid for the
-/// sake of others (SQLSTATE 40001, 40P01) is sent again for at most some four seconds, and never one whose outcome is
-/// unknown.
+/// state and no advisory locks. A statement that the database undid for the sake of others (SQLSTATE 40001, 40P01) is
+/// sent again for at most some four seconds, and never one whose outcome is unknown.
 ///
 /// The tests of this crate run on PostgreSQL 15, at each of its isolation levels. The SQL keeps to what CockroachDB and
 /// YugabyteDB document as well (`FOR UPDATE SKIP LOCKED` among it); it has not been run on them.
 ///
 /// Reads must see the writes that ended before: give it a pool of the primary, not of a replica that lags behind. A text
 /// in PostgreSQL holds no NUL: a target whose address has one is [rejected](StoreError::Rejected).
+///
+/// # Poolers
+///
+/// A pooler in session mode is as good as the server itself. Behind one in transaction mode, call
+/// [`behind_transaction_pooler`](Self::behind_transaction_pooler). Otherwise statements are refused (`prepared statement
+/// "sqlx_s_1" already exists`, or `does not exist`), and, worse, *other statements are run than were meant*: sqlx numbers
+/// what it prepares on a connection, and prepares every statement by itself before it is run, so that those of two
+/// connections meet on one of the server. sqlx's `statement_cache_capacity(0)` does not help, and your own statements
+/// over that pool are in the same danger. Only a pooler that keeps prepared statements apart needs no call (PgBouncer
+/// from 1.21 on, with `max_prepared_statements`).
+///
+/// The tests run through PgBouncer 1.18 in both modes; 1.25 was tried. PgBouncer must have
+/// `ignore_startup_parameters = extra_float_digits`, or the pool's options `extra_float_digits(None)`.
 ///
 /// # What housekeeping costs
 ///
@@ -72,6 +92,7 @@ use uuid::Uuid;
 pub struct PostgresStore {
     pool: PgPool,
     table: Arc<Table<Statements>>,
+    behind_pooler: bool,
 }
 
 /// Shows where the rows are; the options of the pool, which hold a password, are not shown.
@@ -128,7 +149,8 @@ impl PostgresStore {
             Some(socket) => format!("PostgreSQL database {database} at {}", socket.display()),
             None => format!("PostgreSQL database {database} at {}:{}", options.get_host(), options.get_port()),
         };
-        Self { pool, table: Table::new(server, DEFAULT_TABLE.to_owned(), Statements::for_table_with_row_locks) }
+        let table = Table::new(server, DEFAULT_TABLE.to_owned(), Statements::for_table_with_row_locks);
+        Self { pool, table, behind_pooler: false }
     }
 
     /// Keeps the rows in another table. Touches nothing: call [`set_up`](Self::set_up) afterwards.
@@ -159,6 +181,28 @@ impl PostgresStore {
         })
     }
 
+    /// For a pool whose connections lead to a pooler that lends them one of the server for a transaction at a time
+    /// (PgBouncer's `pool_mode = transaction`); see [above](Self#poolers). Right everywhere else as well.
+    ///
+    /// Every verb then runs in a transaction of its own, with a statement that is prepared for it alone, in four round
+    /// trips in place of one. A verb whose future is dropped costs the pool a connection.
+    /// [`retarget_in`](super::TransactionalStore::retarget_in) must be in a transaction.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use tower_bound_agent::store::{PostgresStore, StoreError};
+    /// # async fn example(pool: sqlx::PgPool) -> Result<(), StoreError> {
+    /// let store = PostgresStore::new(pool).behind_transaction_pooler();
+    /// store.set_up().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn behind_transaction_pooler(self) -> Self {
+        Self { behind_pooler: true, ..self }
+    }
+
     /// Creates what is missing of the tables and their index, by running [`SCHEMA`](Self::SCHEMA) for this store's
     /// table. What exists is only verified, never altered. Many processes may do so at once.
     ///
@@ -184,13 +228,13 @@ impl PostgresStore {
     /// ```
     pub async fn set_up(&self) -> Result<(), StoreError> {
         let place = &self.table.place;
-        let mut connection = self.pool.acquire().await.map_err(|error| self.failed(Stage::NothingWritten, error))?;
         let mut patience = Patience::of_a_set_up();
         loop {
-            match schema::set_up(&mut connection, place).await {
+            let connection = self.acquire().await?;
+            match in_transaction(LOOKS, connection, async |connection| schema::set_up(connection, place).await).await {
                 Ok(found) => return server::verdict(place, found),
-                Err(error) if !server::again(&mut patience, &error, failure::concurrent_set_up).await => {
-                    return Err(self.failed(Stage::Sent, error));
+                Err((stage, error)) if !server::again(&mut patience, &error, failure::concurrent_set_up).await => {
+                    return Err(self.failed(stage, error));
                 }
                 Err(_) => {}
             }
@@ -220,8 +264,9 @@ impl PostgresStore {
     /// ```
     pub async fn check(&self) -> Result<(), StoreError> {
         let place = &self.table.place;
-        let found = async { schema::look(&mut *self.pool.acquire().await?, place).await };
-        server::verdict(place, found.await.map_err(|error| self.failed(Stage::NothingWritten, error))?)
+        let found =
+            in_transaction(LOOKS, self.acquire().await?, async |connection| schema::look(connection, place).await);
+        server::verdict(place, found.await.map_err(|(_, error)| self.failed(Stage::NothingWritten, error))?)
     }
 
     /// The pool that this store works over. Closing it ends the store.
@@ -249,27 +294,88 @@ impl PostgresStore {
         self.table.place.failed(stage, failure::meaning, error)
     }
 
-    /// Runs `once` on a connection of the pool, again if the database undid it for the sake of others.
-    async fn run<T, F>(&self, once: impl Fn(PooledConnection) -> F + Sync) -> Result<T, StoreError>
-    where
-        F: Future<Output = Result<T, sqlx::Error>> + Send,
-    {
+    /// Apart from what it is for, so that what could not be sent is told from what was not answered.
+    async fn acquire(&self) -> Result<PoolConnection<Postgres>, StoreError> {
+        self.pool.acquire().await.map_err(|error| self.failed(Stage::NothingWritten, error))
+    }
+
+    /// Runs a statement to its end, again if the database undid it for the sake of others.
+    async fn run<'q>(&self, query: impl Fn() -> Statement<'q> + Sync) -> Result<Done, StoreError> {
         let mut patience = Patience::of_a_verb();
         loop {
-            // Apart from the statement, so that what could not be sent is told from what was not answered.
-            let connection = self.pool.acquire().await.map_err(|error| self.failed(Stage::NothingWritten, error))?;
-            match once(connection).await {
+            match self.run_once(self.acquire().await?, query()).await {
                 Ok(done) => return Ok(done),
-                Err(error) if !server::again(&mut patience, &error, failure::undone).await => {
-                    return Err(self.failed(Stage::Sent, error));
+                Err((stage, error)) if !server::again(&mut patience, &error, failure::undone).await => {
+                    return Err(self.failed(stage, error));
                 }
                 Err(_) => {}
             }
         }
     }
+
+    async fn run_once(
+        &self,
+        mut connection: PoolConnection<Postgres>,
+        query: Statement<'_>,
+    ) -> Result<Done, (Stage, sqlx::Error)> {
+        if self.behind_pooler {
+            in_transaction("BEGIN", connection, async |connection| done(connection, query.persistent(false)).await)
+                .await
+        } else {
+            done(&mut connection, query).await.map_err(|error| (Stage::Sent, error))
+        }
+    }
 }
 
-type PooledConnection = sqlx::pool::PoolConnection<sqlx::Postgres>;
+/// Takes these steps in a transaction, and commits them.
+///
+/// The connection goes back to the pool only if nothing is left of the transaction: behind a pooler, one that is open
+/// holds a connection of the server for as long as the pool does not use it.
+async fn in_transaction<T>(
+    begin: &'static str,
+    connection: PoolConnection<Postgres>,
+    steps: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+) -> Result<T, (Stage, sqlx::Error)> {
+    let nothing_written = |error| (Stage::NothingWritten, error);
+    let mut lent = Lent::new(connection);
+    let mut transaction = lent.connection().begin_with(begin).await.map_err(nothing_written)?;
+    match steps(&mut transaction).await {
+        Ok(done) => {
+            transaction.commit().await.map_err(|error| (Stage::Sent, error))?;
+            lent.give_back();
+            Ok(done)
+        }
+        Err(error) => {
+            // The connection is closed, unless the server takes it from here.
+            if error.as_database_error().is_some() && transaction.rollback().await.is_ok() {
+                lent.give_back();
+            }
+            Err(nothing_written(error))
+        }
+    }
+}
+
+type Statement<'q> = Query<'q, Postgres, PgArguments>;
+
+/// What came of a statement.
+#[derive(Default)]
+struct Done {
+    rows: Vec<PgRow>,
+    changed: u64,
+}
+
+/// To the end, not to the first row: only then has the statement been committed.
+async fn done(connection: &mut PgConnection, query: Statement<'_>) -> Result<Done, sqlx::Error> {
+    let mut done = Done::default();
+    let mut answer = connection.fetch_many(query);
+    while let Some(part) = answer.try_next().await? {
+        match part {
+            Either::Left(end) => done.changed += end.rows_affected(),
+            Either::Right(row) => done.rows.push(row),
+        }
+    }
+    Ok(done)
+}
 
 impl Runs for PostgresStore {
     fn statements(&self) -> &Statements {
@@ -277,42 +383,31 @@ impl Runs for PostgresStore {
     }
 
     async fn rows(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<Vec<Binding>, StoreError> {
-        // To the end, not to the first row: only then has the statement been committed.
-        let once =
-            |mut connection: PooledConnection| async move { sql::query(sql, values).fetch_all(&mut *connection).await };
-        sql::bindings(self.run(once).await?)
+        sql::bindings(self.run(|| sql::query(sql, values)).await?.rows)
     }
 
     async fn changed(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<u64, StoreError> {
-        let once =
-            |mut connection: PooledConnection| async move { sql::query(sql, values).execute(&mut *connection).await };
-        Ok(self.run(once).await?.rows_affected())
+        Ok(self.run(|| sql::query(sql, values)).await?.changed)
     }
 
     async fn numbers(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<Vec<Option<i64>>, StoreError> {
-        let once =
-            |mut connection: PooledConnection| async move { sql::query(sql, values).fetch_all(&mut *connection).await };
-        sql::numbers(&self.run(once).await?)
+        sql::numbers(&self.run(|| sql::query(sql, values)).await?.rows)
     }
 
     async fn rows_of(&self, sql: &SqlStr, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
-        let sessions = &uuids(sessions);
-        let once = |mut connection: PooledConnection| async move {
-            sqlx::query(sql.clone()).bind(sessions).fetch_all(&mut *connection).await
-        };
-        sql::bindings(self.run(once).await?)
+        let sessions = uuids(sessions);
+        sql::bindings(self.run(|| sqlx::query(sql.clone()).bind(&sessions)).await?.rows)
     }
 
     async fn changed_of(&self, sql: &SqlStr, value: Value<'_>, sessions: &[SessionId]) -> Result<u64, StoreError> {
-        let sessions = &uuids(sessions);
-        let once = |mut connection: PooledConnection| async move {
-            sql::query(sql, &[value]).bind(sessions).execute(&mut *connection).await
-        };
-        Ok(self.run(once).await?.rows_affected())
+        let sessions = uuids(sessions);
+        Ok(self.run(|| sql::query(sql, &[value]).bind(&sessions)).await?.changed)
     }
 
+    /// As one message, so that there is no transaction to be held for as long as the rows are read.
     fn stream(&self, sql: &SqlStr, limit: u64) -> impl Stream<Item = Result<Binding, StoreError>> + Send {
-        let rows = sql::query(sql, &[sql::number(limit)]).fetch(&self.pool);
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX).to_string();
+        let rows = sqlx::raw_sql(sql::statement(sql.as_str().replace("$1", &limit))).fetch(&self.pool);
         rows.map(|row| sql::binding(&row.map_err(|error| self.failed(Stage::Sent, error))?))
     }
 }
@@ -336,7 +431,7 @@ impl TransactionalStore for PostgresStore {
         workspace: WorkspaceId,
     ) -> Result<Binding, StoreError> {
         let (sql, values) = self.table.statements.retarget(session, workspace);
-        let rows = sql::query(sql, &values).fetch_all(connection).await;
+        let rows = sql::query(sql, &values).persistent(!self.behind_pooler).fetch_all(connection).await;
         one_statement::the_row(sql::bindings(rows.map_err(|error| self.failed(Stage::Sent, error))?)?)
     }
 }

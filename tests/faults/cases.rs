@@ -27,6 +27,7 @@ const SLACK: Duration = Duration::from_secs(2);
 /// A server with a table, and a world whose agents answer after a millisecond.
 pub(super) struct Case {
     pub(super) server: OwnServer,
+    _behind: Option<OwnServer>,
     pub(super) world: World,
     /// Of the test itself.
     pub(super) reader: Store,
@@ -35,11 +36,11 @@ pub(super) struct Case {
 impl Case {
     /// `None` where there is no server.
     pub(super) async fn new() -> Option<Self> {
-        let server = OwnServer::start(KIND)?;
-        let reader = Store::new(pool(&options(server.folder())));
+        let (server, behind) = servers()?;
+        let reader = store(pool(&options(server.folder())));
         until_true("the server takes connections", async || reader.pool().acquire().await.is_ok()).await;
         reader.set_up().await.unwrap();
-        Some(Self { server, world: World::new(), reader })
+        Some(Self { server, _behind: behind, world: World::new(), reader })
     }
 
     pub(super) fn options(&self) -> Options {

@@ -8,7 +8,7 @@ use tower_bound_agent::{Bindings, Error, ErrorKind, Path, Repair, store::StoreEr
 async fn behind_a_proxy() -> Option<(Case, Proxy<Wire>, Tap<Store>)> {
     let case = Case::new().await?;
     let proxy = Proxy::start(case.server.folder(), socket);
-    let store = Tap::over(Store::new(pool(&options(proxy.folder()))));
+    let store = Tap::over(store(pool(&options(proxy.folder()))));
     Some((case, proxy, store))
 }
 

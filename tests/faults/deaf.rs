@@ -25,7 +25,7 @@ impl Replicas {
     async fn new() -> Option<Self> {
         let case = Case::new().await?;
         let proxy = Proxy::start(case.server.folder(), socket);
-        let [store, other] = [(); 2].map(|()| Tap::over(Store::new(pool(&case.options()))));
+        let [store, other] = [(); 2].map(|()| Tap::over(store(pool(&case.options()))));
         let hints = PostgresHints::new(pool(&options(proxy.folder())));
         let here = case.builder(&store).hints(hints).build().unwrap();
         let there = case.builder(&other).hints(PostgresHints::new(pool(&case.options()))).build().unwrap();

@@ -26,7 +26,7 @@ struct Denied {
 async fn without_the_table(take_away: &'static [&'static str], expected: fn(&StoreError) -> bool) -> Option<Denied> {
     let case = Case::new().await?;
     run(&case, LET_GUEST_IN).await;
-    let store = Tap::over(Store::new(pool(&case.options().username("guest"))));
+    let store = Tap::over(store(pool(&case.options().username("guest"))));
     let layer = case.builder(&store).build().unwrap();
     let (busy, rebuilt) = (case.workspace(&layer, 20).await, case.workspace(&layer, 20).await);
     let cold = case.cold_session(&busy).await;

@@ -7,7 +7,7 @@ use tower_bound_agent::{ErrorKind, store::StoreError};
 async fn sessions_do_not_notice(acquire: Duration, store_timeout: Duration, order_fails: ErrorKind) {
     let Some(case) = Case::new().await else { return };
     let options = pool_options().max_connections(2).acquire_timeout(acquire);
-    let store = Tap::over(Store::new(options.connect_lazy_with(case.options())));
+    let store = Tap::over(store(options.connect_lazy_with(case.options())));
     let layer = case.builder(&store).store_timeout(store_timeout).build().unwrap();
     let bindings = layer.bindings();
     let (busy, rebuilt) = (case.workspace(&layer, 20).await, case.workspace(&layer, 20).await);

@@ -7,7 +7,7 @@ use tower_bound_agent::Repair;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_do_not_notice_that_the_server_is_killed_and_each_row_of_a_rebuild_meanwhile_is_written_once() {
     let Some(mut case) = Case::new().await else { return };
-    let store = Tap::over(Store::new(pool(&case.options())));
+    let store = Tap::over(store(pool(&case.options())));
     store.elsewhere().check().await.unwrap();
     let tasks = Handle::current().metrics().num_alive_tasks();
     let layer = case.builder(&store).build().unwrap();

@@ -7,7 +7,10 @@
 #[cfg(feature = "mysql")]
 mod mysql;
 #[path = "../support/own_server.rs"]
+#[cfg_attr(not(feature = "postgres"), allow(dead_code))] // only that has a pooler
 mod own_server;
+#[cfg(feature = "postgres")]
+mod pgbouncer;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod proxy;

@@ -1,7 +1,7 @@
 //! MariaDB.
 
 mod engine {
-    use crate::proxy;
+    use crate::{own_server::OwnServer, proxy};
     pub(super) use sqlx::{
         MySqlPool as Pool,
         mysql::{MySqlConnectOptions as Options, MySqlPoolOptions as PoolOptions},
@@ -13,10 +13,20 @@ mod engine {
     pub(super) use tower_bound_agent::store::MySqlStore as Store;
 
     pub(super) const KIND: &str = "mysql";
-    pub(super) const CONNECTIONS: &str = "SELECT COUNT(*) FROM information_schema.processlist WHERE user = 'test'";
+    pub(super) const CONNECTIONS: Option<&str> =
+        Some("SELECT COUNT(*) FROM information_schema.processlist WHERE user = 'test'");
     /// The orders that were sent to a frozen server and are carried out when it goes on: of a transaction only the
     /// beginning was sent.
     pub(super) const HAPPEN_AFTER_A_FREEZE: &[&str] = &["forget"];
+
+    /// The one that is reached and fails, and the one behind it.
+    pub(super) fn servers() -> Option<(OwnServer, Option<OwnServer>)> {
+        Some((OwnServer::start(KIND)?, None))
+    }
+
+    pub(super) fn store(pool: Pool) -> Store {
+        Store::new(pool)
+    }
 
     pub(super) fn options(folder: &Path) -> Options {
         Options::new().socket(socket(folder)).username("test").database("test")

@@ -1,8 +1,8 @@
 //! PostgreSQL.
 
-mod engine {
-    use crate::proxy;
-    pub(super) use sqlx::{
+pub(crate) mod engine {
+    use crate::{own_server::OwnServer, proxy};
+    pub(crate) use sqlx::{
         PgPool as Pool,
         postgres::{PgConnectOptions as Options, PgPoolOptions as PoolOptions},
     };
@@ -10,37 +10,47 @@ mod engine {
         collections::HashMap,
         path::{Path, PathBuf},
     };
-    pub(super) use tower_bound_agent::store::PostgresStore as Store;
+    pub(crate) use tower_bound_agent::store::PostgresStore as Store;
 
-    pub(super) const KIND: &str = "postgres";
-    pub(super) const CONNECTIONS: &str = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'";
+    pub(crate) const KIND: &str = "postgres";
+    pub(crate) const CONNECTIONS: Option<&str> =
+        Some("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'");
     /// The orders that were sent to a frozen server and are carried out when it goes on.
-    pub(super) const HAPPEN_AFTER_A_FREEZE: &[&str] = &["select", "unbind", "forget", "inherit"];
+    pub(crate) const HAPPEN_AFTER_A_FREEZE: &[&str] = &["select", "unbind", "forget", "inherit"];
 
-    pub(super) fn options(folder: &Path) -> Options {
+    /// The one that is reached and fails, and the one behind it.
+    pub(crate) fn servers() -> Option<(OwnServer, Option<OwnServer>)> {
+        Some((OwnServer::start(KIND)?, None))
+    }
+
+    pub(crate) fn store(pool: Pool) -> Store {
+        Store::new(pool)
+    }
+
+    pub(crate) fn options(folder: &Path) -> Options {
         Options::new_without_pgpass().socket(folder).port(5432).username("test").database("postgres")
     }
 
     /// The socket that these options lead to.
-    pub(super) fn socket(folder: &Path) -> PathBuf {
+    pub(crate) fn socket(folder: &Path) -> PathBuf {
         folder.join(".s.PGSQL.5432")
     }
 
     /// How the statements begin that make an upsert happen, an update of a row, and a delete.
-    pub(super) const LAST_STATEMENT: [&str; 3] = ["INSERT", "UPDATE", "UPDATE"];
+    pub(crate) const LAST_STATEMENT: [&str; 3] = ["INSERT", "UPDATE", "UPDATE"];
     /// How an upsert and an update begin, if what makes them happen is another statement.
-    pub(super) const BEFORE_THE_COMMIT: Option<[&str; 2]> = None;
+    pub(crate) const BEFORE_THE_COMMIT: Option<[&str; 2]> = None;
 
-    pub(super) const LET_GUEST_IN: &[&str] =
+    pub(crate) const LET_GUEST_IN: &[&str] =
         &["CREATE ROLE guest LOGIN", "GRANT SELECT ON agent_bindings_meta TO guest", GRANT[0]];
-    pub(super) const GRANT: &[&str] =
+    pub(crate) const GRANT: &[&str] =
         &["GRANT SELECT, INSERT, UPDATE ON agent_bindings TO guest", "GRANT SELECT ON agent_bindings_meta TO guest"];
-    pub(super) const REVOKE: &[&str] = &["REVOKE ALL ON agent_bindings FROM guest"];
-    pub(super) const DROP: &[&str] = &["DROP TABLE agent_bindings"];
+    pub(crate) const REVOKE: &[&str] = &["REVOKE ALL ON agent_bindings FROM guest"];
+    pub(crate) const DROP: &[&str] = &["DROP TABLE agent_bindings"];
 
     /// The messages of the frontend.
     #[derive(Default)]
-    pub(super) struct Wire {
+    pub(crate) struct Wire {
         /// The first message has no type.
         greeted: bool,
         prepared: HashMap<String, String>,

@@ -19,9 +19,19 @@ pub(crate) struct OwnServer {
 impl OwnServer {
     /// Started, but it may not take connections yet. `None` if it is not installed, which is said.
     pub(crate) fn start(kind: &str) -> Option<Self> {
+        Self::run(&[kind])
+    }
+
+    /// A PgBouncer in this mode, with at most so many connections to the PostgreSQL whose socket is in that folder.
+    pub(crate) fn bouncer(server: &Path, mode: &str, connections: u32) -> Option<Self> {
+        Self::run(&["pgbouncer", server.to_str().unwrap(), mode, &connections.to_string()])
+    }
+
+    fn run(arguments: &[&str]) -> Option<Self> {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/own_server.sh");
         let mut script = Command::new("bash")
-            .args([script, kind])
+            .arg(script)
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             // Not reached by what interrupts the test: it has to clean up.

@@ -2,6 +2,9 @@
 # A database server of one test's own, to be killed, frozen and started again. tests/support/own_server.rs is who calls:
 #
 #     own_server.sh postgres|mysql
+#     own_server.sh pgbouncer FOLDER MODE CONNECTIONS
+#
+# The latter is in front of the PostgreSQL whose socket is in FOLDER, with at most so many connections there.
 #
 # Says "folder PATH" once there is something to start, or "missing WHAT". Then each line on the input is an order (start, kill,
 # freeze, thaw), and "done" is said when it has been carried out. The end of the input, which is also the end of a test that
@@ -12,7 +15,7 @@
 # (full_page_writes, the doublewrite buffer) stays on.
 set -euo pipefail
 
-kind=$1 folder="" server=""
+kind=$1 arguments=("${@:2}") folder="" server=""
 
 say() {
     echo "$*"
@@ -89,6 +92,15 @@ prepare_mysql() {
         --max-connections=100 --innodb-flush-log-at-trx-commit=2 --innodb-log-file-size=8M)
 }
 
+prepare_pgbouncer() {
+    user=postgres
+    local program
+    program=$(PATH=$PATH:/usr/sbin command -v pgbouncer) || return 1
+    prepare=(true)
+    last_word=KILL
+    run=("$program" -q pgbouncer.ini)
+}
+
 [[ -r /proc/self/stat ]] || { say "missing /proc"; exit; }
 "prepare_$kind" || { say "missing the programs of the server; tests/servers installs them"; exit; }
 # Short, since the path of a socket must be.
@@ -103,6 +115,24 @@ fi
 export TMPDIR=$folder
 if [[ $kind == postgres ]]; then
     run+=(-k "$folder")
+elif [[ $kind == pgbouncer ]]; then
+    # sqlx names a parameter at the start that PgBouncer does not know, and the server may not be there yet. What matters
+    # otherwise is as it is by default.
+    cat >pgbouncer.ini <<INI
+[databases]
+* = host=${arguments[0]} port=5432
+[pgbouncer]
+unix_socket_dir = $folder
+listen_port = 5432
+auth_type = trust
+auth_file = users
+pool_mode = ${arguments[1]}
+default_pool_size = ${arguments[2]}
+max_client_conn = 200
+server_login_retry = 1
+ignore_startup_parameters = extra_float_digits
+INI
+    printf '"%s" ""\n' test guest >users
 else
     cat >start.sql <<'SQL'
 CREATE DATABASE IF NOT EXISTS test;

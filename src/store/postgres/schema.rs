@@ -88,7 +88,8 @@ pub(super) async fn look(connection: &mut PgConnection, place: &Place) -> Result
 async fn columns(connection: &mut PgConnection, table: &str) -> Result<Vec<Column>, sqlx::Error> {
     let sql = "SELECT CAST(attname AS TEXT), format_type(atttypid, atttypmod) FROM pg_attribute
                WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped";
-    let columns: Vec<(String, String)> = sqlx::query_as(sql).bind(format!("\"{table}\"")).fetch_all(connection).await?;
+    let columns: Vec<(String, String)> =
+        sqlx::query_as(sql).persistent(false).bind(format!("\"{table}\"")).fetch_all(connection).await?;
     Ok(columns.into_iter().map(|(name, kind)| Column { name, kind }).collect())
 }
 
@@ -97,10 +98,10 @@ async fn key(connection: &mut PgConnection, table: &str) -> Result<Vec<String>, 
     let sql =
         "SELECT CAST(attname AS TEXT) FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY(indkey)
                WHERE indrelid = to_regclass($1) AND indisprimary";
-    sqlx::query_scalar(sql).bind(format!("\"{table}\"")).fetch_all(connection).await
+    sqlx::query_scalar(sql).persistent(false).bind(format!("\"{table}\"")).fetch_all(connection).await
 }
 
 async fn version(connection: &mut PgConnection, meta: &str) -> Result<Option<i64>, sqlx::Error> {
     let sql = statement(format!(r#"SELECT CAST(schema_version AS BIGINT) FROM "{meta}""#));
-    sqlx::query_scalar(sql).fetch_optional(connection).await
+    sqlx::query_scalar(sql).persistent(false).fetch_optional(connection).await
 }

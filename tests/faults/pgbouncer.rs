@@ -1,0 +1,28 @@
+//! PostgreSQL behind a PgBouncer in transaction mode: it is PgBouncer that fails.
+
+mod engine {
+    use crate::own_server::OwnServer;
+    pub(super) use crate::postgres::engine::*;
+
+    pub(super) const KIND: &str = "pgbouncer";
+    /// Those of PgBouncer are no one's.
+    pub(super) const CONNECTIONS: Option<&str> = None;
+    /// Of a transaction only the beginning was sent.
+    pub(super) const HAPPEN_AFTER_A_FREEZE: &[&str] = &[];
+    pub(super) const LAST_STATEMENT: [&str; 3] = ["COMMIT"; 3];
+    pub(super) const BEFORE_THE_COMMIT: Option<[&str; 2]> = Some(["INSERT", "UPDATE"]);
+
+    /// With fewer connections to the server than there are to PgBouncer.
+    pub(super) fn servers() -> Option<(OwnServer, Option<OwnServer>)> {
+        let server = OwnServer::start("postgres")?;
+        Some((OwnServer::bouncer(server.folder(), "transaction", 8)?, Some(server)))
+    }
+
+    pub(super) fn store(pool: Pool) -> Store {
+        Store::new(pool).behind_transaction_pooler()
+    }
+}
+
+#[path = "cases.rs"]
+#[allow(clippy::duplicate_mod)]
+mod cases;

@@ -56,9 +56,9 @@ const LOOKS: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 /// what it prepares on a connection, and prepares every statement by itself before it is run, so that those of two
 /// connections meet on one of the server. sqlx's `statement_cache_capacity(0)` does not help, and your own statements
 /// over that pool are in the same danger. Only a pooler that keeps prepared statements apart needs no call (PgBouncer
-/// from 1.21 on, with `max_prepared_statements`).
+/// from 1.21 on, with `max_prepared_statements`, as it documents).
 ///
-/// The tests run through PgBouncer 1.18 in both modes; 1.25 was tried. PgBouncer must have
+/// The tests run through PgBouncer 1.18, in both modes. PgBouncer must have
 /// `ignore_startup_parameters = extra_float_digits`, or the pool's options `extra_float_digits(None)`.
 ///
 /// # What housekeeping costs

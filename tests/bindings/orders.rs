@@ -3,10 +3,14 @@
 use crate::support::*;
 use crate::{at, settled, start};
 use std::sync::{Arc, Mutex};
-use tokio::time::{Duration, Instant, sleep};
+use tokio::{
+    task::JoinHandle,
+    time::{Duration, Instant, sleep},
+};
 use tower::{Layer, ServiceExt};
 use tower_bound_agent::{
-    DialSession, ErrorKind, Path, Previous, Repair, Resolution, Revision, Status, store::BindingStore,
+    Bound, BoundAgentLayer, DialSession, Error, ErrorKind, Path, Previous, Repair, Resolution, Revision, SessionId,
+    Status, WorkspaceId, store::BindingStore,
 };
 
 #[tokio::test(start_paused = true)]
@@ -399,6 +403,21 @@ async fn calls_under_way_follow_the_order_to_reset_at_once() {
     assert_eq!((world.live_dials(), world.live_connections()), (0, 0));
 }
 
+/// A call whose row, one of two in the workspace, is read before the order and comes after it.
+async fn read_before_the_order_to_reset(
+    world: &World,
+    layer: &BoundAgentLayer,
+    late: SessionId,
+    ws: WorkspaceId,
+) -> JoinHandle<Result<Bound<Conn>, Error>> {
+    world.store.on_reads(Fault::SlowAnswer(ms(100)));
+    let under_way = start(&world.dial(layer), late);
+    settled().await;
+    world.store.on_reads(Fault::None);
+    assert_eq!(layer.bindings().reset_workspace(ws).await.unwrap(), 2);
+    under_way
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_row_that_was_read_before_the_order_to_reset_does_not_come_back() {
     let world = World::new();
@@ -414,11 +433,7 @@ async fn a_row_that_was_read_before_the_order_to_reset_does_not_come_back() {
     world.does(&old, Does::Fail(ms(0)));
     let new = world.agent(Some(1));
     world.runs(ws, &new);
-    world.store.on_reads(Fault::SlowAnswer(ms(100)));
-    let under_way = start(&dial, late);
-    settled().await;
-    world.store.on_reads(Fault::None);
-    assert_eq!(layer.bindings().reset_workspace(ws).await.unwrap(), 2);
+    let under_way = read_before_the_order_to_reset(&world, &layer, late, ws).await;
     under_way.await.unwrap().ok(); // may have tried the old agent
     for chat in [late, other] {
         assert_eq!(call(&dial, chat).await.unwrap().agent, new.agent);
@@ -440,11 +455,7 @@ async fn a_row_that_was_read_before_the_order_to_reset_teaches_nobody_what_the_o
     // The old agent lives.
     let new = world.agent(Some(1));
     world.runs(ws, &new);
-    world.store.on_reads(Fault::SlowAnswer(ms(100)));
-    let under_way = start(&dial, late);
-    settled().await;
-    world.store.on_reads(Fault::None);
-    assert_eq!(layer.bindings().reset_workspace(ws).await.unwrap(), 2);
+    let under_way = read_before_the_order_to_reset(&world, &layer, late, ws).await;
     // Both are held while the other one calls.
     let bound = under_way.await.unwrap().unwrap();
     let others = call(&dial, other).await.unwrap();

@@ -7,16 +7,21 @@ use crate::{
 };
 use bytes::Bytes;
 use futures_util::future::join_all;
-use http_body_util::{BodyExt, channel::Channel};
+use http::Response;
+use http_body_util::{
+    BodyExt,
+    channel::{Channel, Sender},
+};
 use hyper_util::rt::TokioIo;
 use std::time::Duration;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
 use tower_bound_agent::{
     SessionId, WorkspaceId,
-    http::{AgentClientBuilder, ClientError},
+    http::{AgentBody, AgentClientBuilder, ClientError},
 };
 
 /// What notices that a machine is gone, and within which time.
@@ -126,6 +131,16 @@ impl Scene {
         (key, request)
     }
 
+    /// A request whose body has begun, and that is being carried out.
+    async fn upload(&self) -> Upload {
+        let (mut sender, body) = Channel::<Bytes>::new(1);
+        let (key, request) = self.keyed("/take", Sends::new(body));
+        let waiting = tokio::spawn(self.client.request(request));
+        bounded(sender.send_data("some".into())).await.unwrap();
+        until("it is being carried out", || self.old.carried_out(&key) == 1).await;
+        Upload { sender, key, waiting }
+    }
+
     /// It is the error that the documentation names.
     fn is_typed(&self, error: &ClientError) {
         let of_header = matches!(error, ClientError::NoResponse { within: HEADER });
@@ -140,11 +155,21 @@ impl Scene {
     }
 }
 
+struct Upload {
+    sender: Sender<Bytes>,
+    key: String,
+    waiting: JoinHandle<Result<Response<AgentBody>, ClientError>>,
+}
+
 /// All of these at once, and nothing of them is left.
-async fn each(of: impl IntoIterator<Item = (Speaks, Notices)>, case: impl AsyncFn(Scene)) {
+async fn all<C>(cases: impl IntoIterator<Item = C>, case: impl AsyncFn(C)) {
     let leftovers = Leftovers::none();
-    join_all(of.into_iter().map(async |(speaks, notices)| case(Scene::new(speaks, notices).await).await)).await;
+    join_all(cases.into_iter().map(|one| case(one))).await;
     leftovers.still_none().await;
+}
+
+async fn each(of: impl IntoIterator<Item = (Speaks, Notices)>, case: impl AsyncFn(Scene)) {
+    all(of, async |(speaks, notices)| case(Scene::new(speaks, notices).await).await).await;
 }
 
 const EVERY_WAY: [(Speaks, Notices); 5] = [
@@ -264,11 +289,7 @@ fn an_upload_that_fills_what_the_system_takes_breaks_off_in_time() {
 fn an_upload_that_has_nothing_to_send_breaks_off_in_time() {
     alone(|| async {
         each(WHILE_IT_LASTS, async |scene| {
-            let (mut sender, body) = Channel::<Bytes>::new(1);
-            let (key, request) = scene.keyed("/take", Sends::new(body));
-            let waiting = tokio::spawn(scene.client.request(request));
-            bounded(sender.send_data("some".into())).await.unwrap();
-            until("it is being carried out", || scene.old.carried_out(&key) == 1).await;
+            let Upload { sender: _sender, key, waiting } = scene.upload().await;
             let error = scene.noticed(waiting).await.unwrap().unwrap_err();
             scene.is_typed(&error);
             scene.once(&key);
@@ -281,8 +302,7 @@ fn an_upload_that_has_nothing_to_send_breaks_off_in_time() {
 #[test]
 fn a_websocket_breaks_off_in_time_and_leaves_a_doubt() {
     alone(|| async {
-        let leftovers = Leftovers::none();
-        join_all([false, true].map(async |talks| {
+        all([false, true], async |talks| {
             let scene = Scene::new(Speaks::Http1, Socket).await;
             let mut request = upgrade(scene.chat);
             *request.uri_mut() = "/socket".parse().unwrap();
@@ -305,17 +325,15 @@ fn a_websocket_breaks_off_in_time_and_leaves_a_doubt() {
                 .await;
             drop(socket);
             scene.doubted().await;
-        }))
+        })
         .await;
-        leftovers.still_none().await;
     });
 }
 
 #[test]
 fn a_dial_to_a_machine_that_is_gone_is_questioned_after_the_delay() {
     alone(|| async {
-        let leftovers = Leftovers::none();
-        join_all(BOTH.map(async |speaks| {
+        all(BOTH, async |speaks| {
             let scene = Scene::new(speaks, Socket).await;
             scene.old.line.cut();
             scene.net.runs_target(scene.workspace, &scene.new.target);
@@ -330,9 +348,8 @@ fn a_dial_to_a_machine_that_is_gone_is_questioned_after_the_delay() {
             assert_eq!(scene.net.counts() - before, counts(2, 1, 0, 1));
             assert_eq!((scene.old.carried_out(&key), scene.new.carried_out(&key)), (0, 1));
             assert_eq!((scene.old.line.connections(), scene.new.line.connections()), (0, 1));
-        }))
+        })
         .await;
-        leftovers.still_none().await;
     });
 }
 
@@ -340,16 +357,11 @@ fn a_dial_to_a_machine_that_is_gone_is_questioned_after_the_delay() {
 #[test]
 fn an_upload_that_is_given_up_leaves_nothing_behind() {
     alone(|| async {
-        let leftovers = Leftovers::none();
         // With HTTP/1 the connection is closed then, with HTTP/2 when the socket notices that nobody is there.
         let bounds = [(Speaks::Http1, Header, Duration::from_secs(1)), (Speaks::Http2, Socket, WATCHED)];
-        join_all(bounds.map(async |(speaks, notices, bound)| {
+        all(bounds, async |(speaks, notices, bound)| {
             let scene = Scene::with(speaks, notices, |builder| builder.response_header_timeout(None)).await;
-            let (mut sender, body) = Channel::<Bytes>::new(1);
-            let (key, request) = scene.keyed("/take", Sends::new(body));
-            let waiting = tokio::spawn(scene.client.request(request));
-            bounded(sender.send_data("some".into())).await.unwrap();
-            until("it is being carried out", || scene.old.carried_out(&key) == 1).await;
+            let Upload { mut sender, key, waiting } = scene.upload().await;
             scene.old.line.cut();
             let sending = tokio::spawn(async move { while sender.send_data(PIECE).await.is_ok() {} });
             sleep(Duration::from_secs(1)).await;
@@ -360,9 +372,8 @@ fn an_upload_that_is_given_up_leaves_nothing_behind() {
             until(&format!("{}: it is closed", scene.what), || scene.old.line.connections() == 0).await;
             assert!(begin.elapsed() < bound + SLACK, "{}: {:?}", scene.what, begin.elapsed());
             scene.once(&key);
-        }))
+        })
         .await;
-        leftovers.still_none().await;
     });
 }
 
@@ -370,14 +381,9 @@ fn an_upload_that_is_given_up_leaves_nothing_behind() {
 #[test]
 fn a_process_that_hangs_on_a_machine_that_lives_is_noticed_by_its_socket_only_if_it_is_sent_more_than_it_takes() {
     alone(|| async {
-        let leftovers = Leftovers::none();
-        join_all([false, true].map(async |is_full| {
+        all([false, true], async |is_full| {
             let scene = Scene::new(Speaks::Http1, Socket).await;
-            let (mut sender, body) = Channel::<Bytes>::new(1);
-            let (key, request) = scene.keyed("/take", Sends::new(body));
-            let mut waiting = tokio::spawn(scene.client.request(request));
-            bounded(sender.send_data("some".into())).await.unwrap();
-            until("it is being carried out", || scene.old.carried_out(&key) == 1).await;
+            let Upload { mut sender, key, mut waiting } = scene.upload().await;
             signal(scene.old.line.pid, "STOP");
             let begin = Instant::now();
             if is_full {
@@ -394,8 +400,7 @@ fn a_process_that_hangs_on_a_machine_that_lives_is_noticed_by_its_socket_only_if
                 assert_eq!(text(bounded(waiting).await.unwrap().unwrap()).await, "4\n");
             }
             scene.once(&key);
-        }))
+        })
         .await;
-        leftovers.still_none().await;
     });
 }

@@ -106,6 +106,8 @@ pub(crate) struct Given<'a> {
     pub(crate) doubt: Option<Instant>,
     /// The session itself reported its last connection as stale.
     pub(crate) hold: bool,
+    /// There is no target, and the resolver has just said why.
+    pub(crate) denied: Option<Denied>,
     /// The target is being dialed already.
     pub(crate) dialing: bool,
 }
@@ -158,7 +160,7 @@ pub(crate) struct Attempt {
 
 impl Attempt {
     pub(crate) fn new(limits: Limits, given: Given<'_>, now: Instant) -> Self {
-        let Given { bound, target, doubt, hold, dialing } = given;
+        let Given { bound, target, doubt, hold, denied, dialing } = given;
         let hint = doubt.filter(|_| target.is_none());
         // Without a target the resolver must be asked before anything can be dialed: the doubt begins with the call.
         let doubt = if target.is_none() { Some(now) } else { doubt };
@@ -185,7 +187,7 @@ impl Attempt {
             confirmed: false,
             last: LastVerdict::Unknown,
             validations: 0,
-            failure: None,
+            failure: denied.map(Denied::kind),
         }
     }
 

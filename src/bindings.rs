@@ -260,8 +260,11 @@ impl Bindings {
         .await
     }
 
-    /// The order to drop a session's target and to keep its workspace. The next call dials what is known of the
-    /// workspace, or asks the resolver. `None` if the session has no record.
+    /// The order to drop a session's target and to keep its workspace. `None` if the session has no record.
+    ///
+    /// The agent that was dropped is in doubt from then on: the session's next call asks the resolver before it dials, and
+    /// the next call of each other session that is bound to that agent asks in parallel with its dial. Other processes
+    /// hear of the doubt by [`hints`](crate::hints).
     ///
     /// # Errors
     ///
@@ -269,14 +272,22 @@ impl Bindings {
     pub async fn unbind(&self, session: SessionId) -> Result<Option<Binding>, Error> {
         self.order(session, async move |shared: Arc<Shared>| {
             let ticket = shared.rows.ticket(session);
-            match shared.in_time(shared.store.unbind(session)).await {
-                Ok(Some(row)) => Ok(Some(learn(&shared, row, ticket))),
+            let unbound = match shared.in_time(shared.store.unbind(session)).await {
+                Ok(Some(row)) => Some(learn(&shared, row, ticket)),
                 Ok(None) => {
                     shared.rows.remove(session);
-                    Ok(None)
+                    None
                 }
-                Err(error) => judge(&shared, session, error, |row| row.is_none_or(|row| row.target.is_none())).await,
+                Err(error) => judge(&shared, session, error, |row| row.is_none_or(|row| row.target.is_none())).await?,
+            };
+            if let Some(Binding { workspace, previous: Some(previous), .. }) = &unbound {
+                // Known here from the row that the agent was dropped from, so it would be dialed again.
+                if let Some(place) = shared.directory.find(*workspace) {
+                    place.doubt_agent(previous.agent, Instant::now());
+                }
+                shared.tell(About::Workspace { workspace: *workspace, generation: None });
             }
+            Ok(unbound)
         })
         .await
     }

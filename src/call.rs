@@ -57,7 +57,11 @@ where
                 start
             }
         };
-        moved |= left.take().is_some_and(|left| has_moved(&shared, &left, &start.entry));
+        if let Some(left) = left.take() {
+            moved |= has_moved(&shared, &left, &start.entry);
+            // An earlier denial answers a call that begins, not one that has come here on the way.
+            start.choice.denied = None;
+        }
         let first = std::mem::replace(&mut first, First::NotYet);
         match race(&shared, dialer.as_mut(), first, &ask, &mut start, deadline, now).await {
             Ok(Raced::Won(mut won)) => {

@@ -48,6 +48,8 @@ const MOST_REPORTERS: usize = 64;
 /// An answer of a generation that is known to have been reached is doubted so often, and for so long each time.
 pub(crate) const AGAIN_AFTER: [Duration; 3] =
     [Duration::from_millis(50), Duration::from_millis(200), Duration::from_millis(1_000)];
+/// A denial that is at most so old answers a call that has nothing to dial.
+const FRESH_DENIAL: Duration = Duration::from_secs(1);
 /// How many replaced targets are remembered, to tell rows that are behind from rows that are ahead.
 const REMEMBERED: usize = 8;
 
@@ -156,6 +158,8 @@ pub(crate) struct Choice {
     pub(crate) target: Option<Arc<Target>>,
     pub(crate) doubt: Option<Instant>,
     pub(crate) hold: bool,
+    /// There is nothing to dial, and the resolver has just said why.
+    pub(crate) denied: Option<Denied>,
     /// The state of the workspace that this was chosen from.
     pub(crate) epoch: u64,
     /// It is just what the row says: until the epoch changes, the row may be dialed without a look.
@@ -272,8 +276,9 @@ impl Place {
         let mut facts = lock(&self.facts);
         let epoch = self.epoch.load(Ordering::Relaxed);
         let (target, disagreement) = facts.newest(row.target.as_ref(), read);
-        let ask_first = Choice { target: None, doubt: None, hold: false, epoch, plain: false, void: facts.reset };
-        let Some(target) = target else { return ask_first };
+        let void = facts.reset;
+        let ask_first = Choice { target: None, doubt: None, hold: false, denied: None, epoch, plain: false, void };
+        let Some(target) = target else { return Choice { denied: facts.fresh_denial(now), ..ask_first } };
         let agent = facts.agents.get(&target.agent);
         let doubt = [facts.doubt, agent.and_then(|agent| agent.doubt), disagreement].into_iter().flatten().max();
         let active = doubt.filter(|doubt| !facts.quiet.is_some_and(|(asked, until)| *doubt <= asked && now < until));
@@ -422,10 +427,7 @@ impl Place {
 
     /// The last word of the resolver, unless a doubt is younger.
     pub(crate) fn verdict(&self) -> Option<Verdict> {
-        let facts = lock(&self.facts);
-        let verdict = facts.verdict.as_ref()?;
-        let doubts = facts.agents.values().filter_map(|agent| agent.doubt).chain(facts.doubt);
-        (doubts.max() <= Some(verdict.began)).then(|| verdict.clone())
+        lock(&self.facts).verdict().cloned()
     }
 
     /// A hint: whatever is bound here may be wrong.
@@ -436,7 +438,8 @@ impl Place {
         });
     }
 
-    /// A row that won over a newer answer names an agent that nobody here has heard of.
+    /// Raises a doubt about one agent: a command dropped it from a row, or a row that won over a newer answer names it and
+    /// nothing is known of it here.
     pub(crate) fn doubt_agent(&self, agent: AgentId, now: Instant) {
         self.change(|facts| {
             let agent = facts.agents.entry(agent).or_default();
@@ -519,6 +522,22 @@ impl Facts {
                 let contradicts = known.from == Source::Resolver && known.denied.is_none_or(|denied| denied > read);
                 (Some(Arc::clone(row)), contradicts.then_some(read))
             }
+        }
+    }
+
+    /// The last word of the resolver, unless a doubt is younger.
+    fn verdict(&self) -> Option<&Verdict> {
+        let verdict = self.verdict.as_ref()?;
+        let doubts = self.agents.values().filter_map(|agent| agent.doubt).chain(self.doubt);
+        (doubts.max() <= Some(verdict.began)).then_some(verdict)
+    }
+
+    /// Why the workspace has no agent, if the resolver has said so within the last second.
+    fn fresh_denial(&self, now: Instant) -> Option<Denied> {
+        let verdict = self.verdict().filter(|verdict| now <= verdict.landed + FRESH_DENIAL)?;
+        match verdict.answer {
+            Answer::Denied(denied) => Some(denied),
+            _ => None,
         }
     }
 

@@ -241,6 +241,7 @@ where
             target: start.choice.target.take(),
             doubt: start.choice.doubt,
             hold: start.choice.hold,
+            denied: start.choice.denied,
             dialing,
         };
         let attempt = Attempt::new(limits, given, now);

@@ -152,7 +152,7 @@ impl Shared {
         let epoch = entry.place.epoch();
         if entry.is_plain_in(epoch) {
             let target = entry.row.target.clone();
-            return Choice { target, doubt: None, hold: false, epoch, plain: true, void: false };
+            return Choice { target, doubt: None, hold: false, denied: None, epoch, plain: true, void: false };
         }
         let choice = entry.place.choose(&entry.row, entry.read, Instant::now());
         if choice.plain && !choice.void {

@@ -282,8 +282,10 @@ mod heard {
         let (elsewhere, _) = world.workspace();
         let row = process.bindings().select_workspace(chat, elsewhere).await.unwrap();
         assert_eq!(radio.sent(), [About::Session { session: chat, revision: Some(row.revision) }]);
+        // What was dropped is in doubt: here the agent of the workspace that the session has left.
         let row = process.bindings().unbind(chat).await.unwrap().unwrap();
-        assert_eq!(radio.sent(), [About::Session { session: chat, revision: Some(row.revision) }]);
+        let doubt = About::Workspace { workspace: row.workspace, generation: None };
+        assert_eq!(radio.sent(), [About::Session { session: chat, revision: Some(row.revision) }, doubt]);
         process.bindings().forget(chat).await.unwrap();
         assert_eq!(radio.sent(), [About::Session { session: chat, revision: None }]);
         process.bindings().reset_workspace(ws).await.unwrap();

@@ -72,6 +72,7 @@ impl Bench {
                 "unbound" => {}
                 "doubt" => given_to.doubt = Some(zero - ms(next().parse().expect("an age"))),
                 "hold" => given_to.hold = true,
+                "stopped" => given_to.denied = Some(Denied::Stopped),
                 "deadline" => limits.deadline = zero + ms(next().parse().expect("an instant")),
                 "redial-never" => limits.redial = Redial::Never,
                 "dials" => progress.started = next().parse().expect("a number"),
@@ -238,6 +239,9 @@ mod rows {
             250  tick           | ask, wait 30000
             260  stopped        | read, wait 30000
             270  row unchanged  | fail stopped";
+
+        row_21_nothing_to_dial_and_a_denial_that_was_just_heard: "unbound stopped
+            0    begin          | fail stopped";
 
         row_5_slow_and_gone: "bound a5
             0    begin          | dial a5, wait 250

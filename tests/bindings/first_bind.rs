@@ -108,6 +108,53 @@ async fn an_unbound_session_of_a_workspace_that_does_not_run_dials_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_denial_answers_the_calls_of_the_next_second_that_have_nothing_to_dial() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    world.says(ws, Says::Is(Resolution::Stopped));
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    let (chat, other) = (session(), session());
+    layer.bindings().select_workspace(chat, ws).await.unwrap();
+    layer.bindings().select_workspace(other, ws).await.unwrap();
+
+    let before = world.counts();
+    for chat in [chat, chat, other, chat, other, chat, chat, other, chat, chat] {
+        assert_eq!(call(&dial, chat).await.unwrap_err().kind(), &ErrorKind::Stopped);
+        sleep(ms(100)).await;
+    }
+    assert_eq!(world.counts() - before, counts(0, 1, 1, 0));
+
+    // It is not older than a second.
+    sleep(ms(1)).await;
+    assert_eq!(call(&dial, chat).await.unwrap_err().kind(), &ErrorKind::Stopped);
+    assert_eq!(world.counts() - before, counts(0, 2, 2, 0));
+
+    // Nor older than a doubt.
+    world.runs(ws, &target);
+    sleep(ms(1)).await;
+    layer.bindings().doubt_workspace(ws);
+    assert_eq!(call(&dial, chat).await.unwrap().agent, target.agent);
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!(world.counts() - before, counts(1, 3, 2, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_denial_that_was_just_heard_does_not_outlive_an_order_to_another_workspace() {
+    let world = World::new();
+    let (stopped, _) = world.workspace();
+    world.says(stopped, Says::Is(Resolution::Stopped));
+    let (ws, target) = world.workspace();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    let chat = session();
+    layer.bindings().select_workspace(chat, stopped).await.unwrap();
+    assert_eq!(call(&dial, chat).await.unwrap_err().kind(), &ErrorKind::Stopped);
+    layer.bindings().select_workspace(chat, ws).await.unwrap();
+    assert_eq!(call(&dial, chat).await.unwrap().agent, target.agent);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_resolver_that_fails_or_hangs_leaves_an_unbound_session_without_a_dial() {
     for (says, after) in [(Says::Fails, ms(0)), (Says::Panics, ms(0)), (Says::Hangs, Duration::from_secs(5))] {
         let world = World::new();
@@ -159,6 +206,9 @@ async fn what_was_said_to_be_stopped_is_not_dialed_for_an_unbound_session() {
     let chat = session();
     layer.bindings().select_workspace(chat, ws).await.unwrap();
     let before = world.counts();
+    assert_eq!(call(&dial, chat).await.unwrap_err().kind(), &ErrorKind::Stopped);
+    assert_eq!(world.counts() - before, counts(0, 0, 0, 0));
+    sleep(ms(1_001)).await;
     assert_eq!(call(&dial, chat).await.unwrap_err().kind(), &ErrorKind::Stopped);
     assert_eq!(world.counts() - before, counts(0, 1, 1, 0));
 }

@@ -212,13 +212,48 @@ async fn unbind_drops_the_target_and_keeps_the_workspace() {
     assert_eq!(row.previous, Some(Previous::new(target.agent, target.generation)));
     assert_eq!(world.counts() - before, counts(0, 0, 0, 1));
 
-    // What is known of the workspace is dialed.
+    // The resolver names the agent again, which is then dialed.
     let bound = call(&world.dial(&layer), chat).await.unwrap();
     assert_eq!((bound.agent, bound.outcome().path.clone()), (target.agent, Path::FirstBind));
     assert_eq!(layer.bindings().flush().await, 0);
-    assert_eq!(world.counts() - before, counts(1, 0, 0, 2));
+    assert_eq!(world.counts() - before, counts(1, 1, 0, 2));
 
     assert_eq!(layer.bindings().unbind(session()).await.unwrap(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_agent_that_unbind_drops_is_not_dialed_again_before_the_resolver_names_it() {
+    let world = World::new();
+    let (ws, wrong) = world.workspace();
+    let layer = world.layer();
+    let (chat, other) = (world.bind(&layer, ws).await, world.bind(&layer, ws).await);
+    let right = world.rebuild(ws, &wrong, Does::Answer(ms(0)));
+    layer.bindings().unbind(chat).await.unwrap();
+
+    let before = world.counts();
+    assert_eq!(call(&world.dial(&layer), chat).await.unwrap().agent, right.agent);
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!(world.counts() - before, counts(1, 1, 0, 1));
+    // What that call learned serves the other session.
+    let before = world.counts();
+    assert_eq!(call(&world.dial(&layer), other).await.unwrap().agent, right.agent);
+    assert_eq!(layer.bindings().flush().await, 0);
+    assert_eq!(world.counts() - before, counts(1, 0, 0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_agent_that_the_resolver_confirms_is_in_no_doubt_for_the_other_sessions() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let layer = world.layer();
+    let (chat, other) = (world.bind(&layer, ws).await, world.bind(&layer, ws).await);
+    layer.bindings().unbind(chat).await.unwrap();
+    assert_eq!(call(&world.dial(&layer), chat).await.unwrap().agent, target.agent);
+    assert_eq!(layer.bindings().flush().await, 0);
+    let before = world.counts();
+    let bound = call(&world.dial(&layer), other).await.unwrap();
+    assert_eq!((bound.agent, bound.outcome().path.clone()), (target.agent, Path::Reused));
+    assert_eq!(world.counts() - before, counts(1, 0, 0, 0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -58,7 +58,9 @@ impl Losing {
     async fn ended(&self, repair: Repair, writes: u64) {
         assert_eq!(self.layer.bindings().flush().await, 0);
         assert_eq!(self.bound.outcome().repair(), repair);
-        assert_eq!(self.world.counts() - self.before, counts(2, 1, 0, writes));
+        // Without generations the row was unbound, so the resolver was asked before anything was dialed.
+        let dials = if self.new.generation.is_some() { 2 } else { 1 };
+        assert_eq!(self.world.counts() - self.before, counts(dials, 1, 0, writes));
         // A question that begins after the row was read is a later word than the row, on the paused clock too.
         settled().await;
         self.world.store.on_writes(Fault::None);
@@ -367,5 +369,5 @@ async fn what_was_written_before_an_order_is_not_taken_for_the_repair_of_what_th
     assert_eq!(layer.bindings().flush().await, 0);
     assert_eq!([first, second].map(|bound| bound.outcome().repair()), [Repair::Written; 2]);
     assert_eq!(world.row_agent(chat), Some(new.agent), "bound anew");
-    assert_eq!(world.counts() - before, counts(1, 0, 0, 1));
+    assert_eq!(world.counts() - before, counts(1, 1, 0, 1));
 }

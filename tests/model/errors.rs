@@ -59,6 +59,7 @@ impl Plant {
         let calm = well && chronicle.disturbed < began.number;
         let judged = case.judge(error).and_then(|()| match error.kind() {
             ErrorKind::NotBound | ErrorKind::WorkspaceMismatch { .. } => Ok(()),
+            kind if case.was_just_denied(kind) => Ok(()),
             _ if calm => Err("all was well from before the call began"),
             _ => Ok(()),
         });
@@ -205,7 +206,20 @@ impl<'a> Case<'a> {
         }
     }
 
+    /// There was nothing to dial, and the resolver has said why within the last second, perhaps before the call.
+    fn was_just_denied(&self, kind: &ErrorKind) -> bool {
+        let mut questions = self.chronicle.questions.iter().filter(|question| self.is_own(question));
+        let heard = |question: &Question| {
+            let Some((at, said)) = &question.ended else { return false };
+            as_error(said).as_ref() == Some(kind) && self.now.at - at.at <= ms(1_000)
+        };
+        self.call.dials.is_empty() && questions.any(heard)
+    }
+
     fn judge_denial(&self, kind: &ErrorKind) -> Judged {
+        if self.was_just_denied(kind) {
+            return Ok(());
+        }
         let denials = || self.answers().filter(|(_, said)| as_error(said).as_ref() == Some(kind));
         or(denials().next().is_some(), "nobody said so")?;
         // Not by an answer that was on its way before anybody had a doubt.

@@ -263,7 +263,8 @@ async fn the_order_of_this_process_between_the_discovery_and_the_statement_survi
         // Nor is it forgotten here.
         assert_eq!(at_once(&s, chats[0], &there).await.0, Path::FirstBind);
         assert_eq!(at_once(&s, chats[1], &new).await.0, Path::FirstBind);
-        assert_eq!(s.did().await, counts(2, 1, 0, 2));
+        // Each asks: nothing is known of the other workspace, and the agent that was dropped is in doubt.
+        assert_eq!(s.did().await, counts(2, 2, 0, 2));
     }
 }
 

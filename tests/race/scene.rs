@@ -124,6 +124,9 @@ impl Scene {
         let mut s = Self::with(generation, tune).await;
         if writes == Writes::Own && generation.is_none() {
             s.layer.bindings().unbind(s.chat).await.unwrap();
+            // The resolver confirms the agent, so that it is in no doubt any more.
+            s.layer.bindings().current(s.chat).await.unwrap();
+            sleep(Duration::from_secs(10)).await;
             s.did().await;
         }
         s

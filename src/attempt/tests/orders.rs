@@ -154,7 +154,7 @@ impl Model {
         model.told = target.as_ref().and_then(|target| target.generation);
         model.attempt = Attempt::new(
             limits,
-            Given { bound: bound.as_ref(), target, doubt, hold: begins.hold, dialing: false },
+            Given { bound: bound.as_ref(), target, doubt, hold: begins.hold, denied: None, dialing: false },
             zero,
         );
         model

@@ -542,9 +542,17 @@ impl Facts {
     }
 
     fn repaired(&mut self, repair: GroupRepair) {
-        // It says all that they said, and of later reads.
         self.repairs.retain(|old| match (old.behind, repair.behind) {
+            // The new one says all that the old one said, and of later reads.
             (Behind::Generation(old), Behind::Generation(reached)) => old > reached,
+            (Behind::Agent(old_behind), Behind::Agent(behind)) => {
+                let target_of = |repair: &GroupRepair| repair.target.as_ref().map(|target| target.agent);
+                // The rows that the old one has written have been written again: they do not name its target any more.
+                let rewritten = target_of(old) == Some(behind);
+                // Rows name again what the old one has replaced.
+                let restored = target_of(&repair) == Some(old_behind);
+                !rewritten && !restored
+            }
             _ => true,
         });
         if self.repairs.len() == REMEMBERED {

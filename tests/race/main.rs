@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod alternating;
 mod asking;
 mod bounds;
 mod cases;

@@ -99,6 +99,7 @@ pub fn counts(d: u64, v: u64, r: u64, w: u64) -> Counts {
 #[derive(Default)]
 struct Inner {
     agents: Mutex<HashMap<AgentId, Does>>,
+    refusing: Mutex<Vec<Target>>,
     workspaces: Mutex<HashMap<WorkspaceId, (Says, Duration)>>,
     dials: AtomicU64,
     live_dials: AtomicI64,
@@ -162,6 +163,17 @@ impl World {
 
     pub fn does(&self, target: &Target, does: Does) {
         self.inner.agents.lock().unwrap().insert(target.agent, does);
+    }
+
+    /// Of these targets only this one answers, at once; the others refuse. They may be addresses of one agent.
+    pub fn answers_only(&self, targets: &[&Target], serving: &Target) {
+        let mut refusing = self.inner.refusing.lock().unwrap();
+        for target in targets {
+            refusing.retain(|refused| refused != *target);
+            if *target != serving {
+                refusing.push((*target).clone());
+            }
+        }
     }
 
     pub fn says(&self, workspace: WorkspaceId, says: Says) {
@@ -335,7 +347,10 @@ impl Service<DialAgent> for StrictDialer {
         inner.dials.fetch_add(1, SeqCst);
         inner.live_dials.fetch_add(1, SeqCst);
         inner.dialed.lock().unwrap().push((Instant::now(), ask.clone()));
-        let does = *inner.agents.lock().unwrap().get(&ask.target.agent).expect("a known agent");
+        let mut does = *inner.agents.lock().unwrap().get(&ask.target.agent).expect("a known agent");
+        if inner.refusing.lock().unwrap().iter().any(|refusing| *refusing == *ask.target) {
+            does = Does::Fail(Duration::ZERO);
+        }
         let dial = async move {
             match does {
                 Does::Answer(after) => {

@@ -174,7 +174,7 @@ pub use builder::BoundAgentBuilder;
 pub use error::{BoxError, Error, ErrorKind, LastVerdict};
 pub use id::{AgentId, BuildId, SessionId, WorkspaceId};
 pub use layer::BoundAgentLayer;
-pub use observer::{Event, Observer};
+pub use observer::{Event, Observer, OwnedEvent};
 pub use outcome::{Outcome, Path, Repair};
 pub use request::{DialAgent, DialSession, ResolveWorkspace};
 pub use resolution::Resolution;

@@ -1,12 +1,13 @@
 //! What an application can watch.
 
-use crate::{Outcome, Repair, Resolution, SessionId, Target, WorkspaceId};
+use crate::{Outcome, Path, Repair, Resolution, SessionId, Target, WorkspaceId};
 use std::{error::Error as StdError, time::Duration};
 
 /// Something that wants to know what happens: metrics, keep-alive, activity tracking, hooks for a rebind.
 ///
 /// One method, called where the event happens: in the call, in a background task, or in the `Drop` of a call's future.
-/// So it must return at once, must not block, and must not panic; hand work over to a channel.
+/// So it must return at once, must not block, and must not panic; hand work over to a channel, as an
+/// [`OwnedEvent`](crate::OwnedEvent).
 ///
 /// Every `Fn(&Event)` is an observer:
 ///
@@ -133,6 +134,191 @@ pub enum Event<'a> {
         /// How long it had been pending.
         pending: Duration,
     },
+}
+
+impl Event<'_> {
+    /// Returns the event as a value of its own, which can be kept, compared and sent through a channel.
+    ///
+    /// ```
+    /// use tokio::sync::mpsc;
+    /// use tower_bound_agent::{Event, OwnedEvent};
+    ///
+    /// let (events, mut seen) = mpsc::channel(1_000);
+    /// // For the builder's `observer`. An event that finds the channel full is lost.
+    /// let observer = move |event: &Event<'_>| drop(events.try_send(event.to_owned()));
+    /// # drop(observer);
+    /// // For a task that watches.
+    /// let watch = async move {
+    ///     while let Some(event) = seen.recv().await {
+    ///         if let OwnedEvent::Switched { session, to, .. } = event {
+    ///             println!("{session} now talks to {}", to.agent);
+    ///         }
+    ///     }
+    /// };
+    /// # drop(watch);
+    /// ```
+    #[must_use]
+    pub fn to_owned(&self) -> OwnedEvent {
+        OwnedEvent::from(self)
+    }
+}
+
+/// An [`Event`] that borrows nothing. Errors are kept as text: the error, then its sources, separated by `: `.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OwnedEvent {
+    /// See [`Event::Dialed`].
+    #[non_exhaustive]
+    Dialed {
+        /// Whose dial.
+        session: SessionId,
+        /// In which workspace.
+        workspace: WorkspaceId,
+        /// What was dialed.
+        target: Target,
+        /// How long it was pending.
+        took: Duration,
+        /// What the dialer said, if it failed.
+        error: Option<String>,
+    },
+    /// See [`Event::Validated`].
+    #[non_exhaustive]
+    Validated {
+        /// Of which workspace.
+        workspace: WorkspaceId,
+        /// How long it took.
+        took: Duration,
+        /// The answer, or why there is none.
+        answer: Result<Resolution, String>,
+    },
+    /// See [`Event::Switched`].
+    #[non_exhaustive]
+    Switched {
+        /// Whose connection.
+        session: SessionId,
+        /// In which workspace.
+        workspace: WorkspaceId,
+        /// What was bound.
+        from: Target,
+        /// What answered.
+        to: Target,
+    },
+    /// See [`Event::Repaired`].
+    #[non_exhaustive]
+    Repaired {
+        /// Of whose binding.
+        session: SessionId,
+        /// In which workspace.
+        workspace: WorkspaceId,
+        /// What was to be written.
+        target: Target,
+        /// What became of it.
+        repair: Repair,
+    },
+    /// See [`Event::WorkspaceRepaired`].
+    #[non_exhaustive]
+    WorkspaceRepaired {
+        /// Which workspace.
+        workspace: WorkspaceId,
+        /// What was to be written.
+        target: Target,
+        /// What became of it.
+        repair: Repair,
+    },
+    /// See [`Event::Used`].
+    #[non_exhaustive]
+    Used {
+        /// Whose connection.
+        session: SessionId,
+        /// In which workspace.
+        workspace: WorkspaceId,
+        /// To what.
+        target: Target,
+        /// Which way the call took.
+        path: Path,
+        /// Dials started.
+        dials: u8,
+        /// Validations that the call asked for or joined.
+        validations: u8,
+        /// From the start of the call to the start of the dial that answered.
+        decided_in: Duration,
+        /// From the start of the dial that answered until it did.
+        dialed_in: Duration,
+        /// What had become of the repair by then.
+        repair: Repair,
+    },
+    /// See [`Event::ReportedStale`].
+    #[non_exhaustive]
+    ReportedStale {
+        /// Whose connection.
+        session: SessionId,
+        /// In which workspace.
+        workspace: WorkspaceId,
+        /// To what.
+        target: Target,
+    },
+    /// See [`Event::DroppedInFlight`].
+    #[non_exhaustive]
+    DroppedInFlight {
+        /// Whose call.
+        session: SessionId,
+        /// In which workspace.
+        workspace: WorkspaceId,
+        /// What was being dialed.
+        target: Target,
+        /// How long it had been pending.
+        pending: Duration,
+    },
+}
+
+impl From<&Event<'_>> for OwnedEvent {
+    fn from(event: &Event<'_>) -> Self {
+        match *event {
+            Event::Dialed { session, workspace, target, took, error } => {
+                Self::Dialed { session, workspace, target: target.clone(), took, error: error.map(|error| text(error)) }
+            }
+            Event::Validated { workspace, took, answer } => {
+                Self::Validated { workspace, took, answer: answer.cloned().map_err(|error| text(error)) }
+            }
+            Event::Switched { session, workspace, from, to } => {
+                Self::Switched { session, workspace, from: from.clone(), to: to.clone() }
+            }
+            Event::Repaired { session, workspace, target, repair } => {
+                Self::Repaired { session, workspace, target: target.clone(), repair }
+            }
+            Event::WorkspaceRepaired { workspace, target, repair } => {
+                Self::WorkspaceRepaired { workspace, target: target.clone(), repair }
+            }
+            Event::Used { session, workspace, target, outcome } => Self::Used {
+                session,
+                workspace,
+                target: target.clone(),
+                path: outcome.path.clone(),
+                dials: outcome.dials,
+                validations: outcome.validations,
+                decided_in: outcome.decided_in,
+                dialed_in: outcome.dialed_in,
+                repair: outcome.repair(),
+            },
+            Event::ReportedStale { session, workspace, target } => {
+                Self::ReportedStale { session, workspace, target: target.clone() }
+            }
+            Event::DroppedInFlight { session, workspace, target, pending } => {
+                Self::DroppedInFlight { session, workspace, target: target.clone(), pending }
+            }
+        }
+    }
+}
+
+/// The error and its sources.
+fn text(error: &(dyn StdError + Send + Sync + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
 }
 
 #[cfg(feature = "tracing")]

@@ -3,20 +3,21 @@
 use crate::support::*;
 use std::sync::{Arc, Mutex};
 use tokio::time::{sleep, timeout};
-use tower_bound_agent::{BoundAgentLayer, Event, Repair, Resolution, store::BindingStore};
+use tower_bound_agent::{BoundAgentLayer, Event, OwnedEvent, Repair, Resolution, store::BindingStore};
 
-/// Every event so far, a line each.
+/// Every event so far.
 #[derive(Clone, Default)]
-pub(crate) struct Log(Arc<Mutex<Vec<String>>>);
+pub(crate) struct Log(Arc<Mutex<Vec<OwnedEvent>>>);
 
 impl Log {
     pub(crate) fn layer(&self, world: &World) -> BoundAgentLayer {
         let log = self.clone();
-        world.builder().observer(move |event: &Event<'_>| log.0.lock().unwrap().push(line(event))).build().unwrap()
+        world.builder().observer(move |event: &Event<'_>| log.0.lock().unwrap().push(event.to_owned())).build().unwrap()
     }
 
+    /// What was seen since the last look, a line each.
     pub(crate) fn take(&self) -> Vec<String> {
-        std::mem::take(&mut self.0.lock().unwrap())
+        std::mem::take(&mut *self.0.lock().unwrap()).iter().map(line).collect()
     }
 
     pub(crate) fn reports(&self) -> usize {
@@ -24,23 +25,23 @@ impl Log {
     }
 }
 
-fn line(event: &Event<'_>) -> String {
+fn line(event: &OwnedEvent) -> String {
     match event {
-        Event::Dialed { target, took, error: None, .. } => format!("dialed {} in {took:?}", target.agent),
-        Event::Dialed { target, took, error: Some(error), .. } => {
+        OwnedEvent::Dialed { target, took, error: None, .. } => format!("dialed {} in {took:?}", target.agent),
+        OwnedEvent::Dialed { target, took, error: Some(error), .. } => {
             format!("failed {} in {took:?}: {error}", target.agent)
         }
-        Event::Validated { took, answer: Ok(Resolution::Running(target)), .. } => {
+        OwnedEvent::Validated { took, answer: Ok(Resolution::Running(target)), .. } => {
             format!("validated {} in {took:?}", target.agent)
         }
-        Event::Validated { took, answer: Ok(other), .. } => format!("validated {other:?} in {took:?}"),
-        Event::Validated { took, answer: Err(error), .. } => format!("no answer in {took:?}: {error}"),
-        Event::Switched { from, to, .. } => format!("switched from {} to {}", from.agent, to.agent),
-        Event::Repaired { target, repair, .. } => format!("repaired {}: {repair:?}", target.agent),
-        Event::WorkspaceRepaired { target, repair, .. } => format!("all repaired {}: {repair:?}", target.agent),
-        Event::Used { target, outcome, .. } => format!("used {}, {} dials", target.agent, outcome.dials),
-        Event::ReportedStale { target, .. } => format!("reported {}", target.agent),
-        Event::DroppedInFlight { target, pending, .. } => format!("dropped {} after {pending:?}", target.agent),
+        OwnedEvent::Validated { took, answer: Ok(other), .. } => format!("validated {other:?} in {took:?}"),
+        OwnedEvent::Validated { took, answer: Err(error), .. } => format!("no answer in {took:?}: {error}"),
+        OwnedEvent::Switched { from, to, .. } => format!("switched from {} to {}", from.agent, to.agent),
+        OwnedEvent::Repaired { target, repair, .. } => format!("repaired {}: {repair:?}", target.agent),
+        OwnedEvent::WorkspaceRepaired { target, repair, .. } => format!("all repaired {}: {repair:?}", target.agent),
+        OwnedEvent::Used { target, dials, .. } => format!("used {}, {dials} dials", target.agent),
+        OwnedEvent::ReportedStale { target, .. } => format!("reported {}", target.agent),
+        OwnedEvent::DroppedInFlight { target, pending, .. } => format!("dropped {} after {pending:?}", target.agent),
         other => panic!("an event that this test does not know: {other:?}"),
     }
 }
@@ -152,4 +153,28 @@ async fn an_observer_sees_every_kind_of_event() {
     let lines = log.take();
     assert!(lines.contains(&format!("repaired {}: Failed", there_too.agent)), "{lines:?}");
     assert!(lines.contains(&format!("all repaired {}: Failed", all.target().agent)), "{lines:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_of_its_own_says_what_the_event_said() {
+    let world = World::new();
+    let (ws, old) = world.workspace();
+    let log = Log::default();
+    let layer = log.layer(&world);
+    let chat = world.bind(&layer, ws).await;
+    let new = world.rebuild(ws, &old, Does::Hang);
+    log.take();
+    call(&world.dial(&layer), chat).await.unwrap();
+    assert_eq!(layer.bindings().flush().await, 0);
+    let events = std::mem::take(&mut *log.0.lock().unwrap());
+    let OwnedEvent::Used { session, workspace, target, path, dials, validations, decided_in, dialed_in, repair, .. } =
+        &events[3]
+    else {
+        panic!("{events:?}");
+    };
+    assert_eq!((*session, *workspace, target), (chat, ws, &new));
+    assert_eq!(*path, tower_bound_agent::Path::Switched { from: Arc::new(old) });
+    assert_eq!((*dials, *validations, *decided_in, *dialed_in), (2, 1, ms(250), ms(0)));
+    assert_eq!(*repair, Repair::Pending);
+    assert!(matches!(&events[0], OwnedEvent::Validated { answer: Ok(Resolution::Running(said)), .. } if *said == new));
 }

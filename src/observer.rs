@@ -275,10 +275,10 @@ impl From<&Event<'_>> for OwnedEvent {
     fn from(event: &Event<'_>) -> Self {
         match *event {
             Event::Dialed { session, workspace, target, took, error } => {
-                Self::Dialed { session, workspace, target: target.clone(), took, error: error.map(|error| text(error)) }
+                Self::Dialed { session, workspace, target: target.clone(), took, error: error.map(text) }
             }
             Event::Validated { workspace, took, answer } => {
-                Self::Validated { workspace, took, answer: answer.cloned().map_err(|error| text(error)) }
+                Self::Validated { workspace, took, answer: answer.cloned().map_err(text) }
             }
             Event::Switched { session, workspace, from, to } => {
                 Self::Switched { session, workspace, from: from.clone(), to: to.clone() }

@@ -167,8 +167,9 @@ async fn an_event_of_its_own_says_what_the_event_said() {
     call(&world.dial(&layer), chat).await.unwrap();
     assert_eq!(layer.bindings().flush().await, 0);
     let events = std::mem::take(&mut *log.0.lock().unwrap());
-    let OwnedEvent::Used { session, workspace, target, path, dials, validations, decided_in, dialed_in, repair, .. } =
-        &events[3]
+    let OwnedEvent::Used {
+        session, workspace, target, path, dials, validations, decided_in, dialed_in, repair, ..
+    } = &events[3]
     else {
         panic!("{events:?}");
     };

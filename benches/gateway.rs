@@ -26,6 +26,7 @@ use hyper_util::{
 use serde_json::{Value, json};
 use std::{
     io::{BufRead, BufReader},
+    net::{IpAddr, Ipv4Addr},
     process::{Child, Command, Stdio},
     sync::Arc,
 };
@@ -38,7 +39,11 @@ use tower::{Layer, service_fn};
 use tower_bound_agent::{
     AgentId, BoundAgentLayer, BoxError, DialAgent, DialSession, Resolution, ResolveWorkspace, SessionId, Target,
     WorkspaceId,
-    http::{AgentClient, proxy, watch_peer},
+    http::{
+        AgentClient,
+        proxy::{Hop, Peer},
+        watch_peer,
+    },
     store::MemoryStore,
 };
 use uuid::Uuid;
@@ -74,7 +79,11 @@ async fn serve(role: &str, agent: Option<String>) -> Result<(), BoxError> {
             let mut connector = HttpConnector::new();
             connector.set_nodelay(true);
             let client = Client::builder(TokioExecutor::new()).build(connector);
-            Router::new().route("/chats/{chat}/{*path}", any(fixed)).with_state(Fixed { client, agent: agent.into() })
+            Router::new().route("/chats/{chat}/{*path}", any(fixed)).with_state(Fixed {
+                hop: Hop::new(),
+                client,
+                agent: agent.into(),
+            })
         }
         _ => {
             let target = Target::new(AgentId::new(Uuid::new_v4())).with_generation(1).with_address(agent);
@@ -82,7 +91,9 @@ async fn serve(role: &str, agent: Option<String>) -> Result<(), BoxError> {
                 std::future::ready(Ok::<_, BoxError>(Resolution::Running(target.clone())))
             });
             let layer = BoundAgentLayer::builder(MemoryStore::new(), resolver).build()?;
-            Router::new().route("/chats/{chat}/{*path}", any(bound)).with_state(layered(&layer))
+            Router::new()
+                .route("/chats/{chat}/{*path}", any(bound))
+                .with_state(Bound { client: layered(&layer), hop: Hop::new() })
         }
     };
     let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -96,7 +107,14 @@ async fn serve(role: &str, agent: Option<String>) -> Result<(), BoxError> {
 }
 
 #[derive(Clone)]
+struct Bound {
+    client: AgentClient<Dialer, Body>,
+    hop: Hop,
+}
+
+#[derive(Clone)]
 struct Fixed {
+    hop: Hop,
     client: Client<HttpConnector, Body>,
     agent: Arc<str>,
 }
@@ -128,22 +146,27 @@ fn split(uri: &Uri) -> Result<(SessionId, PathAndQuery), StatusCode> {
 
 async fn fixed(State(fixed): State<Fixed>, mut request: Request) -> Result<Response, StatusCode> {
     let (_, path) = split(request.uri())?;
+    let exchange = fixed.hop.request(&mut request, &peer()).map_err(|refusal| refusal.status())?;
     let uri = Uri::builder().scheme("http").authority(&*fixed.agent).path_and_query(path).build();
     *request.uri_mut() = uri.map_err(|_| StatusCode::BAD_REQUEST)?;
-    proxy::request(&mut request);
     let mut response = fixed.client.request(request).await.map_err(|_| StatusCode::BAD_GATEWAY)?;
-    proxy::response(&mut response);
+    exchange.response(&mut response).map_err(|_| StatusCode::BAD_GATEWAY)?;
     Ok(response.map(Body::new))
 }
 
-async fn bound(State(client): State<AgentClient<Dialer, Body>>, mut request: Request) -> Result<Response, StatusCode> {
+async fn bound(State(bound): State<Bound>, mut request: Request) -> Result<Response, StatusCode> {
     let (chat, path) = split(request.uri())?;
+    let exchange = bound.hop.request(&mut request, &peer()).map_err(|refusal| refusal.status())?;
     *request.uri_mut() = Uri::from(path);
-    proxy::request(&mut request);
     request.extensions_mut().insert(DialSession::new(chat).in_workspace(WorkspaceId::new(Uuid::nil())));
-    let mut response = client.request(request).await.map_err(|_| StatusCode::BAD_GATEWAY)?;
-    proxy::response(&mut response);
+    let mut response = bound.client.request(request).await.map_err(|_| StatusCode::BAD_GATEWAY)?;
+    exchange.response(&mut response).map_err(|_| StatusCode::BAD_GATEWAY)?;
     Ok(response.map(Body::new))
+}
+
+/// The same for both, who are not told whom they serve.
+fn peer() -> Peer {
+    Peer::new(IpAddr::V4(Ipv4Addr::LOCALHOST))
 }
 
 struct Process {

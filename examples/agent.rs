@@ -17,6 +17,7 @@
 //! | `/events?every_ms=N` | server-sent events without end |
 //! | `/socket` | a WebSocket that says back what it is told |
 //! | `/hops` | headers that are only for the next neighbour |
+//! | `/switch?to=P&accept=A` | switches to the protocol P, whatever was asked for, and says back what it is told |
 //! | `/seen` | which `idempotency-key` came how often |
 //! | `/silence` | from now on it accepts connections and never says a word |
 
@@ -50,7 +51,12 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{io::AsyncReadExt, net::TcpListener, select, time::sleep};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    select,
+    time::sleep,
+};
 use tower_bound_agent::{AgentId, BoxError};
 use uuid::Uuid;
 
@@ -126,6 +132,7 @@ fn app(agent: Arc<Agent>) -> Router {
         .route("/give", any(give))
         .route("/events", any(events))
         .route("/socket", any(socket))
+        .route("/switch", any(switch))
         .route("/seen", any(async |State(agent): State<Arc<Agent>>| Json(agent.seen().clone())))
         .route("/silence", any(async |State(agent): State<Arc<Agent>>| agent.silent.store(true, SeqCst)))
         .layer(from_fn_with_state(Arc::clone(&agent), sign))
@@ -230,4 +237,24 @@ async fn socket(State(agent): State<Arc<Agent>>, upgrade: WebSocketUpgrade) -> R
             }
         }
     })
+}
+
+/// An agent that switches protocols as it likes.
+async fn switch(Query(ask): Query<HashMap<String, String>>, mut request: Request) -> Result<Response, String> {
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let Ok(upgraded) = upgrade.await else { return };
+        let (mut reads, mut writes) = tokio::io::split(TokioIo::new(upgraded));
+        // That a client is gone is no news to an agent.
+        let _ = tokio::io::copy(&mut reads, &mut writes).await;
+        let _ = writes.shutdown().await;
+    });
+    let mut response = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS).header("connection", "upgrade");
+    if let Some(to) = ask.get("to") {
+        response = response.header("upgrade", to);
+    }
+    if let Some(accept) = ask.get("accept") {
+        response = response.header("sec-websocket-accept", accept);
+    }
+    response.body(Body::empty()).map_err(|error| error.to_string())
 }

@@ -20,10 +20,10 @@
 //! The bindings are in a SQLite file in a temporary folder, or in the PostgreSQL database of `DATABASE_URL` (with the
 //! feature `postgres`).
 //!
-//! What is sent on: `Host` as the client has sent it. Headers between two neighbours go no further (RFC 9110 §7.6.1).
-//! `Forwarded` and `X-Forwarded-*` of clients are not believed: they are replaced by what the gateway itself has seen. No
-//! address is ever taken from a client; a request in absolute form (as to a proxy) must name the gateway (its address,
-//! or the name of `--name`).
+//! What is sent on is decided by [`Hop`]: `Host` as the client has sent it; no header that is for the next neighbour only;
+//! no header that says who the client is. `X-Forwarded-*` and `Via` are the gateway's own. No address is ever taken from a
+//! client; a request in absolute form (as to a proxy) must name the gateway (its address, or the name of `--name`). A
+//! request that comes back to the gateway is refused as a loop (508); the first `--name` is what `Via` calls it.
 //!
 //! An error of the gateway's own is JSON (`{"error": "stopped", …}`) without the `x-agent` header that agents send.
 
@@ -40,11 +40,7 @@ use axum::{
     Json, Router,
     body::Body,
     extract::{ConnectInfo, Path, Query, Request, State},
-    http::{
-        HeaderName, HeaderValue, StatusCode, Uri, Version,
-        header::{FORWARDED, HOST},
-        uri::PathAndQuery,
-    },
+    http::{HeaderName, HeaderValue, StatusCode, Uri, Version, uri::PathAndQuery},
     response::Response,
     routing::{any, get, post, put},
     serve::ListenerExt,
@@ -61,7 +57,11 @@ use tower::{Layer, service_fn, util::ServiceFn};
 use tower_bound_agent::{
     Bindings, BoundAgentLayer, BoundHandle, BoxError, DialAgent, DialSession, Outcome, ResolveWorkspace, SessionId,
     WorkspaceId,
-    http::{AgentClient, proxy, watch_peer},
+    http::{
+        AgentClient,
+        proxy::{Hop, Peer},
+        watch_peer,
+    },
     store::SqliteStore,
 };
 use yard::{Old, Yard};
@@ -79,6 +79,7 @@ type Dialer = ServiceFn<fn(DialAgent) -> BoxFuture<'static, Dialed>>;
 #[derive(Clone)]
 struct Gateway {
     client: AgentClient<Dialer, Body>,
+    hop: Hop,
     bindings: Bindings,
     yard: Yard,
     /// What absolute requests may name.
@@ -160,6 +161,10 @@ async fn serve(
     end: impl Future<Output = ()>,
 ) -> Result<(), BoxError> {
     let address = listener.local_addr()?;
+    let hop = match names.first() {
+        Some(name) => Hop::new().with_name(&name.parse()?),
+        None => Hop::new(),
+    };
     names.extend([address.to_string(), format!("localhost:{}", address.port())]);
     let folder = tempfile::tempdir()?;
     let layer = layer(&folder.path().join("bindings.db"), patience, yard.clone()).await?;
@@ -167,6 +172,7 @@ async fn serve(
     let gateway = Gateway {
         bindings: layer.bindings(),
         client: AgentClient::builder().response_header_timeout(patience).build(layer.layer(dialer)),
+        hop,
         yard,
         names,
         last: moka::sync::Cache::new(100_000),
@@ -243,23 +249,11 @@ async fn pass_on(
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     mut request: Request,
 ) -> Result<Response, Refused> {
-    let host = gateway.host_of(&request)?;
+    gateway.is_named_by(&request)?;
     let (chat, path) = split(request.uri()).ok_or(Refused::Bad("the chat is no hyphenated uuid"))?;
+    let prefix = HeaderValue::try_from(format!("/chats/{chat}")).map_err(|_| Refused::Bad("the chat"))?;
+    let exchange = gateway.hop.request(&mut request, &Peer::new(peer.ip()).with_prefix(prefix))?;
     *request.uri_mut() = Uri::from(path);
-    let clients = hyper::upgrade::on(&mut request);
-    proxy::request(&mut request);
-    let headers = request.headers_mut();
-    headers.remove(FORWARDED);
-    for (name, value) in [
-        ("for", peer.ip().to_string()),
-        ("host", host.clone()),
-        ("proto", "http".into()),
-        ("prefix", format!("/chats/{chat}")),
-    ] {
-        let name: HeaderName = format!("x-forwarded-{name}").parse().map_err(|_| Refused::Bad("Host"))?;
-        headers.insert(name, HeaderValue::from_str(&value).map_err(|_| Refused::Bad("Host"))?);
-    }
-    headers.insert(HOST, HeaderValue::from_str(&host).map_err(|_| Refused::Bad("Host"))?);
     let mut ask = DialSession::new(chat);
     if let Some(workspace) = request.headers_mut().remove(WORKSPACE) {
         let workspace = workspace.to_str().ok().and_then(id);
@@ -276,45 +270,37 @@ async fn pass_on(
     };
     gateway.last.insert(chat, last);
     let mut response = answered?;
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let (agents, ending) = (hyper::upgrade::on(&mut response), gateway.ending.clone());
+    if let Some(tunnel) = exchange.response(&mut response)? {
+        let ending = gateway.ending.clone();
         gateway.tunnels.spawn(async move {
-            let Ok((clients, agents)) = tokio::try_join!(clients, agents) else { return };
+            let Ok((client, agent)) = tunnel.open().await else { return };
             let superseded = async move {
                 match handle {
                     Some(handle) => handle.superseded().await,
                     None => pending().await,
                 }
             };
-            let (mut clients, mut agents) = (TokioIo::new(clients), TokioIo::new(agents));
+            let (mut client, mut agent) = (TokioIo::new(client), TokioIo::new(agent));
             // The client connects again, and to the new agent; that is better than to be left with the old one.
             select! {
-                _ = copy_bidirectional(&mut clients, &mut agents) => {}
+                _ = copy_bidirectional(&mut client, &mut agent) => {}
                 () = superseded => {}
                 () = ending.cancelled() => {}
             }
         });
     }
-    proxy::response(&mut response);
     Ok(response.map(Body::new))
 }
 
 impl Gateway {
-    /// The host that a request names, if there is just one, and none that would make the gateway a proxy to it.
-    fn host_of(&self, request: &Request) -> Result<String, Refused> {
-        let mut hosts = request.headers().get_all(HOST).iter().map(HeaderValue::to_str);
-        let named = request.uri().authority().map(|authority| authority.as_str());
-        let host = match (named, hosts.next(), hosts.next()) {
-            (Some(named), None, None) => named,
-            (None, Some(Ok(host)), None) if !host.is_empty() => host,
-            (Some(named), Some(Ok(host)), None) if named.eq_ignore_ascii_case(host) => named,
-            _ => return Err(Refused::Bad("one Host is needed, and the same one wherever it is named")),
-        };
-        let absolute = named.is_some() && request.version() < Version::HTTP_2;
-        if absolute && !self.names.iter().any(|name| name.eq_ignore_ascii_case(host)) {
-            return Err(Refused::Bad("this is no proxy"));
+    /// A request in absolute form names another server, unless it names this one: the gateway is no proxy.
+    fn is_named_by(&self, request: &Request) -> Result<(), Refused> {
+        match request.uri().authority().filter(|_| request.version() < Version::HTTP_2) {
+            Some(named) if !self.names.iter().any(|name| name.eq_ignore_ascii_case(named.as_str())) => {
+                Err(Refused::Bad("this is no proxy"))
+            }
+            _ => Ok(()),
         }
-        Ok(host.to_owned())
     }
 }
 

@@ -6,11 +6,21 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde_json::json;
-use tower_bound_agent::{BoxError, Error, ErrorKind, http::ClientError};
+use tower_bound_agent::{
+    BoxError, Error, ErrorKind,
+    http::{
+        ClientError,
+        proxy::{BadResponse, Refusal},
+    },
+};
 
 /// What the gateway itself answers.
 pub(crate) enum Refused {
     Bad(&'static str),
+    /// The request may not be passed on.
+    Hop(Refusal),
+    /// The response may not.
+    Agents(BadResponse),
     Agent(ClientError),
     Yard(BoxError),
     NotStopped,
@@ -19,6 +29,18 @@ pub(crate) enum Refused {
 impl From<Error> for Refused {
     fn from(error: Error) -> Self {
         Self::Agent(ClientError::Dial(error))
+    }
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self::Hop(refusal)
+    }
+}
+
+impl From<BadResponse> for Refused {
+    fn from(bad: BadResponse) -> Self {
+        Self::Agents(bad)
     }
 }
 
@@ -34,6 +56,13 @@ impl Refused {
             Self::Bad(_) | Self::Agent(ClientError::NoSession | ClientError::Request(_)) => {
                 (Code::BAD_REQUEST, "bad request")
             }
+            Self::Hop(refusal) => match refusal {
+                Refusal::Loop => (refusal.status(), "loop"),
+                Refusal::LastHop(_) => (refusal.status(), "last hop"),
+                Refusal::Connect | Refusal::Protocol | Refusal::Coding => (refusal.status(), "not supported"),
+                _ => (refusal.status(), "bad request"),
+            },
+            Self::Agents(_) => (Code::BAD_GATEWAY, "bad response"),
             Self::Agent(ClientError::Dial(error)) => match error.kind() {
                 ErrorKind::NotBound => (Code::NOT_FOUND, "not bound"),
                 ErrorKind::WorkspaceMismatch { .. } => (Code::CONFLICT, "mismatch"),
@@ -62,8 +91,13 @@ impl Refused {
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let (status, name) = self.status();
+        if status == StatusCode::NO_CONTENT {
+            return status.into_response();
+        }
         let mut says = match &self {
             Self::Bad(what) => (*what).to_owned(),
+            Self::Hop(refusal) => refusal.to_string(),
+            Self::Agents(bad) => bad.to_string(),
             Self::Agent(error) => error.to_string(),
             Self::Yard(error) => error.to_string(),
             Self::NotStopped => name.to_owned(),

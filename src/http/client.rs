@@ -8,7 +8,7 @@ use super::{
     error::ClientError,
     outgoing::{Outgoing, Progress},
     pool::{Agent, Key, Pool, Reserved, Taken},
-    request::prepare,
+    request::{frame, prepare},
 };
 use crate::{
     Bound, BoundAgent, BoundHandle, BoxError, DialAgent, DialSession, Outcome,
@@ -265,6 +265,7 @@ where
         let (mut parts, body) = request.into_parts();
         let ask = (self.inner.session)(&parts).ok_or(ClientError::NoSession)?;
         prepare(&mut parts, self.inner.settings.speaks)?;
+        frame(&mut parts, &body, self.inner.settings.speaks);
         let progress = Progress::new();
         let mut request = Request::from_parts(parts, Outgoing::new(body, Arc::clone(&progress)));
         let mut fresh = false;

@@ -9,7 +9,7 @@ use super::{
     request::Speaks,
 };
 use crate::{BoundHandle, BoxError};
-use ::http::{Request, Response, StatusCode};
+use ::http::{Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::{
     body::Incoming,
@@ -241,6 +241,11 @@ where
                 return Err(Unanswered::Failed(ClientError::NoResponse { within: within.unwrap_or_default() }));
             }
         };
+        if response.version() == Version::HTTP_10 {
+            // hyper would speak HTTP/1.0 from here on, which has no body of unknown length: it would be lost. The next
+            // request gets a new connection.
+            self.agent.retire(&self.conn);
+        }
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let kept = self.permit.take().map(|permit| (permit, Arc::clone(&self.agent)));
             *self.conn.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept;

@@ -1,135 +1,386 @@
-//! What a gateway must do with the headers that pass through it.
+//! The rules of a gateway: what crosses the hop from its client to the agent, and what crosses back.
 //!
-//! Some headers are a matter between two neighbours only (RFC 9110 §7.6.1). [`AgentClient`](super::AgentClient) sends
-//! what it is given; a gateway that hands on what it was sent calls [`request`] and [`response`] in between.
+//! [`AgentClient`](super::AgentClient) sends what it is given. A gateway that passes on the requests of others applies a
+//! [`Hop`] in between: [`Hop::request`] before the request is sent, and [`Exchange::response`] before the response is
+//! returned. The rules are these:
+//!
+//! | what | request | response | from |
+//! |---|---|---|---|
+//! | `Connection`, and each header that it names | removed | removed | RFC 9110 §7.6.1 |
+//! | `Keep-Alive`, `Proxy-Connection`, `HTTP2-Settings` | removed | removed | RFC 9110 §7.6.1, RFC 9113 §8.2.2 |
+//! | `Proxy-Authorization`, `Proxy-Authenticate`, `Proxy-Authentication-Info` | removed | removed | RFC 9110 §11.7 |
+//! | `TE` | removed but for `trailers` | removed | RFC 9110 §10.1.4, RFC 9113 §8.2.2 |
+//! | `Transfer-Encoding` | removed; another coding than `chunked`: 501 | removed; another coding: 502 | RFC 9112 §6.1 |
+//! | `Content-Length` | one value, removed beside `Transfer-Encoding`; otherwise 400 | the same; otherwise 502 | RFC 9110 §8.6, RFC 9112 §6.3 |
+//! | the version | that of the agents | that of the client | RFC 9110 §2.5, §6.2 |
+//! | `Host`, `:authority` | one host, the same in both; otherwise 400 | | RFC 9112 §3.2, RFC 9113 §8.3.1 |
+//! | `Upgrade` | `websocket`, and what [`allow_upgrade`](Hop::allow_upgrade) names | `101` only for what was asked | RFC 9110 §7.8, RFC 6455 §4 |
+//! | `CONNECT` | 501, except for WebSockets of HTTP/2 | | RFC 9110 §9.3.6 |
+//! | `:protocol` | translated to an upgrade, and an upgrade to it, if the versions differ | the same | RFC 8441 |
+//! | `Cookie` | several are joined with `"; "` | | RFC 9113 §8.2.3 |
+//! | `Expect` | removed if the client speaks HTTP/1.0 | | RFC 9110 §10.1.1 |
+//! | `Via` | this hop is appended; one that lists it already: 508 | | RFC 9110 §7.6.3 |
+//! | `Max-Forwards` of `OPTIONS` and `TRACE` | counted down; at zero: 204 or 501 | | RFC 9110 §7.6.2 |
+//! | `Forwarded`, `X-Forwarded-*` | replaced by what the gateway has seen | | |
+//! | [`IDENTITY_HEADERS`] | removed | | |
+//! | [`COMMANDS_TO_PROXIES`] | | removed | |
+//!
+//! `100` and `103` are not passed on: hyper answers `Expect` itself, and reads over other informational responses.
+//!
+//! Servers that follow CGI and WSGI make one variable of `X-Real-IP`, `X_Real_IP` and, some of them, `X.Real.IP`. A name is
+//! therefore compared as if every other character than a letter or a digit were a hyphen, and another spelling of a header
+//! that has a rule here (or of `Host`, `Cookie`, `Authorization`, `Content-Type`) is removed.
+//!
+//! ```
+//! use http::{Request, Response, StatusCode};
+//! use std::net::{IpAddr, Ipv4Addr};
+//! use tower_bound_agent::http::proxy::{Hop, Peer};
+//!
+//! let hop = Hop::new(); // once, for all requests
+//! let client = Peer::new(IpAddr::V4(Ipv4Addr::LOCALHOST));
+//!
+//! let mut request = Request::get("/turn")
+//!     .header("host", "app.example")
+//!     .header("connection", "close, x-mine")
+//!     .header("x-mine", "1")
+//!     .header("x-forwarded-user", "root")
+//!     .body(())?;
+//! let exchange = hop.request(&mut request, &client)?;
+//! assert_eq!(request.headers()["x-forwarded-for"], "127.0.0.1");
+//! assert!(!request.headers().contains_key("x-forwarded-user"));
+//!
+//! // Send it, and then:
+//! let mut response = Response::builder().header("keep-alive", "timeout=5").body(())?;
+//! let tunnel = exchange.response(&mut response)?;
+//! assert!(response.headers().is_empty() && tunnel.is_none());
+//!
+//! // What may have reached this gateway through itself is refused.
+//! let mut again = Request::get("/turn").header("host", "app.example").header("via", &request.headers()["via"]).body(())?;
+//! assert_eq!(hop.request(&mut again, &client).unwrap_err().status(), StatusCode::LOOP_DETECTED);
+//! # Ok::<_, tower_bound_agent::BoxError>(())
+//! ```
 
-use ::http::{
-    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode,
-    header::{CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE},
-};
-
-/// Not registered, and sent all the same.
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-
-/// Removes what concerns only the client and the gateway. The wish for an upgrade is kept, so that it can be handed on,
-/// and so is the wish for trailers.
-///
-/// ```
-/// # use http::{HeaderMap, Request};
-/// let mut request = Request::get("/").header("connection", "close, x-mine").header("x-mine", "1").body(())?;
-/// tower_bound_agent::http::proxy::request(&mut request);
-/// assert_eq!(request.headers(), &HeaderMap::new());
-/// # Ok::<_, http::Error>(())
-/// ```
-pub fn request<B>(request: &mut Request<B>) {
-    let headers = request.headers_mut();
-    let upgrade = upgrade(headers);
-    let wants_trailers = lists(headers, &TE, "trailers");
-    strip(headers);
-    headers.remove(PROXY_AUTHORIZATION);
-    if wants_trailers {
-        headers.insert(TE, HeaderValue::from_static("trailers"));
-    }
-    restore(headers, upgrade);
-}
-
-/// Removes what concerns only the agent and the gateway. The answer to an upgrade is kept.
-pub fn response<B>(response: &mut Response<B>) {
-    let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    let headers = response.headers_mut();
-    let upgrade = upgrade(headers).filter(|_| switched);
-    strip(headers);
-    headers.remove(PROXY_AUTHENTICATE);
-    restore(headers, upgrade);
-}
-
-/// The protocol to change to, if that is said as it must be said.
-fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
-    lists(headers, &CONNECTION, "upgrade").then(|| headers.get(UPGRADE).cloned()).flatten()
-}
-
-fn restore(headers: &mut HeaderMap, upgrade: Option<HeaderValue>) {
-    if let Some(upgrade) = upgrade {
-        headers.insert(UPGRADE, upgrade);
-        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    }
-}
-
-fn strip(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = tokens(headers, &CONNECTION).filter_map(|token| token.parse().ok()).collect();
-    for name in named {
-        headers.remove(name);
-    }
-    for name in [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TE, TRANSFER_ENCODING, UPGRADE] {
-        headers.remove(name);
-    }
-}
-
-fn lists(headers: &HeaderMap, name: &HeaderName, wanted: &str) -> bool {
-    tokens(headers, name).any(|token| token.split(';').next().unwrap_or(token).trim().eq_ignore_ascii_case(wanted))
-}
-
-fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
-    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).map(str::trim).filter(|token| !token.is_empty())
-}
-
+mod error;
+mod fields;
+mod names;
 #[cfg(test)]
-mod tests {
-    use ::http::{Request, Response};
+mod tests;
+mod upgrade;
 
-    fn left(headers: &[(&str, &str)], response: Option<u16>) -> Vec<(String, String)> {
-        let left = match response {
-            None => {
-                let mut builder = Request::get("/");
-                for (name, value) in headers {
-                    builder = builder.header(*name, *value);
-                }
-                let mut request = builder.body(()).unwrap();
-                super::request(&mut request);
-                request.headers().clone()
-            }
-            Some(status) => {
-                let mut builder = Response::builder().status(status);
-                for (name, value) in headers {
-                    builder = builder.header(*name, *value);
-                }
-                let mut response = builder.body(()).unwrap();
-                super::response(&mut response);
-                response.headers().clone()
-            }
-        };
-        let mut left: Vec<_> =
-            left.iter().map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned())).collect();
-        left.sort();
-        left
+pub use error::{BadResponse, Refusal};
+pub use names::{COMMANDS_TO_PROXIES, IDENTITY_HEADERS};
+pub use upgrade::Tunnel;
+
+use self::{
+    names::{Names, map},
+    upgrade::Asked,
+};
+use ::http::{
+    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version,
+    header::{CONTENT_LENGTH, EXPECT, HOST, PROXY_AUTHORIZATION, TE, UPGRADE},
+    uri::{Authority, PathAndQuery},
+};
+use hyper::{ext::Protocol, upgrade::OnUpgrade};
+use std::{fmt, net::IpAddr, sync::Arc};
+use uuid::Uuid;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// The rules of one gateway. The [module](self) lists them.
+///
+/// Every setting has a default that is meant to be left alone. Clones share the rules, and cost no more than an `Arc`.
+#[derive(Clone)]
+#[must_use = "the rules do nothing until they are applied to a request"]
+pub struct Hop(Arc<Rules>);
+
+#[derive(Clone)]
+struct Rules {
+    /// How `Via` calls this gateway.
+    name: Box<str>,
+    agents_speak_http2: bool,
+    /// Protocols that may be upgraded to.
+    protocols: Vec<Box<str>>,
+    removed: Names,
+    handed_on: Names,
+    commands: Names,
+}
+
+impl Hop {
+    /// Creates the default rules, for agents that speak HTTP/1.1.
+    pub fn new() -> Self {
+        Self(Arc::new(Rules {
+            name: format!("hop-{}", Uuid::new_v4().simple()).into(),
+            agents_speak_http2: false,
+            protocols: vec![upgrade::WEBSOCKET.into()],
+            removed: Names::new(IDENTITY_HEADERS),
+            handed_on: Names::default(),
+            commands: Names::new(COMMANDS_TO_PROXIES),
+        }))
     }
 
-    #[test]
-    fn what_is_between_neighbours_stays_there() {
-        let sent = [
-            ("connection", "close, X-Mine"),
-            ("connection", "keep-alive"),
-            ("x-mine", "1"),
-            ("keep-alive", "timeout=5"),
-            ("proxy-connection", "keep-alive"),
-            ("proxy-authorization", "secret"),
-            ("te", "gzip"),
-            ("transfer-encoding", "chunked"),
-            ("upgrade", "h2c"),
-            ("trailer", "x-sum"),
-            ("x-other", "2"),
-        ];
-        let kept = |headers: &[(&str, &str)]| -> Vec<(String, String)> {
-            headers.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect()
+    /// Sets the name of this gateway in `Via`. The default is random: `hop-` and 32 digits.
+    ///
+    /// A request whose `Via` lists the name is refused as a loop. Replicas that share a name notice a loop in its first
+    /// round; with the default, each of them notices only its own. Two gateways that are meant to be passed through one
+    /// after the other must have different names.
+    pub fn with_name(mut self, name: &Authority) -> Self {
+        let name = name.as_str();
+        self.rules().name = name.rsplit_once('@').map_or(name, |(_, host)| host).into();
+        self
+    }
+
+    /// Sets HTTP/2 as the version of the agents, as [`AgentClientBuilder::http2`](super::AgentClientBuilder::http2) does.
+    /// A WebSocket of an HTTP/1.1 client becomes an extended `CONNECT` (RFC 8441), which the agent must accept.
+    pub fn with_http2_agents(mut self) -> Self {
+        self.rules().agents_speak_http2 = true;
+        self
+    }
+
+    /// Allows the upgrade to one more protocol than `websocket`, such as `spdy/3.1`.
+    ///
+    /// What follows after the upgrade is opaque to the gateway and to each middleware in front of it: a client that may
+    /// upgrade to `h2c` sends requests that none of them has seen.
+    pub fn allow_upgrade(mut self, protocol: &str) -> Self {
+        self.rules().protocols.push(protocol.into());
+        self
+    }
+
+    /// Removes one more header from requests, or every header whose name begins with what is before a `*`:
+    /// `x-tenant-*`.
+    pub fn remove(mut self, name: &str) -> Self {
+        self.rules().removed.add(name);
+        self
+    }
+
+    /// Hands on a header of the [`IDENTITY_HEADERS`] or of the `X-Forwarded-` family, as it has come, or every one whose
+    /// name begins with what is before a `*`.
+    ///
+    /// Only for a gateway that is reached through a proxy which sets the header in each request. A gateway that
+    /// authenticates clients itself sets its own headers after [`request`](Self::request).
+    pub fn hand_on(mut self, name: &str) -> Self {
+        self.rules().handed_on.add(name);
+        self
+    }
+
+    fn rules(&mut self) -> &mut Rules {
+        Arc::make_mut(&mut self.0)
+    }
+
+    /// Makes of a request that was received one for the agent.
+    ///
+    /// Must be called before the target of the request is changed, since the client may have named the host there. Leaves
+    /// the target in origin form. Headers that the gateway itself adds must be added afterwards: a client could have
+    /// them removed by naming them in `Connection`.
+    ///
+    /// # Errors
+    ///
+    /// A [`Refusal`] has the status to answer. The request may have been changed, and must not be sent.
+    pub fn request<B>(&self, request: &mut Request<B>, client: &Peer) -> Result<Exchange, Refusal> {
+        let rules = &*self.0;
+        let version = request.version();
+        let on_upgrade = hyper::upgrade::on(&mut *request);
+        let protocol = request.extensions_mut().remove::<Protocol>();
+        let host = fields::host(request)?;
+        if fields::via_lists(request.headers(), &rules.name) {
+            return Err(Refusal::Loop);
+        }
+        fields::count_down(request)?;
+        let framing = fields::framing(request.headers_mut(), version).map_err(|broken| match broken {
+            fields::Broken::Length => Refusal::Length,
+            fields::Broken::Coding => Refusal::Coding,
+        })?;
+        let asked = Asked::of(request, protocol, &rules.protocols, framing)?;
+
+        let headers = request.headers_mut();
+        let wants_trailers = version > Version::HTTP_10 && fields::lists(headers, &TE, b"trailers");
+        fields::strip(headers);
+        headers.remove(PROXY_AUTHORIZATION);
+        let removed = headers.keys().filter(|name| rules.removes(name.as_str())).cloned().collect::<Vec<_>>();
+        for name in removed {
+            headers.remove(name);
+        }
+        fields::filter_trailer(headers, |name| !rules.removes(name));
+        fields::join_cookies(headers);
+        if version < Version::HTTP_11 {
+            headers.remove(EXPECT);
+        }
+
+        let mut options = Vec::new();
+        if wants_trailers {
+            headers.insert(TE, HeaderValue::from_static("trailers"));
+            options.push("te");
+        }
+        if let Some(asked) = &asked {
+            options.extend(asked.ask(request, rules.agents_speak_http2)?);
+        }
+        let headers = request.headers_mut();
+        if !rules.agents_speak_http2 {
+            fields::connection(headers, &options);
+        }
+        client.forward(headers, &host, &rules.handed_on);
+        fields::append_via(headers, version, &rules.name);
+        headers.insert(HOST, host);
+        let target = request.uri().path_and_query().cloned();
+        *request.uri_mut() = Uri::from(target.unwrap_or_else(|| PathAndQuery::from_static("/")));
+        *request.version_mut() = if rules.agents_speak_http2 { Version::HTTP_2 } else { Version::HTTP_11 };
+        Ok(Exchange { hop: self.clone(), version, upgrade: asked.map(|asked| (asked, on_upgrade)) })
+    }
+}
+
+impl Default for Hop {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Hop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Rules { name, agents_speak_http2, protocols, .. } = &*self.0;
+        f.debug_struct("Hop")
+            .field("name", name)
+            .field("agents_speak_http2", agents_speak_http2)
+            .field("protocols", protocols)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Rules {
+    /// Whether a header does not cross the hop. The headers that every hop removes are another matter.
+    fn removes(&self, name: &str) -> bool {
+        let mapped = map(name);
+        if self.handed_on.has(&mapped) {
+            return false;
+        }
+        let is_alias = &*mapped != name;
+        mapped == "forwarded"
+            || mapped.starts_with("x-forwarded")
+            || is_alias && names::has_a_rule(&mapped)
+            || self.removed.has(&mapped)
+    }
+}
+
+/// The client of a gateway, as the gateway itself has seen it: what the agent is told of it.
+///
+/// A gateway behind a proxy that it trusts passes here what that proxy has told it.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    address: IpAddr,
+    proto: &'static str,
+    prefix: Option<HeaderValue>,
+}
+
+impl Peer {
+    /// Creates the description of a client that is connected without TLS.
+    #[must_use]
+    pub fn new(address: IpAddr) -> Self {
+        Self { address: address.to_canonical(), proto: "http", prefix: None }
+    }
+
+    /// Sets `X-Forwarded-Proto` to `https` instead of `http`.
+    #[must_use]
+    pub fn https(mut self) -> Self {
+        self.proto = "https";
+        self
+    }
+
+    /// Sets `X-Forwarded-Prefix`: the part of the path that the gateway has removed.
+    #[must_use]
+    pub fn with_prefix(mut self, prefix: HeaderValue) -> Self {
+        self.prefix = Some(prefix);
+        self
+    }
+
+    fn forward(&self, headers: &mut HeaderMap, host: &HeaderValue, handed_on: &Names) {
+        let mut set = |name: HeaderName, value: HeaderValue| {
+            if !(handed_on.has(name.as_str()) && headers.contains_key(&name)) {
+                headers.insert(name, value);
+            }
         };
-        assert_eq!(left(&sent, None), kept(&[("trailer", "x-sum"), ("x-other", "2")]));
-        let upgrade = [("connection", "keep-alive, Upgrade"), ("upgrade", "websocket"), ("te", "trailers;q=1")];
-        let asked = kept(&[("connection", "upgrade"), ("te", "trailers"), ("upgrade", "websocket")]);
-        assert_eq!(left(&upgrade, None), asked);
-        assert_eq!(left(&upgrade[..2], Some(101)), asked[..1].iter().chain(&asked[2..]).cloned().collect::<Vec<_>>());
-        assert_eq!(left(&upgrade, Some(200)), kept(&[]));
-        assert_eq!(left(&[("proxy-authenticate", "Basic")], Some(407)), kept(&[]));
+        // An address is always a valid value.
+        if let Ok(address) = HeaderValue::try_from(self.address.to_string()) {
+            set(X_FORWARDED_FOR, address);
+        }
+        set(X_FORWARDED_HOST, host.clone());
+        set(X_FORWARDED_PROTO, HeaderValue::from_static(self.proto));
+        if let Some(prefix) = &self.prefix {
+            set(X_FORWARDED_PREFIX, prefix.clone());
+        }
+    }
+}
+
+/// A request on its way, until there is a response.
+#[derive(Debug)]
+#[must_use = "a response must not be returned before the rules were applied to it"]
+pub struct Exchange {
+    hop: Hop,
+    /// The client's.
+    version: Version,
+    upgrade: Option<(Asked, OnUpgrade)>,
+}
+
+impl Exchange {
+    /// Makes of the agent's response one for the client.
+    ///
+    /// Returns the tunnel if the agent has switched to the protocol that the client has asked for. The response must then
+    /// be returned, and the tunnel [opened](Tunnel::open) in a task.
+    ///
+    /// # Errors
+    ///
+    /// A [`BadResponse`]: the agent has answered what it may not. The response must be dropped, which closes an HTTP/1
+    /// connection that has switched protocols, and the client be answered `502`.
+    pub fn response<B>(self, response: &mut Response<B>) -> Result<Option<Tunnel>, BadResponse> {
+        let rules = &*self.hop.0;
+        let agent = hyper::upgrade::on(&mut *response);
+        let tunnel = match self.upgrade {
+            Some((asked, client)) if asked.is_granted(response, rules.agents_speak_http2)? => {
+                Some((asked, Tunnel::new(client, agent)))
+            }
+            Some((asked, _)) if asked.is_connect() && response.status().is_success() => {
+                return Err(BadResponse::NotSwitched);
+            }
+            _ => None,
+        };
+        if response.status().is_informational() && tunnel.is_none() {
+            return Err(if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                BadResponse::Switched
+            } else {
+                BadResponse::Informational
+            });
+        }
+        let version = response.version();
+        fields::framing(response.headers_mut(), version).map_err(|broken| match broken {
+            fields::Broken::Length => BadResponse::Length,
+            fields::Broken::Coding => BadResponse::Coding,
+        })?;
+        let offered = (response.status() == StatusCode::UPGRADE_REQUIRED && self.version == Version::HTTP_11)
+            .then(|| upgrade::offered(response.headers(), &rules.protocols))
+            .flatten();
+
+        let status = response.status();
+        let headers = response.headers_mut();
+        fields::strip(headers);
+        let removed = headers.keys().filter(|name| rules.commands.has(name.as_str())).cloned().collect::<Vec<_>>();
+        for name in removed {
+            headers.remove(name);
+        }
+        if let Some(offered) = offered {
+            headers.insert(UPGRADE, offered);
+            fields::connection(headers, &["upgrade"]);
+        }
+        if status == StatusCode::NO_CONTENT || tunnel.is_some() {
+            headers.remove(CONTENT_LENGTH);
+        }
+        let tunnel = match tunnel {
+            Some((asked, tunnel)) => {
+                asked.grant(response)?;
+                Some(tunnel)
+            }
+            None => None,
+        };
+        *response.version_mut() = self.version.max(Version::HTTP_11);
+        Ok(tunnel)
     }
 }

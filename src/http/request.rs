@@ -7,6 +7,7 @@ use ::http::{
     request,
     uri::{Authority, PathAndQuery, Scheme},
 };
+use http_body::Body;
 use hyper::ext::Protocol;
 
 /// The version that a client speaks with its agents.
@@ -45,6 +46,19 @@ pub(super) fn prepare(parts: &mut request::Parts, version: Speaks) -> Result<(),
         }
     }
     Ok(())
+}
+
+/// Announces a body of unknown length where hyper would not send it: with `GET` and `HEAD` over HTTP/1 it takes a body for
+/// empty whose length is not given.
+pub(super) fn frame(parts: &mut request::Parts, body: &impl Body, version: Speaks) {
+    let is_unknown = !body.is_end_stream() && body.size_hint().exact().is_none();
+    if version == Speaks::Http1
+        && is_unknown
+        && [Method::GET, Method::HEAD].contains(&parts.method)
+        && ![header::CONTENT_LENGTH, header::UPGRADE].iter().any(|name| parts.headers.contains_key(name))
+    {
+        parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
 }
 
 /// Of an absolute target its authority, else the `Host` (RFC 9112 §3.2.2). Never with a user or a password.

@@ -13,6 +13,7 @@ mod process;
 mod bodies;
 mod clients;
 mod grpc;
+mod hop;
 mod passed;
 mod rebuilds;
 mod refused;

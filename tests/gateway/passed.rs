@@ -22,6 +22,8 @@ async fn the_agent_sees_what_the_client_has_sent_and_who_it_was() {
     let mut seen: Vec<_> = seen_by_agent(&answer).lines().collect();
     assert_eq!(seen.remove(0), "POST /head?a=%2F&b HTTP/1.1");
     seen.sort_unstable();
+    let vias = seen.extract_if(.., |line| line.starts_with("via: ")).collect::<Vec<_>>();
+    assert!(vias.len() == 1 && vias[0].starts_with("via: 1.1 hop-"), "{vias:?}");
     let expected = [
         "content-length: 2",
         "host: app.example:8000",

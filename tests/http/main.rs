@@ -7,6 +7,8 @@ mod net;
 
 mod connector;
 mod failures;
+mod front;
+mod hop;
 mod limits;
 mod moves;
 mod reuse;

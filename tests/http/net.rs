@@ -183,7 +183,8 @@ async fn serve(
         let service = TowerToHyperService::new(app.clone());
         let closed = Arc::clone(&closing).notified_owned();
         connections.spawn(async move {
-            let builder = auto::Builder::new(TokioExecutor::new());
+            let mut builder = auto::Builder::new(TokioExecutor::new());
+            builder.http2().enable_connect_protocol();
             let serving = builder.serve_connection_with_upgrades(TokioIo::new(line), service);
             tokio::select! {
                 _ = serving => {}
@@ -265,7 +266,7 @@ fn app(seen: Arc<Seen>, id: AgentId) -> Router {
         .route("/endless", get(endless))
         .route("/half", get(half))
         .route("/trailers", get(trailers))
-        .route("/talk", get(talk))
+        .route("/talk", any(talk))
         .with_state(seen)
         .layer(axum::middleware::from_fn(move |request: Request, next: axum::middleware::Next| {
             count.requests.fetch_add(1, SeqCst);

@@ -1,0 +1,191 @@
+//! Single headers.
+
+use super::Refusal;
+use ::http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Version,
+    header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, MAX_FORWARDS, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA},
+    uri::Authority,
+};
+use bytes::Bytes;
+
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+/// Not registered, and sent nevertheless.
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// Headers that are for the next neighbour only.
+pub(super) const HOP_BY_HOP: [HeaderName; 7] =
+    [CONNECTION, HTTP2_SETTINGS, KEEP_ALIVE, PROXY_CONNECTION, TE, TRANSFER_ENCODING, UPGRADE];
+
+/// Removes what is for the next neighbour only. `Connection` cannot name what every recipient needs.
+pub(super) fn strip(headers: &mut HeaderMap) {
+    let named = tokens(headers, &CONNECTION).filter_map(|token| HeaderName::from_bytes(token).ok());
+    let named = named.filter(|name| name != HOST && name != CONTENT_LENGTH).collect::<Vec<_>>();
+    for name in named {
+        headers.remove(name);
+    }
+    for name in HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+/// Sets `Connection`, if there is anything to say.
+pub(super) fn connection(headers: &mut HeaderMap, options: &[&str]) {
+    if let Ok(options) = HeaderValue::try_from(options.join(", "))
+        && !options.is_empty()
+    {
+        headers.insert(CONNECTION, options);
+    }
+}
+
+/// Whether a list has this element, whatever its parameters are.
+pub(super) fn lists(headers: &HeaderMap, name: &HeaderName, wanted: &[u8]) -> bool {
+    tokens(headers, name).any(|token| {
+        token.split(|byte| *byte == b';').next().is_some_and(|token| token.trim_ascii().eq_ignore_ascii_case(wanted))
+    })
+}
+
+/// The elements of a list, over all headers of the name. Of bytes: one that is no text must not hide the others.
+pub(super) fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    let values = headers.get_all(name).iter().map(HeaderValue::as_bytes);
+    values.flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
+}
+
+/// The host that a request names: exactly one, and the same one in the target and in `Host`, without a user.
+pub(super) fn host<B>(request: &Request<B>) -> Result<HeaderValue, Refusal> {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let host = match (request.uri().authority(), hosts.next(), hosts.next()) {
+        (Some(named), None, None) => HeaderValue::from_str(named.as_str()).map_err(|_| Refusal::Host)?,
+        (Some(named), Some(host), None) if host.as_bytes().eq_ignore_ascii_case(named.as_str().as_bytes()) => {
+            host.clone()
+        }
+        (None, Some(host), None) => host.clone(),
+        _ => return Err(Refusal::Host),
+    };
+    // A comma is allowed in a name, and no name has one: it is two hosts that were joined on the way.
+    let is_host = |host: &str| !host.contains(['@', ',']) && host.parse::<Authority>().is_ok();
+    let is_host = host.to_str().is_ok_and(is_host);
+    if is_host { Ok(host) } else { Err(Refusal::Host) }
+}
+
+/// How a body is delimited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    None,
+    Length(u64),
+    Chunked,
+}
+
+/// A body that nobody can delimit, or read.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Broken {
+    Length,
+    Coding,
+}
+
+/// Leaves at most one `Content-Length`, and none beside a `Transfer-Encoding` (RFC 9112 §6.3).
+pub(super) fn framing(headers: &mut HeaderMap, version: Version) -> Result<Framing, Broken> {
+    let mut codings = tokens(headers, &TRANSFER_ENCODING);
+    match (codings.next(), codings.next()) {
+        (None, _) => {}
+        (Some(coding), None) if coding.eq_ignore_ascii_case(b"chunked") && version == Version::HTTP_11 => {
+            drop(codings);
+            headers.remove(CONTENT_LENGTH);
+            return Ok(Framing::Chunked);
+        }
+        _ => return Err(Broken::Coding),
+    }
+    drop(codings);
+    if !headers.contains_key(CONTENT_LENGTH) {
+        return Ok(Framing::None);
+    }
+    let mut length = None;
+    for value in headers.get_all(CONTENT_LENGTH).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b',')) {
+        let value = number(value.trim_ascii()).ok_or(Broken::Length)?;
+        if length.is_some_and(|length| length != value) {
+            return Err(Broken::Length);
+        }
+        length = Some(value);
+    }
+    let length = length.ok_or(Broken::Length)?;
+    headers.insert(CONTENT_LENGTH, length.into());
+    Ok(Framing::Length(length))
+}
+
+/// Digits, and nothing else.
+fn number(digits: &[u8]) -> Option<u64> {
+    if !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// HTTP/2 clients send one header a cookie (RFC 9113 §8.2.3), and agents of HTTP/1 may read the first one only.
+pub(super) fn join_cookies(headers: &mut HeaderMap) {
+    let mut cookies = headers.get_all(COOKIE).iter();
+    let (Some(_), Some(_)) = (cookies.next(), cookies.next()) else { return };
+    let cookies = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b"; "[..]);
+    // What valid values are joined with is valid.
+    if let Ok(mut cookies) = HeaderValue::from_maybe_shared(Bytes::from(cookies)) {
+        cookies.set_sensitive(headers.get(COOKIE).is_some_and(HeaderValue::is_sensitive));
+        headers.insert(COOKIE, cookies);
+    }
+}
+
+/// What does not cross the hop as a header does not cross it after the body either: hyper sends the trailers that are
+/// announced, and no other ones.
+pub(super) fn filter_trailer(headers: &mut HeaderMap, crosses: impl Fn(&str) -> bool) {
+    if !headers.contains_key(TRAILER) {
+        return;
+    }
+    let announced = tokens(headers, &TRAILER).filter_map(|token| HeaderName::from_bytes(token).ok());
+    let announced = announced.filter(|name| crosses(name.as_str()) && !HOP_BY_HOP.contains(name));
+    let announced = announced.map(|name| name.as_str().to_owned()).collect::<Vec<_>>().join(", ");
+    headers.remove(TRAILER);
+    if let Ok(announced) = HeaderValue::try_from(announced)
+        && !announced.is_empty()
+    {
+        headers.insert(TRAILER, announced);
+    }
+}
+
+/// Whether the name stands anywhere in `Via`, be it in a comment: a parenthesis that is never closed must not hide it.
+pub(super) fn via_lists(headers: &HeaderMap, name: &str) -> bool {
+    let words = headers.get_all(VIA).iter().flat_map(|value| value.as_bytes().split(|byte| b", \t()".contains(byte)));
+    words.into_iter().any(|word| word.eq_ignore_ascii_case(name.as_bytes()))
+}
+
+pub(super) fn append_via(headers: &mut HeaderMap, version: Version, name: &str) {
+    let version = match version {
+        Version::HTTP_09 => "0.9",
+        Version::HTTP_10 => "1.0",
+        Version::HTTP_2 => "2",
+        Version::HTTP_3 => "3",
+        _ => "1.1",
+    };
+    if let Ok(hop) = HeaderValue::try_from(format!("{version} {name}")) {
+        headers.append(VIA, hop);
+    }
+}
+
+/// Counts `Max-Forwards` down where it has a meaning (RFC 9110 §7.6.2).
+pub(super) fn count_down<B>(request: &mut Request<B>) -> Result<(), Refusal> {
+    if ![Method::OPTIONS, Method::TRACE].contains(request.method()) || !request.headers().contains_key(MAX_FORWARDS) {
+        return Ok(());
+    }
+    let mut values = request.headers().get_all(MAX_FORWARDS).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return Err(Refusal::MaxForwards) };
+    let digits = value.as_bytes().trim_ascii();
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return Err(Refusal::MaxForwards);
+    }
+    // More than this counts: the most that is supported.
+    let left = number(digits).map_or(u32::MAX, |left| u32::try_from(left).unwrap_or(u32::MAX));
+    match left.checked_sub(1) {
+        Some(left) => {
+            request.headers_mut().insert(MAX_FORWARDS, left.into());
+            Ok(())
+        }
+        None => Err(Refusal::LastHop(request.method().clone())),
+    }
+}

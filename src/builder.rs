@@ -204,7 +204,7 @@ impl BoundAgentBuilder {
             resolver: self.resolver,
             observer: self.observer,
             loads: Default::default(),
-            creations: Default::default(),
+            absent: Default::default(),
             validations: Default::default(),
             repairs: Default::default(),
             tasks: Default::default(),

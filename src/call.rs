@@ -3,6 +3,7 @@
 use crate::{
     Bound, BoundHandle, BoxError, DialAgent, DialSession, Error, ErrorKind, Event, LastVerdict, Outcome, Path, Target,
     dialer::{Dialer, First},
+    error::SharedError,
     follow,
     race::{Raced, Won, race},
     repair::Repairs,
@@ -14,7 +15,7 @@ use std::{
     pin::{Pin, pin},
     sync::Arc,
 };
-use tokio::time::{Duration, Instant, timeout_at};
+use tokio::time::{Duration, Instant, error::Elapsed, timeout_at};
 use tower_service::Service;
 
 pub(crate) async fn call<S>(shared: Arc<Shared>, readied: S, ask: DialSession) -> Result<Bound<S::Response>, Error>
@@ -67,9 +68,12 @@ where
             Ok(Raced::Won(mut won)) => {
                 if let Some(job) = Repairs::begin(&shared, &start.entry, &won.target) {
                     won.outcome.repair = Some(job.status.clone());
-                    if shared.settings.repair == RepairMode::BeforeReturn {
+                    if start.absent || shared.settings.repair == RepairMode::BeforeReturn {
                         // Boxed for the same reason. At the deadline there is a connection, so that is no failure.
-                        let _ = Box::pin(timeout_at(deadline, job.attempted())).await;
+                        let attempted = Box::pin(timeout_at(deadline, job.attempted())).await;
+                        if start.absent && !shared.settings.serve_without_store {
+                            created(&shared, &start.entry, attempted)?;
+                        }
                         // The second look: the repair may have lost to something newer, or an order may have come.
                         if shared.has_left(&start.entry, &won.target) {
                             validations = validations.saturating_add(won.outcome.validations);
@@ -79,6 +83,13 @@ where
                             continue;
                         }
                     }
+                }
+                if start.absent
+                    && let Some(entry) = shared.rows.get(ask.session)
+                    && entry.workspace() == start.entry.workspace()
+                {
+                    // The row that there is by now: a use of it is recorded.
+                    start.entry = entry;
                 }
                 let Won { connection, target, dial_began, mut outcome } = won;
                 outcome.dials = dialer.progress().started;
@@ -122,6 +133,24 @@ where
         return Err(First::NotYet);
     }
     Ok((connection, target, Arc::clone(&start.entry)))
+}
+
+/// Checks that the session has a row by now: the one that was created, or another one. If not, nobody tries again.
+fn created(
+    shared: &Shared,
+    entry: &Entry,
+    attempted: Result<Result<(), SharedError>, Elapsed>,
+) -> Result<(), Error> {
+    let session = entry.row.session;
+    let error = match attempted {
+        Ok(Ok(())) => return Ok(()),
+        // What is left to be written into that row is a repair like any other.
+        _ if shared.rows.get(session).is_some_and(|row| row.workspace() == entry.workspace()) => return Ok(()),
+        Ok(Err(cause)) => Error::new(ErrorKind::Store).with_store(Some(cause)),
+        Err(_) => Error::new(ErrorKind::TimedOut { last: LastVerdict::Same }),
+    };
+    shared.repairs.forget(session);
+    Err(because(shared, error.of(session), false))
 }
 
 async fn look_up(shared: &Arc<Shared>, ask: &DialSession, deadline: Instant) -> Result<Start, Error> {

@@ -10,6 +10,7 @@ use crate::{
     rows::{Moment, Seen},
     settings::Settings,
 };
+use moka::sync::Cache;
 use std::{
     collections::HashMap,
     sync::{
@@ -28,6 +29,8 @@ type Places = Mutex<HashMap<WorkspaceId, Weak<Place>>>;
 #[derive(Debug)]
 pub(crate) struct Directory {
     places: Arc<Places>,
+    /// Workspaces that were denied a moment ago. Calls that fail hold nothing, so without this nobody would remember why.
+    denied: Cache<WorkspaceId, Arc<Place>>,
     intervals: Intervals,
 }
 
@@ -50,6 +53,8 @@ pub(crate) const AGAIN_AFTER: [Duration; 3] =
     [Duration::from_millis(50), Duration::from_millis(200), Duration::from_millis(1_000)];
 /// A denial that is at most so old answers a call that has nothing to dial.
 const FRESH_DENIAL: Duration = Duration::from_secs(1);
+/// Of so many workspaces that nobody here uses.
+const MOST_DENIED: u64 = 1_000;
 /// How many replaced targets are remembered, to tell rows that are behind from rows that are ahead.
 const REMEMBERED: usize = 8;
 
@@ -172,6 +177,8 @@ impl Directory {
     pub(crate) fn new(settings: &Settings) -> Self {
         Self {
             places: Arc::default(),
+            // moka's clock only bounds the memory; how old a denial may be is decided with tokio's.
+            denied: Cache::builder().max_capacity(MOST_DENIED).time_to_live(FRESH_DENIAL).build(),
             intervals: Intervals { first: settings.revalidate_every, longest: settings.revalidate_at_most },
         }
     }
@@ -197,6 +204,11 @@ impl Directory {
     /// The workspace, if anybody here uses it.
     pub(crate) fn find(&self, workspace: WorkspaceId) -> Option<Arc<Place>> {
         lock(&self.places).get(&workspace).and_then(Weak::upgrade)
+    }
+
+    /// The resolver has denied a workspace: what it said is remembered for a moment, though nobody may use the workspace.
+    pub(crate) fn remember_denial(&self, place: Arc<Place>) {
+        self.denied.insert(place.workspace, place);
     }
 
     /// Hints were lost: each workspace may have another agent by now.

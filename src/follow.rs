@@ -148,6 +148,7 @@ impl Follower {
                 }
                 About::Reset { workspace } => shared.reset(workspace),
                 About::Session { session, revision } => {
+                    shared.absent.hear(session);
                     if shared.rows.hear(session, revision) {
                         self.floors.insert(session, Floor { revision, misses: 0, due: now });
                     }

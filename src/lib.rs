@@ -143,6 +143,7 @@ mod resolution;
 mod attempt;
 mod settings;
 // 3 state
+mod absent;
 mod directory;
 mod flight;
 pub mod hints;

@@ -290,12 +290,17 @@ where
                 if choice.void {
                     return Landing::Moved;
                 }
-                *self.start = Start { entry, choice };
+                *self.start = Start { entry, choice, absent: false };
                 let landing = self.follow(now);
                 if let Landing::Good = landing {
                     self.attempt.on_row_unchanged();
                 }
                 landing
+            }
+            // There is no row, as before.
+            Ok(None) if self.start.absent => {
+                self.attempt.on_row_unchanged();
+                Landing::Good
             }
             // The session points elsewhere, or nowhere.
             Ok(_) => Landing::Moved,
@@ -308,7 +313,7 @@ where
 
     /// Tells the attempt of a choice that was made anew.
     fn follow(&mut self, now: Instant) -> Landing {
-        let Start { entry, choice } = &*self.start;
+        let Start { entry, choice, .. } = &*self.start;
         match (&choice.target, choice.doubt) {
             // The row is unbound by now, and what is being dialed is known to be replaced: there is nothing to be dialed
             // before the resolver was asked.

@@ -4,8 +4,13 @@
 //! *own* repair compares with what its call has read ([`own`]).
 
 use crate::{
-    Event, Repair, Revision, SessionId, Target, WorkspaceId, binding::Behind, directory::Repaired,
-    outcome::RepairStatus, rows::Entry, shared::Shared,
+    Event, Repair, Revision, SessionId, Target, WorkspaceId,
+    binding::Behind,
+    directory::Repaired,
+    error::{Cause, SharedError},
+    outcome::RepairStatus,
+    rows::Entry,
+    shared::Shared,
 };
 use std::{
     collections::HashMap,
@@ -79,15 +84,23 @@ struct Running {
 #[derive(Clone, Debug)]
 pub(crate) struct Job {
     pub(crate) status: RepairStatus,
-    /// The first attempt has ended.
-    attempted: watch::Receiver<bool>,
+    /// How the last attempt has ended, if one has.
+    attempted: watch::Receiver<Option<Attempted>>,
 }
 
+/// What became of an attempt: the store could be written, or why not.
+type Attempted = Result<(), SharedError>;
+
 impl Job {
-    /// Until the first attempt has ended, whatever became of it. Bounded by the store timeout for each statement.
-    pub(crate) async fn attempted(mut self) {
+    /// Waits until the first attempt has ended. Bounded by the store timeout for each statement.
+    ///
+    /// # Errors
+    ///
+    /// Why the store could not be written.
+    pub(crate) async fn attempted(mut self) -> Attempted {
         // An error means that the task is gone, and so is the attempt.
-        let _ = self.attempted.wait_for(|attempted| *attempted).await;
+        let attempted = self.attempted.wait_for(Option::is_some).await.ok().and_then(|attempted| attempted.clone());
+        attempted.unwrap_or_else(|| Err(Cause::TaskEnded.shared()))
     }
 }
 
@@ -118,7 +131,7 @@ impl Repairs {
             running.entries.insert(entry.row.session, Arc::clone(entry));
             return Some(running.job.clone());
         }
-        let (attempted, receiver) = watch::channel(false);
+        let (attempted, receiver) = watch::channel(None);
         let forgotten = CancellationToken::new();
         let job = Job { status: RepairStatus::new(), attempted: receiver };
         let entries = HashMap::from([(entry.row.session, Arc::clone(entry))]);
@@ -144,7 +157,7 @@ impl Repairs {
         for _ in 0..2 {
             let jobs: Vec<Job> = self.running().values().map(|running| running.job.clone()).collect();
             for job in jobs {
-                job.attempted().await;
+                let _ = job.attempted().await;
             }
         }
         // Not whether it is still on the list: its task leaves that a moment after it has told the result.
@@ -210,7 +223,7 @@ struct Task {
     entry: Arc<Entry>,
     target: Arc<Target>,
     status: RepairStatus,
-    attempted: watch::Sender<bool>,
+    attempted: watch::Sender<Option<Attempted>>,
     forgotten: CancellationToken,
 }
 
@@ -224,12 +237,11 @@ impl Task {
                 Key::Own(..) => self.write_own().await,
                 Key::Group(_, behind, _) => self.write_group(behind).await,
             };
-            let repair = match attempt {
-                Some(repair) => repair,
-                None if last => Repair::Failed,
-                None => Repair::Retrying,
+            let (repair, attempted) = match attempt {
+                Ok(repair) => (repair, Ok(())),
+                Err(error) => (if last { Repair::Failed } else { Repair::Retrying }, Err(Arc::new(error) as SharedError)),
             };
-            self.tell(repair);
+            self.tell(repair, attempted);
             if repair != Repair::Retrying {
                 return;
             }
@@ -241,14 +253,14 @@ impl Task {
             pause = (pause * 2).min(LONGEST_PAUSE);
             if self.forgotten.is_cancelled() || self.entry.place.supersedes(&self.target) {
                 // Somebody's later repair will be right, this one would not.
-                return self.tell(Repair::Lost);
+                return self.tell(Repair::Lost, Ok(()));
             }
         }
     }
 
-    fn tell(&self, repair: Repair) {
+    fn tell(&self, repair: Repair, attempted: Attempted) {
         self.status.set(repair);
-        self.attempted.send_replace(true);
+        self.attempted.send_replace(Some(attempted));
         let (workspace, target) = (self.entry.workspace(), &*self.target);
         self.shared.emit(&match self.key {
             Key::Own(session, ..) => Event::Repaired { session, workspace, target, repair },

@@ -2,6 +2,7 @@
 
 use crate::{
     Binding, Error, ErrorKind, Event, Observer, Resolution, ResolveWorkspace, SessionId, Target, WorkspaceId,
+    absent::Absent,
     attempt::Answer,
     directory::{Choice, Directory, Place},
     error::{Cause, SharedError},
@@ -11,7 +12,7 @@ use crate::{
     resolver::Resolver,
     rows::{Entry, Rows, State, Ticket},
     settings::Settings,
-    store::{ErasedStore, NewBinding, StoreError, Swap},
+    store::{ErasedStore, StoreError},
     tasks::Tasks,
 };
 use futures_util::FutureExt;
@@ -59,6 +60,8 @@ impl Validated {
 pub(crate) struct Start {
     pub(crate) entry: Arc<Entry>,
     pub(crate) choice: Choice,
+    /// The session has no row, and the caller named the workspace: the row is created before a connection is returned.
+    pub(crate) absent: bool,
 }
 
 /// What a second look at the registers says.
@@ -79,7 +82,7 @@ pub(crate) struct Shared {
     pub(crate) rows: Rows,
     pub(crate) directory: Directory,
     pub(crate) loads: Flights<SessionId, Looked>,
-    pub(crate) creations: Flights<(SessionId, WorkspaceId), Looked>,
+    pub(crate) absent: Absent,
     pub(crate) validations: Flights<WorkspaceId, Validated>,
     pub(crate) repairs: Repairs,
     pub(crate) tasks: Tasks,
@@ -139,6 +142,7 @@ impl Shared {
 
     /// A row that was read or written by somebody who took the ticket before that.
     pub(crate) fn learn(&self, row: Binding, ticket: Ticket) -> Arc<Entry> {
+        self.absent.hear(row.session);
         self.rows.learn(self.entry(row, true, ticket), ticket)
     }
 
@@ -168,7 +172,7 @@ impl Shared {
             return None;
         }
         let choice = self.choose(&entry);
-        (!choice.void).then_some(Start { entry, choice })
+        (!choice.void).then_some(Start { entry, choice, absent: false })
     }
 
     /// What the session's next call would dial at once, in doubt or not, if a connection that is there is as good as a
@@ -197,6 +201,8 @@ impl Shared {
                 // What could not be kept may be later than what is.
                 (State::Evicted, Some(entry)) if entry.row.revision < start.entry.row.revision => {}
                 (_, Some(entry)) => start.entry = entry,
+                // The read that found no row again has said so to everybody; nothing else has been heard since.
+                (State::Evicted, None) if start.absent && self.is_still_absent(&start.entry) => {}
                 // Read before an order of which the register shows nothing: what was read may be what it has ended.
                 (State::Evicted, None) if self.rows.may_be_ordered_since(&start.entry) => return Look::Moved,
                 (State::Evicted, None) => {}
@@ -205,6 +211,17 @@ impl Shared {
         }
         start.choice = self.choose(&start.entry);
         if start.choice.void { Look::Moved } else { Look::Anew }
+    }
+
+    fn is_still_absent(&self, entry: &Entry) -> bool {
+        let session = entry.row.session;
+        // Taken before the look, so that what is heard after that shows.
+        let ticket = self.rows.ticket(session);
+        let absent = self.absent.contains(session, Instant::now());
+        if absent {
+            entry.read_at(ticket);
+        }
+        absent
     }
 
     /// Whether the session of this row would dial something else than this by now. `None` if only its row can tell.
@@ -231,8 +248,9 @@ impl Shared {
         moved || entry.place.supersedes(target)
     }
 
-    /// Finds the row of a session that is not cached: reads it, and if there is none and the caller names a workspace,
-    /// creates it unbound.
+    /// Finds the row of a session that is not cached. If there is none and the caller names a workspace, the call goes by
+    /// an unbound row that does not exist yet: the resolver says first whether there is such a workspace, so that strangers
+    /// create nothing.
     pub(crate) async fn look_up(
         self: &Arc<Self>,
         session: SessionId,
@@ -246,16 +264,13 @@ impl Shared {
                 if self.choose(&entry).void {
                     self.rows.remove(session);
                 } else if workspace.is_none_or(|asked| asked == entry.workspace()) {
-                    return Ok(Start { choice: self.choose(&entry), entry });
+                    return Ok(Start { choice: self.choose(&entry), entry, absent: false });
                 }
                 self.read_since(session, now).await
             }
             None if self.rows.must_read(session) => self.read_since(session, now).await,
+            None if self.absent.contains(session, now) => Ok(None),
             None => self.read(session).await,
-        };
-        let looked = match (looked, workspace) {
-            (Ok(None), Some(workspace)) => self.create(session, workspace).await,
-            (looked, _) => looked,
         };
         let entry = match (looked, workspace) {
             (Ok(Some(entry)), Some(asked)) if entry.workspace() != asked => {
@@ -263,17 +278,23 @@ impl Shared {
                 return Err(Error::new(ErrorKind::WorkspaceMismatch { bound, asked }).of(session));
             }
             (Ok(Some(entry)), _) => entry,
-            (Ok(None), _) => return Err(Error::new(ErrorKind::NotBound).of(session)),
+            (Ok(None), Some(workspace)) => return Ok(self.without_row(session, workspace, true)),
+            (Ok(None), None) => return Err(Error::new(ErrorKind::NotBound).of(session)),
             (Err(_), Some(workspace)) if self.settings.serve_without_store => {
-                let (row, ticket) =
-                    (Binding::new(session, workspace, None, crate::Revision::new(0)), self.rows.ticket(session));
-                let entry = self.entry(row, false, ticket);
-                entry.read_at(ticket);
-                entry
+                return Ok(self.without_row(session, workspace, false));
             }
             (Err(cause), _) => return Err(Error::new(ErrorKind::Store).of(session).with_store(Some(cause))),
         };
-        Ok(Start { choice: self.choose(&entry), entry })
+        Ok(Start { choice: self.choose(&entry), entry, absent: false })
+    }
+
+    /// What a call goes by that has a workspace and no row.
+    fn without_row(&self, session: SessionId, workspace: WorkspaceId, absent: bool) -> Start {
+        let ticket = self.rows.ticket(session);
+        let row = Binding::new(session, workspace, None, crate::Revision::new(0));
+        let entry = self.entry(row, false, ticket);
+        entry.read_at(ticket);
+        Start { choice: self.choose(&entry), entry, absent }
     }
 
     /// Reads the row; joins a read that is under way.
@@ -298,7 +319,7 @@ impl Shared {
     fn load(self: &Arc<Self>, session: SessionId) -> impl Future<Output = Looked> + Send + 'static {
         let shared = Arc::clone(self);
         async move {
-            let ticket = shared.rows.ticket(session);
+            let (ticket, before) = (shared.rows.ticket(session), shared.absent.before_read(session));
             let row =
                 shared.in_time(shared.store.load(session)).await.map_err(|error| Arc::new(error) as SharedError)?;
             match row {
@@ -306,29 +327,11 @@ impl Shared {
                 None => {
                     // What is cached was deleted by somebody else.
                     shared.rows.not_found(session, ticket);
+                    shared.absent.note(session, before);
                     Ok(None)
                 }
             }
         }
-    }
-
-    /// Creates an unbound row, or finds the one that somebody else created.
-    async fn create(self: &Arc<Self>, session: SessionId, workspace: WorkspaceId) -> Looked {
-        let mut seat = self.creations.join((session, workspace), &self.tasks, || {
-            let shared = Arc::clone(self);
-            async move {
-                let ticket = shared.rows.ticket(session);
-                let new = NewBinding::new(session, workspace, None);
-                match shared.in_time(shared.store.create(new)).await {
-                    Ok(Swap::Applied(row)) => Ok(Some(shared.learn_written(row, ticket))),
-                    Ok(Swap::Conflict(Some(row))) => Ok(Some(shared.learn(row, ticket))),
-                    // Created and deleted by others in one moment: as if it had never been.
-                    Ok(Swap::Conflict(None)) => Ok(None),
-                    Err(error) => Err(Arc::new(error) as SharedError),
-                }
-            }
-        });
-        seat.landed().await.unwrap_or_else(|| Err(Cause::TaskEnded.shared()))
     }
 
     /// Bounds a statement. What does not answer in time may still be carried out.
@@ -374,6 +377,9 @@ impl Shared {
             Err(cause) => (Answer::Unknown, Some(cause)),
         };
         let (answer, again) = place.learn_answer(said.clone(), began, now);
+        if let Answer::Denied(_) = answer {
+            self.directory.remember_denial(Arc::clone(&place));
+        }
         let cause = if answer == said { cause } else { Some(Cause::OldAnswer.shared()) };
         Validated { place: Some(place), answer, cause, began, again }
     }

@@ -489,8 +489,8 @@ fn switched_and_waiting_for_the_dial_service() {
 }
 
 #[test]
-fn created_unbound_and_bound_for_the_first_time() {
-    drop_everywhere(costs(1, 1, 1, 2), |slow| {
+fn created_and_bound_for_the_first_time() {
+    drop_everywhere(costs(1, 1, 1, 1), |slow| {
         async move {
             let (mut stage, ws, target) = Stage::cold(slow).await;
             stage.ask = DialSession::new(session()).in_workspace(ws);

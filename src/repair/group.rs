@@ -1,29 +1,31 @@
 //! A group repair: all rows of a workspace that are behind, in statements of a bounded size.
 
 use super::{Repairs, Task};
-use crate::{Repair, binding::Behind, directory::GroupRepair, hints::About, store::BATCH};
+use crate::{Repair, binding::Behind, directory::GroupRepair, hints::About, store::{BATCH, StoreError}};
 use std::sync::Arc;
 
 /// In one try. More rows than these are written by the next one; a store that never comes to an end holds nobody up.
 const MOST_STATEMENTS: usize = 1_000;
 
 impl Task {
-    /// One try. `None` if not all could be written; what was written by then stays, and is not found again.
-    pub(super) async fn write_group(&self, behind: Behind) -> Option<Repair> {
+    /// One try. If not all could be written, what was written by then stays, and is not found again.
+    pub(super) async fn write_group(&self, behind: Behind) -> Result<Repair, StoreError> {
         let Self { shared, entry, target, .. } = self;
-        let (place, stale) = (&entry.place, entry.row.target.as_deref()?);
+        let place = &entry.place;
+        // Never: a row without a target is not behind.
+        let Some(stale) = entry.row.target.as_deref() else { return Ok(Repair::Lost) };
         let mut statements = 0;
         let began = loop {
             if statements == MOST_STATEMENTS {
-                return None;
+                return Ok(Repair::Retrying);
             }
             statements += 1;
             if place.supersedes(target) {
-                return Some(Repair::Lost);
+                return Ok(Repair::Lost);
             }
             let began = shared.rows.moment();
             let statement = shared.store.replace_agent(place.workspace(), stale, target, BATCH as u64);
-            if shared.in_time(statement).await.ok()? < BATCH as u64 {
+            if shared.in_time(statement).await? < BATCH as u64 {
                 break began;
             }
         };
@@ -35,6 +37,6 @@ impl Task {
             Repairs::begin(shared, &entry, target);
         }
         shared.tell(About::Workspace { workspace: place.workspace(), generation: target.generation });
-        Some(Repair::Written)
+        Ok(Repair::Written)
     }
 }

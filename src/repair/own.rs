@@ -5,7 +5,7 @@ use crate::{
     Binding, Repair, Revision, Target,
     hints::About,
     rows::Entry,
-    store::{NewBinding, Swap},
+    store::{NewBinding, StoreError, Swap},
 };
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -47,8 +47,8 @@ fn lost(entry: &Entry, target: &Target, winner: Option<&Binding>) -> Lost {
 }
 
 impl Task {
-    /// One try, from the revision that the call went by. `None` if the store could not be written.
-    pub(super) async fn write_own(&self) -> Option<Repair> {
+    /// One try, from the revision that the call went by.
+    pub(super) async fn write_own(&self) -> Result<Repair, StoreError> {
         let Self { shared, entry, target, .. } = self;
         let session = entry.row.session;
         let new = NewBinding::new(session, entry.workspace(), Some(Arc::clone(target)));
@@ -59,14 +59,14 @@ impl Task {
                 Some(revision) => shared.in_time(shared.store.compare_and_swap(revision, new.clone())).await,
                 None => shared.in_time(shared.store.create(new.clone())).await,
             };
-            let winner = match swap.ok()? {
+            let winner = match swap? {
                 Swap::Applied(row) => {
                     // Of a first bind the others have nothing to unlearn.
                     if entry.row.target.is_some() {
                         shared.tell(About::Session { session, revision: Some(row.revision) });
                     }
                     shared.learn_written(row, ticket);
-                    return Some(Repair::Written);
+                    return Ok(Repair::Written);
                 }
                 Swap::Conflict(winner) => winner,
             };
@@ -82,12 +82,12 @@ impl Task {
                 None => shared.rows.remove(session),
             }
             match verdict {
-                Lost::Done => return Some(Repair::Written),
-                Lost::Drop | Lost::Doubt => return Some(Repair::Lost),
+                Lost::Done => return Ok(Repair::Written),
+                Lost::Drop | Lost::Doubt => return Ok(Repair::Lost),
                 Lost::Again(revision) => expected = Some(revision),
             }
         }
-        Some(Repair::Lost)
+        Ok(Repair::Lost)
     }
 }
 

@@ -85,8 +85,8 @@ async fn an_observer_sees_every_kind_of_event() {
         [
             format!("validated {agent} in 0ns"),
             format!("dialed {agent} in 0ns"),
-            format!("used {agent}, 1 dials"),
             format!("repaired {agent}: Written"),
+            format!("used {agent}, 1 dials"),
         ]
     );
 

@@ -332,7 +332,7 @@ async fn a_repair_of_the_parent_helps_the_child_and_the_other_way_round() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn sixteen_calls_of_a_session_without_a_record_share_a_read_a_creation_and_a_repair() {
+async fn sixteen_calls_of_a_session_without_a_record_share_a_read_and_a_write() {
     let world = World::new();
     let (ws, target) = world.workspace();
     let layer = world.layer();
@@ -345,9 +345,8 @@ async fn sixteen_calls_of_a_session_without_a_record_share_a_read_a_creation_and
         assert_eq!((bound.agent, bound.outcome().path.clone()), (target.agent, Path::FirstBind));
     }
     assert_eq!(layer.bindings().flush().await, 0);
-    // The unbound row and the first bind.
-    assert_eq!(world.counts(), counts(16, 1, 1, 2));
-    assert_eq!(world.row(chat).unwrap().revision, Revision::new(2));
+    assert_eq!(world.counts(), counts(16, 1, 1, 1));
+    assert_eq!(world.row(chat).unwrap().revision, Revision::new(1));
     assert_eq!((world.live_dials(), world.live_connections()), (0, 0));
 }
 
@@ -455,14 +454,107 @@ async fn a_store_that_hangs_is_an_error_of_a_cold_session_after_the_store_timeou
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_row_that_cannot_be_created_is_an_error_and_nothing_is_dialed() {
+async fn a_row_that_cannot_be_created_is_an_error_and_is_not_created_later() {
+    for (fault, after) in [(Fault::Unavailable, ms(0)), (Fault::LostRequest, ms(0)), (Fault::Hang, ms(5_000))] {
+        let world = World::new();
+        let (ws, _) = world.workspace();
+        let layer = world.layer();
+        let chat = session();
+        world.store.on_writes(fault);
+        let begin = Instant::now();
+        let error = call(&world.dial(&layer), DialSession::new(chat).in_workspace(ws)).await.unwrap_err();
+        assert_eq!((begin.elapsed(), error.kind()), (after, &ErrorKind::Store));
+        assert!(error.store_error().is_some());
+        assert_eq!((world.counts(), world.live_connections()), (counts(1, 1, 1, 1), 0));
+        world.store.on_writes(Fault::None);
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!((world.counts(), world.row(chat)), (counts(1, 1, 1, 1), None));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn strangers_create_nothing() {
+    let world = World::new();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    for says in [Says::Is(Resolution::Gone), Says::Is(Resolution::Stopped), Says::Fails, Says::Hangs] {
+        for _ in 0..60 {
+            let (ws, _) = world.workspace();
+            world.says(ws, says.clone());
+            let chat = session();
+            call(&dial, DialSession::new(chat).in_workspace(ws)).await.unwrap_err();
+            assert_eq!(world.row(chat), None, "{says:?}");
+        }
+    }
+    assert_eq!(world.counts().w, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_without_a_record_is_read_once_a_second() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    let chat = session();
+    for _ in 0..10 {
+        assert_eq!(call(&dial, chat).await.unwrap_err().kind(), &ErrorKind::NotBound);
+        sleep(ms(100)).await;
+    }
+    assert_eq!(world.counts(), counts(0, 0, 1, 0));
+    assert_eq!(call(&dial, chat).await.unwrap_err().kind(), &ErrorKind::NotBound);
+    assert_eq!(world.counts(), counts(0, 0, 2, 0));
+
+    // A command of this process ends it.
+    layer.bindings().select_workspace(chat, ws).await.unwrap();
+    assert_eq!(call(&dial, chat).await.unwrap().agent, target.agent);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stranger_of_a_stopped_workspace_costs_one_question_and_two_reads_a_second() {
     let world = World::new();
     let (ws, _) = world.workspace();
+    world.says(ws, Says::Is(Resolution::Stopped));
     let layer = world.layer();
-    world.store.on_writes(Fault::Unavailable);
-    let error = call(&world.dial(&layer), DialSession::new(session()).in_workspace(ws)).await.unwrap_err();
-    assert_eq!(error.kind(), &ErrorKind::Store);
-    assert_eq!(world.counts(), counts(0, 0, 1, 1));
+    let dial = world.dial(&layer);
+    let chat = session();
+    for _ in 0..10 {
+        let error = call(&dial, DialSession::new(chat).in_workspace(ws)).await.unwrap_err();
+        assert_eq!(error.kind(), &ErrorKind::Stopped);
+        sleep(ms(90)).await;
+    }
+    assert_eq!(world.counts(), counts(0, 1, 2, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_that_another_process_made_elsewhere_meanwhile_is_a_mismatch_and_no_connection() {
+    let world = World::new();
+    let ((ws, target), (elsewhere, _)) = (world.workspace(), world.workspace());
+    let layer = world.layer();
+    let chat = session();
+    world.does(&target, Does::Answer(ms(100)));
+    let under_way = start(&world.dial(&layer), DialSession::new(chat).in_workspace(ws));
+    sleep(ms(50)).await;
+    let row = world.store.elsewhere().retarget(chat, elsewhere).await.unwrap();
+    let error = under_way.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), &ErrorKind::WorkspaceMismatch { bound: elsewhere, asked: ws });
+    assert_eq!((world.row(chat), world.live_connections()), (Some(row), 0));
+    // One read before, one creation that found the row, one read that says where it points.
+    assert_eq!(world.counts(), counts(1, 1, 2, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_that_another_process_made_here_meanwhile_is_bound() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let layer = world.layer();
+    let chat = session();
+    world.does(&target, Does::Answer(ms(100)));
+    let under_way = start(&world.dial(&layer), DialSession::new(chat).in_workspace(ws));
+    sleep(ms(50)).await;
+    world.store.elsewhere().retarget(chat, ws).await.unwrap();
+    let bound = under_way.await.unwrap().unwrap();
+    assert_eq!((bound.outcome().repair(), world.row_agent(chat)), (Repair::Written, Some(target.agent)));
+    assert_eq!(world.counts(), counts(1, 1, 1, 2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -513,12 +605,11 @@ async fn a_session_whose_row_cannot_be_created_is_served_without_it() {
     let bound = call(&world.dial(&layer), DialSession::new(chat).in_workspace(ws)).await.unwrap();
     assert_eq!(bound.agent, target.agent);
     assert_eq!(layer.bindings().flush().await, 1);
-    // The unbound row and the first try to write the bound one.
-    assert_eq!(world.counts(), counts(1, 1, 1, 2));
+    assert_eq!(world.counts(), counts(1, 1, 1, 1));
     world.store.on_writes(Fault::None);
     sleep(ms(200)).await;
     assert_eq!((bound.outcome().repair(), world.row_agent(chat)), (Repair::Written, Some(target.agent)));
-    assert_eq!(world.counts(), counts(1, 1, 1, 3));
+    assert_eq!(world.counts(), counts(1, 1, 1, 2));
 }
 
 #[tokio::test(start_paused = true)]

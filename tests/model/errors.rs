@@ -118,7 +118,7 @@ impl<'a> Case<'a> {
         match error.kind() {
             ErrorKind::NotBound => {
                 or(self.call.named.is_none(), "a workspace was named")?;
-                or(self.found(|found| *found == Found::Nothing), "no read found nothing")?;
+                or(self.was_absent(), "no read found nothing")?;
                 let mut sights = self.sights().filter(|sight| sight.workspace.is_none());
                 or(sights.any(|sight| sight.revision >= self.floor), "a later row was known")
             }
@@ -233,6 +233,8 @@ impl<'a> Case<'a> {
                     Some((at, Found::Row(row))) if *at < self.now => self
                         .sights()
                         .any(|sight| sight.revision >= row.revision && sight.workspace == Some(question.workspace)),
+                    // A session without a row is to be created where its caller says.
+                    Some((at, Found::Nothing)) => *at < self.now && self.call.named == Some(question.workspace),
                     Some((at, Found::Error(_))) => *at < self.now,
                     _ => false,
                 };
@@ -298,6 +300,14 @@ impl<'a> Case<'a> {
         self.chronicle.readings.iter().filter(move |reading| (reading.process, reading.session) == (process, session))
     }
 
+    /// Whether a reading has found no row in the call's time, or one that began within the second before.
+    fn was_absent(&self) -> bool {
+        let recent = |reading: &Reading| {
+            matches!(reading.ended, Some((_, Found::Nothing))) && self.began.at - reading.began.at <= ms(1_000)
+        };
+        self.found(|found| *found == Found::Nothing) || self.readings().any(recent)
+    }
+
     /// Whether a reading has found this in the call's time.
     fn found(&self, wanted: impl Fn(&Found) -> bool) -> bool {
         let mut ended = self.readings().filter_map(|reading| reading.ended.as_ref());
@@ -305,7 +315,8 @@ impl<'a> Case<'a> {
     }
 
     fn is_own(&self, question: &Question) -> bool {
-        question.process == self.call.process && self.pointed_at(question.workspace)
+        let named = self.call.named == Some(question.workspace) && self.was_absent();
+        question.process == self.call.process && (named || self.pointed_at(question.workspace))
     }
 
     /// The answers that came in the call's time.

@@ -22,8 +22,8 @@ async fn a_cached_binding_is_dialed_without_asking_anybody() {
     let bound = call(&dial, DialSession::new(chat).in_workspace(ws)).await.unwrap();
     assert_eq!((bound.outcome().path.clone(), bound.agent), (Path::FirstBind, target.agent));
     layer.bindings().flush().await;
-    // Cold: one read, one unbound row, one question, one dial, one first bind.
-    assert_eq!(world.counts(), counts(1, 1, 1, 2));
+    // Cold: one read, one question, one dial, one first bind.
+    assert_eq!(world.counts(), counts(1, 1, 1, 1));
     assert_eq!(bound.outcome().repair(), Repair::Written);
 
     let before = world.counts();

@@ -136,11 +136,7 @@ where
 }
 
 /// Checks that the session has a row by now: the one that was created, or another one. If not, nobody tries again.
-fn created(
-    shared: &Shared,
-    entry: &Entry,
-    attempted: Result<Result<(), SharedError>, Elapsed>,
-) -> Result<(), Error> {
+fn created(shared: &Shared, entry: &Entry, attempted: Result<Result<(), SharedError>, Elapsed>) -> Result<(), Error> {
     let session = entry.row.session;
     let error = match attempted {
         Ok(Ok(())) => return Ok(()),

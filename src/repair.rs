@@ -239,7 +239,9 @@ impl Task {
             };
             let (repair, attempted) = match attempt {
                 Ok(repair) => (repair, Ok(())),
-                Err(error) => (if last { Repair::Failed } else { Repair::Retrying }, Err(Arc::new(error) as SharedError)),
+                Err(error) => {
+                    (if last { Repair::Failed } else { Repair::Retrying }, Err(Arc::new(error) as SharedError))
+                }
             };
             self.tell(repair, attempted);
             if repair != Repair::Retrying {

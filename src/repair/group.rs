@@ -1,7 +1,13 @@
 //! A group repair: all rows of a workspace that are behind, in statements of a bounded size.
 
 use super::{Repairs, Task};
-use crate::{Repair, binding::Behind, directory::GroupRepair, hints::About, store::{BATCH, StoreError}};
+use crate::{
+    Repair,
+    binding::Behind,
+    directory::GroupRepair,
+    hints::About,
+    store::{BATCH, StoreError},
+};
 use std::sync::Arc;
 
 /// In one try. More rows than these are written by the next one; a store that never comes to an end holds nobody up.

@@ -374,7 +374,7 @@ impl Bindings {
             let row = shared.in_time(async { rows.next().await.transpose() }).await;
             match row.map_err(|error| Error::new(ErrorKind::Store).with_store(Some(Arc::new(error))))? {
                 Some(row) => {
-                    let ticket = shared.rows.ticket_of(&tickets, row.session);
+                    let ticket = shared.rows.ticket_of(tickets, row.session);
                     shared.learn(row, ticket);
                     warmed += 1;
                 }
@@ -452,7 +452,7 @@ fn failure(kind: ErrorKind, session: Option<SessionId>) -> Error {
 /// Whoever gave an order is told what it wrote, also if somebody else's later order is known here already.
 fn learn(shared: &Shared, row: Binding, ticket: Ticket) -> Binding {
     shared.learn_written(row.clone(), ticket);
-    shared.rows.ordered(row.session);
+    shared.rows.commanded(row.session, row.revision);
     shared.tell(About::Session { session: row.session, revision: Some(row.revision) });
     row
 }
@@ -490,7 +490,7 @@ async fn judge(
             if let Ok(Some(row)) = row {
                 revision = Revision::new(row.revision.get() + 1);
                 // It is not kept, but taught from.
-                shared.entry(row, true, ticket);
+                shared.entry(row, true, &ticket);
             }
             shared.rows.distrust(session, revision, Instant::now());
             Err(Error::new(ErrorKind::OutcomeUnknown).of(session).with_store(Some(cause)))
@@ -520,7 +520,7 @@ impl Retargeted {
     /// The transaction was committed.
     pub fn committed(mut self) -> Binding {
         self.ended = true;
-        learn(&self.shared, self.row.clone(), self.ticket)
+        learn(&self.shared, self.row.clone(), self.ticket.clone())
     }
 
     /// The transaction was rolled back.

@@ -59,7 +59,7 @@ where
             }
         };
         if let Some(left) = left.take() {
-            moved |= has_moved(&shared, &left, &start.entry);
+            moved |= has_moved(&left, &start.entry);
             // An earlier denial answers a call that begins, not one that has come here on the way.
             start.choice.denied = None;
         }
@@ -157,11 +157,11 @@ async fn look_up(shared: &Arc<Shared>, ask: &DialSession, deadline: Instant) -> 
 
 /// Whether the session was pointed elsewhere, or its row was removed, between these two rows that a call went by. If not,
 /// the call was restarted because its workspace has another agent.
-fn has_moved(shared: &Shared, left: &Entry, entry: &Entry) -> bool {
+fn has_moved(left: &Entry, entry: &Entry) -> bool {
     let removed = match left.state() {
         State::Removed => true,
-        State::Evicted => shared.rows.may_be_ordered_since(left),
-        State::Current | State::Replaced => false,
+        State::Evicted | State::Replaced => left.is_commanded(),
+        State::Current => false,
     };
     removed || left.workspace() != entry.workspace()
 }

@@ -254,13 +254,13 @@ async fn read_again(shared: &Arc<Shared>, entries: Vec<Arc<Entry>>) {
             if row.revision > entry.row.revision || entry.is_ahead() {
                 shared.learn(row, ticket);
             } else if row.revision == entry.row.revision {
-                entry.read_again(ticket);
+                entry.read_again(&ticket);
             }
         }
         // Deleted by somebody else, or never there. What was cached since the read began may be gone by now as well, and
         // is read anew if it is not.
         for (session, (_, ticket)) in held {
-            shared.rows.not_found(session, ticket);
+            shared.rows.not_found(session, &ticket);
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     dialer::{Dialed, Dialer, First},
     error::{Cause, SharedError},
     flight::Seat,
-    rows::{Entry, State},
+    rows::Entry,
     shared::{Look, Shared, Start, Validated},
 };
 use futures_util::future::BoxFuture;
@@ -345,16 +345,11 @@ async fn news(shared: &Shared, start: &Start) {
     let mut row_changed = pin!(shared.rows.changed(row.session));
     let mut place_changed = pin!(place.changed());
     loop {
-        if place.epoch() != start.choice.epoch || matches!(start.entry.state(), State::Replaced | State::Removed) {
+        if place.epoch() != start.choice.epoch || shared.rows.is_overtaken(&start.entry) {
             return;
         }
         select! {
-            () = row_changed.as_mut() => {
-                if start.entry.state() != State::Current {
-                    return;
-                }
-                row_changed.set(shared.rows.changed(row.session));
-            }
+            () = row_changed.as_mut() => row_changed.set(shared.rows.changed(row.session)),
             () = place_changed.as_mut() => place_changed.set(place.changed()),
         }
     }

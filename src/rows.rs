@@ -1,34 +1,32 @@
 //! What this process has last seen of each session's row: a register that only moves to greater revisions.
 //!
 //! The cache may drop an entry at any time, and then its slot is empty. Whoever fills an *empty* slot therefore shows a
-//! [`Ticket`] taken before it began to read: if the slot's stripe lost an entry since, what was read may be old and is
-//! not kept. No tombstones, no clock.
+//! [`Ticket`] taken before it began to read: if the session's slot was emptied since, or a greater revision was seen,
+//! what was read may be old and is not kept. No tombstones, no clock but the logical one.
+//!
+//! Whoever holds an entry is told what becomes of it by its [`State`]; an entry that is not in its slot any more goes on
+//! [watching](watch) its session, so that a command is noticed whatever the cache could keep.
 
 use crate::{Binding, Previous, Revision, SessionId, Target, WorkspaceId, directory::Place, settings::Settings};
-use moka::{
-    notification::RemovalCause,
-    ops::compute::{CompResult, Op},
-    sync::Cache,
-};
+use moka::{notification::RemovalCause, ops::compute::Op, sync::Cache};
 use std::{
     collections::HashMap,
-    hash::{BuildHasher, RandomState},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence},
     },
 };
-use tokio::{
-    sync::{Notify, futures::Notified},
-    time::{Duration, Instant},
-};
+use tokio::time::{Duration, Instant};
+use watch::{Changed, Watch, Watches};
+
+mod watch;
 
 /// A row and the workspace it points into, so that a cached call looks nothing else up.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) row: Binding,
     pub(crate) place: Arc<Place>,
-    /// When it was read or written.
+    /// When the read or write began whose answer it is.
     pub(crate) read: Instant,
     /// There is such a row in the store.
     pub(crate) stored: bool,
@@ -38,10 +36,12 @@ pub(crate) struct Entry {
     /// By a call, since that was last written down.
     used: AtomicBool,
     state: AtomicU8,
-    /// The orders that the slot's stripe had seen when the row was read.
-    orders: AtomicU64,
-    /// A [`Seen`], in one word.
-    seen: AtomicU64,
+    /// When the last read, or the write, began that has brought this revision.
+    began: AtomicU64,
+    /// When the write was answered; 0 if it was read.
+    answered: AtomicU64,
+    /// Told what happens to the session, once the entry is not in its slot any more.
+    watch: OnceLock<Arc<Watch>>,
     /// One more than the epoch of the workspace in which the row was last found to be what is to be dialed.
     plain_in: AtomicU64,
 }
@@ -56,21 +56,6 @@ pub(crate) enum Seen {
     Read(Moment),
     /// In the answer to a write of this process, which came then.
     Written(Moment),
-}
-
-impl Seen {
-    const fn word(self) -> u64 {
-        match self {
-            Self::Read(moment) => moment << 1,
-            Self::Written(moment) => moment << 1 | 1,
-        }
-    }
-
-    const fn moment(self) -> Moment {
-        match self {
-            Self::Read(moment) | Self::Written(moment) => moment,
-        }
-    }
 }
 
 /// Whether the register holds an entry.
@@ -93,39 +78,52 @@ const REPLACED: u8 = 2;
 const EVICTED: u8 = 3;
 const REMOVED: u8 = 4;
 
+impl Seen {
+    const fn moment(self) -> Moment {
+        match self {
+            Self::Read(moment) | Self::Written(moment) => moment,
+        }
+    }
+}
+
 impl Entry {
-    pub(crate) fn new(row: Binding, place: Arc<Place>, stored: bool, now: Instant) -> Arc<Self> {
-        let state = AtomicU8::new(NEW);
-        let (orders, seen, plain_in) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    pub(crate) fn new(row: Binding, place: Arc<Place>, stored: bool, read: Instant) -> Arc<Self> {
         Arc::new(Self {
             row,
             place,
-            read: now,
+            read,
             stored,
             ahead: None,
             used: AtomicBool::new(false),
-            state,
-            orders,
-            seen,
-            plain_in,
+            state: AtomicU8::new(NEW),
+            began: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
+            watch: OnceLock::new(),
+            plain_in: AtomicU64::new(0),
         })
     }
 
-    /// Before anybody else sees it: when it was read.
-    pub(crate) fn read_at(&self, ticket: Ticket) {
-        self.seen.store(ticket.seen.word(), Ordering::Relaxed);
-        self.orders.store(ticket.orders, Ordering::Relaxed);
+    /// It is not older than that.
+    pub(crate) fn read_at(&self, ticket: &Ticket) {
+        self.began.store(ticket.began, Ordering::Relaxed);
+        self.answered.store(ticket.answered.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// It is used without being kept, and goes on watching its session.
+    pub(crate) fn stray(&self, ticket: &Ticket) {
+        self.read_at(ticket);
+        self.leave(&ticket.watch, EVICTED);
     }
 
     /// Another read has brought the same revision: it was still the row's then, so what was written before has missed it.
-    pub(crate) fn read_again(&self, ticket: Ticket) {
-        self.seen.fetch_max(ticket.seen.word(), Ordering::Relaxed);
+    pub(crate) fn read_again(&self, ticket: &Ticket) {
+        self.began.fetch_max(ticket.began, Ordering::Relaxed);
+        self.answered.fetch_max(ticket.answered.unwrap_or(0), Ordering::Relaxed);
     }
 
     /// How old it may be.
     pub(crate) fn seen(&self) -> Seen {
-        let seen = self.seen.load(Ordering::Relaxed);
-        if seen & 1 == 0 { Seen::Read(seen >> 1) } else { Seen::Written(seen >> 1) }
+        seen(self.began.load(Ordering::Relaxed), self.answered.load(Ordering::Relaxed))
     }
 
     /// Whether the row's revision is a later one than the entry's.
@@ -150,8 +148,9 @@ impl Entry {
             ahead: Some(landed),
             used: AtomicBool::new(self.used.load(Ordering::Relaxed)),
             state: AtomicU8::new(NEW),
-            orders: word(&self.orders),
-            seen: word(&self.seen),
+            began: word(&self.began),
+            answered: word(&self.answered),
+            watch: OnceLock::new(),
             plain_in: AtomicU64::new(0),
         })
     }
@@ -184,15 +183,29 @@ impl Entry {
         }
     }
 
+    /// Whether it is on its way out of its slot, or out already. Not so if it is not known to be right yet.
+    fn has_left(&self) -> bool {
+        self.state.load(Ordering::Acquire) > CURRENT
+    }
+
     /// It may be seen in its slot, unless it has lost that already.
     fn keep(&self) {
         let _ = self.state.compare_exchange(NEW, CURRENT, Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// It is not in its slot any more. The first reason stays.
-    fn retire(&self, reason: u8) {
+    fn leave(&self, watch: &Arc<Watch>, reason: u8) {
+        watch.saw(self.row.revision, self.workspace());
+        // Before the state tells to look at it.
+        self.watch.get_or_init(|| Arc::clone(watch));
         let held = |state: u8| (state == NEW || state == CURRENT).then_some(reason);
         let _ = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, held);
+    }
+
+    /// Whether a command has changed or removed the row since it was read, if it is not in its slot any more.
+    pub(crate) fn is_commanded(&self) -> bool {
+        let watch = self.watch.get();
+        watch.is_some_and(|watch| watch.is_commanded(self.row.revision, self.began.load(Ordering::Relaxed)))
     }
 
     /// Whether the row is known to be what is to be dialed in this epoch of the workspace.
@@ -205,53 +218,31 @@ impl Entry {
     }
 }
 
-/// More stripes, fewer reads that are not kept because of somebody else's eviction, and fewer calls woken for nothing.
-const STRIPES: usize = 1024;
+fn seen(began: Moment, answered: Moment) -> Seen {
+    if answered > began { Seen::Written(answered) } else { Seen::Read(began) }
+}
 
-/// A moment in a stripe, taken before a read.
-#[derive(Clone, Copy, Debug)]
+/// Taken before a read or a write, to be shown with its answer. Holds the session's watch meanwhile.
+#[derive(Clone, Debug)]
 pub(crate) struct Ticket {
-    lost: u64,
-    orders: u64,
-    resets: u64,
-    seen: Seen,
+    began: Moment,
+    /// When a write was answered.
+    answered: Option<Moment>,
+    pub(crate) at: Instant,
+    watch: Arc<Watch>,
 }
 
-/// A moment in all stripes.
-#[derive(Debug)]
+impl Ticket {
+    fn seen(&self) -> Seen {
+        seen(self.began, self.answered.unwrap_or(0))
+    }
+}
+
+/// Taken before a read of sessions that are not known before they are read.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Tickets {
-    stripes: Box<[(u64, u64)]>,
-    resets: u64,
-    seen: Seen,
-}
-
-#[derive(Debug)]
-struct Stripe {
-    lost: AtomicU64,
-    /// Raised when a session is pointed elsewhere or its row goes, but not by an eviction.
-    orders: AtomicU64,
-    changed: Notify,
-}
-
-#[derive(Debug)]
-struct Stripes {
-    hasher: RandomState,
-    stripes: Box<[Stripe]>,
-}
-
-impl Stripes {
-    fn new() -> Self {
-        let stripe = |_| Stripe { lost: AtomicU64::new(0), orders: AtomicU64::new(0), changed: Notify::new() };
-        Self { hasher: RandomState::new(), stripes: (0..STRIPES).map(stripe).collect() }
-    }
-
-    fn index(&self, session: &SessionId) -> usize {
-        (self.hasher.hash_one(session) % STRIPES as u64) as usize
-    }
-
-    fn of(&self, session: &SessionId) -> &Stripe {
-        &self.stripes[self.index(session)]
-    }
+    began: Moment,
+    at: Instant,
 }
 
 /// A row that may have been replaced by a transaction whose end nobody reported.
@@ -278,44 +269,55 @@ const UNCERTAIN_FOR: Duration = Duration::from_secs(60);
 /// The register of rows.
 #[derive(Debug)]
 pub(crate) struct Rows {
-    cache: Cache<SessionId, Arc<Entry>>,
-    stripes: Arc<Stripes>,
+    /// A slot that holds no entry makes its session wait for an eviction that is under way: a value is put into a slot
+    /// before its predecessor is evicted, or after that was told to the listener.
+    cache: Cache<SessionId, Option<Arc<Entry>>>,
+    watches: Arc<Watches>,
     /// Sessions whose use was not written down before they left the cache.
     used_and_gone: Arc<Mutex<Vec<SessionId>>>,
-    moments: AtomicU64,
-    /// How often the targets of a workspace were dropped by order.
-    resets: AtomicU64,
+    /// When the targets of a workspace were last dropped by order.
+    reset_at: AtomicU64,
     uncertain: Mutex<HashMap<SessionId, Uncertain>>,
     /// Its length, so that the usual case takes no lock.
     uncertain_len: AtomicUsize,
 }
 
+/// What becomes of a row that is learned.
+enum Learned {
+    /// It is in the slot, which held an entry before.
+    Kept,
+    /// It is in the slot, which was empty; an eviction may be under way that it would undo.
+    Filled,
+    /// Another one is in the slot, and at least as good.
+    Known(Arc<Entry>),
+    /// It may be old.
+    NotKept,
+}
+
 impl Rows {
     pub(crate) fn new(settings: &Settings) -> Self {
-        let stripes = Arc::new(Stripes::new());
-        let lost = Arc::clone(&stripes);
+        let watches = Arc::new(Watches::new());
+        let evictions = Arc::clone(&watches);
         let used_and_gone = Arc::<Mutex<Vec<SessionId>>>::default();
         let gone = Arc::clone(&used_and_gone);
         let cache = Cache::builder()
             .max_capacity(settings.cache_capacity)
             // Bounds memory only. What is fresh is decided with tokio's clock, which moka does not know.
             .time_to_idle(settings.cache_idle)
-            .eviction_listener(move |session: Arc<SessionId>, entry: Arc<Entry>, cause| {
-                if cause != RemovalCause::Replaced {
-                    entry.retire(EVICTED);
-                    lost.of(&session).lost.fetch_add(1, Ordering::AcqRel);
-                    if entry.used.swap(false, Ordering::Relaxed) {
-                        note_used(&gone, *session);
-                    }
+            .eviction_listener(move |session: Arc<SessionId>, entry: Option<Arc<Entry>>, cause| {
+                let Some(entry) = entry.filter(|_| cause != RemovalCause::Replaced) else { return };
+                let watch = evictions.evicted(*session);
+                entry.leave(&watch, EVICTED);
+                if entry.used.swap(false, Ordering::Relaxed) {
+                    note_used(&gone, *session);
                 }
             })
             .build();
         Self {
             cache,
-            stripes,
+            watches,
             used_and_gone,
-            moments: AtomicU64::new(0),
-            resets: AtomicU64::new(0),
+            reset_at: AtomicU64::new(0),
             uncertain: Mutex::default(),
             uncertain_len: AtomicUsize::new(0),
         }
@@ -323,142 +325,160 @@ impl Rows {
 
     pub(crate) fn get(&self, session: SessionId) -> Option<Arc<Entry>> {
         // One that is not known to be right, or is known to be on its way out, is not there for anybody.
-        self.cache.get(&session).filter(|entry| entry.state() != State::Evicted)
+        self.cache.get(&session).flatten().filter(|entry| entry.state() != State::Evicted)
     }
 
-    /// To be taken before the read whose result is to be learned.
+    /// To be taken before the read or write whose result is to be learned.
     pub(crate) fn ticket(&self, session: SessionId) -> Ticket {
-        let stripe = self.stripes.of(&session);
-        Ticket {
-            lost: stripe.lost.load(Ordering::Acquire),
-            orders: stripe.orders.load(Ordering::Acquire),
-            resets: self.resets(),
-            seen: Seen::Read(self.moment()),
-        }
+        let watch = self.watches.watch(session);
+        Ticket { began: self.moment(), answered: None, at: Instant::now(), watch }
     }
 
     /// For a read of sessions that are not known before they are read.
     pub(crate) fn tickets(&self) -> Tickets {
-        let moment = |stripe: &Stripe| (stripe.lost.load(Ordering::Acquire), stripe.orders.load(Ordering::Acquire));
-        let stripes = self.stripes.stripes.iter().map(moment).collect();
-        Tickets { stripes, resets: self.resets(), seen: Seen::Read(self.moment()) }
+        Tickets { began: self.moment(), at: Instant::now() }
     }
 
     /// The one of these that is the session's.
-    pub(crate) fn ticket_of(&self, tickets: &Tickets, session: SessionId) -> Ticket {
-        let (lost, orders) = tickets.stripes[self.stripes.index(&session)];
-        Ticket { lost, orders, resets: tickets.resets, seen: tickets.seen }
+    pub(crate) fn ticket_of(&self, tickets: Tickets, session: SessionId) -> Ticket {
+        let Tickets { began, at } = tickets;
+        Ticket { began, answered: None, at, watch: self.watches.watch_since(session, began) }
     }
 
     /// The ticket of a write, once it was answered.
     pub(crate) fn written(&self, ticket: Ticket) -> Ticket {
-        Ticket { seen: Seen::Written(self.moment()), ..ticket }
+        Ticket { answered: Some(self.moment()), ..ticket }
     }
 
     /// A moment later than all before.
     pub(crate) fn moment(&self) -> Moment {
-        self.moments.fetch_add(1, Ordering::AcqRel) + 1
+        self.watches.moment()
     }
 
-    /// Whether an order may have changed the row since it was read: exact but for other sessions of the stripe. Only
-    /// this is left of an order whose row the cache could not keep.
-    pub(crate) fn may_be_ordered_since(&self, entry: &Entry) -> bool {
-        self.stripes.of(&entry.row.session).orders.load(Ordering::Acquire) != entry.orders.load(Ordering::Relaxed)
+    /// A command of this process has left the session's row at this revision.
+    pub(crate) fn commanded(&self, session: SessionId, revision: Revision) {
+        let watch = self.watches.watch(session);
+        watch.commanded(revision);
+        if self.get(session).is_none() {
+            // The cache could not keep what was written: an entry that is being evicted may be all that there is.
+            let _ = self.cache.entry(session).and_compute_with(|current| match current {
+                None => Op::Put(None),
+                Some(_) => Op::Nop,
+            });
+            self.empty(session);
+        }
+        self.watches.notify(session);
     }
 
-    /// An order of this process has pointed the session somewhere.
-    pub(crate) fn ordered(&self, session: SessionId) {
-        let stripe = self.stripes.of(&session);
-        stripe.orders.fetch_add(1, Ordering::AcqRel);
-        stripe.changed.notify_waiters();
+    /// Ends when this session's slot has changed or a command has come, and for no other session's sake. Sees every
+    /// change after this call, also one before its first poll.
+    pub(crate) fn changed(&self, session: SessionId) -> Changed<'_> {
+        self.watches.changed(session)
     }
 
-    /// Wakes at changes of this session's slot, now and then at another one's. Sees every change after this call, also
-    /// one before its first poll.
-    pub(crate) fn changed(&self, session: SessionId) -> Notified<'_> {
-        self.stripes.of(&session).changed.notified()
+    /// Whether more is known by now than the entry says, which is worth a look.
+    pub(crate) fn is_overtaken(&self, entry: &Arc<Entry>) -> bool {
+        match entry.state() {
+            State::Current => false,
+            State::Removed => true,
+            State::Replaced | State::Evicted => match self.get(entry.row.session) {
+                // What could not be kept may be later than what is.
+                Some(current) => {
+                    current.row.revision >= entry.row.revision || current.workspace() != entry.workspace()
+                }
+                None => entry.is_commanded(),
+            },
+        }
+    }
+
+    /// Whether what was read may fill an empty slot.
+    fn may_fill(&self, row: &Binding, ticket: &Ticket) -> bool {
+        !self.is_void(ticket) && ticket.watch.may_fill(row.revision, ticket.began)
     }
 
     /// Keeps the entry unless a later one was seen; returns what is to be used from here on.
-    pub(crate) fn learn(&self, new: Arc<Entry>, ticket: Ticket) -> Arc<Entry> {
+    pub(crate) fn learn(&self, new: Arc<Entry>, ticket: &Ticket) -> Arc<Entry> {
         let session = new.row.session;
         new.read_at(ticket);
+        // Before anything is looked at: what is read by others and is behind this must not fill the slot.
+        ticket.watch.saw(new.row.revision, new.workspace());
         if self.is_uncertain(session, new.row.revision, new.read) {
-            new.retire(EVICTED);
+            new.leave(&ticket.watch, EVICTED);
             return new;
         }
-        let stripe = self.stripes.of(&session);
-        let result = self.cache.entry(session).and_compute_with(|current| match current.map(|e| e.into_value()) {
-            Some(current) if current.row.revision > new.row.revision => Op::Nop,
-            Some(current) if current.row.revision == new.row.revision && !current.is_behind(ticket.seen) => {
-                current.read_again(ticket);
-                Op::Nop
-            }
-            // What is there may be old itself, so being later than that says nothing.
-            Some(current)
-                if current.state() == State::Evicted && stripe.lost.load(Ordering::Acquire) != ticket.lost =>
-            {
-                Op::Nop
-            }
-            Some(current) => {
-                if current.workspace() != new.workspace() {
-                    stripe.orders.fetch_add(1, Ordering::AcqRel);
+        let mut learned = Learned::NotKept;
+        let _ = self.cache.entry(session).and_compute_with(|current| {
+            let (op, became) = match current.and_then(|current| current.into_value()) {
+                Some(current) if current.row.revision > new.row.revision => (Op::Nop, Learned::Known(current)),
+                Some(current) if current.row.revision == new.row.revision && !current.is_behind(ticket.seen()) => {
+                    current.read_again(ticket);
+                    (Op::Nop, Learned::Known(current))
                 }
-                new.used.fetch_or(current.used.load(Ordering::Relaxed), Ordering::Relaxed);
-                current.retire(REPLACED);
-                new.keep();
-                Op::Put(Arc::clone(&new))
-            }
-            None if stripe.lost.load(Ordering::Acquire) == ticket.lost => Op::Put(Arc::clone(&new)),
-            None => Op::Nop,
+                // What is there may be old itself, so being later than that says nothing.
+                Some(current) if current.state() == State::Evicted && !self.may_fill(&new.row, ticket) => {
+                    (Op::Nop, Learned::NotKept)
+                }
+                Some(current) => {
+                    new.used.fetch_or(current.used.load(Ordering::Relaxed), Ordering::Relaxed);
+                    current.leave(&ticket.watch, REPLACED);
+                    new.keep();
+                    (Op::Put(Some(Arc::clone(&new))), Learned::Kept)
+                }
+                None if self.may_fill(&new.row, ticket) => (Op::Put(Some(Arc::clone(&new))), Learned::Filled),
+                None => (Op::Nop, Learned::NotKept),
+            };
+            learned = became;
+            op
         });
-        match result {
-            CompResult::Inserted(entry) => {
-                // An eviction that was under way empties the slot before it counts as a loss, and both before a value
-                // is put there: by now the loss shows.
-                if stripe.lost.load(Ordering::Acquire) == ticket.lost {
+        match learned {
+            Learned::Kept => self.watches.notify(session),
+            Learned::Filled => {
+                // An eviction that was under way empties the slot before it counts as a loss, and both before a value is
+                // put there. A hint that found the slot empty has counted as one before that. By now the loss shows.
+                fence(Ordering::SeqCst);
+                if self.may_fill(&new.row, ticket) {
                     new.keep();
                 } else {
+                    new.leave(&ticket.watch, self.why_not_kept(ticket));
                     self.discard(&new);
                 }
-                stripe.changed.notify_waiters();
-                entry.into_value()
+                self.watches.notify(session);
             }
-            CompResult::ReplacedWith(entry) => {
-                stripe.changed.notify_waiters();
-                entry.into_value()
-            }
-            CompResult::Unchanged(entry) if entry.value().row.revision >= new.row.revision => entry.into_value(),
-            CompResult::Unchanged(_) | CompResult::Removed(_) | CompResult::StillNone(_) => {
-                new.retire(EVICTED);
-                new
-            }
+            Learned::Known(current) => return current,
+            Learned::NotKept => new.leave(&ticket.watch, self.why_not_kept(ticket)),
         }
+        new
     }
 
     /// A group repair that has landed at that moment has written the row, if it still was as in this entry. What the slot
     /// holds by now is not touched if it is another one.
     pub(crate) fn repaired(&self, entry: &Arc<Entry>, target: &Arc<Target>, landed: Moment) {
         let session = entry.row.session;
-        let result = self.cache.entry(session).and_compute_with(|current| match current {
-            Some(current) if Arc::ptr_eq(current.value(), entry) && entry.state() == State::Current => {
+        let watch = self.watches.watch(session);
+        let mut replaced = false;
+        let _ = self.cache.entry(session).and_compute_with(|current| match current.and_then(|e| e.into_value()) {
+            Some(current) if Arc::ptr_eq(&current, entry) && entry.state() == State::Current => {
                 let repaired = entry.repaired(target, landed);
-                entry.retire(REPLACED);
+                entry.leave(&watch, REPLACED);
                 repaired.keep();
-                Op::Put(repaired)
+                replaced = true;
+                Op::Put(Some(repaired))
             }
             _ => Op::Nop,
         });
-        if let CompResult::ReplacedWith(_) = result {
-            self.stripes.of(&session).changed.notify_waiters();
+        if replaced {
+            self.watches.notify(session);
         }
     }
 
-    /// Takes this very entry out of its slot; it may be old.
+    fn why_not_kept(&self, ticket: &Ticket) -> u8 {
+        if self.is_void(ticket) { REMOVED } else { EVICTED }
+    }
+
+    /// Takes this very entry out of its slot.
     fn discard(&self, entry: &Arc<Entry>) {
-        entry.retire(EVICTED);
         let _ = self.cache.entry(entry.row.session).and_compute_with(|current| match current {
-            Some(current) if Arc::ptr_eq(current.value(), entry) => Op::Remove,
+            Some(current) if current.value().as_ref().is_some_and(|current| Arc::ptr_eq(current, entry)) => Op::Remove,
             _ => Op::Nop,
         });
     }
@@ -470,61 +490,74 @@ impl Rows {
 
     /// A read that began with the ticket has found no row. What has come since then may be there all the same, or was
     /// deleted before that read: who holds it must look at the row to know.
-    pub(crate) fn not_found(&self, session: SessionId, ticket: Ticket) {
-        let later = |entry: &Entry| entry.seen().moment() > ticket.seen.moment();
-        self.take_out(session, |entry| if later(entry) { EVICTED } else { REMOVED });
+    pub(crate) fn not_found(&self, session: SessionId, ticket: &Ticket) {
+        let began = ticket.seen().moment();
+        self.take_out(session, |entry| if entry.seen().moment() > began { EVICTED } else { REMOVED });
     }
 
     fn take_out(&self, session: SessionId, reason: impl FnOnce(&Entry) -> u8) {
-        let stripe = self.stripes.of(&session);
+        let watch = self.watches.watch(session);
+        let mut empty = false;
         let _ = self.cache.entry(session).and_compute_with(|current| {
-            stripe.lost.fetch_add(1, Ordering::AcqRel);
-            stripe.orders.fetch_add(1, Ordering::AcqRel);
-            match current {
+            self.watches.removed(session);
+            match current.and_then(|current| current.into_value()) {
                 Some(entry) => {
-                    let entry = entry.into_value();
-                    entry.retire(reason(&entry));
+                    entry.leave(&watch, reason(&entry));
                     Op::Remove
                 }
-                None => Op::Nop,
+                None => {
+                    empty = true;
+                    // Waits for an eviction that is under way, so that its entry is told as well.
+                    Op::Put(None)
+                }
             }
         });
-        stripe.changed.notify_waiters();
+        if empty {
+            self.empty(session);
+        }
+        self.watches.notify(session);
+    }
+
+    /// Ends a wait for an eviction.
+    fn empty(&self, session: SessionId) {
+        let _ = self.cache.entry(session).and_compute_with(|current| match current {
+            Some(current) if current.value().is_none() => Op::Remove,
+            _ => Op::Nop,
+        });
     }
 
     /// Another process has written the session's row at this revision, or removed it (`None`). Says whether a row is
     /// cached that does not show it.
     pub(crate) fn hear(&self, session: SessionId, revision: Option<Revision>) -> bool {
-        let below = self.below(session, revision).is_some();
-        if !below {
-            // A read that is under way may bring what was there before.
-            self.stripes.of(&session).lost.fetch_add(1, Ordering::AcqRel);
-        }
-        below
+        // A read that is under way may bring what was there before. First, so that it is either not kept, or found here.
+        self.watches.lost(session);
+        fence(Ordering::SeqCst);
+        self.below(session, revision).is_some()
     }
 
     /// What is cached if it does not show this revision, or at all if there is to be none.
     pub(crate) fn below(&self, session: SessionId, revision: Option<Revision>) -> Option<Arc<Entry>> {
-        self.get(session).filter(|entry| revision.is_none_or(|revision| entry.row.revision < revision))
+        let entry = self.cache.get(&session).flatten().filter(|entry| !entry.has_left())?;
+        revision.is_none_or(|revision| entry.row.revision < revision).then_some(entry)
     }
 
     /// All that are cached. Does not count as a use.
     pub(crate) fn entries(&self) -> Vec<Arc<Entry>> {
-        self.cache.iter().map(|(_, entry)| entry).collect()
+        self.cache.iter().filter_map(|(_, entry)| entry).collect()
     }
 
     /// The sessions that calls have used since the last time.
     pub(crate) fn take_used(&self) -> Vec<SessionId> {
         let mut used = std::mem::take(&mut *self.used_and_gone.lock().unwrap_or_else(PoisonError::into_inner));
-        let cached = self.cache.iter().filter(|(_, entry)| entry.used.swap(false, Ordering::Relaxed));
-        used.extend(cached.map(|(session, _)| *session));
+        let cached = self.entries().into_iter().filter(|entry| entry.used.swap(false, Ordering::Relaxed));
+        used.extend(cached.map(|entry| entry.row.session));
         used
     }
 
     /// They could not be written down.
     pub(crate) fn put_back_used(&self, sessions: &[SessionId]) {
         for session in sessions {
-            match self.cache.get(session) {
+            match self.cache.get(session).flatten() {
                 Some(entry) => entry.mark_used(),
                 None => note_used(&self.used_and_gone, *session),
             }
@@ -534,20 +567,12 @@ impl Rows {
     /// The targets of a workspace were dropped by order: no read that is under way fills an empty slot, teaches anything,
     /// or is an answer.
     pub(crate) fn void_tickets(&self) {
-        self.resets.fetch_add(1, Ordering::AcqRel);
-        for stripe in &self.stripes.stripes {
-            stripe.lost.fetch_add(1, Ordering::AcqRel);
-            stripe.orders.fetch_add(1, Ordering::AcqRel);
-        }
-    }
-
-    fn resets(&self) -> u64 {
-        self.resets.load(Ordering::Acquire)
+        self.reset_at.fetch_max(self.moment(), Ordering::AcqRel);
     }
 
     /// Whether targets may have been dropped by order since the ticket was taken.
-    pub(crate) fn is_void(&self, ticket: Ticket) -> bool {
-        self.resets() != ticket.resets
+    pub(crate) fn is_void(&self, ticket: &Ticket) -> bool {
+        self.reset_at.load(Ordering::Acquire) > ticket.began
     }
 
     /// Somebody may write or have written this revision, and nobody will say: for a while every call of the session

@@ -131,19 +131,19 @@ impl Shared {
     }
 
     /// A row that was read or written by somebody who took the ticket before that. It may know of a later build.
-    pub(crate) fn entry(&self, row: Binding, stored: bool, ticket: Ticket) -> Arc<Entry> {
-        let (place, now) = (self.directory.place(row.workspace), Instant::now());
+    pub(crate) fn entry(&self, row: Binding, stored: bool, ticket: &Ticket) -> Arc<Entry> {
+        let place = self.directory.place(row.workspace);
         // In this order: a reset that comes after the look empties this very place, so what it is taught is void as well.
         if let Some(target) = row.target.as_ref().filter(|_| !self.rows.is_void(ticket)) {
-            place.learn_row(target, now);
+            place.learn_row(target, ticket.at);
         }
-        Entry::new(row, place, stored, now)
+        Entry::new(row, place, stored, ticket.at)
     }
 
     /// A row that was read or written by somebody who took the ticket before that.
     pub(crate) fn learn(&self, row: Binding, ticket: Ticket) -> Arc<Entry> {
         self.absent.hear(row.session);
-        self.rows.learn(self.entry(row, true, ticket), ticket)
+        self.rows.learn(self.entry(row, true, &ticket), &ticket)
     }
 
     /// A row as a write of this process has left it.
@@ -203,10 +203,10 @@ impl Shared {
                 (_, Some(entry)) => start.entry = entry,
                 // The read that found no row again has said so to everybody; nothing else has been heard since.
                 (State::Evicted, None) if start.absent && self.is_still_absent(&start.entry) => {}
-                // Read before an order of which the register shows nothing: what was read may be what it has ended.
-                (State::Evicted, None) if self.rows.may_be_ordered_since(&start.entry) => return Look::Moved,
-                (State::Evicted, None) => {}
-                (_, None) => return Look::Moved,
+                // Read before a command of which the register shows nothing: what was read may be what it has ended.
+                (state, None) if state == State::Removed || start.entry.is_commanded() => return Look::Moved,
+                // The cache did not keep the row, which is no news.
+                (_, None) => {}
             }
         }
         start.choice = self.choose(&start.entry);
@@ -219,7 +219,7 @@ impl Shared {
         let ticket = self.rows.ticket(session);
         let absent = self.absent.contains(session, Instant::now());
         if absent {
-            entry.read_at(ticket);
+            entry.read_at(&ticket);
         }
         absent
     }
@@ -231,7 +231,7 @@ impl Shared {
             Some(current) if current.workspace() != entry.workspace() => return Some(true),
             Some(current) => current,
             None if entry.state() == State::Removed => return Some(true),
-            None if self.rows.may_be_ordered_since(entry) => return self.rows.must_read(session).then_some(true),
+            None if entry.is_commanded() => return self.rows.must_read(session).then_some(true),
             None => Arc::clone(entry),
         };
         let choice = self.choose(&current);
@@ -243,7 +243,7 @@ impl Shared {
     pub(crate) fn has_left(&self, entry: &Entry, target: &Target) -> bool {
         let moved = match self.rows.get(entry.row.session) {
             Some(current) => current.workspace() != entry.workspace(),
-            None => entry.state() == State::Removed || self.rows.may_be_ordered_since(entry),
+            None => entry.state() == State::Removed || entry.is_commanded(),
         };
         moved || entry.place.supersedes(target)
     }
@@ -292,8 +292,8 @@ impl Shared {
     fn without_row(&self, session: SessionId, workspace: WorkspaceId, absent: bool) -> Start {
         let ticket = self.rows.ticket(session);
         let row = Binding::new(session, workspace, None, crate::Revision::new(0));
-        let entry = self.entry(row, false, ticket);
-        entry.read_at(ticket);
+        let entry = self.entry(row, false, &ticket);
+        entry.stray(&ticket);
         Start { choice: self.choose(&entry), entry, absent }
     }
 
@@ -302,8 +302,8 @@ impl Shared {
         let mut seat = self.loads.join(session, &self.tasks, || self.load(session));
         let looked = seat.landed().await.unwrap_or_else(|| Err(Cause::TaskEnded.shared()));
         match &looked {
-            // An order has come since that read began, perhaps before this caller: then a deleted row is no answer.
-            Ok(Some(entry)) if entry.state() == State::Evicted && self.rows.may_be_ordered_since(entry) => {
+            // A command has come since that read began, perhaps before this caller: then a deleted row is no answer.
+            Ok(Some(entry)) if entry.state() == State::Removed || entry.is_commanded() => {
                 self.read_since(session, Instant::now()).await
             }
             _ => looked,
@@ -326,7 +326,7 @@ impl Shared {
                 Some(row) => Ok(Some(shared.learn(row, ticket))),
                 None => {
                     // What is cached was deleted by somebody else.
-                    shared.rows.not_found(session, ticket);
+                    shared.rows.not_found(session, &ticket);
                     shared.absent.note(session, before);
                     Ok(None)
                 }

@@ -49,7 +49,7 @@ impl Scene {
     /// A read that begins and ends at once.
     fn learn(&self, entry: &Arc<Entry>) -> Arc<Entry> {
         let ticket = self.rows.ticket(entry.row.session);
-        self.rows.learn(Arc::clone(entry), ticket)
+        self.rows.learn(Arc::clone(entry), &ticket)
     }
 
     /// The revision in the slot.
@@ -152,9 +152,9 @@ mod tickets {
         s.rows.remove(session(1));
         let late = s.rows.ticket(session(1));
         // The reader has it for its own use, and learns that it is not kept.
-        let used = s.rows.learn(s.row(1, 3), early);
+        let used = s.rows.learn(s.row(1, 3), &early);
         assert_eq!((revision(&used), used.state(), s.slot(1)), (3, State::Evicted, None));
-        let used = s.rows.learn(s.row(1, 3), late);
+        let used = s.rows.learn(s.row(1, 3), &late);
         assert_eq!((revision(&used), used.state(), s.slot(1)), (3, State::Current, Some(3)));
     }
 
@@ -164,7 +164,7 @@ mod tickets {
         s.learn(&s.row(1, 5));
         let early = s.rows.ticket(session(1));
         s.rows.remove(session(1));
-        s.rows.learn(s.row(1, 4), early);
+        s.rows.learn(s.row(1, 4), &early);
         assert_eq!(s.slot(1), None);
         s.learn(&s.row(1, 6));
         assert_eq!(s.slot(1), Some(6));
@@ -176,9 +176,9 @@ mod tickets {
         let early = s.rows.ticket(session(1));
         s.rows.remove(session(1));
         s.learn(&s.row(1, 5));
-        let used = s.rows.learn(s.row(1, 4), early);
+        let used = s.rows.learn(s.row(1, 4), &early);
         assert_eq!((revision(&used), s.slot(1)), (5, Some(5)));
-        let used = s.rows.learn(s.row(1, 6), early);
+        let used = s.rows.learn(s.row(1, 6), &early);
         assert_eq!((revision(&used), s.slot(1)), (6, Some(6)));
     }
 
@@ -189,7 +189,7 @@ mod tickets {
         s.learn(&s.row(60, 1));
         s.rows.void_tickets();
         for (number, ticket) in early.into_iter().enumerate() {
-            s.rows.learn(s.row(number as u128, 1), ticket);
+            s.rows.learn(s.row(number as u128, 1), &ticket);
             assert_eq!(s.slot(number as u128), None);
         }
         assert_eq!(s.slot(60), Some(1), "what is there is void by its workspace");
@@ -215,7 +215,7 @@ mod tickets {
             evicted += 1;
             assert_eq!(entry.state(), State::Evicted);
             // A read that began before it was evicted may be older than what was.
-            let used = s.rows.learn(s.row(number, 4), ticket);
+            let used = s.rows.learn(s.row(number, 4), &ticket);
             assert_eq!((revision(&used), used.state(), s.slot(number)), (4, State::Evicted, None));
         }
         assert_eq!(evicted, 48);
@@ -252,7 +252,7 @@ mod tickets {
                         let ticket = s.rows.ticket(session(1));
                         let row = s.row(1, committed.load(Ordering::SeqCst));
                         thread::yield_now();
-                        s.rows.learn(row, ticket);
+                        s.rows.learn(row, &ticket);
                     }
                 });
             }
@@ -271,7 +271,7 @@ mod tickets {
                 for _ in 0..1_000 {
                     let ticket = s.rows.ticket(session(1));
                     let revision = committed.fetch_add(1, Ordering::SeqCst) + 1;
-                    s.rows.learn(s.row(1, revision), ticket);
+                    s.rows.learn(s.row(1, revision), &ticket);
                     if s.slot(1) == Some(revision) {
                         seen.fetch_max(revision, Ordering::SeqCst);
                     }
@@ -333,7 +333,7 @@ mod distrust {
         let early = s.rows.ticket(session(1));
         s.rows.distrust(session(1), Revision::new(5), s.at(0));
         // Not even one that shows the revision: it lets the next one be kept.
-        s.rows.learn(s.row(1, 5), early);
+        s.rows.learn(s.row(1, 5), &early);
         assert_eq!((s.slot(1), s.rows.must_read(session(1))), (None, false));
         s.learn(&s.row(1, 5));
         assert_eq!(s.slot(1), Some(5));
@@ -374,7 +374,7 @@ mod news {
             ("older", false, |s| drop(s.learn(&s.row(1, 1)))),
             ("removed", true, |s| s.rows.remove(session(1))),
             ("distrusted", true, |s| s.rows.distrust(session(1), Revision::new(9), s.at(0))),
-            ("ordered", true, |s| s.rows.ordered(session(1))),
+            ("ordered", true, |s| s.rows.commanded(session(1), Revision::new(9))),
         ];
         for (name, told, change) in changes {
             let mut changed = spawn(s.rows.changed(session(1)));
@@ -440,22 +440,28 @@ mod orders {
     #[test]
     fn what_an_order_may_have_changed_is_known_without_the_row() {
         type Change = fn(&Scene);
-        let changes: [(&str, bool, Change); 5] = [
+        let changes: [(&str, bool, Change); 7] = [
             ("a later row of the same workspace", false, |s| drop(s.learn(&s.row(1, 3)))),
             ("a row of another workspace", true, |s| drop(s.learn(&s.row_in(2, 1, 3, 0)))),
             ("a removal", true, |s| s.rows.remove(session(1))),
-            ("an order", true, |s| s.rows.ordered(session(1))),
-            ("the order to reset some workspace", true, |s| s.rows.void_tickets()),
+            ("a command", true, |s| {
+                s.learn(&s.row(1, 3));
+                s.rows.commanded(session(1), Revision::new(3));
+            }),
+            // Whoever points into that workspace is told by the workspace.
+            ("the command to reset some workspace", false, |s| s.rows.void_tickets()),
+            ("a command for another session", false, |s| s.rows.commanded(session(2), Revision::new(9))),
+            ("the removal of another session", false, |s| s.rows.remove(session(2))),
         ];
         for (name, ordered, change) in changes {
             let s = Scene::new();
             let held = s.learn(&s.row(1, 2));
-            assert!(!s.rows.may_be_ordered_since(&held));
+            assert!(!held.is_commanded());
             change(&s);
-            assert_eq!(s.rows.may_be_ordered_since(&held), ordered, "{name}");
+            assert_eq!(held.is_commanded(), ordered, "{name}");
             // Who reads from here on is not concerned.
             let read = s.learn(&s.row(1, 9));
-            assert!(name.contains("another workspace") || !s.rows.may_be_ordered_since(&read), "{name}");
+            assert!(name.contains("another workspace") || !read.is_commanded(), "{name}");
         }
     }
 }
@@ -466,7 +472,7 @@ fn a_panic_on_the_way_leaves_the_slot_usable() {
     s.learn(&s.row(1, 1));
     // As if the allocator or a hasher panicked inside: the key must not stay locked.
     let crashed = catch_unwind(AssertUnwindSafe(|| {
-        s.rows.cache.entry(session(1)).and_compute_with(|_| -> Op<Arc<Entry>> { panic!("on purpose") })
+        s.rows.cache.entry(session(1)).and_compute_with(|_| -> Op<Option<Arc<Entry>>> { panic!("on purpose") })
     }));
     assert!(crashed.is_err());
     assert_eq!((s.slot(1), revision(&s.learn(&s.row(1, 2)))), (Some(1), 2));
@@ -487,3 +493,153 @@ fn a_panic_with_the_notes_locked_leaves_them_readable() {
 }
 
 mod repaired;
+
+mod stale {
+    use super::*;
+
+    #[test]
+    fn a_read_from_before_a_command_was_answered_fills_nothing() {
+        let s = Scene::new();
+        let command = s.rows.ticket(session(1));
+        s.rows.hear(session(1), Some(Revision::new(2)));
+        // Begins before the command is carried out, and ends after it was answered.
+        let read = s.rows.ticket(session(1));
+        let written = s.rows.written(command);
+        s.rows.learn(s.row(1, 2), &written);
+        s.rows.commanded(session(1), Revision::new(9));
+        s.rows.learn(s.row(1, 1), &read);
+        assert_ne!(s.slot(1), Some(1));
+    }
+
+    #[test]
+    fn a_row_never_goes_back_because_a_later_one_could_not_be_kept() {
+        let s = Scene::new();
+        let early = s.rows.ticket(session(1));
+        s.rows.remove(session(1));
+        let read = s.rows.ticket(session(1));
+        s.rows.learn(s.row(1, 2), &early);
+        s.rows.learn(s.row(1, 1), &read);
+        assert_ne!(s.slot(1), Some(1));
+        assert_eq!((revision(&s.learn(&s.row(1, 2))), s.slot(1)), (2, Some(2)), "the next read is kept");
+    }
+
+    #[test]
+    fn a_hint_and_a_stale_read_at_once_leave_no_stale_row_unnoticed() {
+        let s = Scene::with_capacity(100_000);
+        for number in 0..20_000 {
+            let read = s.rows.ticket(session(number));
+            let row = s.row(number, 1);
+            let noticed = thread::scope(|scope| {
+                let hears = scope.spawn(|| s.rows.hear(session(number), Some(Revision::new(2))));
+                s.rows.learn(row, &read);
+                hears.join().expect("no panic")
+            });
+            assert!(noticed || s.slot(number).is_none(), "session {number}");
+        }
+    }
+}
+
+mod held {
+    use super::*;
+    use tokio_test::{assert_pending, task::spawn};
+
+    #[test]
+    fn an_entry_that_the_cache_could_not_keep_hears_of_commands_for_its_session_only() {
+        type Command = fn(&Scene);
+        let commands: [(&str, bool, Command); 6] = [
+            ("removed", true, |s| s.rows.remove(session(1))),
+            ("not found", true, |s| s.rows.not_found(session(1), &s.rows.ticket(session(1)))),
+            ("pointed elsewhere", true, |s| {
+                s.learn(&s.row_in(2, 1, 6, 0));
+                s.rows.commanded(session(1), Revision::new(6));
+            }),
+            ("pointed elsewhere by another process", true, |s| drop(s.learn(&s.row_in(2, 1, 6, 0)))),
+            ("repaired", false, |s| drop(s.learn(&s.row(1, 6)))),
+            ("read again", false, |s| drop(s.learn(&s.row(1, 5)))),
+        ];
+        for (name, expected, command) in commands {
+            let s = Scene::with_capacity(1);
+            let held = s.learn(&s.row(1, 5));
+            for number in 10..200 {
+                s.learn(&s.row(number, 1));
+                s.rows.commanded(session(number), Revision::new(1));
+                s.rows.remove(session(number + 1_000));
+                s.rows.cache.run_pending_tasks();
+            }
+            s.rows.cache.invalidate(&session(1));
+            assert_eq!((held.state(), s.slot(1)), (State::Evicted, None));
+            assert!(!held.is_commanded() && !s.rows.is_overtaken(&held), "{name}");
+            command(&s);
+            // Also if nothing of it is cached.
+            for number in 10..200 {
+                s.learn(&s.row(number, 2));
+                s.rows.cache.run_pending_tasks();
+            }
+            s.rows.cache.invalidate(&session(1));
+            assert_eq!(s.slot(1), None);
+            assert_eq!((held.is_commanded(), s.rows.is_overtaken(&held)), (expected, expected), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_under_way_is_all_that_takes_room() {
+        let s = Scene::with_capacity(10);
+        for number in 0..1_000 {
+            s.learn(&s.row(number, 1));
+            s.rows.remove(session(number + 5_000));
+            s.rows.hear(session(number), None);
+            drop(spawn(s.rows.changed(session(number))));
+        }
+        let held: Vec<_> = (0..50).map(|number| s.learn(&s.row(number, 2))).collect();
+        let mut waiting: Vec<_> = (0..20).map(|number| spawn(s.rows.changed(session(number)))).collect();
+        waiting.iter_mut().for_each(|changed| {
+            assert_pending!(changed.poll());
+        });
+        let tickets: Vec<_> = (2_000..2_030).map(|number| s.rows.ticket(session(number))).collect();
+        s.rows.cache.invalidate_all();
+        // What the cache has dropped is freed after a while only: the last one of these may not be yet.
+        for _ in 0..1_000 {
+            s.rows.cache.run_pending_tasks();
+            s.learn(&s.row(9_999, 1));
+            s.rows.remove(session(9_999));
+            if s.rows.watches.len().0 <= 81 {
+                break;
+            }
+        }
+        let (watches, waiters) = s.rows.watches.len();
+        assert!((80..=81).contains(&watches) && waiters == 20, "{watches}, {waiters}");
+        drop((held, waiting, tickets));
+        let (watches, waiters) = s.rows.watches.len();
+        assert!(watches <= 1 && waiters == 0, "{watches}, {waiters}");
+    }
+
+    #[tokio::test]
+    async fn nobody_is_woken_for_another_session() {
+        let s = Scene::new();
+        let mut waiting: Vec<_> = (0..5_000).map(|number| spawn(s.rows.changed(session(number)))).collect();
+        waiting.iter_mut().for_each(|changed| {
+            assert_pending!(changed.poll());
+        });
+        for number in 10_000..12_000 {
+            s.learn(&s.row(number, 1));
+            s.rows.remove(session(number));
+        }
+        assert!(waiting.iter().all(|changed| !changed.is_woken()));
+        s.learn(&s.row(7, 1));
+        let woken: Vec<usize> = (0..5_000).filter(|number| waiting[*number].is_woken()).collect();
+        assert_eq!(woken, [7]);
+    }
+
+    #[test]
+    fn a_removal_that_meets_an_eviction_is_told_to_the_evicted_entry() {
+        let s = Scene::with_capacity(1);
+        for number in 0..5_000 {
+            let held = s.learn(&s.row(number, 1));
+            thread::scope(|scope| {
+                scope.spawn(|| s.rows.cache.invalidate(&session(number)));
+                s.rows.remove(session(number));
+            });
+            assert!(held.state() == State::Removed || held.is_commanded(), "session {number}: {:?}", held.state());
+        }
+    }
+}

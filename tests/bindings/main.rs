@@ -14,6 +14,7 @@ mod orders;
 mod repairs;
 mod superseded;
 mod transactions;
+mod unrelated;
 
 use std::time::Duration;
 use support::*;

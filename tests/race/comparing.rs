@@ -278,3 +278,21 @@ async fn a_hint_before_the_call_asks_in_parallel_with_its_dial() {
         assert_eq!(s.did().await, counts(1, 0, 0, 0));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_row_is_as_old_as_the_beginning_of_its_read() {
+    // Nothing but time orders the row against the answer, and the replaced agent goes on answering.
+    let s = Scene::new(None).await;
+    let replaced = s.world.agent(None);
+    let chat = session();
+    s.row_written_elsewhere(chat, &replaced).await;
+    s.world.store.on_reads(Fault::SlowAnswer(ms(300)));
+    let (dial, begin) = (s.dial(), Instant::now());
+    let late = tokio::spawn(async move { call(&dial, chat).await });
+    sleep(ms(10)).await;
+    s.world.store.on_reads(Fault::None);
+    // Asked and answered while the row is being read.
+    s.layer.bindings().current(s.chat).await.unwrap();
+    assert!(begin.elapsed() < ms(300));
+    assert_eq!(late.await.unwrap().unwrap().agent, s.old.agent);
+}

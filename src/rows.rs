@@ -383,9 +383,7 @@ impl Rows {
             State::Removed => true,
             State::Replaced | State::Evicted => match self.get(entry.row.session) {
                 // What could not be kept may be later than what is.
-                Some(current) => {
-                    current.row.revision >= entry.row.revision || current.workspace() != entry.workspace()
-                }
+                Some(current) => current.row.revision >= entry.row.revision || current.workspace() != entry.workspace(),
                 None => entry.is_commanded(),
             },
         }

@@ -11,8 +11,9 @@ use super::{
     housekeeping::{self, milliseconds_now},
     sql::{
         self, DEFAULT_TABLE, Patience, Value,
+        attempts::Stage,
         lent::Lent,
-        server::{self, Stage, Table},
+        server::{self, Failed, ServerAttempts, Table},
     },
 };
 use crate::{Binding, Revision, SessionId, Target, WorkspaceId, binding::Behind};
@@ -198,7 +199,7 @@ impl MySqlStore {
     /// ```
     pub async fn set_up(&self) -> Result<(), StoreError> {
         let place = &self.table.place;
-        let mut patience = Patience::of_a_set_up();
+        let (mut patience, mut attempts) = (Patience::of_a_set_up(), self.attempts());
         loop {
             let mut lent = self.lend().await?;
             match schema::set_up(lent.connection(), place).await {
@@ -206,10 +207,8 @@ impl MySqlStore {
                     lent.give_back();
                     return server::verdict(place, found);
                 }
-                Err(error) if !server::again(&mut patience, &error, failure::concurrent_set_up).await => {
-                    return Err(self.failed(Stage::Sent, error));
-                }
-                Err(_) => {}
+                Err(error) if server::again(&mut patience, &error, failure::concurrent_set_up).await => {}
+                Err(error) => attempts.again(Failed { stage: Stage::Sent, error, connection: lent.close() }).await?,
             }
         }
     }
@@ -237,11 +236,20 @@ impl MySqlStore {
     /// ```
     pub async fn check(&self) -> Result<(), StoreError> {
         let place = &self.table.place;
-        let mut lent = self.lend().await?;
-        let found = schema::look(lent.connection(), place).await;
-        let found = found.map_err(|error| self.failed(Stage::NothingWritten, error))?;
-        lent.give_back();
-        server::verdict(place, found)
+        let mut attempts = self.attempts();
+        loop {
+            let mut lent = self.lend().await?;
+            match schema::look(lent.connection(), place).await {
+                Ok(found) => {
+                    lent.give_back();
+                    return server::verdict(place, found);
+                }
+                Err(error) => {
+                    let connection = lent.after(&error);
+                    attempts.again(Failed { stage: Stage::NothingWritten, error, connection }).await?;
+                }
+            }
+        }
     }
 
     /// The pool that this store works over. Closing it ends the store.
@@ -274,9 +282,13 @@ impl MySqlStore {
         connection.map(Lent::new).map_err(|error| self.failed(Stage::NothingWritten, error))
     }
 
+    fn attempts(&self) -> ServerAttempts<'_> {
+        self.table.attempts(self.pool.options().get_max_connections(), failure::meaning)
+    }
+
     /// Runs a statement that changes rows and returns none, by itself. Says how many it found.
     async fn changed(&self, (sql, values): Statement<'_>) -> Result<u64, StoreError> {
-        let mut patience = Patience::of_a_verb();
+        let mut attempts = self.attempts();
         loop {
             let mut lent = self.lend().await?;
             match sql::query(sql, values).execute(lent.connection()).await {
@@ -285,40 +297,38 @@ impl MySqlStore {
                     return Ok(done.rows_affected());
                 }
                 Err(error) => {
-                    lent.after(&error);
-                    if !server::again(&mut patience, &error, failure::undone).await {
-                        return Err(self.failed(Stage::Sent, error));
-                    }
+                    let connection = lent.after(&error);
+                    attempts.again(Failed { stage: Stage::Sent, error, connection }).await?;
                 }
             }
         }
     }
 
     /// Runs a statement that reads rows, by itself.
-    async fn read(&self, (sql, values): Statement<'_>) -> Result<Vec<Binding>, StoreError> {
-        let mut lent = self.lend().await?;
-        match sql::query(sql, values).fetch_all(lent.connection()).await {
-            Ok(rows) => {
-                lent.give_back();
-                sql::bindings(rows)
-            }
-            Err(error) => {
-                lent.after(&error);
-                Err(self.failed(Stage::Sent, error))
+    async fn read(&self, (sql, values): Statement<'_>) -> Result<Vec<MySqlRow>, StoreError> {
+        let mut attempts = self.attempts();
+        loop {
+            let mut lent = self.lend().await?;
+            match sql::query(sql, values).fetch_all(lent.connection()).await {
+                Ok(rows) => {
+                    lent.give_back();
+                    return Ok(rows);
+                }
+                Err(error) => {
+                    let connection = lent.after(&error);
+                    attempts.again(Failed { stage: Stage::NothingWritten, error, connection }).await?;
+                }
             }
         }
     }
 
     /// Runs writes and a read as one transaction, which is committed if the last of the writes found its row.
     async fn write(&self, writes: &[Statement<'_>], read: Statement<'_>) -> Result<Written, StoreError> {
-        let mut patience = Patience::of_a_verb();
+        let mut attempts = self.attempts();
         loop {
             match transaction(self.lend().await?, writes, read).await {
                 Ok((applied, rows)) => return Ok(Written { applied, rows: sql::bindings(rows)? }),
-                Err((stage, error)) if !server::again(&mut patience, &error, failure::undone).await => {
-                    return Err(self.failed(stage, error));
-                }
-                Err(_) => {}
+                Err(failed) => attempts.again(failed).await?,
             }
         }
     }
@@ -344,32 +354,48 @@ impl Written {
     }
 }
 
-/// Whether the writes were committed, and the rows that were read. On an error, how far it had come.
+/// Whether the writes were committed, and the rows that were read.
 async fn transaction(
-    mut lent: Lent<MySql>,
+    lent: Lent<MySql>,
     writes: &[Statement<'_>],
     read: Statement<'_>,
-) -> Result<(bool, Vec<MySqlRow>), (Stage, sqlx::Error)> {
+) -> Result<(bool, Vec<MySqlRow>), Failed<MySql>> {
+    in_transaction(lent, |(applied, _)| *applied, async |connection| steps(connection, writes, read).await).await
+}
+
+/// Takes these steps in a transaction, which is committed if what they return asks for it.
+async fn in_transaction<T>(
+    mut lent: Lent<MySql>,
+    commits: impl FnOnce(&T) -> bool,
+    steps: impl AsyncFnOnce(&mut MySqlConnection) -> Result<T, sqlx::Error>,
+) -> Result<T, Failed<MySql>> {
     // Whatever fails before the commit was sent: the server then rolls back.
-    let nothing_written = |error| (Stage::NothingWritten, error);
-    let mut transaction = lent.connection().begin().await.map_err(nothing_written)?;
-    let (applied, rows) = match steps(&mut transaction, writes, read).await {
+    let unwritten = |error, connection| Failed { stage: Stage::NothingWritten, error, connection };
+    let mut transaction = match lent.connection().begin().await {
+        Ok(transaction) => transaction,
+        Err(error) => return Err(unwritten(error, None)),
+    };
+    let done = match steps(&mut transaction).await {
         Ok(done) => done,
         Err(error) => {
             // The connection is closed, unless the server takes it from here.
-            if error.as_database_error().is_some() && transaction.rollback().await.is_ok() {
-                lent.give_back();
-            }
-            return Err(nothing_written(error));
+            let rolled_back = match error.as_database_error() {
+                Some(_) => transaction.rollback().await.is_ok(),
+                None => {
+                    drop(transaction);
+                    false
+                }
+            };
+            return Err(unwritten(error, if rolled_back { lent.take() } else { None }));
         }
     };
-    if applied {
-        transaction.commit().await.map_err(|error| (Stage::Sent, error))?;
+    if commits(&done) {
+        transaction.commit().await.map_err(|error| Failed { stage: Stage::Sent, error, connection: None })?;
     } else {
-        transaction.rollback().await.map_err(nothing_written)?;
+        transaction.rollback().await.map_err(|error| unwritten(error, None))?;
     }
     lent.give_back();
-    Ok((applied, rows))
+    Ok(done)
 }
 
 /// What is between begin and commit.
@@ -388,7 +414,7 @@ async fn steps(
 impl BindingStore for MySqlStore {
     async fn load(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
         let rows = self.read((&self.table.statements.load, &[session.into()])).await?;
-        Ok(rows.into_iter().next())
+        rows.first().map(sql::binding).transpose()
     }
 
     async fn create(&self, new: NewBinding) -> Result<Swap, StoreError> {
@@ -475,7 +501,7 @@ impl BindingStore for MySqlStore {
             return Ok(Vec::new());
         }
         let (sql, list) = with_list(&self.table.statements.load_many, sessions);
-        self.read((&sql, &list)).await
+        sql::bindings(self.read((&sql, &list)).await?)
     }
 }
 

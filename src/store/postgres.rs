@@ -7,13 +7,14 @@ use super::{
     NewBinding, StoreError, Swap, TransactionalStore,
     sql::{
         self, DEFAULT_TABLE, Patience, Value,
+        attempts::{Stage, only_reads},
         lent::Lent,
         one_statement::{self, Runs, Statements, one_statement_a_verb},
-        server::{self, Stage, Table},
+        server::{self, Failed, ServerAttempts, Table},
     },
 };
 use crate::{Binding, Revision, SessionId, Target, WorkspaceId};
-use futures_util::{Stream, StreamExt, TryStreamExt};
+use futures_util::{Stream, StreamExt, TryFutureExt, TryStreamExt, stream};
 use sqlx::{
     Connection, Either, Executor, PgConnection, PgPool, Postgres, SqlStr,
     pool::PoolConnection,
@@ -228,15 +229,13 @@ impl PostgresStore {
     /// ```
     pub async fn set_up(&self) -> Result<(), StoreError> {
         let place = &self.table.place;
-        let mut patience = Patience::of_a_set_up();
+        let (mut patience, mut attempts) = (Patience::of_a_set_up(), self.attempts());
         loop {
             let connection = self.acquire().await?;
             match in_transaction(LOOKS, connection, async |connection| schema::set_up(connection, place).await).await {
                 Ok(found) => return server::verdict(place, found),
-                Err((stage, error)) if !server::again(&mut patience, &error, failure::concurrent_set_up).await => {
-                    return Err(self.failed(stage, error));
-                }
-                Err(_) => {}
+                Err(failed) if server::again(&mut patience, &failed.error, failure::concurrent_set_up).await => {}
+                Err(failed) => attempts.again(failed).await?,
             }
         }
     }
@@ -264,9 +263,14 @@ impl PostgresStore {
     /// ```
     pub async fn check(&self) -> Result<(), StoreError> {
         let place = &self.table.place;
-        let found =
-            in_transaction(LOOKS, self.acquire().await?, async |connection| schema::look(connection, place).await);
-        server::verdict(place, found.await.map_err(|(_, error)| self.failed(Stage::NothingWritten, error))?)
+        let mut attempts = self.attempts();
+        loop {
+            let connection = self.acquire().await?;
+            match in_transaction(LOOKS, connection, async |connection| schema::look(connection, place).await).await {
+                Ok(found) => return server::verdict(place, found),
+                Err(failed) => attempts.again(Failed { stage: Stage::NothingWritten, ..failed }).await?,
+            }
+        }
     }
 
     /// The pool that this store works over. Closing it ends the store.
@@ -299,16 +303,20 @@ impl PostgresStore {
         self.pool.acquire().await.map_err(|error| self.failed(Stage::NothingWritten, error))
     }
 
-    /// Runs a statement to its end, again if the database undid it for the sake of others.
-    async fn run<'q>(&self, query: impl Fn() -> Statement<'q> + Sync) -> Result<Done, StoreError> {
-        let mut patience = Patience::of_a_verb();
+    fn attempts(&self) -> ServerAttempts<'_> {
+        self.table.attempts(self.pool.options().get_max_connections(), failure::meaning)
+    }
+
+    /// Runs a statement to its end, again if the database undid it for the sake of others, or on another connection if
+    /// the first one did not lead to where it can be run.
+    async fn run<'q>(&self, sql: &SqlStr, query: impl Fn() -> Statement<'q> + Sync) -> Result<Done, StoreError> {
+        // What only reads has written nothing, wherever it fails.
+        let stage = if only_reads(sql.as_str()) { Stage::NothingWritten } else { Stage::Sent };
+        let mut attempts = self.attempts();
         loop {
-            match self.run_once(self.acquire().await?, query()).await {
+            match self.run_once(self.acquire().await?, query(), stage).await {
                 Ok(done) => return Ok(done),
-                Err((stage, error)) if !server::again(&mut patience, &error, failure::undone).await => {
-                    return Err(self.failed(stage, error));
-                }
-                Err(_) => {}
+                Err(failed) => attempts.again(failed).await?,
             }
         }
     }
@@ -317,12 +325,17 @@ impl PostgresStore {
         &self,
         mut connection: PoolConnection<Postgres>,
         query: Statement<'_>,
-    ) -> Result<Done, (Stage, sqlx::Error)> {
+        stage: Stage,
+    ) -> Result<Done, Failed<Postgres>> {
         if self.behind_pooler {
-            in_transaction("BEGIN", connection, async |connection| done(connection, query.persistent(false)).await)
-                .await
+            let run = async |connection: &mut PgConnection| done(connection, query.persistent(false)).await;
+            let done = in_transaction("BEGIN", connection, run).await;
+            done.map_err(|failed| Failed { stage: failed.stage.min(stage), ..failed })
         } else {
-            done(&mut connection, query).await.map_err(|error| (Stage::Sent, error))
+            match done(&mut connection, query).await {
+                Ok(done) => Ok(done),
+                Err(error) => Err(Failed { stage, error, connection: Some(connection) }),
+            }
         }
     }
 }
@@ -335,22 +348,31 @@ async fn in_transaction<T>(
     begin: &'static str,
     connection: PoolConnection<Postgres>,
     steps: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
-) -> Result<T, (Stage, sqlx::Error)> {
-    let nothing_written = |error| (Stage::NothingWritten, error);
+) -> Result<T, Failed<Postgres>> {
     let mut lent = Lent::new(connection);
-    let mut transaction = lent.connection().begin_with(begin).await.map_err(nothing_written)?;
+    let unwritten = |error, connection| Failed { stage: Stage::NothingWritten, error, connection };
+    let mut transaction = match lent.connection().begin_with(begin).await {
+        Ok(transaction) => transaction,
+        Err(error) => return Err(unwritten(error, None)),
+    };
     match steps(&mut transaction).await {
-        Ok(done) => {
-            transaction.commit().await.map_err(|error| (Stage::Sent, error))?;
-            lent.give_back();
-            Ok(done)
-        }
+        Ok(done) => match transaction.commit().await {
+            Ok(()) => {
+                lent.give_back();
+                Ok(done)
+            }
+            Err(error) => Err(Failed { stage: Stage::Sent, error, connection: None }),
+        },
         Err(error) => {
             // The connection is closed, unless the server takes it from here.
-            if error.as_database_error().is_some() && transaction.rollback().await.is_ok() {
-                lent.give_back();
-            }
-            Err(nothing_written(error))
+            let rolled_back = match error.as_database_error() {
+                Some(_) => transaction.rollback().await.is_ok(),
+                None => {
+                    drop(transaction);
+                    false
+                }
+            };
+            Err(unwritten(error, if rolled_back { lent.take() } else { None }))
         }
     }
 }
@@ -383,32 +405,49 @@ impl Runs for PostgresStore {
     }
 
     async fn rows(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<Vec<Binding>, StoreError> {
-        sql::bindings(self.run(|| sql::query(sql, values)).await?.rows)
+        sql::bindings(self.run(sql, || sql::query(sql, values)).await?.rows)
     }
 
     async fn changed(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<u64, StoreError> {
-        Ok(self.run(|| sql::query(sql, values)).await?.changed)
+        Ok(self.run(sql, || sql::query(sql, values)).await?.changed)
     }
 
     async fn numbers(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<Vec<Option<i64>>, StoreError> {
-        sql::numbers(&self.run(|| sql::query(sql, values)).await?.rows)
+        sql::numbers(&self.run(sql, || sql::query(sql, values)).await?.rows)
     }
 
     async fn rows_of(&self, sql: &SqlStr, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
         let sessions = uuids(sessions);
-        sql::bindings(self.run(|| sqlx::query(sql.clone()).bind(&sessions)).await?.rows)
+        sql::bindings(self.run(sql, || sqlx::query(sql.clone()).bind(&sessions)).await?.rows)
     }
 
     async fn changed_of(&self, sql: &SqlStr, value: Value<'_>, sessions: &[SessionId]) -> Result<u64, StoreError> {
         let sessions = uuids(sessions);
-        Ok(self.run(|| sql::query(sql, &[value]).bind(&sessions)).await?.changed)
+        Ok(self.run(sql, || sql::query(sql, &[value]).bind(&sessions)).await?.changed)
     }
 
     /// As one message, so that there is no transaction to be held for as long as the rows are read.
     fn stream(&self, sql: &SqlStr, limit: u64) -> impl Stream<Item = Result<Binding, StoreError>> + Send {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX).to_string();
-        let rows = sqlx::raw_sql(sql::statement(sql.as_str().replace("$1", &limit))).fetch(&self.pool);
-        rows.map(|row| sql::binding(&row.map_err(|error| self.failed(Stage::Sent, error))?))
+        let sql = sql::statement(sql.as_str().replace("$1", &limit));
+        let failed = |error| self.failed(Stage::NothingWritten, error);
+        let begun = async move {
+            let mut attempts = self.attempts();
+            loop {
+                let mut rows = sqlx::raw_sql(sql.clone()).fetch(&self.pool);
+                match rows.try_next().await {
+                    Ok(first) => return Ok(stream::iter(first.map(Ok)).chain(rows)),
+                    // Of the rows that were handed on already nothing may come again.
+                    Err(error) => {
+                        attempts
+                            .again::<Postgres>(Failed { stage: Stage::NothingWritten, error, connection: None })
+                            .await?;
+                    }
+                }
+            }
+        };
+        let rows = begun.map_ok(move |rows| rows.map(move |row| sql::binding(&row.map_err(failed)?)));
+        rows.try_flatten_stream()
     }
 }
 

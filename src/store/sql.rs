@@ -1,5 +1,6 @@
 //! What the stores in SQL databases have in common: names, columns, values, and when to try again.
 
+pub(super) mod attempts;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(super) mod keeping;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
@@ -337,9 +338,13 @@ impl Patience {
 
     /// A statement that the database undid. Below the layer's default for one statement, 5 s; but PostgreSQL takes a
     /// second to find a deadlock, and more than one may have to be waited for.
-    #[cfg(any(feature = "postgres", feature = "mysql"))]
     pub(super) fn of_a_verb() -> Self {
         Self::new(Duration::from_secs(4), Duration::from_millis(50))
+    }
+
+    /// A statement whose connection led to the wrong server. Each wait costs the server a login.
+    pub(super) fn of_a_stale_connection() -> Self {
+        Self::new(Duration::from_secs(4), Duration::from_millis(500))
     }
 
     fn new(within: Duration, longest: Duration) -> Self {

@@ -108,6 +108,8 @@ async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     panic!("waited too long until {what}");
 }
 
+#[path = "demoted.rs"]
+mod demoted;
 #[path = "group_repair.rs"]
 mod group_repair;
 #[path = "housekeeping.rs"]
@@ -624,7 +626,7 @@ async fn waiting(case: &Case) -> i64 {
 mod lost {
     use super::*;
 
-    async fn end(pool: &Pool, connection: i64) {
+    pub(super) async fn end(pool: &Pool, connection: i64) {
         let sql = AssertSqlSafe(ENDS.replace("{}", &connection.to_string()));
         // It may be gone already.
         let _ = sqlx::raw_sql(sql).execute(pool).await;

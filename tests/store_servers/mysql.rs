@@ -22,6 +22,9 @@ mod engine {
     pub(super) const NO_TABLE: &str = "Table 'test.{}' doesn't exist";
     pub(super) const LOGIN: (&str, &str) = ("CREATE USER {}@localhost IDENTIFIED BY 'guest'", "{}@localhost");
 
+    pub(super) const READ_ONLY: &str = "SET SESSION TRANSACTION READ ONLY";
+    pub(super) const LOCK_TABLE: &[&str] = &["LOCK TABLES T WRITE"];
+    pub(super) const UNLOCK_TABLE: &[&str] = &["UNLOCK TABLES"];
     pub(super) const ISOLATION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL {}";
     pub(super) const LITERAL: &str = "UNHEX('{}')";
     pub(super) const SOME_ROWS: &[&str] = &["BEGIN", "SELECT", "UPDATE", "COMMIT"];

@@ -26,6 +26,11 @@ mod engine {
     /// A login without any right, and how it is called.
     pub(super) const LOGIN: (&str, &str) = ("CREATE ROLE {} LOGIN PASSWORD 'guest'", "{}");
 
+    /// Makes the session refuse writes.
+    pub(super) const READ_ONLY: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY";
+    /// Makes readers wait.
+    pub(super) const LOCK_TABLE: &[&str] = &["BEGIN", "LOCK TABLE T IN ACCESS EXCLUSIVE MODE"];
+    pub(super) const UNLOCK_TABLE: &[&str] = &["ROLLBACK"];
     pub(super) const ISOLATION: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL {}";
     /// An id in a statement, from its digits.
     pub(super) const LITERAL: &str = "CAST('{}' AS UUID)";

@@ -6,7 +6,7 @@ use crate::{
     store::{
         StoreError,
         housekeeping::{Keeps, Memory},
-        sql::{self, Value, server::Stage},
+        sql::{self, Value, attempts::Stage, server::Failed},
     },
 };
 use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt, stream};
@@ -19,17 +19,7 @@ fn time<'a>(milliseconds: i64) -> Value<'a> {
 
 impl MySqlStore {
     async fn numbers(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<Vec<Option<i64>>, StoreError> {
-        let mut lent = self.lend().await?;
-        match sql::query(sql, values).fetch_all(lent.connection()).await {
-            Ok(rows) => {
-                lent.give_back();
-                sql::numbers(&rows)
-            }
-            Err(error) => {
-                lent.after(&error);
-                Err(self.failed(Stage::NothingWritten, error))
-            }
-        }
+        sql::numbers(&self.read((sql, values)).await?)
     }
 
     /// Runs a statement that has a limit, and hands on its rows as they arrive.
@@ -39,26 +29,36 @@ impl MySqlStore {
     pub(super) fn stream(&self, sql: &SqlStr, limit: u64) -> impl Stream<Item = Result<Binding, StoreError>> + Send {
         let (passed_on, mut rows) = mpsc::channel(32);
         let reading = async move {
-            let mut lent = match self.lend().await {
-                Ok(lent) => lent,
-                Err(error) => return drop(passed_on.send(Err(error)).await),
-            };
-            let mut found = sql::query(sql, &[sql::number(limit)]).fetch(lent.connection());
-            let done = loop {
-                match found.try_next().await {
-                    Ok(Some(row)) => drop(passed_on.send(sql::binding(&row)).await),
-                    Ok(None) => break Ok(()),
-                    Err(error) => break Err(error),
+            let mut attempts = self.attempts();
+            let failed = loop {
+                let mut lent = match self.lend().await {
+                    Ok(lent) => lent,
+                    Err(error) => break error,
+                };
+                let mut found = sql::query(sql, &[sql::number(limit)]).fetch(lent.connection());
+                let mut begun = false;
+                let error = loop {
+                    match found.try_next().await {
+                        Ok(Some(row)) => drop(passed_on.send(sql::binding(&row)).await),
+                        Ok(None) => {
+                            drop(found);
+                            return lent.give_back();
+                        }
+                        Err(error) => break error,
+                    }
+                    begun = true;
+                };
+                drop(found);
+                let connection = lent.after(&error);
+                if begun {
+                    // Of the rows that were handed on already nothing may come again.
+                    break self.failed(Stage::NothingWritten, error);
+                }
+                if let Err(error) = attempts.again(Failed { stage: Stage::NothingWritten, error, connection }).await {
+                    break error;
                 }
             };
-            drop(found);
-            match done {
-                Ok(()) => lent.give_back(),
-                Err(error) => {
-                    lent.after(&error);
-                    let _ = passed_on.send(Err(self.failed(Stage::NothingWritten, error))).await;
-                }
-            }
+            let _ = passed_on.send(Err(failed)).await;
         };
         let rows = stream::poll_fn(move |cx| rows.poll_recv(cx));
         stream::select(rows.map(Some), reading.map(|()| None).into_stream()).filter_map(std::future::ready)

@@ -1,21 +1,17 @@
 //! Writes to some of the rows that meet a condition: those that nobody else is writing.
 
 use super::{
-    MySqlStore, failure,
+    MySqlStore, in_transaction,
     statements::{LIST, SomeRows},
 };
 use crate::{
     SessionId,
     store::{
         StoreError,
-        sql::{
-            self, Patience, Value,
-            lent::Lent,
-            server::{self, Stage},
-        },
+        sql::{self, Value},
     },
 };
-use sqlx::{Connection, MySql, MySqlConnection, Row, SqlStr};
+use sqlx::{MySqlConnection, Row, SqlStr};
 use uuid::Uuid;
 
 /// Which rows.
@@ -36,40 +32,13 @@ impl MySqlStore {
         condition: Condition<'_>,
         assigned: &[Value<'_>],
     ) -> Result<u64, StoreError> {
-        let mut patience = Patience::of_a_verb();
+        let mut attempts = self.attempts();
         loop {
-            match transaction(self.lend().await?, statements, condition, assigned).await {
+            let run = async |connection: &mut MySqlConnection| steps(connection, statements, condition, assigned).await;
+            match in_transaction(self.lend().await?, |_| true, run).await {
                 Ok(written) => return Ok(written),
-                Err((stage, error)) if !server::again(&mut patience, &error, failure::undone).await => {
-                    return Err(self.failed(stage, error));
-                }
-                Err(_) => {}
+                Err(failed) => attempts.again(failed).await?,
             }
-        }
-    }
-}
-
-/// On an error, how far it had come.
-async fn transaction(
-    mut lent: Lent<MySql>,
-    statements: &SomeRows,
-    condition: Condition<'_>,
-    assigned: &[Value<'_>],
-) -> Result<u64, (Stage, sqlx::Error)> {
-    let nothing_written = |error| (Stage::NothingWritten, error);
-    let mut transaction = lent.connection().begin().await.map_err(nothing_written)?;
-    match steps(&mut transaction, statements, condition, assigned).await {
-        Ok(written) => {
-            transaction.commit().await.map_err(|error| (Stage::Sent, error))?;
-            lent.give_back();
-            Ok(written)
-        }
-        Err(error) => {
-            // The connection is closed, unless the server takes it from here.
-            if error.as_database_error().is_some() && transaction.rollback().await.is_ok() {
-                lent.give_back();
-            }
-            Err(nothing_written(error))
         }
     }
 }

@@ -1,11 +1,26 @@
 //! What an error of PostgreSQL says about the write that was asked for.
 
-use crate::store::sql::server::Meaning;
-use sqlx::error::DatabaseError;
+use crate::store::sql::attempts::Meaning;
+use sqlx::{
+    error::DatabaseError,
+    postgres::{PgDatabaseError, PgSeverity},
+};
 
 /// By its [SQLSTATE](https://www.postgresql.org/docs/current/errcodes-appendix.html).
 pub(super) fn meaning(error: &(dyn DatabaseError + 'static)) -> Meaning {
-    of_state(error.code().as_deref().unwrap_or_default())
+    let severity = error.try_downcast_ref::<PgDatabaseError>().map(PgDatabaseError::severity);
+    let fatal = matches!(severity, Some(PgSeverity::Fatal | PgSeverity::Panic));
+    of(error.code().as_deref().unwrap_or_default(), fatal)
+}
+
+/// `fatal`: the server ends the connection with this error.
+fn of(state: &str, fatal: bool) -> Meaning {
+    match of_state(state) {
+        // A standby whose recovery conflicts with what this session was doing.
+        Meaning::Contended if fatal => Meaning::StaleConnection,
+        Meaning::Rejected if fatal => Meaning::Ended,
+        meaning => meaning,
+    }
 }
 
 fn of_state(state: &str) -> Meaning {
@@ -14,11 +29,16 @@ fn of_state(state: &str) -> Meaning {
         "40001" | "40P01" => Meaning::Contended,
         // CockroachDB: the commit may have gone through.
         "40003" => Meaning::Ended,
+        // The server takes no writes, or this session does not: a standby, or what was the primary before a failover.
+        // Somebody left a failed transaction open on the connection.
+        "25006" | "25P02" => Meaning::StaleConnection,
+        // The server ended the connection while it waited for the next statement, so that it has not seen this one.
+        "57P05" | "25P03" => Meaning::StaleConnection,
         // The server, or somebody with the right to, ends the connection. It may do so after the commit, while it waits
-        // for a replica.
-        "57P01" | "57P02" | "57P05" => Meaning::Ended,
+        // for a replica. Or the database was dropped.
+        "57P01" | "57P02" | "57P04" => Meaning::Ended,
         // Cancelled, timed out, a lock that was not to be had; the server is starting, or short of something.
-        "57014" | "57P03" | "55P03" => Meaning::Unavailable,
+        "57014" | "57P03" | "55P03" | "25P04" => Meaning::Unavailable,
         "28000" | "28P01" | "42501" => Meaning::Denied,
         // No such database, schema, table, column, key, operator for the column's type.
         "3D000" | "3F000" | "42P01" | "42703" | "42P10" | "42804" | "42883" => Meaning::Schema,
@@ -57,6 +77,8 @@ mod tests {
             ("40P01", Meaning::Contended),
             ("40003", Meaning::Ended),
             ("57P01", Meaning::Ended),
+            ("57P02", Meaning::Ended),
+            ("57P04", Meaning::Ended),
             ("08006", Meaning::Ended),
             ("XX000", Meaning::Ended),
             ("57014", Meaning::Unavailable),
@@ -70,10 +92,33 @@ mod tests {
             ("42703", Meaning::Schema),
             ("23514", Meaning::Rejected),
             ("22021", Meaning::Rejected),
-            ("25006", Meaning::Rejected),
+            ("25006", Meaning::StaleConnection),
+            ("25P02", Meaning::StaleConnection),
+            ("25P03", Meaning::StaleConnection),
+            ("25P04", Meaning::Unavailable),
+            ("57P05", Meaning::StaleConnection),
+            ("28000", Meaning::Denied),
             ("", Meaning::Rejected),
         ] {
-            assert_eq!(of_state(state), expected, "{state}");
+            assert_eq!(of(state, false), expected, "{state}");
+        }
+    }
+
+    #[test]
+    fn an_error_that_ends_the_connection_is_about_the_connection() {
+        for (state, expected) in [
+            ("40001", Meaning::StaleConnection), // a conflict with a standby's recovery
+            ("25006", Meaning::StaleConnection),
+            ("57P05", Meaning::StaleConnection),
+            ("57P01", Meaning::Ended),
+            ("08P01", Meaning::Ended),
+            ("22021", Meaning::Ended),
+            ("28P01", Meaning::Denied),
+            ("3D000", Meaning::Schema),
+            ("57P03", Meaning::Unavailable),
+            ("53300", Meaning::Unavailable),
+        ] {
+            assert_eq!(of(state, true), expected, "{state}");
         }
     }
 }

@@ -24,13 +24,22 @@ impl<DB: Database> Lent<DB> {
         drop(self.connection.take());
     }
 
-    /// Gives it back after a statement outside of a transaction, if the error is the server's answer to it.
+    /// Hands it out, for whoever knows that its state is known.
+    pub(in crate::store) fn take(mut self) -> Option<PoolConnection<DB>> {
+        self.connection.take()
+    }
+
+    /// Closes it. For [`Failed`](super::server::Failed): nothing is left.
     #[cfg(feature = "mysql")]
-    pub(in crate::store) fn after(self, error: &sqlx::Error) {
-        if error.as_database_error().is_some() {
-            // If it was the server's last word, the pool notices: it tests what comes back.
-            self.give_back();
-        }
+    pub(in crate::store) fn close(self) -> Option<PoolConnection<DB>> {
+        None
+    }
+
+    /// After a statement outside of a transaction: handed out if the error is the server's answer to it, else closed.
+    #[cfg(feature = "mysql")]
+    pub(in crate::store) fn after(self, error: &sqlx::Error) -> Option<PoolConnection<DB>> {
+        // If it was the server's last word, the pool notices: it tests what comes back.
+        if error.as_database_error().is_some() { self.take() } else { None }
     }
 }
 

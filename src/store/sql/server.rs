@@ -1,8 +1,11 @@
 //! What the stores in database servers have in common: how an error is told, and how set-up is repeated.
 
-use super::{Found, Patience};
+use super::{
+    Found, Patience,
+    attempts::{Attempts, Meaning, Replacements, Stage},
+};
 use crate::store::StoreError;
-use sqlx::error::DatabaseError;
+use sqlx::{Database, error::DatabaseError, pool::PoolConnection};
 use std::{fmt, sync::Arc};
 
 /// The names that an error mentions.
@@ -22,38 +25,57 @@ impl fmt::Display for Place {
 pub(in crate::store) struct Table<Statements> {
     pub(in crate::store) place: Place,
     pub(in crate::store) statements: Statements,
+    replacements: Replacements,
 }
 
 impl<Statements> Table<Statements> {
     pub(in crate::store) fn new(server: String, table: String, statements: fn(&str) -> Statements) -> Arc<Self> {
-        Arc::new(Self { statements: statements(&table), place: Place { server, table } })
+        let replacements = Replacements::default();
+        Arc::new(Self { statements: statements(&table), place: Place { server, table }, replacements })
+    }
+
+    /// The attempts of one verb over a pool of so many connections.
+    pub(in crate::store) fn attempts(&self, connections: u32, meaning: MeaningOf) -> ServerAttempts<'_> {
+        ServerAttempts { place: &self.place, meaning, attempts: Attempts::new(&self.replacements, connections) }
     }
 }
 
-/// What an error of the server means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::store) enum Meaning {
-    /// Undone because of others who were at the same rows: the same statement may be sent again.
-    Contended,
-    /// Not carried out, for a reason that may pass.
-    Unavailable,
-    /// The connection ends. Whether before or after the write was made, it does not say.
-    Ended,
-    /// A login, a password, a privilege.
-    Denied,
-    /// A table or column that is not there, or is another one.
-    Schema,
-    /// Not carried out, for a reason in the statement or its values.
-    Rejected,
+/// What a database says with an error.
+pub(in crate::store) type MeaningOf = fn(&(dyn DatabaseError + 'static)) -> Meaning;
+
+/// A verb that failed on a connection.
+pub(in crate::store) struct Failed<DB: Database> {
+    pub(in crate::store) stage: Stage,
+    pub(in crate::store) error: sqlx::Error,
+    /// If its state is known; otherwise it is closed already.
+    pub(in crate::store) connection: Option<PoolConnection<DB>>,
 }
 
-/// How far a verb had come when it failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::store) enum Stage {
-    /// Nothing that could be written was sent, or its transaction was not committed: the server undoes it.
-    NothingWritten,
-    /// A statement, or a commit, is with the server.
-    Sent,
+/// The attempts of one verb.
+pub(in crate::store) struct ServerAttempts<'s> {
+    place: &'s Place,
+    meaning: MeaningOf,
+    attempts: Attempts<'s>,
+}
+
+impl ServerAttempts<'_> {
+    /// Waits until the verb may be tried again, on another connection if this one is at fault.
+    ///
+    /// # Errors
+    ///
+    /// Why the verb failed, if that is final.
+    pub(in crate::store) async fn again<DB: Database>(&mut self, failed: Failed<DB>) -> Result<(), StoreError> {
+        let Failed { stage, error, connection } = failed;
+        let meaning = match &error {
+            sqlx::Error::Database(error) => (self.meaning)(&**error),
+            sqlx::Error::Io(_) | sqlx::Error::Protocol(_) => Meaning::Ended,
+            _ => Meaning::Rejected,
+        };
+        match self.attempts.again(stage, meaning, connection).await {
+            true => Ok(()),
+            false => Err(self.place.failed(stage, self.meaning, error)),
+        }
+    }
 }
 
 impl Place {
@@ -62,19 +84,16 @@ impl Place {
     }
 
     /// Why a verb failed.
-    pub(in crate::store) fn failed(
-        &self,
-        stage: Stage,
-        meaning: fn(&(dyn DatabaseError + 'static)) -> Meaning,
-        error: sqlx::Error,
-    ) -> StoreError {
+    pub(in crate::store) fn failed(&self, stage: Stage, meaning: MeaningOf, error: sqlx::Error) -> StoreError {
         let unknown = |error: sqlx::Error| match stage {
             Stage::NothingWritten => StoreError::Unavailable(error.into()),
             Stage::Sent => StoreError::Unknown(error.into()),
         };
         match error {
             sqlx::Error::Database(ref found) => match meaning(&**found) {
-                Meaning::Contended | Meaning::Unavailable => StoreError::Unavailable(error.into()),
+                Meaning::Contended | Meaning::Unavailable | Meaning::StaleConnection => {
+                    StoreError::Unavailable(error.into())
+                }
                 Meaning::Ended => unknown(error),
                 Meaning::Denied => StoreError::Denied { place: self.to_string(), source: error.into() },
                 Meaning::Schema => self.schema(found.message().to_owned()),

@@ -338,6 +338,7 @@ impl Patience {
 
     /// A statement that the database undid. Below the layer's default for one statement, 5 s; but PostgreSQL takes a
     /// second to find a deadlock, and more than one may have to be waited for.
+    #[cfg(any(feature = "postgres", feature = "mysql"))]
     pub(super) fn of_a_verb() -> Self {
         Self::new(Duration::from_secs(4), Duration::from_millis(50))
     }

@@ -7,15 +7,16 @@ use super::{
     NewBinding, StoreError, Swap, TransactionalStore,
     sql::{
         self, DEFAULT_TABLE, Found, Patience, Value,
+        attempts::{Attempts, Replacements, Stage, only_reads},
         one_statement::{self, LIST, Runs, Statements, one_statement_a_verb},
     },
 };
 use crate::{Binding, BoxError, Revision, SessionId, Target, WorkspaceId};
 use failure::Place;
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, TryStreamExt};
 use sqlx::{
-    SqlStr, SqliteConnection, SqliteExecutor, SqlitePool,
-    sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteSynchronous},
+    Either, Executor, SqlStr, SqliteConnection, SqlitePool,
+    sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteRow, SqliteSynchronous},
 };
 use std::{
     fmt,
@@ -82,11 +83,13 @@ pub struct SqliteStore {
 struct Table {
     place: Place,
     statements: Statements,
+    replacements: Replacements,
 }
 
 impl Table {
     fn new(file: PathBuf, table: String) -> Arc<Self> {
-        Arc::new(Self { statements: Statements::for_table(&table), place: Place { file, table } })
+        let replacements = Replacements::default();
+        Arc::new(Self { statements: Statements::for_table(&table), place: Place { file, table }, replacements })
     }
 }
 
@@ -291,7 +294,7 @@ impl SqliteStore {
     /// # }
     /// ```
     pub async fn check(&self) -> Result<(), StoreError> {
-        let Table { place, statements } = &*self.table;
+        let Table { place, statements, .. } = &*self.table;
         let found = async { schema::look(&mut *self.pool.acquire().await?, place, statements).await };
         match found.await.map_err(|error| place.not_opened(error))? {
             Found::Ready => Ok(()),
@@ -329,25 +332,45 @@ impl SqliteStore {
     /// SQLite's own waiting is not enough: it does not wait where two connections could wait for each other, as on the
     /// change to WAL, and the caller's pool may not wait at all.
     async fn settle(&self, journal: Journal) -> Result<(), StoreError> {
-        let mut patience = Patience::of_a_set_up();
+        let place = &self.table.place;
+        let (mut patience, mut attempts) = (Patience::of_a_set_up(), self.attempts());
         loop {
-            match self.attempt(journal).await {
+            let mut connection = match self.pool.acquire().await {
+                Ok(connection) => connection,
+                Err(error) if failure::contended(&error) && patience.wait().await => continue,
+                Err(error) => return Err(place.not_opened(error)),
+            };
+            match self.attempt(&mut connection, journal).await {
                 Ok(verdict) => return verdict,
-                Err(error) if !(failure::contended(&error) && patience.wait().await) => {
-                    return Err(self.table.place.not_opened(error));
+                Err(error) if failure::contended(&error) => {
+                    drop(connection);
+                    if !patience.wait().await {
+                        return Err(place.not_opened(error));
+                    }
                 }
-                Err(_) => {}
+                Err(error) => {
+                    if !attempts.again(Stage::Sent, place.meaning(&error), Some(connection)).await {
+                        return Err(place.not_opened(error));
+                    }
+                }
             }
         }
     }
 
+    fn attempts(&self) -> Attempts<'_> {
+        Attempts::new(&self.table.replacements, self.pool.options().get_max_connections())
+    }
+
     /// The outer error is the database's, which may be worth another try; the inner one is the verdict.
-    async fn attempt(&self, journal: Journal) -> Result<Result<(), StoreError>, sqlx::Error> {
-        let Table { place, statements } = &*self.table;
-        let mut connection = self.pool.acquire().await?;
+    async fn attempt(
+        &self,
+        connection: &mut SqliteConnection,
+        journal: Journal,
+    ) -> Result<Result<(), StoreError>, sqlx::Error> {
+        let Table { place, statements, .. } = &*self.table;
         if journal == Journal::Wal {
             // Before anything is changed: a file with the wrong tables is left as it was.
-            if let Found::Wrong(error) = schema::look(&mut connection, place, statements).await? {
+            if let Found::Wrong(error) = schema::look(connection, place, statements).await? {
                 return Ok(Err(error));
             }
             let mode: String = sqlx::query_scalar("PRAGMA journal_mode = WAL").fetch_one(&mut *connection).await?;
@@ -358,25 +381,52 @@ impl SqliteStore {
                 return Ok(Err(StoreError::Open { path: place.file.clone(), source }));
             }
         }
-        schema::set_up(&mut connection, place, statements).await
+        schema::set_up(connection, place, statements).await
     }
 
     fn failed(&self, error: sqlx::Error) -> StoreError {
         self.table.place.failed(error)
     }
 
-    /// Runs a statement to its end, and reads the rows that it returned.
-    ///
-    /// Not `fetch_optional`: sqlx then resets the statement after its first row, the implicit transaction ends in that
-    /// reset, and an error of the commit is lost: a write that was rolled back would look like one that was made.
-    async fn rows_on(
-        &self,
-        executor: impl SqliteExecutor<'_>,
-        sql: &SqlStr,
-        values: &[Value<'_>],
-    ) -> Result<Vec<Binding>, StoreError> {
-        sql::bindings(sql::query(sql, values).fetch_all(executor).await.map_err(|error| self.failed(error))?)
+    /// Runs a statement to its end, on another connection if the first one does not lead to where it can be run. Returns
+    /// the rows, and how many were changed.
+    async fn run(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<(Vec<SqliteRow>, u64), StoreError> {
+        // What only reads has written nothing, wherever it fails.
+        let stage = if only_reads(sql.as_str()) { Stage::NothingWritten } else { Stage::Sent };
+        let mut attempts = self.attempts();
+        loop {
+            let mut connection = self.pool.acquire().await.map_err(|error| self.failed(error))?;
+            match run_on(&mut connection, sql, values).await {
+                Ok(done) => return Ok(done),
+                Err(error) => {
+                    let meaning = self.table.place.meaning(&error);
+                    if !attempts.again(stage, meaning, Some(connection)).await {
+                        return Err(self.failed(error));
+                    }
+                }
+            }
+        }
     }
+}
+
+/// Runs a statement to its end. Returns the rows, and how many were changed.
+///
+/// Not only to its first row: sqlx then resets the statement, the implicit transaction ends in that reset, and an error
+/// of the commit is lost: a write that was rolled back would look like one that was made.
+async fn run_on(
+    connection: &mut SqliteConnection,
+    sql: &SqlStr,
+    values: &[Value<'_>],
+) -> Result<(Vec<SqliteRow>, u64), sqlx::Error> {
+    let (mut rows, mut changed) = (Vec::new(), 0);
+    let mut answer = connection.fetch_many(sql::query(sql, values));
+    while let Some(part) = answer.try_next().await? {
+        match part {
+            Either::Left(end) => changed += end.rows_affected(),
+            Either::Right(row) => rows.push(row),
+        }
+    }
+    Ok((rows, changed))
 }
 
 /// What [`SqliteStore::settle`] does about the journal.
@@ -406,17 +456,15 @@ impl Runs for SqliteStore {
     }
 
     async fn rows(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<Vec<Binding>, StoreError> {
-        self.rows_on(&self.pool, sql, values).await
+        sql::bindings(self.run(sql, values).await?.0)
     }
 
     async fn changed(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<u64, StoreError> {
-        let done = sql::query(sql, values).execute(&self.pool).await.map_err(|error| self.failed(error))?;
-        Ok(done.rows_affected())
+        Ok(self.run(sql, values).await?.1)
     }
 
     async fn numbers(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<Vec<Option<i64>>, StoreError> {
-        let rows = sql::query(sql, values).fetch_all(&self.pool).await.map_err(|error| self.failed(error))?;
-        sql::numbers(&rows)
+        sql::numbers(&self.run(sql, values).await?.0)
     }
 
     async fn rows_of(&self, sql: &SqlStr, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
@@ -456,6 +504,7 @@ impl TransactionalStore for SqliteStore {
         workspace: WorkspaceId,
     ) -> Result<Binding, StoreError> {
         let (sql, values) = self.table.statements.retarget(session, workspace);
-        one_statement::the_row(self.rows_on(connection, sql, &values).await?)
+        let (rows, _) = run_on(connection, sql, &values).await.map_err(|error| self.failed(error))?;
+        one_statement::the_row(sql::bindings(rows)?)
     }
 }

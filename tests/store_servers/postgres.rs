@@ -75,3 +75,6 @@ mod engine {
 
 #[path = "cases.rs"]
 mod cases;
+
+#[path = "other_role.rs"]
+mod other_role;

@@ -14,6 +14,7 @@ mod dropped;
 mod errors;
 mod opening;
 mod processes;
+mod read_only;
 #[path = "../support/rows.rs"]
 mod rows;
 mod statements;

@@ -15,6 +15,7 @@ pub(in crate::store) enum Meaning {
     #[cfg(any(feature = "postgres", feature = "mysql"))]
     Contended,
     /// Not carried out, for a reason that may pass.
+    #[cfg(any(feature = "postgres", feature = "mysql"))]
     Unavailable,
     /// Not carried out, for a reason in the connection: it leads to a server that takes no writes (any more), or that
     /// has given the connection up. Another connection may lead elsewhere.
@@ -24,6 +25,7 @@ pub(in crate::store) enum Meaning {
     /// A login, a password, a privilege.
     Denied,
     /// A table or column that is not there, or is another one.
+    #[cfg(any(feature = "postgres", feature = "mysql"))]
     Schema,
     /// Not carried out, for a reason in the statement or its values.
     Rejected,
@@ -39,6 +41,7 @@ pub(in crate::store) enum Stage {
 }
 
 /// Whether a statement writes nothing, so that it may be sent again whatever became of it.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(in crate::store) fn only_reads(sql: &str) -> bool {
     sql.starts_with("SELECT")
 }
@@ -70,14 +73,20 @@ pub(in crate::store) struct Attempts<'s> {
     replacements: &'s Replacements,
     /// The most connections that the pool has.
     connections: u32,
+    #[cfg(any(feature = "postgres", feature = "mysql"))]
     contended: Patience,
     stale: Patience,
 }
 
 impl<'s> Attempts<'s> {
     pub(in crate::store) fn new(replacements: &'s Replacements, connections: u32) -> Self {
-        let (contended, stale) = (Patience::of_a_verb(), Patience::of_a_stale_connection());
-        Self { replacements, connections, contended, stale }
+        Self {
+            replacements,
+            connections,
+            #[cfg(any(feature = "postgres", feature = "mysql"))]
+            contended: Patience::of_a_verb(),
+            stale: Patience::of_a_stale_connection(),
+        }
     }
 
     /// Waits until the verb may be tried again; `false` if its error is final.
@@ -120,7 +129,9 @@ impl<'s> Attempts<'s> {
                 }
                 another
             }
-            Meaning::Unavailable | Meaning::Schema | Meaning::Rejected => false,
+            #[cfg(any(feature = "postgres", feature = "mysql"))]
+            Meaning::Unavailable | Meaning::Schema => false,
+            Meaning::Rejected => false,
         }
     }
 }

@@ -1,6 +1,9 @@
 //! What an error of SQLite or sqlx says about the write that was asked for.
 
-use crate::{BoxError, store::StoreError};
+use crate::{
+    BoxError,
+    store::{StoreError, sql::attempts::Meaning},
+};
 use sqlx::error::DatabaseError;
 use std::{fmt, path::PathBuf};
 
@@ -55,6 +58,25 @@ impl Place {
         }
     }
 
+    /// What an error says about the connection.
+    ///
+    /// A connection takes no writes if that was asked of it, if the file could only be read when it was opened, or if
+    /// another file was put in its place. A database in memory is nowhere else: its connection is never at fault.
+    pub(super) fn meaning(&self, error: &sqlx::Error) -> Meaning {
+        let meaning = match error {
+            sqlx::Error::WorkerCrashed => Meaning::Ended,
+            sqlx::Error::Database(found) => match primary_code(&**found) {
+                code::READONLY if result_code(&**found) == code::READONLY_DBMOVED => Meaning::StaleConnection,
+                code::READONLY => Meaning::Denied,
+                code::IOERR => Meaning::Ended,
+                _ => Meaning::Rejected,
+            },
+            _ => Meaning::Rejected,
+        };
+        // Looked at only where a connection may have to be closed.
+        if meaning == Meaning::Rejected || self.file.is_file() { meaning } else { Meaning::Rejected }
+    }
+
     /// Why opening, setting up or checking failed: there, what cannot be opened or written is a matter of the file.
     pub(super) fn not_opened(&self, error: sqlx::Error) -> StoreError {
         let about_the_file = match &error {
@@ -97,7 +119,11 @@ pub(super) fn contended(error: &sqlx::Error) -> bool {
 
 /// The [result code](https://www.sqlite.org/rescode.html) without its extension.
 fn primary_code(error: &(dyn DatabaseError + 'static)) -> i32 {
-    error.code().and_then(|code| code.parse::<i32>().ok()).unwrap_or(0) & 0xff
+    result_code(error) & 0xff
+}
+
+fn result_code(error: &(dyn DatabaseError + 'static)) -> i32 {
+    error.code().and_then(|code| code.parse().ok()).unwrap_or(0)
 }
 
 /// SQLite has one code for everything that it cannot compile. These are the words of a table that was never set up, or
@@ -106,7 +132,7 @@ fn lacks_something(message: &str) -> bool {
     ["no such table", "no such column", "has no column named"].iter().any(|words| message.contains(words))
 }
 
-/// The primary result codes that mean something here.
+/// The result codes that mean something here.
 mod code {
     pub(super) const ERROR: i32 = 1;
     pub(super) const PERM: i32 = 3;
@@ -114,6 +140,7 @@ mod code {
     pub(super) const LOCKED: i32 = 6;
     pub(super) const NOMEM: i32 = 7;
     pub(super) const READONLY: i32 = 8;
+    pub(super) const READONLY_DBMOVED: i32 = READONLY | 4 << 8;
     pub(super) const INTERRUPT: i32 = 9;
     pub(super) const IOERR: i32 = 10;
     pub(super) const FULL: i32 = 13;
@@ -205,6 +232,26 @@ mod tests {
         for (error, expected) in table {
             let text = format!("{error:?}");
             assert_eq!(kind(&place.failed(error)), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn only_a_connection_to_a_file_may_be_at_fault() {
+        let there = tempfile::NamedTempFile::new().unwrap();
+        let place = |file: &std::path::Path| Place { file: file.to_owned(), table: "t".into() };
+        for (error, expected) in [
+            (database(8, "attempt to write a readonly database"), Meaning::Denied),
+            (database(8 | 4 << 8, "attempt to write a readonly database"), Meaning::StaleConnection),
+            (database(10, "disk I/O error"), Meaning::Ended),
+            (sqlx::Error::WorkerCrashed, Meaning::Ended),
+            (database(5, "database is locked"), Meaning::Rejected),
+            (database(19, "CHECK constraint failed"), Meaning::Rejected),
+            (sqlx::Error::PoolTimedOut, Meaning::Rejected),
+        ] {
+            assert_eq!(place(there.path()).meaning(&error), expected, "{error:?}");
+            for nowhere in [":memory:", "file:sqlx-in-memory-1?mode=memory&cache=shared", "/no/such/file"] {
+                assert_eq!(place(nowhere.as_ref()).meaning(&error), Meaning::Rejected, "{error:?}");
+            }
         }
     }
 

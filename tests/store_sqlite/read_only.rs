@@ -1,0 +1,80 @@
+//! Connections that take no writes any more, while a new one would.
+
+use super::*;
+use sqlx::{Connection, SqliteConnection};
+use std::fs;
+use tower_bound_agent::store::{BindingStore, StoreError};
+
+/// Makes all connections of the pool refuse writes.
+async fn refuse_writes(pool: &SqlitePool) {
+    let mut held = Vec::new();
+    for _ in 0..pool.options().get_max_connections() {
+        let mut connection = pool.acquire().await.unwrap();
+        sqlx::raw_sql("PRAGMA query_only = ON").execute(&mut *connection).await.unwrap();
+        held.push(connection);
+    }
+}
+
+async fn some_refuse_writes(pool: &SqlitePool) -> bool {
+    let mut refuse = false;
+    let mut held = Vec::new();
+    for _ in 0..pool.options().get_max_connections() {
+        let mut connection = pool.acquire().await.unwrap();
+        refuse |= sqlx::query_scalar::<_, i64>("PRAGMA query_only").fetch_one(&mut *connection).await.unwrap() == 1;
+        held.push(connection);
+    }
+    refuse
+}
+
+#[tokio::test]
+async fn orders_succeed_when_all_connections_of_the_pool_refuse_writes() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(directory.path().join("bindings.db")).await.unwrap();
+    refuse_writes(store.pool()).await;
+    for s in 0..20 {
+        store.retarget(session(s), workspace(1)).await.unwrap_or_else(|error| panic!("order {s}: {error:?}"));
+    }
+    assert!(!some_refuse_writes(store.pool()).await, "they are gone");
+}
+
+#[tokio::test]
+async fn a_set_up_succeeds_when_all_connections_of_the_pool_refuse_writes() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = SqliteStore::new(foreign_pool(&directory.path().join("application.db")).await);
+    refuse_writes(store.pool()).await;
+    store.set_up().await.unwrap();
+    store.check().await.unwrap();
+}
+
+/// A backup was put in the place of the file: the open connections still have the old one, which nobody else sees.
+#[tokio::test]
+async fn an_order_after_the_file_was_replaced_is_in_the_new_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, backup) = (directory.path().join("application.db"), directory.path().join("backup.db"));
+    for file in [&path, &backup] {
+        let store = SqliteStore::new(foreign_pool(file).await);
+        store.set_up().await.unwrap();
+        store.pool().close().await;
+    }
+    let store = SqliteStore::new(foreign_pool(&path).await);
+    store.check().await.unwrap(); // it has read the old one
+    fs::rename(&backup, &path).unwrap();
+    let row = store.retarget(session(1), workspace(1)).await.unwrap();
+    let mut neighbour = SqliteConnection::connect(path.to_str().unwrap()).await.unwrap();
+    let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM agent_bindings").fetch_one(&mut neighbour).await.unwrap();
+    assert_eq!(rows, 1);
+    assert_eq!(row.workspace, workspace(1));
+}
+
+/// It is nowhere else: closing the connection would take every row with it.
+#[tokio::test]
+async fn a_database_in_memory_that_refuses_writes_for_a_while_loses_no_row() {
+    let store = in_memory().await;
+    let before = store.retarget(session(1), workspace(1)).await.unwrap();
+    refuse_writes(store.pool()).await;
+    let refused = store.retarget(session(1), workspace(2)).await;
+    assert!(matches!(refused, Err(StoreError::Rejected(_))), "{refused:?}");
+    sqlx::raw_sql("PRAGMA query_only = OFF").execute(store.pool()).await.unwrap();
+    assert_eq!(store.load(session(1)).await.unwrap(), Some(before));
+    assert_eq!(store.retarget(session(1), workspace(2)).await.unwrap().workspace, workspace(2));
+}

@@ -103,7 +103,7 @@ async fn a_server_that_stays_read_only_is_unavailable_after_few_connections() {
         }
     });
     let store = case.over(pool.connect_lazy_with(case.options.clone()));
-    let began = std::time::Instant::now();
+    let began = tokio::time::Instant::now();
     let refused = store.retarget(session(1), workspace(1)).await;
     assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
     assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());

@@ -246,7 +246,7 @@ impl MySqlStore {
                 }
                 Err(error) => {
                     let connection = lent.after(&error);
-                    attempts.again(Failed { stage: Stage::NothingWritten, error, connection }).await?;
+                    attempts.again(Failed { stage: Stage::Reads, error, connection }).await?;
                 }
             }
         }
@@ -316,7 +316,7 @@ impl MySqlStore {
                 }
                 Err(error) => {
                     let connection = lent.after(&error);
-                    attempts.again(Failed { stage: Stage::NothingWritten, error, connection }).await?;
+                    attempts.again(Failed { stage: Stage::Reads, error, connection }).await?;
                 }
             }
         }

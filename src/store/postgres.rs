@@ -21,7 +21,7 @@ use sqlx::{
     postgres::{PgArguments, PgRow},
     query::Query,
 };
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 use uuid::Uuid;
 
 /// Each look sees what others have created before it.
@@ -94,6 +94,7 @@ pub struct PostgresStore {
     pool: PgPool,
     table: Arc<Table<Statements>>,
     behind_pooler: bool,
+    lock_timeout: Duration,
 }
 
 /// Shows where the rows are; the options of the pool, which hold a password, are not shown.
@@ -150,8 +151,9 @@ impl PostgresStore {
             Some(socket) => format!("PostgreSQL database {database} at {}", socket.display()),
             None => format!("PostgreSQL database {database} at {}:{}", options.get_host(), options.get_port()),
         };
-        let table = Table::new(server, DEFAULT_TABLE.to_owned(), Statements::for_table_with_row_locks);
-        Self { pool, table, behind_pooler: false }
+        let lock_timeout = server::LOCK_TIMEOUT;
+        let table = table(server, DEFAULT_TABLE.to_owned(), lock_timeout);
+        Self { pool, table, behind_pooler: false, lock_timeout }
     }
 
     /// Keeps the rows in another table. Touches nothing: call [`set_up`](Self::set_up) afterwards.
@@ -176,10 +178,31 @@ impl PostgresStore {
     /// ```
     pub fn with_table(self, name: impl Into<String>) -> Result<Self, StoreError> {
         let name = sql::table_name(name.into())?;
-        Ok(Self {
-            table: Table::new(self.table.place.server.clone(), name, Statements::for_table_with_row_locks),
-            ..self
-        })
+        Ok(Self { table: table(self.table.place.server.clone(), name, self.lock_timeout), ..self })
+    }
+
+    /// How long a statement waits for a row that somebody else has locked, or is inserting. 4 s by default; at least 1 ms,
+    /// at most a day.
+    ///
+    /// The server ends the statement then, and the verb fails with [`StoreError::Unavailable`]. Choose it below the
+    /// layer's [`store_timeout`](crate::BoundAgentBuilder::store_timeout): a statement that the layer has stopped waiting
+    /// for holds a connection of the pool until the server ends it. A `lock_timeout` of the connection that is shorter
+    /// stays in force. It does not apply to [`retarget_in`](super::TransactionalStore::retarget_in): a transaction of the
+    /// caller's has the caller's settings.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_bound_agent::store::PostgresStore;
+    /// # fn example(pool: sqlx::PgPool) {
+    /// let store = PostgresStore::new(pool).with_lock_timeout(Duration::from_secs(2));
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_lock_timeout(self, timeout: Duration) -> Self {
+        let (place, lock_timeout) = (&self.table.place, server::lock_timeout(timeout));
+        Self { table: table(place.server.clone(), place.table.clone(), lock_timeout), lock_timeout, ..self }
     }
 
     /// For a pool whose connections lead to a pooler that lends them one of the server for a transaction at a time
@@ -268,7 +291,7 @@ impl PostgresStore {
             let connection = self.acquire().await?;
             match in_transaction(LOOKS, connection, async |connection| schema::look(connection, place).await).await {
                 Ok(found) => return server::verdict(place, found),
-                Err(failed) => attempts.again(Failed { stage: Stage::NothingWritten, ..failed }).await?,
+                Err(failed) => attempts.again(Failed { stage: Stage::Reads, ..failed }).await?,
             }
         }
     }
@@ -310,8 +333,7 @@ impl PostgresStore {
     /// Runs a statement to its end, again if the database undid it for the sake of others, or on another connection if
     /// the first one did not lead to where it can be run.
     async fn run<'q>(&self, sql: &SqlStr, query: impl Fn() -> Statement<'q> + Sync) -> Result<Done, StoreError> {
-        // What only reads has written nothing, wherever it fails.
-        let stage = if only_reads(sql.as_str()) { Stage::NothingWritten } else { Stage::Sent };
+        let stage = if only_reads(sql.as_str()) { Stage::Reads } else { Stage::Sent };
         let mut attempts = self.attempts();
         loop {
             match self.run_once(self.acquire().await?, query(), stage).await {
@@ -338,6 +360,10 @@ impl PostgresStore {
             }
         }
     }
+}
+
+fn table(server: String, name: String, lock_timeout: Duration) -> Arc<Table<Statements>> {
+    Table::new(server, name, |name| Statements::for_table_with_row_locks(name, lock_timeout))
 }
 
 /// Takes these steps in a transaction, and commits them.
@@ -430,7 +456,7 @@ impl Runs for PostgresStore {
     fn stream(&self, sql: &SqlStr, limit: u64) -> impl Stream<Item = Result<Binding, StoreError>> + Send {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX).to_string();
         let sql = sql::statement(sql.as_str().replace("$1", &limit));
-        let failed = |error| self.failed(Stage::NothingWritten, error);
+        let failed = |error| self.failed(Stage::Reads, error);
         let begun = async move {
             let mut attempts = self.attempts();
             loop {
@@ -439,9 +465,7 @@ impl Runs for PostgresStore {
                     Ok(first) => return Ok(stream::iter(first.map(Ok)).chain(rows)),
                     // Of the rows that were handed on already nothing may come again.
                     Err(error) => {
-                        attempts
-                            .again::<Postgres>(Failed { stage: Stage::NothingWritten, error, connection: None })
-                            .await?;
+                        attempts.again::<Postgres>(Failed { stage: Stage::Reads, error, connection: None }).await?;
                     }
                 }
             }
@@ -469,7 +493,7 @@ impl TransactionalStore for PostgresStore {
         session: SessionId,
         workspace: WorkspaceId,
     ) -> Result<Binding, StoreError> {
-        let (sql, values) = self.table.statements.retarget(session, workspace);
+        let (sql, values) = self.table.statements.retarget_in(session, workspace);
         let rows = sql::query(sql, &values).persistent(!self.behind_pooler).fetch_all(connection).await;
         one_statement::the_row(sql::bindings(rows.map_err(|error| self.failed(Stage::Sent, error))?)?)
     }

@@ -391,8 +391,7 @@ impl SqliteStore {
     /// Runs a statement to its end, on another connection if the first one does not lead to where it can be run. Returns
     /// the rows, and how many were changed.
     async fn run(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<(Vec<SqliteRow>, u64), StoreError> {
-        // What only reads has written nothing, wherever it fails.
-        let stage = if only_reads(sql.as_str()) { Stage::NothingWritten } else { Stage::Sent };
+        let stage = if only_reads(sql.as_str()) { Stage::Reads } else { Stage::Sent };
         let mut attempts = self.attempts();
         loop {
             let mut connection = self.pool.acquire().await.map_err(|error| self.failed(error))?;
@@ -503,7 +502,7 @@ impl TransactionalStore for SqliteStore {
         session: SessionId,
         workspace: WorkspaceId,
     ) -> Result<Binding, StoreError> {
-        let (sql, values) = self.table.statements.retarget(session, workspace);
+        let (sql, values) = self.table.statements.retarget_in(session, workspace);
         let (rows, _) = run_on(connection, sql, &values).await.map_err(|error| self.failed(error))?;
         one_statement::the_row(sql::bindings(rows)?)
     }

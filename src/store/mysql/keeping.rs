@@ -52,9 +52,9 @@ impl MySqlStore {
                 let connection = lent.after(&error);
                 if begun {
                     // Of the rows that were handed on already nothing may come again.
-                    break self.failed(Stage::NothingWritten, error);
+                    break self.failed(Stage::Reads, error);
                 }
-                if let Err(error) = attempts.again(Failed { stage: Stage::NothingWritten, error, connection }).await {
+                if let Err(error) = attempts.again(Failed { stage: Stage::Reads, error, connection }).await {
                     break error;
                 }
             };

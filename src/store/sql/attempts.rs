@@ -20,8 +20,11 @@ pub(in crate::store) enum Meaning {
     /// Not carried out, for a reason in the connection: it leads to a server that takes no writes (any more), or that
     /// has given the connection up. Another connection may lead elsewhere.
     StaleConnection,
-    /// The connection ends. Whether before or after the write was made, it does not say.
+    /// The server ends the connection. Whether before or after the write was made, it does not say.
+    #[cfg(any(feature = "postgres", feature = "mysql"))]
     Ended,
+    /// The connection broke, without a word from the server.
+    Lost,
     /// A login, a password, a privilege.
     Denied,
     /// A table or column that is not there, or is another one.
@@ -34,7 +37,10 @@ pub(in crate::store) enum Meaning {
 /// How far a verb had come when it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::store) enum Stage {
+    /// It only reads.
+    Reads,
     /// Nothing that could be written was sent, or its transaction was not committed: the server undoes it.
+    #[cfg(any(feature = "postgres", feature = "mysql"))]
     NothingWritten,
     /// A statement, or a commit, is with the server.
     Sent,
@@ -116,10 +122,16 @@ impl<'s> Attempts<'s> {
                 drop(connection);
                 self.replacements.take(self.connections) || self.stale.wait().await
             }
+            #[cfg(any(feature = "postgres", feature = "mysql"))]
             Meaning::Ended => {
                 close();
                 drop(connection);
-                stage == Stage::NothingWritten && (self.replacements.take(self.connections) || self.stale.wait().await)
+                stage < Stage::Sent && (self.replacements.take(self.connections) || self.stale.wait().await)
+            }
+            Meaning::Lost => {
+                close();
+                drop(connection);
+                stage == Stage::Reads && (self.replacements.take(self.connections) || self.stale.wait().await)
             }
             // A login that has been replaced, or has lost a role, may do less than that of a new connection.
             Meaning::Denied => {

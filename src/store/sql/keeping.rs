@@ -37,7 +37,7 @@ impl Keeping {
     /// `no_agent` remembers the agent of a row that loses it.
     pub(super) fn new(table: &str, no_agent: &str, dialect: &Dialect<'_>) -> Self {
         let (t, meta) = (format!("\"{table}\""), format!("\"{table}_meta\""));
-        let Dialect { some, listed, .. } = dialect;
+        let Dialect { some, listed, patiently, .. } = dialect;
         let not_used_since = "workspace IS NOT NULL AND (last_used IS NULL OR last_used < $1)";
         let idle = "workspace IS NOT NULL AND last_used < $1";
         let old = "workspace IS NULL AND deleted_at < $1 AND revision <= $2";
@@ -59,7 +59,7 @@ impl Keeping {
                          WHEN use_recorded_until >= $2 AND use_recorded_since IS NOT NULL THEN use_recorded_since
                          ELSE $1 END,
                      use_recorded_until = $1, use_recorded_gap = $3
-                 WHERE id = 1"
+                 WHERE id = 1 AND {patiently}"
             )),
             delete_idle: statement(format!(
                 "UPDATE {t} SET {no_agent},
@@ -74,7 +74,8 @@ impl Keeping {
             deleted_before: statement(format!("SELECT count(*), max(revision) FROM {t} WHERE deleted_at < $1")),
             raise_floor: statement(format!(
                 "UPDATE {meta} SET revision_floor = $1, floor_raised_at = $2
-                 WHERE id = 1 AND revision_floor < $1 AND (floor_raised_at IS NULL OR floor_raised_at <= $3)"
+                 WHERE id = 1 AND revision_floor < $1 AND (floor_raised_at IS NULL OR floor_raised_at <= $3)
+                     AND {patiently}"
             )),
         }
     }

@@ -9,6 +9,8 @@ use crate::{
 };
 use futures_util::Stream;
 use sqlx::SqlStr;
+#[cfg(feature = "postgres")]
+use std::time::Duration;
 
 /// How often a creation that lost to a row that was gone a moment later is tried again.
 const VANISHED: usize = 3;
@@ -22,6 +24,8 @@ pub(in crate::store) struct Statements {
     create: SqlStr,
     compare_and_swap: SqlStr,
     retarget: SqlStr,
+    /// [`retarget`](Self::retarget) in a transaction of the caller's, whose settings are the caller's.
+    retarget_in: SqlStr,
     unbind: SqlStr,
     /// `$2` the expected revision or NULL, `$3` the time.
     delete: SqlStr,
@@ -44,6 +48,8 @@ pub(in crate::store) struct Statements {
 pub(super) struct Dialect<'a> {
     /// What locks the rows of a workspace in the order of their keys, if there are locks.
     in_order: &'a str,
+    /// A condition that always holds, for what may wait for rows that others have locked: it bounds the wait.
+    pub(super) patiently: &'a str,
     /// Says of some rows that they meet a condition, and that nobody else is writing them; which ones, if not all.
     pub(super) some: &'a dyn Fn(&str, &str) -> String,
     /// Says that a row is one of the sessions that are the parameter of a number.
@@ -60,14 +66,20 @@ impl Statements {
     pub(in crate::store) fn for_table(table: &str) -> Self {
         let t = format!("\"{table}\"");
         let some = |rows: &str, which: &str| format!("session IN (SELECT session FROM {t} WHERE {rows} {which})");
-        Self::new(table, &Dialect { in_order: "", some: &some, listed: |_| format!("session IN {LIST}") })
+        let listed = |_| format!("session IN {LIST}");
+        Self::new(table, &Dialect { in_order: "", patiently: "TRUE", some: &some, listed })
     }
 
     /// Where writers lock rows, and a parameter can be an array. What locks many rows does it in the order of their keys:
     /// two that meet from opposite ends would wait for each other until the database undoes one of them, in PostgreSQL
     /// for a second. The other statements lock one row, and have nothing to put in order.
+    ///
+    /// The server itself ends a statement that waits longer than `lock_timeout` for a row, or for another one's insert of
+    /// the same key: when the caller stops waiting, sqlx cannot tell the server to. The setting is local to the statement,
+    /// which is a transaction of its own, and never raises a timeout of the connection. The planner runs the condition
+    /// once, before the first row is locked, since it depends on no row.
     #[cfg(feature = "postgres")]
-    pub(in crate::store) fn for_table_with_row_locks(table: &str) -> Self {
+    pub(in crate::store) fn for_table_with_row_locks(table: &str, lock_timeout: Duration) -> Self {
         let t = format!("\"{table}\"");
         let in_order =
             format!("AND session IN (SELECT session FROM {t} WHERE workspace = $1 ORDER BY session FOR UPDATE)");
@@ -77,11 +89,17 @@ impl Statements {
             format!("session = ANY (ARRAY(SELECT session FROM {t} WHERE {rows} {which} FOR UPDATE SKIP LOCKED))")
         };
         let listed = |number| format!("session = ANY (${number})");
-        Self::new(table, &Dialect { in_order: &in_order, some: &some, listed })
+        let limit = lock_timeout.as_millis();
+        let patiently = format!(
+            "(SELECT set_config('lock_timeout', CASE
+                 WHEN CAST(current_setting('lock_timeout') AS INTERVAL) BETWEEN INTERVAL '1 ms' AND INTERVAL '{limit} ms'
+                 THEN current_setting('lock_timeout') ELSE '{limit}ms' END, TRUE)) IS NOT NULL"
+        );
+        Self::new(table, &Dialect { in_order: &in_order, patiently: &patiently, some: &some, listed })
     }
 
     fn new(table: &str, dialect: &Dialect<'_>) -> Self {
-        let Dialect { in_order, some, listed } = dialect;
+        let Dialect { in_order, patiently, some, listed } = dialect;
         let t = format!("\"{table}\"");
         // NULL, which the table refuses, if the row that holds the floor was lost: nothing may start below it.
         let first_revision = format!("(SELECT revision_floor FROM \"{table}_meta\") + 1");
@@ -121,44 +139,49 @@ impl Statements {
              WHERE {t}.workspace IS NULL"
         );
 
+        let retarget = |condition: &str| {
+            statement(format!(
+                "INSERT INTO {t} (session, workspace, revision) SELECT $1, $2, {first_revision} WHERE {condition}
+                 ON CONFLICT (session) DO UPDATE SET {other_workspace},
+                     {keep_agent}, {keep_build}, {keep_generation}, {keep_address},
+                     workspace = excluded.workspace, revision = {t}.revision + 1, deleted_at = NULL
+                 RETURNING {READ}"
+            ))
+        };
+
         Self {
             load: statement(format!("SELECT {READ} FROM {t} WHERE session = $1 AND workspace IS NOT NULL")),
             create: statement(format!(
                 "INSERT INTO {t} (session, workspace, agent, build, generation, address, revision)
-                 VALUES ($1, $2, $3, $4, $5, $6, {first_revision})
+                 SELECT $1, $2, $3, $4, $5, $6, {first_revision} WHERE {patiently}
                  {over_a_deleted_row}
                  RETURNING {READ}"
             )),
             compare_and_swap: statement(format!(
                 "UPDATE {t} SET {other_agent},
                      workspace = $2, agent = $3, build = $4, generation = $5, address = $6, revision = revision + 1
-                 WHERE session = $1 AND revision = $7 AND workspace IS NOT NULL
+                 WHERE session = $1 AND revision = $7 AND workspace IS NOT NULL AND {patiently}
                  RETURNING {READ}"
             )),
-            retarget: statement(format!(
-                "INSERT INTO {t} (session, workspace, revision) VALUES ($1, $2, {first_revision})
-                 ON CONFLICT (session) DO UPDATE SET {other_workspace},
-                     {keep_agent}, {keep_build}, {keep_generation}, {keep_address},
-                     workspace = excluded.workspace, revision = {t}.revision + 1, deleted_at = NULL
-                 RETURNING {READ}"
-            )),
+            retarget: retarget(patiently),
+            retarget_in: retarget("TRUE"),
             unbind: statement(format!(
                 "UPDATE {t} SET {no_agent},
                      agent = NULL, build = NULL, generation = NULL, address = NULL, revision = revision + 1
-                 WHERE session = $1 AND workspace IS NOT NULL
+                 WHERE session = $1 AND workspace IS NOT NULL AND {patiently}
                  RETURNING {READ}"
             )),
             delete: statement(format!(
                 "UPDATE {t} SET {no_agent},
                      workspace = NULL, agent = NULL, build = NULL, generation = NULL, address = NULL,
                      revision = revision + 1, deleted_at = $3, last_used = NULL
-                 WHERE session = $1 AND workspace IS NOT NULL AND ($2 IS NULL OR revision = $2)"
+                 WHERE session = $1 AND workspace IS NOT NULL AND ($2 IS NULL OR revision = $2) AND {patiently}"
             )),
             inherit: statement(format!(
                 "INSERT INTO {t} (session, workspace, agent, build, generation, address, revision)
                  SELECT $1, parent.workspace, parent.agent, parent.build, parent.generation, parent.address,
                      {first_revision}
-                 FROM {t} AS parent WHERE parent.session = $2 AND parent.workspace IS NOT NULL
+                 FROM {t} AS parent WHERE parent.session = $2 AND parent.workspace IS NOT NULL AND {patiently}
                  {over_a_deleted_row}
                  RETURNING {READ}"
             )),
@@ -167,7 +190,7 @@ impl Statements {
             reset_workspace: statement(format!(
                 "UPDATE {t} SET {no_agent},
                      agent = NULL, build = NULL, generation = NULL, address = NULL, revision = revision + 1
-                 WHERE workspace = $1 {in_order}"
+                 WHERE workspace = $1 {in_order} AND {patiently}"
             )),
             replace_older: statement(replace("workspace = $1 AND generation < $4")),
             replace_agent: statement(replace(
@@ -187,6 +210,7 @@ impl Statements {
             &self.create,
             &self.compare_and_swap,
             &self.retarget,
+            &self.retarget_in,
             &self.unbind,
             &self.delete,
             &self.inherit,
@@ -199,12 +223,12 @@ impl Statements {
     }
 
     /// For a retarget on a connection of the caller's.
-    pub(in crate::store) fn retarget<'a>(
+    pub(in crate::store) fn retarget_in<'a>(
         &self,
         session: SessionId,
         workspace: WorkspaceId,
     ) -> (&SqlStr, [Value<'a>; 2]) {
-        (&self.retarget, [session.into(), workspace.into()])
+        (&self.retarget_in, [session.into(), workspace.into()])
     }
 }
 
@@ -291,8 +315,7 @@ pub(in crate::store) async fn retarget(
     session: SessionId,
     workspace: WorkspaceId,
 ) -> Result<Binding, StoreError> {
-    let (sql, values) = db.statements().retarget(session, workspace);
-    the_row(db.rows(sql, &values).await?)
+    the_row(db.rows(&db.statements().retarget, &[session.into(), workspace.into()]).await?)
 }
 
 pub(in crate::store) async fn unbind(db: &impl Runs, session: SessionId) -> Result<Option<Binding>, StoreError> {

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::store::StoreError;
 use sqlx::{Database, error::DatabaseError, pool::PoolConnection};
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 /// The names that an error mentions.
 pub(in crate::store) struct Place {
@@ -21,6 +21,14 @@ impl fmt::Display for Place {
     }
 }
 
+/// How long a statement waits by default for what others have locked: the layer's default for one statement is 5 s.
+pub(in crate::store) const LOCK_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// What a database takes for such a timeout.
+pub(in crate::store) fn lock_timeout(timeout: Duration) -> Duration {
+    timeout.clamp(Duration::from_millis(1), Duration::from_secs(24 * 60 * 60))
+}
+
 /// What follows from the name of the table.
 pub(in crate::store) struct Table<Statements> {
     pub(in crate::store) place: Place,
@@ -29,7 +37,11 @@ pub(in crate::store) struct Table<Statements> {
 }
 
 impl<Statements> Table<Statements> {
-    pub(in crate::store) fn new(server: String, table: String, statements: fn(&str) -> Statements) -> Arc<Self> {
+    pub(in crate::store) fn new(
+        server: String,
+        table: String,
+        statements: impl FnOnce(&str) -> Statements,
+    ) -> Arc<Self> {
         let replacements = Replacements::default();
         Arc::new(Self { statements: statements(&table), place: Place { server, table }, replacements })
     }
@@ -68,7 +80,7 @@ impl ServerAttempts<'_> {
         let Failed { stage, error, connection } = failed;
         let meaning = match &error {
             sqlx::Error::Database(error) => (self.meaning)(&**error),
-            sqlx::Error::Io(_) | sqlx::Error::Protocol(_) => Meaning::Ended,
+            sqlx::Error::Io(_) | sqlx::Error::Protocol(_) => Meaning::Lost,
             _ => Meaning::Rejected,
         };
         match self.attempts.again(stage, meaning, connection).await {
@@ -86,7 +98,7 @@ impl Place {
     /// Why a verb failed.
     pub(in crate::store) fn failed(&self, stage: Stage, meaning: MeaningOf, error: sqlx::Error) -> StoreError {
         let unknown = |error: sqlx::Error| match stage {
-            Stage::NothingWritten => StoreError::Unavailable(error.into()),
+            Stage::Reads | Stage::NothingWritten => StoreError::Unavailable(error.into()),
             Stage::Sent => StoreError::Unknown(error.into()),
         };
         match error {
@@ -94,7 +106,7 @@ impl Place {
                 Meaning::Contended | Meaning::Unavailable | Meaning::StaleConnection => {
                     StoreError::Unavailable(error.into())
                 }
-                Meaning::Ended => unknown(error),
+                Meaning::Ended | Meaning::Lost => unknown(error),
                 Meaning::Denied => StoreError::Denied { place: self.to_string(), source: error.into() },
                 Meaning::Schema => self.schema(found.message().to_owned()),
                 Meaning::Rejected => StoreError::Rejected(error.into()),

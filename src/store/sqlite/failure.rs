@@ -64,11 +64,11 @@ impl Place {
     /// another file was put in its place. A database in memory is nowhere else: its connection is never at fault.
     pub(super) fn meaning(&self, error: &sqlx::Error) -> Meaning {
         let meaning = match error {
-            sqlx::Error::WorkerCrashed => Meaning::Ended,
+            sqlx::Error::WorkerCrashed => Meaning::Lost,
             sqlx::Error::Database(found) => match primary_code(&**found) {
                 code::READONLY if result_code(&**found) == code::READONLY_DBMOVED => Meaning::StaleConnection,
                 code::READONLY => Meaning::Denied,
-                code::IOERR => Meaning::Ended,
+                code::IOERR => Meaning::Lost,
                 _ => Meaning::Rejected,
             },
             _ => Meaning::Rejected,
@@ -242,8 +242,8 @@ mod tests {
         for (error, expected) in [
             (database(8, "attempt to write a readonly database"), Meaning::Denied),
             (database(8 | 4 << 8, "attempt to write a readonly database"), Meaning::StaleConnection),
-            (database(10, "disk I/O error"), Meaning::Ended),
-            (sqlx::Error::WorkerCrashed, Meaning::Ended),
+            (database(10, "disk I/O error"), Meaning::Lost),
+            (sqlx::Error::WorkerCrashed, Meaning::Lost),
             (database(5, "database is locked"), Meaning::Rejected),
             (database(19, "CHECK constraint failed"), Meaning::Rejected),
             (sqlx::Error::PoolTimedOut, Meaning::Rejected),

@@ -21,7 +21,7 @@ use futures_util::Stream;
 use some_rows::{Condition, with_list};
 use sqlx::{Connection, MySql, MySqlConnection, MySqlPool, SqlStr, mysql::MySqlRow};
 use statements::Statements;
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 /// A store in a MySQL (8.0.16 or later) or MariaDB (10.6 or later) database, over a pool that the application already
 /// has.
@@ -92,6 +92,7 @@ use std::{fmt, sync::Arc};
 pub struct MySqlStore {
     pool: MySqlPool,
     table: Arc<Table<Statements>>,
+    lock_timeout: Duration,
 }
 
 /// Shows where the rows are; the options of the pool, which hold a password, are not shown.
@@ -147,7 +148,8 @@ impl MySqlStore {
             Some(socket) => format!("MySQL database{database} at {}", socket.display()),
             None => format!("MySQL database{database} at {}:{}", options.get_host(), options.get_port()),
         };
-        Self { pool, table: Table::new(server, DEFAULT_TABLE.to_owned(), Statements::for_table) }
+        let lock_timeout = server::LOCK_TIMEOUT;
+        Self { pool, table: table(server, DEFAULT_TABLE.to_owned(), lock_timeout), lock_timeout }
     }
 
     /// Keeps the rows in another table. Touches nothing: call [`set_up`](Self::set_up) afterwards.
@@ -171,7 +173,33 @@ impl MySqlStore {
     /// ```
     pub fn with_table(self, name: impl Into<String>) -> Result<Self, StoreError> {
         let name = sql::table_name(name.into())?;
-        Ok(Self { table: Table::new(self.table.place.server.clone(), name, Statements::for_table), ..self })
+        Ok(Self { table: table(self.table.place.server.clone(), name, self.lock_timeout), ..self })
+    }
+
+    /// How long a statement waits in MariaDB for what somebody else has locked. 4 s by default; in whole seconds, at least
+    /// one, at most a day.
+    ///
+    /// The server ends the statement then, and the verb fails with [`StoreError::Unavailable`]. Choose it below the
+    /// layer's [`store_timeout`](crate::BoundAgentBuilder::store_timeout): a statement that the layer has stopped waiting
+    /// for runs in the server until that ends it. A shorter timeout of the connection stays in force. It does not apply to
+    /// [`retarget_in`](TransactionalStore::retarget_in): a transaction of the caller's has the caller's settings.
+    ///
+    /// MySQL has no such setting of a single statement. There, set `innodb_lock_wait_timeout` (50 s by default) for the
+    /// connections of the pool.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_bound_agent::store::MySqlStore;
+    /// # fn example(pool: sqlx::MySqlPool) {
+    /// let store = MySqlStore::new(pool).with_lock_timeout(Duration::from_secs(2));
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_lock_timeout(self, timeout: Duration) -> Self {
+        let (place, lock_timeout) = (&self.table.place, server::lock_timeout(timeout));
+        Self { table: table(place.server.clone(), place.table.clone(), lock_timeout), lock_timeout, ..self }
     }
 
     /// Creates what is missing of the tables and their index, by running [`SCHEMA`](Self::SCHEMA) for this store's
@@ -332,6 +360,10 @@ impl MySqlStore {
             }
         }
     }
+}
+
+fn table(server: String, name: String, lock_timeout: Duration) -> Arc<Table<Statements>> {
+    Table::new(server, name, |name| Statements::for_table(name, lock_timeout))
 }
 
 /// A statement, and its values in the order of their places.
@@ -524,9 +556,9 @@ impl TransactionalStore for MySqlStore {
         session: SessionId,
         workspace: WorkspaceId,
     ) -> Result<Binding, StoreError> {
-        let Statements { retarget, load, .. } = &self.table.statements;
+        let Statements { retarget_in, load, .. } = &self.table.statements;
         let failed = |error| self.failed(Stage::Sent, error);
-        sql::query(retarget, &statements::retarget(session, workspace))
+        sql::query(retarget_in, &statements::retarget(session, workspace))
             .execute(&mut *connection)
             .await
             .map_err(failed)?;

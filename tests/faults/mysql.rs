@@ -62,7 +62,11 @@ mod engine {
         fn message(&mut self, bytes: &[u8]) -> Option<(usize, Option<String>)> {
             let length = u32::from_le_bytes([*bytes.first()?, *bytes.get(1)?, *bytes.get(2)?, 0]) as usize;
             let (number, content) = (bytes.get(3)?, bytes.get(4..4 + length)?);
-            let text = || String::from_utf8_lossy(&content[1..]).into_owned();
+            // Without the setting of a statement's own, which stands in a comment before it.
+            let text = || {
+                let text = String::from_utf8_lossy(&content[1..]);
+                text.split_once("*/ ").map_or(&*text, |(_, statement)| statement).to_owned()
+            };
             let runs = match content.first() {
                 // Only the first packet of an exchange is a command.
                 _ if *number != 0 => None,

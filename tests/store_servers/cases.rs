@@ -114,6 +114,8 @@ mod demoted;
 mod group_repair;
 #[path = "housekeeping.rs"]
 mod housekeeping;
+#[path = "locked.rs"]
+mod locked;
 #[path = "processes.rs"]
 mod processes;
 #[path = "statements.rs"]

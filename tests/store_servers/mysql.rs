@@ -23,6 +23,9 @@ mod engine {
     pub(super) const LOGIN: (&str, &str) = ("CREATE USER {}@localhost IDENTIFIED BY 'guest'", "{}@localhost");
 
     pub(super) const READ_ONLY: &str = "SET SESSION TRANSACTION READ ONLY";
+    pub(super) const LOCK_TIMEOUT: &str =
+        "SELECT CAST(CONCAT(@@innodb_lock_wait_timeout, ' ', @@lock_wait_timeout) AS CHAR)";
+    pub(super) const SHORT_LOCK_TIMEOUT: &str = "SET SESSION innodb_lock_wait_timeout = 1";
     pub(super) const LOCK_TABLE: &[&str] = &["LOCK TABLES T WRITE"];
     pub(super) const UNLOCK_TABLE: &[&str] = &["UNLOCK TABLES"];
     pub(super) const ISOLATION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL {}";

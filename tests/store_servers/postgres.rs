@@ -28,6 +28,9 @@ mod engine {
 
     /// Makes the session refuse writes.
     pub(super) const READ_ONLY: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY";
+    /// How long the connection waits for a lock.
+    pub(super) const LOCK_TIMEOUT: &str = "SELECT current_setting('lock_timeout')";
+    pub(super) const SHORT_LOCK_TIMEOUT: &str = "SET lock_timeout = '1s'";
     /// Makes readers wait.
     pub(super) const LOCK_TABLE: &[&str] = &["BEGIN", "LOCK TABLE T IN ACCESS EXCLUSIVE MODE"];
     pub(super) const UNLOCK_TABLE: &[&str] = &["ROLLBACK"];

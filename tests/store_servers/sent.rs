@@ -38,6 +38,8 @@ impl<S: Subscriber> Layer<S> for Listener {
             let mut text = Text::default();
             event.record(&mut text);
             let text = if text.statement.is_empty() { text.summary } else { text.statement };
+            // Without the setting of a statement's own, which stands in a comment before it.
+            let text = text.split_once("*/ ").map_or(text.clone(), |(_, statement)| statement.to_owned());
             SENT.with_borrow_mut(|sent| sent.iter_mut().for_each(|sent| sent.push(text.clone())));
         }
     }

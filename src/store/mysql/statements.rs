@@ -10,6 +10,7 @@ use crate::{
     store::sql::{MEMORY, READ, Value, statement},
 };
 use sqlx::SqlStr;
+use std::time::Duration;
 
 /// The text for one table.
 pub(super) struct Statements {
@@ -23,6 +24,8 @@ pub(super) struct Statements {
     pub(super) compare_and_swap: SqlStr,
     /// See [`retarget`].
     pub(super) retarget: SqlStr,
+    /// [`retarget`](Self::retarget) in a transaction of the caller's, whose settings are the caller's.
+    pub(super) retarget_in: SqlStr,
     /// Session.
     pub(super) unbind: SqlStr,
     /// Time, session, expected revision or NULL, the same again.
@@ -75,8 +78,9 @@ pub(super) struct Keeping {
 }
 
 impl Statements {
-    pub(super) fn for_table(table: &str) -> Self {
+    pub(super) fn for_table(table: &str, lock_timeout: Duration) -> Self {
         let t = format!("`{table}`");
+        let patiently = patiently(lock_timeout);
         // NULL, which the table refuses, if the row that holds the floor was lost: nothing may start below it.
         let floor = format!("(SELECT revision_floor FROM `{table}_meta`)");
         let remember = |when: &str| {
@@ -108,40 +112,43 @@ impl Statements {
         let replaced =
             |condition: &str| SomeRows { choose: choose(condition, "session"), write: write(&replace, condition) };
         let drop_target = format!("{no_agent}, address = NULL, build = NULL, generation = NULL, agent = NULL");
+        let retarget = format!(
+            "INSERT INTO {t} (session, workspace, revision) VALUES (?, ?, {floor} + 1)
+                 ON DUPLICATE KEY UPDATE {other_workspace},
+                     {keep_address}, {keep_build}, {keep_generation}, {keep_agent},
+                     workspace = ?, revision = {t}.revision + 1, deleted_at = NULL"
+        );
 
         Self {
-            load: statement(format!("SELECT {READ} FROM {t} WHERE session = ? AND workspace IS NOT NULL")),
+            load: statement(format!("{patiently}SELECT {READ} FROM {t} WHERE session = ? AND workspace IS NOT NULL")),
             claim: statement(format!(
-                "INSERT INTO {t} (session, revision, deleted_at) VALUES (?, {floor}, 0)
+                "{patiently}INSERT INTO {t} (session, revision, deleted_at) VALUES (?, {floor}, 0)
                  ON DUPLICATE KEY UPDATE session = {t}.session"
             )),
             fill: statement(format!(
-                "UPDATE {t} SET workspace = ?, agent = ?, build = ?, generation = ?, address = ?,
+                "{patiently}UPDATE {t} SET workspace = ?, agent = ?, build = ?, generation = ?, address = ?,
                      revision = revision + 1, deleted_at = NULL
                  WHERE session = ? AND workspace IS NULL"
             )),
             compare_and_swap: statement(format!(
-                "UPDATE {t} SET {other_agent},
+                "{patiently}UPDATE {t} SET {other_agent},
                      address = ?, build = ?, generation = ?, agent = ?, workspace = ?, revision = revision + 1
                  WHERE session = ? AND revision = ? AND workspace IS NOT NULL"
             )),
-            retarget: statement(format!(
-                "INSERT INTO {t} (session, workspace, revision) VALUES (?, ?, {floor} + 1)
-                 ON DUPLICATE KEY UPDATE {other_workspace},
-                     {keep_address}, {keep_build}, {keep_generation}, {keep_agent},
-                     workspace = ?, revision = {t}.revision + 1, deleted_at = NULL"
-            )),
+            retarget: statement(format!("{patiently}{retarget}")),
+            retarget_in: statement(retarget),
             unbind: statement(format!(
-                "UPDATE {t} SET {drop_target}, revision = revision + 1 WHERE session = ? AND workspace IS NOT NULL"
+                "{patiently}UPDATE {t} SET {drop_target}, revision = revision + 1
+                 WHERE session = ? AND workspace IS NOT NULL"
             )),
             delete: statement(format!(
-                "UPDATE {t} SET {drop_target}, workspace = NULL, revision = revision + 1, deleted_at = ?,
+                "{patiently}UPDATE {t} SET {drop_target}, workspace = NULL, revision = revision + 1, deleted_at = ?,
                      last_used = NULL
                  WHERE session = ? AND workspace IS NOT NULL AND (? IS NULL OR revision = ?)"
             )),
             // Of two tables nobody promises an order; here no assignment depends on another.
             inherit: statement(format!(
-                "UPDATE {t} AS child JOIN {t} AS parent ON parent.session = ?
+                "{patiently}UPDATE {t} AS child JOIN {t} AS parent ON parent.session = ?
                  SET child.workspace = parent.workspace, child.agent = parent.agent, child.build = parent.build,
                      child.generation = parent.generation, child.address = parent.address,
                      child.revision = child.revision + 1, child.deleted_at = NULL
@@ -149,14 +156,16 @@ impl Statements {
             )),
             // Also rows without a target: a repair that read such a row before the order must not write after it.
             reset_workspace: statement(format!(
-                "UPDATE {t} SET {drop_target}, revision = revision + 1 WHERE workspace = ?"
+                "{patiently}UPDATE {t} SET {drop_target}, revision = revision + 1 WHERE workspace = ?"
             )),
             older: replaced("workspace = ? AND generation < ?"),
             of_agent: replaced(
                 "workspace = ? AND agent = ? AND generation IS NULL AND NOT (agent = ? AND address <=> ?)",
             ),
-            load_many: statement(format!("SELECT {READ} FROM {t} WHERE workspace IS NOT NULL AND session IN {LIST}")),
-            keeping: Keeping::for_table(table, &drop_target, choose, write),
+            load_many: statement(format!(
+                "{patiently}SELECT {READ} FROM {t} WHERE workspace IS NOT NULL AND session IN {LIST}"
+            )),
+            keeping: Keeping::for_table(table, &patiently, &drop_target, choose, write),
         }
     }
 }
@@ -164,6 +173,7 @@ impl Statements {
 impl Keeping {
     fn for_table(
         table: &str,
+        patiently: &str,
         drop_target: &str,
         choose: impl Fn(&str, &str) -> SqlStr,
         write: impl Fn(&str, &str) -> SqlStr,
@@ -185,7 +195,7 @@ impl Keeping {
                 write: write("last_used = ?", not_used_since),
             },
             mark_recorded: statement(format!(
-                "UPDATE {meta} SET
+                "{patiently}UPDATE {meta} SET
                      use_recorded_since = CASE
                          WHEN use_recorded_until >= ? AND use_recorded_since IS NOT NULL THEN use_recorded_since
                          ELSE ? END,
@@ -212,11 +222,23 @@ impl Keeping {
             },
             deleted_before: statement(format!("SELECT count(*), max(revision) FROM {t} WHERE deleted_at < ?")),
             raise_floor: statement(format!(
-                "UPDATE {meta} SET revision_floor = ?, floor_raised_at = ?
+                "{patiently}UPDATE {meta} SET revision_floor = ?, floor_raised_at = ?
                  WHERE id = 1 AND revision_floor < ? AND (floor_raised_at IS NULL OR floor_raised_at <= ?)"
             )),
         }
     }
+}
+
+/// What stands before a statement that may wait for what others have locked.
+///
+/// The server itself ends the wait: when the caller stops waiting, sqlx cannot tell the server to. In MariaDB that is a
+/// setting of the one statement, and never raises a timeout of the connection. To MySQL, which cannot do that, it is a
+/// comment.
+fn patiently(lock_timeout: Duration) -> String {
+    let seconds = lock_timeout.as_millis().div_ceil(1000);
+    let at_most = |variable: &str| format!("{variable} = LEAST(@@{variable}, {seconds})");
+    let (row, table) = (at_most("innodb_lock_wait_timeout"), at_most("lock_wait_timeout"));
+    format!("/*M! SET STATEMENT {row}, {table} FOR */ ")
 }
 
 /// The values of [`Statements::retarget`].

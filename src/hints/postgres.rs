@@ -4,13 +4,14 @@ mod queue;
 
 use super::{Heard, Hint, Hints};
 use crate::{BoxError, settings::LONGEST, store::sql};
-use futures_util::Stream;
+use futures_util::{FutureExt, Stream};
 use queue::{Queue, SEPARATOR};
 use sqlx::{
-    AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool,
-    postgres::{PgListener, PgPoolOptions},
+    Acquire, AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool, Row,
+    postgres::{PgConnectOptions, PgListener, PgPoolOptions},
 };
 use std::{
+    convert::Infallible,
     fmt,
     hash::{BuildHasher, RandomState},
     pin::Pin,
@@ -21,7 +22,7 @@ use tokio::{
     runtime::Handle,
     select,
     sync::{Notify, mpsc},
-    time::{Duration, Instant, sleep, timeout, timeout_at},
+    time::{Duration, Instant, sleep, sleep_until, timeout},
 };
 
 const DEFAULT_CHANNEL: &str = "agent_bindings";
@@ -38,8 +39,12 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// For a probe to be heard.
 const HEAR: Duration = Duration::from_secs(5);
 
-/// Between attempts to connect.
-const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
+/// How many statements are run on a connection within the time after which the server ends one that says nothing.
+const STATEMENTS: u32 = 3;
+
+/// Between attempts to connect, at first and at last. A half more or less: replicas that have lost their connections at
+/// the same moment come back one after the other, and so do the gaps that they tell.
+const PAUSES: [Duration; 2] = [Duration::from_millis(300), Duration::from_secs(5)];
 
 /// The payload that is sent only to be heard.
 const PROBE: &str = "probe";
@@ -58,16 +63,20 @@ const PROBE: &str = "probe";
 ///
 /// # Gaps
 ///
-/// A [`Heard::Gap`] is told whenever the listening begins (anew), and for every payload that is not understood. So
+/// A [`Heard::Gap`] is told whenever the listening begins (anew), and for every payload that is not understood. Replicas
+/// that have lost their connections at the same moment tell it one after the other. So
 /// `NOTIFY agent_bindings` without any payload, by hand after rows were changed by hand, makes every replica look again.
 /// Correctness does not depend on hints; see the [module](super).
 ///
 /// # When the database is away
 ///
-/// The stream never ends. It connects again, after 100 ms at first and every 5 s at last, with the connection options
+/// The stream never ends. It connects again, after 300 ms at first and every 5 s at last, with the connection options
 /// that the pool has then, and says what is wrong (feature `tracing`). Every statement has a bound, and a *probe* that
 /// is sent every 30 s tells whether the listening connection still hears: if nothing is heard within 5 s, both
-/// connections are made anew.
+/// connections are made anew. If only the sending connection is lost, only that one is: nothing was missed.
+///
+/// Neither connection is idle: each runs a statement every 30 s, more often where the server's `idle_session_timeout`
+/// asks for it. If the server takes no writes any more, as after a failover, both are made anew.
 ///
 /// # Poolers
 ///
@@ -172,44 +181,135 @@ impl PostgresHints {
 
     /// Two connections that have answered. The listening one comes last: sqlx waits for an answer even when it is
     /// dropped, so it should be made only where answers can be had.
-    async fn connect(&self) -> Result<(PgConnection, PgListener), sqlx::Error> {
-        // A statement may be long, and is of no interest.
-        let options = self.pool.connect_options().as_ref().clone().disable_statement_logging();
-        let mut sending = PgConnection::connect_with(&options).await?;
-        sending.ping().await?;
+    async fn connect(&self) -> Result<(Sending, Listener), sqlx::Error> {
+        let sending = self.connect_sending().await?;
         // A new one each time, since its only connection may be in use for as long as a lost one takes to break.
         let pool = PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None);
-        let mut listening = PgListener::connect_with(&pool.connect_lazy_with(options)).await?;
-        listening.eager_reconnect(false);
-        listening.listen(&self.channel).await?;
-        Ok((sending, listening))
+        let mut connection = PgListener::connect_with(&pool.connect_lazy_with(self.options())).await?;
+        connection.eager_reconnect(false);
+        let takes_writes = takes_writes(&mut connection).await?;
+        connection.listen(&self.channel).await?;
+        Ok((sending, Listener { connection, takes_writes }))
+    }
+
+    /// A statement may be long, and is of no interest.
+    fn options(&self) -> PgConnectOptions {
+        self.pool.connect_options().as_ref().clone().disable_statement_logging()
+    }
+
+    async fn connect_sending(&self) -> Result<Sending, sqlx::Error> {
+        let mut connection = PgConnection::connect_with(&self.options()).await?;
+        // In milliseconds, whatever unit it was set in. There is none before PostgreSQL 14.
+        let ask = "SELECT CAST(setting AS BIGINT) FROM pg_settings WHERE name = 'idle_session_timeout'";
+        let idle = sqlx::raw_sql(ask).fetch_optional(&mut connection).await?;
+        let idle = idle.and_then(|row| row.try_get(0).ok()).and_then(|idle: i64| u64::try_from(idle).ok());
+        let idle = idle.filter(|idle| *idle > 0).map(|idle| Duration::from_millis(idle) / STATEMENTS);
+        Ok(Sending { connection, idle: idle.map_or(self.probe_interval, |idle| idle.min(self.probe_interval)) })
+    }
+
+    /// Sends what waits, on one connection after the other.
+    async fn speak(&self, mut sending: Sending, probe: &Probe) -> Infallible {
+        let (mut pause, mut log) = (PAUSES[0], Log::new("hints cannot be sent to other processes, trying on"));
+        loop {
+            let began = Instant::now();
+            // What connecting again helps against is no news.
+            let _ = self.speak_on(sending, probe).await;
+            if began.elapsed() > PAUSES[1] {
+                pause = PAUSES[0];
+            }
+            sending = loop {
+                sleep(jittered(pause)).await;
+                pause = (pause * 2).min(PAUSES[1]);
+                match timeout(CONNECT, self.connect_sending()).await {
+                    Ok(Ok(sending)) => break sending,
+                    Ok(Err(error)) => log.wrong(&error),
+                    Err(_) => log.wrong(&"no connection in time"),
+                }
+            };
+            log.right();
+        }
     }
 
     /// Sends what waits, and a probe when one is asked for, until that fails.
-    async fn speak(&self, mut connection: PgConnection, probe: &Notify) -> BoxError {
+    async fn speak_on(&self, Sending { mut connection, idle }: Sending, probe: &Probe) -> BoxError {
         let gathered = async || {
             self.queue.filled().await;
             sleep(GATHER).await;
         };
         loop {
-            let probe = select! {
-                () = probe.notified() => true,
+            let probes = select! {
+                () = probe.wanted.notified() => true,
                 () = gathered() => false,
+                () = sleep(idle) => match timeout(ANSWER, connection.ping()).await {
+                    Ok(Ok(())) => continue,
+                    Ok(Err(error)) => return error.into(),
+                    Err(_) => return "no answer to a ping".into(),
+                },
             };
             let batch = self.queue.take();
             let mut statement = String::new();
-            for payload in batch.payloads().iter().map(String::as_str).chain(probe.then_some(PROBE)) {
+            for payload in batch.payloads().iter().map(String::as_str).chain(probes.then_some(PROBE)) {
                 // Neither holds a quote.
                 statement.push_str(&format!("NOTIFY \"{}\", '{payload}';", self.channel));
             }
             let answer = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection);
-            match timeout(ANSWER, answer).await {
-                Ok(Ok(_)) => batch.sent(),
-                Ok(Err(error)) => return error.into(),
-                Err(_) => return "no answer to a NOTIFY".into(),
+            let error = match timeout(ANSWER, answer).await {
+                Ok(Ok(_)) => {
+                    batch.sent();
+                    if probes {
+                        probe.sent.notify_one();
+                    }
+                    continue;
+                }
+                Ok(Err(error)) => error.into(),
+                Err(_) => "no answer to a NOTIFY".into(),
+            };
+            if probes {
+                probe.wanted.notify_one(); // on the next connection
             }
+            return error;
         }
     }
+}
+
+/// A connection that sends.
+struct Sending {
+    connection: PgConnection,
+    /// How long it may say nothing; the listening one as well.
+    idle: Duration,
+}
+
+/// A connection that listens.
+struct Listener {
+    connection: PgListener,
+    /// As it was at the beginning.
+    takes_writes: bool,
+}
+
+impl Listener {
+    /// Says something, so that nobody takes the connection for unused, and learns whether it is still of use.
+    async fn keep_alive(&mut self) -> Result<(), BoxError> {
+        let takes_writes = timeout(ANSWER, takes_writes(&mut self.connection)).await.map_err(|_| "no answer")??;
+        if self.takes_writes && !takes_writes { Err("the server takes no writes any more".into()) } else { Ok(()) }
+    }
+}
+
+async fn takes_writes(connection: &mut PgListener) -> Result<bool, sqlx::Error> {
+    let answer = sqlx::raw_sql("SHOW transaction_read_only").fetch_one(connection.acquire().await?).await?;
+    Ok(answer.try_get::<String, _>(0)? == "off")
+}
+
+/// Between the two connections.
+#[derive(Default)]
+struct Probe {
+    wanted: Notify,
+    sent: Notify,
+}
+
+/// Not for all replicas the same. The hasher's keys are the randomness that std has.
+fn jittered(pause: Duration) -> Duration {
+    let random = RandomState::new().hash_one(0) % 1024;
+    pause.mul_f64(0.5 + random as f64 / 1024.0)
 }
 
 impl Hints for PostgresHints {
@@ -220,7 +320,8 @@ impl Hints for PostgresHints {
     fn listen(&self) -> impl Stream<Item = Heard> + Send + 'static {
         // Few: who does not take what was heard lets it wait in the server.
         let (out, heard) = mpsc::channel(64);
-        let replica = Replica { hints: self.clone(), out, pause: PAUSES[0], log: Log::default() };
+        let log = Log::new("no hints from other processes, trying on");
+        let replica = Replica { hints: self.clone(), out, pause: PAUSES[0], log };
         Listening { work: Some(Box::pin(replica.run())), heard, runtime: None }
     }
 }
@@ -279,60 +380,79 @@ impl Replica {
                 End::Deaf => {}
                 End::Failed(error) => {
                     self.log.wrong(&*error);
-                    // Not all replicas at the same moment. The hasher's keys are the randomness that std has.
-                    let random = RandomState::new().hash_one(0) % 1024;
-                    sleep(self.pause.mul_f64(0.5 + random as f64 / 1024.0)).await;
+                    sleep(jittered(self.pause)).await;
                     self.pause = (self.pause * 2).min(PAUSES[1]);
                 }
             }
         }
     }
 
-    /// One pair of connections, from the first to the last.
+    /// One listening connection, from the first to the last; as many that send as that takes.
     async fn session(&mut self) -> End {
         let (sending, listening) = match timeout(CONNECT, self.hints.connect()).await {
             Ok(Ok(both)) => both,
             Ok(Err(error)) => return End::Failed(error.into()),
             Err(_) => return End::Failed("no connection in time".into()),
         };
-        let (hints, probe) = (self.hints.clone(), Notify::new());
+        let (hints, probe, idle) = (self.hints.clone(), Probe::default(), sending.idle);
         select! {
-            end = self.hear(listening, &probe) => end,
-            error = hints.speak(sending, &probe) => End::Failed(error),
+            end = self.hear(listening, &probe, idle) => end,
+            never = hints.speak(sending, &probe) => match never {},
         }
     }
 
     /// Tells what it hears, beginning with a gap, until there is nothing to be heard any more.
-    async fn hear(&mut self, mut connection: PgListener, probe: &Notify) -> End {
+    async fn hear(&mut self, mut listening: Listener, probe: &Probe, idle: Duration) -> End {
         self.say(Heard::Gap).await;
         // What came before the answer to LISTEN proves nothing: a pooler may have handed it over with the answer.
-        while let Some(early) = connection.next_buffered() {
+        while let Some(early) = listening.connection.next_buffered() {
             self.tell(early.payload()).await;
         }
         let interval = self.hints.probe_interval;
         let patience = HEAR.min(interval);
         let mut worked = false;
+        let mut speak_at = Instant::now() + idle;
         loop {
             let began = Instant::now();
-            let mut heard = false;
-            let mut deaf = false;
-            probe.notify_one();
+            let (mut sent_at, mut heard, mut deaf) = (None, false, false);
+            // What is still to be told of the probe before.
+            let _ = probe.sent.notified().now_or_never();
+            probe.wanted.notify_one();
             loop {
-                let until = began + if heard || deaf { interval } else { patience };
-                match timeout_at(until, connection.try_recv()).await {
-                    // Whatever it is: the probe may stand behind many.
-                    Ok(Ok(Some(notification))) => {
-                        (heard, worked) = (true, true);
-                        self.pause = PAUSES[0];
-                        self.log.right();
-                        self.tell(notification.payload()).await;
+                let until = match sent_at {
+                    Some(sent_at) if !heard && !deaf => sent_at + patience,
+                    _ => began + interval,
+                };
+                select! {
+                    // Before what is heard, which may be so much that nothing else would ever get its turn.
+                    biased;
+                    () = sleep_until(speak_at) => {
+                        if let Err(error) = listening.keep_alive().await {
+                            return End::Failed(error);
+                        }
+                        speak_at = Instant::now() + idle;
                     }
-                    Ok(Ok(None)) => return End::Failed("the connection was lost".into()),
-                    Ok(Err(error)) => return End::Failed(error.into()),
-                    Err(_) if heard => break,
-                    // It has worked, so it may work again with another connection.
-                    Err(_) if worked || deaf => return End::Deaf,
-                    Err(_) => {
+                    received = listening.connection.try_recv() => match received {
+                        // Whatever it is: the probe may stand behind many.
+                        Ok(Some(notification)) => {
+                            (heard, worked) = (true, true);
+                            self.pause = PAUSES[0];
+                            self.log.right();
+                            self.tell(notification.payload()).await;
+                        }
+                        Ok(None) => return End::Failed("the connection was lost".into()),
+                        Err(error) => return End::Failed(error.into()),
+                    },
+                    () = probe.sent.notified(), if sent_at.is_none() => sent_at = Some(Instant::now()),
+                    () = sleep_until(until) => {
+                        // A probe that could not be sent says nothing about what is heard.
+                        if heard || sent_at.is_none() {
+                            break;
+                        }
+                        // It has worked, so it may work again with another connection.
+                        if worked || deaf {
+                            return End::Deaf;
+                        }
                         self.log.wrong(&"LISTEN does nothing here (is there a pooler in transaction mode?)");
                         deaf = true;
                     }
@@ -364,31 +484,39 @@ impl Replica {
 }
 
 /// Says what is wrong once, not at every attempt.
-#[derive(Default)]
 struct Log {
+    #[cfg(feature = "tracing")]
+    what: &'static str,
     #[cfg(feature = "tracing")]
     wrong: Option<String>,
 }
 
 #[cfg(feature = "tracing")]
 impl Log {
+    fn new(what: &'static str) -> Self {
+        Self { what, wrong: None }
+    }
+
     fn wrong(&mut self, what: &dyn fmt::Display) {
         let what = what.to_string();
         if self.wrong.as_ref() != Some(&what) {
-            tracing::warn!(error = what, "no hints from other processes, trying on");
+            tracing::warn!(error = what, "{}", self.what);
             self.wrong = Some(what);
         }
     }
 
     fn right(&mut self) {
         if self.wrong.take().is_some() {
-            tracing::info!("hints from other processes are heard again");
+            tracing::info!("it is over: {}", self.what);
         }
     }
 }
 
 #[cfg(not(feature = "tracing"))]
 impl Log {
+    fn new(_: &'static str) -> Self {
+        Self {}
+    }
     fn wrong(&mut self, _: &dyn fmt::Display) {}
     fn right(&mut self) {}
 }

@@ -14,9 +14,13 @@ use hyper::{
     ext::Protocol,
     upgrade::{OnUpgrade, Upgraded},
 };
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::{
+    client::legacy::Client,
+    rt::{TokioExecutor, TokioIo},
+};
 use std::collections::HashSet;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
+use tower_bound_agent::http::proxy::{Hop, Peer};
 
 /// Headers that proxies in front of applications set to say who the client is, where it came from or what it asked for.
 /// Written down here a second time, and not read from the product.
@@ -388,5 +392,83 @@ async fn max_forwards_is_counted_down_and_ends_here_at_zero() {
         assert_eq!(left, seen, "{method} {sent}: {text}");
         let headers: &HeaderMap = response.headers();
         assert_eq!(headers.contains_key("x-agent"), seen.is_some(), "{method} {sent}");
+    }
+}
+
+/// All headers, one line each, in an order of their own. Without those that a server sets for its own connection.
+fn headers_of(headers: &HeaderMap) -> Vec<String> {
+    let lines = headers.iter().map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value.as_bytes())));
+    let is_servers = |line: &String| line.starts_with("date: ") || line.starts_with("transfer-encoding: ");
+    let mut lines: Vec<_> = lines.filter(|line| !is_servers(line)).collect();
+    lines.sort_unstable();
+    lines
+}
+
+/// The example adds nothing to the rules of the library, and leaves nothing out.
+#[tokio::test]
+async fn the_gateway_gives_the_answers_of_the_rules() {
+    let gateway = Gateway::start(&["--name", "gateway.example"]);
+    let (chat, _, agent) = gateway.chat().await;
+    let hop = Hop::new().with_name(&"gateway.example".parse().unwrap());
+    let peer = Peer::new([127, 0, 0, 1].into()).with_prefix(format!("/chats/{chat}").parse().unwrap());
+    let table: &[(&str, &[(&str, &str)])] = &[
+        ("GET", &[("host", "app.example")]),
+        ("GET", &[("host", "app.example"), ("host", "app.example")]),
+        ("GET", &[("host", "a,b")]),
+        ("GET", &[("host", "me@app.example")]),
+        (
+            "GET",
+            &[("host", "a"), ("connection", "close, x-mine, te"), ("x-mine", "1"), ("te", "trailers"), ("x-b", "2")],
+        ),
+        ("GET", &[("host", "a"), ("connection", "upgrade"), ("upgrade", "h2c"), ("http2-settings", "AAMAAABk")]),
+        ("GET", &[("host", "a"), ("connection", "upgrade"), ("upgrade", "websocket")]),
+        ("GET", &[("host", "a"), ("cookie", "a=b"), ("cookie", "c=d"), ("authorization", "Bearer x")]),
+        ("GET", &[("host", "a"), ("via", "1.0 other"), ("max-forwards", "0"), ("trailer", "x-sum, x-forwarded-user")]),
+        ("GET", &[("host", "a"), ("via", "1.1 GATEWAY.example")]),
+        ("GET", &[("host", "a"), ("x-forwarded-for", "6.6.6.6"), ("remote_user", "root"), ("x-ssl-client-cert", "x")]),
+        ("OPTIONS", &[("host", "a"), ("max-forwards", "7")]),
+        ("OPTIONS", &[("host", "a"), ("max-forwards", "0")]),
+        ("TRACE", &[("host", "a"), ("max-forwards", "0")]),
+        ("OPTIONS", &[("host", "a"), ("max-forwards", "x")]),
+        ("POST", &[("host", "a"), ("content-length", "0"), ("expect", "100-continue")]),
+        ("POST", &[("host", "a"), ("transfer-encoding", "gzip, chunked")]),
+    ];
+    for (method, headers) in table {
+        let mut request = Request::builder().method(*method).uri(format!("/chats/{chat}/head"));
+        let mut sent = format!("{method} /chats/{chat}/head HTTP/1.1\r\n");
+        for (name, value) in *headers {
+            request = request.header(*name, *value);
+            sent += &format!("{name}: {value}\r\n");
+        }
+        let ends = if sent.contains("connection: ") { "" } else { "connection: close\r\n" };
+        let sent = sent.replace("connection: upgrade", "connection: close, upgrade");
+        let answer = gateway.raw(format!("{sent}{ends}\r\n")).await;
+        let status: u16 = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        let mut request = request.body(()).unwrap();
+        match hop.request(&mut request, &peer) {
+            Ok(_) => {
+                let mut seen = seen_by_agent(&answer);
+                seen.sort_unstable();
+                assert_eq!((status, seen), (200, headers_of(request.headers())), "{method} {headers:?}: {answer}");
+            }
+            Err(refusal) => assert_eq!(status, refusal.status().as_u16(), "{method} {headers:?}: {answer}"),
+        }
+    }
+    // The other direction: what the agent answers to who asks it itself, and what the gateway makes of that.
+    for path in ["/hops", "/identity", "/give?bytes=3", "/missing", "/switch?to=h2c"] {
+        let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
+        let direct = Request::get(format!("http://{}{path}", agent.address)).body(Empty::new()).unwrap();
+        let mut direct = soon(client.request(direct)).await.unwrap();
+        let mut request = Request::get("/").header("host", "a").body(()).unwrap();
+        let exchange = hop.request(&mut request, &peer).unwrap();
+        let expected = exchange.response(&mut direct).map(|tunnel| {
+            assert!(tunnel.is_none());
+            (direct.status().as_u16(), headers_of(direct.headers()))
+        });
+        let passed = gateway.get(&format!("/chats/{chat}{path}")).await;
+        match expected {
+            Ok(expected) => assert_eq!((passed.status, headers_of(&passed.headers)), expected, "{path}"),
+            Err(_) => assert_eq!(passed.status, 502, "{path}"),
+        }
     }
 }

@@ -490,8 +490,10 @@ fn each_header_of_a_response_crosses_by_its_rule() {
 fn an_upgrade_that_is_required_is_told_to_who_can_make_it() {
     for (from, expected) in [(Version::HTTP_10, ""), (Version::HTTP_11, "websocket"), (Version::HTTP_2, "")] {
         let exchange = hop(Version::HTTP_11).request(&mut asked(from).body(()).unwrap(), &client()).unwrap();
-        let response =
-            Response::builder().status(426).header("connection", "upgrade").header("upgrade", "h2c, WebSocket");
+        let response = Response::builder()
+            .status(426)
+            .header("connection", "upgrade")
+            .header("upgrade", "h2c, WebSocket, websocket");
         let mut response = response.body(()).unwrap();
         assert!(exchange.response(&mut response).unwrap().is_none());
         assert_eq!(values(response.headers(), "upgrade"), expected);

@@ -135,9 +135,10 @@ impl Asked {
     }
 }
 
-/// What a response offers of what is allowed.
+/// What a response offers of what is allowed, each once.
 pub(super) fn offered(headers: &HeaderMap, allowed: &[Box<str>]) -> Option<HeaderValue> {
-    let offered = tokens(headers, &UPGRADE).filter_map(|offered| find(allowed, offered)).collect::<Vec<_>>();
+    let offered = allowed.iter().filter(|allowed| lists(headers, &UPGRADE, allowed.as_bytes()));
+    let offered = offered.map(|allowed| &**allowed).collect::<Vec<_>>();
     if offered.is_empty() { None } else { HeaderValue::try_from(offered.join(", ")).ok() }
 }
 

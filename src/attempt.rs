@@ -59,6 +59,9 @@ pub(crate) enum Command {
     Validate,
     /// The same if nobody else has asked meanwhile: say [`Attempt::on_asking`] or [`Attempt::on_paused`].
     Revalidate,
+    /// Start the dial over if no other call has done that lately: say [`Attempt::on_probe`], [`Attempt::on_paused`] or
+    /// [`Attempt::on_probed_in_vain`].
+    Probe,
     /// Read the row from the store, in a read that begins now, and report what it says.
     Reread,
     /// Sleep until something happens, at the latest until then.
@@ -118,6 +121,8 @@ pub(crate) struct Limits {
     pub(crate) delay: Duration,
     pub(crate) deadline: Instant,
     pub(crate) redial: Redial,
+    /// Added to the delay before a lost dial is started over, so that the calls of a herd do not do so at one instant.
+    pub(crate) jitter: Duration,
 }
 
 /// What the one who dials knows of its dials.
@@ -125,8 +130,23 @@ pub(crate) struct Limits {
 pub(crate) struct Progress {
     /// Dials that were really started, in all races of the call.
     pub(crate) started: u8,
-    /// The dial of the last command still waits for the dial service to become ready.
+    /// The dial of the last command still waits in the target's queue or for the dial service to become ready.
     pub(crate) waiting: bool,
+    /// What the target has answered since the pending dial began.
+    pub(crate) answers: Answers,
+    /// Other calls wait in the target's queue.
+    pub(crate) awaited: bool,
+}
+
+/// Which other dials to the same target were answered while one is pending.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Answers {
+    #[default]
+    None,
+    /// Only dials that began earlier: the agent was alive after this one began.
+    Earlier,
+    /// A dial that began later: this one is lost.
+    Later,
 }
 
 #[derive(Debug)]
@@ -138,6 +158,10 @@ pub(crate) struct Attempt {
     from: Option<Arc<Target>>,
     target: Option<Arc<Target>>,
     dial: Dial,
+    /// When the present dial began.
+    began: Instant,
+    /// It was not started over when that was due; the next time is after the next answer.
+    probed: bool,
     /// "Same" and denials count only if their read began after this.
     doubt: Option<Instant>,
     /// What was doubt before there was anything to dial.
@@ -175,6 +199,8 @@ impl Attempt {
                 None => Dial::Idle,
             },
             target,
+            began: now,
+            probed: false,
             ask: Ask::At(if doubt.is_some() { now } else { now + limits.delay }),
             doubt,
             hint,
@@ -213,25 +239,37 @@ impl Attempt {
         if self.redial_at.is_some_and(|at| at <= now) {
             self.redial();
         }
+        let lost_at = self.lost_at(progress);
+        if lost_at.is_some_and(|at| at <= now) {
+            self.start_over(now);
+        }
         if let (Dial::Queued, Some(target)) = (self.dial, &self.target) {
             if progress.started >= MOST_DIALS {
                 let newer = (!self.redialed).then(|| Arc::clone(target));
                 return self.fail(ErrorKind::Unreachable { newer });
             }
             self.dial = Dial::Pending;
+            self.began = now;
             return Command::Dial(Arc::clone(target));
         }
         // A dial that waits for the dial service says nothing about the agent: the delay begins when it is started.
         let readying = self.dial == Dial::Pending && progress.waiting && self.doubt.is_none();
         // While the row is read after a denial, that decides; another answer would only get in its way.
-        let silent = readying || self.denied.is_some();
-        let mut until = self.limits.deadline;
+        // A dial that is known to be lost is no reason to ask.
+        let lost = lost_at.is_some() && self.doubt.is_none();
+        let silent = readying || lost || self.denied.is_some();
+        let answers_others = self.dial == Dial::Pending && self.doubt.is_none() && progress.answers != Answers::None;
+        let mut until = lost_at.unwrap_or(self.limits.deadline).min(self.limits.deadline);
         match self.ask {
+            // An agent that answers others is asked about as often as one that was just confirmed.
+            Ask::At(at) if at <= now && !silent && answers_others => return Command::Revalidate,
             Ask::At(at) if at <= now && !silent => {
                 self.on_asking(now);
                 return Command::Validate;
             }
-            Ask::Again(at) if at <= now && !silent => return Command::Revalidate,
+            Ask::Again(at) if at <= now && !silent => {
+                return if self.may_probe(progress) { Command::Probe } else { Command::Revalidate };
+            }
             Ask::At(at) | Ask::Again(at) if !silent => until = until.min(at),
             Ask::At(_) | Ask::Again(_) | Ask::Asked => {}
         }
@@ -252,6 +290,7 @@ impl Attempt {
     /// The resolver is being asked.
     pub(crate) fn on_asking(&mut self, now: Instant) {
         self.doubt.get_or_insert(now);
+        self.probed = false;
         self.ask = Ask::Asked;
         self.validations = self.validations.saturating_add(1);
     }
@@ -261,8 +300,45 @@ impl Attempt {
         self.ask = Ask::Again(until);
     }
 
-    /// The dial service became ready only now, so the dial began only now.
+    /// When a dial is to be started over because it is lost: its target answers dials that began later. The agent is not
+    /// to blame, so that raises no doubt.
+    fn lost_at(&self, progress: Progress) -> Option<Instant> {
+        let is_lost = self.dial == Dial::Pending && !progress.waiting && progress.answers == Answers::Later;
+        // With no dial left, the pending one may still be answered.
+        let lost = is_lost && progress.started < MOST_DIALS;
+        lost.then(|| self.began + self.limits.delay + self.limits.jitter)
+    }
+
+    /// Whether the dial may be started over to find out whether it is lost: the last calls of a herd, and calls that hold
+    /// all slots of a target, see no dial that begins later. Only if the resolver has named the target.
+    fn may_probe(&self, progress: Progress) -> bool {
+        let named = matches!(self.last, LastVerdict::Same | LastVerdict::Superseded);
+        let hangs = self.dial == Dial::Pending && !progress.waiting;
+        let suspicious = progress.answers != Answers::None || progress.awaited;
+        named && hangs && !self.probed && suspicious && progress.started < MOST_DIALS
+    }
+
+    /// The dial is started over.
+    pub(crate) fn on_probe(&mut self, now: Instant) {
+        self.start_over(now);
+    }
+
+    /// It is not, and the resolver is to be asked.
+    pub(crate) fn on_probed_in_vain(&mut self) {
+        self.probed = true;
+    }
+
+    fn start_over(&mut self, now: Instant) {
+        self.dial = Dial::Queued;
+        // To look then whether this one is lost as well; the resolver is not asked any sooner for that.
+        if self.ask != Ask::Asked && self.doubt.is_none() {
+            self.ask = Ask::Again(now + self.limits.delay);
+        }
+    }
+
+    /// The dial was queued, or the dial service became ready only now, so the dial began only now.
     pub(crate) fn on_dial_started(&mut self, now: Instant) {
+        self.began = now;
         if self.doubt.is_none()
             // A fresh verdict is not asked for again any sooner for that.
             && let Ask::At(at) | Ask::Again(at) = &mut self.ask
@@ -297,6 +373,14 @@ impl Attempt {
         }
     }
 
+    /// The dial failed for a reason in this process: that says nothing about the agent, and another dial would fail too.
+    pub(crate) fn on_dial_failed_locally(&mut self) {
+        self.dial = Dial::Failed;
+        if self.denied.is_none() {
+            self.failure = Some(ErrorKind::Local);
+        }
+    }
+
     /// Whether "same" or a denial is an answer, if the read behind it began then.
     pub(crate) fn counts(&self, began: Instant) -> bool {
         self.doubt.is_none_or(|doubt| began >= doubt)
@@ -326,10 +410,7 @@ impl Attempt {
             }
             // Without a doubt about what is dialed it was asked about what was dialed before.
             Answer::Denied(denied) if counts && self.doubt.is_some() => {
-                self.last = denied.verdict();
-                self.denied = Some(denied);
-                self.reread = true;
-                self.redial_at = None;
+                self.deny(denied);
             }
             Answer::Denied(_) => self.ask = Ask::At(now),
             // The resolver is not to blame: a question that begins now is not behind.
@@ -338,12 +419,26 @@ impl Attempt {
         }
     }
 
+    /// The dial leaves the queue, and meanwhile the resolver has said that there is nothing to dial.
+    pub(crate) fn on_denied_in_queue(&mut self, denied: Denied) {
+        if self.dial == Dial::Pending && self.denied.is_none() {
+            self.deny(denied);
+        }
+    }
+
+    fn deny(&mut self, denied: Denied) {
+        self.last = denied.verdict();
+        self.denied = Some(denied);
+        self.reread = true;
+        self.redial_at = None;
+    }
+
     /// What this session would dial now, as another call, an order or the row's reading has it, and since when that is
     /// in doubt. Says whether that is another place than the one that is being dialed.
     pub(crate) fn on_known(&mut self, target: &Arc<Target>, doubt: Option<Instant>, now: Instant) -> bool {
         let elsewhere = !self.is_dialing(target);
         if elsewhere {
-            self.switch(Arc::clone(target), Ask::At(now + self.limits.delay));
+            self.switch(Arc::clone(target), Ask::Again(now + self.limits.delay));
         } else {
             self.target = Some(Arc::clone(target));
         }

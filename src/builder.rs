@@ -95,6 +95,20 @@ impl BoundAgentBuilder {
         self
     }
 
+    /// How many calls of this process may have a pending dial to one target at the same time. Default 64.
+    ///
+    /// After a rebuild, all sessions of a workspace dial the new agent. More connections than its accept queue holds are
+    /// dropped, or seem to be established and are never answered. Therefore, later calls wait in a queue, first in, first
+    /// out, before they call the dial service. A queued call holds no readiness of the dial service, starts no validation
+    /// delay and leaves no doubt; the [`dial_timeout`](Self::dial_timeout) bounds it. A call that leaves the queue dials
+    /// the newest target that is known by then. A dial that is ready at its first poll needs no place.
+    ///
+    /// Threads that start dials at the same instant can exceed the limit by one dial each. Must not be zero.
+    pub fn max_pending_dials(mut self, dials: usize) -> Self {
+        self.settings.max_pending_dials = dials;
+        self
+    }
+
     /// The bound of one question to the resolver. Default 5 s.
     pub fn resolve_timeout(mut self, timeout: Duration) -> Self {
         self.settings.resolve_timeout = timeout;

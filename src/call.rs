@@ -2,7 +2,7 @@
 
 use crate::{
     Bound, BoundHandle, BoxError, DialAgent, DialSession, Error, ErrorKind, Event, LastVerdict, Outcome, Path, Target,
-    dialer::{Dialer, First},
+    dialer::{Dialer, First, To},
     error::SharedError,
     follow,
     race::{Raced, Won, race},
@@ -92,7 +92,7 @@ where
                     start.entry = entry;
                 }
                 let Won { connection, target, dial_began, mut outcome } = won;
-                outcome.dials = dialer.progress().started;
+                outcome.dials = dialer.started();
                 outcome.validations = outcome.validations.saturating_add(validations);
                 outcome.decided_in = dial_began.saturating_duration_since(began);
                 return Ok(hand_out(shared, connection, target, outcome, start.entry));
@@ -122,10 +122,14 @@ where
     let Some(start) = cached.as_mut().filter(|start| start.choice.plain) else { return Err(First::NotYet) };
     let Some(target) = start.choice.target.clone() else { return Err(First::NotYet) };
     dialer.as_mut().start(ask.to(start.entry.workspace(), Arc::clone(&target)));
-    let connection = dialer.first_poll().await?;
     let Entry { row, place, .. } = &*start.entry;
+    let connection = dialer.first_poll(To { place, target: Some(&target) }).await?;
     let (session, workspace) = (row.session, row.workspace);
     shared.emit(&Event::Dialed { session, workspace, target: &target, took: Duration::ZERO, error: None });
+    place.answered_dial(&target, || {
+        let now = Instant::now();
+        (now, now)
+    });
     place.answered(target.agent, false, Instant::now);
     if shared.look(start) != Look::Still {
         // Something has become known during that poll: what was cached is looked at anew.

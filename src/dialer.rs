@@ -1,13 +1,22 @@
 //! The wrapped service and its one pending dial: the one place where it is asked for readiness and called.
 
-use crate::{BoxError, DialAgent, attempt::Progress};
+use crate::{
+    BoxError, DialAgent, Target,
+    attempt::{Answers, Progress},
+    directory::Place,
+    pending::{Probe, Queue, Slot},
+};
 use pin_project::pin_project;
 use std::{
     future::poll_fn,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
-use tokio::task::coop::has_budget_remaining;
+use tokio::{
+    task::coop::has_budget_remaining,
+    time::{Duration, Instant},
+};
 use tower_service::Service;
 
 /// There is room for one dial. Starting the next one drops it *before* the service is asked for readiness again, so its
@@ -15,9 +24,11 @@ use tower_service::Service;
 #[pin_project]
 pub(crate) struct Dialer<S: Service<DialAgent>> {
     service: S,
-    /// To be dialed once the service is ready.
+    /// To be dialed once there is a free slot and the service is ready.
     next: Option<DialAgent>,
-    /// The service was not ready when it was asked for `next`.
+    /// `next` waits for a free slot.
+    queue: Option<Queue>,
+    /// `next` was queued, or the service was not ready when it was asked for it.
     waited: bool,
     /// The dial has been pending at least once.
     was_pending: bool,
@@ -26,11 +37,15 @@ pub(crate) struct Dialer<S: Service<DialAgent>> {
     started: u8,
     #[pin]
     dial: Option<S::Future>,
+    /// Held by `dial` while it is pending, and for `next` after it has left the queue. Dropped after `dial`.
+    slot: Option<Slot>,
 }
 
 /// What became of the dial.
 pub(crate) enum Dialed<C> {
-    /// The service has become ready only now, so the dial began only now. Not said if it was ready at once.
+    /// The call has left the queue and has a slot. What is known may have changed meanwhile; the next poll begins the dial.
+    Admitted,
+    /// The dial began only now: it was queued, or the service was not ready before. Not said if it began at once.
     Started,
     Connected(C),
     /// Evidence about the agent.
@@ -44,6 +59,13 @@ impl<S: Service<DialAgent>> Dialer<S> {
     pub(crate) fn is_dialing(&self) -> bool {
         self.dial.is_some()
     }
+}
+
+/// Where a dial goes.
+#[derive(Clone, Copy)]
+pub(crate) struct To<'a> {
+    pub(crate) place: &'a Place,
+    pub(crate) target: Option<&'a Arc<Target>>,
 }
 
 /// What the first poll of a dial brought, if no connection.
@@ -64,11 +86,13 @@ where
         Self {
             service: readied,
             next: None,
+            queue: None,
             waited: false,
             was_pending: false,
             just_polled: false,
             started: 0,
             dial: None,
+            slot: None,
         }
     }
 
@@ -79,10 +103,15 @@ where
         *this.service = unready;
     }
 
-    /// Drops the dial, then begins this one as soon as the service is ready.
+    /// Drops the dial, then begins this one as soon as the target has a free slot and the service is ready. A dial to the
+    /// same target that was pending leaves its slot to this one.
     pub(crate) fn start(self: Pin<&mut Self>, ask: DialAgent) {
         let mut this = self.project();
         this.dial.set(None);
+        *this.queue = None;
+        if this.slot.as_ref().is_some_and(|slot| !slot.is_for(&ask.target)) {
+            *this.slot = None;
+        }
         *this.next = Some(ask);
         *this.waited = false;
         *this.was_pending = false;
@@ -93,10 +122,28 @@ where
         let mut this = self.project();
         this.dial.set(None);
         *this.next = None;
+        *this.queue = None;
+        *this.slot = None;
     }
 
-    pub(crate) fn progress(&self) -> Progress {
-        Progress { started: self.started, waiting: self.waited && self.next.is_some() }
+    /// How many dials were started.
+    pub(crate) fn started(&self) -> u8 {
+        self.started
+    }
+
+    /// `began` is when the dial began.
+    pub(crate) fn progress(&self, began: Instant) -> Progress {
+        Progress {
+            started: self.started,
+            waiting: self.waited && self.next.is_some(),
+            answers: self.slot.as_ref().map_or(Answers::None, |slot| slot.answers_since(began)),
+            awaited: self.slot.as_ref().is_some_and(Slot::is_awaited),
+        }
+    }
+
+    /// Asks to start the dial over although nothing shows that it is lost.
+    pub(crate) fn probe(&self, now: Instant, every: Duration, delay: Duration) -> Probe {
+        self.slot.as_ref().map_or(Probe::InVain, |slot| slot.probe(now, every, delay))
     }
 
     /// Whether the last dial was not ready at its first poll.
@@ -106,14 +153,14 @@ where
 
     /// Polls the dial once, and does not wait. If it is pending, [`Dialer::finished`] is to follow within the same poll of
     /// the task: it relies on this one's waker and does not poll the dial a second time for nothing.
-    pub(crate) async fn first_poll(mut self: Pin<&mut Self>) -> Result<S::Response, First> {
-        let polled = poll_fn(|cx| Poll::Ready(self.as_mut().poll(cx))).await;
+    pub(crate) async fn first_poll(mut self: Pin<&mut Self>, to: To<'_>) -> Result<S::Response, First> {
+        let polled = poll_fn(|cx| Poll::Ready(self.as_mut().poll(cx, to))).await;
         match polled {
             Poll::Ready(Dialed::Connected(connection)) => Ok(connection),
             Poll::Ready(Dialed::Failed(error)) => Err(First::Failed(error)),
             Poll::Ready(Dialed::NotReady(error)) => Err(First::NotReady(error)),
-            // The service was called only now, and the dial itself was not polled yet.
-            Poll::Ready(Dialed::Started) => Err(First::Pending),
+            // The dial itself was not polled yet.
+            Poll::Ready(Dialed::Admitted | Dialed::Started) => Err(First::Pending),
             Poll::Pending => {
                 // A task that has spent its budget is polled again before it comes to that, perhaps for this dial.
                 *self.project().just_polled = has_budget_remaining();
@@ -123,20 +170,36 @@ where
     }
 
     /// Pending for ever while there is nothing to dial. Cancel safe: the dial stays here.
-    pub(crate) async fn finished(mut self: Pin<&mut Self>) -> Dialed<S::Response> {
-        poll_fn(|cx| self.as_mut().poll(cx)).await
+    pub(crate) async fn finished(mut self: Pin<&mut Self>, to: To<'_>) -> Dialed<S::Response> {
+        poll_fn(|cx| self.as_mut().poll(cx, to)).await
     }
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Dialed<S::Response>> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>, to: To<'_>) -> Poll<Dialed<S::Response>> {
         let mut this = self.project();
         if std::mem::take(this.just_polled) {
             return Poll::Pending;
         }
-        if this.next.is_some() {
+        if let Some(ask) = this.next {
+            if this.slot.is_none() && this.queue.is_none() {
+                *this.queue = to.place.queue(&ask.target);
+                if this.queue.is_some() {
+                    *this.waited = true;
+                    // Dials to other targets must not wait for the readiness of a queued call.
+                    let unready = this.service.clone();
+                    *this.service = unready;
+                }
+            }
+            if let Some(queue) = this.queue {
+                let Poll::Ready(slot) = queue.as_mut().poll(cx) else { return Poll::Pending };
+                *this.queue = None;
+                *this.slot = Some(slot);
+                return Poll::Ready(Dialed::Admitted);
+            }
             match this.service.poll_ready(cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => {
                     *this.next = None;
+                    *this.slot = None;
                     return Poll::Ready(Dialed::NotReady(error.into()));
                 }
                 Poll::Pending => {
@@ -155,9 +218,13 @@ where
         let Some(dial) = this.dial.as_mut().as_pin_mut() else { return Poll::Pending };
         let Poll::Ready(result) = dial.poll(cx) else {
             *this.was_pending = true;
+            if this.slot.is_none() {
+                *this.slot = to.target.map(|target| to.place.enter(target));
+            }
             return Poll::Pending;
         };
         this.dial.set(None);
+        *this.slot = None;
         Poll::Ready(match result {
             Ok(connection) => Dialed::Connected(connection),
             Err(error) => Dialed::Failed(error.into()),

@@ -7,6 +7,7 @@ use crate::{
     AgentId, Binding, Generation, SessionId, Target, WorkspaceId,
     attempt::{Answer, Denied},
     binding::{Behind, Relation},
+    pending::{PendingDials, Queue, Slot},
     rows::{Moment, Seen},
     settings::Settings,
 };
@@ -14,7 +15,7 @@ use moka::sync::Cache;
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
@@ -32,6 +33,7 @@ pub(crate) struct Directory {
     /// Workspaces that were denied a moment ago. Calls that fail hold nothing, so without this nobody would remember why.
     denied: Cache<WorkspaceId, Arc<Place>>,
     intervals: Intervals,
+    max_pending_dials: usize,
 }
 
 /// How often a workspace whose dials hang is asked again.
@@ -64,6 +66,9 @@ pub(crate) struct Place {
     workspace: WorkspaceId,
     places: Weak<Places>,
     intervals: Intervals,
+    max_pending_dials: usize,
+    /// Made for the first dial that is pending.
+    dials: OnceLock<Arc<PendingDials>>,
     /// Raised by everything that may change what is to be dialed: the hot path's one atomic load.
     epoch: AtomicU64,
     /// Calls whose dial is pending, and that may leave a doubt behind.
@@ -180,6 +185,7 @@ impl Directory {
             // moka's clock only bounds the memory; how old a denial may be is decided with tokio's.
             denied: Cache::builder().max_capacity(MOST_DENIED).time_to_live(FRESH_DENIAL).build(),
             intervals: Intervals { first: settings.revalidate_every, longest: settings.revalidate_at_most },
+            max_pending_dials: settings.max_pending_dials,
         }
     }
 
@@ -192,6 +198,8 @@ impl Directory {
             workspace,
             places: Arc::downgrade(&self.places),
             intervals: self.intervals,
+            max_pending_dials: self.max_pending_dials,
+            dials: OnceLock::new(),
             epoch: AtomicU64::new(0),
             waiting: AtomicU32::new(0),
             changed: Notify::new(),
@@ -259,6 +267,16 @@ impl Place {
         self.epoch.load(Ordering::Acquire)
     }
 
+    /// Returns the queue of a target that has as many pending dials as it may have.
+    pub(crate) fn queue(&self, target: &Target) -> Option<Queue> {
+        self.dials.get()?.queue(target)
+    }
+
+    /// Counts a dial that is pending.
+    pub(crate) fn enter(&self, target: &Arc<Target>) -> Slot {
+        self.dials.get_or_init(|| Arc::new(PendingDials::new(self.max_pending_dials))).enter(target)
+    }
+
     /// Sees every change after this call, also one before its first poll.
     pub(crate) fn changed(&self) -> Notified<'_> {
         self.changed.notified()
@@ -308,6 +326,8 @@ impl Place {
         self.change(|facts| {
             let newer = facts.known.as_ref().is_none_or(|known| known.target.compare(target) == Relation::Newer);
             if newer {
+                // The resolver was not asked about this one.
+                facts.pause = None;
                 facts.replace(Known { target: Arc::clone(target), began: now, from: Source::Row, denied: None });
             }
             newer
@@ -362,6 +382,7 @@ impl Place {
                 }
                 _ => self.intervals.first,
             };
+            let pause = pause.max(self.intervals.first);
             again = now + pause;
             facts.pause = Some((pause, again));
             if matches!(worth, Answer::Running(_) | Answer::Denied(_)) && below_floor.is_none() {
@@ -498,6 +519,13 @@ impl Place {
         })
     }
 
+    /// Records that a target has answered a dial, if other dials are pending. `times`: when it began, and now.
+    pub(crate) fn answered_dial(&self, target: &Target, times: impl FnOnce() -> (Instant, Instant)) {
+        if let Some(dials) = self.dials.get() {
+            dials.answered(target, times);
+        }
+    }
+
     /// An agent has answered a dial. `asked`: after the resolver was asked about it.
     pub(crate) fn answered(&self, agent: AgentId, asked: bool, now: impl FnOnce() -> Instant) {
         let watched = self.waiting.load(Ordering::Relaxed) > 0;
@@ -508,8 +536,9 @@ impl Place {
         if watched {
             facts.agents.entry(agent).or_default().answered = Some(now());
         }
-        // Nothing hangs any more: the next dial that does is asked about as often as the first one.
-        facts.pause = None;
+        // Nothing hangs any more: the next dial that does is asked about as often as the first one. The present pause stays:
+        // in a herd, some dials hang while others are answered.
+        facts.pause = facts.pause.map(|(_, ends)| (Duration::ZERO, ends));
     }
 }
 

@@ -47,6 +47,10 @@ pub enum ErrorKind {
     },
     /// The wrapped dial service itself is broken (its readiness failed). Says nothing about any agent.
     Dialer,
+    /// The dial failed for a reason in this process: no free descriptor or port, shed load, or an error that the dialer has
+    /// marked as a [`LocalError`](crate::LocalError). Says nothing about any agent: nobody was asked, and nothing was
+    /// dialed again.
+    Local,
     /// There was nothing to dial, and the resolver did not say what to dial.
     Resolver,
     /// The binding could not be read or written, and nothing was changed.
@@ -73,6 +77,7 @@ impl fmt::Display for ErrorKind {
             }
             Self::TimedOut { last } => write!(f, "the dial timed out ({last})"),
             Self::Dialer => f.write_str("the dial service failed"),
+            Self::Local => f.write_str("the dial failed for a reason in this process"),
             Self::Resolver => f.write_str("the workspace's agent could not be resolved"),
             Self::Store => f.write_str("the binding could not be read or written"),
             Self::OutcomeUnknown => f.write_str("the binding may or may not have been written"),

@@ -3,17 +3,21 @@
 //! Knows neither how a row is found nor what happens after a connection was won: [`call`](crate::call) does.
 
 use crate::{
-    BoxError, DialAgent, DialSession, Error, ErrorKind, Event, Outcome, Target,
+    BoxError, DialAgent, DialSession, Error, ErrorKind, Event, LocalError, Outcome, Target,
     attempt::{Answer, Attempt, Command, Given, Limits},
-    dialer::{Dialed, Dialer, First},
+    dialer::{Dialed, Dialer, First, To},
+    directory::Verdict,
     error::{Cause, SharedError},
     flight::Seat,
+    pending::Probe,
     rows::Entry,
+    settings::Settings,
     shared::{Look, Shared, Start, Validated},
 };
 use futures_util::future::BoxFuture;
 use std::{
     future::pending,
+    hash::{BuildHasher, RandomState},
     pin::{Pin, pin},
     sync::Arc,
 };
@@ -62,15 +66,16 @@ where
     match first {
         First::NotYet | First::Pending => {}
         First::Failed(error) => {
-            run.ended(now, Some(&error));
+            if let Landing::Moved = run.failed(now, &error) {
+                return run.decided(Ok(Raced::Moved(run.attempt.validations())));
+            }
             dial_error = Some(error);
-            run.attempt.on_dial_failed(now);
         }
         First::NotReady(error) => return Err(Error::new(ErrorKind::Dialer).of(ask.session).with_dial(Some(error))),
     }
 
     loop {
-        let until = match run.attempt.next(now, run.dialer.progress()) {
+        let until = match run.attempt.next(now, run.dialer.progress(run.dial_began)) {
             Command::Dial(target) => {
                 connected = None;
                 run.dial_began = now;
@@ -88,6 +93,16 @@ where
                         run.attempt.on_asking(now);
                         question = Some(shared.validate(&run.start.entry.place));
                     }
+                }
+                continue;
+            }
+            Command::Probe => {
+                let Settings { revalidate_every: every, validation_delay: delay, .. } = shared.settings;
+                match run.dialer.probe(now, every, delay) {
+                    Probe::Granted => run.attempt.on_probe(now),
+                    // Not all of them at one instant.
+                    Probe::Wait(until) => run.attempt.on_paused(until + jitter(delay)),
+                    Probe::InVain => run.attempt.on_probed_in_vain(),
                 }
                 continue;
             }
@@ -133,7 +148,13 @@ where
         // Handlers run after all arms were dropped, so they may change that state.
         select! {
             biased;
-            dialed = run.dialer.as_mut().finished() => match dialed {
+            dialed = run.dialer.as_mut().finished(To { place: &run.start.entry.place, target: run.attempt.target() }) => match dialed {
+                Dialed::Admitted => {
+                    now = Instant::now();
+                    if let Landing::Moved = run.admitted() {
+                        return run.decided(Ok(Raced::Moved(run.attempt.validations())));
+                    }
+                }
                 Dialed::Started => {
                     now = Instant::now();
                     run.dial_began = now;
@@ -149,9 +170,10 @@ where
                 }
                 Dialed::Failed(error) => {
                     now = Instant::now();
-                    run.ended(now, Some(&error));
+                    if let Landing::Moved = run.failed(now, &error) {
+                        return run.decided(Ok(Raced::Moved(run.attempt.validations())));
+                    }
                     dial_error = Some(error);
-                    run.attempt.on_dial_failed(now);
                 }
                 Dialed::NotReady(error) => {
                     return run.decided(Err(Error::new(ErrorKind::Dialer).of(ask.session).with_dial(Some(error))));
@@ -235,7 +257,8 @@ where
         deadline: Instant,
         now: Instant,
     ) -> Self {
-        let limits = Limits { delay: shared.settings.validation_delay, deadline, redial: shared.settings.redial };
+        let Settings { validation_delay: delay, redial, .. } = shared.settings;
+        let limits = Limits { delay, deadline, redial, jitter: jitter(delay) };
         let given = Given {
             bound: start.entry.row.target.as_ref(),
             target: start.choice.target.take(),
@@ -269,8 +292,32 @@ where
             error: error.map(|error| &**error as _),
         });
         if error.is_none() {
+            place.answered_dial(target, || (began, now));
             place.answered(target.agent, self.attempt.validations() > 0, || now);
         }
+    }
+
+    /// The call leaves the queue: what has become known meanwhile decides whether and what it dials.
+    fn admitted(&mut self) -> Landing {
+        let landing = self.look();
+        if let Landing::Good = landing
+            && let Some(Verdict { answer: Answer::Denied(denied), began, .. }) = self.start.entry.place.verdict()
+            && began >= self.dial_began
+        {
+            self.attempt.on_denied_in_queue(denied);
+        }
+        landing
+    }
+
+    /// The dial has failed. What has become known while it was pending may make a question needless.
+    fn failed(&mut self, now: Instant, error: &BoxError) -> Landing {
+        self.ended(now, Some(error));
+        if LocalError::is_in(&**error) {
+            self.attempt.on_dial_failed_locally();
+            return Landing::Good;
+        }
+        self.attempt.on_dial_failed(now);
+        self.look()
     }
 
     /// Compares what is being dialed with what this process knows.
@@ -326,6 +373,13 @@ where
         }
         Landing::Good
     }
+}
+
+/// Up to half of the delay.
+fn jitter(delay: Duration) -> Duration {
+    // The hasher's keys are the randomness that std has.
+    let random = RandomState::new().hash_one(0) as u32;
+    (delay / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 
 /// How what is being dialed compares with what is known.

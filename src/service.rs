@@ -19,6 +19,18 @@ use tower_service::Service;
 /// target, which begins at once; a call that has to ask the store or the resolver first gives its readiness back before
 /// it does, and asks for it again when it dials. So a `ConcurrencyLimit` around the dialer is held by dials only.
 ///
+/// A service that is ready does not mean that the dial begins at once: while as many dials to the target are pending as
+/// [`max_pending_dials`](crate::BoundAgentBuilder::max_pending_dials) allows, the call gives its readiness back and waits in
+/// the target's queue, first in, first out. A call whose future is not polled keeps its place there.
+///
+/// # Lost dials
+///
+/// A dial that is pending longer than the validation delay, while its target answers dials that began later, was lost on its
+/// way: it is dropped and started over, at most twice in a call, without a question to the resolver. The last dials of a
+/// herd see no later dial. If one of them still hangs when the resolver would be asked again after it has confirmed the
+/// agent, one dial to that target is started over in its place, once in each
+/// [`revalidate_every`](crate::BoundAgentBuilder::revalidate_every); the other dials follow if it is answered.
+///
 /// # Clone
 ///
 /// A clone is cheap and shares cache, validations and repairs with every other service of its layer. The wrapped service

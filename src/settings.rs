@@ -48,6 +48,7 @@ pub(crate) struct Settings {
     pub(crate) revalidate_every: Duration,
     pub(crate) revalidate_at_most: Duration,
     pub(crate) dial_timeout: Duration,
+    pub(crate) max_pending_dials: usize,
     pub(crate) resolve_timeout: Duration,
     pub(crate) store_timeout: Duration,
     pub(crate) cache_capacity: u64,
@@ -66,6 +67,7 @@ impl Default for Settings {
             revalidate_every: Duration::from_secs(2),
             revalidate_at_most: Duration::from_secs(15),
             dial_timeout: Duration::from_secs(30),
+            max_pending_dials: 64,
             resolve_timeout: Duration::from_secs(5),
             store_timeout: Duration::from_secs(5),
             cache_capacity: 100_000,
@@ -140,6 +142,9 @@ impl Settings {
                 self.cache_idle, self.store_timeout
             );
             return refuse("cache_idle", "store_timeout", why);
+        }
+        if self.max_pending_dials == 0 {
+            return refuse("max_pending_dials", "a limit", "it is zero".into());
         }
         if self.cache_capacity == 0 {
             return refuse("cache_capacity", "a cache", "it is zero".into());

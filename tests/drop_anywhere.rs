@@ -622,6 +622,53 @@ fn timed_out_with_everything_hanging() {
     });
 }
 
+/// A call that waits in the queue of its target, behind one that takes 15 ms. Says whether it was dropped before its end.
+async fn drop_queued_once(polls: usize, drops: Drops) -> bool {
+    let what = format!("after {polls} polls, {drops:?}");
+    let (stage, _, target) = Stage::cached(Slow(0), |builder| builder.max_pending_dials(1)).await;
+    stage.world.does(&target, Does::Answer(ms(15)));
+    let (first, last) = (stage.layer.layer(stage.world.dialer()), stage.dial.clone());
+    let other = stage.other;
+    let mut first = Box::pin(async move { call(&first, other).await });
+    assert!(first.as_mut().now_or_never().is_none());
+    let mut queued = Box::pin(polled(call(&stage.dial, stage.ask.clone()), polls, drops));
+    let dropped = if polls > 0 { queued.as_mut().now_or_never() } else { None };
+    // Behind it.
+    let mut last = Box::pin(async move {
+        {
+            let began = Instant::now();
+            let called = call(&last, other).await;
+            (began.elapsed(), called)
+        }
+    });
+    assert!(last.as_mut().now_or_never().is_none(), "{what}");
+    let finish = async { if let Some(dropped) = dropped { dropped } else { queued.await } };
+    let (first, dropped, (took, last)) = tokio::join!(first, finish, last);
+    first.expect(&what);
+    last.expect(&what);
+    assert!(took <= ms(60), "{what}: {took:?}");
+    let ended = dropped.is_some();
+    drop(dropped);
+    stage.permit_is_free();
+    let (called, found, _) = stage.call(stage.ask.clone()).await;
+    called.expect(&what);
+    no_more_than(&what, found, counts(1, 1, 0, 0));
+    stage.close().await;
+    !ended
+}
+
+#[test]
+fn queued_behind_another_call() {
+    for drops in DROPS {
+        let mut polls = 0;
+        while play(drop_queued_once(polls, drops)) {
+            polls += 1;
+            assert!(polls < 20, "{drops:?}: no end");
+        }
+        assert!(polls > 2, "it waits");
+    }
+}
+
 /// What is ordered in a case.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Order {

@@ -52,6 +52,13 @@ fn the_delay_and_a_slow_answer_must_fit_into_the_dial_timeout() {
 }
 
 #[test]
+fn a_limit_of_no_pending_dials_is_refused() {
+    assert_eq!(refused(|builder| builder.max_pending_dials(0)).settings()[0], "max_pending_dials");
+    accepted(|builder| builder.max_pending_dials(1));
+    accepted(|builder| builder.max_pending_dials(usize::MAX));
+}
+
+#[test]
 fn a_slow_statement_must_fit_into_the_dial_timeout() {
     names(&refused(|builder| builder.store_timeout(secs(30))), "store_timeout", "dial_timeout");
     accepted(|builder| builder.store_timeout(ms(29_999)));
@@ -129,6 +136,7 @@ fn a_builder_and_a_layer_show_their_settings_and_nothing_else() {
         "revalidate_every: 2s",
         "revalidate_at_most: 15s",
         "dial_timeout: 30s",
+        "max_pending_dials: 64",
         "resolve_timeout: 5s",
         "store_timeout: 5s",
         "cache_capacity: 100000",

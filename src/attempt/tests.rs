@@ -51,13 +51,16 @@ struct Bench {
     /// Each dial waits for the dial service.
     busy: bool,
     asked: Option<Instant>,
+    /// What becomes of the wish to start a dial over.
+    probe: &'static str,
 }
 
 impl Bench {
     fn new(given: &str) -> Self {
         // Far from the clock's own zero, so that reads may have begun before the call.
         let zero = Instant::now() + Duration::from_secs(3600);
-        let mut limits = Limits { delay: ms(DELAY), deadline: zero + ms(DEADLINE), redial: Redial::Once };
+        let mut limits =
+            Limits { delay: ms(DELAY), deadline: zero + ms(DEADLINE), redial: Redial::Once, jitter: ms(0) };
         let (mut given_to, mut progress, mut busy) = (Given::default(), Progress::default(), false);
         let mut bound = None;
         let mut words = given.split_whitespace();
@@ -81,7 +84,7 @@ impl Bench {
             }
         }
         given_to.bound = bound.as_ref();
-        Self { zero, attempt: Attempt::new(limits, given_to, zero), progress, busy, asked: None }
+        Self { zero, attempt: Attempt::new(limits, given_to, zero), progress, busy, asked: None, probe: "granted" }
     }
 
     fn at(&self, millis: u64) -> Instant {
@@ -104,8 +107,15 @@ impl Bench {
             ["begin" | "tick"] => {}
             ["connected"] => self.attempt.on_connected(),
             ["failed"] => self.attempt.on_dial_failed(now),
+            ["failed", "locally"] => self.attempt.on_dial_failed_locally(),
+            ["answers", "later"] => self.progress.answers = Answers::Later,
+            ["answers", "earlier"] => self.progress.answers = Answers::Earlier,
+            ["awaited"] => self.progress.awaited = true,
+            ["probes", "wait"] => self.probe = "wait",
+            ["probes", "in", "vain"] => self.probe = "in vain",
+            ["stopped", "in", "queue"] => self.attempt.on_denied_in_queue(Denied::Stopped),
             ["started"] => {
-                self.progress = Progress { started: self.progress.started + 1, waiting: false };
+                self.progress = Progress { started: self.progress.started + 1, waiting: false, ..self.progress };
                 self.attempt.on_dial_started(now);
             }
             ["says", said, rest @ ..] => answer(self, Answer::Running(target(said)), began(rest)),
@@ -145,6 +155,7 @@ impl Bench {
             said.push(match &command {
                 Command::Dial(target) => {
                     self.progress.waiting = self.busy;
+                    self.progress.answers = Answers::None;
                     self.progress.started += u8::from(!self.busy);
                     format!("dial {}", name(target))
                 }
@@ -156,6 +167,15 @@ impl Bench {
                     self.attempt.on_asking(now);
                     self.asked = Some(now);
                     "ask".into()
+                }
+                Command::Probe => {
+                    let (said, wait) = (self.probe, now + ms(DELAY));
+                    match said {
+                        "granted" => self.attempt.on_probe(now),
+                        "wait" => self.attempt.on_paused(wait),
+                        _ => self.attempt.on_probed_in_vain(),
+                    }
+                    format!("probe {said}")
                 }
                 Command::Reread => "read".into(),
                 Command::Wait(until) => format!("wait {}", (*until - self.zero).as_millis()),
@@ -205,6 +225,123 @@ macro_rules! scripts {
     ($($(#[$meta:meta])* $name:ident: $script:literal;)*) => {
         $(#[test] $(#[$meta])* fn $name() { run($script) })*
     };
+}
+
+/// Lost dials, queues, and errors of this process.
+mod herd {
+    use super::run;
+
+    scripts! {
+        row_27_a_dial_whose_target_answers_later_dials_is_started_over: "bound a5
+            0    begin           | dial a5, wait 250
+            100  answers later   | wait 250
+            250  tick            | dial a5, wait 500
+            260  connected       | serve reused";
+
+        row_27_evidence_that_comes_after_the_delay_counts_at_the_next_look: "bound a5
+            0    begin           | dial a5, wait 250
+            250  tick            | ask, wait 30000
+            300  says a5         | wait 2300
+            1000 answers later   | dial a5, wait 1250
+            1010 connected       | serve confirmed";
+
+        row_27_a_switched_dial_is_started_over: "bound a5
+            0    begin           | dial a5, wait 250
+            250  tick            | ask, wait 30000
+            260  says b6         | dial b6, wait 2260
+            300  answers later   | wait 510
+            510  tick            | dial b6, wait 760
+            520  connected       | serve switched from a5";
+
+        row_27_with_no_dial_left_it_goes_on: "bound a5
+            0    begin           | dial a5, wait 250
+            10   answers later   | wait 250
+            250  tick            | dial a5, wait 500
+            260  answers later   | wait 500
+            500  tick            | dial a5, wait 750
+            510  answers later   | wait 750
+            750  tick            | ask, wait 30000
+            760  says a5         | wait 2760
+            800  connected       | serve confirmed";
+
+        row_27_a_dial_that_is_started_over_and_fails_is_a_failed_dial: "bound a5
+            0    begin           | dial a5, wait 250
+            100  answers later   | wait 250
+            250  tick            | dial a5, wait 500
+            260  failed          | ask, wait 510
+            270  says a5         | dial a5, wait 2270
+            280  connected       | serve redialed";
+
+        row_27_a_doubt_is_asked_about_all_the_same: "bound a5
+            0    begin           | dial a5, wait 250
+            100  answers later   | wait 250
+            110  doubt           | ask, wait 250
+            120  says b6         | dial b6, wait 2120";
+
+        a_target_that_answers_others_is_not_asked_about_anew_by_each_of_them: "bound a5
+            0    begin           | dial a5, wait 250
+            100  answers earlier | wait 250
+            250  tick            | ask, wait 30000
+            260  says a5         | wait 2260
+            2260 tick            | probe granted, dial a5, wait 2510
+            2270 connected       | serve confirmed";
+
+        a_dial_is_not_probed_before_the_resolver_has_named_the_target: "bound a5
+            0    begin           | dial a5, wait 250
+            100  awaited         | wait 250
+            250  tick            | ask, wait 30000
+            260  unknown         | wait 2260
+            2260 tick            | ask, wait 30000
+            2270 says a5         | wait 4270
+            4270 tick            | probe granted, dial a5, wait 4520";
+
+        a_dial_waits_for_what_becomes_of_anothers_probe: "bound a5
+            0    probes wait     | dial a5, wait 250
+            100  awaited         | wait 250
+            250  tick            | ask, wait 30000
+            260  says a5         | wait 2260
+            2260 tick            | probe wait, wait 2510
+            2300 answers later   | dial a5, wait 2550";
+
+        after_a_probe_in_vain_the_resolver_is_asked: "bound a5
+            0    probes in vain  | dial a5, wait 250
+            100  awaited         | wait 250
+            250  tick            | ask, wait 30000
+            260  says a5         | wait 2260
+            2260 tick            | probe in vain, ask, wait 30000
+            2270 says b6         | dial b6, wait 4270";
+
+        row_28_a_call_in_the_queue_asks_nobody: "bound a5 busy
+            0    begin           | dial a5, wait 30000
+            5000 started         | wait 5250
+            5250 tick            | ask, wait 30000";
+
+        row_28_a_denial_while_it_was_queued_ends_it: "bound a5 busy
+            0    begin           | dial a5, wait 30000
+            250  stopped in queue | read, wait 30000
+            260  row unchanged   | fail stopped";
+
+        row_28_a_denial_while_it_was_queued_gives_way_to_a_newer_row: "bound a5 busy
+            0    begin           | dial a5, wait 30000
+            250  stopped in queue | read, wait 30000
+            260  row b6          | dial b6, wait 30000";
+
+        row_49_a_local_error_ends_the_call: "bound a5
+            0    begin           | dial a5, wait 250
+            100  failed locally  | fail local";
+
+        row_49_a_local_error_while_the_resolver_is_asked_ends_the_call: "bound a5
+            0    begin           | dial a5, wait 250
+            250  tick            | ask, wait 30000
+            260  failed locally  | fail local";
+
+        row_49_a_local_error_after_a_denial_leaves_the_decision_to_the_row: "bound a5
+            0    begin           | dial a5, wait 250
+            250  tick            | ask, wait 30000
+            260  stopped         | read, wait 30000
+            265  failed locally  | wait 30000
+            270  row unchanged   | fail stopped";
+    }
 }
 
 mod rows {

@@ -16,7 +16,8 @@ struct Crowd {
 
 impl Crowd {
     async fn new(generation: Option<i64>) -> Self {
-        let mut s = Scene::new(generation).await;
+        // All of them dial at once; `herd` has those that are queued.
+        let mut s = Scene::with(generation, |builder| builder.max_pending_dials(N as usize)).await;
         let chats = s.sessions(N as usize).await;
         Self { s, chats }
     }

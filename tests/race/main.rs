@@ -15,6 +15,8 @@ mod deadline;
 mod denied;
 mod dropping;
 mod groups;
+mod herd;
+mod local;
 mod scene;
 mod stragglers;
 

@@ -11,6 +11,14 @@ enum Happens {
     Started,
     Connected,
     Failed,
+    FailedLocally,
+    /// The target answers a dial that began later.
+    Overtaken,
+    /// Others wait for a slot, or no longer.
+    Awaited(bool),
+    /// The target answers a dial that began earlier.
+    AnsweredEarlier,
+    DeniedInQueue,
     /// Its read began so long before now, but after the last answer.
     Answered(Said, u64),
     /// Another call or an order has it.
@@ -55,6 +63,11 @@ fn happens() -> impl Strategy<Value = Happens> {
         2 => Just(Happens::Started),
         2 => Just(Happens::Connected),
         6 => Just(Happens::Failed),
+        1 => Just(Happens::FailedLocally),
+        2 => Just(Happens::Overtaken),
+        2 => any::<bool>().prop_map(Happens::Awaited),
+        1 => Just(Happens::AnsweredEarlier),
+        1 => Just(Happens::DeniedInQueue),
         6 => (said(), 0_u64..3_000).prop_map(|(said, age)| Happens::Answered(said, age)),
         2 => said().prop_map(Happens::Known),
         1 => (0_u64..1_000).prop_map(Happens::Doubted),
@@ -118,8 +131,10 @@ struct Model {
     /// The greatest generation that the attempt was told of, in what counts.
     told: Option<Generation>,
     denials: u32,
-    /// Dial commands for the present target, since it became the target.
+    /// Dial commands for the present target, since it became the target. Lost dials that were started over count once.
     dials: u8,
+    /// The dial is started over because that was granted.
+    probing: bool,
     ended: Option<Command>,
 }
 
@@ -127,12 +142,12 @@ impl Model {
     fn new(begins: &Begins) -> Self {
         let zero = Instant::now() + Duration::from_secs(3600);
         let redial = if begins.once { Redial::Once } else { Redial::Never };
-        let limits = Limits { delay: ms(DELAY), deadline: zero + ms(DEADLINE), redial };
+        let limits = Limits { delay: ms(DELAY), deadline: zero + ms(DEADLINE), redial, jitter: ms(0) };
         let mut model = Self {
             zero,
             now: zero,
             attempt: Attempt::new(limits, Given::default(), zero),
-            progress: Progress { started: begins.started, waiting: false },
+            progress: Progress { started: begins.started, ..Progress::default() },
             once: begins.once,
             busy: begins.busy,
             late_news: begins.late_news.clone(),
@@ -146,6 +161,7 @@ impl Model {
             told: None,
             denials: 0,
             dials: 0,
+            probing: false,
             ended: None,
         };
         let bound = begins.bound.then(|| model.another());
@@ -211,6 +227,19 @@ impl Model {
             Happens::Failed if pending && !self.progress.waiting => {
                 self.dial = None;
                 self.attempt.on_dial_failed(self.now);
+            }
+            Happens::FailedLocally if pending && !self.progress.waiting => {
+                self.dial = None;
+                self.attempt.on_dial_failed_locally();
+            }
+            Happens::Overtaken if pending && !self.progress.waiting => self.progress.answers = Answers::Later,
+            Happens::Awaited(awaited) => self.progress.awaited = *awaited,
+            Happens::AnsweredEarlier if pending && self.progress.answers == Answers::None => {
+                self.progress.answers = Answers::Earlier;
+            }
+            Happens::DeniedInQueue if pending && self.progress.waiting => {
+                self.denials += 1;
+                self.attempt.on_denied_in_queue(Denied::Stopped);
             }
             Happens::Answered(said, age) if self.asked => {
                 // A flight begins after the one before it has landed.
@@ -283,11 +312,15 @@ impl Model {
                 Command::Dial(target) => {
                     assert_eq!(self.attempt.target(), Some(target));
                     assert!(self.now < self.zero + ms(DEADLINE), "dialed at the deadline");
+                    let hangs = !self.connected && same_place(self.dial.as_ref(), Some(target));
+                    let starts_over =
+                        hangs && (self.progress.answers == Answers::Later || std::mem::take(&mut self.probing));
+                    self.progress.answers = Answers::None;
                     // One place for one dial: what was there is dropped.
                     self.dial = Some(Arc::clone(target));
                     self.connected = false;
                     self.progress.waiting = self.busy;
-                    self.dials += 1;
+                    self.dials += u8::from(!starts_over);
                     assert!(self.dials <= 1 + u8::from(self.once), "a target has {} dials", self.dials);
                     if !self.busy {
                         self.start();
@@ -305,6 +338,18 @@ impl Model {
                     } else {
                         self.attempt.on_asking(self.now);
                         self.asked = true;
+                    }
+                }
+                Command::Probe => {
+                    assert!((self.progress.awaited || self.progress.answers != Answers::None) && !self.asked);
+                    assert!(self.progress.started < MOST_DIALS);
+                    match happened {
+                        Happens::Nothing => self.attempt.on_paused(self.now + ms(250)),
+                        Happens::Awaited(_) => self.attempt.on_probed_in_vain(),
+                        _ => {
+                            self.probing = true;
+                            self.attempt.on_probe(self.now);
+                        }
                     }
                 }
                 Command::Reread => {
@@ -356,6 +401,7 @@ impl Model {
             ErrorKind::Starting { .. } | ErrorKind::Stopped | ErrorKind::Gone => {
                 assert!(self.denials > 0 && !unknown && !overtaken && !self.reading, "no denial, or no row was read");
             }
+            ErrorKind::Local => assert!(matches!(happened, Happens::FailedLocally)),
             ErrorKind::Resolver => {
                 assert!(self.dial.is_none() && self.attempt.target().is_none() && !overtaken);
             }
@@ -432,6 +478,7 @@ fn random_orders_end_in_every_way() {
         "unreachable false",
         "unreachable true",
         "resolver",
+        "local",
         "stopped",
         "gone",
         "starting 0",

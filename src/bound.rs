@@ -203,6 +203,11 @@ impl BoundHandle {
         Self { reported: dialed.clone().reported, ..self }
     }
 
+    /// What the call goes by, for a request that waits for its answer.
+    pub(crate) fn watched(&self) -> (Arc<Shared>, Arc<Entry>, Arc<Target>) {
+        (Arc::clone(&self.shared), Arc::clone(&self.entry), Arc::clone(&self.target))
+    }
+
     /// What was dialed, to be kept.
     pub(crate) fn shared_target(&self) -> &Arc<Target> {
         &self.target

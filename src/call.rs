@@ -180,6 +180,13 @@ fn because(shared: &Shared, error: Error, moved: bool) -> Error {
     }
 }
 
+/// Looks the row of a session up for a client, that may have a connection already to what it names.
+#[cfg(feature = "http")]
+pub(crate) async fn look_up_first(shared: &Arc<Shared>, ask: &DialSession) -> Result<Start, Error> {
+    follow::ensure(shared);
+    look_up(shared, ask, Instant::now() + shared.settings.dial_timeout).await
+}
+
 /// A client has a connection already to what the call would dial: what is due after a dial is due after this.
 #[cfg(feature = "http")]
 pub(crate) fn dialed_before(shared: Arc<Shared>, start: Start, target: Arc<Target>) -> BoundHandle {

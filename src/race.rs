@@ -392,7 +392,7 @@ enum Landing {
 }
 
 /// Ends when the row or what is known of its workspace has changed. Counts the call as waiting meanwhile.
-async fn news(shared: &Shared, start: &Start) {
+pub(crate) async fn news(shared: &Shared, start: &Start) {
     let Entry { row, place, .. } = &*start.entry;
     let _waiting = place.wait();
     // Made before the look, so that a change between the look and the first poll is not missed.

@@ -64,6 +64,16 @@ pub(crate) struct Start {
     pub(crate) absent: bool,
 }
 
+/// What is known of a session whose request may use a connection that is there.
+#[cfg(feature = "http")]
+pub(crate) enum Known {
+    Start(Start),
+    /// Its row must be looked up first.
+    Cold,
+    /// Only a dial will do.
+    Dial,
+}
+
 /// What a second look at the registers says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Look {
@@ -176,17 +186,32 @@ impl Shared {
     }
 
     /// What the session's next call would dial at once, in doubt or not, if a connection that is there is as good as a
-    /// dial: not so if a call may end only after its repair.
+    /// dial.
     #[cfg(feature = "http")]
-    pub(crate) fn known(&self, session: SessionId, workspace: Option<WorkspaceId>) -> Option<Start> {
+    pub(crate) fn known(&self, session: SessionId, workspace: Option<WorkspaceId>) -> Known {
         if self.is_closed() {
-            return None;
+            return Known::Dial;
         }
-        let start = self.cached(session, workspace)?;
-        let target = start.choice.target.as_ref()?;
+        match self.cached(session, workspace) {
+            Some(start) if self.is_served(&start) => Known::Start(start),
+            Some(_) => Known::Dial,
+            None => Known::Cold,
+        }
+    }
+
+    /// Whether a connection that is there is as good as a dial: not so if there is nothing to dial yet, or if a call may
+    /// end only after its repair.
+    #[cfg(feature = "http")]
+    pub(crate) fn is_served(&self, start: &Start) -> bool {
         let in_background = self.settings.repair == crate::RepairMode::Background;
-        let written = start.entry.row.target.as_ref().is_some_and(|row| row.is(target));
-        (written || in_background).then_some(start)
+        let Some(target) = &start.choice.target else { return false };
+        !start.absent && (in_background || start.entry.row.target.as_ref().is_some_and(|row| row.is(target)))
+    }
+
+    /// What the session would dial now, as far as it is cached.
+    #[cfg(feature = "http")]
+    pub(crate) fn target_of(&self, session: SessionId) -> Option<Arc<Target>> {
+        self.cached(session, None)?.choice.target
     }
 
     /// The one look: whether what a call goes by is still what this process knows.

@@ -21,7 +21,8 @@ use std::{
 /// connection stays open until the last body on it has ended.
 ///
 /// An error says that the agent or the connection to it broke in the middle. That has already been reported as stale
-/// ([`BoundHandle::report_stale`](crate::BoundHandle::report_stale)).
+/// ([`BoundHandle::report_stale`](crate::BoundHandle::report_stale)). [`http2_code`](super::http2_code) gives the reason
+/// that HTTP/2 has for it. What happens to the connection after the end of the body is not held against the agent.
 #[must_use = "a body that is dropped before its end closes an HTTP/1 connection"]
 pub struct AgentBody {
     incoming: Incoming,
@@ -32,6 +33,8 @@ pub struct AgentBody {
 
 /// A lease, whatever the body of the request was.
 trait Using: Send + Sync {
+    /// A piece of the response has come.
+    fn answered(&self);
     /// The response has come to its end.
     fn ended(self: Box<Self>, progress: &Progress);
     /// The response broke off.
@@ -39,6 +42,10 @@ trait Using: Send + Sync {
 }
 
 impl<B: Send + 'static> Using for Lease<B> {
+    fn answered(&self) {
+        Lease::answered(self);
+    }
+
     fn ended(self: Box<Self>, progress: &Progress) {
         Lease::ended(*self, progress);
     }
@@ -67,7 +74,11 @@ impl Body for AgentBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let polled = Pin::new(&mut self.incoming).poll_frame(cx);
         match &polled {
-            Poll::Ready(Some(Ok(_))) if !self.incoming.is_end_stream() => {}
+            Poll::Ready(Some(Ok(_))) if !self.incoming.is_end_stream() => {
+                if let Some(using) = &self.using {
+                    using.answered();
+                }
+            }
             Poll::Ready(Some(Err(error))) => {
                 if let Some(using) = self.using.take()
                     && is_evidence(error)

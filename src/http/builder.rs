@@ -1,6 +1,6 @@
 //! The settings of a client.
 
-use super::{AgentClient, client::SessionOf, pool::Limits, request::Speaks};
+use super::{AgentClient, client::SessionOf, http2::TOLERATED_PING, pool::Limits, request::Speaks};
 use crate::{BoundAgent, DialSession, SessionId, settings::LONGEST};
 use ::http::request::Parts;
 use std::{fmt, num::NonZeroUsize, sync::Arc, time::Duration};
@@ -13,6 +13,9 @@ pub(super) struct Settings {
     pub(super) wait_timeout: Duration,
     pub(super) idle_timeout: Duration,
     pub(super) response_header_timeout: Option<Duration>,
+    pub(super) question_after: Option<Duration>,
+    pub(super) end_superseded: bool,
+    pub(super) repeat_methods: bool,
     pub(super) ping_interval: Option<Duration>,
     pub(super) ping_timeout: Duration,
 }
@@ -44,8 +47,11 @@ impl AgentClientBuilder {
             wait_timeout: seconds(30),
             idle_timeout: seconds(90),
             response_header_timeout: Some(seconds(60)),
-            ping_interval: Some(seconds(10)),
-            ping_timeout: seconds(10),
+            question_after: Some(seconds(2)),
+            end_superseded: true,
+            repeat_methods: false,
+            ping_interval: Some(TOLERATED_PING),
+            ping_timeout: seconds(20),
         };
         Self { settings, session: Arc::new(extension) }
     }
@@ -79,15 +85,20 @@ impl AgentClientBuilder {
 
     /// How many connections to one agent there are at most, those of upgrades included. Default 1,024.
     ///
-    /// Who finds all of them in use waits for the [`wait_timeout`](Self::wait_timeout). A call whose binding must be
-    /// looked up or validated dials in any case, since only that tells whose connection it needs.
+    /// When every connection is in use, requests wait for up to the [`wait_timeout`](Self::wait_timeout), and are served in
+    /// the order in which they came. A session of which it is not known yet which agent it needs is dialed in any case. A
+    /// connection of HTTP/2 that takes no more requests, because its agent is leaving or in doubt, does not count.
     pub fn max_connections(mut self, connections: NonZeroUsize) -> Self {
         self.settings.connections = connections.get();
         self
     }
 
-    /// How many requests an HTTP/2 connection carries at once before another one is dialed. Default 100, which servers
-    /// usually allow.
+    /// How many requests an HTTP/2 connection carries at once before another one is dialed, if its agent allows as many.
+    /// Default 100.
+    ///
+    /// An agent that allows fewer is not sent more than that; and before it has said how many it allows, it is sent one.
+    /// The agent may send 512 KiB ahead of a caller that does not read (less if more than 4,095 requests share a
+    /// connection), and so for each request at once: no caller stops the others of its connection.
     pub fn max_requests_per_connection(mut self, requests: NonZeroUsize) -> Self {
         self.settings.requests = requests.get();
         self
@@ -109,7 +120,8 @@ impl AgentClientBuilder {
     }
 
     /// How long an agent may neither take anything of the request nor begin to answer. Default 60 s, then
-    /// [`ClientError::NoResponse`](super::ClientError::NoResponse), and the binding is in doubt.
+    /// [`ClientError::NoResponse`](super::ClientError::NoResponse), and the binding is in doubt, unless the agent has
+    /// answered other requests of the same connection meanwhile.
     ///
     /// While the caller's body has nothing to send, the time does not run. `None` waits for ever; then the dialer should
     /// [watch the peer](super::watch_peer), or a machine that is gone holds a request as long as its system likes.
@@ -118,14 +130,50 @@ impl AgentClientBuilder {
         self
     }
 
-    /// How long nothing may come on an HTTP/2 connection that is in use before the agent is pinged. Default 10 s. `None`
+    /// How long an agent may neither take anything of a request nor begin to answer before the resolver is asked, in the
+    /// background, whether the session would go to another agent by now. Default 2 s; `None` never asks.
+    ///
+    /// Agents whose answers usually begin later are asked about later: after what 95 of 100 of their recent answers took,
+    /// and a quarter more, but no later than after 15 s. There is one question for each 100 requests of the client, and 100
+    /// at once beyond that; while the answer is the same, the next question waits for the intervals in which a workspace is
+    /// asked again.
+    pub fn question_after(mut self, after: impl Into<Option<Duration>>) -> Self {
+        self.settings.question_after = after.into().map(|after| after.min(LONGEST));
+        self
+    }
+
+    /// Whether a request that has no response head ends with
+    /// [`ClientError::Superseded`](super::ClientError::Superseded) as soon as this process learns that its session has
+    /// another agent. Default `true`.
+    ///
+    /// With `false` it waits for the former agent, for up to the
+    /// [`response_header_timeout`](Self::response_header_timeout): for agents that finish what they have begun. A request
+    /// that may be sent again is sent to the new agent either way.
+    pub fn end_superseded(mut self, ends: bool) -> Self {
+        self.settings.end_superseded = ends;
+        self
+    }
+
+    /// Whether a request of a method that is safe or idempotent by definition (RFC 9110 §9.2), and of whose body nothing
+    /// was taken, is sent again to a new agent as if it were marked [`Idempotent`](super::Idempotent). Default `false`.
+    pub fn repeat_idempotent_methods(mut self, repeats: bool) -> Self {
+        self.settings.repeat_methods = repeats;
+        self
+    }
+
+    /// How long nothing may come on an HTTP/2 connection that is in use before the agent is pinged. Default 310 s, since
+    /// servers of gRPC end connections that are pinged more often than every five minutes while nothing is sent. `None`
     /// never pings.
+    ///
+    /// Shorter intervals are for agents that are known to tolerate them. Once an agent has ended a connection with
+    /// `ENHANCE_YOUR_CALM`, the client pings no agent more often than by default. That a machine is gone is noticed sooner
+    /// if the dialer [watches the peer](super::watch_peer).
     pub fn ping_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
         self.settings.ping_interval = interval.into().map(|interval| interval.min(LONGEST));
         self
     }
 
-    /// How long the answer to such a ping may take. Default 10 s, then all requests of the connection fail, and the
+    /// How long the answer to such a ping may take. Default 20 s, then all requests of the connection fail, and the
     /// binding is in doubt.
     pub fn ping_timeout(mut self, timeout: Duration) -> Self {
         self.settings.ping_timeout = timeout.min(LONGEST);

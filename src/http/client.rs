@@ -6,14 +6,16 @@ use super::{
     builder::Settings,
     connection::{Lease, Unanswered, open},
     error::ClientError,
-    outgoing::{Outgoing, Progress},
-    pool::{Agent, Key, Pool, Reserved, Taken},
-    request::{frame, prepare},
+    outgoing::{Progress, Repeats, Source},
+    pool::{Agent, Given, Key, Pool, Queued, Reserved, Taken, Wants},
+    question::{Budget, Watch},
+    request::{Idempotent, Speaks, frame, prepare},
 };
 use crate::{
-    Bound, BoundAgent, BoundHandle, BoxError, DialAgent, DialSession, Outcome,
-    call::dialed_before,
-    shared::{Shared, Start},
+    Bound, BoundAgent, BoundHandle, BoxError, DialAgent, DialSession,
+    call::{dialed_before, look_up_first},
+    race::news,
+    shared::Known,
 };
 use ::http::{Request, Response, request::Parts};
 use futures_util::future::BoxFuture;
@@ -28,8 +30,7 @@ use std::{
 };
 use tokio::{
     select,
-    sync::OwnedSemaphorePermit,
-    time::{Duration, Instant, sleep_until},
+    time::{Instant, sleep_until},
 };
 use tower_service::Service;
 
@@ -146,7 +147,11 @@ struct Inner<B> {
     pool: Pool<B>,
     settings: Settings,
     session: SessionOf,
+    budget: Budget,
 }
+
+/// How often one request is sent, if each time it turns out that it was not processed or may be repeated.
+const MOST_SENT: u32 = 4;
 
 impl AgentClient<(), ()> {
     /// Begins with the defaults; every setting is optional.
@@ -162,7 +167,8 @@ impl<S, B> AgentClient<S, B> {
     }
 
     pub(super) fn with(dial: BoundAgent<S>, settings: Settings, session: SessionOf) -> Self {
-        Self { dial, inner: Arc::new(Inner { pool: Pool::new(settings.limits()), settings, session }) }
+        let pool = Pool::new(settings.limits());
+        Self { dial, inner: Arc::new(Inner { pool, settings, session, budget: Budget::default() }) }
     }
 }
 
@@ -262,77 +268,121 @@ where
     B::Error: Into<BoxError>,
 {
     async fn answer(mut self, request: Request<B>) -> Result<Response<AgentBody>, ClientError> {
+        let inner = Arc::clone(&self.inner);
+        let settings = &inner.settings;
         let (mut parts, body) = request.into_parts();
-        let ask = (self.inner.session)(&parts).ok_or(ClientError::NoSession)?;
-        prepare(&mut parts, self.inner.settings.speaks)?;
-        frame(&mut parts, &body, self.inner.settings.speaks);
-        let progress = Progress::new();
-        let mut request = Request::from_parts(parts, Outgoing::new(body, Arc::clone(&progress)));
-        let mut fresh = false;
+        let ask = (inner.session)(&parts).ok_or(ClientError::NoSession)?;
+        prepare(&mut parts, settings.speaks)?;
+        frame(&mut parts, &body, settings.speaks);
+        let marked = parts.extensions.get::<Idempotent>().is_some();
+        let moves = marked || (settings.repeat_methods && parts.method.is_idempotent());
+        let source = Source::new(body, if marked { Repeats::Recorded } else { Repeats::Untouched });
+        // HTTP/2 says of some requests that they were not processed, and they are gone all the same.
+        let copy = (moves || settings.speaks == Speaks::Http2).then(|| parts.clone());
+        let again = || copy.clone().filter(|_| source.is_repeatable());
+        let leaves = || settings.end_superseded || (moves && source.is_repeatable());
+        inner.budget.earn();
+        let (mut wants, mut sent) = (Wants::Any, 0);
         loop {
-            let (lease, handle) = if fresh { self.dialed(&ask, None).await? } else { self.lease(&ask).await? };
+            let (lease, handle) = self.lease(&ask, wants).await?;
+            let conn = Arc::clone(lease.conn());
             // Nothing has been asked of the agent before.
-            progress.begin();
-            let reused = lease.is_reused();
-            let within = self.inner.settings.response_header_timeout;
-            match lease.send(request, &progress, handle, within).await {
+            let progress = Progress::new();
+            let request = Request::from_parts(parts, source.attempt(Arc::clone(&progress)));
+            let watch = Watch {
+                heads: &conn.agent().heads,
+                budget: &inner.budget,
+                within: settings.response_header_timeout,
+                queued_within: settings.wait_timeout,
+                question_after: settings.question_after,
+                leaves: &leaves,
+            };
+            sent += 1;
+            let unanswered = match lease.send(request, &progress, handle, watch).await {
                 Ok(response) => return Ok(response),
-                // It never left: the connection had ended, which was not known yet. One more, and a new one.
-                Err(Unanswered::Unsent(back, _)) if reused => {
-                    request = *back;
-                    fresh = true;
+                Err(unanswered) => unanswered,
+            };
+            parts = match unanswered {
+                Unanswered::Failed(error) => return Err(error),
+                Unanswered::Superseded(newer) => match again().filter(|_| moves && sent < MOST_SENT) {
+                    Some(parts) => {
+                        wants = Wants::Any;
+                        parts
+                    }
+                    None => return Err(ClientError::Superseded { newer }),
+                },
+                Unanswered::Unsent { back, error, again: may } => {
+                    let parts = back.map(|request| request.into_parts().0).or_else(again);
+                    // An HTTP/1 connection that has ended unnoticed is likely not the only one; the streams of an HTTP/2
+                    // connection that has ended have another one in common.
+                    wants = if settings.speaks == Speaks::Http1 || sent > 1 { Wants::Dial } else { Wants::Any };
+                    match parts.filter(|_| may && sent < MOST_SENT) {
+                        Some(parts) => parts,
+                        None => return Err(ClientError::Unsent(error)),
+                    }
                 }
-                Err(Unanswered::Unsent(_, error)) => return Err(ClientError::Send(error)),
-                Err(Unanswered::Failed(error)) => return Err(error),
-            }
+            };
         }
     }
 
-    /// A connection to what the session would dial now: one that is there, or a new one.
-    async fn lease(&mut self, ask: &DialSession) -> Result<(Lease<B>, BoundHandle), ClientError> {
-        let (mut waiting_since, at_most) = (None, self.inner.settings.wait_timeout);
+    /// Returns a connection to what the session would dial now: one that is there, or a new one.
+    async fn lease(&mut self, ask: &DialSession, wants: Wants) -> Result<(Lease<B>, BoundHandle), ClientError> {
         let shared = Arc::clone(self.dial.shared());
-        let mut held: Option<OwnedSemaphorePermit> = None;
-        let mut alone = false;
+        let mut deadline: Option<Instant> = None;
+        let mut queued: Option<Queued<B>> = None;
+        let mut given: Option<(Arc<Agent<B>>, Given<B>)> = None;
         loop {
-            let Some(start) = shared.known(ask.session, ask.workspace) else { return self.dialed(ask, None).await };
+            let start = match shared.known(ask.session, ask.workspace) {
+                Known::Start(start) => start,
+                Known::Dial => return self.dialed(ask, None).await,
+                Known::Cold => {
+                    // Boxed, so that the cached call does not carry the room for it.
+                    let start = Box::pin(look_up_first(&shared, ask)).await?;
+                    if !shared.is_served(&start) {
+                        return self.dialed(ask, None).await;
+                    }
+                    start
+                }
+            };
             let Some(target) = start.choice.target.clone() else { return self.dialed(ask, None).await };
             let agent = self.inner.pool.agent(Key::new(start.entry.workspace(), Arc::clone(&target)));
             if let Some(doubt) = start.choice.doubt {
                 agent.retire_before(doubt);
-                let reserved = agent.reserve();
-                return self.dialed(ask, Some(reserved)).await;
             }
-            let permit = match held.take().filter(|permit| Arc::ptr_eq(permit.semaphore(), agent.permits())) {
-                Some(permit) => permit,
-                None => match Arc::clone(agent.permits()).try_acquire_owned() {
-                    Ok(permit) => permit,
-                    Err(_) => {
-                        let freed = Arc::clone(agent.permits()).acquire_owned();
-                        held = wait(&mut waiting_since, at_most, &shared, &start, freed).await?.and_then(Result::ok);
-                        continue;
-                    }
-                },
+            let wants = if start.choice.hold { Wants::Dial } else { wants };
+            // What was given while the request waited is good if the session would still dial the same.
+            let in_time = given.take().filter(|(of, _)| Arc::ptr_eq(of, &agent)).map(|(_, given)| given);
+            let taken = match (in_time, queued.take().filter(|queued| queued.is_for(&agent, wants))) {
+                (Some(given), _) => Taken::Given(given),
+                (None, Some(queued)) => Taken::Queued(queued),
+                (None, None) => agent.take(wants),
             };
-            match agent.take(permit, alone) {
-                Taken::Lease(lease) => {
-                    let handle = dialed_before(shared, start, target).of_connection(lease.handle());
+            // A request that is not dialed has the resolver asked, as a dial would.
+            if start.choice.doubt.is_some() && !matches!(taken, Taken::Given(Given::Dial(_))) {
+                drop(shared.validate(&start.entry.place));
+            }
+            match taken {
+                Taken::Given(Given::Lease(lease)) if lease.conn().is_retired() => drop(lease),
+                Taken::Given(Given::Lease(lease)) => {
+                    let handle = dialed_before(shared, start, target).of_connection(&lease.conn().handle);
                     return Ok((lease, handle));
                 }
-                Taken::Dial(reserved) => return self.dialed(ask, Some(reserved)).await,
-                Taken::Join(joining) => {
-                    if let Some((permit, failed)) =
-                        wait(&mut waiting_since, at_most, &shared, &start, joining.landed()).await?
-                    {
-                        held = permit;
-                        alone |= failed;
+                Taken::Given(Given::Dial(reserved)) => return self.dialed(ask, Some(reserved)).await,
+                Taken::Queued(mut place) => {
+                    let waited = self.inner.settings.wait_timeout;
+                    let until = *deadline.get_or_insert_with(|| Instant::now() + waited);
+                    select! {
+                        biased;
+                        now = place.given() => given = now.map(|given| (agent, given)),
+                        () = news(&shared, &start) => queued = Some(place),
+                        () = sleep_until(until) => return Err(ClientError::Busy { waited }),
                     }
                 }
             }
         }
     }
 
-    /// A new connection, through the layer.
+    /// Returns a new connection, through the layer.
     async fn dialed(
         &mut self,
         ask: &DialSession,
@@ -340,52 +390,28 @@ where
     ) -> Result<(Lease<B>, BoundHandle), ClientError> {
         // Not asked for its readiness, which would be that of the wrapped service: the call itself asks for that when it has
         // something to dial, and waits no longer than it may.
-        let bound: Bound<S::Response> = self.dial.call(ask.clone()).await?;
+        let bound: Bound<S::Response> = match self.dial.call(ask.clone()).await {
+            Ok(bound) => bound,
+            Err(error) => {
+                if let Some(reserved) = reserved {
+                    reserved.failed();
+                }
+                return Err(error.into());
+            }
+        };
         let (io, handle) = bound.into_parts();
         let key = Key::of(&handle);
         // It may have found another target than it set out for.
-        let mut reserved = match reserved {
+        let reserved = match reserved {
             Some(reserved) if *reserved.agent().key() == key => reserved,
             _ => self.inner.pool.agent(key).reserve(),
         };
-        let agent: Arc<Agent<B>> = Arc::clone(reserved.agent());
-        let permit = reserved.take_permit();
-        let opened = open(io, handle.clone(), agent, permit, &self.inner.settings).await;
-        match opened {
-            Ok(lease) => {
-                reserved.connected();
-                Ok((lease, handle))
-            }
+        match open(io, handle.clone(), reserved, &self.inner.settings).await {
+            Ok(lease) => Ok((lease, handle)),
             Err(error) => {
                 handle.report_stale();
-                Err(ClientError::Send(error))
+                Err(ClientError::Unsent(error))
             }
         }
-    }
-}
-
-/// Waits, but not for too long since it began to wait, and only for as long as the session would dial the same.
-async fn wait<T>(
-    since: &mut Option<Instant>,
-    at_most: Duration,
-    shared: &Arc<Shared>,
-    start: &Start,
-    something: impl Future<Output = T>,
-) -> Result<Option<T>, ClientError> {
-    let deadline = *since.get_or_insert_with(Instant::now) + at_most;
-    let superseded = async {
-        match start.choice.target.clone() {
-            Some(target) => {
-                let entry = Arc::clone(&start.entry);
-                BoundHandle::new(Arc::clone(shared), entry, target, Outcome::pooled()).superseded().await;
-            }
-            None => std::future::pending().await,
-        }
-    };
-    select! {
-        biased;
-        done = something => Ok(Some(done)),
-        () = superseded => Ok(None),
-        () = sleep_until(deadline) => Err(ClientError::Busy { waited: at_most }),
     }
 }

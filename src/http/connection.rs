@@ -1,45 +1,46 @@
-//! One connection: made, driven to its end by a task of its own, and lent to one request after the other.
+//! One connection: what is known of it, its transport, and the right to send a request over it.
 
 use super::{
     body::AgentBody,
     builder::Settings,
-    error::ClientError,
+    error::{ClientError, is_unprocessed},
+    http1, http2,
     outgoing::{Outgoing, Progress},
-    pool::{Agent, Returning},
+    pool::{Agent, Reserved},
+    question::{Over, Watch},
     request::Speaks,
 };
-use crate::{BoundHandle, BoxError};
+use crate::{BoundHandle, BoxError, Target};
 use ::http::{Request, Response, StatusCode, Version};
+use futures_util::future::BoxFuture;
 use http_body::Body;
 use hyper::{
     body::Incoming,
-    client::conn::{TrySendError, http1, http2},
+    client::conn::TrySendError,
     rt::{Read, ReadBufCursor, Write},
 };
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use std::{
-    error::Error as StdError,
     io,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
 };
 use tokio::{
     select,
-    sync::{OwnedSemaphorePermit, mpsc},
-    time::{Duration, Instant, sleep_until},
+    sync::mpsc,
+    time::{Duration, Instant},
 };
 
 /// What requests are sent with.
 pub(super) enum Sender<B> {
-    Http1(http1::SendRequest<Outgoing<B>>),
-    Http2(http2::SendRequest<Outgoing<B>>),
+    Http1(hyper::client::conn::http1::SendRequest<Outgoing<B>>),
+    Http2(hyper::client::conn::http2::SendRequest<Outgoing<B>>),
 }
 
-type Sent<B> = Result<Response<Incoming>, TrySendError<Request<Outgoing<B>>>>;
+pub(super) type Sent<B> = Result<Response<Incoming>, TrySendError<Request<Outgoing<B>>>>;
 
 impl<B> Sender<B> {
     pub(super) fn is_ready(&self) -> bool {
@@ -49,7 +50,7 @@ impl<B> Sender<B> {
         }
     }
 
-    /// Another one for the same connection, if it carries several requests at once.
+    /// Returns another one for the same connection, if it carries several requests at once.
     pub(super) fn share(&self) -> Option<Self> {
         match self {
             Self::Http1(_) => None,
@@ -57,46 +58,53 @@ impl<B> Sender<B> {
         }
     }
 
-    async fn send(&mut self, request: Request<Outgoing<B>>) -> Sent<B>
+    fn send(&mut self, request: Request<Outgoing<B>>) -> BoxFuture<'static, Sent<B>>
     where
-        B: Body + Send + 'static,
-        B::Data: Send,
+        B: Body + Unpin + Send + 'static,
     {
         match self {
-            Self::Http1(sender) => sender.try_send_request(request).await,
-            Self::Http2(sender) => sender.try_send_request(request).await,
+            Self::Http1(sender) => Box::pin(sender.try_send_request(request)),
+            Self::Http2(sender) => Box::pin(sender.try_send_request(request)),
         }
     }
 }
 
-/// A sender on its way back.
-struct Returned<B> {
-    sender: http1::SendRequest<Outgoing<B>>,
-    /// Of the request that was sent with it.
-    permit: Option<OwnedSemaphorePermit>,
-    /// If it is about to be ready.
-    #[allow(dead_code)] // held
-    soon: Option<Returning<B>>,
-    /// Its user has not seen the response to its end.
-    given_up: bool,
+/// What comes back to the task that drives a connection.
+pub(super) enum Back<B> {
+    /// A sender of HTTP/1 that was used and is not ready yet.
+    Sender(http1::Returned<B>),
+    /// A stream of HTTP/2 that nobody waits for any more.
+    Abandoned(http2::Abandoned<B>),
 }
-
-/// How long a connection that was given up may take to end in order. What the agent does not take would hold it for ever.
-const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What is known of a connection.
 pub(super) struct Conn<B> {
-    handle: BoundHandle,
+    pub(super) handle: BoundHandle,
+    agent: Arc<Agent<B>>,
     since: Instant,
     /// Out of circulation for good.
     retired: AtomicBool,
-    /// To the task that drives it: a sender that was used may not be ready yet.
-    returned: mpsc::UnboundedSender<Returned<B>>,
-    /// After an upgrade the connection itself holds its permit, and what that counts for, until it is closed.
-    kept: Mutex<Option<(OwnedSemaphorePermit, Arc<Agent<B>>)>>,
+    /// It counts against the limit of connections.
+    counted: AtomicBool,
+    /// After an upgrade nothing but the transport sees that the connection breaks.
+    upgraded: AtomicBool,
+    /// How many requests it carries at once, as its agent has announced; 0 before that.
+    streams: AtomicUsize,
+    /// Requests that were sent over it and have no complete answer yet.
+    owed: AtomicUsize,
+    /// When the last piece of an answer came, in microseconds since the connection was made.
+    answered: AtomicU64,
+    /// How often something was read from the transport.
+    heard: AtomicU64,
+    /// To the task that drives it.
+    back: mpsc::UnboundedSender<Back<B>>,
 }
 
 impl<B> Conn<B> {
+    pub(super) fn agent(&self) -> &Arc<Agent<B>> {
+        &self.agent
+    }
+
     pub(super) fn since(&self) -> Instant {
         self.since
     }
@@ -105,21 +113,78 @@ impl<B> Conn<B> {
         self.retired.store(true, Ordering::Release);
     }
 
-    /// Whether nobody is to use it who does not already.
+    /// Returns `true` if no further request is to use it.
     pub(super) fn is_retired(&self) -> bool {
-        self.retired.load(Ordering::Acquire) || self.handle.is_reported()
+        self.has_left() || self.handle.is_reported()
+    }
+
+    /// Returns `true` if it was taken out of circulation.
+    pub(super) fn has_left(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
+    }
+
+    /// The connection counts against the limit from here on.
+    pub(super) fn count(&self) {
+        self.counted.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns `true` if the connection counted until now.
+    pub(super) fn uncount(&self) -> bool {
+        self.counted.swap(false, Ordering::Relaxed)
+    }
+
+    /// Returns how many requests the agent allows at once; `None` before it has said so.
+    pub(super) fn streams(&self) -> Option<usize> {
+        match self.streams.load(Ordering::Relaxed) {
+            0 => None,
+            streams => Some(streams),
+        }
+    }
+
+    /// Returns `true` if that is news.
+    pub(super) fn set_streams(&self, streams: usize) -> bool {
+        // An agent that allows none for now is asked one at a time, and its answer is waited for.
+        let streams = streams.max(1);
+        self.streams.swap(streams, Ordering::Relaxed) != streams
+    }
+
+    /// Returns `true` if a request has no complete answer yet.
+    pub(super) fn is_owed(&self) -> bool {
+        self.owed.load(Ordering::Relaxed) > 0
+    }
+
+    /// A piece of an answer has come.
+    pub(super) fn has_answered(&self) {
+        let micros = self.since.elapsed().as_micros();
+        self.answered.fetch_max(u64::try_from(micros).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn answered_since(&self, since: Instant) -> bool {
+        self.since + Duration::from_micros(self.answered.load(Ordering::Relaxed)) > since
+    }
+
+    pub(super) fn heard(&self) -> u64 {
+        self.heard.load(Ordering::Relaxed)
+    }
+}
+
+impl<B> Drop for Conn<B> {
+    fn drop(&mut self) {
+        if *self.counted.get_mut() {
+            Arc::clone(&self.agent).closed(self);
+        }
     }
 }
 
 /// The right to send one request over a connection.
 pub(super) struct Lease<B> {
-    agent: Arc<Agent<B>>,
     conn: Arc<Conn<B>>,
     /// Until it is given back.
     sender: Option<Sender<B>>,
-    permit: Option<OwnedSemaphorePermit>,
     /// There was a request before this one.
     reused: bool,
+    /// A request was sent, and has no complete answer yet.
+    owed: bool,
     /// The response has been read to its end.
     ended: bool,
     /// The request as well.
@@ -127,27 +192,24 @@ pub(super) struct Lease<B> {
 }
 
 impl<B> Lease<B> {
-    pub(super) fn new(
-        agent: Arc<Agent<B>>,
-        conn: Arc<Conn<B>>,
-        sender: Sender<B>,
-        permit: Option<OwnedSemaphorePermit>,
-        reused: bool,
-    ) -> Self {
-        Self { agent, conn, sender: Some(sender), permit, reused, ended: false, complete: false }
+    pub(super) fn new(conn: Arc<Conn<B>>, sender: Sender<B>, reused: bool) -> Self {
+        Self { conn, sender: Some(sender), reused, owed: false, ended: false, complete: false }
     }
 
-    pub(super) fn handle(&self) -> &BoundHandle {
-        &self.conn.handle
+    pub(super) fn conn(&self) -> &Arc<Conn<B>> {
+        &self.conn
     }
 
-    pub(super) fn is_reused(&self) -> bool {
-        self.reused
-    }
-
-    /// A break of this connection takes its requests with it, and none but its own.
+    /// Returns `true` if a break of this connection takes no request with it but its own.
     fn is_alone(&self) -> bool {
         matches!(self.sender, Some(Sender::Http1(_)))
+    }
+
+    /// A piece of the answer has come.
+    pub(super) fn answered(&self) {
+        if !self.is_alone() {
+            self.conn.has_answered();
+        }
     }
 
     /// The response has come to its end.
@@ -167,17 +229,22 @@ impl<B> Lease<B> {
 
 impl<B> Drop for Lease<B> {
     fn drop(&mut self) {
+        if self.owed {
+            self.conn.owed.fetch_sub(1, Ordering::Relaxed);
+        }
+        let agent = &self.conn.agent;
         match self.sender.take() {
-            Some(Sender::Http1(sender)) if sender.is_ready() => {
-                self.agent.put(&self.conn, Sender::Http1(sender), self.permit.is_some());
-            }
+            Some(Sender::Http1(sender)) if sender.is_ready() => agent.put(&self.conn, Sender::Http1(sender)),
             Some(Sender::Http1(sender)) => {
-                let soon = self.complete.then(|| self.agent.returning());
+                let soon = self.complete.then(|| agent.returning());
                 // If the task has ended, so has the connection.
-                let returned = Returned { sender, permit: self.permit.take(), soon, given_up: !self.ended };
-                let _ = self.conn.returned.send(returned);
+                let returned = http1::Returned { sender, soon, given_up: !self.ended };
+                let _ = self.conn.back.send(Back::Sender(returned));
             }
-            Some(Sender::Http2(_)) => self.agent.done(&self.conn),
+            Some(Sender::Http2(sender)) => {
+                drop(sender);
+                agent.done(&self.conn);
+            }
             None => {}
         }
     }
@@ -185,110 +252,154 @@ impl<B> Drop for Lease<B> {
 
 /// Why a request has no response.
 pub(super) enum Unanswered<B> {
-    /// The connection had ended before the request was sent.
-    Unsent(Box<Request<Outgoing<B>>>, hyper::Error),
+    /// It was not sent, or the agent said that it has not processed it. With the request, if the connection gave it back,
+    /// and whether another connection may fare better.
+    Unsent {
+        back: Option<Box<Request<Outgoing<B>>>>,
+        error: hyper::Error,
+        again: bool,
+    },
+    /// Its session would go elsewhere by now.
+    Superseded(Option<Arc<Target>>),
     Failed(ClientError),
 }
 
 impl<B> Lease<B>
 where
-    B: Body + Send + 'static,
-    B::Data: Send,
+    B: Body + Unpin + Send + 'static,
 {
-    /// Sends the request and waits for the head of the response. `handle` is that of the call.
+    /// Sends the request and waits for the head of the response, for as long as `watch` lets it. `handle` is that of the
+    /// call.
     pub(super) async fn send(
         mut self,
         request: Request<Outgoing<B>>,
         progress: &Arc<Progress>,
         handle: BoundHandle,
-        within: Option<Duration>,
+        watch: Watch<'_>,
     ) -> Result<Response<AgentBody>, Unanswered<B>> {
         let Some(sender) = &mut self.sender else {
             // Never: it is there until the lease is dropped.
             return Err(Unanswered::Failed(ClientError::Busy { waited: Duration::ZERO }));
         };
-        let sent = {
-            // On a shared connection pings tell whether the agent lives.
-            let evidence = matches!(sender, Sender::Http1(_));
-            let mut waiting = Waiting { handle: &handle, progress, evidence };
-            let sent = select! {
-                biased;
-                sent = sender.send(request) => Some(sent),
-                () = silence(progress, within) => None,
-            };
-            waiting.evidence = false;
-            sent
+        let sending = sender.send(request);
+        self.conn.owed.fetch_add(1, Ordering::Relaxed);
+        self.owed = true;
+        let mut waiting =
+            Waiting { lease: Some(self), sending: Some(sending), handle: &handle, progress, given_up: true };
+        let sent = select! {
+            biased;
+            sent = waiting.sent() => Ok(sent),
+            over = watch.over(&handle, progress) => Err(over),
+        };
+        let lease = match &sent {
+            Err(Over::Superseded(_)) => None,
+            _ => waiting.landed(),
+        };
+        waiting.given_up = false;
+        drop(waiting);
+        let Some(lease) = lease else {
+            return Err(Unanswered::Superseded(if let Err(Over::Superseded(target)) = sent { target } else { None }));
         };
         let mut response = match sent {
-            Some(Ok(response)) => response,
-            Some(Err(mut error)) => {
-                if let Some(request) = error.take_message() {
-                    if !self.reused {
-                        self.conn.handle.report_stale();
-                    }
-                    return Err(Unanswered::Unsent(Box::new(request), error.into_error()));
-                }
-                let error = error.into_error();
-                if is_evidence(&error) {
-                    self.broke_off();
-                }
-                return Err(Unanswered::Failed(ClientError::Send(error)));
-            }
-            None => {
-                self.conn.handle.report_stale();
-                // Nobody may ask for it again, so it is not left to who asks next to let it go.
-                self.agent.retire(&self.conn);
-                return Err(Unanswered::Failed(ClientError::NoResponse { within: within.unwrap_or_default() }));
-            }
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => return Err(lease.failed(error)),
+            Err(_) => return Err(Unanswered::Failed(lease.silent(progress, watch.within))),
         };
+        if let Some(since) = progress.silent_since() {
+            lease.conn.agent.heads.record(since.elapsed());
+        }
+        lease.answered();
         if response.version() == Version::HTTP_10 {
             // hyper would speak HTTP/1.0 from here on, which has no body of unknown length: it would be lost. The next
             // request gets a new connection.
-            self.agent.retire(&self.conn);
+            lease.conn.agent.retire(&lease.conn);
         }
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let kept = self.permit.take().map(|permit| (permit, Arc::clone(&self.agent)));
-            *self.conn.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept;
+            lease.conn.upgraded.store(true, Ordering::Relaxed);
         }
         response.extensions_mut().insert(handle);
-        Ok(response.map(|incoming| AgentBody::new(incoming, self, Arc::clone(progress))))
+        Ok(response.map(|incoming| AgentBody::new(incoming, lease, Arc::clone(progress))))
     }
-}
 
-/// Ends when the agent was silent for so long in its turn.
-async fn silence(progress: &Progress, within: Option<Duration>) {
-    let Some(within) = within else { return std::future::pending().await };
-    loop {
-        let now = Instant::now();
-        // Not before then, if it is the caller's turn.
-        let at = progress.silent_since().unwrap_or(now) + within;
-        if at <= now {
-            return;
+    fn failed(self, mut error: TrySendError<Request<Outgoing<B>>>) -> Unanswered<B> {
+        if let Some(request) = error.take_message() {
+            if !self.reused {
+                self.conn.handle.report_stale();
+            }
+            let again = self.reused;
+            return Unanswered::Unsent { back: Some(Box::new(request)), error: error.into_error(), again };
         }
-        sleep_until(at).await;
+        let error = error.into_error();
+        if is_unprocessed(&error) {
+            return Unanswered::Unsent { back: None, error, again: true };
+        }
+        if is_evidence(&error) {
+            self.broke_off();
+        }
+        Unanswered::Failed(ClientError::Send(error))
+    }
+
+    /// Nothing came in time.
+    fn silent(self, progress: &Progress, within: Option<Duration>) -> ClientError {
+        let within = within.unwrap_or_default();
+        let since = progress.silent_since().or_else(|| progress.queued_since());
+        // An agent that answers other streams is not silent.
+        if self.is_alone() || !since.is_some_and(|since| self.conn.answered_since(since)) {
+            self.conn.handle.report_stale();
+            // Nobody may ask for it again, so it is not left to who asks next to let it go.
+            self.conn.agent.retire(&self.conn);
+        }
+        ClientError::NoResponse { within }
     }
 }
 
-/// A request that waits for its agent. Dropped meanwhile, it leaves a doubt as a dial does: callers that have less
-/// patience than this client would come back to a dead agent for ever.
-struct Waiting<'a> {
+/// A request that waits for its agent. Given up meanwhile, it leaves a doubt as a dropped dial does (HTTP/1), or its
+/// stream to the task that drives the connection (HTTP/2).
+struct Waiting<'a, B> {
+    lease: Option<Lease<B>>,
+    sending: Option<BoxFuture<'static, Sent<B>>>,
     handle: &'a BoundHandle,
     progress: &'a Progress,
-    evidence: bool,
+    /// It is its caller that gives it up.
+    given_up: bool,
 }
 
-impl Drop for Waiting<'_> {
+impl<B> Waiting<'_, B> {
+    async fn sent(&mut self) -> Sent<B> {
+        match &mut self.sending {
+            Some(sending) => sending.await,
+            // Never: it is there until it has landed.
+            None => std::future::pending().await,
+        }
+    }
+
+    fn landed(&mut self) -> Option<Lease<B>> {
+        self.sending = None;
+        self.lease.take()
+    }
+}
+
+impl<B> Drop for Waiting<'_, B> {
     fn drop(&mut self) {
+        let (Some(lease), Some(sending)) = (self.lease.take(), self.sending.take()) else { return };
+        // On a shared connection pings and other streams tell whether the agent lives.
+        if !lease.is_alone() {
+            let back = lease.conn.back.clone();
+            let _ = back.send(Back::Abandoned(http2::Abandoned { sending, lease }));
+            return;
+        }
+        drop(sending);
         if let Some(since) = self.progress.silent_since()
-            && self.evidence
+            && self.given_up
             && !std::thread::panicking()
         {
+            // Callers that have less patience than this client would come back to a dead agent for ever.
             self.handle.dropped_waiting_since(since);
         }
     }
 }
 
-/// Whether an error speaks against the agent, and not against the request.
+/// Returns `true` if an error speaks against the agent, and not against the request.
 pub(super) fn is_evidence(error: &hyper::Error) -> bool {
     !error.is_user()
 }
@@ -297,8 +408,7 @@ pub(super) fn is_evidence(error: &hyper::Error) -> bool {
 pub(super) async fn open<C, B>(
     io: C,
     handle: BoundHandle,
-    agent: Arc<Agent<B>>,
-    permit: Option<OwnedSemaphorePermit>,
+    reserved: Reserved<B>,
     settings: &Settings,
 ) -> Result<Lease<B>, hyper::Error>
 where
@@ -307,120 +417,54 @@ where
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    let (returned, back) = mpsc::unbounded_channel();
+    let agent = Arc::clone(reserved.agent());
+    let (back, returned) = mpsc::unbounded_channel();
     let conn = Arc::new(Conn {
         handle,
+        agent: Arc::clone(&agent),
         since: Instant::now(),
         retired: AtomicBool::new(false),
-        returned,
-        kept: Mutex::new(None),
+        counted: AtomicBool::new(false),
+        upgraded: AtomicBool::new(false),
+        streams: AtomicUsize::new(0),
+        owed: AtomicUsize::new(0),
+        answered: AtomicU64::new(0),
+        heard: AtomicU64::new(0),
+        back,
     });
     let io = Kept { io, conn: Arc::clone(&conn) };
     let idle = settings.idle_timeout;
-    let sender = match settings.speaks {
-        Speaks::Http1 => {
-            let (sender, connection) = http1::handshake(io).await?;
-            tokio::spawn(drive(connection.with_upgrades(), Arc::clone(&conn), Arc::clone(&agent), back, idle));
-            Sender::Http1(sender)
-        }
-        Speaks::Http2 => {
-            let mut builder = http2::Builder::new(TokioExecutor::new());
-            builder.timer(TokioTimer::new()).keep_alive_timeout(settings.ping_timeout);
-            builder.keep_alive_interval(settings.ping_interval);
-            let (sender, connection) = builder.handshake(io).await?;
-            tokio::spawn(drive(connection, Arc::clone(&conn), Arc::clone(&agent), back, idle));
-            let sender = Sender::Http2(sender);
+    let opened = match settings.speaks {
+        Speaks::Http1 => http1::open(io, &conn, returned, idle).await,
+        Speaks::Http2 => http2::open(io, &conn, returned, settings).await,
+    };
+    match opened {
+        Ok(sender) => {
             if let Some(shared) = sender.share() {
                 agent.add(&conn, shared);
             }
-            sender
+            reserved.connected(&conn);
+            Ok(Lease::new(conn, sender, false))
         }
-    };
-    Ok(Lease::new(agent, conn, sender, permit, false))
-}
-
-/// Drives a connection to its end. Ends with it, and holds nothing else up.
-async fn drive<B>(
-    connection: impl Future<Output = hyper::Result<()>>,
-    conn: Arc<Conn<B>>,
-    agent: Arc<Agent<B>>,
-    mut back: mpsc::UnboundedReceiver<Returned<B>>,
-    idle: Duration,
-) {
-    let mut connection = pin!(connection);
-    let mut left_behind = pin!(conn.handle.left_behind());
-    let mut expiry = pin!(sleep_until(Instant::now() + idle));
-    let mut returning: Option<Returned<B>> = None;
-    let end = loop {
-        select! {
-            biased;
-            end = connection.as_mut() => break end,
-            Some(returned) = back.recv(), if returning.is_none() => {
-                if returned.given_up {
-                    expiry.as_mut().reset(Instant::now() + FAREWELL);
-                }
-                returning = Some(returned);
-            }
-            ready = ready(&mut returning) => {
-                if let Some(Returned { sender, permit, soon, .. }) = returning.take() {
-                    if ready {
-                        agent.put(&conn, Sender::Http1(sender), permit.is_some());
-                    }
-                    // Who waits for these finds the connection in its place.
-                    drop((soon, permit));
-                }
-            }
-            // Who is using it still, goes on.
-            () = left_behind.as_mut(), if !conn.retired.load(Ordering::Acquire) => agent.retire(&conn),
-            () = expiry.as_mut() => {
-                if returning.as_ref().is_some_and(|returned| returned.given_up) {
-                    break Ok(());
-                }
-                let next = agent.expire(&conn, idle);
-                expiry.as_mut().reset(next);
-            }
+        Err(error) => {
+            reserved.failed();
+            Err(error)
         }
-    };
-    agent.retire(&conn);
-    // An orderly end is none of anybody's business: servers close idle connections as they like.
-    if let Err(error) = end
-        && is_evidence(&error)
-        && (error.is_timeout() || is_io(&error))
-    {
-        conn.handle.report_stale();
     }
 }
 
-/// Whether the connection is ready for the next request; pending for ever while it was not given back.
-async fn ready<B>(returning: &mut Option<Returned<B>>) -> bool {
-    match returning {
-        Some(returned) => returned.sender.ready().await.is_ok(),
-        None => std::future::pending().await,
-    }
-}
-
-/// Whether the transport has failed.
-fn is_io(error: &hyper::Error) -> bool {
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        if error.is::<io::Error>() {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
-}
-
-/// The transport of a connection. Keeps alive what is known of it, and reports it if it fails: after an upgrade there is
-/// nobody else here who would see that.
-struct Kept<C, B> {
+/// The transport of a connection. Keeps alive what is known of it, and reports it if the machine at its other end is gone,
+/// or if it fails after an upgrade: nobody else here would see that.
+pub(super) struct Kept<C, B> {
     io: C,
     conn: Arc<Conn<B>>,
 }
 
 impl<C, B> Kept<C, B> {
     fn noted<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if matches!(polled, Poll::Ready(Err(_))) {
+        if let Poll::Ready(Err(error)) = &polled
+            && (error.kind() == io::ErrorKind::TimedOut || self.conn.upgraded.load(Ordering::Relaxed))
+        {
             self.conn.handle.report_stale();
         }
         polled
@@ -430,6 +474,9 @@ impl<C, B> Kept<C, B> {
 impl<C: Read + Unpin, B> Read for Kept<C, B> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        if read.is_ready() {
+            self.conn.heard.fetch_add(1, Ordering::Relaxed);
+        }
         self.noted(read)
     }
 }

@@ -1,11 +1,23 @@
 //! Why there is no response.
 
-use crate::Error;
-use std::time::Duration;
+use crate::{Error, ErrorKind, Target};
+use std::{error::Error as StdError, io, sync::Arc, time::Duration};
 
 /// Why [`AgentClient`](super::AgentClient) has no response.
 ///
 /// Prints as one line without its cause; `source()` leads to that.
+///
+/// | error | may the agent have processed the request? | [`fault`](Self::fault) | what the client has done |
+/// |---|---|---|---|
+/// | `NoSession`, `Request` | no | caller | nothing was dialed |
+/// | `Dial` | no | that of the layer's error | what the layer does: a doubt, a validation, a repair |
+/// | `Busy` | no | this process | nothing: the agent is used to capacity |
+/// | `Unsent` | no | agent | sent again on up to three other connections, if nothing of its body was taken |
+/// | `Superseded` | yes | agent | the resolver was asked, the binding has moved; the next request goes to the new agent |
+/// | `Send`, of the connection | yes | agent or network | the connection is closed, the binding is in doubt |
+/// | `Send`, of the stream alone (HTTP/2) | yes | agent | the stream is closed; no doubt |
+/// | `Send`, of the request's body | yes | caller | the connection (HTTP/2: the stream) is closed; no doubt |
+/// | `NoResponse` | yes | agent | the connection is closed, the binding is in doubt; not if it answers other streams |
 ///
 /// ```
 /// use http::StatusCode;
@@ -46,8 +58,19 @@ pub enum ClientError {
         /// How long the call waited for one.
         waited: Duration,
     },
-    /// The request may have reached the agent, and no response came: the connection broke, or what came back was no
-    /// HTTP. Whether it can be sent again is for the caller to say.
+    /// The connection ended before the request was sent, or the agent said that it has not processed the request (HTTP/2:
+    /// a `GOAWAY` that names an earlier stream as the last one, or `REFUSED_STREAM`).
+    #[error("the agent did not process the request")]
+    Unsent(#[source] hyper::Error),
+    /// The request may have reached the agent, and no response came before this process learned that the session has
+    /// another agent, or points elsewhere.
+    #[error("the session has another agent, and the former one had not answered")]
+    Superseded {
+        /// What the session would dial now, if that is known.
+        newer: Option<Arc<Target>>,
+    },
+    /// The request may have reached the agent, and no response came: the connection broke, what came back was no HTTP,
+    /// or the body of the request failed. Whether it can be sent again is for the caller to say.
     #[error("the connection to the agent failed")]
     Send(#[source] hyper::Error),
     /// The agent took the request and did not begin to answer in time.
@@ -58,12 +81,104 @@ pub enum ClientError {
     },
 }
 
+/// Whose fault a [`ClientError`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Fault {
+    /// The request cannot be sent, or its body failed.
+    Caller,
+    /// This process: its limits, its store or its resolver, or it is being shut down.
+    Here,
+    /// The agent: it is not there, does not answer, broke off, or has been replaced.
+    Agent,
+    /// The network: the machine of the agent cannot be reached, or has gone without a word.
+    Network,
+}
+
 impl ClientError {
-    /// Whether the agent cannot have seen the request.
+    /// Returns `true` if the agent cannot have processed the request, so that it may be sent again.
     #[must_use]
     pub fn is_unsent(&self) -> bool {
-        !matches!(self, Self::Send(_) | Self::NoResponse { .. })
+        !matches!(self, Self::Send(_) | Self::NoResponse { .. } | Self::Superseded { .. })
     }
+
+    /// Returns whose fault it is that there is no response.
+    #[must_use]
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::NoSession | Self::Request(_) => Fault::Caller,
+            Self::Dial(error) => match error.kind() {
+                ErrorKind::NotBound | ErrorKind::WorkspaceMismatch { .. } => Fault::Caller,
+                ErrorKind::Store | ErrorKind::Resolver | ErrorKind::Closed => Fault::Here,
+                _ => Fault::Agent,
+            },
+            Self::Busy { .. } => Fault::Here,
+            Self::Send(error) if error.is_user() => Fault::Caller,
+            Self::Send(error) | Self::Unsent(error) if is_network(error) => Fault::Network,
+            Self::Unsent(_) | Self::Send(_) | Self::NoResponse { .. } | Self::Superseded { .. } => Fault::Agent,
+        }
+    }
+
+    /// Returns the code with which HTTP/2 ended the stream or the connection, as RFC 9113 §7 numbers it, if that is why
+    /// there is no response: 0x7 is `REFUSED_STREAM`, 0xb `ENHANCE_YOUR_CALM`.
+    #[must_use]
+    pub fn http2_code(&self) -> Option<u32> {
+        match self {
+            Self::Send(error) | Self::Unsent(error) => http2_code(error),
+            _ => None,
+        }
+    }
+}
+
+/// Returns the code with which HTTP/2 ended the stream or the connection, as RFC 9113 §7 numbers it, if that is what the
+/// error says. For the errors of [`AgentBody`](super::AgentBody).
+#[must_use]
+pub fn http2_code(error: &hyper::Error) -> Option<u32> {
+    Some(http2(error)?.reason()?.into())
+}
+
+fn http2(error: &hyper::Error) -> Option<&h2::Error> {
+    causes(error).find_map(|cause| cause.downcast_ref())
+}
+
+/// Returns `true` if the protocol says that the request was not processed (RFC 9113 §6.8, §8.7). A `GOAWAY` fails no
+/// other stream than those after the last one that it names.
+pub(super) fn is_unprocessed(error: &hyper::Error) -> bool {
+    http2(error).is_some_and(|error| {
+        error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
+    })
+}
+
+/// Returns `true` if the agent has had enough.
+pub(super) fn wants_calm(error: &hyper::Error) -> bool {
+    http2(error).is_some_and(|error| error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM))
+}
+
+/// Returns `true` if the transport has failed.
+pub(super) fn is_io(error: &hyper::Error) -> bool {
+    causes(error)
+        .any(|cause| cause.is::<io::Error>() || cause.downcast_ref::<h2::Error>().is_some_and(h2::Error::is_io))
+}
+
+/// Returns `true` if the system could not reach the machine of the agent.
+fn is_network(error: &hyper::Error) -> bool {
+    use io::ErrorKind::{HostUnreachable, NetworkDown, NetworkUnreachable, TimedOut};
+    let kind = |cause: &(dyn StdError + 'static)| match cause.downcast_ref::<io::Error>() {
+        Some(error) => Some(error.kind()),
+        None => cause.downcast_ref::<h2::Error>()?.get_io().map(io::Error::kind),
+    };
+    causes(error)
+        .filter_map(kind)
+        .any(|kind| matches!(kind, HostUnreachable | NetworkDown | NetworkUnreachable | TimedOut))
+}
+
+fn causes(error: &hyper::Error) -> impl Iterator<Item = &(dyn StdError + 'static)> {
+    let mut next = error.source();
+    std::iter::from_fn(move || {
+        let cause = next?;
+        next = cause.source();
+        Some(cause)
+    })
 }
 
 /// Why a request cannot be sent to an agent.

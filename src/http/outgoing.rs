@@ -1,7 +1,7 @@
 //! The body of a request, watched on its way out.
 
+use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
-use pin_project::{pin_project, pinned_drop};
 use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -9,12 +9,17 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// Whose turn it is while a request is under way. Shared by the request's body and whoever waits for the response.
+/// How many bytes of a body are recorded, so that a repeatable request can be sent again.
+const MOST_RECORDED: usize = 64 * 1024;
+
+/// Whose turn it is while a request is under way. Shared by the request's body and the call that waits for the response.
 #[derive(Debug)]
 pub(super) struct Progress(Mutex<Turn>);
 
 #[derive(Clone, Copy, Debug)]
 enum Turn {
+    /// The connection has not begun with the request: its stream is not open yet.
+    Queued(Instant),
     /// The connection has taken all that there is, and asks for more of the body.
     Callers,
     /// Since then there is something that the agent has not taken, or to which it has not answered.
@@ -27,28 +32,31 @@ enum Turn {
 
 impl Progress {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Turn::Agents(Instant::now()))))
+        Arc::new(Self(Mutex::new(Turn::Queued(Instant::now()))))
     }
 
-    /// From here on the agent has something to do.
-    pub(super) fn begin(&self) {
-        self.set(Turn::Agents(Instant::now()));
-    }
-
-    /// Whether the caller's body has failed, so that a broken connection says nothing about the agent.
+    /// Returns `true` if the caller's body has failed, so that a broken connection says nothing about the agent.
     pub(super) fn has_failed(&self) -> bool {
         matches!(*self.turn(), Turn::Failed)
     }
 
-    /// Since when it is the agent's turn, if it is.
+    /// Returns since when it is the agent's turn, if it is.
     pub(super) fn silent_since(&self) -> Option<Instant> {
         match *self.turn() {
             Turn::Agents(since) | Turn::Sent(since) => Some(since),
-            Turn::Callers | Turn::Failed => None,
+            Turn::Queued(_) | Turn::Callers | Turn::Failed => None,
         }
     }
 
-    /// Whether the connection is done with the body.
+    /// Returns since when the request waits for the connection to begin with it, if it does.
+    pub(super) fn queued_since(&self) -> Option<Instant> {
+        match *self.turn() {
+            Turn::Queued(since) => Some(since),
+            _ => None,
+        }
+    }
+
+    /// Returns `true` if the connection is done with the body.
     pub(super) fn is_sent(&self) -> bool {
         matches!(*self.turn(), Turn::Sent(_))
     }
@@ -58,42 +66,117 @@ impl Progress {
     }
 
     fn turn(&self) -> MutexGuard<'_, Turn> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 
-/// The caller's body.
-#[pin_project(PinnedDrop)]
+/// What may be done with the body of a request that is to be sent a second time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Repeats {
+    /// Only a body of which nothing was taken is sent again.
+    Untouched,
+    /// What was taken is recorded, and is sent again.
+    Recorded,
+}
+
+/// The caller's body, from which each attempt to send the request takes.
+#[derive(Debug)]
+pub(super) struct Source<B>(Mutex<Held<B>>);
+
+#[derive(Debug)]
+struct Held<B> {
+    body: Option<B>,
+    /// Something was taken from the body.
+    touched: bool,
+    ended: bool,
+    /// The attempt that may take from it. An earlier one gets nothing any more.
+    attempt: u32,
+    /// What was taken so far; `None` if it is not recorded, or was too much.
+    record: Option<Vec<Recorded>>,
+    recorded: usize,
+}
+
+#[derive(Clone, Debug)]
+enum Recorded {
+    Data(Bytes),
+    Trailers(::http::HeaderMap),
+}
+
+impl<B> Source<B> {
+    pub(super) fn new(body: B, repeats: Repeats) -> Arc<Self> {
+        let record = (repeats == Repeats::Recorded).then(Vec::new);
+        Arc::new(Self(Mutex::new(Held {
+            body: Some(body),
+            touched: false,
+            ended: false,
+            attempt: 0,
+            record,
+            recorded: 0,
+        })))
+    }
+
+    /// Returns the body for another attempt. Earlier ones get nothing from here on.
+    pub(super) fn attempt(self: &Arc<Self>, progress: Arc<Progress>) -> Outgoing<B> {
+        let attempt = {
+            let mut held = lock(&self.0);
+            held.attempt += 1;
+            held.attempt
+        };
+        Outgoing { source: Arc::clone(self), attempt, at: 0, progress }
+    }
+
+    /// Returns `true` if the body can be sent again from its beginning.
+    pub(super) fn is_repeatable(&self) -> bool {
+        let held = lock(&self.0);
+        held.body.is_some() && (!held.touched || held.record.is_some())
+    }
+}
+
+/// The body as one attempt sends it.
 #[derive(Debug)]
 pub(super) struct Outgoing<B> {
-    #[pin]
-    body: B,
+    source: Arc<Source<B>>,
+    attempt: u32,
+    /// How much of the record this attempt has sent.
+    at: usize,
     progress: Arc<Progress>,
 }
 
-impl<B> Outgoing<B> {
-    pub(super) fn new(body: B, progress: Arc<Progress>) -> Self {
-        Self { body, progress }
-    }
-}
-
-#[pinned_drop]
-impl<B> PinnedDrop for Outgoing<B> {
-    fn drop(self: Pin<&mut Self>) {
+impl<B> Drop for Outgoing<B> {
+    fn drop(&mut self) {
         let mut turn = self.progress.turn();
         if !matches!(*turn, Turn::Failed) {
             *turn = Turn::Sent(Instant::now());
         }
+        drop(turn);
+        let mut held = lock(&self.source.0);
+        // Nobody can send the rest any more, so the caller's body ends here.
+        let body = (held.attempt == self.attempt && held.touched && held.record.is_none()).then(|| held.body.take());
+        drop(held);
+        drop(body);
     }
 }
 
-impl<B: Body> Body for Outgoing<B> {
-    type Data = B::Data;
+impl<B: Body + Unpin> Body for Outgoing<B> {
+    type Data = Bytes;
     type Error = B::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        let this = self.project();
-        let Poll::Ready(frame) = this.body.poll_frame(cx) else {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = &mut *self;
+        let mut held = lock(&this.source.0);
+        if held.attempt != this.attempt {
+            // Neither an end nor an error: the connection that asks is being closed, and its agent must not take what
+            // it has for the whole.
+            return Poll::Pending;
+        }
+        if let Some(frame) = held.record.as_ref().and_then(|record| record.get(this.at)).cloned() {
+            this.at += 1;
+            this.progress.set(Turn::Agents(Instant::now()));
+            return Poll::Ready(Some(Ok(frame.into())));
+        }
+        let ended = held.ended;
+        let Some(body) = held.body.as_mut().filter(|_| !ended) else { return Poll::Ready(None) };
+        let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) else {
             this.progress.set(Turn::Callers);
             return Poll::Pending;
         };
@@ -101,14 +184,79 @@ impl<B: Body> Body for Outgoing<B> {
             Some(Err(_)) => Turn::Failed,
             _ => Turn::Agents(Instant::now()),
         });
-        Poll::Ready(frame)
+        let Some(frame) = frame else {
+            held.ended = true;
+            return Poll::Ready(None);
+        };
+        held.touched = true;
+        let frame = frame.map(|frame| frame.map_data(|mut data| data.copy_to_bytes(data.remaining())));
+        match &frame {
+            Ok(frame) => {
+                held.note(frame);
+                this.at += 1;
+            }
+            Err(_) => held.record = None,
+        }
+        Poll::Ready(Some(frame))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        let held = lock(&self.source.0);
+        let replayed = held.record.as_ref().is_none_or(|record| record.len() <= self.at);
+        replayed && held.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let held = lock(&self.source.0);
+        let mut hint = held.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint);
+        let again: u64 = held.record.iter().flatten().skip(self.at).map(Recorded::length).sum();
+        if again > 0 {
+            let (lower, upper) = (hint.lower() + again, hint.upper().map(|upper| upper + again));
+            hint = SizeHint::new();
+            hint.set_lower(lower);
+            if let Some(upper) = upper {
+                hint.set_upper(upper);
+            }
+        }
+        hint
     }
+}
+
+impl<B> Held<B> {
+    fn note(&mut self, frame: &Frame<Bytes>) {
+        let Some(record) = &mut self.record else { return };
+        match (frame.data_ref(), frame.trailers_ref()) {
+            (Some(data), _) => {
+                self.recorded += data.len();
+                record.push(Recorded::Data(data.clone()));
+            }
+            (None, Some(trailers)) => record.push(Recorded::Trailers(trailers.clone())),
+            (None, None) => {}
+        }
+        if self.recorded > MOST_RECORDED {
+            self.record = None;
+        }
+    }
+}
+
+impl Recorded {
+    fn length(&self) -> u64 {
+        match self {
+            Self::Data(data) => data.len() as u64,
+            Self::Trailers(_) => 0,
+        }
+    }
+}
+
+impl From<Recorded> for Frame<Bytes> {
+    fn from(recorded: Recorded) -> Self {
+        match recorded {
+            Recorded::Data(data) => Self::data(data),
+            Recorded::Trailers(trailers) => Self::trailers(trailers),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

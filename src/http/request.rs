@@ -17,6 +17,21 @@ pub(super) enum Speaks {
     Http2,
 }
 
+/// Says of a request, in its extensions, that it may be sent again although the agent may have seen it.
+///
+/// If its session turns out to have another agent while the request waits for an answer of the former one, the request is
+/// sent to the new agent. Up to 64 KiB of its body are kept for that; a request whose body is longer ends with
+/// [`ClientError::Superseded`](super::ClientError::Superseded), as one that is not marked.
+///
+/// ```
+/// # use tower_bound_agent::{SessionId, http::Idempotent};
+/// # fn request(chat: SessionId) -> Result<http::Request<String>, http::Error> {
+/// http::Request::put("/notes/7").extension(chat).extension(Idempotent).body("the whole note".to_string())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Idempotent;
+
 /// For requests that name no host.
 const NAMELESS: &str = "agent";
 

@@ -70,7 +70,7 @@ async fn who_waits_for_a_connection_to_an_agent_that_is_replaced_goes_to_the_new
     let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
     let ws = net.workspace(&old);
     let chat = net.bind(ws).await;
-    let client = net.client_with(Speaks::Http1, |builder| builder.max_connections(at_most(1)));
+    let client = net.client_with(Speaks::Http1, |builder| builder.max_connections(at_most(1)).end_superseded(false));
     let first = begin(&client, "/hang", chat);
     until("it has arrived", || old.requests() == 1).await;
     let waiting = begin(&client, "/", chat);
@@ -271,4 +271,79 @@ async fn a_connection_that_is_not_kept_at_all_wakes_nobody_while_it_is_in_use() 
         assert_eq!(soon(turn).await.unwrap().unwrap(), "at last");
         agent.has_open(0).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_at_the_connection_limit_share_its_connections_and_dial_no_others() {
+    let (net, agent) = (Net::new(), Agent::start(1).await);
+    let chat = net.bind(net.workspace(&agent)).await;
+    let client = net.client_with(Speaks::Http1, |builder| builder.max_connections(at_most(8)));
+    let before = net.counts();
+    let mut chats = JoinSet::new();
+    for chatter in 0..50_u64 {
+        let client = client.clone();
+        chats.spawn(async move {
+            for burst in 0..5 {
+                for _ in 0..4 {
+                    turn(&client, "/", chat).await;
+                }
+                sleep(Duration::from_millis((chatter * 7 + burst * 13) % 20)).await;
+            }
+        });
+    }
+    while let Some(done) = chats.join_next().await {
+        done.unwrap();
+    }
+    let made = net.counts() - before;
+    assert_eq!(agent.requests(), 1_000);
+    assert!(made.d <= 8, "{made:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_in_doubt_respect_the_connection_limit() {
+    let (net, agent) = (Net::new(), Agent::start(1).await);
+    let ws = net.workspace(&agent);
+    let chat = net.bind(ws).await;
+    let client = net.client_with(Speaks::Http1, |builder| builder.max_connections(at_most(8)));
+    net.resolver_hangs(true);
+    net.layer.bindings().doubt_workspace(ws);
+    let (before, accepted) = (net.counts(), agent.accepted());
+    let mut chats = JoinSet::new();
+    for _ in 0..50 {
+        let client = client.clone();
+        chats.spawn(async move {
+            for _ in 0..20 {
+                turn(&client, "/slow/1", chat).await;
+            }
+        });
+    }
+    let mut most = 0;
+    while !chats.is_empty() {
+        most = most.max(agent.open());
+        match timeout(Duration::from_millis(1), chats.join_next()).await {
+            Ok(Some(done)) => done.unwrap(),
+            Ok(None) => break,
+            Err(_) => {}
+        }
+    }
+    let made = net.counts() - before;
+    assert_eq!(agent.requests(), 1_000);
+    assert!(made.d <= 16 && agent.accepted() - accepted <= 16, "{made:?}");
+    assert!(most <= 8, "{most} connections at once");
+}
+
+#[tokio::test]
+async fn requests_in_doubt_that_wait_for_a_connection_ask_the_resolver() {
+    let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
+    let ws = net.workspace(&old);
+    let chat = net.bind(ws).await;
+    let client = net.client_with(Speaks::Http1, |builder| builder.max_connections(at_most(1)));
+    let first = begin(&client, "/hang", chat);
+    until("it has arrived", || old.requests() == 1).await;
+    net.runs(ws, &new);
+    net.layer.bindings().doubt_workspace(ws);
+    let begun = Instant::now();
+    assert_eq!(turn(&client, "/", chat).await, new.target.agent.to_string());
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    first.abort();
 }

@@ -6,10 +6,13 @@ mod support;
 mod net;
 
 mod connector;
+mod evidence;
 mod failures;
 mod front;
 mod hop;
+mod http2;
 mod limits;
 mod moves;
+mod questions;
 mod reuse;
 mod streams;

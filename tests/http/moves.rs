@@ -288,12 +288,12 @@ async fn a_stream_under_way_ends_in_its_own_time_and_its_connection_with_the_las
 }
 
 #[tokio::test]
-async fn a_request_that_waits_for_its_head_during_a_rebuild_gets_its_answer() {
+async fn a_request_that_waits_for_an_agent_that_drains_gets_its_answer() {
     for speaks in BOTH {
         let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
         let ws = net.workspace(&old);
         let chat = net.bind(ws).await;
-        let client = net.client(speaks);
+        let client = net.client_with(speaks, |builder| builder.end_superseded(false));
         let waiting = {
             let client = client.clone();
             tokio::spawn(async move { turn(&client, "/hang", chat).await })

@@ -93,14 +93,19 @@ pub struct Agent {
 
 impl Agent {
     pub async fn start(generation: i64) -> Self {
-        Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), generation)
+        Self::with(generation, |_| {}).await
+    }
+
+    /// An agent whose server has other settings.
+    pub async fn with(generation: i64, set: fn(&mut auto::Builder<TokioExecutor>)) -> Self {
+        Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), generation, set)
     }
 
     /// It is killed, and something else listens at once where it did.
     pub async fn replaced_in_place(&mut self, generation: i64) -> Self {
         let address = self.target.address.clone().unwrap();
         self.kill().await;
-        Self::on(TcpListener::bind(&*address).await.unwrap(), generation)
+        Self::on(TcpListener::bind(&*address).await.unwrap(), generation, |_| {})
     }
 
     /// It runs whatever this test's runtime does, for as long as the process.
@@ -121,13 +126,13 @@ impl Agent {
         self.closing.notify_waiters();
     }
 
-    fn on(listener: TcpListener, generation: i64) -> Self {
+    fn on(listener: TcpListener, generation: i64, set: fn(&mut auto::Builder<TokioExecutor>)) -> Self {
         let address = listener.local_addr().unwrap().to_string();
         let seen = Arc::new(Seen::default());
         let (serving, served) = watch::channel(true);
         let id = AgentId::new(Uuid::new_v4());
         let closing = Arc::new(Notify::new());
-        let server = tokio::spawn(serve(listener, Arc::clone(&seen), id, served, Arc::clone(&closing)));
+        let server = tokio::spawn(serve(listener, Arc::clone(&seen), id, served, Arc::clone(&closing), set));
         let target = Target::new(id).with_generation(generation).with_address(address);
         Self { target, seen, serving, closing, server }
     }
@@ -135,6 +140,11 @@ impl Agent {
     /// Its machine goes silent: what is open stays open, what is new is accepted, and nothing is read or written.
     pub fn freeze(&self) {
         self.serving.send_replace(false);
+    }
+
+    /// It goes on where it was frozen.
+    pub fn thaw(&self) {
+        self.serving.send_replace(true);
     }
 
     /// The process is killed: its socket and all its connections are closed by the system.
@@ -171,6 +181,7 @@ async fn serve(
     id: AgentId,
     served: watch::Receiver<bool>,
     closing: Arc<Notify>,
+    set: fn(&mut auto::Builder<TokioExecutor>),
 ) {
     let app = app(Arc::clone(&seen), id);
     let mut connections = JoinSet::new();
@@ -185,6 +196,7 @@ async fn serve(
         connections.spawn(async move {
             let mut builder = auto::Builder::new(TokioExecutor::new());
             builder.http2().enable_connect_protocol();
+            set(&mut builder);
             let serving = builder.serve_connection_with_upgrades(TokioIo::new(line), service);
             tokio::select! {
                 _ = serving => {}
@@ -265,6 +277,9 @@ fn app(seen: Arc<Seen>, id: AgentId) -> Router {
         .route("/early", post(early))
         .route("/endless", get(endless))
         .route("/half", get(half))
+        .route("/large", get(async || Bytes::from_static(&[7; 8 * 1024 * 1024])))
+        .route("/small", get(async || Bytes::from_static(&[7; 4 * 1024])))
+        .route("/slow/{ms}", any(slow))
         .route("/trailers", get(trailers))
         .route("/talk", any(talk))
         .with_state(seen)
@@ -302,6 +317,12 @@ async fn take(State(seen): State<Arc<Seen>>, request: Request) -> Result<String,
 async fn hang(State(seen): State<Arc<Seen>>) -> &'static str {
     seen.go_on.notified().await;
     "at last"
+}
+
+/// Answers after so many milliseconds.
+async fn slow(axum::extract::Path(ms): axum::extract::Path<u64>) -> &'static str {
+    sleep(Duration::from_millis(ms)).await;
+    "slow"
 }
 
 /// Answers before the body has come, and reads that for ever.
@@ -389,6 +410,7 @@ struct Registers {
     dialing: AtomicU64,
     most_dialing: AtomicU64,
     watched: Mutex<Option<Duration>>,
+    hangs: std::sync::atomic::AtomicBool,
 }
 
 /// Which agent serves each workspace, and a layer that dials them.
@@ -459,7 +481,13 @@ impl Net {
         let resolver = service_fn(move |ask: ResolveWorkspace| {
             asked.validations.fetch_add(1, SeqCst);
             let said = asked.running.lock().unwrap().get(&ask.workspace).cloned();
-            async move { said.ok_or("no such workspace") }
+            let hangs = asked.hangs.load(SeqCst);
+            async move {
+                if hangs {
+                    std::future::pending::<()>().await;
+                }
+                said.ok_or("no such workspace")
+            }
         });
         let layer = set(BoundAgentLayer::builder(store.clone(), resolver)).build().unwrap();
         Self { registers, store, layer }
@@ -482,6 +510,11 @@ impl Net {
 
     pub fn says(&self, workspace: WorkspaceId, resolution: Resolution) {
         self.registers.running.lock().unwrap().insert(workspace, resolution);
+    }
+
+    /// From now on no question is answered, or all are.
+    pub fn resolver_hangs(&self, hangs: bool) {
+        self.registers.hangs.store(hangs, SeqCst);
     }
 
     /// How long each dial takes before it begins to connect. Longer than the validation delay would make it a doubt.

@@ -240,3 +240,25 @@ fn a_client_can_be_shared_cloned_and_shown() {
     fn future<T: Send + 'static>() {}
     future::<tower_bound_agent::http::AgentFuture>();
 }
+
+#[tokio::test]
+async fn cold_sessions_use_the_connections_that_are_there() {
+    for speaks in BOTH {
+        let (net, agent) = (Net::new(), Agent::start(1).await);
+        let ws = net.workspace(&agent);
+        let mut chats = Vec::new();
+        for _ in 0..100 {
+            chats.push(net.bind(ws).await);
+        }
+        // A process that has not seen them yet.
+        let net = net.with(|builder| builder);
+        let client = net.client(speaks);
+        let before = net.counts();
+        for chat in chats {
+            assert_eq!(turn(&client, "/", chat).await, agent.target.agent.to_string());
+        }
+        assert_eq!(net.counts() - before, counts(1, 0, 100, 0), "{speaks:?}");
+        let error = send(&client, get_("/", session())).await.unwrap_err();
+        assert!(matches!(error, ClientError::Dial(_)) && error.is_unsent(), "{error:?}");
+    }
+}

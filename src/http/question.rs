@@ -1,0 +1,275 @@
+//! Questions about agents that do not begin to answer.
+//!
+//! A request without the head of its response is questioned as a dial is: in the background, the resolver is asked
+//! whether its session would go elsewhere by now. The clock is another one than that of dials, since honest agents take
+//! their time; and there is a budget, so that agents which take longer than before do not bring back a query a request.
+//! What becomes known in any other way reaches a waiting request at once.
+
+use super::outgoing::Progress;
+use crate::{BoundHandle, Target, flight::Seat, shared::Validated};
+use std::{
+    future::pending,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+use tokio::{
+    select,
+    time::{Duration, Instant, sleep_until},
+};
+
+/// A request is not watched before that: nearly every one has its answer by then.
+const UNWATCHED: Duration = Duration::from_millis(5);
+/// However late an agent's answers usually begin, a request is questioned after that.
+const LATEST: Duration = Duration::from_secs(15);
+
+/// How long an agent takes to begin its answers: a histogram whose buckets are powers of two of a millisecond, and in
+/// which what is old counts less and less.
+#[derive(Debug, Default)]
+pub(super) struct HeadTimes(Mutex<Histogram>);
+
+const BUCKETS: usize = 20;
+/// Beyond so many, all counts are halved.
+const REMEMBERED: u32 = 256;
+
+#[derive(Debug, Default)]
+struct Histogram {
+    counts: [u32; BUCKETS],
+    total: u32,
+}
+
+impl HeadTimes {
+    pub(super) fn record(&self, took: Duration) {
+        let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        let bucket = (u64::BITS - millis.leading_zeros()) as usize;
+        let mut histogram = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        histogram.counts[bucket.min(BUCKETS - 1)] += 1;
+        histogram.total += 1;
+        if histogram.total > REMEMBERED {
+            histogram.counts.iter_mut().for_each(|count| *count /= 2);
+            histogram.total = histogram.counts.iter().sum();
+        }
+    }
+
+    /// Returns how long a request waits before it is questioned: `floor`, or more than 95 of 100 answers took to begin.
+    fn question_after(&self, floor: Duration) -> Duration {
+        let histogram = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut later = histogram.total / 20;
+        for (bucket, count) in histogram.counts.iter().enumerate().rev() {
+            if *count > later {
+                let upper = Duration::from_millis(1 << bucket);
+                return floor.max((upper + upper / 4).min(LATEST));
+            }
+            later -= count;
+        }
+        floor
+    }
+}
+
+/// How many questions there may be: one for each 100 requests, and 100 at once.
+#[derive(Debug)]
+pub(super) struct Budget(AtomicU32);
+
+const PRICE: u32 = 100;
+const MOST_SAVED: u32 = 100 * PRICE;
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self(AtomicU32::new(MOST_SAVED))
+    }
+}
+
+impl Budget {
+    /// There was one more request.
+    pub(super) fn earn(&self) {
+        // Nearly always full, so that this is one load.
+        if self.0.load(Ordering::Relaxed) < MOST_SAVED {
+            let more = |saved: u32| (saved < MOST_SAVED).then_some(saved + 1);
+            let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        }
+    }
+
+    fn spend(&self) -> bool {
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |saved| saved.checked_sub(PRICE)).is_ok()
+    }
+}
+
+/// How long a request waits, and what ends that.
+pub(super) struct Watch<'a> {
+    pub(super) heads: &'a HeadTimes,
+    pub(super) budget: &'a Budget,
+    /// How long the agent may be silent.
+    pub(super) within: Option<Duration>,
+    /// How long the connection may take to begin with the request.
+    pub(super) queued_within: Duration,
+    pub(super) question_after: Option<Duration>,
+    /// Returns `true` if the request does not wait for an agent that its session has left.
+    pub(super) leaves: &'a (dyn Fn() -> bool + Send + Sync),
+}
+
+/// Why a request waits no longer.
+pub(super) enum Over {
+    /// Nothing came in time.
+    Silent,
+    /// Its session would go elsewhere by now: to this target, if it is known.
+    Superseded(Option<Arc<Target>>),
+}
+
+impl Watch<'_> {
+    /// Resolves when the request is to wait no longer.
+    pub(super) async fn over(&self, handle: &BoundHandle, progress: &Progress) -> Over {
+        let watched = Instant::now() + UNWATCHED;
+        select! {
+            () = self.silence(progress) => return Over::Silent,
+            () = sleep_until(watched) => {}
+        }
+        // Boxed, so that a request which is answered soon does not carry the room for it.
+        let superseded = Box::pin(self.superseded(handle, progress));
+        select! {
+            () = self.silence(progress) => Over::Silent,
+            target = superseded => Over::Superseded(target),
+        }
+    }
+
+    /// Resolves when the agent was silent for too long in its turn.
+    async fn silence(&self, progress: &Progress) {
+        let Some(within) = self.within else { return pending().await };
+        loop {
+            let now = Instant::now();
+            let at = match progress.queued_since() {
+                // Counted from when the stream is open, but the connection may not take for ever to open it.
+                Some(since) => since + self.queued_within + within,
+                // Not before then, if it is the caller's turn.
+                None => progress.silent_since().unwrap_or(now) + within,
+            };
+            if at <= now {
+                return;
+            }
+            // A stream that was opened meanwhile ends earlier than it would have if it were still queued.
+            sleep_until(at.min(now + within)).await;
+        }
+    }
+
+    /// Resolves when the session of the request would go elsewhere. Asks the resolver if the agent is late, or in doubt.
+    async fn superseded(&self, handle: &BoundHandle, progress: &Progress) -> Option<Arc<Target>> {
+        let (shared, mut entry, target) = handle.watched();
+        let place = Arc::clone(&entry.place);
+        let session = entry.row.session;
+        let mut question: Option<Seat<Validated>> = None;
+        // Since when it is known that there is a doubt, so that each is asked about once.
+        let mut asked: Option<Instant> = None;
+        let mut not_before = Instant::now();
+        loop {
+            // Made before the look, so that nothing is missed between the two.
+            let (row_changed, place_changed) = (shared.rows.changed(session), place.changed());
+            match shared.names_another(&entry, &target) {
+                Some(true) if (self.leaves)() => return shared.target_of(session),
+                // An agent that drains: nothing that becomes known later brings the session back to it.
+                Some(true) => return pending().await,
+                Some(false) => {}
+                // The cache did not keep the row, and there was an order since, perhaps another session's.
+                None => match shared.read_since(session, Instant::now()).await {
+                    Ok(Some(read)) if read.workspace() == entry.workspace() => {
+                        entry = read;
+                        continue;
+                    }
+                    Ok(_) if (self.leaves)() => return shared.target_of(session),
+                    Ok(_) => return pending().await,
+                    // No evidence; the next change is a reason to read again.
+                    Err(_) => {}
+                },
+            }
+            let now = Instant::now();
+            let mut look_again = None;
+            if question.is_none() {
+                let doubt = shared.choose(&entry).doubt.filter(|doubt| Some(*doubt) > asked);
+                if doubt.is_some() {
+                    asked = doubt;
+                    question = Some(shared.validate(&place));
+                } else if let Some(floor) = self.question_after {
+                    let after = self.heads.question_after(floor);
+                    // Not before then, if it is the caller's turn.
+                    let late = progress.silent_since().unwrap_or(now) + after;
+                    let at = late.max(not_before).max(place.paused_until(now).unwrap_or(now));
+                    if at > now {
+                        look_again = Some(at);
+                    } else if self.budget.spend() {
+                        asked = Some(now);
+                        question = Some(shared.validate(&place));
+                    } else {
+                        not_before = now + after;
+                        look_again = Some(not_before);
+                    }
+                }
+            }
+            select! {
+                () = row_changed => {}
+                () = place_changed => {}
+                again = answered(&mut question) => {
+                    question = None;
+                    // What it has taught is looked at above.
+                    not_before = again.unwrap_or(now + LATEST);
+                }
+                () = at(look_again) => {}
+            }
+        }
+    }
+}
+
+/// Returns when to ask again, if that is known; pending for ever while nothing was asked.
+async fn answered(question: &mut Option<Seat<Validated>>) -> Option<Instant> {
+    match question {
+        Some(seat) => seat.landed().await.map(|validated| validated.again),
+        None => pending().await,
+    }
+}
+
+async fn at(when: Option<Instant>) {
+    match when {
+        Some(when) => sleep_until(when).await,
+        None => pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_waits_for_longer_than_most_answers_take() {
+        let (heads, floor) = (HeadTimes::default(), Duration::from_secs(2));
+        assert_eq!(heads.question_after(floor), floor);
+        for _ in 0..200 {
+            heads.record(Duration::from_millis(5));
+        }
+        // One in twenty is not what is usual.
+        for _ in 0..10 {
+            heads.record(Duration::from_secs(10));
+        }
+        assert_eq!(heads.question_after(floor), floor);
+        for _ in 0..300 {
+            heads.record(Duration::from_secs(3));
+        }
+        assert_eq!(heads.question_after(floor), Duration::from_millis(4096 + 1024));
+        for _ in 0..2_000 {
+            heads.record(Duration::from_secs(3_600_000));
+        }
+        assert_eq!(heads.question_after(floor), LATEST);
+        for _ in 0..2_000 {
+            heads.record(Duration::ZERO);
+        }
+        assert_eq!(heads.question_after(floor), floor);
+    }
+
+    #[test]
+    fn there_is_one_question_for_a_hundred_requests_after_the_first_hundred() {
+        let budget = Budget::default();
+        let mut questions = 0;
+        for _ in 0..50_000 {
+            budget.earn();
+            questions += u32::from(budget.spend());
+        }
+        assert_eq!(questions, 100 + 500);
+    }
+}

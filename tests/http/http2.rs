@@ -1,0 +1,312 @@
+//! HTTP/2 agents with limits of their own, and what HTTP/2 says about requests that were not processed.
+
+use crate::net::*;
+use bytes::Bytes;
+use h2::Reason;
+use http_body_util::BodyExt;
+use std::{
+    collections::HashMap,
+    num::NonZeroUsize,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::{
+    net::TcpListener,
+    task::{JoinHandle, JoinSet},
+    time::{Instant, sleep, timeout},
+};
+use tower_bound_agent::{AgentId, Resolution, Target, http::ClientError};
+use uuid::Uuid;
+
+fn at_most(connections: usize) -> NonZeroUsize {
+    NonZeroUsize::new(connections).unwrap()
+}
+
+#[tokio::test]
+async fn requests_above_the_stream_limit_of_an_agent_use_another_connection() {
+    let agent = Agent::with(1, |server| {
+        server.http2().max_concurrent_streams(4);
+    })
+    .await;
+    let net = Net::new();
+    let chat = net.bind(net.workspace(&agent)).await;
+    let client = net.client(Speaks::Http2);
+    let before = net.counts();
+    let mut streams = Vec::new();
+    for _ in 0..4 {
+        streams.push(send(&client, get_("/half", chat)).await.unwrap());
+    }
+    let begin = Instant::now();
+    for _ in 0..20 {
+        turn(&client, "/", chat).await;
+    }
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    assert_eq!(net.counts() - before, counts(2, 0, 0, 0));
+    for stream in streams {
+        agent.seen.go_on.notify_one();
+        assert_eq!(text(stream).await, "half whole");
+    }
+    assert_eq!(net.counts() - before, counts(2, 0, 0, 0));
+}
+
+#[tokio::test]
+async fn requests_above_the_stream_limit_wait_at_the_connection_limit_and_the_agent_is_not_blamed() {
+    let agent = Agent::with(1, |server| {
+        server.http2().max_concurrent_streams(10);
+    })
+    .await;
+    let net = Net::new();
+    let chat = net.bind(net.workspace(&agent)).await;
+    let (header, wait) = (Duration::from_millis(200), Duration::from_millis(600));
+    let client = net.client_with(Speaks::Http2, |builder| {
+        builder.max_connections(at_most(1)).response_header_timeout(header).wait_timeout(wait)
+    });
+    let before = net.counts();
+    let mut streams = Vec::new();
+    for _ in 0..10 {
+        streams.push(send(&client, get_("/half", chat)).await.unwrap());
+    }
+    let begin = Instant::now();
+    let error = send(&client, get_("/", chat)).await.unwrap_err();
+    assert!(matches!(error, ClientError::Busy { waited } if waited == wait) && error.is_unsent(), "{error:?}");
+    assert!(begin.elapsed() >= wait);
+    // The next one gets the first place that is free.
+    let waiting = {
+        let client = client.clone();
+        tokio::spawn(async move { turn(&client, "/", chat).await })
+    };
+    sleep(header * 2).await;
+    assert!(!waiting.is_finished());
+    agent.seen.go_on.notify_one();
+    // One of them, which has been waiting for the longest time.
+    assert_eq!(text(streams.remove(0)).await, "half whole");
+    assert_eq!(soon(waiting).await.unwrap(), agent.target.agent.to_string());
+    assert_eq!(net.counts() - before, counts(1, 0, 0, 0));
+    for stream in streams {
+        agent.seen.go_on.notify_one();
+        assert_eq!(text(stream).await, "half whole");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_requests_at_once_respect_a_limit_that_has_not_been_announced_yet() {
+    let agent = Agent::with(1, |server| {
+        server.http2().max_concurrent_streams(1);
+    })
+    .await;
+    let net = Net::new();
+    let chat = net.bind(net.workspace(&agent)).await;
+    let client = net.client_with(Speaks::Http2, |builder| builder.max_connections(at_most(4)));
+    let before = net.counts();
+    let mut turns = JoinSet::new();
+    for _ in 0..50 {
+        let client = client.clone();
+        turns.spawn(async move { turn(&client, "/", chat).await });
+    }
+    while let Some(answer) = soon(turns.join_next()).await {
+        assert_eq!(answer.unwrap(), agent.target.agent.to_string());
+    }
+    let made = net.counts() - before;
+    assert!(made.d <= 4, "{made:?}");
+    assert_eq!((made.v, agent.requests()), (0, 50));
+}
+
+#[tokio::test]
+async fn a_slow_answer_on_a_connection_that_answers_other_streams_is_no_evidence() {
+    let agent = Agent::start(1).await;
+    let net = Net::new();
+    let chat = net.bind(net.workspace(&agent)).await;
+    let client = net.client_with(Speaks::Http2, |builder| builder.response_header_timeout(Duration::from_millis(400)));
+    let before = net.counts();
+    let slow = {
+        let client = client.clone();
+        tokio::spawn(async move { send(&client, get_("/hang", chat)).await })
+    };
+    while !slow.is_finished() {
+        turn(&client, "/", chat).await;
+        sleep(Duration::from_millis(20)).await;
+    }
+    let error = slow.await.unwrap().unwrap_err();
+    assert!(matches!(error, ClientError::NoResponse { .. }), "{error:?}");
+    turn(&client, "/", chat).await;
+    assert_eq!(net.counts() - before, counts(1, 0, 0, 0));
+}
+
+#[tokio::test]
+async fn responses_that_nobody_reads_do_not_stop_other_requests() {
+    let agent = Agent::start(1).await;
+    let net = Net::new();
+    let chat = net.bind(net.workspace(&agent)).await;
+    let client = net.client(Speaks::Http2);
+    let mut unread = Vec::new();
+    for _ in 0..90 {
+        unread.push(send(&client, get_("/large", chat)).await.unwrap());
+    }
+    sleep(Duration::from_millis(200)).await;
+    let small = timeout(Duration::from_secs(5), turn(&client, "/small", chat)).await.expect("an answer");
+    assert_eq!(small.len(), 4 * 1024);
+    let large = soon(unread.pop().unwrap().into_body().collect()).await.unwrap().to_bytes();
+    assert_eq!(large.len(), 8 * 1024 * 1024);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_that_give_up_at_once_do_not_end_the_connection_of_others() {
+    let agent = Agent::start(1).await;
+    let net = Net::new();
+    let chat = net.bind(net.workspace(&agent)).await;
+    let client = net.client_with(Speaks::Http2, |builder| builder.max_connections(at_most(1)));
+    let before = net.counts();
+    let mut stream = send(&client, get_("/half", chat)).await.unwrap().into_body();
+    soon(stream.frame()).await.unwrap().unwrap();
+    for _ in 0..5 {
+        // It has other things to do for a moment, and finds all that came meanwhile at once.
+        agent.freeze();
+        let calls: Vec<_> = (0..60).map(|_| tokio::spawn(client.request(get_("/hang", chat)))).collect();
+        sleep(Duration::from_millis(50)).await;
+        for call in calls {
+            call.abort();
+        }
+        sleep(Duration::from_millis(50)).await;
+        agent.thaw();
+        turn(&client, "/", chat).await;
+    }
+    sleep(Duration::from_millis(200)).await;
+    turn(&client, "/", chat).await;
+    // Each that has arrived waits for its turn.
+    for _ in 0..2_000 {
+        agent.seen.go_on.notify_one();
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(soon(stream.frame()).await.unwrap().unwrap().into_data().unwrap(), " whole");
+    assert_eq!(net.counts() - before, counts(1, 0, 0, 0));
+}
+
+/// What a server of HTTP/2 does with its requests.
+#[derive(Clone, Copy)]
+enum Does {
+    /// Ends each connection in order after so many streams.
+    GoesAwayAfter(u64),
+    /// Refuses every so-manieth stream.
+    Refuses(u64),
+}
+
+/// An agent that answers frame by frame, and counts what it carries out by the key of the request.
+struct Frames {
+    target: Target,
+    carried_out: Arc<Mutex<HashMap<String, u64>>>,
+    server: JoinHandle<()>,
+}
+
+impl Frames {
+    async fn start(does: Does) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = Target::new(AgentId::new(Uuid::new_v4()))
+            .with_generation(1)
+            .with_address(listener.local_addr().unwrap().to_string());
+        let carried_out = Arc::<Mutex<HashMap<String, u64>>>::default();
+        let counted = Arc::clone(&carried_out);
+        let server = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                stream.set_nodelay(true).unwrap();
+                connections.spawn(Self::connection(stream, does, Arc::clone(&counted)));
+            }
+        });
+        Self { target, carried_out, server }
+    }
+
+    async fn connection(stream: tokio::net::TcpStream, does: Does, counted: Arc<Mutex<HashMap<String, u64>>>) {
+        let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+        let mut streams = 0;
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            streams += 1;
+            match does {
+                Does::GoesAwayAfter(most) if streams == most => connection.graceful_shutdown(),
+                Does::Refuses(every) if streams % every == 0 => {
+                    respond.send_reset(Reason::REFUSED_STREAM);
+                    continue;
+                }
+                _ => {}
+            }
+            let counted = Arc::clone(&counted);
+            tokio::spawn(async move {
+                let key = request.headers()["key"].to_str().unwrap().to_owned();
+                *counted.lock().unwrap().entry(key).or_default() += 1;
+                let mut body = request.into_body();
+                while let Some(Ok(data)) = body.data().await {
+                    let _ = body.flow_control().release_capacity(data.len());
+                }
+                if let Ok(mut stream) = respond.send_response(::http::Response::new(()), false) {
+                    let _ = stream.send_data(Bytes::from_static(b"done"), true);
+                }
+            });
+        }
+    }
+
+    /// So many callers, each of them with so many requests one after the other; says how many failed.
+    async fn asked(&self, callers: usize, requests: usize, body: &'static str) -> Vec<ClientError> {
+        let (net, ws) = (Net::new(), crate::support::workspace());
+        net.says(ws, Resolution::Running(self.target.clone()));
+        let chat = net.bind(ws).await;
+        let client = net.client(Speaks::Http2);
+        let mut all = JoinSet::new();
+        for _ in 0..callers {
+            let client = client.clone();
+            all.spawn(async move {
+                let mut failed = Vec::new();
+                for _ in 0..requests {
+                    let mut request = post_("/", chat, full(body));
+                    let key = Uuid::new_v4().to_string();
+                    request.headers_mut().insert("key", key.parse().unwrap());
+                    match send(&client, request).await {
+                        Ok(response) => assert_eq!(text(response).await, "done"),
+                        Err(error) => failed.push(error),
+                    }
+                }
+                failed
+            });
+        }
+        let mut failed = Vec::new();
+        while let Some(some) = all.join_next().await {
+            failed.extend(some.unwrap());
+        }
+        failed
+    }
+
+    /// How many requests were carried out, and how often each of them at most.
+    fn carried_out(&self) -> (usize, u64) {
+        let carried_out = self.carried_out.lock().unwrap();
+        (carried_out.len(), carried_out.values().copied().max().unwrap_or_default())
+    }
+}
+
+impl Drop for Frames {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_a_graceful_goaway_leaves_unprocessed_are_sent_again_and_none_twice() {
+    let agent = Frames::start(Does::GoesAwayAfter(10)).await;
+    let failed = agent.asked(20, 500, "").await;
+    assert!(failed.is_empty(), "{} of 10,000: {:?}", failed.len(), failed[0]);
+    assert_eq!(agent.carried_out(), (10_000, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_an_agent_refuses_are_sent_again() {
+    let agent = Frames::start(Does::Refuses(3)).await;
+    let failed = agent.asked(8, 50, "").await;
+    assert!(failed.is_empty(), "{} of 400: {:?}", failed.len(), failed[0]);
+    assert_eq!(agent.carried_out(), (400, 1));
+}
+
+#[tokio::test]
+async fn a_refused_request_whose_body_was_touched_fails_and_is_unsent() {
+    let agent = Frames::start(Does::Refuses(1)).await;
+    let failed = agent.asked(1, 1, "some").await;
+    assert_eq!(failed.len(), 1);
+    assert!(failed[0].is_unsent(), "{:?}", failed[0]);
+}

@@ -80,6 +80,12 @@ where
         seat
     }
 
+    /// A seat in the running flight of `key`, if there is one.
+    #[cfg(feature = "http")]
+    pub(crate) fn running(&self, key: K) -> Option<Seat<T>> {
+        lock(&self.running).get(&key).cloned()
+    }
+
     /// The answer of a flight that began at `since` or later: one that began earlier is waited for, then the next one
     /// is joined.
     pub(crate) async fn join_since<F>(&self, since: Instant, key: K, tasks: &Tasks, work: impl Fn() -> F) -> Option<T>

@@ -3,7 +3,7 @@
 use super::{
     body::AgentBody,
     builder::Settings,
-    error::{ClientError, is_unprocessed},
+    error::{ClientError, is_unprocessed, is_unreachable},
     http1, http2,
     outgoing::{Outgoing, Progress},
     pool::{Agent, Reserved},
@@ -463,7 +463,7 @@ pub(super) struct Kept<C, B> {
 impl<C, B> Kept<C, B> {
     fn noted<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if let Poll::Ready(Err(error)) = &polled
-            && (error.kind() == io::ErrorKind::TimedOut || self.conn.upgraded.load(Ordering::Relaxed))
+            && (is_unreachable(error) || self.conn.upgraded.load(Ordering::Relaxed))
         {
             self.conn.handle.report_stale();
         }

@@ -161,15 +161,16 @@ pub(super) fn is_io(error: &hyper::Error) -> bool {
 }
 
 /// Returns `true` if the system could not reach the machine of the agent.
-fn is_network(error: &hyper::Error) -> bool {
+pub(super) fn is_unreachable(error: &io::Error) -> bool {
     use io::ErrorKind::{HostUnreachable, NetworkDown, NetworkUnreachable, TimedOut};
-    let kind = |cause: &(dyn StdError + 'static)| match cause.downcast_ref::<io::Error>() {
-        Some(error) => Some(error.kind()),
-        None => cause.downcast_ref::<h2::Error>()?.get_io().map(io::Error::kind),
-    };
-    causes(error)
-        .filter_map(kind)
-        .any(|kind| matches!(kind, HostUnreachable | NetworkDown | NetworkUnreachable | TimedOut))
+    matches!(error.kind(), HostUnreachable | NetworkDown | NetworkUnreachable | TimedOut)
+}
+
+fn is_network(error: &hyper::Error) -> bool {
+    causes(error).any(|cause| {
+        let http2 = || cause.downcast_ref::<h2::Error>()?.get_io();
+        cause.downcast_ref().or_else(http2).is_some_and(is_unreachable)
+    })
 }
 
 fn causes(error: &hyper::Error) -> impl Iterator<Item = &(dyn StdError + 'static)> {

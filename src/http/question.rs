@@ -183,7 +183,9 @@ impl Watch<'_> {
             let now = Instant::now();
             let mut look_again = None;
             if question.is_none() {
-                let doubt = shared.choose(&entry).doubt.filter(|doubt| Some(*doubt) > asked);
+                // What is reported of this very connection fails the request soon; whether its agent was replaced is for
+                // the next call to ask, which may be later than this.
+                let doubt = shared.choose(&entry).doubt.filter(|doubt| Some(*doubt) > asked && !handle.is_reported());
                 if doubt.is_some() {
                     asked = doubt;
                     question = Some(shared.validate(&place));
@@ -194,6 +196,10 @@ impl Watch<'_> {
                     let at = late.max(not_before).max(place.paused_until(now).unwrap_or(now));
                     if at > now {
                         look_again = Some(at);
+                    } else if let Some(running) = shared.validations.running(place.workspace()) {
+                        // Another request, or a dial, has asked already.
+                        asked = Some(now);
+                        question = Some(running);
                     } else if self.budget.spend() {
                         asked = Some(now);
                         question = Some(shared.validate(&place));

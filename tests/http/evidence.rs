@@ -1,14 +1,18 @@
 //! What is held against an agent, and what a caller is told of it.
 
 use crate::net::*;
-use crate::support::workspace;
-use std::time::Duration;
+use crate::support::{session, workspace};
+use bytes::Bytes;
+use std::{num::NonZeroUsize, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
     time::sleep,
 };
-use tower_bound_agent::{AgentId, Resolution, Target};
+use tower_bound_agent::{
+    AgentId, ErrorKind, Resolution, SessionId, Target, WorkspaceId,
+    http::{AgentClientBuilder, ClientError, Fault},
+};
 use uuid::Uuid;
 
 /// Answers the first bytes with this, and resets the connection a moment later.
@@ -39,16 +43,169 @@ async fn a_connection_that_breaks_after_a_complete_answer_is_no_evidence() {
     let client = net.client(Speaks::Http1);
     let before = net.counts();
     for dials in 1..4 {
-        let (mut sender, body) = http_body_util::channel::Channel::<bytes::Bytes>::new(1);
+        let (mut sender, body) = http_body_util::channel::Channel::<Bytes>::new(1);
         let sending =
-            tokio::spawn(
-                async move { while sender.send_data(bytes::Bytes::from_static(&[7; 64 * 1024])).await.is_ok() {} },
-            );
+            tokio::spawn(async move { while sender.send_data(Bytes::from_static(&[7; 64 * 1024])).await.is_ok() {} });
         let response = send(&client, post_("/", chat, Sends::new(body))).await.unwrap();
         assert_eq!(response.status(), 413);
         assert_eq!(text(response).await, "no\n");
         soon(sending).await.unwrap();
         sleep(Duration::from_millis(50)).await;
         assert_eq!(net.counts() - before, counts(dials, 0, 0, 0));
+    }
+}
+
+/// A chat on an agent, and what is counted from here on.
+async fn started(speaks: Speaks, set: impl FnOnce(AgentClientBuilder) -> AgentClientBuilder) -> Scene {
+    let (net, agent) = (Net::new(), Agent::start(1).await);
+    let ws = net.workspace(&agent);
+    let chat = net.bind(ws).await;
+    let client = net.client_with(speaks, set);
+    let before = net.counts();
+    Scene { net, agent, ws, chat, client, before }
+}
+
+struct Scene {
+    net: Net,
+    agent: Agent,
+    ws: WorkspaceId,
+    chat: SessionId,
+    client: Client,
+    before: Counts,
+}
+
+impl Scene {
+    async fn failed(&self, path: &str) -> ClientError {
+        send(&self.client, get_(path, self.chat)).await.unwrap_err()
+    }
+
+    /// What the error says: whether the agent may have processed the request, and whose fault it is.
+    #[track_caller]
+    fn says(error: &ClientError, is_unsent: bool, fault: Fault) {
+        assert_eq!((error.is_unsent(), error.fault()), (is_unsent, fault), "{error:?}");
+    }
+
+    /// The next turn, and with how many dials and validations since the beginning.
+    async fn next(&self, dials: u64, validations: u64) {
+        turn(&self.client, "/", self.chat).await;
+        let made = || self.net.counts() - self.before;
+        until(&format!("{validations} validations: {:?}", made()), || made().v >= validations).await;
+        assert_eq!((made().d, made().v), (dials, validations));
+    }
+}
+
+const MOMENT: Duration = Duration::from_millis(300);
+
+#[tokio::test]
+async fn a_request_without_a_session_or_a_host_is_the_callers_fault() {
+    for speaks in BOTH {
+        let scene = started(speaks, |builder| builder).await;
+        let nobodys = ::http::Request::get("/").body(empty()).unwrap();
+        let error = send(&scene.client, nobodys).await.unwrap_err();
+        assert!(matches!(error, ClientError::NoSession));
+        Scene::says(&error, true, Fault::Caller);
+        let connect = ::http::Request::connect("10.0.0.1:22").extension(scene.chat).body(empty()).unwrap();
+        let error = send(&scene.client, connect).await.unwrap_err();
+        assert!(matches!(error, ClientError::Request(_)));
+        Scene::says(&error, true, Fault::Caller);
+        scene.next(1, 0).await;
+    }
+}
+
+#[tokio::test]
+async fn the_layers_error_is_the_fault_of_what_it_names() {
+    for speaks in BOTH {
+        let mut scene = started(speaks, |builder| builder).await;
+        let error = send(&scene.client, get_("/", session())).await.unwrap_err();
+        assert!(matches!(&error, ClientError::Dial(error) if *error.kind() == ErrorKind::NotBound));
+        Scene::says(&error, true, Fault::Caller);
+        scene.agent.kill().await;
+        let error = scene.failed("/").await;
+        assert!(matches!(&error, ClientError::Dial(error) if *error.kind() == ErrorKind::Unreachable { newer: None }));
+        Scene::says(&error, true, Fault::Agent);
+        scene.net.layer.bindings().close(Duration::ZERO).await;
+        let error = scene.failed("/").await;
+        assert!(matches!(&error, ClientError::Dial(error) if *error.kind() == ErrorKind::Closed));
+        Scene::says(&error, true, Fault::Here);
+    }
+}
+
+#[tokio::test]
+async fn a_limit_of_the_client_is_its_own_fault() {
+    let one = NonZeroUsize::MIN;
+    for speaks in BOTH {
+        let scene = started(speaks, |builder| {
+            builder.max_connections(one).max_requests_per_connection(one).wait_timeout(MOMENT)
+        })
+        .await;
+        let held = send(&scene.client, get_("/half", scene.chat)).await.unwrap();
+        let error = scene.failed("/").await;
+        assert!(matches!(error, ClientError::Busy { .. }));
+        Scene::says(&error, true, Fault::Here);
+        scene.agent.seen.go_on.notify_one();
+        text(held).await;
+        scene.next(1, 0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_another_agent_supersedes_may_have_been_seen() {
+    for speaks in BOTH {
+        let scene = started(speaks, |builder| builder.question_after(MOMENT)).await;
+        turn(&scene.client, "/", scene.chat).await;
+        let new = Agent::start(2).await;
+        scene.net.runs(scene.ws, &new);
+        scene.agent.freeze();
+        let error = scene.failed("/").await;
+        assert!(matches!(error, ClientError::Superseded { newer: Some(_) }), "{error:?}");
+        Scene::says(&error, false, Fault::Agent);
+        scene.next(2, 1).await;
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_raises_a_doubt() {
+    for speaks in BOTH {
+        let mut scene = started(speaks, |builder| builder).await;
+        let waiting = tokio::spawn(scene.client.request(get_("/hang", scene.chat)));
+        until("it has arrived", || scene.agent.requests() == 1).await;
+        let again = scene.agent.replaced_in_place(1).await;
+        let error = soon(waiting).await.unwrap().unwrap_err();
+        assert!(matches!(error, ClientError::Send(_)));
+        Scene::says(&error, false, Fault::Agent);
+        scene.next(2, 1).await;
+        assert_eq!(again.requests(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_fails_is_the_callers_fault() {
+    for speaks in BOTH {
+        let scene = started(speaks, |builder| builder).await;
+        let (mut sender, body) = http_body_util::channel::Channel::<Bytes, std::io::Error>::new(1);
+        let waiting = tokio::spawn(scene.client.request(post_("/take", scene.chat, Sends::new(body))));
+        until("it has arrived", || scene.agent.requests() == 1).await;
+        sender.send_data("some".into()).await.unwrap();
+        sender.abort(std::io::Error::other("the caller has gone"));
+        // The agent may have answered that it did not get the rest.
+        if let Err(error) = soon(waiting).await.unwrap() {
+            assert!(matches!(error, ClientError::Send(_)));
+            Scene::says(&error, false, if speaks == Speaks::Http1 { Fault::Caller } else { error.fault() });
+        }
+        scene.next(if speaks == Speaks::Http1 { 2 } else { 1 }, 0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_silent_agent_raises_a_doubt() {
+    for speaks in BOTH {
+        let scene = started(speaks, |builder| builder.response_header_timeout(MOMENT)).await;
+        turn(&scene.client, "/", scene.chat).await;
+        scene.agent.freeze();
+        let error = scene.failed("/").await;
+        assert!(matches!(error, ClientError::NoResponse { within: MOMENT }));
+        Scene::says(&error, false, Fault::Agent);
+        scene.agent.thaw();
+        scene.next(2, 1).await;
     }
 }

@@ -4,18 +4,29 @@ use crate::net::*;
 use bytes::Bytes;
 use h2::Reason;
 use http_body_util::BodyExt;
+use hyper_util::rt::TokioIo;
 use std::{
     collections::HashMap,
+    io,
     num::NonZeroUsize,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
     time::Duration,
 };
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     net::TcpListener,
     task::{JoinHandle, JoinSet},
     time::{Instant, sleep, timeout},
 };
-use tower_bound_agent::{AgentId, Resolution, Target, http::ClientError};
+use tower::{Layer, service_fn};
+use tower_bound_agent::{
+    AgentId, BoundAgentLayer, BoxError, DialAgent, DialSession, Resolution, ResolveWorkspace, Target,
+    http::{AgentClient, ClientError, Fault, http2_code},
+    store::MemoryStore,
+};
 use uuid::Uuid;
 
 fn at_most(connections: usize) -> NonZeroUsize {
@@ -186,14 +197,16 @@ async fn callers_that_give_up_at_once_do_not_end_the_connection_of_others() {
 enum Does {
     /// Ends each connection in order after so many streams.
     GoesAwayAfter(u64),
-    /// Refuses every so-manieth stream.
-    Refuses(u64),
+    /// Resets every so-manieth stream.
+    Resets(u64, Reason),
 }
 
 /// An agent that answers frame by frame, and counts what it carries out by the key of the request.
 struct Frames {
     target: Target,
     carried_out: Arc<Mutex<HashMap<String, u64>>>,
+    streams: Arc<AtomicU64>,
+    connections: Arc<AtomicU64>,
     server: JoinHandle<()>,
 }
 
@@ -204,27 +217,35 @@ impl Frames {
             .with_generation(1)
             .with_address(listener.local_addr().unwrap().to_string());
         let carried_out = Arc::<Mutex<HashMap<String, u64>>>::default();
-        let counted = Arc::clone(&carried_out);
+        let (counted, streams, accepted) = (Arc::clone(&carried_out), Arc::default(), Arc::<AtomicU64>::default());
+        let (begun, connections) = (Arc::clone(&streams), Arc::clone(&accepted));
         let server = tokio::spawn(async move {
-            let mut connections = JoinSet::new();
+            let mut served = JoinSet::new();
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 stream.set_nodelay(true).unwrap();
-                connections.spawn(Self::connection(stream, does, Arc::clone(&counted)));
+                accepted.fetch_add(1, SeqCst);
+                served.spawn(Self::connection(stream, does, Arc::clone(&counted), Arc::clone(&begun)));
             }
         });
-        Self { target, carried_out, server }
+        Self { target, carried_out, streams, connections, server }
     }
 
-    async fn connection(stream: tokio::net::TcpStream, does: Does, counted: Arc<Mutex<HashMap<String, u64>>>) {
+    async fn connection(
+        stream: tokio::net::TcpStream,
+        does: Does,
+        counted: Arc<Mutex<HashMap<String, u64>>>,
+        begun: Arc<AtomicU64>,
+    ) {
         let Ok(mut connection) = h2::server::handshake(stream).await else { return };
         let mut streams = 0;
         while let Some(Ok((request, mut respond))) = connection.accept().await {
             streams += 1;
+            begun.fetch_add(1, SeqCst);
             match does {
                 Does::GoesAwayAfter(most) if streams == most => connection.graceful_shutdown(),
-                Does::Refuses(every) if streams % every == 0 => {
-                    respond.send_reset(Reason::REFUSED_STREAM);
+                Does::Resets(every, reason) if streams % every == 0 => {
+                    respond.send_reset(reason);
                     continue;
                 }
                 _ => {}
@@ -297,7 +318,7 @@ async fn requests_that_a_graceful_goaway_leaves_unprocessed_are_sent_again_and_n
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_that_an_agent_refuses_are_sent_again() {
-    let agent = Frames::start(Does::Refuses(3)).await;
+    let agent = Frames::start(Does::Resets(3, Reason::REFUSED_STREAM)).await;
     let failed = agent.asked(8, 50, "").await;
     assert!(failed.is_empty(), "{} of 400: {:?}", failed.len(), failed[0]);
     assert_eq!(agent.carried_out(), (400, 1));
@@ -305,8 +326,117 @@ async fn requests_that_an_agent_refuses_are_sent_again() {
 
 #[tokio::test]
 async fn a_refused_request_whose_body_was_touched_fails_and_is_unsent() {
-    let agent = Frames::start(Does::Refuses(1)).await;
+    let agent = Frames::start(Does::Resets(1, Reason::REFUSED_STREAM)).await;
     let failed = agent.asked(1, 1, "some").await;
     assert_eq!(failed.len(), 1);
-    assert!(failed[0].is_unsent(), "{:?}", failed[0]);
+    assert!(matches!(failed[0], ClientError::Unsent(_)) && failed[0].is_unsent(), "{:?}", failed[0]);
+    assert_eq!((failed[0].fault(), failed[0].http2_code()), (Fault::Agent, Some(7)));
+}
+
+#[tokio::test]
+async fn a_refused_request_is_sent_four_times_at_most() {
+    let agent = Frames::start(Does::Resets(1, Reason::REFUSED_STREAM)).await;
+    let failed = agent.asked(1, 1, "").await;
+    assert!(matches!(failed[..], [ClientError::Unsent(_)]), "{failed:?}");
+    assert_eq!((agent.streams.load(SeqCst), agent.carried_out()), (4, (0, 0)));
+}
+
+#[tokio::test]
+async fn a_stream_that_the_agent_resets_is_not_sent_again() {
+    let agent = Frames::start(Does::Resets(1, Reason::INTERNAL_ERROR)).await;
+    let failed = agent.asked(1, 2, "").await;
+    for error in &failed {
+        assert!(matches!(error, ClientError::Send(_)) && !error.is_unsent(), "{error:?}");
+        assert_eq!((error.fault(), error.http2_code()), (Fault::Agent, Some(2)));
+    }
+    assert_eq!((failed.len(), agent.streams.load(SeqCst)), (2, 2));
+    // Neither the connection nor the binding is to blame: there is one dial for both, and no question.
+    assert_eq!(agent.connections.load(SeqCst), 2, "one was to bind");
+}
+
+/// A server that reads and writes frames itself, on a stream of this process: answers each request with a head and no end,
+/// answers pings, and tells when they came. Like servers of gRPC it has had enough when the third ping came too early.
+async fn counts_pings(mut io: DuplexStream, pings: Arc<Mutex<Vec<Instant>>>) -> io::Result<()> {
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    }
+    let mut preface = [0; 24];
+    io.read_exact(&mut preface).await?;
+    io.write_all(&frame(4, 0, 0, &[])).await?;
+    let (mut strikes, mut last) = (0, None::<Instant>);
+    loop {
+        let mut head = [0; 9];
+        io.read_exact(&mut head).await?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; length as usize];
+        io.read_exact(&mut payload).await?;
+        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        match (head[3], head[4]) {
+            // HEADERS: ":status: 200" is the eighth entry of the table.
+            (1, _) => io.write_all(&frame(1, 4, stream, &[0x88])).await?,
+            (4, 0) => io.write_all(&frame(4, 1, 0, &[])).await?,
+            (6, 0) => {
+                let now = Instant::now();
+                pings.lock().unwrap().push(now);
+                strikes += u32::from(last.replace(now).is_some_and(|last| now - last < GRPC));
+                if strikes > 2 {
+                    // GOAWAY: ENHANCE_YOUR_CALM.
+                    let enough = [stream.to_be_bytes(), 11_u32.to_be_bytes()].concat();
+                    io.write_all(&frame(7, 0, 0, &enough)).await?;
+                    return Ok(());
+                }
+                io.write_all(&frame(6, 1, 0, &payload)).await?;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What grpcio and grpc-go ask for while a server sends nothing.
+const GRPC: Duration = Duration::from_secs(300);
+
+#[tokio::test(start_paused = true)]
+async fn silent_streams_are_pinged_no_more_often_than_servers_of_grpc_tolerate() {
+    for interval in [None, Some(Duration::from_secs(10))] {
+        let pings = Arc::<Mutex<Vec<Instant>>>::default();
+        let resolver = service_fn(async |_: ResolveWorkspace| {
+            Ok::<_, BoxError>(Resolution::Running(Target::new(AgentId::new(Uuid::nil())).with_generation(1)))
+        });
+        let layer = BoundAgentLayer::builder(MemoryStore::new(), resolver).build().unwrap();
+        let seen = Arc::clone(&pings);
+        let dialer = service_fn(move |_: DialAgent| {
+            let (ours, theirs) = tokio::io::duplex(64 * 1024);
+            tokio::spawn(counts_pings(theirs, Arc::clone(&seen)));
+            std::future::ready(Ok::<_, BoxError>(TokioIo::new(ours)))
+        });
+        let builder = AgentClient::builder().http2();
+        let builder = if interval.is_some() { builder.ping_interval(interval) } else { builder };
+        let client: AgentClient<_, Sends> = builder.build(layer.layer(dialer));
+        let (chat, ws) = (crate::support::session(), crate::support::workspace());
+        let events = async || {
+            let mut request = get_("/events", chat);
+            request.extensions_mut().insert(DialSession::new(chat).in_workspace(ws));
+            client.request(request).await.unwrap().into_body()
+        };
+        if interval.is_some() {
+            // It is pinged as often as is asked for, until it complains.
+            let mut body = events().await;
+            let error = body.frame().await.unwrap().unwrap_err();
+            assert_eq!(http2_code(&error), Some(11), "{error:?}");
+            assert_eq!(pings.lock().unwrap().len(), 4);
+            pings.lock().unwrap().clear();
+        }
+        let begin = Instant::now();
+        let mut body = events().await;
+        let heard = timeout(Duration::from_secs(1_000), body.frame()).await;
+        assert!(heard.is_err(), "{heard:?} after {:?}", begin.elapsed());
+        let pings = pings.lock().unwrap().clone();
+        assert_eq!(pings.len(), 3, "{pings:?}");
+        let mut last = begin;
+        for ping in pings {
+            assert!(ping - last >= GRPC, "{:?}", ping - last);
+            last = ping;
+        }
+    }
 }

@@ -1,10 +1,28 @@
 //! Requests without an answer: the resolver is asked about their agent, and what becomes known reaches them.
 
 use crate::net::*;
-use std::time::Duration;
+use crate::support::{session, workspace};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper_util::rt::TokioIo;
+use std::{
+    future::{Ready, ready},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 use tokio::{
     task::JoinSet,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
+};
+use tower::{Layer, service_fn};
+use tower_bound_agent::{
+    AgentId, BoundAgentLayer, BoundHandle, BoxError, DialAgent, DialSession, Resolution, ResolveWorkspace, SessionId,
+    Target,
+    http::{AgentClient, AgentClientBuilder, ClientError, Fault, Idempotent},
+    store::MemoryStore,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -62,4 +80,231 @@ async fn chats_of_a_frozen_agent_that_was_rebuilt_fail_at_most_once_and_within_s
         assert!(begin.elapsed() < Duration::from_secs(10));
         assert!((net.counts() - before).v <= 2, "{speaks:?}: {:?}", net.counts() - before);
     }
+}
+
+/// A chat whose agent is frozen, with a connection that is kept, and rebuilt without a word.
+async fn frozen(speaks: Speaks, set: impl FnOnce(AgentClientBuilder) -> AgentClientBuilder) -> Scene {
+    let net = Net::new().with(|builder| builder.validation_delay(Duration::from_secs(10)));
+    let (old, new) = (Agent::start(1).await, Agent::start(2).await);
+    let ws = net.workspace(&old);
+    let chat = net.bind(ws).await;
+    let client = net.client_with(speaks, |builder| set(builder.question_after(AFTER)));
+    turn(&client, "/", chat).await;
+    net.runs(ws, &new);
+    old.freeze();
+    let before = net.counts();
+    Scene { net, old, new, chat, client, before }
+}
+
+struct Scene {
+    net: Net,
+    old: Agent,
+    new: Agent,
+    chat: SessionId,
+    client: Client,
+    before: Counts,
+}
+
+const AFTER: Duration = Duration::from_millis(300);
+
+#[tokio::test]
+async fn a_request_that_may_have_been_seen_ends_with_the_new_target() {
+    for speaks in BOTH {
+        let Scene { net, old, new, chat, client, before } = frozen(speaks, |builder| builder).await;
+        let begin = Instant::now();
+        let error = send(&client, post_("/echo", chat, full("once"))).await.unwrap_err();
+        assert!(begin.elapsed() >= AFTER && begin.elapsed() < AFTER * 5, "{:?}", begin.elapsed());
+        assert!(!error.is_unsent() && error.fault() == Fault::Agent, "{error:?}");
+        let ClientError::Superseded { newer: Some(newer) } = error else { panic!("{error:?}") };
+        assert_eq!(*newer, new.target);
+        assert_eq!(turn(&client, "/", chat).await, new.target.agent.to_string());
+        assert_eq!(net.layer.bindings().flush().await, 0);
+        assert_eq!(net.counts() - before, counts(1, 1, 0, 1), "{speaks:?}");
+        assert_eq!((old.requests(), new.requests()), (1, 1), "{speaks:?}");
+        old.thaw();
+        old.has_open(0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_is_marked_as_idempotent_is_sent_to_the_new_agent_with_its_body() {
+    for speaks in BOTH {
+        for end_superseded in [true, false] {
+            let Scene { net, old, new, chat, client, before } =
+                frozen(speaks, |builder| builder.end_superseded(end_superseded)).await;
+            let mut request = post_("/echo", chat, full("the whole note"));
+            request.extensions_mut().insert(Idempotent);
+            let response = send(&client, request).await.unwrap();
+            assert_eq!(response.extensions().get::<BoundHandle>().unwrap().target(), &new.target);
+            assert_eq!(text(response).await, "the whole note");
+            assert_eq!(net.layer.bindings().flush().await, 0);
+            assert_eq!(net.counts() - before, counts(1, 1, 0, 1), "{speaks:?}");
+            assert_eq!((old.requests(), new.requests()), (1, 1), "{speaks:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_marked_request_whose_body_goes_on_is_sent_to_the_new_agent_from_its_beginning() {
+    for speaks in BOTH {
+        let Scene { old, new, chat, client, .. } = frozen(speaks, |builder| builder).await;
+        let (mut sender, body) = http_body_util::channel::Channel::<Bytes>::new(1);
+        let mut request = post_("/echo", chat, Sends::new(body));
+        request.extensions_mut().insert(Idempotent);
+        let waiting = tokio::spawn(client.request(request));
+        for piece in ["one ", "two ", "three "] {
+            sender.send_data(piece.into()).await.unwrap();
+        }
+        // The agent's time runs while the caller has something to send.
+        let sending = tokio::spawn(async move {
+            for _ in 0..20 {
+                sender.send_data("more ".into()).await.unwrap();
+                sleep(AFTER / 10).await;
+            }
+        });
+        let response = soon(waiting).await.unwrap().unwrap();
+        assert_eq!(text(response).await, format!("one two three {}", "more ".repeat(20)), "{speaks:?}");
+        soon(sending).await.unwrap();
+        assert_eq!((old.requests(), new.requests()), (1, 1), "{speaks:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_marked_request_whose_body_is_longer_than_what_is_recorded_ends() {
+    for speaks in BOTH {
+        let Scene { old: _old, new, chat, client, .. } = frozen(speaks, |builder| builder).await;
+        let (mut sender, body) = http_body_util::channel::Channel::<Bytes>::new(1);
+        let mut request = post_("/echo", chat, Sends::new(body));
+        request.extensions_mut().insert(Idempotent);
+        let waiting = tokio::spawn(client.request(request));
+        for _ in 0..4 {
+            if timeout(AFTER, sender.send_data(Bytes::from_static(&[7; 32 * 1024]))).await.is_err() {
+                break;
+            }
+        }
+        drop(sender);
+        let error = soon(waiting).await.unwrap().unwrap_err();
+        assert!(matches!(error, ClientError::Superseded { .. }), "{error:?}");
+        assert_eq!(new.requests(), 0);
+    }
+}
+
+#[tokio::test]
+async fn idempotent_methods_are_sent_to_the_new_agent_if_a_setting_says_so() {
+    for speaks in BOTH {
+        let Scene { old, new, chat, client, .. } =
+            frozen(speaks, |builder| builder.repeat_idempotent_methods(true)).await;
+        let (get, post) = (turn(&client, "/", chat), send(&client, post_("/echo", chat, full("once"))));
+        let (get, post) = tokio::join!(get, post);
+        assert_eq!(get, new.target.agent.to_string());
+        assert!(matches!(post, Err(ClientError::Superseded { .. })), "{post:?}");
+        assert_eq!((old.requests(), new.requests()), (1, 1), "{speaks:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_becomes_known_reaches_a_waiting_request_at_once() {
+    for speaks in BOTH {
+        for learned in ["verdict", "doubt", "order"] {
+            let net = Net::new();
+            let (old, new) = (Agent::start(1).await, Agent::start(2).await);
+            let (ws, other) = (net.workspace(&old), net.workspace(&new));
+            let chat = net.bind(ws).await;
+            let client = net.client_with(speaks, |builder| builder.question_after(None));
+            let waiting = tokio::spawn(client.request(get_("/hang", chat)));
+            until("it has arrived", || old.requests() == 1).await;
+            sleep(Duration::from_millis(20)).await;
+            let begin = Instant::now();
+            match learned {
+                "verdict" => {
+                    net.runs(ws, &new);
+                    net.learn(ws).await;
+                }
+                "doubt" => {
+                    net.runs(ws, &new);
+                    net.layer.bindings().doubt_workspace(ws);
+                }
+                _ => {
+                    net.layer.bindings().select_workspace(chat, other).await.unwrap();
+                }
+            }
+            let error = soon(waiting).await.unwrap().unwrap_err();
+            assert!(matches!(error, ClientError::Superseded { .. }), "{learned}: {error:?}");
+            assert!(begin.elapsed() < Duration::from_secs(1), "{learned}: {:?}", begin.elapsed());
+        }
+    }
+}
+
+/// A client whose agents are in this process and answer after so long, on a paused clock; and what is asked.
+fn slow_agents(
+    takes: Duration,
+) -> (BoundAgentLayer, impl Fn(DialAgent) -> Ready<Result<Duplex, BoxError>> + Clone, Arc<AtomicU64>) {
+    let asked = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&asked);
+    let resolver = service_fn(move |ask: ResolveWorkspace| {
+        count.fetch_add(1, SeqCst);
+        let agent = AgentId::new(ask.workspace.into());
+        ready(Ok::<_, BoxError>(Resolution::Running(Target::new(agent).with_generation(1))))
+    });
+    let layer = BoundAgentLayer::builder(MemoryStore::new(), resolver).build().unwrap();
+    let dialer = move |_: DialAgent| {
+        let (ours, theirs) = tokio::io::duplex(1024);
+        let service = hyper::service::service_fn(move |_| async move {
+            sleep(takes).await;
+            Ok::<_, BoxError>(::http::Response::new(http_body_util::Empty::<Bytes>::new()))
+        });
+        tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(theirs), service));
+        ready(Ok(TokioIo::new(ours)))
+    };
+    (layer, dialer, asked)
+}
+
+type Duplex = TokioIo<tokio::io::DuplexStream>;
+
+#[tokio::test(start_paused = true)]
+async fn agents_that_take_their_time_are_asked_about_for_one_request_in_a_hundred() {
+    let (layer, dialer, asked) = slow_agents(Duration::from_secs(3));
+    let client = AgentClient::<_, Sends>::new(layer.layer(service_fn(dialer)));
+    let mut chats = JoinSet::new();
+    for _ in 0..5_000 {
+        let (client, chat, ws) = (client.clone(), session(), workspace());
+        chats.spawn(async move {
+            for _ in 0..10 {
+                let mut request = get_("/", chat);
+                request.extensions_mut().insert(DialSession::new(chat).in_workspace(ws));
+                let response = client.request(request).await.unwrap();
+                assert_eq!(response.status(), 200);
+                response.into_body().collect().await.unwrap();
+            }
+        });
+    }
+    while let Some(done) = chats.join_next().await {
+        done.unwrap();
+    }
+    // Each was asked about once, to bind its chat.
+    let questions = asked.load(SeqCst) - 5_000;
+    assert!((1..=500).contains(&questions), "{questions} questions for 50,000 requests");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_is_confirmed_is_waited_for_and_asked_about_at_growing_intervals() {
+    let (layer, dialer, asked) = slow_agents(Duration::from_secs(50));
+    let client = AgentClient::<_, Sends>::new(layer.layer(service_fn(dialer)));
+    let (chat, ws) = (session(), workspace());
+    let mut turns = JoinSet::new();
+    for _ in 0..50 {
+        let client = client.clone();
+        turns.spawn(async move {
+            let mut request = get_("/", chat);
+            request.extensions_mut().insert(DialSession::new(chat).in_workspace(ws));
+            client.request(request).await.unwrap().status()
+        });
+    }
+    let begin = Instant::now();
+    while let Some(status) = turns.join_next().await {
+        assert_eq!(status.unwrap(), 200);
+    }
+    assert_eq!(begin.elapsed(), Duration::from_secs(50));
+    // One to bind, then after 2 s, and 2, 4, 8, 15, 15 s after that: shared by all 50.
+    assert!((6..=8).contains(&asked.load(SeqCst)), "{}", asked.load(SeqCst));
 }

@@ -21,7 +21,7 @@ use tokio::{
 };
 use tower_bound_agent::{
     SessionId, WorkspaceId,
-    http::{AgentBody, AgentClientBuilder, ClientError},
+    http::{AgentBody, AgentClientBuilder, ClientError, Fault},
 };
 
 /// What notices that a machine is gone, and within which time.
@@ -84,6 +84,8 @@ impl Scene {
             } else {
                 builder.ping_interval(None)
             };
+            // Each of the ways is looked at alone: no question is asked before the end is noticed.
+            let builder = builder.question_after(None);
             set(builder.response_header_timeout((notices == Header).then_some(HEADER)))
         });
         let bound = match notices {
@@ -147,6 +149,8 @@ impl Scene {
         let of_connection = matches!(error, ClientError::Send(_));
         assert!(if self.bound == HEADER { of_header } else { of_connection }, "{}: {error:?}", self.what);
         assert!(!error.is_unsent(), "{}: {error:?}", self.what);
+        let fault = if self.bound == WATCHED { Fault::Network } else { Fault::Agent };
+        assert_eq!(error.fault(), fault, "{}: {error:?}", self.what);
     }
 
     /// It was carried out where it was sent, once, and nowhere else.

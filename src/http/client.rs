@@ -99,27 +99,48 @@ pub(super) type SessionOf = Arc<dyn Fn(&Parts) -> Option<DialSession> + Send + S
 /// carries the requests of every session of that workspace. A dialer that gives a connection the rights of one session
 /// must not be used with this client.
 ///
-/// A request gets a connection that is there if its session would dial that very target now, and nothing is in doubt:
-/// then nobody is asked and nothing is dialed. A binding that is behind is repaired, and a session that is unbound is
-/// bound, as after a dial. Everything else goes through the layer: a session that is not cached, a binding in doubt, a
+/// A request gets a connection that is there if its session would dial that very target now: then nobody is asked and
+/// nothing is dialed. A session that is not cached has its row looked up first, and then the same holds. A binding that is
+/// behind is repaired, and a session that is unbound is bound, as after a dial. What remains goes through the layer: a
 /// target to which there is no connection.
 ///
-/// * When the workspace has a newer target, the connections to the old one go out of circulation at once. What is under
-///   way on them ends in its own time; the connection closes with its last request.
+/// * When the workspace has a newer target, the connections to the old one go out of circulation at once. What has begun
+///   to be answered on them ends in its own time; the connection closes with its last request.
 /// * A session that was pointed elsewhere never uses a connection of its former workspace.
 /// * A connection that was [reported](BoundHandle::report_stale), and each one that is older than a doubt about its agent,
-///   is not used again.
+///   is not used again. While a doubt lasts, the connections made after it began are used, and the resolver is asked.
+/// * At [`max_connections`](AgentClientBuilder::max_connections) requests wait in one queue, and a connection that becomes
+///   free goes to the first of them.
+/// * An HTTP/2 agent is sent no more requests at once than it allows. Callers that give up are no burden for the others of
+///   their connection: streams are reset eight at a time, since servers end a connection on which many are reset at once
+///   (hyper's: 20). If more than 16 callers give up within two seconds in which the agent says nothing at all, that bound
+///   of the agent may be reached nonetheless.
+///
+/// # Requests without an answer
+///
+/// A process that hangs takes requests and does not answer them, and its workspace may have been rebuilt meanwhile. So a
+/// request without the head of its response is questioned, as a dial is: after
+/// [`question_after`](AgentClientBuilder::question_after) the resolver is asked in the background, and whatever this
+/// process learns in another way reaches the request at once.
+///
+/// * If the same target is named, the request waits on.
+/// * If another one is named, a request that is marked as [`Idempotent`] is sent there, body and all. Any other one may
+///   have been seen, and ends with [`ClientError::Superseded`], unless
+///   [`end_superseded`](AgentClientBuilder::end_superseded) says that it waits.
 ///
 /// # Failures
 ///
-/// A request is handed to one connection. If that had ended before anything was sent, the request goes to a freshly
-/// dialed one; otherwise the caller gets the error, since only it knows whether the request may be repeated. A connection
-/// that breaks in use, and an agent that does not answer in time, is reported as stale by the client itself; an orderly
-/// end of an idle one is not.
+/// A request is handed to one connection. If that had ended before anything was sent, or HTTP/2 says that the agent has
+/// not processed the request (`REFUSED_STREAM`, or a `GOAWAY` that names an earlier stream as the last one) and nothing of
+/// its body was taken, the request goes to another one, up to three times. Otherwise the caller gets the error, since only
+/// it knows whether the request may be repeated; [`ClientError`] has a table. A connection that breaks in use, and an agent
+/// that does not answer in time, is reported as stale by the client itself. What happens to a connection after a complete
+/// answer, an orderly end or not, is not held against the agent.
 ///
-/// A machine that is gone without a word is noticed by the pings of HTTP/2 (20 s), and with HTTP/1 by
-/// [`response_header_timeout`](AgentClientBuilder::response_header_timeout) (60 s), or sooner if the dialer
-/// [watches the peer](super::watch_peer), which with HTTP/1 is all that notices it in the middle of a response.
+/// A machine that is gone without a word is noticed by the dialer's [`watch_peer`](super::watch_peer), which alone notices
+/// it in the middle of a response; by [`response_header_timeout`](AgentClientBuilder::response_header_timeout) (60 s); and
+/// by the pings of HTTP/2, whose default (310 s) is what servers of gRPC tolerate, and which may be
+/// [shorter](AgentClientBuilder::ping_interval) for others.
 ///
 /// # Readiness
 ///
@@ -131,9 +152,9 @@ pub(super) type SessionOf = Arc<dyn Fn(&Parts) -> Option<DialSession> + Send + S
 ///
 /// # Cancel safety
 ///
-/// The future of a call may be dropped at any time: with HTTP/1 its connection is closed, with HTTP/2 only its stream. A
-/// call that was dropped while an HTTP/1 agent let it wait for longer than the validation delay leaves a doubt, as a
-/// dropped dial does.
+/// The future of a call may be dropped at any time: with HTTP/1 its connection is closed, with HTTP/2 only its stream is
+/// reset, at once or a moment later. A call that was dropped while an HTTP/1 agent let it wait for longer than the
+/// validation delay leaves a doubt, as a dropped dial does.
 ///
 /// # Clone
 ///

@@ -84,7 +84,7 @@ async fn the_first_turn_of_a_session_binds_it() {
         text(response).await;
         assert_eq!(net.layer.bindings().flush().await, 0);
         turn(&client, "/", chat).await;
-        assert_eq!(net.counts() - before, counts(1, 1, 1, 1), "{speaks:?}");
+        assert_eq!(net.counts() - before, counts(1, 1, 0, 1), "{speaks:?}");
         assert_eq!((agent.accepted(), agent.requests()), (1, 2), "{speaks:?}");
     }
 }

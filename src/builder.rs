@@ -43,6 +43,7 @@ pub struct BoundAgentBuilder {
     store: Arc<dyn ErasedStore>,
     resolver: Resolver,
     settings: Settings,
+    checks_in_any_case: bool,
     observer: Option<Box<dyn Observer>>,
     hints: Option<Box<dyn ErasedHints>>,
 }
@@ -55,12 +56,8 @@ impl BoundAgentBuilder {
         R::Error: Into<BoxError>,
         R::Future: Send,
     {
-        let mut settings = Settings::default();
-        if !store.shared() {
-            settings.row_check = None;
-        }
         let (store, resolver) = (Arc::new(store), erase(resolver));
-        Self { store, resolver, settings, observer: None, hints: None }
+        Self { store, resolver, settings: Settings::default(), checks_in_any_case: false, observer: None, hints: None }
     }
 
     /// How long a dial may be pending before the binding is questioned. Default 250 ms.
@@ -116,7 +113,8 @@ impl BoundAgentBuilder {
     }
 
     /// The bound of one statement of the store. Default 5 s. Set the pool's acquire timeout below it, so that a statement
-    /// that was never sent is told from one without an answer.
+    /// that was never sent is told from one without an answer; and the lock timeout of the store, so that the server ends
+    /// what is not waited for any more.
     pub fn store_timeout(mut self, timeout: Duration) -> Self {
         self.settings.store_timeout = timeout;
         self
@@ -158,12 +156,13 @@ impl BoundAgentBuilder {
     }
 
     /// How often the cached rows are read again in the background, one statement for each 2,000 of them; `None` for never.
-    /// Default 30 s, and never over a store that nobody else writes ([`BindingStore::shared`]).
+    /// Default 30 s, and never while nobody else writes the store ([`BindingStore::shared`]).
     ///
     /// After another process has pointed a session elsewhere, an old agent that still answers would be dialed for ever;
     /// this is what bounds that, whatever became of the [`hints`](Self::hints). While it fails, calls go on as before.
     pub fn row_check(mut self, every: impl Into<Option<Duration>>) -> Self {
         self.settings.row_check = every.into();
+        self.checks_in_any_case = true;
         self
     }
 
@@ -214,6 +213,8 @@ impl BoundAgentBuilder {
             rows: Rows::new(&self.settings),
             directory: Directory::new(&self.settings),
             settings: self.settings,
+            checks_in_any_case: self.checks_in_any_case,
+            _used: self.store.used_by_layer(),
             store: self.store,
             resolver: self.resolver,
             observer: self.observer,

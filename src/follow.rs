@@ -33,11 +33,15 @@ const BETWEEN_GAPS: Duration = Duration::from_secs(1);
 
 /// Sees to it that somebody follows: a task that ends with the layer. Called wherever rows begin to be cached or are used.
 pub(crate) fn ensure(shared: &Arc<Shared>) {
-    if shared.following.load(Ordering::Acquire) || shared.following.swap(true, Ordering::AcqRel) {
+    if shared.following.load(Ordering::Acquire) {
         return;
     }
     let settings = &shared.settings;
-    if shared.hints.is_none() && settings.row_check.is_none() && settings.record_use.is_none() {
+    // Asked each time: another layer may work over the store by now.
+    if shared.hints.is_none() && settings.record_use.is_none() && !shared.checks_rows() {
+        return;
+    }
+    if shared.following.swap(true, Ordering::AcqRel) {
         return;
     }
     let now = Instant::now();
@@ -171,7 +175,9 @@ impl Follower {
         }
         let shared = self.shared.upgrade()?;
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        let mut reads = shared.checks_rows();
         if is_due(self.gap_at) {
+            reads = true;
             // Doubts, and not a flush: that would make every session read its row at once.
             self.last_gap = self.gap_at.take().map(|_| now);
             shared.directory.doubt_all(now);
@@ -183,8 +189,10 @@ impl Follower {
             self.work = Some(Box::pin(async move { record_use(&shared, every).await }));
         } else if is_due(self.check_at) {
             self.check_at = shared.settings.row_check.map(|every| now + every);
-            let entries = shared.rows.entries();
-            self.work = Some(Box::pin(async move { read_again(&shared, entries).await }));
+            if reads {
+                let entries = shared.rows.entries();
+                self.work = Some(Box::pin(async move { read_again(&shared, entries).await }));
+            }
         } else {
             let entries = self.floors_due(&shared, now);
             if !entries.is_empty() {

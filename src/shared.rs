@@ -12,7 +12,7 @@ use crate::{
     resolver::Resolver,
     rows::{Entry, Rows, State, Ticket},
     settings::Settings,
-    store::{ErasedStore, StoreError},
+    store::{ErasedStore, StoreError, UsedByLayer},
     tasks::Tasks,
 };
 use futures_util::FutureExt;
@@ -88,6 +88,9 @@ pub(crate) enum Look {
 pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) store: Arc<dyn ErasedStore>,
+    /// The row check was asked for, whoever else writes the store.
+    pub(crate) checks_in_any_case: bool,
+    pub(crate) _used: UsedByLayer,
     pub(crate) resolver: Resolver,
     pub(crate) rows: Rows,
     pub(crate) directory: Directory,
@@ -124,6 +127,11 @@ impl Shared {
         if let Some(observer) = &self.observer {
             observer.observe(event);
         }
+    }
+
+    /// Whether cached rows are read again from time to time.
+    pub(crate) fn checks_rows(&self) -> bool {
+        self.settings.row_check.is_some() && (self.checks_in_any_case || self.store.shared())
     }
 
     /// Tells the other processes what was written here.

@@ -1,7 +1,7 @@
 //! A store in this process's memory.
 
 use super::{
-    BindingStore, NewBinding, StoreError, Swap, at_most_a_batch, chunk,
+    BindingStore, NewBinding, StoreError, Swap, UsedByLayer, at_most_a_batch, chunk,
     housekeeping::{self, Keeps, Memory, milliseconds_now},
 };
 use crate::{Binding, Previous, Revision, SessionId, Target, WorkspaceId, binding::Behind};
@@ -16,7 +16,8 @@ use std::{
 
 /// A store in this process's memory, for tests and for programs whose sessions end with the process.
 ///
-/// It keeps the whole contract of [`BindingStore`]. Clones share their rows. A deleted row leaves a small record behind
+/// It keeps the whole contract of [`BindingStore`]. Clones share their rows; once there are several layers over them, each
+/// reads its rows again in the background, since the others may have written them. A deleted row leaves a small record behind
 /// that keeps its revision from being used again, until [`purge_deleted`](BindingStore::purge_deleted) removes it. The
 /// verbs that are not about given sessions look at every row.
 ///
@@ -52,7 +53,12 @@ use std::{
 #[derive(Clone, Default)]
 pub struct MemoryStore {
     rows: Arc<Mutex<Rows>>,
+    /// Held once by each layer over these rows, and once by all clones of the store together.
+    layers: Arc<Layers>,
 }
+
+#[derive(Default)]
+struct Layers(Arc<()>);
 
 #[derive(Default)]
 struct Rows {
@@ -255,8 +261,13 @@ impl BindingStore for MemoryStore {
         Ok(sessions.into_iter().filter_map(|session| rows.get(session)?.binding(*session)).collect())
     }
 
+    /// Whether several layers work over these rows.
     fn shared(&self) -> bool {
-        false
+        Arc::strong_count(&self.layers.0) > 2
+    }
+
+    fn used_by_layer(&self) -> UsedByLayer {
+        UsedByLayer { _counted: Some(Arc::clone(&self.layers.0)) }
     }
 
     fn recent(&self, limit: u64) -> impl Stream<Item = Result<Binding, StoreError>> + Send {

@@ -23,6 +23,7 @@ mod postgres;
 pub(crate) mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+mod wrapper;
 
 pub use housekeeping::Purged;
 pub use memory::MemoryStore;
@@ -35,6 +36,7 @@ pub use postgres::PostgresStore;
 #[cfg(feature = "sqlite")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 pub use sqlite::SqliteStore;
+pub use wrapper::StoreWrapper;
 
 /// Why a store did not do what it was asked.
 ///
@@ -167,7 +169,7 @@ fn at_most_a_batch(sessions: &[SessionId]) -> Result<(), StoreError> {
 
 /// The contract of a store.
 ///
-/// Implementors write `async fn`. Ten verbs are needed. Those of housekeeping (`recent`, `touch`, `purge_idle`,
+/// Implementors write `async fn`, and those of a store around another one implement [`StoreWrapper`]. Ten verbs are needed. Those of housekeeping (`recent`, `touch`, `purge_idle`,
 /// `purge_deleted`) are what a store may lack; nothing else of this crate needs them. In this crate's repository
 /// `examples/own_store` is a store over a service that compares versions, and `tests/store_contract.rs` is this contract as
 /// tests: copy them.
@@ -262,10 +264,18 @@ pub trait BindingStore: Send + Sync + 'static {
     /// The stores of this crate refuse more sessions ([`StoreError::Rejected`]).
     fn load_many(&self, sessions: &[SessionId]) -> impl Future<Output = Result<Vec<Binding>, StoreError>> + Send;
 
-    /// Whether anybody but this process may write the rows. A layer over a store that nobody else writes does not read
-    /// rows again in the background.
+    /// Whether anybody but the layer that asks may write the rows. A layer over a store that nobody else writes does not
+    /// read rows again in the background. It asks again from time to time.
+    ///
+    /// A store around another one says what that says: see [`StoreWrapper`].
     fn shared(&self) -> bool {
         true
+    }
+
+    /// A layer works over this store for as long as it holds the value. For stores that count their layers.
+    #[doc(hidden)]
+    fn used_by_layer(&self) -> UsedByLayer {
+        UsedByLayer::default()
     }
 
     /// Housekeeping: the rows that were used last, at most `limit` of them, the latest first. Rows whose use was never
@@ -323,6 +333,13 @@ pub trait BindingStore: Send + Sync + 'static {
         let _ = limit;
         ready(Err(unsupported("purge_deleted")))
     }
+}
+
+/// What a layer holds of its store.
+#[doc(hidden)]
+#[derive(Debug, Default)]
+pub struct UsedByLayer {
+    _counted: Option<Arc<()>>,
 }
 
 const fn unsupported(verb: &'static str) -> StoreError {
@@ -406,6 +423,9 @@ impl<St: BindingStore> BindingStore for Arc<St> {
     fn shared(&self) -> bool {
         (**self).shared()
     }
+    fn used_by_layer(&self) -> UsedByLayer {
+        (**self).used_by_layer()
+    }
     fn recent(&self, limit: u64) -> impl Stream<Item = Result<Binding, StoreError>> + Send {
         (**self).recent(limit)
     }
@@ -438,6 +458,8 @@ pub(crate) trait ErasedStore: Send + Sync + 'static {
         limit: u64,
     ) -> BoxFuture<'a, Result<u64, StoreError>>;
     fn load_many<'a>(&'a self, sessions: &'a [SessionId]) -> BoxFuture<'a, Result<Vec<Binding>, StoreError>>;
+    fn shared(&self) -> bool;
+    fn used_by_layer(&self) -> UsedByLayer;
     fn recent(&self, limit: u64) -> BoxStream<'_, Result<Binding, StoreError>>;
     fn touch<'a>(&'a self, used: &'a [SessionId], interval: Duration) -> BoxFuture<'a, Result<(), StoreError>>;
     fn purge_idle(&self, idle: Duration, limit: u64) -> BoxFuture<'_, Result<u64, StoreError>>;
@@ -480,6 +502,12 @@ impl<St: BindingStore> ErasedStore for St {
     }
     fn load_many<'a>(&'a self, sessions: &'a [SessionId]) -> BoxFuture<'a, Result<Vec<Binding>, StoreError>> {
         Box::pin(BindingStore::load_many(self, sessions))
+    }
+    fn shared(&self) -> bool {
+        BindingStore::shared(self)
+    }
+    fn used_by_layer(&self) -> UsedByLayer {
+        BindingStore::used_by_layer(self)
     }
     fn recent(&self, limit: u64) -> BoxStream<'_, Result<Binding, StoreError>> {
         Box::pin(BindingStore::recent(self, limit))

@@ -55,6 +55,22 @@ use std::{fmt, sync::Arc, time::Duration};
 /// is by default. A transaction that the database undid for the sake of others (deadlocks, 1213) is begun again for at
 /// most some four seconds, and never one whose outcome is unknown.
 ///
+/// # Locks
+///
+/// MariaDB ends a statement that waits longer than 4 s for what somebody else has locked
+/// ([`with_lock_timeout`](Self::with_lock_timeout)): nothing was written ([`StoreError::Unavailable`]), and the connection
+/// goes back to the pool. The limit is part of the statement and leaves the settings of the connection alone. In MySQL,
+/// which has no such thing, set `innodb_lock_wait_timeout` for the connections of the pool.
+///
+/// # After a failover
+///
+/// A connection whose server takes no writes any more (1290, 1792, 1836), has ended the session or does not let its user
+/// do what a new connection's may do is closed, and the verb is carried out on another one: at once for as many connections
+/// a minute as the pool has, then with pauses for at most some four seconds. What only reads is also read again if its
+/// connection breaks.
+///
+/// # Versions
+///
 /// The tests of this crate run on MariaDB 10.11, at each isolation level but READ UNCOMMITTED. The SQL keeps to what
 /// MySQL 8.0 documents as well; it has not been run there.
 ///

@@ -43,8 +43,25 @@ const LOOKS: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 /// state and no advisory locks. A statement that the database undid for the sake of others (SQLSTATE 40001, 40P01) is
 /// sent again for at most some four seconds, and never one whose outcome is unknown.
 ///
+/// # Locks
+///
+/// The server ends a statement that waits longer than 4 s for a row that somebody else has locked or is inserting
+/// ([`with_lock_timeout`](Self::with_lock_timeout)): nothing was written ([`StoreError::Unavailable`]), and the connection
+/// goes back to the pool. The limit is part of the statement and leaves the settings of the connection alone. It does not
+/// bound the wait for a lock on the whole table, as `ALTER TABLE` takes it.
+///
+/// # After a failover
+///
+/// A connection whose server takes no writes any more (SQLSTATE 25006), has ended the session or does not let its role do
+/// what a new connection's may do is closed, and the statement is sent on another one: at once for as many connections a
+/// minute as the pool has, then with pauses for at most some four seconds. What only reads is also read again if its
+/// connection breaks. A write whose connection ends under it is [unknown](StoreError::Unknown), since the server may end it
+/// after the commit.
+///
+/// # Versions
+///
 /// The tests of this crate run on PostgreSQL 15, at each of its isolation levels. The SQL keeps to what CockroachDB and
-/// YugabyteDB document as well (`FOR UPDATE SKIP LOCKED` among it); it has not been run on them.
+/// YugabyteDB document as well (`FOR UPDATE SKIP LOCKED` and `set_config` among it); it has not been run on them.
 ///
 /// Reads must see the writes that ended before: give it a pool of the primary, not of a replica that lags behind. A text
 /// in PostgreSQL holds no NUL: a target whose address has one is [rejected](StoreError::Rejected).

@@ -40,6 +40,15 @@ const BUSY: Duration = Duration::from_secs(5);
 /// The *orders* ([`unbind`](super::BindingStore::unbind), [`reset_workspace`](super::BindingStore::reset_workspace)) also raise the
 /// revision of a row that has no target: a repair that read it before the order then fails to write after it.
 ///
+/// # Locks, and files that are replaced
+///
+/// SQLite lets one connection write at a time, and the others wait for as long as the pool's `busy_timeout` says (5 s after
+/// [`open`](Self::open)): it ends every wait by itself, whether anybody still waits for the verb or not.
+///
+/// A connection that takes no writes, since it was told so, since the file could only be read when it was opened, or since
+/// another file was put in its place, is closed, and the statement is run on another one. A database in memory keeps its
+/// connection.
+///
 /// # What housekeeping costs
 ///
 /// Two indexes beside the one of the workspaces. That of the last uses has an entry for each row that was not deleted,

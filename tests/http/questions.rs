@@ -84,7 +84,9 @@ async fn chats_of_a_frozen_agent_that_was_rebuilt_fail_at_most_once_and_within_s
 
 /// A chat whose agent is frozen, with a connection that is kept, and rebuilt without a word.
 async fn frozen(speaks: Speaks, set: impl FnOnce(AgentClientBuilder) -> AgentClientBuilder) -> Scene {
-    let net = Net::new().with(|builder| builder.validation_delay(Duration::from_secs(10)));
+    // Nor does the answer that bound the chat count for longer than a moment.
+    let net = Net::new()
+        .with(|builder| builder.validation_delay(Duration::from_secs(10)).revalidate_every(Duration::from_millis(10)));
     let (old, new) = (Agent::start(1).await, Agent::start(2).await);
     let ws = net.workspace(&old);
     let chat = net.bind(ws).await;
@@ -113,7 +115,7 @@ async fn a_request_that_may_have_been_seen_ends_with_the_new_target() {
         let Scene { net, old, new, chat, client, before } = frozen(speaks, |builder| builder).await;
         let begin = Instant::now();
         let error = send(&client, post_("/echo", chat, full("once"))).await.unwrap_err();
-        assert!(begin.elapsed() >= AFTER && begin.elapsed() < AFTER * 5, "{:?}", begin.elapsed());
+        assert!(begin.elapsed() >= AFTER && begin.elapsed() < AFTER * 10, "{:?}", begin.elapsed());
         assert!(!error.is_unsent() && error.fault() == Fault::Agent, "{error:?}");
         let ClientError::Superseded { newer: Some(newer) } = error else { panic!("{error:?}") };
         assert_eq!(*newer, new.target);
@@ -266,7 +268,7 @@ async fn agents_that_take_their_time_are_asked_about_for_one_request_in_a_hundre
     let (layer, dialer, asked) = slow_agents(Duration::from_secs(3));
     let client = AgentClient::<_, Sends>::new(layer.layer(service_fn(dialer)));
     let mut chats = JoinSet::new();
-    for _ in 0..5_000 {
+    for _ in 0..2_000 {
         let (client, chat, ws) = (client.clone(), session(), workspace());
         chats.spawn(async move {
             for _ in 0..10 {
@@ -282,8 +284,8 @@ async fn agents_that_take_their_time_are_asked_about_for_one_request_in_a_hundre
         done.unwrap();
     }
     // Each was asked about once, to bind its chat.
-    let questions = asked.load(SeqCst) - 5_000;
-    assert!((1..=500).contains(&questions), "{questions} questions for 50,000 requests");
+    let questions = asked.load(SeqCst) - 2_000;
+    assert!((1..=200).contains(&questions), "{questions} questions for 20,000 requests");
 }
 
 #[tokio::test(start_paused = true)]

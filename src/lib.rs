@@ -188,6 +188,16 @@ pub use settings::{BuildError, Redial, RepairMode};
 #[cfg_attr(docsrs, doc(cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))))]
 pub use sqlx;
 
+/// What most programs use, for `use tower_bound_agent::prelude::*`.
+///
+/// A glob import of the crate itself would bring the module `http` as well, and make the name of the crate `http` ambiguous.
+pub mod prelude {
+    pub use crate::{
+        AgentId, Bindings, Bound, BoundAgent, BoundAgentLayer, BoundHandle, BoxError, DialAgent, DialSession, Error,
+        ErrorKind, Event, Observer, Resolution, ResolveWorkspace, SessionId, Target, WorkspaceId,
+    };
+}
+
 /// The code in the README compiles.
 #[cfg(all(doctest, feature = "full"))]
 #[doc = include_str!("../README.md")]

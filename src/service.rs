@@ -46,6 +46,26 @@ use tower_service::Service;
 /// shares with other calls (a read, a validation) and a repair that has begun go on by themselves. A dial that was
 /// pending for at least 10 ms leaves a *doubt* behind: the next call validates at once.
 ///
+/// # Boxed errors in spawned tasks
+///
+/// If the dialer's error is a [`BoxError`], `dial.oneshot(ask).await` inside an `async` block that is spawned does not
+/// compile: "implementation of `From` is not general enough". When the compiler proves that the block is [`Send`], it does
+/// not know any more that the `dyn Error` in the box is `'static`, which `Into<BoxError>` needs. As with every middleware
+/// that converts its inner service's errors, one of these helps: await [`call`](Service::call) instead of `oneshot`, spawn
+/// the `oneshot` itself, or let the dialer return an error type of its own (an [`io::Error`](std::io::Error), for example).
+///
+/// ```
+/// # use tower::{Layer, Service, ServiceExt, service_fn};
+/// # use tower_bound_agent::prelude::*;
+/// # async fn example(layer: BoundAgentLayer, chat: SessionId) {
+/// let mut dial = layer.layer(service_fn(async move |ask: DialAgent| -> Result<u16, BoxError> {
+///     Ok(ask.target.address.as_deref().ok_or("no address")?.parse()?)
+/// }));
+/// tokio::spawn(dial.clone().oneshot(chat.into()));
+/// tokio::spawn(async move { dial.ready().await?.call(chat.into()).await });
+/// # }
+/// ```
+///
 /// # Panics
 ///
 /// Must be called within a Tokio runtime with its timer enabled. A panic of the wrapped service unwinds through the

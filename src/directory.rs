@@ -14,8 +14,9 @@ use crate::{
 use moka::sync::Cache;
 use std::{
     collections::HashMap,
+    ops::{Deref, DerefMut},
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
@@ -32,15 +33,16 @@ pub(crate) struct Directory {
     places: Arc<Places>,
     /// Workspaces that were denied a moment ago. Calls that fail hold nothing, so without this nobody would remember why.
     denied: Cache<WorkspaceId, Arc<Place>>,
-    intervals: Intervals,
-    max_pending_dials: usize,
+    settings: Arc<PlaceSettings>,
 }
 
-/// How often a workspace whose dials hang is asked again.
-#[derive(Clone, Copy, Debug)]
-struct Intervals {
+/// Of all workspaces.
+#[derive(Debug)]
+struct PlaceSettings {
+    /// How often a workspace whose dials hang is asked again.
     first: Duration,
     longest: Duration,
+    max_pending_dials: usize,
 }
 
 /// A dropped dial that had been pending for less says nothing.
@@ -65,8 +67,7 @@ const REMEMBERED: usize = 8;
 pub(crate) struct Place {
     workspace: WorkspaceId,
     places: Weak<Places>,
-    intervals: Intervals,
-    max_pending_dials: usize,
+    settings: Arc<PlaceSettings>,
     /// Made for the first dial that is pending.
     dials: OnceLock<Arc<PendingDials>>,
     /// Raised by everything that may change what is to be dialed: the hot path's one atomic load.
@@ -83,6 +84,15 @@ struct Facts {
     /// A row was chosen that names another target than `known` without being ordered against it. Who has chosen it must
     /// be told when that is settled.
     contradicted: bool,
+    /// The targets of its rows were dropped by order: everything here is void.
+    reset: bool,
+    /// Only of workspaces that were asked about or doubted.
+    rest: Option<Box<Rest>>,
+}
+
+/// What there is to be remembered of few workspaces. Reached through [`Facts`], which has room for it when it is needed.
+#[derive(Debug, Default)]
+struct Rest {
     /// What `known` has replaced, newest last.
     superseded: Vec<Arc<Target>>,
     /// Doubt about whatever is bound, since then.
@@ -91,7 +101,7 @@ struct Facts {
     /// second.
     quiet: Option<(Instant, Instant)>,
     /// Only of agents about which there is something to say.
-    agents: HashMap<AgentId, AgentFacts>,
+    agents: Agents,
     verdict: Option<Verdict>,
     /// The pause after the last answer, and when it ends.
     pause: Option<(Duration, Instant)>,
@@ -99,8 +109,44 @@ struct Facts {
     repairs: Vec<GroupRepair>,
     /// A generation that another process has reached, and how many answers have not. See [`AGAIN_AFTER`].
     floor: Option<(Generation, usize)>,
-    /// The targets of its rows were dropped by order: everything here is void.
-    reset: bool,
+}
+
+impl Deref for Facts {
+    type Target = Rest;
+
+    fn deref(&self) -> &Rest {
+        static NOTHING: LazyLock<Rest> = LazyLock::new(Rest::default);
+        self.rest.as_deref().unwrap_or(&NOTHING)
+    }
+}
+
+impl DerefMut for Facts {
+    fn deref_mut(&mut self) -> &mut Rest {
+        self.rest.get_or_insert_default()
+    }
+}
+
+/// Facts of one agent, mostly; of a few while they replace each other.
+#[derive(Debug, Default)]
+struct Agents(Vec<(AgentId, AgentFacts)>);
+
+impl Agents {
+    fn get(&self, agent: AgentId) -> Option<&AgentFacts> {
+        self.0.iter().find(|(of, _)| *of == agent).map(|(_, facts)| facts)
+    }
+
+    fn of(&mut self, agent: AgentId) -> &mut AgentFacts {
+        let index = self.0.iter().position(|(of, _)| *of == agent).unwrap_or_else(|| {
+            self.0.reserve_exact(1);
+            self.0.push((agent, AgentFacts::default()));
+            self.0.len() - 1
+        });
+        &mut self.0[index].1
+    }
+
+    fn values(&self) -> impl Iterator<Item = &AgentFacts> {
+        self.0.iter().map(|(_, facts)| facts)
+    }
 }
 
 /// A group repair that has landed.
@@ -184,8 +230,11 @@ impl Directory {
             places: Arc::default(),
             // moka's clock only bounds the memory; how old a denial may be is decided with tokio's.
             denied: Cache::builder().max_capacity(MOST_DENIED).time_to_live(FRESH_DENIAL).build(),
-            intervals: Intervals { first: settings.revalidate_every, longest: settings.revalidate_at_most },
-            max_pending_dials: settings.max_pending_dials,
+            settings: Arc::new(PlaceSettings {
+                first: settings.revalidate_every,
+                longest: settings.revalidate_at_most,
+                max_pending_dials: settings.max_pending_dials,
+            }),
         }
     }
 
@@ -197,8 +246,7 @@ impl Directory {
         let place = Arc::new(Place {
             workspace,
             places: Arc::downgrade(&self.places),
-            intervals: self.intervals,
-            max_pending_dials: self.max_pending_dials,
+            settings: Arc::clone(&self.settings),
             dials: OnceLock::new(),
             epoch: AtomicU64::new(0),
             waiting: AtomicU32::new(0),
@@ -274,7 +322,7 @@ impl Place {
 
     /// Counts a dial that is pending.
     pub(crate) fn enter(&self, target: &Arc<Target>) -> Slot {
-        self.dials.get_or_init(|| Arc::new(PendingDials::new(self.max_pending_dials))).enter(target)
+        self.dials.get_or_init(|| Arc::new(PendingDials::new(self.settings.max_pending_dials))).enter(target)
     }
 
     /// Sees every change after this call, also one before its first poll.
@@ -309,7 +357,7 @@ impl Place {
         let void = facts.reset;
         let ask_first = Choice { target: None, doubt: None, hold: false, denied: None, epoch, plain: false, void };
         let Some(target) = target else { return Choice { denied: facts.fresh_denial(now), ..ask_first } };
-        let agent = facts.agents.get(&target.agent);
+        let agent = facts.agents.get(target.agent);
         let doubt = [facts.doubt, agent.and_then(|agent| agent.doubt), disagreement].into_iter().flatten().max();
         let active = doubt.filter(|doubt| !facts.quiet.is_some_and(|(asked, until)| *doubt <= asked && now < until));
         if row.target.is_none() && active.is_some() {
@@ -321,17 +369,25 @@ impl Place {
         Choice { target: Some(target), doubt: active, hold, plain, ..ask_first }
     }
 
-    /// A row was read: it may know of a later build.
-    pub(crate) fn learn_row(&self, target: &Arc<Target>, now: Instant) {
+    /// A row was read: it may know of a later build. Returns what the row names, shared by all rows that name the same.
+    pub(crate) fn learn_row(&self, target: &Arc<Target>, read: Instant) -> Arc<Target> {
+        let mut named = Arc::clone(target);
         self.change(|facts| {
+            if let Some(known) = facts.known.as_ref().filter(|known| known.target == *target) {
+                named = Arc::clone(&known.target);
+                return false;
+            }
             let newer = facts.known.as_ref().is_none_or(|known| known.target.compare(target) == Relation::Newer);
             if newer {
                 // The resolver was not asked about this one.
-                facts.pause = None;
-                facts.replace(Known { target: Arc::clone(target), began: now, from: Source::Row, denied: None });
+                if let Some(rest) = &mut facts.rest {
+                    rest.pause = None;
+                }
+                facts.replace(Known { target: Arc::clone(target), began: read, from: Source::Row, denied: None });
             }
             newer
         });
+        named
     }
 
     /// An answer has come. Returns what it is worth, and when to ask again if the dial still hangs then.
@@ -341,11 +397,17 @@ impl Place {
         self.change(|facts| {
             // A generation that was only heard of ends no call: what says less is used, and asked about again.
             let mut below_floor = None;
+            if let (Answer::Running(target), Some(known)) = (&mut worth, &facts.known)
+                && **target == *known.target
+            {
+                // One for all that hold it.
+                *target = Arc::clone(&known.target);
+            }
             let changed = match &worth {
                 Answer::Running(target) => {
                     below_floor = facts.is_below_floor(target);
                     let same = facts.known.as_ref().is_some_and(|known| known.target.same_place(target));
-                    let trusted_until = same.then(|| now + self.intervals.first);
+                    let trusted_until = same.then(|| now + self.settings.first);
                     match facts.learn(Arc::clone(target), began) {
                         Some(changed) => {
                             if below_floor.is_none() {
@@ -371,18 +433,18 @@ impl Place {
                 Answer::Unknown | Answer::Overtaken => false,
             };
             if below_floor.is_some() || !matches!(worth, Answer::Running(_)) {
-                facts.quiet = Some((began, now + below_floor.unwrap_or(self.intervals.first)));
+                facts.quiet = Some((began, now + below_floor.unwrap_or(self.settings.first)));
             }
             let pause = match facts.pause {
                 // Somebody had a doubt of its own, and asked for those who hang as well.
                 Some((pause, ends)) if !changed && now < ends => pause,
                 // Who hangs asks when the pause ends. Long after that somebody begins to hang anew.
-                Some((pause, ends)) if !changed && now <= ends + self.intervals.longest => {
-                    (pause * 2).min(self.intervals.longest)
+                Some((pause, ends)) if !changed && now <= ends + self.settings.longest => {
+                    (pause * 2).min(self.settings.longest)
                 }
-                _ => self.intervals.first,
+                _ => self.settings.first,
             };
-            let pause = pause.max(self.intervals.first);
+            let pause = pause.max(self.settings.first);
             again = now + pause;
             facts.pause = Some((pause, again));
             if matches!(worth, Answer::Running(_) | Answer::Denied(_)) && below_floor.is_none() {
@@ -475,7 +537,7 @@ impl Place {
     /// nothing is known of it here.
     pub(crate) fn doubt_agent(&self, agent: AgentId, now: Instant) {
         self.change(|facts| {
-            let agent = facts.agents.entry(agent).or_default();
+            let agent = facts.agents.of(agent);
             agent.doubt = Some(now);
             true
         });
@@ -487,7 +549,7 @@ impl Place {
             return false;
         }
         self.change(|facts| {
-            let agent = facts.agents.entry(agent).or_default();
+            let agent = facts.agents.of(agent);
             let answered = agent.answered.is_some_and(|answered| answered >= began);
             let trusted = agent.trusted_until.is_some_and(|until| now < until);
             if answered || trusted || agent.doubt.is_some() {
@@ -505,7 +567,7 @@ impl Place {
             if newer || facts.has_superseded(target) || facts.reset {
                 return false;
             }
-            let agent = facts.agents.entry(target.agent).or_default();
+            let agent = facts.agents.of(target.agent);
             let pause = agent.report_pause.unwrap_or(REPORT_PAUSE);
             if agent.reported.is_some_and(|reported| now < reported + pause) {
                 return false;
@@ -534,7 +596,7 @@ impl Place {
         }
         let mut facts = lock(&self.facts);
         if watched {
-            facts.agents.entry(agent).or_default().answered = Some(now());
+            facts.agents.of(agent).answered = Some(now());
         }
         // Nothing hangs any more: the next dial that does is asked about as often as the first one. The present pause stays:
         // in a herd, some dials hang while others are answered.
@@ -646,8 +708,10 @@ impl Facts {
     }
 
     fn replace(&mut self, known: Known) {
-        self.superseded.retain(|old| !old.same_place(&known.target));
-        self.agents.retain(|agent, _| *agent == known.target.agent);
+        if let Some(rest) = &mut self.rest {
+            rest.superseded.retain(|old| !old.same_place(&known.target));
+            rest.agents.0.retain(|(agent, _)| *agent == known.target.agent);
+        }
         self.contradicted = false;
         if let Some(old) = self.known.replace(known)
             // What was read later than its successor's question began is not ordered against it, so not behind it.
@@ -664,7 +728,7 @@ impl Facts {
     /// known already, dropped dials raise no new ones for a while.
     fn believe(&mut self, agent: AgentId, began: Instant, trusted_until: Option<Instant>) {
         self.doubt = self.doubt.filter(|doubt| *doubt > began);
-        let agent = self.agents.entry(agent).or_default();
+        let agent = self.agents.of(agent);
         if agent.doubt.is_none_or(|doubt| doubt <= began) {
             agent.doubt = None;
             agent.trusted_until = trusted_until;

@@ -11,6 +11,7 @@ use crate::{Binding, Previous, Revision, SessionId, Target, WorkspaceId, directo
 use moka::{notification::RemovalCause, ops::compute::Op, sync::Cache};
 use std::{
     collections::HashMap,
+    num::NonZeroU64,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence},
@@ -32,7 +33,7 @@ pub(crate) struct Entry {
     pub(crate) stored: bool,
     /// It was written by a group repair, which returns no rows: what the row names is known, its revision is a later one.
     /// When that was.
-    ahead: Option<Moment>,
+    ahead: Option<NonZeroU64>,
     /// By a call, since that was last written down.
     used: AtomicBool,
     state: AtomicU8,
@@ -145,7 +146,7 @@ impl Entry {
             place: Arc::clone(&self.place),
             read: self.read,
             stored: self.stored,
-            ahead: Some(landed),
+            ahead: NonZeroU64::new(landed),
             used: AtomicBool::new(self.used.load(Ordering::Relaxed)),
             state: AtomicU8::new(NEW),
             began: word(&self.began),
@@ -158,7 +159,7 @@ impl Entry {
     /// Whether a row of the same revision, read since then, says more than this.
     fn is_behind(&self, read: Seen) -> bool {
         // Read after the group repair has landed: the statement has not found the row, which may have been locked.
-        matches!((self.ahead, read), (Some(landed), Seen::Read(began)) if began > landed)
+        matches!((self.ahead, read), (Some(landed), Seen::Read(began)) if began > landed.get())
     }
 
     /// A call has used it.

@@ -149,11 +149,11 @@ impl Shared {
     }
 
     /// A row that was read or written by somebody who took the ticket before that. It may know of a later build.
-    pub(crate) fn entry(&self, row: Binding, stored: bool, ticket: &Ticket) -> Arc<Entry> {
+    pub(crate) fn entry(&self, mut row: Binding, stored: bool, ticket: &Ticket) -> Arc<Entry> {
         let place = self.directory.place(row.workspace);
         // In this order: a reset that comes after the look empties this very place, so what it is taught is void as well.
-        if let Some(target) = row.target.as_ref().filter(|_| !self.rows.is_void(ticket)) {
-            place.learn_row(target, ticket.at);
+        if let Some(target) = row.target.as_mut().filter(|_| !self.rows.is_void(ticket)) {
+            *target = place.learn_row(target, ticket.at);
         }
         Entry::new(row, place, stored, ticket.at)
     }

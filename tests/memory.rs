@@ -115,9 +115,10 @@ impl BindingStore for Rows {
 
 /// Bytes for each binding that was read, and for each one after its session was called and its workspace validated.
 async fn bytes_a_binding(rows: u128, sessions_a_workspace: u128) -> (isize, isize) {
-    let resolver = service_fn(|ask: ResolveWorkspace| async move {
-        Ok::<_, BoxError>(Resolution::Running(target(ask.workspace)))
-    });
+    let resolver =
+        service_fn(
+            |ask: ResolveWorkspace| async move { Ok::<_, BoxError>(Resolution::Running(target(ask.workspace))) },
+        );
     let store = Rows { rows, sessions_a_workspace };
     let layer = BoundAgentLayer::builder(store, resolver).cache_capacity(rows as u64 * 2).build().unwrap();
     let mut dial = layer.layer(service_fn(|_: DialAgent| async { Ok::<_, BoxError>(()) }));

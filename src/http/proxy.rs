@@ -18,6 +18,7 @@
 //! | `CONNECT` | 501, except for WebSockets of HTTP/2 | | RFC 9110 §9.3.6 |
 //! | `:protocol` | translated to an upgrade, and an upgrade to it, if the versions differ | the same | RFC 8441 |
 //! | `Cookie` | several are joined with `"; "` | | RFC 9113 §8.2.3 |
+//! | cookies that [`with_own_cookie`](Hop::with_own_cookie) names | removed | removed | |
 //! | `Expect` | removed if the client speaks HTTP/1.0 | | RFC 9110 §10.1.1 |
 //! | `Via` | this hop is appended; one that lists it already: 508 | | RFC 9110 §7.6.3 |
 //! | `Max-Forwards` of `OPTIONS` and `TRACE` | counted down; at zero: 204 or 501 | | RFC 9110 §7.6.2 |
@@ -103,6 +104,8 @@ struct Rules {
     agents_speak_http2: bool,
     /// Protocols that may be upgraded to.
     protocols: Vec<Box<str>>,
+    /// Cookies of the gateway's own.
+    cookies: Vec<Box<str>>,
     removed: Names,
     handed_on: Names,
     commands: Names,
@@ -115,6 +118,7 @@ impl Hop {
             name: format!("hop-{}", Uuid::new_v4().simple()).into(),
             agents_speak_http2: false,
             protocols: vec![upgrade::WEBSOCKET.into()],
+            cookies: Vec::new(),
             removed: Names::new(IDENTITY_HEADERS),
             handed_on: Names::default(),
             commands: Names::new(COMMANDS_TO_PROXIES),
@@ -133,7 +137,8 @@ impl Hop {
     }
 
     /// Sets HTTP/2 as the version of the agents, as [`AgentClientBuilder::http2`](super::AgentClientBuilder::http2) does.
-    /// A WebSocket of an HTTP/1.1 client becomes an extended `CONNECT` (RFC 8441), which the agent must accept.
+    /// A WebSocket of an HTTP/1.1 client becomes an extended `CONNECT` (RFC 8441), which the agent must accept. The trailers
+    /// of a request are then sent as they come, whether or not `Trailer` announces them.
     pub fn with_http2_agents(mut self) -> Self {
         self.rules().agents_speak_http2 = true;
         self
@@ -145,6 +150,15 @@ impl Hop {
     /// upgrade to `h2c` sends requests that none of them has seen.
     pub fn allow_upgrade(mut self, protocol: &str) -> Self {
         self.rules().protocols.push(protocol.into());
+        self
+    }
+
+    /// Keeps a cookie of the gateway's own from agents: it is removed from requests, and a response cannot set it.
+    ///
+    /// Clients send a cookie to everything behind the gateway's host. An agent that reads the one in which the gateway
+    /// keeps its users signed in could act for them in other workspaces.
+    pub fn with_own_cookie(mut self, name: &str) -> Self {
+        self.rules().cookies.push(name.into());
         self
     }
 
@@ -203,7 +217,7 @@ impl Hop {
             headers.remove(name);
         }
         fields::filter_trailer(headers, |name| !rules.removes(name));
-        fields::join_cookies(headers);
+        fields::join_cookies(headers, &rules.cookies);
         if version < Version::HTTP_11 {
             headers.remove(EXPECT);
         }
@@ -366,6 +380,7 @@ impl Exchange {
         for name in removed {
             headers.remove(name);
         }
+        fields::remove_set_cookies(headers, &rules.cookies);
         if let Some(offered) = offered {
             headers.insert(UPGRADE, offered);
             fields::connection(headers, &["upgrade"]);

@@ -1,7 +1,8 @@
 //! Random requests and responses through `proxy::Hop`, `AgentClient` and hyper, in memory: nothing panics, and what comes out
 //! at the other side keeps the rules.
 //!
-//! Runs for two seconds, or for `FUZZ_SECONDS`. A failure prints its case; `FUZZ_CASE` runs that one alone.
+//! Runs for two seconds, or for `FUZZ_SECONDS`, from the first case on, or from `FUZZ_FROM`. A failure prints its case;
+//! `FUZZ_CASE` runs that one alone.
 //!
 //! ```text
 //! FUZZ_SECONDS=3600 cargo test --features http --test hop_fuzz -- --nocapture
@@ -77,7 +78,8 @@ fn what_crosses_a_hop_keeps_the_rules() {
         PANICKED.store(true, SeqCst);
         before(panic);
     }));
-    let (began, mut case) = (std::time::Instant::now(), alone.unwrap_or(0));
+    let from = std::env::var("FUZZ_FROM").map_or(0, |from| from.parse().unwrap());
+    let (began, mut case) = (std::time::Instant::now(), alone.unwrap_or(from));
     let mut counted = [0; 2];
     // A runtime for so many cases: what one leaves behind is gone with it.
     while alone.is_none() && began.elapsed().as_secs() < seconds || alone == Some(case) {
@@ -87,7 +89,12 @@ fn what_crosses_a_hop_keeps_the_rules() {
         counted = [counted[0] + sums[0], counted[1] + sums[1]];
         case = last + 1;
     }
-    println!("{case} cases, {} requests sent on, {} read by the agent", counted[0], counted[1]);
+    println!(
+        "{} cases, {} requests sent on, {} read by the agent",
+        case - alone.unwrap_or(from),
+        counted[0],
+        counted[1]
+    );
     assert!(counted[0] > 0 && counted[1] > 0);
 }
 

@@ -226,6 +226,11 @@ fn mutate(random: &mut Random, bytes: &mut Vec<u8>) {
 /// The bytes of one request of HTTP/1, and at times of more.
 pub fn request(random: &mut Random) -> Vec<u8> {
     let mut bytes = Vec::new();
+    if random.one_in(8) {
+        let start = "GET /a HTTP/1.1\r\nhost: app.example\r\nconnection: upgrade\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+        let upgrade = random.pick(&["websocket", "WebSocket", "h2c", "h2c, websocket", "websocket, h2c"]);
+        return format!("{start}upgrade: {upgrade}\r\n\r\nfollows").into_bytes();
+    }
     for _ in 0..1 + random.below(2) {
         let version =
             random.pick(&["HTTP/1.1", "HTTP/1.1", "HTTP/1.1", "HTTP/1.1", "HTTP/1.0", "HTTP/1.2", "HTTP/2.0"]);
@@ -251,6 +256,13 @@ pub fn request(random: &mut Random) -> Vec<u8> {
 
 /// The bytes of an answer.
 pub fn answer(random: &mut Random) -> Vec<u8> {
+    if random.one_in(6) {
+        let (upgrade, accept) =
+            (random.pick(&["websocket", "WebSocket", "h2c", "websocket, h2c", ""]), random.pick(VALUES));
+        let accept = if random.one_in(2) { "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" } else { accept };
+        let head = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n";
+        return format!("{head}upgrade: {upgrade}\r\nsec-websocket-accept: {accept}\r\n\r\n").into_bytes();
+    }
     // Whole answers, after which a connection could be used again.
     if random.one_in(8) {
         return b"HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 2\r\n\r\nok".to_vec();

@@ -229,7 +229,8 @@ fn check_request(head: &str) -> Result<(Framing, String, bool), String> {
     exactly("x-forwarded-host", host)?;
     at_most("cookie", &[])?;
     let vias = all("via").join(", ");
-    if vias.matches(NAME).count() != 1 || !vias.ends_with(NAME) {
+    let own = vias.split(|letter| ", \t()".contains(letter)).filter(|word| word.eq_ignore_ascii_case(NAME)).count();
+    if own != 1 || !vias.ends_with(NAME) {
         return Err(format!("via: {vias}"));
     }
     let te = at_most("te", &["trailers"])?.is_some();

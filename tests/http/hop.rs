@@ -10,7 +10,7 @@ use fastwebsockets::{Frame, OpCode, Payload, Role, WebSocket, handshake};
 use http_body_util::{BodyExt, Empty, StreamBody};
 use hyper::{body::Frame as BodyFrame, client::conn::http2, ext::Protocol, upgrade::Upgraded};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use std::convert::Infallible;
+use std::{convert::Infallible, time::Duration};
 use tokio::net::TcpStream;
 use tower_bound_agent::{SessionId, http::proxy::Hop};
 
@@ -210,6 +210,27 @@ async fn web_sockets_go_through_between_all_versions() {
         assert_eq!(soon(sender.send_request(request)).await.unwrap().status(), 200, "{agents:?}");
         talk(socket).await;
         assert_eq!(agent.requests(), 3, "{agents:?}");
+    }
+}
+
+/// The tunnel is all that uses the connection, and uses it.
+#[tokio::test]
+async fn a_tunnel_outlives_the_idle_timeout() {
+    for agents in [Speaks::Http1, Speaks::Http2] {
+        let (agent, net) = (Agent::start(1).await, Net::new());
+        let chat = net.bind(net.workspace(&agent)).await;
+        let hop = if agents == Speaks::Http2 { Hop::new().with_http2_agents() } else { Hop::new() };
+        let client = net.client_with(agents, |builder| builder.idle_timeout(Duration::from_millis(100)));
+        let front = Front::start(client, hop, chat).await;
+        let mut socket = soon(socket_of_http2(&front)).await.0;
+        for words in ["early", "late"] {
+            soon(socket.write_frame(Frame::text(Payload::Borrowed(words.as_bytes())))).await.unwrap();
+            assert_eq!(&soon(socket.read_frame()).await.unwrap().payload[..], words.as_bytes(), "{agents:?}");
+            tokio::time::sleep(Duration::from_millis(600)).await;
+        }
+        drop(socket);
+        // And it ends with the tunnel.
+        agent.has_open(0).await;
     }
 }
 

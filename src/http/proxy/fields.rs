@@ -3,7 +3,10 @@
 use super::Refusal;
 use ::http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Version,
-    header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, MAX_FORWARDS, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA},
+    header::{
+        CONNECTION, CONTENT_LENGTH, COOKIE, HOST, MAX_FORWARDS, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+        VIA,
+    },
     uri::Authority,
 };
 use bytes::Bytes;
@@ -120,16 +123,51 @@ fn number(digits: &[u8]) -> Option<u64> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
-/// HTTP/2 clients send one header a cookie (RFC 9113 §8.2.3), and agents of HTTP/1 may read the first one only.
-pub(super) fn join_cookies(headers: &mut HeaderMap) {
-    let mut cookies = headers.get_all(COOKIE).iter();
-    let (Some(_), Some(_)) = (cookies.next(), cookies.next()) else { return };
-    let cookies = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b"; "[..]);
+/// HTTP/2 clients send one header a cookie (RFC 9113 §8.2.3), and agents of HTTP/1 may read the first one only. Leaves out
+/// the gateway's own.
+pub(super) fn join_cookies(headers: &mut HeaderMap, own: &[Box<str>]) {
+    let mut values = headers.get_all(COOKIE).iter();
+    match (values.next(), values.next()) {
+        (None, _) => return,
+        (Some(_), None) if own.is_empty() => return,
+        _ => {}
+    }
+    let cookies = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes);
+    let cookies = if own.is_empty() {
+        cookies.collect::<Vec<_>>()
+    } else {
+        let cookies = cookies.flat_map(|value| value.split(|byte| *byte == b';')).map(<[u8]>::trim_ascii);
+        cookies.filter(|cookie| !cookie.is_empty() && !is_own(cookie, own)).collect()
+    };
+    let cookies = cookies.join(&b"; "[..]);
+    let is_sensitive = headers.get(COOKIE).is_some_and(HeaderValue::is_sensitive);
+    headers.remove(COOKIE);
     // What valid values are joined with is valid.
-    if let Ok(mut cookies) = HeaderValue::from_maybe_shared(Bytes::from(cookies)) {
-        cookies.set_sensitive(headers.get(COOKIE).is_some_and(HeaderValue::is_sensitive));
+    if let Ok(mut cookies) = HeaderValue::from_maybe_shared(Bytes::from(cookies))
+        && !cookies.is_empty()
+    {
+        cookies.set_sensitive(is_sensitive);
         headers.insert(COOKIE, cookies);
     }
+}
+
+/// An agent cannot set the gateway's own cookies.
+pub(super) fn remove_set_cookies(headers: &mut HeaderMap, own: &[Box<str>]) {
+    if own.is_empty() || !headers.get_all(SET_COOKIE).iter().any(|cookie| is_own(cookie.as_bytes(), own)) {
+        return;
+    }
+    let cookies = headers.get_all(SET_COOKIE).iter().filter(|cookie| !is_own(cookie.as_bytes(), own)).cloned();
+    let cookies = cookies.collect::<Vec<_>>();
+    headers.remove(SET_COOKIE);
+    for cookie in cookies {
+        headers.append(SET_COOKIE, cookie);
+    }
+}
+
+/// Whether a cookie has one of these names.
+fn is_own(cookie: &[u8], own: &[Box<str>]) -> bool {
+    let name = cookie.split(|byte| b"=;".contains(byte)).next().unwrap_or(cookie).trim_ascii();
+    own.iter().any(|own| own.as_bytes() == name)
 }
 
 /// What does not cross the hop as a header does not cross it after the body either: hyper sends the trailers that are

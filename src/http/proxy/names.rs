@@ -138,6 +138,37 @@ pub(super) struct Names {
     whole: Vec<Box<str>>,
     /// Sorted, and none of them begins with another one.
     beginnings: Vec<Box<str>>,
+    starts: Starts,
+}
+
+/// A bit for each start of a name that is listed: most headers of a request need no search.
+#[derive(Clone, Debug, Default)]
+struct Starts {
+    bits: [u64; 16],
+    /// Something shorter is listed, so that the bits say nothing.
+    any: bool,
+}
+
+impl Starts {
+    const LENGTH: usize = 3;
+
+    fn bit(name: &str) -> Option<usize> {
+        let start = name.as_bytes().get(..Self::LENGTH)?;
+        // Any function that spreads will do: letters differ in their lowest five bits.
+        let spread = start.iter().fold(0, |sum: usize, byte| sum.wrapping_mul(37).wrapping_add(usize::from(*byte)));
+        Some(spread % 1024)
+    }
+
+    fn add(&mut self, name: &str) {
+        match Self::bit(name) {
+            Some(bit) => self.bits[bit / 64] |= 1 << (bit % 64),
+            None => self.any = true,
+        }
+    }
+
+    fn may_have(&self, name: &str) -> bool {
+        self.any || Self::bit(name).is_some_and(|bit| self.bits[bit / 64] & 1 << (bit % 64) != 0)
+    }
 }
 
 impl Names {
@@ -155,6 +186,7 @@ impl Names {
         match name.strip_suffix('*') {
             Some(beginning) => {
                 let beginning = map(beginning);
+                self.starts.add(&beginning);
                 if !begins_with(&self.beginnings, &beginning) {
                     self.beginnings.retain(|longer| !longer.starts_with(&*beginning));
                     let at = self.beginnings.partition_point(|other| **other < *beginning);
@@ -163,6 +195,7 @@ impl Names {
             }
             None => {
                 let name = map(&name);
+                self.starts.add(&name);
                 if let Err(at) = self.whole.binary_search_by(|other| (**other).cmp(&name)) {
                     self.whole.insert(at, name.into());
                 }
@@ -171,7 +204,8 @@ impl Names {
     }
 
     pub(super) fn has(&self, name: &str) -> bool {
-        self.whole.binary_search_by(|other| (**other).cmp(name)).is_ok() || begins_with(&self.beginnings, name)
+        self.starts.may_have(name)
+            && (self.whole.binary_search_by(|other| (**other).cmp(name)).is_ok() || begins_with(&self.beginnings, name))
     }
 }
 

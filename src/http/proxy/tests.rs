@@ -171,6 +171,39 @@ fn cookies_are_joined_whatever_the_version() {
 }
 
 #[test]
+fn cookies_of_the_gateway_stay_with_it() {
+    let own = || hop(Version::HTTP_11).with_own_cookie("session").with_own_cookie("__Host-csrf");
+    // what is sent, what is left
+    let table: [(&[&str], &str); 8] = [
+        (&["session=x"], ""),
+        (&["a=1; session=x; b=2"], "a=1; b=2"),
+        (&["a=1", "session=x", "b=2; __Host-csrf=y"], "a=1; b=2"),
+        (&["a=1;session=x ; session=y;b=\"2\""], "a=1; b=\"2\""),
+        (&["session = x; a=1"], "a=1"),
+        (&["session; a=1"], "a=1"),
+        (&["sessions=1; Session=2; a=session=x"], "sessions=1; Session=2; a=session=x"),
+        (&[";;", ""], ""),
+    ];
+    for (sent, expected) in table {
+        let mut request = asked(Version::HTTP_2);
+        for cookie in sent {
+            request = request.header("cookie", *cookie);
+        }
+        let mut request = request.body(()).unwrap();
+        let exchange = own().request(&mut request, &client()).unwrap();
+        assert_eq!(values(request.headers(), "cookie"), expected, "{sent:?}");
+        let set = ["a=1; Path=/", "session=evil; Path=/", " session =evil", "b=session", "session"];
+        let mut response = Response::builder();
+        for cookie in set {
+            response = response.header("set-cookie", cookie);
+        }
+        let mut response = response.body(()).unwrap();
+        assert!(exchange.response(&mut response).unwrap().is_none());
+        assert_eq!(values(response.headers(), "set-cookie"), "a=1; Path=/|b=session");
+    }
+}
+
+#[test]
 fn a_request_names_one_host_and_the_same_one_everywhere() {
     // version, target, Host headers, the Host that is sent on
     let table: [(Version, &str, &[&str], Option<&str>); 16] = [

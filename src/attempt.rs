@@ -14,6 +14,9 @@ use tokio::time::Instant;
 /// Dials that one call may start, restarts included.
 pub(crate) const MOST_DIALS: u8 = 3;
 
+/// A dial that is pending for less is never taken for lost, however short the validation delay is.
+pub(crate) const SHORTEST_LOSS: Duration = Duration::from_millis(50);
+
 /// What the resolver said, as far as the race cares.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
@@ -306,7 +309,7 @@ impl Attempt {
         let is_lost = self.dial == Dial::Pending && !progress.waiting && progress.answers == Answers::Later;
         // With no dial left, the pending one may still be answered.
         let lost = is_lost && progress.started < MOST_DIALS;
-        lost.then(|| self.began + self.limits.delay + self.limits.jitter)
+        lost.then(|| self.began + self.limits.delay.max(SHORTEST_LOSS) + self.limits.jitter)
     }
 
     /// Whether the dial may be started over to find out whether it is lost: the last calls of a herd, and calls that hold

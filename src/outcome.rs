@@ -20,7 +20,8 @@ pub struct Outcome {
     pub dials: u8,
     /// Validations that this call asked for or joined.
     pub validations: u8,
-    /// From the start of the call to the start of the dial that answered: look-ups, verdicts and dials given up.
+    /// From the start of the call to the start of the dial that answered: look-ups, verdicts, the wait in the target's queue and
+    /// dials given up.
     pub decided_in: Duration,
     /// From the start of the dial that answered until it did.
     pub dialed_in: Duration,

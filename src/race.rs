@@ -4,7 +4,7 @@
 
 use crate::{
     BoxError, DialAgent, DialSession, Error, ErrorKind, Event, LocalError, Outcome, Target,
-    attempt::{Answer, Attempt, Command, Given, Limits},
+    attempt::{Answer, Attempt, Command, Given, Limits, SHORTEST_LOSS},
     dialer::{Dialed, Dialer, First, To},
     directory::Verdict,
     error::{Cause, SharedError},
@@ -258,7 +258,7 @@ where
         now: Instant,
     ) -> Self {
         let Settings { validation_delay: delay, redial, .. } = shared.settings;
-        let limits = Limits { delay, deadline, redial, jitter: jitter(delay) };
+        let limits = Limits { delay, deadline, redial, jitter: jitter(delay.max(SHORTEST_LOSS)) };
         let given = Given {
             bound: start.entry.row.target.as_ref(),
             target: start.choice.target.take(),

@@ -70,6 +70,7 @@ impl Refused {
                 ErrorKind::Starting { .. } => (Code::SERVICE_UNAVAILABLE, "starting"),
                 ErrorKind::Stopped => (Code::SERVICE_UNAVAILABLE, "stopped"),
                 ErrorKind::Retargeted => (Code::SERVICE_UNAVAILABLE, "retargeted"),
+                ErrorKind::Local => (Code::SERVICE_UNAVAILABLE, "overloaded"),
                 ErrorKind::Resolver => (Code::SERVICE_UNAVAILABLE, "resolver"),
                 ErrorKind::Store => (Code::SERVICE_UNAVAILABLE, "store"),
                 ErrorKind::OutcomeUnknown => (Code::SERVICE_UNAVAILABLE, "outcome unknown"),

@@ -10,7 +10,7 @@ use super::{
     question::{Over, Watch},
     request::Speaks,
 };
-use crate::{BoundHandle, BoxError, Target};
+use crate::{BoundHandle, BoxError, LocalError, Target};
 use ::http::{Request, Response, StatusCode, Version};
 use futures_util::future::BoxFuture;
 use http_body::Body;
@@ -399,9 +399,9 @@ impl<B> Drop for Waiting<'_, B> {
     }
 }
 
-/// Returns `true` if an error speaks against the agent, and not against the request.
+/// Returns `true` if an error speaks against the agent, and not against the request or this process.
 pub(super) fn is_evidence(error: &hyper::Error) -> bool {
-    !error.is_user()
+    !error.is_user() && !LocalError::is_in(error)
 }
 
 /// Begins to speak HTTP on a new connection, and takes a lease of it.
@@ -464,6 +464,7 @@ impl<C, B> Kept<C, B> {
     fn noted<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if let Poll::Ready(Err(error)) = &polled
             && (is_unreachable(error) || self.conn.upgraded.load(Ordering::Relaxed))
+            && !LocalError::is_in(error)
         {
             self.conn.handle.report_stale();
         }

@@ -30,7 +30,9 @@ use std::{error::Error as StdError, io, sync::Arc, time::Duration};
 ///         ClientError::Dial(error) => match error.kind() {
 ///             ErrorKind::NotBound => StatusCode::NOT_FOUND,
 ///             ErrorKind::Gone => StatusCode::GONE,
-///             ErrorKind::Starting { .. } | ErrorKind::Stopped | ErrorKind::Closed => StatusCode::SERVICE_UNAVAILABLE,
+///             ErrorKind::Starting { .. } | ErrorKind::Stopped | ErrorKind::Local | ErrorKind::Closed => {
+///                 StatusCode::SERVICE_UNAVAILABLE
+///             }
 ///             ErrorKind::TimedOut { .. } => StatusCode::GATEWAY_TIMEOUT,
 ///             _ => StatusCode::BAD_GATEWAY,
 ///         },

@@ -73,6 +73,49 @@ async fn a_request_that_never_left_is_sent_on_a_new_connection_and_seen_once() {
     }
 }
 
+/// A connection whose writes fail for want of buffers in this process.
+struct NoBuffers(TcpStream);
+
+impl tokio::io::AsyncRead for NoBuffers {
+    fn poll_read(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        std::pin::Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl tokio::io::AsyncWrite for NoBuffers {
+    fn poll_write(self: std::pin::Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<std::io::Result<usize>> {
+        Poll::Ready(Err(Io::OutOfMemory.into()))
+    }
+    fn poll_flush(self: std::pin::Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+    fn poll_shutdown(self: std::pin::Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn an_error_of_this_process_raises_no_doubt() {
+    let (net, agent) = (Net::new(), Agent::start(1).await);
+    let ws = net.workspace(&agent);
+    let chat = net.bind(ws).await;
+    let dial = net.layer.layer(tower::service_fn(async |ask: DialAgent| {
+        let address = ask.target.address.as_deref().ok_or("no address")?;
+        Ok::<_, BoxError>(TokioIo::new(NoBuffers(TcpStream::connect(address).await?)))
+    }));
+    let client = AgentClient::builder().build(dial);
+    let before = net.counts();
+    assert!(matches!(client.oneshot(get_("/", chat)).await.unwrap_err(), ClientError::Send(_)));
+    tokio::time::sleep(MOMENT).await;
+    turn(&net.client(Speaks::Http1), "/", chat).await;
+    let did = net.counts() - before;
+    assert_eq!((did.v, did.w), (0, 0));
+}
+
 #[tokio::test]
 async fn an_agent_that_dies_before_it_answers_fails_the_request_once_and_raises_a_doubt() {
     for speaks in BOTH {

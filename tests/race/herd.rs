@@ -217,6 +217,23 @@ async fn row_27_a_lost_dial_is_started_over_and_nobody_is_asked() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn row_27_without_a_delay_a_dial_is_not_started_over_at_once() {
+    let mut s = Scene::with(Some(5), |builder| builder.validation_delay(ms(0))).await;
+    let chats = s.sessions(2).await;
+    s.old_does(Does::Hang);
+    s.resolver_takes(20);
+    let lost = begin(&s, chats[0]).await;
+    sleep(ms(10)).await;
+    s.old_does(Does::Answer(ms(0)));
+    begin(&s, chats[1]).await.await.unwrap().1.unwrap();
+    // The answer comes at 20 ms and finds that the dial is lost.
+    let (took, end) = lost.await.unwrap();
+    assert!((ms(50)..=ms(75)).contains(&took), "{took:?}");
+    assert_eq!(end.unwrap().1.dials, 2);
+    assert_eq!(s.did().await, counts(3, 1, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn row_27_a_call_starts_at_most_three_dials() {
     let mut s = Scene::new(Some(5)).await;
     let chats = s.sessions(2).await;

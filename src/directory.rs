@@ -598,9 +598,10 @@ impl Place {
         if watched {
             facts.agents.of(agent).answered = Some(now());
         }
-        // Nothing hangs any more: the next dial that does is asked about as often as the first one. The present pause stays:
-        // in a herd, some dials hang while others are answered.
-        facts.pause = facts.pause.map(|(_, ends)| (Duration::ZERO, ends));
+        // The next dial that hangs is asked about as often as the first one. In a herd, other dials still hang: the present
+        // pause holds for them.
+        let herd = self.dials.get().is_some_and(|dials| dials.is_in_use());
+        facts.pause = facts.pause.filter(|_| herd).map(|(_, ends)| (Duration::ZERO, ends));
     }
 }
 

@@ -110,9 +110,14 @@ impl PendingDials {
         Slot { call: Call::new(self, gate) }
     }
 
+    /// Whether a dial is pending or a call waits in a queue.
+    pub(crate) fn is_in_use(&self) -> bool {
+        self.calls.load(Ordering::Relaxed) > 0
+    }
+
     /// Records that the target has answered a dial, if other dials are pending. `times`: when it began, and now.
     pub(crate) fn answered(&self, target: &Target, times: impl FnOnce() -> (Instant, Instant)) {
-        if self.calls.load(Ordering::Relaxed) > 0
+        if self.is_in_use()
             && let Some(gate) = find(&self.gates(), target)
         {
             let (began, now) = times();

@@ -347,3 +347,66 @@ async fn requests_in_doubt_that_wait_for_a_connection_ask_the_resolver() {
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     first.abort();
 }
+
+/// Callers that come, wait and give up at any moment: no place is lost, and no connection too many is made.
+async fn storm(speaks: Speaks) {
+    let (net, agent) =
+        (Net::new().with(|builder| builder.validation_delay(Duration::from_secs(10))), Agent::start(1).await);
+    let chat = net.bind(net.workspace(&agent)).await;
+    agent.has_open(0).await;
+    let client = net.client_with(speaks, |builder| {
+        builder.max_connections(at_most(3)).max_requests_per_connection(at_most(2)).question_after(None)
+    });
+    let mut callers = JoinSet::new();
+    for caller in 0..24_u64 {
+        let client = client.clone();
+        callers.spawn(async move {
+            for round in 0..15 {
+                let odd = (caller * 31 + round * 17) % 10;
+                let call = client.request(get_(if odd < 5 { "/" } else { "/slow/2" }, chat));
+                match timeout(Duration::from_micros(odd * 700), call).await {
+                    // The one reads its answer, the other does not.
+                    Ok(Ok(response)) if odd % 2 == 0 => drop(text(response).await),
+                    Ok(answer) => drop(answer.unwrap()),
+                    Err(_) => {}
+                }
+            }
+        });
+    }
+    while let Some(done) = timeout(Duration::from_secs(60), callers.join_next()).await.expect("in time") {
+        done.unwrap();
+    }
+    // As many as there may be, at once.
+    let all = if speaks == Speaks::Http1 { 3 } else { 6 };
+    let requests = agent.requests();
+    let hanging: Vec<_> = (0..all).map(|_| begin(&client, "/hang", chat)).collect();
+    until("each has its place", || agent.requests() >= requests + all).await;
+    for _ in &hanging {
+        agent.seen.go_on.notify_one();
+        tokio::task::yield_now().await;
+    }
+    for turn in hanging {
+        // A handler that was given up may have taken the word of another one.
+        while !turn.is_finished() {
+            agent.seen.go_on.notify_one();
+            sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(soon(turn).await.unwrap().unwrap(), "at last");
+    }
+    drop(client);
+    agent.has_open(0).await;
+}
+
+#[tokio::test]
+async fn no_place_is_lost_whenever_callers_give_up_on_one_thread() {
+    for speaks in BOTH {
+        storm(speaks).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_place_is_lost_whenever_callers_give_up_on_several_threads() {
+    for speaks in BOTH {
+        storm(speaks).await;
+    }
+}

@@ -373,12 +373,8 @@ async fn build(
         let Some((target, pid)) = gateway.yard.build(workspace, how).await.map_err(Refused::Yard)? else {
             return Err(Refused::NotStopped);
         };
-        // A word to the layer, so that its calls ask at once, and then an answer that is waited for: a session of the
-        // gateway's own in each workspace asks. From here on everybody knows.
-        let own = SessionId::new(workspace.into_uuid());
-        gateway.bindings.select_workspace(own, workspace).await?;
-        gateway.bindings.doubt_workspace(workspace);
-        gateway.bindings.current(own).await?;
+        // From here on every call goes there, and calls that wait for the former agent move.
+        gateway.bindings.announce(workspace, target.clone());
         Ok(json!({
             "agent": target.agent.to_string(), "generation": target.generation.map(|generation| generation.get()),
             "address": target.address.as_deref(), "pid": pid,

@@ -1,6 +1,9 @@
 //! The handle for explicit operations: looking at bindings, orders, housekeeping, the end.
 
 mod housekeeping;
+mod workspace;
+
+pub use workspace::SessionInUse;
 
 use crate::{
     Binding, Error, ErrorKind, Revision, SessionId, Target, WorkspaceId,
@@ -313,15 +316,6 @@ impl Bindings {
             Ok(forgotten)
         })
         .await
-    }
-
-    /// A hint that the agent of a workspace may have been replaced: the next call of each of its sessions validates at
-    /// once, in parallel with its dial, and so does every call under way. In this process; the others are not told.
-    pub fn doubt_workspace(&self, workspace: WorkspaceId) {
-        // A workspace that nobody here uses has nothing to be doubted: its rows are read when they are needed.
-        if let Some(place) = self.shared.directory.find(workspace) {
-            place.doubt(Instant::now());
-        }
     }
 
     /// The order to drop the targets of all sessions of a workspace: for a resolver whose generations start again, which

@@ -1,6 +1,6 @@
 //! What a caller gets: the connection, and a handle that outlives it.
 
-use crate::{Event, Outcome, SessionId, Target, WorkspaceId, rows::Entry, shared::Shared};
+use crate::{Event, Outcome, SessionId, Target, WorkspaceId, ask::Doubts, rows::Entry, shared::Shared, usage::Hold};
 use pin_project::pin_project;
 use std::{
     fmt, io,
@@ -21,6 +21,8 @@ use tower_service::Service;
 
 /// A connection to the agent of a session, and how it was obtained.
 ///
+/// While it is there, its session is [in use](InUse).
+///
 /// Dereferences to the connection and passes through what the connection can do: Tokio's [`AsyncRead`] and
 /// [`AsyncWrite`], hyper's `Read` and `Write` (feature `http`), and any [`Service`].
 #[pin_project]
@@ -31,7 +33,9 @@ pub struct Bound<C> {
 }
 
 impl<C> Bound<C> {
-    pub(crate) fn new(connection: C, handle: BoundHandle) -> Self {
+    /// The connection is in use from `now` on, if that is known.
+    pub(crate) fn new(connection: C, mut handle: BoundHandle, now: Option<Instant>) -> Self {
+        handle.hold(now);
         Self { connection, handle }
     }
 
@@ -45,13 +49,16 @@ impl<C> Bound<C> {
         &mut self.connection
     }
 
-    /// The bare connection.
+    /// The bare connection. It does not count as in use any more.
     pub fn into_inner(self) -> C {
         self.connection
     }
 
     /// The bare connection, and the handle that remains useful after the connection was handed on.
-    pub fn into_parts(self) -> (C, BoundHandle) {
+    ///
+    /// Nothing here knows how long the connection lives from then on: keep [`BoundHandle::in_use`] beside it.
+    pub fn into_parts(mut self) -> (C, BoundHandle) {
+        self.handle.release();
         (self.connection, self.handle)
     }
 
@@ -99,6 +106,8 @@ pub struct BoundHandle {
     outcome: Outcome,
     /// Shared by the clones; made when it is needed, since most connections are never reported and every call has one.
     reported: OnceLock<Arc<AtomicBool>>,
+    /// That the connection is in use; not of the clones.
+    hold: Hold,
 }
 
 impl Clone for BoundHandle {
@@ -109,13 +118,30 @@ impl Clone for BoundHandle {
             target: Arc::clone(&self.target),
             outcome: self.outcome.clone(),
             reported: OnceLock::from(Arc::clone(self.reported.get_or_init(Arc::default))),
+            hold: Hold::Nothing,
         }
+    }
+}
+
+impl Drop for BoundHandle {
+    fn drop(&mut self) {
+        self.release();
     }
 }
 
 impl BoundHandle {
     pub(crate) fn new(shared: Arc<Shared>, entry: Arc<Entry>, target: Arc<Target>, outcome: Outcome) -> Self {
-        Self { shared, entry, target, outcome, reported: OnceLock::new() }
+        Self { shared, entry, target, outcome, reported: OnceLock::new(), hold: Hold::Nothing }
+    }
+
+    fn hold(&mut self, now: Option<Instant>) {
+        self.hold = self.shared.usage.hold(&self.entry, &self.target, now);
+    }
+
+    fn release(&mut self) {
+        if self.hold != Hold::Nothing {
+            self.shared.usage.release(&self.entry, std::mem::take(&mut self.hold));
+        }
     }
 
     /// Whose connection it is.
@@ -142,6 +168,25 @@ impl BoundHandle {
         &self.outcome
     }
 
+    /// Marks the session as in use until the guard is dropped: for a connection that was taken out of its [`Bound`] and
+    /// handed on.
+    ///
+    /// ```
+    /// # use tower_bound_agent::Bound;
+    /// # async fn example(bound: Bound<tokio::net::TcpStream>, mut client: tokio::net::TcpStream) -> std::io::Result<()> {
+    /// let (mut agent, handle) = bound.into_parts();
+    /// let in_use = handle.in_use();
+    /// tokio::io::copy_bidirectional(&mut client, &mut agent).await?;
+    /// drop(in_use);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn in_use(&self) -> InUse {
+        let mut handle = self.clone();
+        handle.hold(Some(Instant::now()));
+        InUse(handle)
+    }
+
     /// Says that the connection talks to the wrong agent or to a dead one: that raises a *doubt*, so that the next call
     /// of this session validates at once and holds a ready dial until the verdict, for at most the validation delay.
     ///
@@ -166,9 +211,12 @@ impl BoundHandle {
     ///
     /// May be dropped and called again; what happened in between is noticed at once.
     pub fn superseded(&self) -> impl Future<Output = ()> + Send + 'static {
-        let Self { shared, mut entry, target, .. } = self.clone();
+        let (shared, mut entry, target) =
+            (Arc::clone(&self.shared), Arc::clone(&self.entry), Arc::clone(&self.target));
         let session = entry.row.session;
         async move {
+            let mut _waiting = shared.usage.wait(&entry);
+            let mut doubts = Doubts::default();
             loop {
                 let seen = Arc::clone(&entry);
                 // Made before the look, so that nothing is missed between the two.
@@ -180,6 +228,7 @@ impl BoundHandle {
                     None => match shared.read_since(session, Instant::now()).await {
                         Ok(Some(read)) if read.workspace() == entry.workspace() => {
                             entry = read;
+                            _waiting = shared.usage.wait(&entry);
                             continue;
                         }
                         Ok(_) => return,
@@ -190,9 +239,29 @@ impl BoundHandle {
                 select! {
                     () = row_changed => {}
                     () = place_changed => {}
+                    // No call may come that would ask.
+                    () = doubts.ask(&shared, &seen.place) => {}
                 }
             }
         }
+    }
+}
+
+/// Marks a session as in use, as a [`Bound`] does: until it is dropped,
+///
+/// * [`Bindings::in_use`](crate::Bindings::in_use) lists the session, and
+///   [`Bindings::drained`](crate::Bindings::drained) waits for it;
+/// * where use is [recorded](crate::BoundAgentBuilder::record_use), the session's last use moves on at every interval, so
+///   that it is not purged as idle, and an observer receives [`Event::InUse`].
+#[must_use = "the session is in use until this is dropped"]
+#[derive(Debug)]
+pub struct InUse(BoundHandle);
+
+impl InUse {
+    /// The handle of the connection.
+    #[must_use]
+    pub fn handle(&self) -> &BoundHandle {
+        &self.0
     }
 }
 
@@ -200,7 +269,9 @@ impl BoundHandle {
 impl BoundHandle {
     /// Of the same connection, for another call that uses it: it is reported for both or for neither.
     pub(crate) fn of_connection(self, dialed: &Self) -> Self {
-        Self { reported: dialed.clone().reported, ..self }
+        let mut handle = self;
+        handle.reported = OnceLock::from(Arc::clone(dialed.reported.get_or_init(Arc::default)));
+        handle
     }
 
     /// What the call goes by, for a request that waits for its answer.

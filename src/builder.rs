@@ -9,6 +9,7 @@ use crate::{
     settings::Settings,
     shared::Shared,
     store::{BindingStore, ErasedStore},
+    usage::Usage,
 };
 use std::{
     fmt,
@@ -211,6 +212,7 @@ impl BoundAgentBuilder {
         self.settings.validate()?;
         Ok(BoundAgentLayer::new(Shared {
             rows: Rows::new(&self.settings),
+            usage: Usage::new(&self.settings),
             directory: Directory::new(&self.settings),
             settings: self.settings,
             checks_in_any_case: self.checks_in_any_case,

@@ -32,7 +32,7 @@ where
     let mut cached = shared.cached(ask.session, ask.workspace);
     let mut first = match at_once(&shared, dialer.as_mut(), &ask, &mut cached).await {
         Ok((connection, target, entry)) => {
-            return Ok(hand_out(shared, connection, target, Outcome::reused(), entry));
+            return Ok(Bound::new(connection, handed_out(shared, target, Outcome::reused(), entry), None));
         }
         Err(first) => first,
     };
@@ -95,7 +95,8 @@ where
                 outcome.dials = dialer.started();
                 outcome.validations = outcome.validations.saturating_add(validations);
                 outcome.decided_in = dial_began.saturating_duration_since(began);
-                return Ok(hand_out(shared, connection, target, outcome, start.entry));
+                let handle = handed_out(shared, target, outcome, start.entry);
+                return Ok(Bound::new(connection, handle, Some(Instant::now())));
             }
             Ok(Raced::Moved(asked)) => {
                 validations = validations.saturating_add(asked);
@@ -197,24 +198,16 @@ pub(crate) fn dialed_before(shared: Arc<Shared>, start: Start, target: Arc<Targe
         Some(_) => {}
     }
     outcome.repair = Repairs::begin(&shared, &start.entry, &target).map(|job| job.status);
-    hand_out(shared, (), target, outcome, start.entry).into_parts().1
+    handed_out(shared, target, outcome, start.entry)
 }
 
-/// Tells the observer, wraps the connection.
-fn hand_out<C>(
-    shared: Arc<Shared>,
-    connection: C,
-    target: Arc<Target>,
-    outcome: Outcome,
-    entry: Arc<Entry>,
-) -> Bound<C> {
+/// Tells the observer, notes the use, makes the handle.
+fn handed_out(shared: Arc<Shared>, target: Arc<Target>, outcome: Outcome, entry: Arc<Entry>) -> BoundHandle {
     let (session, workspace) = (entry.row.session, entry.row.workspace);
     if let Path::Switched { from } = &outcome.path {
         shared.emit(&Event::Switched { session, workspace, from, to: &target });
     }
     shared.emit(&Event::Used { session, workspace, target: &target, outcome: &outcome });
-    if shared.settings.record_use.is_some() {
-        entry.mark_used();
-    }
-    Bound::new(connection, BoundHandle::new(shared, entry, target, outcome))
+    shared.usage.note(&entry);
+    BoundHandle::new(shared, entry, target, outcome)
 }

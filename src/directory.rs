@@ -13,11 +13,11 @@ use crate::{
 };
 use moka::sync::Cache;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     ops::{Deref, DerefMut},
     sync::{
         Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 use tokio::{
@@ -34,6 +34,8 @@ pub(crate) struct Directory {
     /// Workspaces that were denied a moment ago. Calls that fail hold nothing, so without this nobody would remember why.
     denied: Cache<WorkspaceId, Arc<Place>>,
     settings: Arc<PlaceSettings>,
+    /// The workspaces that were announced last.
+    kept: Mutex<VecDeque<Arc<Place>>>,
 }
 
 /// Of all workspaces.
@@ -59,6 +61,8 @@ pub(crate) const AGAIN_AFTER: [Duration; 3] =
 const FRESH_DENIAL: Duration = Duration::from_secs(1);
 /// Of so many workspaces that nobody here uses.
 const MOST_DENIED: u64 = 1_000;
+/// How many workspaces are remembered though nobody here uses them, because they were announced.
+const MOST_KEPT: usize = 10_000;
 /// How many replaced targets are remembered, to tell rows that are behind from rows that are ahead.
 const REMEMBERED: usize = 8;
 
@@ -74,6 +78,8 @@ pub(crate) struct Place {
     epoch: AtomicU64,
     /// Calls whose dial is pending, and that may leave a doubt behind.
     waiting: AtomicU32,
+    /// A task asks the resolver about a doubt for those who hold connections.
+    asking: AtomicBool,
     changed: Notify,
     facts: Mutex<Facts>,
 }
@@ -153,8 +159,7 @@ impl Agents {
 #[derive(Clone, Debug)]
 pub(crate) struct GroupRepair {
     pub(crate) behind: Behind,
-    /// `None` if another process has made it and only told how far it went.
-    pub(crate) target: Option<Arc<Target>>,
+    pub(crate) target: Arc<Target>,
     /// When its last statement began, which found no more rows than it wrote.
     pub(crate) began: Moment,
     pub(crate) landed: Moment,
@@ -187,6 +192,8 @@ enum Source {
     /// A row of some session, which may be behind.
     Row,
     Resolver,
+    /// The control plane, which knows before its resolver does.
+    Announced,
 }
 
 #[derive(Clone, Debug)]
@@ -230,6 +237,7 @@ impl Directory {
             places: Arc::default(),
             // moka's clock only bounds the memory; how old a denial may be is decided with tokio's.
             denied: Cache::builder().max_capacity(MOST_DENIED).time_to_live(FRESH_DENIAL).build(),
+            kept: Mutex::default(),
             settings: Arc::new(PlaceSettings {
                 first: settings.revalidate_every,
                 longest: settings.revalidate_at_most,
@@ -250,6 +258,7 @@ impl Directory {
             dials: OnceLock::new(),
             epoch: AtomicU64::new(0),
             waiting: AtomicU32::new(0),
+            asking: AtomicBool::new(false),
             changed: Notify::new(),
             facts: Mutex::default(),
         });
@@ -267,10 +276,21 @@ impl Directory {
         self.denied.insert(place.workspace, place);
     }
 
-    /// Hints were lost: each workspace may have another agent by now.
-    pub(crate) fn doubt_all(&self, now: Instant) {
-        let places: Vec<_> = lock(&self.places).values().filter_map(Weak::upgrade).collect();
-        places.iter().for_each(|place| place.doubt(now));
+    /// The workspace, which is remembered for a while even if nobody here uses it.
+    pub(crate) fn keep(&self, workspace: WorkspaceId) -> Arc<Place> {
+        let place = self.place(workspace);
+        let mut kept = lock(&self.kept);
+        if !kept.iter().any(|kept| Arc::ptr_eq(kept, &place)) {
+            if kept.len() == MOST_KEPT {
+                let oldest = kept.pop_front();
+                // Its end takes another lock.
+                drop((kept, oldest));
+                kept = lock(&self.kept);
+            }
+            kept.push_back(Arc::clone(&place));
+        }
+        drop(kept);
+        place
     }
 
     /// Forgets all that is known of a workspace; whoever holds it must look its row up again.
@@ -306,6 +326,22 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// The one task of a workspace that asks about a doubt.
+#[derive(Debug)]
+pub(crate) struct Asking(Arc<Place>);
+
+impl Asking {
+    pub(crate) fn place(&self) -> &Arc<Place> {
+        &self.0
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.0.asking.store(false, Ordering::Release);
+    }
+}
+
 impl Place {
     pub(crate) fn workspace(&self) -> WorkspaceId {
         self.workspace
@@ -333,6 +369,11 @@ impl Place {
     pub(crate) fn wait(&self) -> Waiting<'_> {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         Waiting(self)
+    }
+
+    /// `None` if there is one already.
+    pub(crate) fn begin_to_ask(place: &Arc<Self>) -> Option<Asking> {
+        (!place.asking.swap(true, Ordering::AcqRel)).then(|| Asking(Arc::clone(place)))
     }
 
     fn change(&self, change: impl FnOnce(&mut Facts) -> bool) -> bool {
@@ -365,7 +406,11 @@ impl Place {
             return Choice { doubt: active, ..ask_first };
         }
         let plain = doubt.is_none() && row.target.as_ref().is_some_and(|bound| Arc::ptr_eq(bound, &target));
-        let hold = active.is_some() && agent.is_some_and(|agent| agent.reporters.contains(&row.session));
+        // A row that contradicts an announcement may name the agent that was replaced, and that may still live.
+        let contradicts = disagreement.is_some()
+            && facts.known.as_ref().is_some_and(|known| known.from == Source::Announced);
+        let reported = agent.is_some_and(|agent| agent.reporters.contains(&row.session));
+        let hold = active.is_some() && (contradicts || reported);
         Choice { target: Some(target), doubt: active, hold, plain, ..ask_first }
     }
 
@@ -455,6 +500,28 @@ impl Place {
         (worth, again)
     }
 
+    /// The control plane says what serves the workspace now. Returns whether that is believed: it is not older than what is
+    /// known.
+    pub(crate) fn announced(&self, target: Arc<Target>, now: Instant) -> bool {
+        let (worth, _) = self.learn_answer(Answer::Running(Arc::clone(&target)), now, now);
+        let believed = matches!(worth, Answer::Running(_));
+        if let Some(known) = &mut lock(&self.facts).known
+            && believed
+            && Arc::ptr_eq(&known.target, &target)
+        {
+            known.from = Source::Announced;
+        }
+        believed
+    }
+
+    /// When to ask about the doubt that was raised about the workspace since `answered`. `None` if there is none.
+    pub(crate) fn doubt_to_ask(&self, answered: Option<Instant>, now: Instant) -> Option<Instant> {
+        let facts = lock(&self.facts);
+        let doubt = facts.doubt.filter(|doubt| answered.is_none_or(|answered| *doubt > answered))?;
+        let quiet = facts.quiet.filter(|(asked, _)| doubt <= *asked);
+        Some(quiet.map_or(now, |(_, until)| until.max(now)))
+    }
+
     /// Until when nobody whose dial still hangs needs to ask again.
     pub(crate) fn paused_until(&self, now: Instant) -> Option<Instant> {
         lock(&self.facts).pause.map(|(_, ends)| ends).filter(|ends| *ends > now)
@@ -482,12 +549,11 @@ impl Place {
         lock(&self.facts).repaired(repair);
     }
 
-    /// A hint: another process has repaired the rows up to this generation, or knows that the agent may be another one.
-    pub(crate) fn hear(&self, generation: Option<Generation>, moment: Moment, now: Instant) {
+    /// A hint: another process has reached this generation, or knows that the agent may be another one. A doubt, and a
+    /// floor for the answers to it: what was written is for the store to say. Returns `false` if it is no news.
+    pub(crate) fn hear(&self, generation: Option<Generation>, now: Instant) -> bool {
         self.change(|facts| {
             if let Some(generation) = generation {
-                let behind = Behind::Generation(generation);
-                facts.repaired(GroupRepair { behind, target: None, began: moment, landed: moment });
                 if facts.known.as_ref().is_some_and(|known| known.target.generation >= Some(generation)) {
                     return false;
                 }
@@ -497,7 +563,7 @@ impl Place {
             }
             facts.doubt = Some(now);
             true
-        });
+        })
     }
 
     /// What the group repairs to this target have made of a row that is behind.
@@ -506,9 +572,7 @@ impl Place {
         let mut found = facts.repairs.iter().rev().filter(|repair| match (repair.behind, behind) {
             // Up to a later generation is more than was asked for.
             (Behind::Generation(reached), Behind::Generation(wanted)) => reached >= wanted,
-            (repaired, wanted) => {
-                repaired == wanted && repair.target.as_ref().is_some_and(|repaired| repaired.same_place(target))
-            }
+            (repaired, wanted) => repaired == wanted && repair.target.same_place(target),
         });
         let Some(repair) = found.next() else { return Repaired::NotYet };
         let seen_before = match seen {
@@ -623,7 +687,7 @@ impl Facts {
             // contradicts what is known, unless that was denied before.
             Relation::Other => {
                 self.contradicted = true;
-                let contradicts = known.from == Source::Resolver && known.denied.is_none_or(|denied| denied > read);
+                let contradicts = known.from != Source::Row && known.denied.is_none_or(|denied| denied > read);
                 (Some(Arc::clone(row)), contradicts.then_some(read))
             }
         }
@@ -650,11 +714,10 @@ impl Facts {
             // The new one says all that the old one said, and of later reads.
             (Behind::Generation(old), Behind::Generation(reached)) => old > reached,
             (Behind::Agent(old_behind), Behind::Agent(behind)) => {
-                let target_of = |repair: &GroupRepair| repair.target.as_ref().map(|target| target.agent);
                 // The rows that the old one has written have been written again: they do not name its target any more.
-                let rewritten = target_of(old) == Some(behind);
+                let rewritten = old.target.agent == behind;
                 // Rows name again what the old one has replaced.
-                let restored = target_of(&repair) == Some(old_behind);
+                let restored = repair.target.agent == old_behind;
                 !rewritten && !restored
             }
             _ => true,
@@ -700,7 +763,7 @@ impl Facts {
                 Some(std::mem::take(&mut self.contradicted) | numbered)
             }
             // A row that was read after the question began may be behind as well as ahead: the resolver is the authority.
-            Relation::Other if began < known.began && known.from == Source::Resolver => None,
+            Relation::Other if began < known.began && known.from != Source::Row => None,
             Relation::Newer | Relation::Other => {
                 self.replace(Known { target, began, from: Source::Resolver, denied: None });
                 Some(true)

@@ -1,35 +1,47 @@
-//! How this process follows what others write: the hints that it hears, and the rows in use that it reads again.
+//! How this process follows what others write: the hints that it hears, and the rows that it reads again.
 //!
 //! Hints change *how soon* something is noticed, never *what*: a hint about a session makes its row be read, one about a
-//! workspace makes its next calls ask the resolver. Behind them, all cached rows are read again from time to time, since
-//! an old agent that still lives would be dialed for ever after an order of another process.
+//! workspace makes the resolver be asked, by its next call or for those who hold connections. Behind them, cached rows are
+//! read [again](crate::refresh) from time to time, since an old agent that still lives would be dialed for ever after an
+//! order of another process.
 
 use crate::{
-    Revision, SessionId,
-    directory::AGAIN_AFTER,
+    Event, Revision, SessionId,
+    ask::ask_for_holders,
+    directory::{AGAIN_AFTER, Place},
     hints::{About, Heard, Hint},
-    rows::{Entry, State},
+    refresh::{self, Progress},
+    rows::Entry,
     shared::Shared,
     store::BATCH,
+    usage::Cursor,
 };
 use futures_util::{
     StreamExt,
-    future::BoxFuture,
     stream::{self, BoxStream},
 };
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet, VecDeque},
     future::pending,
+    hash::{BuildHasher, RandomState},
     sync::{Arc, Weak, atomic::Ordering},
 };
 use tokio::{
     select,
+    task::{JoinHandle, coop::consume_budget, yield_now},
     time::{Duration, Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
 /// Gaps that follow each other sooner count as one: each makes every workspace be asked about.
 const BETWEEN_GAPS: Duration = Duration::from_secs(1);
+/// All cached rows are read at most so often because of gaps, unless the row check has an interval.
+const BETWEEN_WHOLE_CHECKS: Duration = Duration::from_secs(30);
+/// After a gap, workspaces come into doubt by so many at a time, or by a part of all so that the last ones do after half a
+/// minute, with a pause in between that varies by half of it.
+const DOUBTS_AT_ONCE: usize = 4;
+const BETWEEN_DOUBTS: Duration = Duration::from_millis(100);
+const MOST_TIMES: usize = 300;
 
 /// Sees to it that somebody follows: a task that ends with the layer. Called wherever rows begin to be cached or are used.
 pub(crate) fn ensure(shared: &Arc<Shared>) {
@@ -56,9 +68,17 @@ pub(crate) fn ensure(shared: &Arc<Shared>) {
         floors: HashMap::new(),
         gap_at: None,
         last_gap: None,
+        doubts: VecDeque::new(),
+        doubts_at_once: 0,
+        doubt_at: None,
+        jitter: RandomState::new(),
+        progress: Progress::default(),
+        all_rows: false,
+        all_rows_at: None,
         check_at: settings.row_check.map(|every| now + every),
         record_at: settings.record_use.map(|every| now + every),
         work: None,
+        hinted: None,
     };
     let slot = Slot(Arc::downgrade(shared));
     shared.tasks.spawn(async move {
@@ -88,6 +108,16 @@ struct Floor {
     due: Instant,
 }
 
+/// What a task of the follower has come to.
+enum Done {
+    /// Use was recorded.
+    Recorded,
+    /// Rows were read.
+    Checked(Progress),
+    /// These workspaces are known here, those in use first.
+    Surveyed(Vec<Weak<Place>>),
+}
+
 /// Held by nobody: it must not keep the layer alive, so it looks at it only while there is something to do.
 struct Follower {
     shared: Weak<Shared>,
@@ -97,17 +127,28 @@ struct Follower {
     /// When the gaps heard by then are to be acted upon, and when that was done last.
     gap_at: Option<Instant>,
     last_gap: Option<Instant>,
+    /// Workspaces that are to come into doubt, and how many of them at which time.
+    doubts: VecDeque<Weak<Place>>,
+    doubts_at_once: usize,
+    doubt_at: Option<Instant>,
+    jitter: RandomState,
+    progress: Progress,
+    /// All cached rows are to be read because of a gap, but not before then.
+    all_rows: bool,
+    all_rows_at: Option<Instant>,
     check_at: Option<Instant>,
     record_at: Option<Instant>,
-    /// The statements under way. One at a time, and hints are heard meanwhile.
-    work: Option<BoxFuture<'static, ()>>,
+    /// A look at all that is cached or used, in a task of its own: hints are heard meanwhile. One at a time.
+    work: Option<JoinHandle<Option<Option<Done>>>>,
+    /// The rows being read that hints were about. They do not wait for the work.
+    hinted: Option<JoinHandle<Option<Option<()>>>>,
 }
 
 impl Follower {
     async fn run(mut self) {
         let ended = self.ended.clone();
         loop {
-            if self.work.is_none() && self.begin().is_none() {
+            if self.begin().is_none() {
                 return;
             }
             let due = self.due();
@@ -115,26 +156,39 @@ impl Follower {
                 biased;
                 () = ended.cancelled() => return,
                 // Before what is heard, which may be so much that nothing else would ever get its turn.
-                () = done(&mut self.work) => self.work = None,
-                heard = self.heard.next() => match heard {
-                    Some(heard) => if self.hear(heard).is_none() { return },
-                    None => {
-                        self.heard = stream::pending().boxed();
-                        self.gap(Instant::now());
+                done = done(&mut self.work) => {
+                    self.work = None;
+                    self.done(done);
+                }
+                _ = done(&mut self.hinted) => self.hinted = None,
+                heard = self.heard.next() => {
+                    match heard {
+                        Some(heard) => if self.hear(heard).is_none() { return },
+                        None => {
+                            self.heard = stream::pending().boxed();
+                            self.gap(Instant::now());
+                        }
                     }
-                },
+                    // A stream that is always ready must not keep its thread from everything else.
+                    consume_budget().await;
+                }
                 () = async { sleep_until(due.unwrap_or_else(Instant::now)).await }, if due.is_some() => {}
             }
         }
     }
 
-    /// When something is to be done next, unless something is being done.
+    /// When something is to be done next that can be done now.
     fn due(&self) -> Option<Instant> {
-        if self.work.is_some() {
-            return None;
-        }
+        let works = [self.gap_due(), self.check_at, self.record_at].into_iter().flatten();
+        let work = works.min().filter(|_| self.work.is_none());
         let floors = self.floors.values().map(|floor| floor.due);
-        floors.chain(self.gap_at).chain(self.check_at).chain(self.record_at).min()
+        let floor = if self.hinted.is_none() { floors.min() } else { None };
+        work.into_iter().chain(floor).chain(self.doubt_at).min()
+    }
+
+    /// Not while the doubts of an earlier gap are being raised: then this one follows.
+    fn gap_due(&self) -> Option<Instant> {
+        self.gap_at.filter(|_| self.doubt_at.is_none())
     }
 
     /// What was heard, as long as there is a layer.
@@ -146,14 +200,16 @@ impl Follower {
             Heard::Hint(Hint { origin, .. }) if origin == shared.origin => {}
             Heard::Hint(hint) => match hint.about {
                 About::Workspace { workspace, generation } => {
-                    if let Some(place) = shared.directory.find(workspace) {
-                        place.hear(generation, shared.rows.moment(), now);
+                    if let Some(place) = shared.directory.find(workspace)
+                        && place.hear(generation, now)
+                    {
+                        ask_for_holders(&shared, &place);
                     }
                 }
                 About::Reset { workspace } => shared.reset(workspace),
                 About::Session { session, revision } => {
                     shared.absent.hear(session);
-                    if shared.rows.hear(session, revision) {
+                    if shared.rows.hear(session, revision) || shared.rows.is_waited_for(session) {
                         self.floors.insert(session, Floor { revision, misses: 0, due: now });
                     }
                 }
@@ -175,31 +231,80 @@ impl Follower {
         }
         let shared = self.shared.upgrade()?;
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        let mut reads = shared.checks_rows();
-        if is_due(self.gap_at) {
-            reads = true;
-            // Doubts, and not a flush: that would make every session read its row at once.
-            self.last_gap = self.gap_at.take().map(|_| now);
-            shared.directory.doubt_all(now);
-            self.check_at = Some(now);
+        if is_due(self.doubt_at) {
+            self.raise_doubts(&shared, now);
         }
-        if is_due(self.record_at) {
-            let every = shared.settings.record_use?;
-            self.record_at = Some(now + every);
-            self.work = Some(Box::pin(async move { record_use(&shared, every).await }));
-        } else if is_due(self.check_at) {
-            self.check_at = shared.settings.row_check.map(|every| now + every);
-            if reads {
-                let entries = shared.rows.entries();
-                self.work = Some(Box::pin(async move { read_again(&shared, entries).await }));
-            }
-        } else {
+        if self.hinted.is_none() {
             let entries = self.floors_due(&shared, now);
             if !entries.is_empty() {
-                self.work = Some(Box::pin(async move { read_again(&shared, entries).await }));
+                self.hinted = Some(self.spawn(&shared, refresh::rows(Arc::clone(&shared), entries)));
+            }
+        }
+        if self.work.is_some() {
+            return Some(());
+        }
+        if is_due(self.gap_due()) {
+            self.last_gap = self.gap_at.take().map(|_| now);
+            // Hints that were lost may be about any row.
+            self.all_rows = true;
+            self.check_at = Some(now);
+            self.work = Some(self.spawn(&shared, survey(Arc::clone(&shared))));
+        } else if is_due(self.record_at) {
+            let every = shared.settings.record_use?;
+            self.record_at = Some(now + every);
+            self.work = Some(self.spawn(&shared, record_use(Arc::clone(&shared), every)));
+        } else if is_due(self.check_at) {
+            let every = shared.settings.row_check;
+            let reads = self.all_rows || shared.checks_rows();
+            let is_small = refresh::parts(shared.rows.len()) == 1;
+            let whole = self.all_rows && (is_small || self.all_rows_at.is_none_or(|at| at <= now));
+            if whole {
+                self.all_rows = false;
+                self.all_rows_at = Some(now + every.unwrap_or(BETWEEN_WHOLE_CHECKS));
+            }
+            self.check_at = every.map(|every| now + every).or(self.all_rows_at.filter(|_| self.all_rows));
+            if reads {
+                let check = refresh::check(Arc::clone(&shared), std::mem::take(&mut self.progress), whole);
+                self.work = Some(self.spawn(&shared, async { Done::Checked(check.await) }));
             }
         }
         Some(())
+    }
+
+    fn spawn<T: Send + 'static>(
+        &self,
+        shared: &Shared,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<Option<Option<T>>> {
+        let ended = self.ended.clone();
+        shared.tasks.spawn(async move { ended.run_until_cancelled(work).await })
+    }
+
+    /// `None`: the task crashed, and what it had come to is lost.
+    fn done(&mut self, done: Option<Done>) {
+        match done {
+            Some(Done::Checked(progress)) => self.progress = progress,
+            Some(Done::Surveyed(places)) => {
+                self.doubts_at_once = places.len().div_ceil(MOST_TIMES).max(DOUBTS_AT_ONCE);
+                self.doubts = places.into();
+                self.doubt_at = Some(Instant::now());
+            }
+            Some(Done::Recorded) | None => {}
+        }
+    }
+
+    /// Hints were lost: each workspace may have another agent by now. Doubts, and not a flush: that would make every session
+    /// read its row at once. And not all at once: each may cost a question and a dial.
+    fn raise_doubts(&mut self, shared: &Arc<Shared>, now: Instant) {
+        let some = self.doubts.len().min(self.doubts_at_once);
+        for place in self.doubts.drain(..some).filter_map(|place| place.upgrade()) {
+            place.doubt(now);
+            ask_for_holders(shared, &place);
+        }
+        self.doubt_at = (!self.doubts.is_empty()).then(|| {
+            let varied = self.jitter.hash_one(self.doubts.len()) % 1_024;
+            now + BETWEEN_DOUBTS / 2 + BETWEEN_DOUBTS * u32::try_from(varied).unwrap_or(0) / 1_024
+        });
     }
 
     /// What is to be read again because of a hint. What shows by now what it has said is done, and what did not show it
@@ -210,8 +315,14 @@ impl Follower {
             if floor.due > now {
                 return true;
             }
-            let Some(entry) = shared.rows.below(*session, floor.revision) else { return false };
-            entries.push(entry);
+            match shared.rows.below(*session, floor.revision) {
+                Some(entry) => entries.push(entry),
+                // The cache has not kept the row: whoever waits for news of it reads it.
+                None if shared.rows.get(*session).is_none() && shared.rows.is_waited_for(*session) => {
+                    shared.rows.remove(*session);
+                }
+                None => return false,
+            }
             match AGAIN_AFTER.get(floor.misses) {
                 Some(pause) => {
                     floor.misses += 1;
@@ -226,67 +337,94 @@ impl Follower {
     }
 }
 
-/// Pending for ever while there is no work.
-async fn done(work: &mut Option<BoxFuture<'static, ()>>) {
-    match work {
-        Some(work) => work.await,
+/// Pending for ever while there is no task. `None` if it was ended or crashed.
+async fn done<T>(task: &mut Option<JoinHandle<Option<Option<T>>>>) -> Option<T> {
+    match task {
+        Some(task) => task.await.ok().flatten().flatten(),
         None => pending().await,
     }
 }
 
-/// Reads rows that are cached, a statement for each 2,000 of them. The first statement that fails ends it: the rows are
-/// read again at the next time, and nothing that is cached is less right than before.
-async fn read_again(shared: &Arc<Shared>, entries: Vec<Arc<Entry>>) {
-    for entries in entries.chunks(BATCH) {
-        let mut held = HashMap::with_capacity(entries.len());
-        for entry in entries {
-            // The slot is not looked at without need: that counts as a use, and no row would ever leave the cache.
-            let in_its_slot = match entry.state() {
-                State::Current => Some(Arc::clone(entry)),
-                // In use just now, so one use more makes no difference.
-                State::Replaced | State::Evicted => shared.rows.get(entry.row.session),
-                State::Removed => None,
-            };
-            if let Some(entry) = in_its_slot {
-                let session = entry.row.session;
-                held.insert(session, (entry, shared.rows.ticket(session)));
-            }
+/// The workspaces that are known here: first those into which connections are held or whose handles wait, then those that
+/// were used of late.
+async fn survey(shared: Arc<Shared>) -> Done {
+    let (mut held, mut used) = (Vec::new(), Vec::new());
+    let mut cursor = Cursor::default();
+    while shared.usage.look(&mut cursor, |entry| {
+        let places = if shared.usage.is_held_or_waited_for(entry) { &mut held } else { &mut used };
+        places.push(Arc::downgrade(&entry.place));
+    }) {
+        yield_now().await;
+    }
+    let (mut seen, mut places) = (HashSet::new(), Vec::new());
+    let mut add = |place: &Weak<Place>| {
+        if seen.insert(place.as_ptr() as usize) {
+            places.push(Weak::clone(place));
         }
-        if held.is_empty() {
-            continue;
-        }
-        let sessions: Vec<SessionId> = held.keys().copied().collect();
-        let Ok(rows) = shared.in_time(shared.store.load_many(&sessions)).await else { return };
-        for row in rows {
-            let Some((entry, ticket)) = held.remove(&row.session) else { continue };
-            if row.revision > entry.row.revision || entry.is_ahead() {
-                shared.learn(row, ticket);
-            } else if row.revision == entry.row.revision {
-                entry.read_again(&ticket);
-            }
-        }
-        // Deleted by somebody else, or never there. What was cached since the read began may be gone by now as well, and
-        // is read anew if it is not.
-        for (session, (_, ticket)) in held {
-            shared.rows.not_found(session, &ticket);
+    };
+    for (looked_at, place) in held.iter().chain(&used).enumerate() {
+        add(place);
+        if looked_at % SLICE == SLICE - 1 {
+            yield_now().await;
         }
     }
+    for (looked_at, entry) in shared.rows.iter().enumerate() {
+        add(&Arc::downgrade(&entry.place));
+        if looked_at % SLICE == SLICE - 1 {
+            yield_now().await;
+        }
+    }
+    Done::Surveyed(places)
 }
 
-/// Writes down which sessions were used since the last time.
-async fn record_use(shared: &Arc<Shared>, every: Duration) {
-    let used = shared.rows.take_used();
-    // Also if there are none: that use was recorded all the time is what is written down as well.
-    let mut left = &used[..];
+/// Entries that are looked at in one go.
+const SLICE: usize = 500;
+
+/// Writes down which sessions were used since the last time or are held now.
+async fn record_use(shared: Arc<Shared>, every: Duration) -> Done {
+    let mut told = HashSet::new();
+    let mut tell = |held: crate::usage::Held| {
+        if told.insert(held.session) {
+            let (session, workspace, target) = (held.session, held.workspace, &*held.target);
+            shared.emit(&Event::InUse { session, workspace, target, since: held.since });
+        }
+    };
+    let mut used = Vec::new();
+    for held in shared.usage.apart() {
+        used.push(held.session);
+        tell(held);
+    }
+    let (mut cursor, mut more) = (Cursor::default(), true);
     loop {
-        let (chunk, others) = left.split_at(left.len().min(BATCH));
-        if shared.in_time(shared.store.touch(chunk, every)).await.is_err() {
-            // Next time, with those that follow.
-            return shared.rows.put_back_used(left);
+        let mut held = Vec::new();
+        if more {
+            more = shared.usage.look(&mut cursor, |entry| {
+                let (is_used, holds) = shared.usage.take_to_record(entry);
+                used.extend(is_used.then_some(entry.row.session));
+                held.extend(holds);
+            });
+            held.into_iter().for_each(&mut tell);
         }
-        if others.is_empty() {
-            return;
+        if !more {
+            used.extend(shared.usage.take_gone(BATCH));
         }
-        left = others;
+        while used.len() >= BATCH || !more {
+            let chunk: Vec<SessionId> = used.drain(..used.len().min(BATCH)).collect();
+            // The last one also if it is empty: that use was recorded all the time is what is written down as well.
+            if let Err(error) = shared.in_time(shared.store.touch(&chunk, every)).await {
+                // Next time, with those that follow.
+                let sessions = (chunk.len() + used.len()) as u64;
+                shared.emit(&Event::UseNotRecorded { sessions, error: &error });
+                shared.usage.note_gone(chunk.into_iter().chain(used));
+                return Done::Recorded;
+            }
+            if !more && used.is_empty() {
+                used.extend(shared.usage.take_gone(BATCH));
+                if used.is_empty() {
+                    return Done::Recorded;
+                }
+            }
+        }
+        yield_now().await;
     }
 }

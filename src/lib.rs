@@ -154,11 +154,14 @@ mod rows;
 mod shared;
 pub mod store;
 mod tasks;
+mod usage;
 // 4 action
+mod ask;
 mod call;
 mod dialer;
 mod follow;
 mod race;
+mod refresh;
 mod repair;
 // 5 face
 mod bindings;
@@ -171,8 +174,8 @@ mod layer;
 mod service;
 
 pub use binding::{Binding, Generation, Previous, Revision, Target};
-pub use bindings::{Bindings, Current, Retargeted, Status};
-pub use bound::{Bound, BoundHandle};
+pub use bindings::{Bindings, Current, Retargeted, SessionInUse, Status};
+pub use bound::{Bound, BoundHandle, InUse};
 pub use builder::BoundAgentBuilder;
 pub use error::{BoxError, Error, ErrorKind, LastVerdict};
 pub use id::{AgentId, BuildId, SessionId, WorkspaceId};

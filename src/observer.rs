@@ -2,6 +2,7 @@
 
 use crate::{Outcome, Path, Repair, Resolution, SessionId, Target, WorkspaceId};
 use std::{error::Error as StdError, time::Duration};
+use tokio::time::Instant;
 
 /// Something that wants to know what happens: metrics, keep-alive, activity tracking, hooks for a rebind.
 ///
@@ -24,8 +25,9 @@ use std::{error::Error as StdError, time::Duration};
 /// # Feature `tracing`
 ///
 /// Then every event is also one of `tracing`, under `tower_bound_agent`; what happens in a call in its span `bound_agent`. A
-/// switch is *info*; a validation that failed and a repair that could not be written are *warn*; every dial and every use is
-/// *trace*; the rest is *debug*. So `tower_bound_agent=info` is quiet until something is replaced or breaks.
+/// switch is *info*; a validation that failed, a repair that could not be written, rows that could not be read again and use
+/// that could not be recorded are *warn*; every dial and every use is *trace*; the rest is *debug*. So
+/// `tower_bound_agent=info` is quiet until something is replaced or breaks.
 pub trait Observer: Send + Sync + 'static {
     /// Is told of one event.
     fn observe(&self, event: &Event<'_>);
@@ -111,6 +113,36 @@ pub enum Event<'a> {
         target: &'a Target,
         /// How it was obtained.
         outcome: &'a Outcome,
+    },
+    /// A session is in use: it has held a connection at an interval of
+    /// [`record_use`](crate::BoundAgentBuilder::record_use). Once an interval and session.
+    #[non_exhaustive]
+    InUse {
+        /// Whose connection.
+        session: SessionId,
+        /// In which workspace.
+        workspace: WorkspaceId,
+        /// To what.
+        target: &'a Target,
+        /// Since when the session has been in use, as [`SessionInUse::since`](crate::SessionInUse::since).
+        since: Instant,
+    },
+    /// Cached rows could not be read again in the background. They are read first at the next
+    /// [`row_check`](crate::BoundAgentBuilder::row_check); until then an order of another process may go unnoticed.
+    #[non_exhaustive]
+    RefreshFailed {
+        /// How many rows.
+        rows: u64,
+        /// Why not. Of several statements of one check that failed, the first one's error.
+        error: &'a (dyn StdError + Send + Sync + 'static),
+    },
+    /// The use of sessions could not be recorded. It is recorded at the next interval.
+    #[non_exhaustive]
+    UseNotRecorded {
+        /// How many sessions.
+        sessions: u64,
+        /// Why not.
+        error: &'a (dyn StdError + Send + Sync + 'static),
     },
     /// A caller has reported its connection as stale, and that raised a doubt.
     #[non_exhaustive]
@@ -247,6 +279,34 @@ pub enum OwnedEvent {
         /// What had become of the repair by then.
         repair: Repair,
     },
+    /// See [`Event::InUse`].
+    #[non_exhaustive]
+    InUse {
+        /// Whose connection.
+        session: SessionId,
+        /// In which workspace.
+        workspace: WorkspaceId,
+        /// To what.
+        target: Target,
+        /// Since when the session has been in use.
+        since: Instant,
+    },
+    /// See [`Event::RefreshFailed`].
+    #[non_exhaustive]
+    RefreshFailed {
+        /// How many rows.
+        rows: u64,
+        /// Why not, with its causes.
+        error: String,
+    },
+    /// See [`Event::UseNotRecorded`].
+    #[non_exhaustive]
+    UseNotRecorded {
+        /// How many sessions.
+        sessions: u64,
+        /// Why not, with its causes.
+        error: String,
+    },
     /// See [`Event::ReportedStale`].
     #[non_exhaustive]
     ReportedStale {
@@ -300,6 +360,11 @@ impl From<&Event<'_>> for OwnedEvent {
                 dialed_in: outcome.dialed_in,
                 repair: outcome.repair(),
             },
+            Event::InUse { session, workspace, target, since } => {
+                Self::InUse { session, workspace, target: target.clone(), since }
+            }
+            Event::RefreshFailed { rows, error } => Self::RefreshFailed { rows, error: text(error) },
+            Event::UseNotRecorded { sessions, error } => Self::UseNotRecorded { sessions, error: text(error) },
             Event::ReportedStale { session, workspace, target } => {
                 Self::ReportedStale { session, workspace, target: target.clone() }
             }
@@ -352,6 +417,15 @@ pub(crate) fn trace(event: &Event<'_>) {
         }
         Event::Used { session, workspace, target, outcome } => {
             trace!(%session, %workspace, agent = %target.agent, path = ?outcome.path, "connected");
+        }
+        Event::InUse { session, workspace, target, since: _ } => {
+            trace!(%session, %workspace, agent = %target.agent, "in use");
+        }
+        Event::RefreshFailed { rows, error } => {
+            warn!(rows, error = %text(*error), "cached rows not read again");
+        }
+        Event::UseNotRecorded { sessions, error } => {
+            warn!(sessions, error = %text(*error), "use not recorded");
         }
         Event::ReportedStale { session, workspace, target } => {
             debug!(%session, %workspace, agent = %target.agent, "reported stale");

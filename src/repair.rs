@@ -122,7 +122,7 @@ impl Repairs {
                 Repaired::Missed => own(),
                 Repaired::Already(landed) => {
                     drop(running);
-                    shared.rows.repaired(entry, target, landed);
+                    shared.repaired(entry, target, landed);
                     return None;
                 }
             },

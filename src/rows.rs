@@ -7,14 +7,14 @@
 //! Whoever holds an entry is told what becomes of it by its [`State`]; an entry that is not in its slot any more goes on
 //! [watching](watch) its session, so that a command is noticed whatever the cache could keep.
 
-use crate::{Binding, Previous, Revision, SessionId, Target, WorkspaceId, directory::Place, settings::Settings};
+use crate::{Binding, Previous, Revision, SessionId, Target, WorkspaceId, directory::Place, settings::Settings, usage::Use};
 use moka::{notification::RemovalCause, ops::compute::Op, sync::Cache};
 use std::{
     collections::HashMap,
     num::NonZeroU64,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence},
+        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering, fence},
     },
 };
 use tokio::time::{Duration, Instant};
@@ -34,8 +34,7 @@ pub(crate) struct Entry {
     /// It was written by a group repair, which returns no rows: what the row names is known, its revision is a later one.
     /// When that was.
     ahead: Option<NonZeroU64>,
-    /// By a call, since that was last written down.
-    used: AtomicBool,
+    pub(crate) usage: Use,
     state: AtomicU8,
     /// When the last read, or the write, began that has brought this revision.
     began: AtomicU64,
@@ -80,7 +79,7 @@ const EVICTED: u8 = 3;
 const REMOVED: u8 = 4;
 
 impl Seen {
-    const fn moment(self) -> Moment {
+    pub(crate) const fn moment(self) -> Moment {
         match self {
             Self::Read(moment) | Self::Written(moment) => moment,
         }
@@ -95,7 +94,7 @@ impl Entry {
             read,
             stored,
             ahead: None,
-            used: AtomicBool::new(false),
+            usage: Use::default(),
             state: AtomicU8::new(NEW),
             began: AtomicU64::new(0),
             answered: AtomicU64::new(0),
@@ -147,7 +146,7 @@ impl Entry {
             read: self.read,
             stored: self.stored,
             ahead: NonZeroU64::new(landed),
-            used: AtomicBool::new(self.used.load(Ordering::Relaxed)),
+            usage: Use::default(),
             state: AtomicU8::new(NEW),
             began: word(&self.began),
             answered: word(&self.answered),
@@ -160,14 +159,6 @@ impl Entry {
     fn is_behind(&self, read: Seen) -> bool {
         // Read after the group repair has landed: the statement has not found the row, which may have been locked.
         matches!((self.ahead, read), (Some(landed), Seen::Read(began)) if began > landed.get())
-    }
-
-    /// A call has used it.
-    pub(crate) fn mark_used(&self) {
-        // Mostly it is marked already, and a load leaves the line shared between threads.
-        if !self.used.load(Ordering::Relaxed) {
-            self.used.store(true, Ordering::Relaxed);
-        }
     }
 
     pub(crate) fn workspace(&self) -> WorkspaceId {
@@ -184,8 +175,12 @@ impl Entry {
         }
     }
 
+    pub(crate) fn is_current(&self) -> bool {
+        self.state() == State::Current
+    }
+
     /// Whether it is on its way out of its slot, or out already. Not so if it is not known to be right yet.
-    fn has_left(&self) -> bool {
+    pub(crate) fn has_left(&self) -> bool {
         self.state.load(Ordering::Acquire) > CURRENT
     }
 
@@ -254,16 +249,6 @@ struct Uncertain {
     until: Instant,
 }
 
-/// While nothing can be written down, no more sessions than this are remembered that have left the cache.
-const MOST_USED_AND_GONE: usize = 100_000;
-
-fn note_used(gone: &Mutex<Vec<SessionId>>, session: SessionId) {
-    let mut gone = gone.lock().unwrap_or_else(PoisonError::into_inner);
-    if gone.len() < MOST_USED_AND_GONE {
-        gone.push(session);
-    }
-}
-
 /// How long the row of an uncertain session is read at every call.
 const UNCERTAIN_FOR: Duration = Duration::from_secs(60);
 
@@ -274,8 +259,6 @@ pub(crate) struct Rows {
     /// before its predecessor is evicted, or after that was told to the listener.
     cache: Cache<SessionId, Option<Arc<Entry>>>,
     watches: Arc<Watches>,
-    /// Sessions whose use was not written down before they left the cache.
-    used_and_gone: Arc<Mutex<Vec<SessionId>>>,
     /// When the targets of a workspace were last dropped by order.
     reset_at: AtomicU64,
     uncertain: Mutex<HashMap<SessionId, Uncertain>>,
@@ -299,8 +282,6 @@ impl Rows {
     pub(crate) fn new(settings: &Settings) -> Self {
         let watches = Arc::new(Watches::new());
         let evictions = Arc::clone(&watches);
-        let used_and_gone = Arc::<Mutex<Vec<SessionId>>>::default();
-        let gone = Arc::clone(&used_and_gone);
         let cache = Cache::builder()
             .max_capacity(settings.cache_capacity)
             // Bounds memory only. What is fresh is decided with tokio's clock, which moka does not know.
@@ -309,15 +290,11 @@ impl Rows {
                 let Some(entry) = entry.filter(|_| cause != RemovalCause::Replaced) else { return };
                 let watch = evictions.evicted(*session);
                 entry.leave(&watch, EVICTED);
-                if entry.used.swap(false, Ordering::Relaxed) {
-                    note_used(&gone, *session);
-                }
             })
             .build();
         Self {
             cache,
             watches,
-            used_and_gone,
             reset_at: AtomicU64::new(0),
             uncertain: Mutex::default(),
             uncertain_len: AtomicUsize::new(0),
@@ -418,7 +395,7 @@ impl Rows {
                     (Op::Nop, Learned::NotKept)
                 }
                 Some(current) => {
-                    new.used.fetch_or(current.used.load(Ordering::Relaxed), Ordering::Relaxed);
+                    new.usage.inherit(&current.usage);
                     current.leave(&ticket.watch, REPLACED);
                     new.keep();
                     (Op::Put(Some(Arc::clone(&new))), Learned::Kept)
@@ -444,30 +421,36 @@ impl Rows {
                 self.watches.notify(session);
             }
             Learned::Known(current) => return current,
-            Learned::NotKept => new.leave(&ticket.watch, self.why_not_kept(ticket)),
+            Learned::NotKept => {
+                new.leave(&ticket.watch, self.why_not_kept(ticket));
+                // It may say that the session was pointed elsewhere, and nothing in the slot will.
+                self.watches.notify(session);
+            }
         }
         new
     }
 
     /// A group repair that has landed at that moment has written the row, if it still was as in this entry. What the slot
     /// holds by now is not touched if it is another one.
-    pub(crate) fn repaired(&self, entry: &Arc<Entry>, target: &Arc<Target>, landed: Moment) {
+    pub(crate) fn repaired(&self, entry: &Arc<Entry>, target: &Arc<Target>, landed: Moment) -> Option<Arc<Entry>> {
         let session = entry.row.session;
         let watch = self.watches.watch(session);
-        let mut replaced = false;
+        let mut replaced_by = None;
         let _ = self.cache.entry(session).and_compute_with(|current| match current.and_then(|e| e.into_value()) {
             Some(current) if Arc::ptr_eq(&current, entry) && entry.state() == State::Current => {
                 let repaired = entry.repaired(target, landed);
                 entry.leave(&watch, REPLACED);
+                repaired.usage.inherit(&entry.usage);
                 repaired.keep();
-                replaced = true;
+                replaced_by = Some(Arc::clone(&repaired));
                 Op::Put(Some(repaired))
             }
             _ => Op::Nop,
         });
-        if replaced {
+        if replaced_by.is_some() {
             self.watches.notify(session);
         }
+        replaced_by
     }
 
     fn why_not_kept(&self, ticket: &Ticket) -> u8 {
@@ -540,27 +523,24 @@ impl Rows {
         revision.is_none_or(|revision| entry.row.revision < revision).then_some(entry)
     }
 
-    /// All that are cached. Does not count as a use.
-    pub(crate) fn entries(&self) -> Vec<Arc<Entry>> {
-        self.cache.iter().filter_map(|(_, entry)| entry).collect()
+    /// Whether somebody waits for changes of the session.
+    pub(crate) fn is_waited_for(&self, session: SessionId) -> bool {
+        self.watches.is_waited_for(session)
     }
 
-    /// The sessions that calls have used since the last time.
-    pub(crate) fn take_used(&self) -> Vec<SessionId> {
-        let mut used = std::mem::take(&mut *self.used_and_gone.lock().unwrap_or_else(PoisonError::into_inner));
-        let cached = self.entries().into_iter().filter(|entry| entry.used.swap(false, Ordering::Relaxed));
-        used.extend(cached.map(|entry| entry.row.session));
-        used
+    /// All that are cached, in no order. Does not count as a use.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Arc<Entry>> + Send {
+        self.cache.iter().filter_map(|(_, entry)| entry)
     }
 
-    /// They could not be written down.
-    pub(crate) fn put_back_used(&self, sessions: &[SessionId]) {
-        for session in sessions {
-            match self.cache.get(session).flatten() {
-                Some(entry) => entry.mark_used(),
-                None => note_used(&self.used_and_gone, *session),
-            }
-        }
+    /// Which of so many parts of all sessions this one is in.
+    pub(crate) fn part_of(&self, session: SessionId, parts: u64) -> u64 {
+        self.watches.hash(session) % parts
+    }
+
+    /// How many are cached, roughly.
+    pub(crate) fn len(&self) -> u64 {
+        self.cache.entry_count()
     }
 
     /// The targets of a workspace were dropped by order: no read that is under way fills an empty slot, teaches anything,

@@ -10,10 +10,11 @@ use crate::{
     hints::{About, ErasedHints, Hint},
     repair::Repairs,
     resolver::Resolver,
-    rows::{Entry, Rows, State, Ticket},
+    rows::{Entry, Moment, Rows, State, Ticket},
     settings::Settings,
     store::{ErasedStore, StoreError, UsedByLayer},
     tasks::Tasks,
+    usage::Usage,
 };
 use futures_util::FutureExt;
 use std::{
@@ -93,6 +94,7 @@ pub(crate) struct Shared {
     pub(crate) _used: UsedByLayer,
     pub(crate) resolver: Resolver,
     pub(crate) rows: Rows,
+    pub(crate) usage: Usage,
     pub(crate) directory: Directory,
     pub(crate) loads: Flights<SessionId, Looked>,
     pub(crate) absent: Absent,
@@ -161,7 +163,16 @@ impl Shared {
     /// A row that was read or written by somebody who took the ticket before that.
     pub(crate) fn learn(&self, row: Binding, ticket: Ticket) -> Arc<Entry> {
         self.absent.hear(row.session);
-        self.rows.learn(self.entry(row, true, &ticket), &ticket)
+        let entry = self.rows.learn(self.entry(row, true, &ticket), &ticket);
+        self.usage.adopt(&entry);
+        entry
+    }
+
+    /// A group repair that has landed at that moment has written the row, if it still was as in this entry.
+    pub(crate) fn repaired(&self, entry: &Arc<Entry>, target: &Arc<Target>, landed: Moment) {
+        if let Some(repaired) = self.rows.repaired(entry, target, landed) {
+            self.usage.adopt(&repaired);
+        }
     }
 
     /// A row as a write of this process has left it.
@@ -385,6 +396,15 @@ impl Shared {
             let (shared, place) = (Arc::clone(self), Arc::clone(place));
             async move { shared.ask(place).await }
         })
+    }
+
+    /// The answer of a validation that began then or later. `None` if its task has ended without one.
+    pub(crate) async fn validate_since(self: &Arc<Self>, place: &Arc<Place>, since: Instant) -> Option<Validated> {
+        let ask = || {
+            let (shared, place) = (Arc::clone(self), Arc::clone(place));
+            async move { shared.ask(place).await }
+        };
+        self.validations.join_since(since, place.workspace(), &self.tasks, ask).await
     }
 
     async fn ask(&self, place: Arc<Place>) -> Validated {

@@ -168,7 +168,7 @@ mod local {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_rebuild_seen_by_one_costs_the_other_no_delay_and_no_write() {
+    async fn a_rebuild_seen_by_one_costs_the_other_no_delay() {
         let world = World::new();
         let ([here, there], chat, ws, old) = pair(&world).await;
         let new = world.rebuild(ws, &old, Does::Hang);
@@ -181,9 +181,13 @@ mod local {
         let (before, began) = (world.counts(), Instant::now());
         let bound = there.call(chat).await;
         assert_eq!((bound.agent, began.elapsed()), (new.agent, Duration::ZERO));
-        assert_eq!(bound.outcome().repair(), Repair::NotNeeded);
         assert_eq!(there.bindings().flush().await, 0);
-        assert_eq!(world.counts() - before, counts(2, 1, 0, 0), "the stale dial and the question run side by side");
+        assert_eq!(bound.outcome().repair(), Repair::Written);
+        assert_eq!(
+            world.counts() - before,
+            counts(2, 1, 0, 1),
+            "the stale dial and the question run side by side, and a statement finds nothing"
+        );
 
         let before = world.counts();
         assert_eq!(there.call(chat).await.outcome().path, Path::Reused);
@@ -449,7 +453,7 @@ mod heard {
         let (before, began) = (world.counts(), Instant::now());
         assert_eq!((process.call(chat).await.agent, began.elapsed()), (new.agent, Duration::ZERO));
         process.bindings().flush().await;
-        assert_eq!(world.counts() - before, counts(2, 1, 0, 0), "repaired by the one who sent the hint");
+        assert_eq!(world.counts() - before, counts(2, 1, 0, 1), "only the store says what has been written");
     }
 
     /// A hint that is late, or of another numbering, must not cost anybody a connection that would be there without it.
@@ -711,8 +715,9 @@ mod row_check {
         let before = world.counts();
         sleep(ms(30_001)).await;
         assert_eq!(world.counts() - before, counts(0, 0, 3, 0));
+        // Used since then by nobody: a part of them, in one statement.
         sleep(ms(30_000)).await;
-        assert_eq!(world.counts() - before, counts(0, 0, 6, 0));
+        assert_eq!(world.counts() - before, counts(0, 0, 4, 0));
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,7 +10,7 @@ use super::{
     question::{Over, Watch},
     request::Speaks,
 };
-use crate::{BoundHandle, BoxError, LocalError, Target};
+use crate::{BoundHandle, BoxError, InUse, LocalError, Target};
 use ::http::{Request, Response, StatusCode, Version};
 use futures_util::future::BoxFuture;
 use http_body::Body;
@@ -23,7 +23,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -88,6 +88,8 @@ pub(super) struct Conn<B> {
     counted: AtomicBool,
     /// After an upgrade nothing but the transport sees that the connection breaks.
     upgraded: AtomicBool,
+    /// The session of a tunnel is in use until the transport is closed.
+    tunnel: OnceLock<InUse>,
     /// How many requests it carries at once, as its agent has announced; 0 before that.
     streams: AtomicUsize,
     /// Requests that were sent over it and have no complete answer yet.
@@ -189,11 +191,13 @@ pub(super) struct Lease<B> {
     ended: bool,
     /// The request as well.
     complete: bool,
+    /// The session of the request, from when it is sent to the end of the response.
+    in_use: Option<InUse>,
 }
 
 impl<B> Lease<B> {
     pub(super) fn new(conn: Arc<Conn<B>>, sender: Sender<B>, reused: bool) -> Self {
-        Self { conn, sender: Some(sender), reused, owed: false, ended: false, complete: false }
+        Self { conn, sender: Some(sender), reused, owed: false, ended: false, complete: false, in_use: None }
     }
 
     pub(super) fn conn(&self) -> &Arc<Conn<B>> {
@@ -281,6 +285,7 @@ where
             // Never: it is there until the lease is dropped.
             return Err(Unanswered::Failed(ClientError::Busy { waited: Duration::ZERO }));
         };
+        self.in_use = Some(handle.in_use());
         let sending = sender.send(request);
         self.conn.owed.fetch_add(1, Ordering::Relaxed);
         self.owed = true;
@@ -297,7 +302,7 @@ where
         };
         waiting.given_up = false;
         drop(waiting);
-        let Some(lease) = lease else {
+        let Some(mut lease) = lease else {
             return Err(Unanswered::Superseded(if let Err(Over::Superseded(target)) = sent { target } else { None }));
         };
         let mut response = match sent {
@@ -316,6 +321,10 @@ where
         }
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             lease.conn.upgraded.store(true, Ordering::Relaxed);
+            if let Some(in_use) = lease.in_use.take() {
+                // The first and only one: a connection is upgraded once.
+                let _ = lease.conn.tunnel.set(in_use);
+            }
         }
         response.extensions_mut().insert(handle);
         Ok(response.map(|incoming| AgentBody::new(incoming, lease, Arc::clone(progress))))
@@ -426,6 +435,7 @@ where
         retired: AtomicBool::new(false),
         counted: AtomicBool::new(false),
         upgraded: AtomicBool::new(false),
+        tunnel: OnceLock::new(),
         streams: AtomicUsize::new(0),
         owed: AtomicUsize::new(0),
         answered: AtomicU64::new(0),

@@ -37,7 +37,7 @@ impl Task {
         };
         let landed = shared.rows.moment();
         // Known before the list is looked at: who asks from here on finds it landed, who has asked is on the list.
-        place.repaired(GroupRepair { behind, target: Some(Arc::clone(target)), began, landed });
+        place.repaired(GroupRepair { behind, target: Arc::clone(target), began, landed });
         for entry in shared.repairs.take_entries(&self.key) {
             // Takes over what was written; a row that the statements have missed gets a repair of its own.
             Repairs::begin(shared, &entry, target);

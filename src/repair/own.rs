@@ -65,7 +65,8 @@ impl Task {
                     if entry.row.target.is_some() {
                         shared.tell(About::Session { session, revision: Some(row.revision) });
                     }
-                    shared.learn_written(row, ticket);
+                    let written = shared.learn_written(row, ticket);
+                    shared.usage.hand_over(entry, &written);
                     return Ok(Repair::Written);
                 }
                 Swap::Conflict(winner) => winner,

@@ -145,6 +145,16 @@ impl Watches {
         wakers.into_iter().for_each(Waker::wake);
     }
 
+    /// Whether anybody waits for changes of this session.
+    pub(super) fn is_waited_for(&self, session: SessionId) -> bool {
+        self.stripe(session).lock().waiters.iter().flatten().any(|waiter| waiter.session == session)
+    }
+
+    /// A number that is as good as random, and always the same for a session.
+    pub(super) fn hash(&self, session: SessionId) -> u64 {
+        self.hasher.hash_one(session)
+    }
+
     /// Ends at the next change of this session.
     pub(super) fn changed(&self, session: SessionId) -> Changed<'_> {
         let stripe = self.stripe(session);

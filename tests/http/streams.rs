@@ -214,6 +214,45 @@ async fn a_websocket_is_a_connection_of_its_own_that_ends_in_its_own_time() {
     leftovers.still_none().await;
 }
 
+/// How many connections of the session are in use, as the layer lists them.
+fn in_use(net: &Net, handle: &BoundHandle) -> u32 {
+    net.layer.bindings().in_use(handle.workspace()).iter().map(|in_use| in_use.connections).sum()
+}
+
+#[tokio::test]
+async fn a_session_is_in_use_until_the_end_of_the_body() {
+    for speaks in [Speaks::Http1, Speaks::Http2] {
+        let (net, _agent, chat, client) = started(speaks).await;
+        let (mut sender, body) = Channel::<Bytes>::new(1);
+        let response = send(&client, post_("/echo", chat, Sends::new(body))).await.unwrap();
+        let handle = response.extensions().get::<BoundHandle>().unwrap().clone();
+        let mut answer = response.into_body();
+        sender.send_data("some".into()).await.unwrap();
+        assert_eq!(soon(answer.frame()).await.unwrap().unwrap().into_data().unwrap(), "some");
+        assert_eq!(in_use(&net, &handle), 1, "{speaks:?}");
+        drop(sender);
+        while soon(answer.frame()).await.is_some() {}
+        assert_eq!(in_use(&net, &handle), 0, "{speaks:?}");
+        // The connection is idle, and the body was not even dropped.
+        drop(answer);
+        let drained = net.layer.bindings().drained(handle.workspace(), handle.target().agent);
+        soon(drained).await;
+    }
+}
+
+#[tokio::test]
+async fn a_session_is_in_use_while_its_tunnel_is_open() {
+    let (net, _agent, chat, client) = started(Speaks::Http1).await;
+    let response = send(&client, upgrade(chat)).await.unwrap();
+    let handle = response.extensions().get::<BoundHandle>().unwrap().clone();
+    let upgraded = soon(hyper::upgrade::on(response)).await.unwrap();
+    assert_eq!(in_use(&net, &handle), 1);
+    drop(upgraded);
+    let drained = net.layer.bindings().drained(handle.workspace(), handle.target().agent);
+    soon(drained).await;
+    assert_eq!(in_use(&net, &handle), 0);
+}
+
 #[tokio::test]
 async fn an_upgrade_over_http2_is_refused_before_anything_is_dialed() {
     let (net, _agent, chat, client) = started(Speaks::Http2).await;

@@ -4,7 +4,7 @@
 
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     future::Future,
     ops::Sub,
     pin::Pin,
@@ -434,6 +434,9 @@ struct Taps {
     rows: AtomicU64,
     bulk_reads: AtomicU64,
     group_writes: AtomicU64,
+    bulk_reads_begun: AtomicU64,
+    bulk_reads_fail_at: AtomicU64,
+    unreadable: Mutex<HashSet<SessionId>>,
     reading: Mutex<Fault>,
     writing: Mutex<Fault>,
 }
@@ -455,6 +458,18 @@ impl<St> Tap<St> {
     /// Those of the reads that have ended and were for many rows.
     pub fn bulk_reads(&self) -> u64 {
         self.taps.bulk_reads.load(SeqCst)
+    }
+    /// Each statement of this number that reads many rows fails; 0 for none.
+    pub fn fail_bulk_reads_at(&self, each: u64) {
+        self.taps.bulk_reads_fail_at.store(each, SeqCst);
+        self.taps.bulk_reads_begun.store(0, SeqCst);
+    }
+    /// A row that cannot be decoded if it is read with others.
+    pub fn make_unreadable(&self, session: SessionId) {
+        self.taps.unreadable.lock().unwrap().insert(session);
+    }
+    pub fn make_readable(&self, session: SessionId) {
+        self.taps.unreadable.lock().unwrap().remove(&session);
     }
     /// Those of the writes that are a chunk of a group repair.
     pub fn group_writes(&self) -> u64 {
@@ -559,7 +574,18 @@ impl<St: BindingStore> BindingStore for Tap<St> {
         if fault == Fault::Endless { written.map(|_| limit) } else { written }
     }
     async fn load_many(&self, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
-        let rows = self.statement(false, self.store.load_many(sessions)).await?;
+        let fails_at = self.taps.bulk_reads_fail_at.load(SeqCst);
+        let begun = self.taps.bulk_reads_begun.fetch_add(1, SeqCst) + 1;
+        let read = async {
+            if fails_at > 0 && begun.is_multiple_of(fails_at) {
+                return Err(StoreError::Unavailable("down on purpose".into()));
+            }
+            if sessions.iter().any(|session| self.taps.unreadable.lock().unwrap().contains(session)) {
+                return Err(StoreError::Corrupt("not a uuid".into()));
+            }
+            self.store.load_many(sessions).await
+        };
+        let rows = self.statement(false, read).await?;
         self.taps.rows.fetch_add(rows.len() as u64, SeqCst);
         self.taps.bulk_reads.fetch_add(1, SeqCst);
         Ok(rows)

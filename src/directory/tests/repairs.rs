@@ -12,7 +12,7 @@ fn from(letter: &str) -> Behind {
 }
 
 /// A repair whose last statement ran from 20 to 30.
-fn landed(behind: Behind, target: Option<Arc<Target>>) -> Place {
+fn landed(behind: Behind, target: Arc<Target>) -> Place {
     let place = Arc::into_inner(Directory::new(&Settings::default()).place(workspace(1))).expect("nobody else has it");
     place.repaired(GroupRepair { behind, target, began: 20, landed: 30 });
     place
@@ -34,9 +34,9 @@ fn a_row_that_was_seen_before_it_is_written_and_one_that_was_seen_later_was_miss
         (Seen::Written(31), Repaired::Missed),
     ];
     for (seen, repaired) in table {
-        let place = landed(up_to(6), Some(target("b6")));
+        let place = landed(up_to(6), target("b6"));
         assert_eq!(place.repair_of(seen, up_to(6), &target("b6")), repaired, "{seen:?}");
-        let place = landed(from("a"), Some(target("b")));
+        let place = landed(from("a"), target("b"));
         assert_eq!(place.repair_of(seen, from("a"), &target("b")), repaired, "{seen:?}");
     }
 }
@@ -46,24 +46,21 @@ fn only_one_that_reached_as_far_counts() {
     #[rustfmt::skip]
     let table = [
         // what has landed          what is needed        whether that is the same
-        (up_to(6), Some("b6"),      up_to(6), "b6",       true),
-        (up_to(6), Some("b6"),      up_to(5), "c5",       true),
-        (up_to(6), Some("b6"),      up_to(7), "b7",       false),
-        (up_to(6), None,            up_to(6), "b6",       true),
-        (up_to(6), None,            up_to(7), "b7",       false),
-        (up_to(6), None,            from("a"), "b",       false),
-        (up_to(6), Some("b6"),      from("a"), "b6",      false),
-        (from("a"), Some("b"),      from("a"), "b",       true),
-        (from("a"), Some("b"),      from("a"), "c",       false),
-        (from("a"), Some("b"),      from("c"), "b",       false),
-        (from("a"), Some("b@x"),    from("a"), "b@x",     true),
-        (from("a"), Some("b@x"),    from("a"), "b@y",     false),
+        (up_to(6), "b6",      up_to(6), "b6",       true),
+        (up_to(6), "b6",      up_to(5), "c5",       true),
+        (up_to(6), "b6",      up_to(7), "b7",       false),
+        (up_to(6), "b6",      from("a"), "b6",      false),
+        (from("a"), "b",      from("a"), "b",       true),
+        (from("a"), "b",      from("a"), "c",       false),
+        (from("a"), "b",      from("c"), "b",       false),
+        (from("a"), "b@x",    from("a"), "b@x",     true),
+        (from("a"), "b@x",    from("a"), "b@y",     false),
         // The number that has become known in the meantime is no other place.
-        (from("a"), Some("b"),      from("a"), "b5",      true),
-        (from("a"), Some("b6"),     up_to(6), "b6",       false),
+        (from("a"), "b",      from("a"), "b5",      true),
+        (from("a"), "b6",     up_to(6), "b6",       false),
     ];
     for (behind, written, wanted, answered, same) in table {
-        let place = landed(behind, written.map(target));
+        let place = landed(behind, target(written));
         let expected = if same { Repaired::Already(30) } else { Repaired::NotYet };
         let found = place.repair_of(Seen::Read(1), wanted, &target(answered));
         assert_eq!(found, expected, "{behind:?} to {written:?}, {wanted:?} to {answered}");
@@ -74,8 +71,8 @@ fn only_one_that_reached_as_far_counts() {
 
 #[test]
 fn the_last_one_counts() {
-    let place = landed(up_to(6), Some(target("b6")));
-    place.repaired(GroupRepair { behind: up_to(6), target: Some(target("b6")), began: 50, landed: 60 });
+    let place = landed(up_to(6), target("b6"));
+    place.repaired(GroupRepair { behind: up_to(6), target: target("b6"), began: 50, landed: 60 });
     assert_eq!(place.repair_of(Seen::Read(40), up_to(6), &target("b6")), Repaired::Already(60));
     assert_eq!(place.repair_of(Seen::Written(40), up_to(6), &target("b6")), Repaired::Already(60));
     assert_eq!(place.repair_of(Seen::Read(61), up_to(6), &target("b6")), Repaired::Missed);
@@ -83,13 +80,13 @@ fn the_last_one_counts() {
 
 #[test]
 fn a_few_are_remembered() {
-    let place = landed(from("a"), Some(target("b")));
+    let place = landed(from("a"), target("b"));
     let later = "cdefghij".chars().map(String::from);
     for (n, letter) in later.enumerate() {
         let remembered = n < REMEMBERED;
         let expected = if remembered { Repaired::Already(30) } else { Repaired::NotYet };
         assert_eq!(place.repair_of(Seen::Read(1), from("a"), &target("b")), expected, "{n} others");
-        place.repaired(GroupRepair { behind: from(&letter), target: Some(target("b")), began: 40, landed: 50 });
+        place.repaired(GroupRepair { behind: from(&letter), target: target("b"), began: 40, landed: 50 });
     }
     assert_eq!(place.repair_of(Seen::Read(1), from("a"), &target("b")), Repaired::NotYet);
     assert_eq!(place.repair_of(Seen::Read(1), from("j"), &target("b")), Repaired::Already(50));

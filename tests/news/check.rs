@@ -1,0 +1,234 @@
+//! The rows that are read again in the background: which, by how many statements, and what becomes of those that cannot be
+//! read.
+
+use super::*;
+
+/// All of these sessions are pointed elsewhere by another process.
+async fn retargeted(world: &World, chats: &[SessionId]) -> (WorkspaceId, Target) {
+    let (elsewhere, target) = world.workspace();
+    for chat in chats {
+        world.store.elsewhere().retarget(*chat, elsewhere).await.unwrap();
+    }
+    (elsewhere, target)
+}
+
+/// How many of the sessions still are where they were, as this process knows it.
+async fn left_behind(process: &Process, chats: &[SessionId], elsewhere: WorkspaceId) -> usize {
+    let mut left = 0;
+    for chat in chats {
+        left += usize::from(process.bindings().get(*chat).await.unwrap().unwrap().workspace != elsewhere);
+    }
+    left
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_unreadable_row_of_20_000_hides_no_other_one() {
+    let world = World::new();
+    let process = Process::checking(&world);
+    let (ws, target) = world.workspace();
+    let chats = used(&world, &process, ws, &target, 20_000).await;
+    let (elsewhere, _) = retargeted(&world, &chats).await;
+    world.store.make_unreadable(chats[7_000]);
+    let before = world.counts();
+    sleep(ms(30_001)).await;
+    let read = (world.counts() - before).r;
+    // Ten statements, one of which is halved until the row is alone: 2,000 are halved ten or eleven times.
+    assert!((10 + 20..=10 + 22).contains(&read), "{read} statements");
+    assert_eq!(left_behind(&process, &chats, elsewhere).await, 1);
+
+    // From then on it is read alone, beside a part of the rows that nobody uses.
+    let before = world.counts();
+    sleep(ms(30_000)).await;
+    assert_eq!((world.counts() - before).r, 2);
+    world.store.make_readable(chats[7_000]);
+    sleep(ms(30_000)).await;
+    assert_eq!(left_behind(&process, &chats, elsewhere).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unreadable_row_is_found_by_halves() {
+    let world = World::new();
+    let process = Process::checking(&world);
+    let (ws, target) = world.workspace();
+    let chats = used(&world, &process, ws, &target, 1_024).await;
+    let (elsewhere, _) = retargeted(&world, &chats).await;
+    world.store.make_unreadable(chats[700]);
+    let before = world.counts();
+    sleep(ms(30_001)).await;
+    assert_eq!((world.counts() - before).r, 1 + 2 * 10);
+    assert_eq!(left_behind(&process, &chats, elsewhere).await, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_fourth_statement_that_fails_delays_its_rows_by_one_check() {
+    let world = World::new();
+    let process = Process::checking(&world);
+    let (ws, target) = world.workspace();
+    let chats = used(&world, &process, ws, &target, 20_000).await;
+    let (elsewhere, _) = retargeted(&world, &chats).await;
+    world.store.fail_bulk_reads_at(4);
+    let before = world.counts();
+    sleep(ms(30_001)).await;
+    assert_eq!((world.counts() - before).r, 10);
+    assert_eq!(left_behind(&process, &chats, elsewhere).await, 4_000);
+    // The two statements that failed, and a part of the others: the twelfth statement of all fails.
+    sleep(ms(30_000)).await;
+    assert_eq!((world.counts() - before).r, 13);
+    assert_eq!(left_behind(&process, &chats, elsewhere).await, 2_000);
+    sleep(ms(30_000)).await;
+    assert_eq!(left_behind(&process, &chats, elsewhere).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_out_of_reach_is_left_alone_after_three_statements() {
+    let world = World::new();
+    let process = Process::checking(&world);
+    let (ws, target) = world.workspace();
+    let chats = used(&world, &process, ws, &target, 20_000).await;
+    let (elsewhere, _) = retargeted(&world, &chats).await;
+    world.store.on_reads(Fault::Unavailable);
+    let before = world.counts();
+    sleep(ms(30_001)).await;
+    assert_eq!((world.counts() - before).r, 3);
+    world.store.on_reads(Fault::None);
+    sleep(ms(30_000)).await;
+    assert_eq!((world.counts() - before).r, 3 + 10, "all of them are still to be read");
+    assert_eq!(left_behind(&process, &chats, elsewhere).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_costs_what_was_used() {
+    let world = World::new();
+    let process = Process::checking(&world);
+    let (ws, target) = world.workspace();
+    let chats = used(&world, &process, ws, &target, 20_000).await;
+    sleep(ms(30_001)).await;
+    let (before, rows) = (world.counts(), world.store.rows_read());
+    for chat in &chats[..500] {
+        process.call(*chat).await;
+    }
+    sleep(ms(30_000)).await;
+    assert_eq!((world.counts() - before).r, 2, "those that were used, and a part of the others");
+    let read = world.store.rows_read() - rows;
+    assert!((500..500 + 2_000).contains(&read), "{read} rows");
+}
+
+#[tokio::test(start_paused = true)]
+async fn rows_that_nobody_uses_are_read_in_sixteen_checks() {
+    let world = World::new();
+    let process = Process::checking(&world);
+    let (ws, target) = world.workspace();
+    let chats = used(&world, &process, ws, &target, 20_000).await;
+    sleep(ms(30_001)).await;
+    let (elsewhere, _) = retargeted(&world, &chats).await;
+    let (before, rows) = (world.counts(), world.store.rows_read());
+    sleep(ms(16 * 30_000)).await;
+    assert_eq!((world.counts() - before).r, 16);
+    assert_eq!(world.store.rows_read() - rows, 20_000, "each once");
+    assert_eq!(left_behind(&process, &chats, elsewhere).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handle_that_waits_is_told_though_the_cache_has_not_kept_its_row() {
+    let world = World::new();
+    let process = Process::new(&world, |builder| builder.row_check(Duration::from_secs(30)).cache_capacity(1));
+    let (ws, target) = world.workspace();
+    let chats = used(&world, &process, ws, &target, 1).await;
+    let superseded = watch(process.call(chats[0]).await.handle());
+    used(&world, &process, ws, &target, 50).await;
+    let (elsewhere, began) = (world.workspace().0, Instant::now());
+    world.store.elsewhere().retarget(chats[0], elsewhere).await.unwrap();
+    assert!(superseded.await.unwrap() - began <= Duration::from_secs(31));
+}
+
+mod events {
+    use super::*;
+    use tower_bound_agent::{Event, OwnedEvent};
+
+    type Failed = Arc<Mutex<Vec<(u64, String)>>>;
+
+    fn telling(world: &World) -> (Process, Failed) {
+        let failed = Failed::default();
+        let log = Arc::clone(&failed);
+        let process = Process::new(world, |builder| {
+            builder.row_check(Duration::from_secs(30)).observer(move |event: &Event<'_>| {
+                if let OwnedEvent::RefreshFailed { rows, error, .. } = event.into() {
+                    log.lock().unwrap().push((rows, error));
+                }
+            })
+        });
+        (process, failed)
+    }
+
+    fn taken(failed: &Failed) -> Vec<(u64, String)> {
+        std::mem::take(&mut *failed.lock().unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unreadable_row_is_told_at_every_check() {
+        let world = World::new();
+        let (process, failed) = telling(&world);
+        let (ws, target) = world.workspace();
+        let chats = used(&world, &process, ws, &target, 100).await;
+        world.store.make_unreadable(chats[7]);
+        for _ in 0..3 {
+            sleep(ms(30_001)).await;
+            assert_eq!(taken(&failed), [(1, "the row cannot be read: not a uuid".to_owned())]);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn statements_that_fail_are_told_once_a_check() {
+        let world = World::new();
+        let (process, failed) = telling(&world);
+        let (ws, target) = world.workspace();
+        used(&world, &process, ws, &target, 9_000).await;
+        world.store.fail_bulk_reads_at(2);
+        sleep(ms(30_001)).await;
+        assert_eq!(taken(&failed), [(4_000, "the store is unavailable: down on purpose".to_owned())]);
+        world.store.fail_bulk_reads_at(0);
+        sleep(ms(30_001)).await;
+        assert_eq!(taken(&failed), []);
+    }
+
+    #[cfg(feature = "tracing")]
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_is_a_warning_with_its_cause() {
+        use tracing::{Level, field::Field, field::Visit};
+        use tracing_subscriber::{Layer, layer::Context, prelude::*};
+
+        #[derive(Clone, Default)]
+        struct Warnings(Failed);
+
+        struct Fields(String);
+
+        impl Visit for Fields {
+            fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+                self.0 += &format!("{field}={value:?} ");
+            }
+        }
+
+        impl<S: tracing::Subscriber> Layer<S> for Warnings {
+            fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+                if *event.metadata().level() == Level::WARN {
+                    let mut fields = Fields(String::new());
+                    event.record(&mut fields);
+                    self.0.lock().unwrap().push((0, fields.0));
+                }
+            }
+        }
+
+        let warnings = Warnings::default();
+        let _scope = tracing_subscriber::registry().with(warnings.clone()).set_default();
+        let world = World::new();
+        let process = Process::checking(&world);
+        let (ws, target) = world.workspace();
+        used(&world, &process, ws, &target, 1).await;
+        world.store.on_reads(Fault::Unavailable);
+        sleep(ms(30_001)).await;
+        let told = taken(&warnings.0);
+        assert_eq!(told.len(), 1);
+        let fields = &told[0].1;
+        assert!(fields.contains("rows=1 ") && fields.contains("down on purpose"), "{fields}");
+    }
+}

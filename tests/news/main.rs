@@ -1,0 +1,77 @@
+//! How news reaches those who hold or wait: rows that are read again, doubts, announcements, sessions in use.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod announced;
+mod check;
+mod follower;
+mod in_use;
+mod waiting;
+
+use std::sync::{Arc, Mutex};
+use support::*;
+use tokio::{
+    task::{JoinHandle, yield_now},
+    time::{Duration, Instant, sleep},
+};
+use tower_bound_agent::{
+    BoundAgentBuilder, BoundAgentLayer, BoundHandle, DialSession, SessionId, Target, WorkspaceId,
+    store::{BindingStore, NewBinding},
+};
+
+/// A process: a layer of its own over the world's store.
+struct Process {
+    layer: BoundAgentLayer,
+    dial: Dial,
+}
+
+impl Process {
+    fn new(world: &World, set: impl FnOnce(BoundAgentBuilder) -> BoundAgentBuilder) -> Self {
+        let layer = set(world.builder().row_check(None)).build().unwrap();
+        let dial = world.dial(&layer);
+        Self { layer, dial }
+    }
+
+    /// One that reads its rows again every 30 s.
+    fn checking(world: &World) -> Self {
+        Self::new(world, |builder| builder.row_check(Duration::from_secs(30)))
+    }
+
+    async fn call(&self, ask: impl Into<DialSession>) -> tower_bound_agent::Bound<Conn> {
+        call(&self.dial, ask).await.unwrap()
+    }
+
+    fn bindings(&self) -> tower_bound_agent::Bindings {
+        self.layer.bindings()
+    }
+}
+
+/// Lets the tasks beside this one do what they can do without the clock.
+async fn settle() {
+    for _ in 0..50 {
+        yield_now().await;
+    }
+}
+
+/// Sessions that are bound, and that the process has used.
+async fn used(world: &World, process: &Process, workspace: WorkspaceId, target: &Target, n: usize) -> Vec<SessionId> {
+    let mut chats = Vec::new();
+    for _ in 0..n {
+        let chat = session();
+        let new = NewBinding::new(chat, workspace, Some(Arc::new(target.clone())));
+        let _ = world.store.elsewhere().create(new).await.unwrap();
+        process.call(chat).await;
+        chats.push(chat);
+    }
+    chats
+}
+
+/// Waits for the end of a binding; says when it came.
+fn watch(handle: &BoundHandle) -> JoinHandle<Instant> {
+    let superseded = handle.superseded();
+    tokio::spawn(async move {
+        superseded.await;
+        Instant::now()
+    })
+}

@@ -211,8 +211,7 @@ impl BoundHandle {
     ///
     /// May be dropped and called again; what happened in between is noticed at once.
     pub fn superseded(&self) -> impl Future<Output = ()> + Send + 'static {
-        let (shared, mut entry, target) =
-            (Arc::clone(&self.shared), Arc::clone(&self.entry), Arc::clone(&self.target));
+        let (shared, mut entry, target) = (Arc::clone(&self.shared), Arc::clone(&self.entry), Arc::clone(&self.target));
         let session = entry.row.session;
         async move {
             let mut _waiting = shared.usage.wait(&entry);

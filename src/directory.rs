@@ -407,8 +407,8 @@ impl Place {
         }
         let plain = doubt.is_none() && row.target.as_ref().is_some_and(|bound| Arc::ptr_eq(bound, &target));
         // A row that contradicts an announcement may name the agent that was replaced, and that may still live.
-        let contradicts = disagreement.is_some()
-            && facts.known.as_ref().is_some_and(|known| known.from == Source::Announced);
+        let contradicts =
+            disagreement.is_some() && facts.known.as_ref().is_some_and(|known| known.from == Source::Announced);
         let reported = agent.is_some_and(|agent| agent.reporters.contains(&row.session));
         let hold = active.is_some() && (contradicts || reported);
         Choice { target: Some(target), doubt: active, hold, plain, ..ask_first }

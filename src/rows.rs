@@ -7,7 +7,9 @@
 //! Whoever holds an entry is told what becomes of it by its [`State`]; an entry that is not in its slot any more goes on
 //! [watching](watch) its session, so that a command is noticed whatever the cache could keep.
 
-use crate::{Binding, Previous, Revision, SessionId, Target, WorkspaceId, directory::Place, settings::Settings, usage::Use};
+use crate::{
+    Binding, Previous, Revision, SessionId, Target, WorkspaceId, directory::Place, settings::Settings, usage::Use,
+};
 use moka::{notification::RemovalCause, ops::compute::Op, sync::Cache};
 use std::{
     collections::HashMap,

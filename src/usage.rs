@@ -339,7 +339,8 @@ impl Usage {
     pub(crate) fn held_in(&self, workspace: WorkspaceId) -> Vec<Held> {
         let mut list = self.of(workspace);
         list.entries.retain(|entry| self.stays(entry));
-        let rows = list.entries.iter().filter(|entry| entry.workspace() == workspace).filter_map(|entry| self.held(entry));
+        let rows =
+            list.entries.iter().filter(|entry| entry.workspace() == workspace).filter_map(|entry| self.held(entry));
         let apart = list.apart.values().filter(|held| held.workspace == workspace).cloned();
         let mut found: Vec<Held> = rows.chain(apart).collect();
         // A row that was replaced while it was held is listed beside the one that has replaced it.

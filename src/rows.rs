@@ -193,7 +193,10 @@ impl Entry {
 
     /// It is not in its slot any more. The first reason stays.
     fn leave(&self, watch: &Arc<Watch>, reason: u8) {
-        watch.saw(self.row.revision, self.workspace());
+        // A row that does not exist was not seen.
+        if self.stored {
+            watch.saw(self.row.revision, self.workspace());
+        }
         // Before the state tells to look at it.
         self.watch.get_or_init(|| Arc::clone(watch));
         let held = |state: u8| (state == NEW || state == CURRENT).then_some(reason);
@@ -203,7 +206,8 @@ impl Entry {
     /// Whether a command has changed or removed the row since it was read, if it is not in its slot any more.
     pub(crate) fn is_commanded(&self) -> bool {
         let watch = self.watch.get();
-        watch.is_some_and(|watch| watch.is_commanded(self.row.revision, self.began.load(Ordering::Relaxed)))
+        let revision = self.stored.then_some(self.row.revision);
+        watch.is_some_and(|watch| watch.is_commanded(revision, self.began.load(Ordering::Relaxed)))
     }
 
     /// Whether the row is known to be what is to be dialed in this epoch of the workspace.

@@ -228,13 +228,15 @@ struct Happened {
     removed_at: Moment,
     /// Rows below this revision were overtaken by a command.
     commanded: Option<Revision>,
+    commanded_at: Moment,
     /// The greatest revision that was seen, and where it points.
     seen: Option<(Revision, WorkspaceId)>,
 }
 
 impl Happened {
-    fn command(&mut self, revision: Revision) {
+    fn command(&mut self, revision: Revision, now: Moment) {
         self.commanded = self.commanded.max(Some(revision));
+        self.commanded_at.raise(now);
     }
 }
 
@@ -250,7 +252,7 @@ impl Watch {
         match happened.seen {
             Some((seen, there)) => {
                 if workspace != there {
-                    happened.command(seen.max(revision));
+                    happened.command(seen.max(revision), self.watches.moment());
                 }
                 if revision > seen {
                     happened.seen = Some((revision, workspace));
@@ -262,7 +264,8 @@ impl Watch {
 
     /// A command of this process has left the row at this revision.
     pub(super) fn commanded(&self, revision: Revision) {
-        self.happened().command(revision);
+        let now = self.watches.moment();
+        self.happened().command(revision, now);
     }
 
     /// Whether a row of this revision, by a read or write that began then, is not older than anything that was seen.
@@ -271,10 +274,15 @@ impl Watch {
         happened.lost_at < began && happened.seen.is_none_or(|(seen, _)| revision >= seen)
     }
 
-    /// Whether a command has changed or removed the row since.
-    pub(super) fn is_commanded(&self, revision: Revision, began: Moment) -> bool {
+    /// Whether a command has changed or removed the row since. `None` for a row that did not exist then: no revision
+    /// orders it against what was commanded before.
+    pub(super) fn is_commanded(&self, revision: Option<Revision>, began: Moment) -> bool {
         let happened = self.happened();
-        happened.removed_at > began || happened.commanded.is_some_and(|commanded| commanded > revision)
+        let overtaken = match revision {
+            Some(revision) => happened.commanded.is_some_and(|commanded| commanded > revision),
+            None => happened.commanded_at > began,
+        };
+        happened.removed_at > began || overtaken
     }
 }
 

@@ -412,6 +412,11 @@ fn a_switch_that_was_not_asked_for_or_not_answered_as_it_must_be_is_refused() {
             without("upgrade"),
             without("connection"),
             without("sec-websocket-accept"),
+            {
+                let mut old = switching("websocket", ACCEPT);
+                *old.version_mut() = Version::HTTP_10;
+                old
+            },
         ] {
             let mut bad = bad;
             let exchange = hop(Version::HTTP_11).request(&mut websocket(from), &client()).unwrap();

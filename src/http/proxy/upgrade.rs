@@ -101,6 +101,8 @@ impl Asked {
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             return Ok(false);
         }
+        // HTTP/1.0 has no upgrade.
+        let is_new = response.version() == Version::HTTP_11;
         let headers = response.headers();
         let mut named = tokens(headers, &UPGRADE);
         let is_asked = named.next().is_some_and(|named| named.eq_ignore_ascii_case(self.protocol.as_bytes()));
@@ -109,7 +111,7 @@ impl Asked {
             Some(key) => the_only(headers, &SEC_WEBSOCKET_ACCEPT).is_some_and(|said| *said == *accept(key)),
             None => true,
         };
-        if is_asked && is_alone && is_accepted && lists(headers, &CONNECTION, b"upgrade") {
+        if is_new && is_asked && is_alone && is_accepted && lists(headers, &CONNECTION, b"upgrade") {
             Ok(true)
         } else {
             Err(BadResponse::Switched)

@@ -80,8 +80,7 @@ impl Agent {
         let (framing, asks_to_switch) = self.note(&head)?;
         match framing {
             Framing::Length(length) => {
-                let mut body = vec![0; length];
-                stream.read_exact(&mut body).await.ok()?;
+                skip(stream, length).await?;
             }
             Framing::Chunked => {
                 if let Err(broken) = self.chunks(stream).await? {
@@ -113,14 +112,13 @@ impl Agent {
 
     async fn chunks(&self, stream: &mut DuplexStream) -> Option<Result<(), String>> {
         loop {
-            let line = line(stream).await?;
-            let Ok(size) = usize::from_str_radix(&line, 16) else { return Some(Err(format!("a chunk of {line:?}"))) };
+            let size = line(stream).await?;
+            let Ok(size) = usize::from_str_radix(&size, 16) else { return Some(Err(format!("a chunk of {size:?}"))) };
             if size == 0 {
                 break;
             }
-            let mut chunk = vec![0; size + 2];
-            stream.read_exact(&mut chunk).await.ok()?;
-            if !chunk.ends_with(b"\r\n") {
+            skip(stream, size).await?;
+            if line(stream).await? != "" {
                 return Some(Err("a chunk without an end".into()));
             }
         }
@@ -134,6 +132,13 @@ impl Agent {
             }
         }
     }
+}
+
+/// Reads so many bytes, however many are announced. `None` if there are fewer.
+async fn skip(stream: &mut DuplexStream, length: usize) -> Option<()> {
+    let length = length as u64;
+    let skipped = tokio::io::copy(&mut stream.take(length), &mut tokio::io::sink()).await.ok()?;
+    (skipped == length).then_some(())
 }
 
 async fn line(stream: &mut DuplexStream) -> Option<String> {
@@ -264,7 +269,8 @@ fn check_request(head: &str) -> Result<(Framing, String, bool), String> {
     Ok((framing, number, upgrade))
 }
 
-/// Checks the head of the first response on a connection of HTTP/1. `switched`: the gateway has granted a tunnel.
+/// Checks the head of the first response on a connection of HTTP/1. `switched`: the gateway has granted a tunnel, be it to a
+/// later request.
 pub fn check_response(bytes: &[u8], switched: bool) -> Result<(), String> {
     let mut text = lossy(bytes);
     while let Some(rest) = text.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n") {
@@ -282,7 +288,7 @@ pub fn check_response(bytes: &[u8], switched: bool) -> Result<(), String> {
     let Some(status) = status.filter(|status| status.bytes().all(|byte| byte.is_ascii_digit())) else {
         return broken("the first line");
     };
-    if (status == "101") != switched || status.starts_with('1') && status != "101" {
+    if status == "101" && !switched || status.starts_with('1') && status != "101" {
         return broken("the status");
     }
     let all = |name: &str| {

@@ -20,6 +20,8 @@ mod exhausted;
 mod frozen;
 #[path = "killed.rs"]
 mod killed;
+#[path = "locked.rs"]
+mod locked;
 
 /// Between a wait that is due and what follows it, on a busy machine.
 const SLACK: Duration = Duration::from_secs(2);

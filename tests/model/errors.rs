@@ -25,6 +25,8 @@ impl Plant {
     pub(crate) fn disturbed_by(&self, op: &Op) {
         match op {
             Op::Rebuild { .. }
+            | Op::Return { .. }
+            | Op::Close { .. }
             | Op::Status { .. }
             | Op::Agent { .. }
             | Op::Resolver { .. }
@@ -52,13 +54,14 @@ impl Plant {
     pub(crate) fn check_error(&self, id: u64, error: &Error) {
         let mut state = self.state();
         let now = state.chronicle.now();
-        let State { chronicle, knows, calls, .. } = &*state;
+        let State { chronicle, knows, calls, closing, .. } = &*state;
         let call = &calls[&id];
         let (began, floor, well) = call.began.expect("a call that has ended was polled");
-        let case = Case { chronicle, knows: &knows[call.process], call, began, floor, now };
+        let closing = closing.contains(&call.process);
+        let case = Case { chronicle, knows: &knows[call.process], call, began, floor, now, closing };
         let calm = well && chronicle.disturbed < began.number;
         let judged = case.judge(error).and_then(|()| match error.kind() {
-            ErrorKind::NotBound | ErrorKind::WorkspaceMismatch { .. } => Ok(()),
+            ErrorKind::NotBound | ErrorKind::WorkspaceMismatch { .. } | ErrorKind::Closed => Ok(()),
             kind if case.was_just_denied(kind) => Ok(()),
             _ if calm => Err("all was well from before the call began"),
             _ => Ok(()),
@@ -103,6 +106,8 @@ struct Case<'a> {
     began: Moment,
     floor: Revision,
     now: Moment,
+    /// Its process is being closed, or was.
+    closing: bool,
 }
 
 type Judged = Result<(), &'static str>;
@@ -114,6 +119,9 @@ fn or(justified: bool, why: &'static str) -> Judged {
 impl<'a> Case<'a> {
     fn judge(&self, error: &Error) -> Judged {
         or(error.session() == Some(self.call.session), "it is about another session")?;
+        if *error.kind() == ErrorKind::Closed {
+            return or(self.closing, "nobody has closed it");
+        }
         self.judge_causes(error)?;
         match error.kind() {
             ErrorKind::NotBound => {

@@ -10,6 +10,12 @@ pub(crate) enum Op {
         ws: usize,
         old: Does,
     },
+    /// The agent before the present one serves again, as the other one of a standby pair does. In a workspace whose builds
+    /// are numbered: a rebuild.
+    Return {
+        ws: usize,
+        old: Does,
+    },
     Status {
         ws: usize,
         status: Status,
@@ -82,6 +88,10 @@ pub(crate) enum Op {
     },
     /// A process ends in the middle of everything, and another one takes its place. What it has begun goes on.
     Restart {
+        process: usize,
+    },
+    /// A process is closed in the middle of everything, and another one takes its place.
+    Close {
         process: usize,
     },
     Yield,
@@ -199,6 +209,7 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
     ];
     prop_oneof![
         4 => (0..WORKSPACES, does()).prop_map(|(ws, old)| Op::Rebuild { ws, old }),
+        3 => (0..WORKSPACES, does()).prop_map(|(ws, old)| Op::Return { ws, old }),
         2 => (0..WORKSPACES, status).prop_map(|(ws, status)| Op::Status { ws, status }),
         2 => (0..WORKSPACES, does()).prop_map(|(ws, does)| Op::Agent { ws, does }),
         3 => (0..PROCESSES, 0..WORKSPACES, answers()).prop_map(|(process, ws, answers)| Op::Resolver { process, ws, answers }),
@@ -220,6 +231,7 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Gap),
         1 => (0..PROCESSES).prop_map(|process| Op::Flush { process }),
         2 => (0..PROCESSES).prop_map(|process| Op::Restart { process }),
+        1 => (0..PROCESSES).prop_map(|process| Op::Close { process }),
         3 => Just(Op::Yield),
         10 => advance.prop_map(|ms| Op::Advance { ms }),
     ]
@@ -240,6 +252,7 @@ impl Op {
     pub(crate) fn renamed(mut self, chats: impl Fn(&mut usize), workspaces: impl Fn(&mut usize)) -> Self {
         match &mut self {
             Self::Rebuild { ws, .. }
+            | Self::Return { ws, .. }
             | Self::Status { ws, .. }
             | Self::Agent { ws, .. }
             | Self::Resolver { ws, .. }
@@ -267,6 +280,7 @@ impl Op {
             | Self::Gap
             | Self::Flush { .. }
             | Self::Restart { .. }
+            | Self::Close { .. }
             | Self::Yield
             | Self::Advance { .. } => {}
         }

@@ -44,7 +44,19 @@ pub(crate) struct State {
     /// Connections that their callers hold.
     pub(crate) held: Vec<Bound<Conn>>,
     pub(crate) chronicle: Chronicle,
+    /// The processes whose layers are being closed or were, and those of which closing has returned.
+    pub(crate) closing: HashSet<usize>,
+    pub(crate) closed: HashSet<usize>,
     pub(crate) broken: Vec<String>,
+}
+
+impl State {
+    /// After `close` has returned, nothing of the layer runs.
+    pub(crate) fn not_after_closing(&mut self, process: usize, what: &str) {
+        if self.closed.contains(&process) {
+            self.broken.push(format!("{process}: {what} after it was closed"));
+        }
+    }
 }
 
 pub(crate) struct Workspace {
@@ -144,6 +156,18 @@ impl Plant {
         build.builds.push(target.clone());
         let agent = Agent { workspace: workspace(ws), target: target.clone(), does: Does::Answer(0) };
         state.agents.insert(target.agent, agent);
+    }
+
+    /// The agent before the present one serves again, unless builds are numbered: then it is a later build.
+    pub(crate) fn build_again(&self, ws: usize) {
+        let before = {
+            let state = self.state();
+            let Workspace { builds, numbered, .. } = &state.workspaces[ws];
+            builds.iter().rev().nth(1).filter(|_| !numbered).cloned()
+        };
+        let Some(before) = before else { return self.build(ws) };
+        self.state().workspaces[ws].builds.push(before.clone());
+        self.does(before.agent, Does::Answer(0));
     }
 
     pub(crate) fn current(&self, ws: usize) -> Target {

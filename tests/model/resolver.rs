@@ -62,6 +62,7 @@ impl Asking {
         if *running > 1 {
             state.broken.push("two validations of one workspace at once".into());
         }
+        state.not_after_closing(process, "a question");
         state.chronicle.asks(process, workspace);
         Self(plant.clone(), (process, workspace))
     }

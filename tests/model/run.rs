@@ -105,7 +105,9 @@ impl Run {
             {
                 plant.state().knows[id].unkept.insert(session, Instant::now() + ms(60_000));
             }
+            let closing = plant.state().closing.contains(&id);
             if let Err(error) = result
+                && !(closing && *error.kind() == ErrorKind::Closed)
                 && !matches!(
                     error.kind(),
                     ErrorKind::OutcomeUnknown
@@ -127,6 +129,10 @@ impl Run {
                 self.plant.does(self.plant.current(ws).agent, old);
                 self.plant.build(ws);
             }
+            Op::Return { ws, old } => {
+                self.plant.does(self.plant.current(ws).agent, old);
+                self.plant.build_again(ws);
+            }
             Op::Status { ws, status } => self.plant.state().workspaces[ws].status = status,
             Op::Agent { ws, does } => self.plant.does(self.plant.current(ws).agent, does),
             Op::Resolver { process, ws, answers } => {
@@ -143,6 +149,21 @@ impl Run {
                     next.bindings.get(pin(ws)).await.expect("all is well");
                 }
                 self.ended.push(std::mem::replace(&mut self.processes[process], next));
+                sleep(ms(1)).await;
+            }
+            Op::Close { process } => {
+                let next = Process::start(&self.plant, self.repair, self.wire.as_ref());
+                for ws in 0..WORKSPACES {
+                    next.bindings.get(pin(ws)).await.expect("all is well");
+                }
+                let closed = std::mem::replace(&mut self.processes[process], next);
+                let (plant, id, bindings) = (self.plant.clone(), closed.id, closed.bindings.clone());
+                plant.state().closing.insert(id);
+                self.ended.push(closed);
+                self.others.push(tokio::spawn(async move {
+                    bindings.close(ms(1_000)).await;
+                    plant.state().closed.insert(id);
+                }));
                 sleep(ms(1)).await;
             }
             Op::Call { process, chat: n, named, lag } => {

@@ -36,6 +36,7 @@ impl Probe {
         let faults = {
             let mut state = self.plant.state();
             state.writes[self.process] += u64::from(write);
+            state.not_after_closing(self.process, "a statement");
             state.faults[self.process]
         };
         let done = match if write { faults.writes } else { faults.reads } {

@@ -35,7 +35,7 @@ impl Doubts {
         if shared.is_closed() {
             return pending().await;
         }
-        let validated = shared.validate(place).landed().await;
+        let validated = shared.validated(place).await;
         match validated.map(|validated| (validated.answer, validated.began)) {
             // If it is below what a hint has told, the workspace says when to ask again.
             Some((Answer::Running(_), _)) => (self.failed, self.not_before) = (0, None),
@@ -57,7 +57,8 @@ pub(crate) fn ask_for_holders(shared: &Arc<Shared>, place: &Arc<Place>) {
     }
     let Some(asking) = Place::begin_to_ask(place) else { return };
     let shared = Arc::clone(shared);
-    shared.clone().tasks.spawn(async move {
+    // After closing nobody asks any more.
+    let _ = shared.clone().tasks.spawn(async move {
         let place = asking.place();
         // Twice: a question that was under way may have begun before the doubt.
         for _ in 0..2 {
@@ -65,7 +66,7 @@ pub(crate) fn ask_for_holders(shared: &Arc<Shared>, place: &Arc<Place>) {
             if place.doubt_to_ask(None, now).is_none_or(|at| at > now) {
                 return;
             }
-            shared.validate(place).landed().await;
+            shared.validated(place).await;
         }
     });
 }

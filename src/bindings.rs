@@ -1,6 +1,7 @@
 //! The handle for explicit operations: looking at bindings, orders, housekeeping, the end.
 
 mod housekeeping;
+mod warm;
 mod workspace;
 
 pub use workspace::SessionInUse;
@@ -11,17 +12,18 @@ use crate::{
     error::{Cause, SharedError},
     follow,
     hints::About,
+    repair::Repairs,
     rows::Ticket,
     shared::Shared,
+    statement::Kind,
     store::{StoreError, Swap, TransactionalStore},
 };
-use futures_util::StreamExt;
 use std::{
     fmt,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 /// Looks at bindings and changes them by order. Cheap to clone; shares everything with the layer that it is from.
 ///
@@ -85,6 +87,9 @@ pub enum Status {
     Unknown,
 }
 
+/// An order ends after so many store timeouts, whatever happens.
+const MOST_TIMEOUTS_OF_AN_ORDER: u32 = 5;
+
 /// A verdict that is at most so old is an answer for a page.
 const FRESH: Duration = Duration::from_secs(5);
 
@@ -100,7 +105,7 @@ impl Bindings {
     /// [`Store`](ErrorKind::Store) if it had to be read and could not be; [`Closed`](ErrorKind::Closed).
     pub async fn get(&self, session: SessionId) -> Result<Option<Binding>, Error> {
         self.open(session)?;
-        follow::ensure(&self.shared);
+        follow::ensure_driven(&self.shared);
         let entry = match self.shared.cached(session, None) {
             Some(start) if start.entry.is_ahead() => {
                 let read = self.shared.read_since(session, Instant::now()).await;
@@ -128,7 +133,7 @@ impl Bindings {
     pub async fn current(&self, session: SessionId) -> Result<Current, Error> {
         self.open(session)?;
         let shared = &self.shared;
-        follow::ensure(shared);
+        follow::ensure_driven(shared);
         let start = match shared.cached(session, None) {
             Some(start) => start,
             None => shared.look_up(session, None).await?,
@@ -138,9 +143,9 @@ impl Bindings {
         let answer = match fresh {
             Some(verdict) => verdict.answer,
             None => {
-                let mut validated = shared.validate(place).landed().await;
+                let mut validated = shared.validated(place).await;
                 if validated.as_ref().is_some_and(|validated| validated.is_overtaken(place)) {
-                    validated = shared.validate(place).landed().await;
+                    validated = shared.validated(place).await;
                 }
                 validated.map_or(Answer::Unknown, |validated| validated.answer)
             }
@@ -167,8 +172,12 @@ impl Bindings {
     pub async fn select_workspace(&self, session: SessionId, workspace: WorkspaceId) -> Result<Binding, Error> {
         self.order(session, async move |shared: Arc<Shared>| {
             let ticket = shared.rows.ticket(session);
-            match shared.in_time(shared.store.retarget(session, workspace)).await {
-                Ok(row) => Ok(learn(&shared, row, ticket)),
+            let retarget = move |shared: Arc<Shared>| async move {
+                let row = shared.answer(shared.store.retarget(session, workspace)).await?;
+                Ok(learn(&shared, row, ticket))
+            };
+            match shared.send(Kind::Order(session), retarget).await {
+                Ok(row) => Ok(row),
                 Err(error) => {
                     let done = |row: Option<&Binding>| row.is_some_and(|row| row.workspace == workspace);
                     let row = judge(&shared, session, error, done).await?;
@@ -237,27 +246,33 @@ impl Bindings {
     pub async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Binding, Error> {
         self.order(child, async move |shared: Arc<Shared>| {
             let ticket = shared.rows.ticket(child);
-            let row = match shared.in_time(shared.store.inherit(child, parent)).await {
-                Ok(Swap::Applied(row)) => return Ok(learn(&shared, row, ticket)),
+            let inherit = move |shared: Arc<Shared>| async move {
+                let swap = shared.answer(shared.store.inherit(child, parent)).await?;
+                match &swap {
+                    Swap::Applied(row) => drop(learn(&shared, row.clone(), ticket)),
+                    Swap::Conflict(Some(row)) => drop(shared.learn(row.clone(), ticket)),
+                    Swap::Conflict(None) => shared.rows.remove(parent),
+                }
+                Ok(swap)
+            };
+            let row = match shared.send(Kind::Order(child), inherit).await {
+                Ok(Swap::Applied(row)) => return Ok(row),
                 Ok(Swap::Conflict(Some(row))) => row,
-                Ok(Swap::Conflict(None)) => return Err(gone(&shared, parent)),
+                Ok(Swap::Conflict(None)) => return Err(Error::new(ErrorKind::NotBound).of(parent)),
                 Err(error) => match judge(&shared, child, error, |row| row.is_some()).await? {
                     Some(row) => row,
                     None => return Err(Error::new(ErrorKind::OutcomeUnknown).of(child)),
                 },
             };
-            shared.learn(row.clone(), ticket);
-            let ticket = shared.rows.ticket(parent);
-            let parents = match shared.in_time(shared.store.load(parent)).await {
-                // Every row that is read is known from then on, whatever it was read for.
-                Ok(Some(parents)) => shared.learn(parents, ticket).row.clone(),
+            let asked = match shared.read_since(parent, Instant::now()).await {
+                Ok(Some(parents)) => parents.workspace(),
                 Ok(None) => return Err(gone(&shared, parent)),
-                Err(error) => return Err(Error::new(ErrorKind::Store).of(child).with_store(Some(Arc::new(error)))),
+                Err(cause) => return Err(Error::new(ErrorKind::Store).of(child).with_store(Some(cause))),
             };
-            if parents.workspace == row.workspace {
+            if asked == row.workspace {
                 return Ok(row);
             }
-            let mismatch = ErrorKind::WorkspaceMismatch { bound: row.workspace, asked: parents.workspace };
+            let mismatch = ErrorKind::WorkspaceMismatch { bound: row.workspace, asked };
             Err(Error::new(mismatch).of(child))
         })
         .await
@@ -275,22 +290,23 @@ impl Bindings {
     pub async fn unbind(&self, session: SessionId) -> Result<Option<Binding>, Error> {
         self.order(session, async move |shared: Arc<Shared>| {
             let ticket = shared.rows.ticket(session);
-            let unbound = match shared.in_time(shared.store.unbind(session)).await {
-                Ok(Some(row)) => Some(learn(&shared, row, ticket)),
-                Ok(None) => {
-                    shared.rows.remove(session);
-                    None
+            let unbind = move |shared: Arc<Shared>| async move {
+                let row = shared.answer(shared.store.unbind(session)).await?;
+                match &row {
+                    Some(row) => doubt_left(&shared, &learn(&shared, row.clone(), ticket)),
+                    None => shared.rows.remove(session),
                 }
-                Err(error) => judge(&shared, session, error, |row| row.is_none_or(|row| row.target.is_none())).await?,
+                Ok(row)
             };
-            if let Some(Binding { workspace, previous: Some(previous), .. }) = &unbound {
-                // Known here from the row that the agent was dropped from, so it would be dialed again.
-                if let Some(place) = shared.directory.find(*workspace) {
-                    place.doubt_agent(previous.agent, Instant::now());
+            match shared.send(Kind::Order(session), unbind).await {
+                Ok(row) => Ok(row),
+                Err(error) => {
+                    let unbound = |row: Option<&Binding>| row.is_none_or(|row| row.target.is_none());
+                    let row = judge(&shared, session, error, unbound).await?;
+                    row.iter().for_each(|row| doubt_left(&shared, row));
+                    Ok(row)
                 }
-                shared.tell(About::Workspace { workspace: *workspace, generation: None });
             }
-            Ok(unbound)
         })
         .await
     }
@@ -304,16 +320,23 @@ impl Bindings {
     pub async fn forget(&self, session: SessionId) -> Result<bool, Error> {
         self.order(session, async move |shared: Arc<Shared>| {
             shared.repairs.forget(session);
-            let forgotten = match shared.in_time(shared.store.delete(session, None)).await {
-                Ok(forgotten) => forgotten,
+            let learn = move |shared: &Shared| {
+                shared.rows.remove(session);
+                shared.tell(About::Session { session, revision: None });
+            };
+            let delete = move |shared: Arc<Shared>| async move {
+                let forgotten = shared.answer(shared.store.delete(session, None)).await?;
+                learn(&shared);
+                Ok(forgotten)
+            };
+            match shared.send(Kind::Order(session), delete).await {
+                Ok(forgotten) => Ok(forgotten),
                 Err(error) => {
                     judge(&shared, session, error, |row| row.is_none()).await?;
-                    true
+                    learn(&shared);
+                    Ok(true)
                 }
-            };
-            shared.rows.remove(session);
-            shared.tell(About::Session { session, revision: None });
-            Ok(forgotten)
+            }
         })
         .await
     }
@@ -329,10 +352,18 @@ impl Bindings {
     /// [`Store`](ErrorKind::Store), [`OutcomeUnknown`](ErrorKind::OutcomeUnknown), [`Closed`](ErrorKind::Closed).
     pub async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<u64, Error> {
         self.order(None, async move |shared: Arc<Shared>| {
-            let reset = shared.in_time(shared.store.reset_workspace(workspace)).await;
-            if matches!(reset, Ok(_) | Err(StoreError::Unknown(_))) {
+            let learn = move |shared: &Shared| {
                 shared.reset(workspace);
                 shared.tell(About::Reset { workspace });
+            };
+            let reset = move |shared: Arc<Shared>| async move {
+                let rows = shared.answer(shared.store.reset_workspace(workspace)).await?;
+                learn(&shared);
+                Ok(rows)
+            };
+            let reset = shared.send(Kind::Reset(workspace), reset).await;
+            if let Err(StoreError::Unknown(_)) = reset {
+                learn(&shared);
             }
             reset.map_err(|error| {
                 let unknown = matches!(error, StoreError::Unknown(_));
@@ -359,39 +390,35 @@ impl Bindings {
     /// Reads only. What was loaded when it is dropped stays.
     pub async fn warm(&self, limit: u64) -> Result<u64, Error> {
         self.open(None)?;
-        follow::ensure(&self.shared);
-        let shared = &self.shared;
-        let tickets = shared.rows.tickets();
-        let mut rows = shared.store.recent(limit.min(shared.settings.cache_capacity));
-        let mut warmed = 0;
-        loop {
-            let row = shared.in_time(async { rows.next().await.transpose() }).await;
-            match row.map_err(|error| Error::new(ErrorKind::Store).with_store(Some(Arc::new(error))))? {
-                Some(row) => {
-                    let ticket = shared.rows.ticket_of(tickets, row.session);
-                    shared.learn(row, ticket);
-                    warmed += 1;
-                }
-                None => return Ok(warmed),
-            }
-        }
+        follow::ensure_driven(&self.shared);
+        let warmed = warm::warm(&self.shared, limit.min(self.shared.settings.cache_capacity)).await;
+        let closed = self.shared.is_closed();
+        warmed.map_err(|error| {
+            let kind = if closed { ErrorKind::Closed } else { ErrorKind::Store };
+            Error::new(kind).with_store(Some(Arc::new(error)))
+        })
     }
 
-    /// Waits until every repair that has begun was tried. Returns how many could not be written yet; those are tried
-    /// again in the background.
+    /// Waits until every repair that has begun was tried, for at most a few times the store timeout. Returns how many
+    /// could not be written yet; those are tried again in the background.
+    ///
+    /// Of many repairs some may still wait for one of the
+    /// [connections that they share](crate::BoundAgentBuilder::background_connections): then call it again.
     ///
     /// # Cancel safety
     ///
     /// It only waits: the repairs go on without it.
     pub async fn flush(&self) -> usize {
-        self.shared.repairs.flush().await
+        Repairs::flush(&self.shared).await
     }
 
     /// Ends the layer in order: new calls and orders fail with [`Closed`](ErrorKind::Closed), repairs get their last
     /// attempt, and what does not end within the given time is dropped. Returns how many repairs did not land; such a
     /// binding is repaired by the next process that dials it.
     ///
-    /// Calls under way may still end with a connection; if they fail, it is with `Closed`.
+    /// Calls under way may still end with a connection; if they fail, it is with `Closed`. Once this has returned, nothing
+    /// of the layer begins any more: the repair of a connection that comes later is [`Failed`](crate::Repair::Failed), and
+    /// is in the number that another `close` returns. A statement that has no answer yet is waited for one store timeout.
     ///
     /// # Cancel safety
     ///
@@ -400,7 +427,7 @@ impl Bindings {
     pub async fn close(&self, within: Duration) -> usize {
         self.shared.closed.store(true, Ordering::Release);
         self.shared.ended.cancel();
-        self.shared.repairs.close();
+        Repairs::close(&self.shared);
         self.shared.tasks.close(within).await;
         self.shared.repairs.unwritten()
     }
@@ -421,11 +448,16 @@ impl Bindings {
     {
         let session = session.into();
         self.open(session)?;
-        follow::ensure(&self.shared);
-        match self.shared.tasks.spawn(order(Arc::clone(&self.shared))).await {
-            Ok(Some(done)) => done,
-            // Closed in the middle, or the store panicked.
-            Ok(None) | Err(_) => {
+        follow::ensure_driven(&self.shared);
+        let Some(order) = self.shared.tasks.spawn(order(Arc::clone(&self.shared))) else {
+            return Err(failure(ErrorKind::Closed, session));
+        };
+        // It waits for an earlier order, for its own answer, and for the row if that does not come.
+        let at_most = self.shared.settings.store_timeout * MOST_TIMEOUTS_OF_AN_ORDER;
+        match timeout(at_most, order).await {
+            Ok(Ok(Some(done))) => done,
+            // Closed in the middle, or the store panicked, or nobody drives the runtime of the task.
+            _ => {
                 if let Some(session) = session {
                     self.shared.rows.distrust(session, Revision::new(i64::MAX), Instant::now());
                 }
@@ -446,9 +478,23 @@ fn failure(kind: ErrorKind, session: Option<SessionId>) -> Error {
 /// Whoever gave an order is told what it wrote, also if somebody else's later order is known here already.
 fn learn(shared: &Shared, row: Binding, ticket: Ticket) -> Binding {
     shared.learn_written(row.clone(), ticket);
+    tell_ordered(shared, &row);
+    row
+}
+
+/// An order is known to have been carried out.
+fn tell_ordered(shared: &Shared, row: &Binding) {
     shared.rows.commanded(row.session, row.revision);
     shared.tell(About::Session { session: row.session, revision: Some(row.revision) });
-    row
+}
+
+/// A session was unbound. Its agent is known here from the row that it was dropped from, so it would be dialed again.
+fn doubt_left(shared: &Shared, unbound: &Binding) {
+    let Some(previous) = unbound.previous else { return };
+    if let Some(place) = shared.directory.find(unbound.workspace) {
+        place.doubt_agent(previous.agent, Instant::now());
+    }
+    shared.tell(About::Workspace { workspace: unbound.workspace, generation: None });
 }
 
 /// There is no record: what is cached of it was deleted by somebody else.
@@ -471,20 +517,19 @@ async fn judge(
     if !unknown {
         return Err(Error::new(ErrorKind::Store).of(session).with_store(Some(cause)));
     }
-    let ticket = shared.rows.ticket(session);
-    let row = shared.in_time(shared.store.load(session)).await;
-    match row {
-        Ok(Some(row)) if ordered(Some(&row)) => Ok(Some(learn(shared, row, ticket))),
+    match shared.read_since(session, Instant::now()).await {
+        Ok(Some(entry)) if ordered(Some(&entry.row)) => {
+            tell_ordered(shared, &entry.row);
+            Ok(Some(entry.row.clone()))
+        }
         Ok(None) if ordered(None) => {
             shared.rows.remove(session);
             Ok(None)
         }
         row => {
             let mut revision = Revision::new(i64::MAX);
-            if let Ok(Some(row)) = row {
-                revision = Revision::new(row.revision.get() + 1);
-                // It is not kept, but taught from.
-                shared.entry(row, true, &ticket);
+            if let Ok(Some(entry)) = row {
+                revision = Revision::new(entry.row.revision.get() + 1);
             }
             shared.rows.distrust(session, revision, Instant::now());
             Err(Error::new(ErrorKind::OutcomeUnknown).of(session).with_store(Some(cause)))

@@ -3,12 +3,15 @@
 use crate::{
     BoundAgentLayer, BoxError, BuildError, Observer, Redial, RepairMode, Resolution, ResolveWorkspace,
     directory::Directory,
+    flight::Flights,
+    gate::{Gate, Gates},
     hints::{ErasedHints, Hints},
     resolver::{Resolver, erase},
     rows::Rows,
     settings::Settings,
     shared::Shared,
     store::{BindingStore, ErasedStore},
+    tasks::Tasks,
     usage::Usage,
 };
 use std::{
@@ -17,6 +20,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+use tokio::runtime::Handle;
 use tower_service::Service;
 
 /// Collects settings; see [`BoundAgentLayer::builder`].
@@ -47,6 +51,7 @@ pub struct BoundAgentBuilder {
     checks_in_any_case: bool,
     observer: Option<Box<dyn Observer>>,
     hints: Option<Box<dyn ErasedHints>>,
+    runtime: Option<Handle>,
 }
 
 impl BoundAgentBuilder {
@@ -58,7 +63,15 @@ impl BoundAgentBuilder {
         R::Future: Send,
     {
         let (store, resolver) = (Arc::new(store), erase(resolver));
-        Self { store, resolver, settings: Settings::default(), checks_in_any_case: false, observer: None, hints: None }
+        Self {
+            store,
+            resolver,
+            settings: Settings::default(),
+            checks_in_any_case: false,
+            observer: None,
+            hints: None,
+            runtime: None,
+        }
     }
 
     /// How long a dial may be pending before the binding is questioned. Default 250 ms.
@@ -185,6 +198,38 @@ impl BoundAgentBuilder {
         self
     }
 
+    /// How many connections of the application's pool the statements share that no call waits for: repairs, the
+    /// [`row_check`](Self::row_check), the record of use, purges. Default 2, at least 1.
+    ///
+    /// So many of them are sent at once; the others wait. What a call or an order waits for is sent at once, however
+    /// many of them there are. After a rebuild of many workspaces their rows are written as fast as so many connections
+    /// allow; until then the calls go by what is known in memory.
+    pub fn background_connections(mut self, connections: usize) -> Self {
+        self.settings.background_connections = connections;
+        self
+    }
+
+    /// Where the tasks of the layer run: what calls share (reads, validations), orders, repairs, and whatever goes on in
+    /// the background. Default: on the runtime of the call that begins it.
+    ///
+    /// Name one if calls are made on runtimes that are not driven all the time, such as one for each `block_on`. What
+    /// runs on a runtime that nobody drives is noticed after a timeout, and begun anew elsewhere. The runtime must
+    /// have its timer enabled and outlive the layer: if it was shut down, nothing can be read or written any more.
+    ///
+    /// ```
+    /// # use tower_bound_agent::*;
+    /// # let resolver = tower::service_fn(async |_: ResolveWorkspace| Ok::<_, BoxError>(Resolution::Gone));
+    /// let background = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    /// let layer = BoundAgentLayer::builder(store::MemoryStore::new(), resolver)
+    ///     .runtime(background.handle().clone())
+    ///     .build()?;
+    /// # Ok::<_, BoxError>(())
+    /// ```
+    pub fn runtime(mut self, runtime: Handle) -> Self {
+        self.runtime = Some(runtime);
+        self
+    }
+
     /// Is told of every event; see [`Observer`].
     pub fn observer(mut self, observer: impl Observer) -> Self {
         self.observer = Some(Box::new(observer));
@@ -214,17 +259,20 @@ impl BoundAgentBuilder {
             rows: Rows::new(&self.settings),
             usage: Usage::new(&self.settings),
             directory: Directory::new(&self.settings),
+            loads: Flights::new(self.settings.store_timeout),
+            validations: Flights::new(self.settings.resolve_timeout),
+            background: Gate::new(self.settings.background_connections, self.settings.store_timeout),
+            one_of_a_kind: Gates::new(1, self.settings.store_timeout),
+            overdue: Default::default(),
             settings: self.settings,
             checks_in_any_case: self.checks_in_any_case,
             _used: self.store.used_by_layer(),
             store: self.store,
             resolver: self.resolver,
             observer: self.observer,
-            loads: Default::default(),
             absent: Default::default(),
-            validations: Default::default(),
             repairs: Default::default(),
-            tasks: Default::default(),
+            tasks: Tasks::on(self.runtime),
             closed: Default::default(),
             hints: self.hints,
             // The hasher's keys are the randomness that std has.

@@ -36,6 +36,8 @@ where
         }
         Err(first) => first,
     };
+    // It costs nothing beside what follows.
+    follow::ensure_driven(&shared);
     let began = Instant::now();
     let deadline = began + shared.settings.dial_timeout;
     let mut now = began;
@@ -66,7 +68,7 @@ where
         let first = std::mem::replace(&mut first, First::NotYet);
         match race(&shared, dialer.as_mut(), first, &ask, &mut start, deadline, now).await {
             Ok(Raced::Won(mut won)) => {
-                if let Some(job) = Repairs::begin(&shared, &start.entry, &won.target) {
+                if let Some(job) = Repairs::begin(&shared, &start.entry, &won.target, start.absent) {
                     won.outcome.repair = Some(job.status.clone());
                     if start.absent || shared.settings.repair == RepairMode::BeforeReturn {
                         // Boxed for the same reason. At the deadline there is a connection, so that is no failure.
@@ -197,7 +199,7 @@ pub(crate) fn dialed_before(shared: Arc<Shared>, start: Start, target: Arc<Targe
         Some(from) if !from.same_place(&target) => outcome.path = Path::Switched { from: Arc::clone(from) },
         Some(_) => {}
     }
-    outcome.repair = Repairs::begin(&shared, &start.entry, &target).map(|job| job.status);
+    outcome.repair = Repairs::begin(&shared, &start.entry, &target, false).map(|job| job.status);
     handed_out(shared, target, outcome, start.entry)
 }
 

@@ -256,6 +256,14 @@ pub(crate) enum Cause {
     NoAnswer(Duration),
     #[error("no answer yet")]
     NoAnswerYet,
+    #[error("an earlier statement has no answer yet; nothing was sent within {0:?}")]
+    Unanswered(Duration),
+    #[error("the connections for the background were in use for {0:?}")]
+    NoConnection(Duration),
+    #[error("too many rows are to be written")]
+    TooManyRepairs,
+    #[error("too many statements have no answer")]
+    TooManyUnanswered,
     #[error("the resolver panicked")]
     ResolverPanicked,
     #[error("the task ended without an answer")]

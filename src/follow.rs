@@ -10,6 +10,7 @@ use crate::{
     ask::ask_for_holders,
     directory::{AGAIN_AFTER, Place},
     hints::{About, Heard, Hint},
+    pulse::has_stopped,
     refresh::{self, Progress},
     rows::Entry,
     shared::Shared,
@@ -21,15 +22,19 @@ use futures_util::{
     stream::{self, BoxStream},
 };
 use std::{
+    cell::Cell,
     collections::{HashMap, HashSet, VecDeque},
     future::pending,
     hash::{BuildHasher, RandomState},
-    sync::{Arc, Weak, atomic::Ordering},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 use tokio::{
     select,
     task::{JoinHandle, coop::consume_budget, yield_now},
-    time::{Duration, Instant, sleep_until},
+    time::{Duration, Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -43,22 +48,77 @@ const DOUBTS_AT_ONCE: usize = 4;
 const BETWEEN_DOUBTS: Duration = Duration::from_millis(100);
 const MOST_TIMES: usize = 300;
 
+/// The follower shows a sign of life so often.
+const BETWEEN_SIGNS: Duration = Duration::from_secs(10);
+/// Of so many calls of a thread, one looks whether the follower is driven.
+const CALLS_BETWEEN_LOOKS: u8 = 64;
+
+thread_local! {
+    static CALLS: Cell<u8> = const { Cell::new(0) };
+}
+
+/// Which task follows.
+#[derive(Debug)]
+pub(crate) struct Following {
+    /// Its number; 0 if there is none.
+    current: AtomicU64,
+    begun: AtomicU64,
+    /// When it was last seen to be driven.
+    seen: Mutex<Instant>,
+}
+
+impl Default for Following {
+    fn default() -> Self {
+        Self { current: AtomicU64::new(0), begun: AtomicU64::new(0), seen: Mutex::new(Instant::now()) }
+    }
+}
+
+impl Following {
+    fn is(&self, number: u64) -> bool {
+        self.current.load(Ordering::Acquire) == number
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Instant> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Sees to it that somebody follows: a task that ends with the layer. Called wherever rows begin to be cached or are used.
+/// Mostly this is one atomic load; now and then it looks whether the task is driven.
 pub(crate) fn ensure(shared: &Arc<Shared>) {
-    if shared.following.load(Ordering::Acquire) {
+    let calls = CALLS.get();
+    CALLS.set(calls.wrapping_add(1));
+    if !calls.is_multiple_of(CALLS_BETWEEN_LOOKS) && !shared.following.is(0) {
         return;
     }
+    ensure_driven(shared);
+}
+
+/// As [`ensure`], where the clock may be read: another task follows if nobody drives the runtime of the present one.
+pub(crate) fn ensure_driven(shared: &Arc<Shared>) {
     let settings = &shared.settings;
     // Asked each time: another layer may work over the store by now.
     if shared.hints.is_none() && settings.record_use.is_none() && !shared.checks_rows() {
         return;
     }
-    if shared.following.swap(true, Ordering::AcqRel) {
+    let (following, now) = (&shared.following, Instant::now());
+    let current = following.current.load(Ordering::Acquire);
+    // Whoever holds it looks as well, or is the follower.
+    let Ok(mut seen) = following.seen.try_lock() else { return };
+    if current != 0 && !has_stopped(*seen, BETWEEN_SIGNS, now) {
         return;
     }
-    let now = Instant::now();
+    // With the lock held, so that nobody else begins to follow.
+    if !following.is(current) {
+        return;
+    }
+    *seen = now;
+    let number = following.begun.fetch_add(1, Ordering::Relaxed) + 1;
+    following.current.store(number, Ordering::Release);
+    drop(seen);
     let follower = Follower {
         shared: Arc::downgrade(shared),
+        number,
         ended: shared.ended.clone(),
         // Listens before the first row is read.
         heard: match &shared.hints {
@@ -80,20 +140,21 @@ pub(crate) fn ensure(shared: &Arc<Shared>) {
         work: None,
         hinted: None,
     };
-    let slot = Slot(Arc::downgrade(shared));
-    shared.tasks.spawn(async move {
+    let slot = Slot(Arc::downgrade(shared), number);
+    // After closing nobody follows any more.
+    let _ = shared.tasks.spawn(async move {
         let _slot = slot;
         follower.run().await;
     });
 }
 
 /// Lets another task follow if this one ended with its runtime.
-struct Slot(Weak<Shared>);
+struct Slot(Weak<Shared>, u64);
 
 impl Drop for Slot {
     fn drop(&mut self) {
         if let Some(shared) = self.0.upgrade() {
-            shared.following.store(false, Ordering::Release);
+            let _ = shared.following.current.compare_exchange(self.1, 0, Ordering::AcqRel, Ordering::Acquire);
         }
     }
 }
@@ -121,6 +182,7 @@ enum Done {
 /// Held by nobody: it must not keep the layer alive, so it looks at it only while there is something to do.
 struct Follower {
     shared: Weak<Shared>,
+    number: u64,
     ended: CancellationToken,
     heard: BoxStream<'static, Heard>,
     floors: HashMap<SessionId, Floor>,
@@ -148,7 +210,7 @@ impl Follower {
     async fn run(mut self) {
         let ended = self.ended.clone();
         loop {
-            if self.begin().is_none() {
+            if self.sign().is_none() || self.begin().is_none() {
                 return;
             }
             let due = self.due();
@@ -173,8 +235,20 @@ impl Follower {
                     consume_budget().await;
                 }
                 () = async { sleep_until(due.unwrap_or_else(Instant::now)).await }, if due.is_some() => {}
+                () = sleep(BETWEEN_SIGNS) => {}
             }
         }
+    }
+
+    /// Shows that its runtime is driven. `None` if another one follows by now, or if the layer is gone.
+    fn sign(&self) -> Option<()> {
+        let shared = self.shared.upgrade()?;
+        let mut seen = shared.following.seen();
+        if !shared.following.is(self.number) {
+            return None;
+        }
+        *seen = Instant::now();
+        Some(())
     }
 
     /// When something is to be done next that can be done now.
@@ -237,7 +311,7 @@ impl Follower {
         if self.hinted.is_none() {
             let entries = self.floors_due(&shared, now);
             if !entries.is_empty() {
-                self.hinted = Some(self.spawn(&shared, refresh::rows(Arc::clone(&shared), entries)));
+                self.hinted = self.spawn(&shared, refresh::rows(Arc::clone(&shared), entries));
             }
         }
         if self.work.is_some() {
@@ -248,11 +322,11 @@ impl Follower {
             // Hints that were lost may be about any row.
             self.all_rows = true;
             self.check_at = Some(now);
-            self.work = Some(self.spawn(&shared, survey(Arc::clone(&shared))));
+            self.work = self.spawn(&shared, survey(Arc::clone(&shared)));
         } else if is_due(self.record_at) {
             let every = shared.settings.record_use?;
             self.record_at = Some(now + every);
-            self.work = Some(self.spawn(&shared, record_use(Arc::clone(&shared), every)));
+            self.work = self.spawn(&shared, record_use(Arc::clone(&shared), every));
         } else if is_due(self.check_at) {
             let every = shared.settings.row_check;
             let reads = self.all_rows || shared.checks_rows();
@@ -265,7 +339,7 @@ impl Follower {
             self.check_at = every.map(|every| now + every).or(self.all_rows_at.filter(|_| self.all_rows));
             if reads {
                 let check = refresh::check(Arc::clone(&shared), std::mem::take(&mut self.progress), whole);
-                self.work = Some(self.spawn(&shared, async { Done::Checked(check.await) }));
+                self.work = self.spawn(&shared, async { Done::Checked(check.await) });
             }
         }
         Some(())
@@ -275,7 +349,7 @@ impl Follower {
         &self,
         shared: &Shared,
         work: impl Future<Output = T> + Send + 'static,
-    ) -> JoinHandle<Option<Option<T>>> {
+    ) -> Option<JoinHandle<Option<Option<T>>>> {
         let ended = self.ended.clone();
         shared.tasks.spawn(async move { ended.run_until_cancelled(work).await })
     }
@@ -411,7 +485,7 @@ async fn record_use(shared: Arc<Shared>, every: Duration) -> Done {
         while used.len() >= BATCH || !more {
             let chunk: Vec<SessionId> = used.drain(..used.len().min(BATCH)).collect();
             // The last one also if it is empty: that use was recorded all the time is what is written down as well.
-            if let Err(error) = shared.in_time(shared.store.touch(&chunk, every)).await {
+            if let Err(error) = shared.in_background(shared.store.touch(&chunk, every)).await {
                 // Next time, with those that follow.
                 let sessions = (chunk.len() + used.len()) as u64;
                 shared.emit(&Event::UseNotRecorded { sessions, error: &error });

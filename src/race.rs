@@ -8,7 +8,7 @@ use crate::{
     dialer::{Dialed, Dialer, First, To},
     directory::Verdict,
     error::{Cause, SharedError},
-    flight::Seat,
+    flight::{Missed, Seat},
     pending::Probe,
     rows::Entry,
     settings::Settings,
@@ -188,8 +188,15 @@ where
             validated = landed(&mut question) => {
                 question = None;
                 now = Instant::now();
-                let validated =
-                    validated.unwrap_or_else(|| Validated::crashed(now, shared.settings.revalidate_every));
+                let validated = match validated {
+                    Ok(validated) => validated,
+                    // It began on a runtime that nobody drives: another one begins here.
+                    Err(Missed::Stopped) => {
+                        question = Some(shared.validate(&run.start.entry.place));
+                        continue;
+                    }
+                    Err(Missed::Late | Missed::Ended) => Validated::crashed(now, shared.settings.revalidate_every),
+                };
                 // This call may hear of it after others have learned of something later, which it follows already.
                 let place = &run.start.entry.place;
                 let outdated = validated.is_overtaken(place)
@@ -410,9 +417,9 @@ pub(crate) async fn news(shared: &Shared, start: &Start) {
 }
 
 /// Pending for ever while nothing was asked.
-async fn landed<T: Clone>(question: &mut Option<Seat<T>>) -> Option<T> {
+async fn landed<T: Clone>(question: &mut Option<Seat<T>>) -> Result<T, Missed> {
     match question {
-        Some(seat) => seat.landed().await,
+        Some(seat) => seat.landed(None).await,
         None => pending().await,
     }
 }

@@ -9,19 +9,24 @@ use crate::{
     directory::Repaired,
     error::{Cause, SharedError},
     outcome::RepairStatus,
+    pulse::{has_stopped, patience, with_signs},
     rows::Entry,
     shared::Shared,
+    statement::{Kind, no_answer},
+    store::StoreError,
 };
 use std::{
     collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 use tokio::{
     sync::watch,
-    time::{Duration, Instant, sleep},
+    time::{Duration, Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -33,6 +38,13 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// A store that was out of reach for so long gets no more writes from this call; the next call of the session tries anew.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(600);
+
+/// More are not begun: a call that needs one more is told that it failed, and the next call of its session tries anew.
+const MOST_REPAIRS: usize = 100_000;
+/// A repair without a task.
+const NO_TASK: u64 = 0;
+/// So often a flush waits without seeing any answer before it ends.
+const MOST_WAITS_IN_VAIN: u8 = 3;
 
 /// What must be written so that a row names what has answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,10 +73,29 @@ enum Key {
     Group(WorkspaceId, Behind, Arc<Target>),
 }
 
+impl Key {
+    /// Whose statements are sent one after the other.
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Own(session, ..) => Kind::Repair(*session),
+            Self::Group(workspace, ..) => Kind::GroupRepair(*workspace),
+        }
+    }
+
+    fn target(&self) -> &Arc<Target> {
+        let (Self::Own(_, target, _) | Self::Group(_, _, target)) = self;
+        target
+    }
+}
+
 /// The repairs under way.
 #[derive(Debug, Default)]
 pub(crate) struct Repairs {
     running: Mutex<HashMap<Key, Running>>,
+    /// The tasks that were ever begun for them.
+    tasks: AtomicU64,
+    /// The statements that were answered.
+    answered: AtomicU64,
     /// No more waiting between attempts: the next one is the last.
     closing: CancellationToken,
     /// Repairs that failed for good after closing had begun.
@@ -73,7 +104,14 @@ pub(crate) struct Repairs {
 
 #[derive(Debug)]
 struct Running {
+    /// The task that writes it, and when it was last seen to be driven.
+    task: u64,
+    seen: Instant,
     job: Job,
+    /// What the call went by that began it.
+    entry: Arc<Entry>,
+    /// A call waits for it: it does not queue behind what nobody waits for.
+    awaited: bool,
     /// The record was removed by order: no further attempt.
     forgotten: CancellationToken,
     /// What the calls went by that have asked for it.
@@ -84,30 +122,43 @@ struct Running {
 #[derive(Clone, Debug)]
 pub(crate) struct Job {
     pub(crate) status: RepairStatus,
-    /// How the last attempt has ended, if one has.
-    attempted: watch::Receiver<Option<Attempted>>,
+    /// How the last attempt has ended, or that it still waits for longer than a statement may take.
+    attempted: Arc<watch::Sender<Option<Attempted>>>,
 }
 
 /// What became of an attempt: the store could be written, or why not.
 type Attempted = Result<(), SharedError>;
 
 impl Job {
-    /// Waits until the first attempt has ended. Bounded by the store timeout for each statement.
+    fn new(repair: Repair, attempted: Option<Attempted>) -> Self {
+        let status = RepairStatus::new();
+        status.set(repair);
+        Self { status, attempted: Arc::new(watch::Sender::new(attempted)) }
+    }
+
+    /// Waits until the first attempt has ended. Bounded by the store timeout for each statement, and one more before the
+    /// first of them.
     ///
     /// # Errors
     ///
     /// Why the store could not be written.
-    pub(crate) async fn attempted(mut self) -> Attempted {
-        // An error means that the task is gone, and so is the attempt.
-        let attempted = self.attempted.wait_for(Option::is_some).await.ok().and_then(|attempted| attempted.clone());
+    pub(crate) async fn attempted(&self) -> Attempted {
+        let mut attempted = self.attempted.subscribe();
+        // No error: the sender is held here.
+        let attempted = attempted.wait_for(Option::is_some).await.ok().and_then(|attempted| attempted.clone());
         attempted.unwrap_or_else(|| Err(Cause::TaskEnded.shared()))
+    }
+
+    fn is_unwritten(&self) -> bool {
+        matches!(self.status.get(), Repair::Pending | Repair::Retrying)
     }
 }
 
 impl Repairs {
     /// Sees to it that the row names what has answered. `None` if it does already; else the job that writes it, a task of
-    /// its own, so that nobody's drop tears it.
-    pub(crate) fn begin(shared: &Arc<Shared>, entry: &Arc<Entry>, target: &Arc<Target>) -> Option<Job> {
+    /// its own, so that nobody's drop tears it. `awaited`: a call waits for the first attempt before it returns, so that
+    /// it does not queue behind what nobody waits for.
+    pub(crate) fn begin(shared: &Arc<Shared>, entry: &Arc<Entry>, target: &Arc<Target>, awaited: bool) -> Option<Job> {
         let needed = needed(entry.row.target.as_ref(), entry.stored, target);
         if needed == Needed::Nothing {
             return None;
@@ -127,41 +178,84 @@ impl Repairs {
                 }
             },
         };
-        if let Some(running) = running.get_mut(&key) {
-            running.entries.insert(entry.row.session, Arc::clone(entry));
-            return Some(running.job.clone());
+        if running.len() >= MOST_REPAIRS && !running.contains_key(&key) {
+            return Some(Job::new(Repair::Failed, Some(Err(Cause::TooManyRepairs.shared()))));
         }
-        let (attempted, receiver) = watch::channel(None);
-        let forgotten = CancellationToken::new();
-        let job = Job { status: RepairStatus::new(), attempted: receiver };
-        let entries = HashMap::from([(entry.row.session, Arc::clone(entry))]);
-        running.insert(key.clone(), Running { job: job.clone(), forgotten: forgotten.clone(), entries });
-        drop(running);
-        let task = Task {
-            _slot: Slot { shared: Arc::clone(shared), key: key.clone() },
-            shared: Arc::clone(shared),
-            key,
+        let now = Instant::now();
+        let known = running.entry(key.clone()).or_insert_with(|| Running {
+            task: NO_TASK,
+            seen: now,
+            job: Job::new(Repair::Pending, None),
             entry: Arc::clone(entry),
-            target: Arc::clone(target),
-            status: job.status.clone(),
-            attempted,
-            forgotten,
-        };
-        shared.tasks.spawn(task.run());
+            awaited,
+            forgotten: CancellationToken::new(),
+            entries: HashMap::new(),
+        });
+        known.entries.insert(entry.row.session, Arc::clone(entry));
+        let job = known.job.clone();
+        let task = shared.repairs.task_of(&key, known, shared, now);
+        drop(running);
+        if let Some(task) = task {
+            // If it is refused, it fails.
+            let _ = shared.tasks.spawn(task.run());
+        }
         Some(job)
     }
 
-    /// Waits for the attempts that have begun. Returns how many repairs are left to be tried again.
-    pub(crate) async fn flush(&self) -> usize {
+    /// The task that a repair needs: if there is none yet, or if nobody drives the runtime of the one that there is.
+    fn task_of(&self, key: &Key, known: &mut Running, shared: &Arc<Shared>, now: Instant) -> Option<Task> {
+        if known.task != NO_TASK && !has_stopped(known.seen, shared.settings.store_timeout, now) {
+            return None;
+        }
+        known.task = self.tasks.fetch_add(1, Ordering::Relaxed) + 1;
+        known.seen = now;
+        Some(Task {
+            _slot: Slot { shared: Arc::clone(shared), key: key.clone(), task: known.task },
+            id: known.task,
+            shared: Arc::clone(shared),
+            target: Arc::clone(key.target()),
+            key: key.clone(),
+            entry: Arc::clone(&known.entry),
+            job: known.job.clone(),
+            awaited: known.awaited,
+            forgotten: known.forgotten.clone(),
+        })
+    }
+
+    /// Begins anew what waits on runtimes that nobody drives.
+    fn take_over(shared: &Arc<Shared>) {
+        let now = Instant::now();
+        let mut running = shared.repairs.running();
+        let tasks: Vec<Task> =
+            running.iter_mut().filter_map(|(key, known)| shared.repairs.task_of(key, known, shared, now)).collect();
+        drop(running);
+        for task in tasks {
+            let _ = shared.tasks.spawn(task.run());
+        }
+    }
+
+    /// Waits for the attempts that have begun. Returns how many repairs are left to be tried again, or still wait.
+    pub(crate) async fn flush(shared: &Arc<Shared>) -> usize {
+        let repairs = &shared.repairs;
+        let mut jobs: Vec<Job> = Vec::new();
         // Twice: what a group repair has missed gets a repair of its own when that lands.
         for _ in 0..2 {
-            let jobs: Vec<Job> = self.running().values().map(|running| running.job.clone()).collect();
-            for job in jobs {
-                let _ = job.attempted().await;
+            jobs = repairs.running().values().map(|running| running.job.clone()).collect();
+            let mut in_vain = 0;
+            for job in &jobs {
+                let mut answered = repairs.answered.load(Ordering::Relaxed);
+                while in_vain < MOST_WAITS_IN_VAIN
+                    && timeout(patience(shared.settings.store_timeout), job.attempted()).await.is_err()
+                {
+                    Self::take_over(shared);
+                    let before = std::mem::replace(&mut answered, repairs.answered.load(Ordering::Relaxed));
+                    in_vain = if answered == before { in_vain + 1 } else { 0 };
+                }
             }
         }
         // Not whether it is still on the list: its task leaves that a moment after it has told the result.
-        self.running().values().filter(|running| running.job.status.get() == Repair::Retrying).count()
+        let waiting = jobs.iter().filter(|job| job.status.get() == Repair::Pending).count();
+        waiting + repairs.running().values().filter(|running| running.job.status.get() == Repair::Retrying).count()
     }
 
     /// What the session's calls have not written by now is not to be written: some of them compare with nothing, since
@@ -182,8 +276,9 @@ impl Repairs {
     }
 
     /// Lets every repair end with its next attempt.
-    pub(crate) fn close(&self) {
-        self.closing.cancel();
+    pub(crate) fn close(shared: &Arc<Shared>) {
+        shared.repairs.closing.cancel();
+        Self::take_over(shared);
     }
 
     /// How many did not land, once all tasks have ended.
@@ -196,19 +291,32 @@ impl Repairs {
     }
 }
 
-/// Takes a repair off the list however its task ends, unless closing cut it short.
+/// Takes a repair off the list however its task ends, unless another one has taken it over.
 struct Slot {
     shared: Arc<Shared>,
     key: Key,
+    task: u64,
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let Some(Running { job, .. }) = self.shared.repairs.running().remove(&self.key) else { return };
-        if matches!(job.status.get(), Repair::Pending | Repair::Retrying) {
-            // Dropped with its runtime or by the end of closing.
+        let mut running = self.shared.repairs.running();
+        if running.get(&self.key).is_none_or(|running| running.task != self.task) {
+            return;
+        }
+        let Some(Running { job, .. }) = running.remove(&self.key) else { return };
+        drop(running);
+        if job.is_unwritten() {
+            // Dropped with its runtime or by the end of closing, or refused after that.
             job.status.set(Repair::Failed);
         }
+        job.attempted.send_if_modified(|attempted| match attempted {
+            Some(_) => false,
+            None => {
+                *attempted = Some(Err(Cause::TaskEnded.shared()));
+                true
+            }
+        });
         if job.status.get() == Repair::Failed && self.shared.is_closed() {
             self.shared.repairs.failed_closing.fetch_add(1, Ordering::AcqRel);
         }
@@ -217,26 +325,37 @@ impl Drop for Slot {
 
 struct Task {
     _slot: Slot,
+    id: u64,
     shared: Arc<Shared>,
     key: Key,
     /// What the call went by that began it.
     entry: Arc<Entry>,
     target: Arc<Target>,
-    status: RepairStatus,
-    attempted: watch::Sender<Option<Attempted>>,
+    job: Job,
+    awaited: bool,
     forgotten: CancellationToken,
 }
 
 impl Task {
     async fn run(self) {
+        // If another task has taken it over, this one ends where it stands.
+        let replaced = CancellationToken::new();
+        let sign = || {
+            if !self.is_current(Some(Instant::now())) {
+                replaced.cancel();
+            }
+        };
+        let write = replaced.run_until_cancelled(self.write());
+        with_signs(self.shared.settings.store_timeout, write, sign).await;
+    }
+
+    async fn write(&self) {
+        let repairs = &self.shared.repairs;
         let give_up = Instant::now() + GIVE_UP_AFTER;
         let mut pause = FIRST_PAUSE;
         loop {
-            let last = self.shared.repairs.closing.is_cancelled() || Instant::now() >= give_up;
-            let attempt = match self.key {
-                Key::Own(..) => self.write_own().await,
-                Key::Group(_, behind, _) => self.write_group(behind).await,
-            };
+            // Boxed, so that a repair that only waits is small.
+            let (attempt, last) = Box::pin(self.attempt(give_up)).await;
             let (repair, attempted) = match attempt {
                 Ok(repair) => (repair, Ok(())),
                 Err(error) => {
@@ -248,27 +367,101 @@ impl Task {
                 return;
             }
             tokio::select! {
-                () = self.shared.repairs.closing.cancelled() => {}
+                () = repairs.closing.cancelled() => {}
                 () = self.forgotten.cancelled() => {}
-                () = sleep(pause) => {}
+                () = sleep(jittered(pause)) => {}
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
-            if self.forgotten.is_cancelled() || self.entry.place.supersedes(&self.target) {
-                // Somebody's later repair will be right, this one would not.
-                return self.tell(Repair::Lost, Ok(()));
-            }
         }
     }
 
+    /// One attempt, once there is no other statement about these rows, and a connection for the background unless a call
+    /// waits for it. Says whether it was the last one.
+    async fn attempt(&self, give_up: Instant) -> (Result<Repair, StoreError>, bool) {
+        let Self { shared, .. } = self;
+        let within = shared.settings.store_timeout;
+        let mut passes = pin!(async {
+            let alone = shared.one_of_a_kind.of(self.key.kind()).pass().await;
+            let background = match self.awaited {
+                true => None,
+                false => Some(shared.background.pass().await),
+            };
+            (alone, background)
+        });
+        let (alone, background) = match timeout(within, passes.as_mut()).await {
+            Ok(passes) => passes,
+            Err(_) => {
+                self.job.attempted.send_replace(Some(Err(Cause::Unanswered(within).shared())));
+                passes.await
+            }
+        };
+        if !self.is_current(None) || self.forgotten.is_cancelled() || self.entry.place.supersedes(&self.target) {
+            // Somebody's later repair will be right, this one would not.
+            return (Ok(Repair::Lost), true);
+        }
+        let began = Instant::now();
+        let closing = || shared.repairs.closing.is_cancelled();
+        let last = closing() || began >= give_up;
+        let write = async {
+            match self.key {
+                Key::Own(..) => self.write_own().await,
+                Key::Group(_, behind, _) => self.write_group(behind).await,
+            }
+        };
+        let written = alone.hold(async {
+            match background {
+                Some(background) => background.hold(write).await,
+                None => write.await,
+            }
+        });
+        let written = written.await;
+        // What had no answer until closing ended the wait is not sent once more.
+        (written, last || closing() && began.elapsed() >= shared.settings.store_timeout)
+    }
+
+    /// Waits for the answer to a statement, and tells if it is overdue.
+    async fn answer<T>(&self, statement: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        let mut answer = pin!(self.shared.answer(statement));
+        let answer = match timeout(self.shared.settings.store_timeout, answer.as_mut()).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                if self.job.status.get() != Repair::Retrying {
+                    self.tell(Repair::Retrying, Err(Arc::new(no_answer(self.shared.settings.store_timeout))));
+                }
+                answer.await
+            }
+        };
+        self.shared.repairs.answered.fetch_add(1, Ordering::Relaxed);
+        answer
+    }
+
+    /// Whether no other task has taken the repair over. If not, it was seen to be driven at the given instant.
+    fn is_current(&self, seen: Option<Instant>) -> bool {
+        let mut running = self.shared.repairs.running();
+        let Some(running) = running.get_mut(&self.key).filter(|running| running.task == self.id) else { return false };
+        running.seen = seen.unwrap_or(running.seen);
+        true
+    }
+
     fn tell(&self, repair: Repair, attempted: Attempted) {
-        self.status.set(repair);
-        self.attempted.send_replace(Some(attempted));
+        if !self.is_current(None) {
+            return;
+        }
+        self.job.status.set(repair);
+        self.job.attempted.send_replace(Some(attempted));
         let (workspace, target) = (self.entry.workspace(), &*self.target);
         self.shared.emit(&match self.key {
             Key::Own(session, ..) => Event::Repaired { session, workspace, target, repair },
             Key::Group(..) => Event::WorkspaceRepaired { workspace, target, repair },
         });
     }
+}
+
+/// Longer by up to a quarter, so that many who failed together do not come back together.
+fn jittered(pause: Duration) -> Duration {
+    // The keys of std's hasher are its randomness.
+    let random = RandomState::new().hash_one(()) % 256;
+    pause + pause * (random as u32) / 1_024
 }
 
 #[cfg(test)]

@@ -58,6 +58,7 @@ pub(crate) struct Settings {
     pub(crate) serve_without_store: bool,
     pub(crate) row_check: Option<Duration>,
     pub(crate) record_use: Option<Duration>,
+    pub(crate) background_connections: usize,
 }
 
 impl Default for Settings {
@@ -77,6 +78,7 @@ impl Default for Settings {
             serve_without_store: false,
             row_check: Some(Duration::from_secs(30)),
             record_use: None,
+            background_connections: 2,
         }
     }
 }
@@ -142,6 +144,9 @@ impl Settings {
                 self.cache_idle, self.store_timeout
             );
             return refuse("cache_idle", "store_timeout", why);
+        }
+        if self.background_connections == 0 {
+            return refuse("background_connections", "a number of connections", "it is zero".into());
         }
         if self.max_pending_dials == 0 {
             return refuse("max_pending_dials", "a limit", "it is zero".into());

@@ -6,13 +6,16 @@ use crate::{
     attempt::Answer,
     directory::{Choice, Directory, Place},
     error::{Cause, SharedError},
-    flight::{Flights, Seat},
+    flight::{Flights, Missed, Seat},
+    follow::Following,
+    gate::{Gate, Gates},
     hints::{About, ErasedHints, Hint},
     repair::Repairs,
     resolver::Resolver,
     rows::{Entry, Moment, Rows, State, Ticket},
     settings::Settings,
-    store::{ErasedStore, StoreError, UsedByLayer},
+    statement::{Kind, no_answer},
+    store::{ErasedStore, UsedByLayer},
     tasks::Tasks,
     usage::Usage,
 };
@@ -21,7 +24,7 @@ use std::{
     panic::AssertUnwindSafe,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 use tokio::time::{Duration, Instant, timeout};
@@ -100,6 +103,12 @@ pub(crate) struct Shared {
     pub(crate) absent: Absent,
     pub(crate) validations: Flights<WorkspaceId, Validated>,
     pub(crate) repairs: Repairs,
+    /// The connections that all statements share that no call waits for.
+    pub(crate) background: Arc<Gate>,
+    /// Of each kind of statement one is sent at a time.
+    pub(crate) one_of_a_kind: Gates<Kind>,
+    /// The statements whose answer is overdue.
+    pub(crate) overdue: AtomicUsize,
     pub(crate) tasks: Tasks,
     pub(crate) closed: AtomicBool,
     pub(crate) observer: Option<Box<dyn Observer>>,
@@ -107,7 +116,7 @@ pub(crate) struct Shared {
     /// By which this layer knows its own hints.
     pub(crate) origin: u64,
     /// There is a task that follows what other processes write.
-    pub(crate) following: AtomicBool,
+    pub(crate) following: Following,
     /// The layer was closed, or nobody holds it any more.
     pub(crate) ended: CancellationToken,
 }
@@ -343,8 +352,7 @@ impl Shared {
 
     /// Reads the row; joins a read that is under way.
     pub(crate) async fn read(self: &Arc<Self>, session: SessionId) -> Looked {
-        let mut seat = self.loads.join(session, &self.tasks, || self.load(session));
-        let looked = seat.landed().await.unwrap_or_else(|| Err(Cause::TaskEnded.shared()));
+        let looked = self.answered(&self.loads, None, session, || self.load(session)).await;
         match &looked {
             // A command has come since that read began, perhaps before this caller: then a deleted row is no answer.
             Ok(Some(entry)) if entry.state() == State::Removed || entry.is_commanded() => {
@@ -356,17 +364,34 @@ impl Shared {
 
     /// Reads the row in a read that began then or later.
     pub(crate) async fn read_since(self: &Arc<Self>, session: SessionId, since: Instant) -> Looked {
-        let looked = self.loads.join_since(since, session, &self.tasks, || self.load(session)).await;
-        looked.unwrap_or_else(|| Err(Cause::TaskEnded.shared()))
+        self.answered(&self.loads, Some(since), session, || self.load(session)).await
+    }
+
+    /// Waits a store timeout for what all who look for the session's row share.
+    async fn answered<F>(
+        &self,
+        flights: &Flights<SessionId, Looked>,
+        since: Option<Instant>,
+        session: SessionId,
+        work: impl Fn() -> F,
+    ) -> Looked
+    where
+        F: Future<Output = Looked> + Send + 'static,
+    {
+        let within = self.settings.store_timeout;
+        match flights.answer(since, Some(within), session, &self.tasks, work).await {
+            Ok(looked) => looked,
+            Err(Missed::Late) => Err(Arc::new(no_answer(within))),
+            Err(Missed::Ended | Missed::Stopped) => Err(Cause::TaskEnded.shared()),
+        }
     }
 
     fn load(self: &Arc<Self>, session: SessionId) -> impl Future<Output = Looked> + Send + 'static {
         let shared = Arc::clone(self);
         async move {
             let (ticket, before) = (shared.rows.ticket(session), shared.absent.before_read(session));
-            let row =
-                shared.in_time(shared.store.load(session)).await.map_err(|error| Arc::new(error) as SharedError)?;
-            match row {
+            let row = shared.answer(shared.store.load(session)).await;
+            match row.map_err(|error| Arc::new(error) as SharedError)? {
                 Some(row) => Ok(Some(shared.learn(row, ticket))),
                 None => {
                     // What is cached was deleted by somebody else.
@@ -375,18 +400,6 @@ impl Shared {
                     Ok(None)
                 }
             }
-        }
-    }
-
-    /// Bounds a statement. What does not answer in time may still be carried out.
-    pub(crate) async fn in_time<T>(
-        &self,
-        statement: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<T, StoreError> {
-        let within = self.settings.store_timeout;
-        match timeout(within, statement).await {
-            Ok(done) => done,
-            Err(_) => Err(StoreError::Unknown(Cause::NoAnswer(within).into())),
         }
     }
 
@@ -400,11 +413,20 @@ impl Shared {
 
     /// The answer of a validation that began then or later. `None` if its task has ended without one.
     pub(crate) async fn validate_since(self: &Arc<Self>, place: &Arc<Place>, since: Instant) -> Option<Validated> {
+        self.answer_of_resolver(place, Some(since)).await
+    }
+
+    /// The answer of the validation of a workspace. `None` if it crashed, or if the layer was closed.
+    pub(crate) async fn validated(self: &Arc<Self>, place: &Arc<Place>) -> Option<Validated> {
+        self.answer_of_resolver(place, None).await
+    }
+
+    async fn answer_of_resolver(self: &Arc<Self>, place: &Arc<Place>, since: Option<Instant>) -> Option<Validated> {
         let ask = || {
             let (shared, place) = (Arc::clone(self), Arc::clone(place));
             async move { shared.ask(place).await }
         };
-        self.validations.join_since(since, place.workspace(), &self.tasks, ask).await
+        self.validations.answer(since, None, place.workspace(), &self.tasks, ask).await.ok()
     }
 
     async fn ask(&self, place: Arc<Place>) -> Validated {

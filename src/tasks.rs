@@ -1,6 +1,14 @@
 //! Tasks that outlive the call that began them, and their end.
 
-use tokio::{task::JoinHandle, time::Duration};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+use tokio::{
+    runtime::Handle,
+    task::JoinHandle,
+    time::{Duration, Instant, timeout, timeout_at},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Every task of a layer, so that closing it can wait for them and leave none behind.
@@ -8,25 +16,50 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub(crate) struct Tasks {
     tracker: TaskTracker,
     end: CancellationToken,
+    /// Closing has ended: no task begins any more.
+    ended: Arc<AtomicBool>,
+    /// Where they run. `None`: on the runtime of whoever begins them.
+    runtime: Option<Handle>,
 }
 
 impl Tasks {
-    /// Runs to its end, whoever stops waiting for it; `None` if the layer was closed before.
+    pub(crate) fn on(runtime: Option<Handle>) -> Self {
+        Self { runtime, ..Self::default() }
+    }
+
+    /// Runs to its end, whoever stops waiting for it; its result is `None` if the layer was closed before. Returns `None`
+    /// and drops the task if closing has ended.
     pub(crate) fn spawn<T: Send + 'static>(
         &self,
         task: impl Future<Output = T> + Send + 'static,
-    ) -> JoinHandle<Option<T>> {
+    ) -> Option<JoinHandle<Option<T>>> {
+        // It counts before the look: `close` either waits for it, or is seen to have ended.
+        let counted = self.tracker.token();
+        if self.ended.load(Ordering::SeqCst) {
+            return None;
+        }
         let end = self.end.clone();
-        self.tracker.spawn(async move { end.run_until_cancelled(task).await })
+        let task = async move {
+            let _counted = counted;
+            end.run_until_cancelled(task).await
+        };
+        Some(match &self.runtime {
+            Some(runtime) => runtime.spawn(task),
+            None => tokio::spawn(task),
+        })
     }
 
-    /// Waits for the tasks for so long, then drops those that are left.
+    /// Waits for the tasks for so long, then drops those that are left and refuses new ones.
     pub(crate) async fn close(&self, within: Duration) {
+        let deadline = Instant::now() + within;
         self.tracker.close();
-        if tokio::time::timeout(within, self.tracker.wait()).await.is_err() {
+        let _ = timeout_at(deadline, self.tracker.wait()).await;
+        self.ended.store(true, Ordering::SeqCst);
+        // Those that began between the two have their time as well.
+        if timeout_at(deadline, self.tracker.wait()).await.is_err() {
             self.end.cancel();
             // They end when they are polled next; a task that blocks its thread must not block this one.
-            let _ = tokio::time::timeout(Duration::from_secs(1), self.tracker.wait()).await;
+            let _ = timeout(Duration::from_secs(1), self.tracker.wait()).await;
         }
     }
 }

@@ -743,6 +743,10 @@ async fn drop_order_once(order: Order, writes: Fault, reads: Fault, polls: usize
     // An order that was begun is carried out, whoever stops waiting for it. One that was not is not.
     sleep(ms(11_000)).await;
     stage.world.store.on_all(Fault::None);
+    if writes == Fault::Hang || reads == Fault::Hang {
+        // Nothing is sent again before the layer takes the connection for dead.
+        sleep(ms(24 * 5_000)).await;
+    }
     let row = stage.world.row(subject);
     let carried_out = polls > 0 && matches!(writes, Fault::None | Fault::Slow(_) | Fault::LostAnswer);
     assert_eq!(row != old, carried_out, "{what}: {row:?}");

@@ -753,7 +753,7 @@ mod row_check {
         let (elsewhere, target) = world.workspace();
         world.store.elsewhere().retarget(chat, elsewhere).await.unwrap();
         sleep(ms(1)).await;
-        for fault in [Fault::Unavailable, Fault::Hang] {
+        for fault in [Fault::Unavailable, Fault::Held] {
             world.store.on_reads(fault);
             let before = world.counts();
             sleep(ms(30_000)).await;
@@ -761,6 +761,7 @@ mod row_check {
             assert_eq!(world.counts() - before, counts(1, 0, 1, 0), "{fault:?}");
         }
         world.store.on_reads(Fault::None);
+        world.store.release();
         sleep(ms(30_001)).await;
         assert_eq!(process.call(chat).await.agent, target.agent);
     }

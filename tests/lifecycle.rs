@@ -63,7 +63,8 @@ impl Repairing {
     async fn new(writes: Writes, sessions: usize, fault: Fault) -> Self {
         let world = World::new();
         let (ws, old) = world.workspace();
-        let layer = world.layer();
+        // None of the repairs waits for another one.
+        let layer = world.builder().background_connections(sessions).build().unwrap();
         let dial = world.dial(&layer);
         let mut chats = Vec::new();
         for _ in 0..sessions {
@@ -125,22 +126,33 @@ async fn flush_waits_for_the_first_attempts() {
 #[tokio::test(start_paused = true)]
 async fn flush_counts_what_is_left_and_does_not_wait_for_it() {
     for (writes, repairs) in [(Writes::Own, 3), (Writes::Group, 1)] {
-        for (fault, after) in [(Fault::Unavailable, ms(0)), (Fault::LostRequest, ms(0)), (Fault::Hang, secs(5))] {
+        for fault in [Fault::Unavailable, Fault::LostRequest] {
             let case = Repairing::new(writes, 3, fault).await;
             assert_eq!(case.bindings.flush().await, repairs);
-            assert_eq!((case.begin.elapsed(), case.writes()), (after, repairs as u64));
+            assert_eq!((case.begin.elapsed(), case.writes()), (ms(0), repairs as u64));
             assert!(case.all(Repair::Retrying));
-            // It goes on in the background: after 100 ms, then 200, 400, …
+            // It goes on in the background: after 100 ms, then 200, 400, …, each longer by up to a quarter.
             let retried = Instant::now();
             case.world.store.on_writes(Fault::Unavailable);
-            sleep(ms(750)).await;
-            assert_eq!((retried.elapsed(), case.writes()), (ms(750), 4 * repairs as u64), "three more attempts each");
+            sleep(ms(900)).await;
+            assert_eq!((retried.elapsed(), case.writes()), (ms(900), 4 * repairs as u64), "three more attempts each");
             assert_eq!(case.bindings.flush().await, repairs);
             case.world.store.on_writes(Fault::None);
             sleep(secs(2)).await;
             assert_eq!((case.bindings.flush().await, case.writes(), case.written()), (0, 5 * repairs as u64, 3));
             assert!(case.all(Repair::Written));
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn flush_waits_for_an_answer_for_one_store_timeout() {
+    for (writes, repairs) in [(Writes::Own, 3), (Writes::Group, 1)] {
+        let case = Repairing::new(writes, 3, Fault::Hang).await;
+        assert_eq!(case.bindings.flush().await, repairs);
+        assert_eq!((case.begin.elapsed(), case.writes()), (secs(5), repairs as u64));
+        assert!(case.all(Repair::Retrying));
+        assert_eq!((case.bindings.flush().await, case.begin.elapsed()), (repairs, secs(5)));
     }
 }
 
@@ -326,9 +338,8 @@ async fn a_call_under_way_that_fails_is_closed_with_its_causes() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_needs_a_repair_after_the_end_is_returned() {
-    // Closed with nothing left to do: later tasks still run. Cut short: they do not, and nothing is pending for ever.
-    let ends = [(false, Repair::Written), (true, Repair::Failed)];
-    for ((cut, repair), writes) in ends.into_iter().flat_map(|end| [(end, Writes::Own), (end, Writes::Group)]) {
+    // Closed with nothing left to do, or cut short.
+    for (cut, writes) in [false, true].into_iter().flat_map(|cut| [(cut, Writes::Own), (cut, Writes::Group)]) {
         let case = Repairing::new(writes, 2, Fault::None).await;
         case.bindings.flush().await;
         let newer = writes.replaced(&case.world, case.ws, &case.new, Does::Fail(ms(0)));
@@ -346,10 +357,12 @@ async fn a_connection_that_needs_a_repair_after_the_end_is_returned() {
         } else {
             assert_eq!(case.bindings.close(secs(10)).await, 0);
         }
+        let before = case.world.counts();
         let bound = under_way.await.unwrap().unwrap();
-        settled().await;
-        assert_eq!((bound.agent, bound.outcome().repair()), (newer.agent, repair));
-        assert_eq!(case.bindings.close(secs(10)).await, usize::from(cut));
+        sleep(secs(60)).await;
+        assert_eq!((bound.agent, bound.outcome().repair()), (newer.agent, Repair::Failed));
+        assert_eq!((case.world.counts() - before).w, 0, "nothing of the layer begins after its end");
+        assert_eq!(case.bindings.close(secs(10)).await, 1, "it is told all the same");
         assert_eq!((case.world.live_dials(), alive().await), (0, 0));
     }
 }

@@ -3,9 +3,9 @@
 use super::Bindings;
 use crate::{
     Error, ErrorKind,
+    statement::Kind,
     store::{BATCH, ErasedStore, Purged, StoreError},
 };
-use futures_util::future::BoxFuture;
 use std::{sync::Arc, time::Duration};
 use tokio::time::sleep;
 
@@ -29,7 +29,8 @@ impl Bindings {
     /// What was forgotten before an error stays so. [`Store`](ErrorKind::Store); then
     /// [`store_error`](Error::store_error) may be a [`StoreError::UseNotRecorded`], if use was not recorded for long
     /// enough to tell, or a [`StoreError::Unsupported`]. [`OutcomeUnknown`](ErrorKind::OutcomeUnknown) if no answer came
-    /// for the last batch; [`Closed`](ErrorKind::Closed).
+    /// for the last batch; [`Closed`](ErrorKind::Closed). While a batch has no answer no other one is sent: that is a
+    /// [`StoreError::Unavailable`].
     ///
     /// # Cancel safety
     ///
@@ -50,7 +51,7 @@ impl Bindings {
     pub async fn purge_idle(&self, idle: Duration) -> Result<u64, Error> {
         let mut all = 0;
         loop {
-            let deleted = self.batch(|store| store.purge_idle(idle, BATCH as u64)).await?;
+            let deleted = self.batch(move |store| async move { store.purge_idle(idle, BATCH as u64).await }).await?;
             all += deleted;
             if deleted < BATCH as u64 {
                 return Ok(all);
@@ -72,7 +73,7 @@ impl Bindings {
     pub async fn purge_forgotten(&self) -> Result<Purged, Error> {
         let mut all = Purged::default();
         loop {
-            let purged = self.batch(|store| store.purge_deleted(BATCH as u64)).await?;
+            let purged = self.batch(|store| async move { store.purge_deleted(BATCH as u64).await }).await?;
             all = Purged::new(all.gone + purged.gone, purged.waiting);
             if purged.gone < BATCH as u64 {
                 return Ok(all);
@@ -82,14 +83,16 @@ impl Bindings {
 
     /// Runs one batch, again if that may help. A batch that was carried out without an answer may be repeated: it finds
     /// the next rows.
-    async fn batch<'a, T>(
-        &'a self,
-        batch: impl Fn(&'a dyn ErasedStore) -> BoxFuture<'a, Result<T, StoreError>>,
-    ) -> Result<T, Error> {
+    async fn batch<T, F>(&self, batch: impl Fn(Arc<dyn ErasedStore>) -> F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, StoreError>> + Send + 'static,
+    {
         let mut pauses = PAUSES.into_iter();
         loop {
             self.open(None)?;
-            let error = match self.shared.in_time(batch(&*self.shared.store)).await {
+            let batch = batch(Arc::clone(&self.shared.store));
+            let error = match self.shared.send(Kind::Purge, |shared| async move { shared.answer(batch).await }).await {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };

@@ -6,7 +6,11 @@
 //! What becomes known in any other way reaches a waiting request at once.
 
 use super::outgoing::Progress;
-use crate::{BoundHandle, Target, flight::Seat, shared::Validated};
+use crate::{
+    BoundHandle, Target,
+    flight::{Missed, Seat},
+    shared::Validated,
+};
 use std::{
     future::pending,
     sync::{
@@ -213,7 +217,8 @@ impl Watch<'_> {
                 () = row_changed => {}
                 () = place_changed => {}
                 again = answered(&mut question) => {
-                    question = None;
+                    // If it began on a runtime that nobody drives, another one begins here.
+                    question = (again == Err(Missed::Stopped)).then(|| shared.validate(&place));
                     // What it has taught is looked at above.
                     not_before = again.unwrap_or(now + LATEST);
                 }
@@ -224,9 +229,9 @@ impl Watch<'_> {
 }
 
 /// Returns when to ask again, if that is known; pending for ever while nothing was asked.
-async fn answered(question: &mut Option<Seat<Validated>>) -> Option<Instant> {
+async fn answered(question: &mut Option<Seat<Validated>>) -> Result<Instant, Missed> {
     match question {
-        Some(seat) => seat.landed().await.map(|validated| validated.again),
+        Some(seat) => seat.landed(None).await.map(|validated| validated.again),
         None => pending().await,
     }
 }

@@ -31,7 +31,7 @@ impl Task {
             }
             let began = shared.rows.moment();
             let statement = shared.store.replace_agent(place.workspace(), stale, target, BATCH as u64);
-            if shared.in_time(statement).await? < BATCH as u64 {
+            if self.answer(statement).await? < BATCH as u64 {
                 break began;
             }
         };
@@ -40,7 +40,7 @@ impl Task {
         place.repaired(GroupRepair { behind, target: Arc::clone(target), began, landed });
         for entry in shared.repairs.take_entries(&self.key) {
             // Takes over what was written; a row that the statements have missed gets a repair of its own.
-            Repairs::begin(shared, &entry, target);
+            Repairs::begin(shared, &entry, target, false);
         }
         shared.tell(About::Workspace { workspace: place.workspace(), generation: target.generation });
         Ok(Repair::Written)

@@ -4,7 +4,7 @@ use super::Task;
 use crate::{
     Binding, Repair, Revision, Target,
     hints::About,
-    rows::Entry,
+    rows::{Entry, Seen},
     store::{NewBinding, StoreError, Swap},
 };
 use std::sync::Arc;
@@ -47,17 +47,29 @@ fn lost(entry: &Entry, target: &Target, winner: Option<&Binding>) -> Lost {
 }
 
 impl Task {
+    /// Whether a row that this process has written itself names what the repair's target has replaced.
+    fn has_replaced(&self, written: &Entry) -> bool {
+        matches!(written.seen(), Seen::Written(_))
+            && written.workspace() == self.entry.workspace()
+            && written.row.revision > self.entry.row.revision
+            && written.row.target.as_ref().is_some_and(|named| self.entry.place.supersedes(named))
+    }
+
     /// One try, from the revision that the call went by.
     pub(super) async fn write_own(&self) -> Result<Repair, StoreError> {
         let Self { shared, entry, target, .. } = self;
         let session = entry.row.session;
         let new = NewBinding::new(session, entry.workspace(), Some(Arc::clone(target)));
         let mut expected = entry.stored.then_some(entry.row.revision);
+        // An earlier repair of the session, for which this one has waited, may have written the row since.
+        if let Some(current) = shared.rows.get(session).filter(|current| self.has_replaced(current)) {
+            expected = Some(current.row.revision);
+        }
         for _ in 0..MOST_SWAPS {
             let ticket = shared.rows.ticket(session);
             let swap = match expected {
-                Some(revision) => shared.in_time(shared.store.compare_and_swap(revision, new.clone())).await,
-                None => shared.in_time(shared.store.create(new.clone())).await,
+                Some(revision) => self.answer(shared.store.compare_and_swap(revision, new.clone())).await,
+                None => self.answer(shared.store.create(new.clone())).await,
             };
             let winner = match swap? {
                 Swap::Applied(row) => {

@@ -107,8 +107,6 @@ async fn what_does_not_pass_fails_after_three_more_tries() {
         (Fault::LostRequest, pauses, 3),
         // It was carried out the first time.
         (Fault::LostAnswer, pauses, 1),
-        // Each is given the store timeout.
-        (Fault::Hang, pauses + 4 * ms(5000), 3),
     ] {
         let world = World::new();
         let (layer, sessions) = used(&world, 2).await;
@@ -129,6 +127,19 @@ async fn what_does_not_pass_fails_after_three_more_tries() {
         assert_eq!(matches!(error.kind(), ErrorKind::Store), fault == Fault::Unavailable, "{fault:?}: {error:?}");
         assert_eq!(world.counts() - before, counts(0, 0, 0, 4), "{fault:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_without_an_answer_is_not_sent_again() {
+    let world = World::new();
+    let (layer, sessions) = used(&world, 2).await;
+    world.store.on_writes(Fault::Hang);
+    let (begin, before) = (Instant::now(), world.counts());
+    let error = layer.bindings().purge_idle(Duration::ZERO).await.unwrap_err();
+    // Each of the four tries waits a store timeout: the first for the answer, the others to be sent.
+    assert!(matches!(said(&error), (ErrorKind::Store, StoreError::Unavailable(_))), "{error:?}");
+    assert_eq!((begin.elapsed(), world.counts() - before), (ms(5_250 + 4 * 5_000), counts(0, 0, 0, 1)));
+    assert_eq!(left(&world, &sessions).await, 3);
 }
 
 #[tokio::test(start_paused = true)]

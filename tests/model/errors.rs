@@ -1,7 +1,7 @@
 //! What a call may fail with: each error tells of something that was true between the call's begin and its end.
 
 use crate::{
-    DIAL_TIMEOUT,
+    DIAL_TIMEOUT, STORE_TIMEOUT,
     chronicle::{Chronicle, Found, HeardOf, Moment, Question, Reading, Sight},
     life::{Does, Fault, How, Op, Status},
     ms,
@@ -164,7 +164,10 @@ impl<'a> Case<'a> {
                 });
                 or(failed, "the resolver has not failed")
             }
-            ErrorKind::Store => or(self.found(|found| matches!(found, Found::Error(_))), "no statement failed"),
+            ErrorKind::Store => {
+                let failed = self.found(|found| matches!(found, Found::Error(_)));
+                or(failed || self.waited_in_vain(self.began), "no statement failed")
+            }
             _ => Err("that cannot be"),
         }
     }
@@ -182,7 +185,8 @@ impl<'a> Case<'a> {
                 Found::Error(None) => text == "the store did not answer",
                 _ => false,
             };
-            or(self.found(told), "no statement failed with that")?;
+            let late = text == "the store did not answer" && self.waited_in_vain(self.began);
+            or(late || self.found(told), "no statement failed with that")?;
         }
         let validation = error.validation_error().map(ToString::to_string);
         or(validation.is_some() || *error.kind() != ErrorKind::Resolver, "the resolver's error is missing")?;
@@ -247,7 +251,7 @@ impl<'a> Case<'a> {
                     _ => false,
                 };
                 reading.began.at >= said.at && pointed
-            })
+            }) || self.waited_in_vain(said)
         });
         or(read_since, "the row was not read since")
     }
@@ -320,6 +324,16 @@ impl<'a> Case<'a> {
     fn found(&self, wanted: impl Fn(&Found) -> bool) -> bool {
         let mut ended = self.readings().filter_map(|reading| reading.ended.as_ref());
         ended.any(|(at, found)| *at > self.began && wanted(found))
+    }
+
+    /// Whether a store timeout has passed since then without an answer to a statement that had been sent before: such a one
+    /// is not sent again.
+    fn waited_in_vain(&self, since: Moment) -> bool {
+        let waited = |reading: &Reading| {
+            let until = reading.ended.as_ref().map_or(self.now, |(at, _)| *at);
+            until.at.saturating_duration_since(since.at.max(reading.began.at)) >= STORE_TIMEOUT
+        };
+        self.readings().any(waited)
     }
 
     fn is_own(&self, question: &Question) -> bool {

@@ -33,6 +33,7 @@ const PROCESSES: usize = 2;
 const CHATS: usize = 4;
 const WORKSPACES: usize = 3;
 const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
+const STORE_TIMEOUT: Duration = Duration::from_secs(5);
 
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)

@@ -31,8 +31,9 @@ impl Run {
                 agent.does = Does::Hang;
             }
         }
-        // Past every timeout, every retry, and the time for which a row that may have been changed is read.
-        sleep(ms(100_000)).await;
+        // Past every timeout, every retry, the time for which a row that may have been changed is read, and the time after
+        // which a statement without an answer is sent again.
+        sleep(ms(150_000)).await;
         for called in std::mem::take(&mut self.calls) {
             match called.await {
                 Ok(_) => {}

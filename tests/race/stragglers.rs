@@ -261,7 +261,7 @@ async fn a_store_that_never_comes_to_an_end_is_tried_again_and_holds_nobody_up()
     assert_eq!((flushed, bound.outcome().repair()), (Ok(1), Repair::Retrying));
     assert_eq!((s.world.counts() - before).w, 1_000);
     s.world.store.on_writes(Fault::None);
-    sleep(ms(101)).await;
+    sleep(ms(126)).await;
     assert_eq!((bindings.flush().await, bound.outcome().repair()), (0, Repair::Written));
     assert_eq!(s.did().await, counts(2, 1, 0, 1_001));
     is_reused(&mut s, bound.session(), &new).await;

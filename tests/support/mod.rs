@@ -14,7 +14,10 @@ use std::{
     },
     task::{Context, Poll},
 };
-use tokio::time::{Duration, Instant, sleep};
+use tokio::{
+    sync::watch,
+    time::{Duration, Instant, sleep},
+};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_bound_agent::{
     AgentId, Binding, Bound, BoundAgent, BoundAgentBuilder, BoundAgentLayer, BoxError, BuildId, DialAgent, DialSession,
@@ -408,6 +411,8 @@ pub enum Fault {
     LostRequest,
     /// No answer, for ever.
     Hang,
+    /// It is carried out when the test lets go of everything that is held.
+    Held,
     /// It is carried out after so long.
     Slow(Duration),
     /// It is carried out at once, and the answer takes so long.
@@ -439,6 +444,25 @@ struct Taps {
     unreadable: Mutex<HashSet<SessionId>>,
     reading: Mutex<Fault>,
     writing: Mutex<Fault>,
+    release: watch::Sender<()>,
+    running_writes: AtomicU64,
+    most_writes: AtomicU64,
+}
+
+/// Counts a statement while it runs.
+struct Running<'a>(&'a AtomicU64);
+
+impl<'a> Running<'a> {
+    fn begin(running: &'a AtomicU64, most: &AtomicU64) -> Self {
+        most.fetch_max(running.fetch_add(1, SeqCst) + 1, SeqCst);
+        Self(running)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
 }
 
 impl<St> Tap<St> {
@@ -481,6 +505,18 @@ impl<St> Tap<St> {
     pub fn on_writes(&self, fault: Fault) {
         *self.taps.writing.lock().unwrap() = fault;
     }
+    /// Carries out every statement that is [held](Fault::Held).
+    pub fn release(&self) {
+        self.taps.release.send_replace(());
+    }
+    /// The writes that were sent and have not ended.
+    pub fn running_writes(&self) -> u64 {
+        self.taps.running_writes.load(SeqCst)
+    }
+    /// The most writes that ever ran at once.
+    pub fn most_writes(&self) -> u64 {
+        self.taps.most_writes.load(SeqCst)
+    }
     pub fn on_all(&self, fault: Fault) {
         self.on_reads(fault);
         self.on_writes(fault);
@@ -498,6 +534,7 @@ impl<St> Tap<St> {
         let (count, fault) =
             if write { (&self.taps.writes, &self.taps.writing) } else { (&self.taps.reads, &self.taps.reading) };
         count.fetch_add(1, SeqCst);
+        let _running = write.then(|| Running::begin(&self.taps.running_writes, &self.taps.most_writes));
         let fault = *fault.lock().unwrap();
         match fault {
             Fault::None | Fault::Locked | Fault::Endless => statement.await,
@@ -508,6 +545,11 @@ impl<St> Tap<St> {
                 Err(StoreError::Unknown("lost on purpose".into()))
             }
             Fault::Hang => std::future::pending().await,
+            Fault::Held => {
+                let mut released = self.taps.release.subscribe();
+                let _ = released.changed().await;
+                statement.await
+            }
             Fault::Slow(after) => {
                 sleep(after).await;
                 statement.await

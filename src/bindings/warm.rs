@@ -1,0 +1,56 @@
+//! Rows that are loaded in advance.
+
+use crate::{
+    error::Cause,
+    shared::Shared,
+    statement::{Kind, no_answer},
+    store::StoreError,
+};
+use futures_util::StreamExt;
+use std::sync::Arc;
+use tokio::{sync::mpsc, time::timeout};
+
+/// Loads the rows that were used last, in a task of its own, so that a query without an answer is not sent again.
+pub(super) async fn warm(shared: &Arc<Shared>, limit: u64) -> Result<u64, StoreError> {
+    let within = shared.settings.store_timeout;
+    let Ok(pass) = timeout(within, shared.one_of_a_kind.of(Kind::Warm).pass()).await else {
+        return Err(StoreError::Unavailable(Cause::Unanswered(within).into()));
+    };
+    // Of each row its number is told, at the end nothing.
+    let (tell, mut told) = mpsc::channel(1);
+    let task = Arc::clone(shared);
+    let sent = shared.tasks.spawn(pass.hold(async move {
+        let shared = task;
+        let tickets = shared.rows.tickets();
+        let mut rows = shared.store.recent(limit);
+        let mut warmed = 0;
+        loop {
+            match shared.answer(async { rows.next().await.transpose() }).await {
+                Ok(Some(row)) => {
+                    let ticket = shared.rows.ticket_of(tickets, row.session);
+                    shared.learn(row, ticket);
+                    warmed += 1;
+                    // Nobody waits any more.
+                    if tell.send(Ok(Some(warmed))).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(None) => return drop(tell.send(Ok(None)).await),
+                Err(error) => return drop(tell.send(Err(error)).await),
+            }
+        }
+    }));
+    if sent.is_none() {
+        return Err(StoreError::Unavailable(Cause::TaskEnded.into()));
+    }
+    let mut all = 0;
+    loop {
+        match timeout(within, told.recv()).await {
+            Ok(Some(Ok(Some(warmed)))) => all = warmed,
+            Ok(Some(Ok(None))) => return Ok(all),
+            Ok(Some(Err(error))) => return Err(error),
+            Ok(None) => return Err(StoreError::Unavailable(Cause::TaskEnded.into())),
+            Err(_) => return Err(no_answer(within)),
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! A semaphore that survives the runtimes of those who use it.
+
+use crate::pulse::{has_stopped, with_signs};
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Duration, Instant, timeout},
+};
+
+/// Lets so many through at once, in the order in which they came.
+///
+/// Who holds a [`Pass`] shows signs of life. If there are none, the passes are held, or the next one is waited for, on
+/// runtimes that nobody drives: then the semaphore is replaced by a new one, to which all move that are still driven.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    most: usize,
+    /// Between two signs of life.
+    every: Duration,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    semaphore: Arc<Semaphore>,
+    seen: Instant,
+}
+
+/// Held while something is done of which only so much may be done at once.
+#[derive(Debug)]
+pub(crate) struct Pass {
+    gate: Arc<Gate>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Gate {
+    pub(crate) fn new(most: usize, every: Duration) -> Arc<Self> {
+        let state = State { semaphore: Arc::new(Semaphore::new(most)), seen: Instant::now() };
+        Arc::new(Self { most, every, state: Mutex::new(state) })
+    }
+
+    pub(crate) async fn pass(self: &Arc<Self>) -> Pass {
+        loop {
+            let semaphore = self.semaphore();
+            let mut permit = pin!(semaphore.acquire_owned());
+            loop {
+                match timeout(self.every, permit.as_mut()).await {
+                    Ok(Ok(permit)) => {
+                        let pass = Pass { gate: Arc::clone(self), _permit: permit };
+                        pass.sign();
+                        return pass;
+                    }
+                    // It was replaced.
+                    Ok(Err(_)) => break,
+                    Err(_) => drop(self.semaphore()),
+                }
+            }
+        }
+    }
+
+    /// The one to wait at. If the present one is used by nobody who is driven, it is replaced.
+    fn semaphore(&self) -> Arc<Semaphore> {
+        let now = Instant::now();
+        let mut state = self.state();
+        if state.semaphore.available_permits() == 0 && has_stopped(state.seen, self.every, now) {
+            state.semaphore.close();
+            *state = State { semaphore: Arc::new(Semaphore::new(self.most)), seen: now };
+        }
+        Arc::clone(&state.semaphore)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pass {
+    /// Does the work for which the pass is held.
+    pub(crate) async fn hold<T>(self, work: impl Future<Output = T>) -> T {
+        let done = with_signs(self.gate.every, work, || self.sign()).await;
+        // Those who wait get the next pass only now.
+        self.sign();
+        done
+    }
+
+    fn sign(&self) {
+        self.gate.state().seen = Instant::now();
+    }
+}
+
+/// A gate for each key, as long as somebody uses it.
+#[derive(Debug)]
+pub(crate) struct Gates<K> {
+    most: usize,
+    every: Duration,
+    gates: Mutex<HashMap<K, Weak<Gate>>>,
+}
+
+impl<K: Eq + Hash> Gates<K> {
+    pub(crate) fn new(most: usize, every: Duration) -> Self {
+        Self { most, every, gates: Mutex::default() }
+    }
+
+    pub(crate) fn of(&self, key: K) -> Arc<Gate> {
+        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(gate) = gates.get(&key).and_then(Weak::upgrade) {
+            return gate;
+        }
+        if gates.len() == gates.capacity() {
+            // Before it grows: those that nobody uses go.
+            gates.retain(|_, gate| gate.strong_count() > 0);
+        }
+        let gate = Gate::new(self.most, self.every);
+        gates.insert(key, Arc::downgrade(&gate));
+        gate
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::{
+        runtime::{Builder, Runtime},
+        task::JoinSet,
+        time::sleep,
+    };
+
+    const EVERY: Duration = Duration::from_secs(5);
+
+    #[tokio::test(start_paused = true)]
+    async fn it_lets_no_more_through_at_once_than_it_may() {
+        let gate = Gate::new(2, EVERY);
+        let (inside, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let begin = Instant::now();
+        let mut tasks = JoinSet::new();
+        for _ in 0..10 {
+            let (gate, inside, most) = (Arc::clone(&gate), Arc::clone(&inside), Arc::clone(&most));
+            tasks.spawn(async move {
+                let work = async {
+                    most.fetch_max(inside.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    sleep(Duration::from_secs(20)).await;
+                    inside.fetch_sub(1, Ordering::SeqCst);
+                };
+                gate.pass().await.hold(work).await;
+            });
+        }
+        tasks.join_all().await;
+        assert_eq!((most.load(Ordering::SeqCst), begin.elapsed()), (2, Duration::from_secs(100)));
+    }
+
+    fn runtime() -> Runtime {
+        Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
+    }
+
+    #[test]
+    fn passes_and_places_in_the_queue_of_a_runtime_that_nobody_drives_are_given_to_others() {
+        let gate = Gate::new(2, EVERY);
+        let undriven = runtime();
+        undriven.block_on(async {
+            for _ in 0..5 {
+                let gate = Arc::clone(&gate);
+                tokio::spawn(async move { gate.pass().await.hold(std::future::pending::<()>()).await });
+            }
+            tokio::task::yield_now().await;
+        });
+        runtime().block_on(async {
+            let begin = Instant::now();
+            let (one, two) = tokio::join!(gate.pass(), gate.pass());
+            assert!(begin.elapsed() <= 2 * EVERY, "{:?}", begin.elapsed());
+            drop((one, two));
+        });
+        drop(undriven);
+        // What the others gave back late is not let through in addition.
+        runtime().block_on(async {
+            let _both = tokio::join!(gate.pass(), gate.pass());
+            let mut third = tokio_test::task::spawn(gate.pass());
+            assert!(third.poll().is_pending());
+        });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_key_has_a_gate_and_those_that_nobody_uses_go() {
+        let gates = Gates::new(1, EVERY);
+        let held = gates.of(0).pass().await;
+        assert!(tokio_test::task::spawn(async { gates.of(0).pass().await }).poll().is_pending());
+        for key in 1..10_000 {
+            drop(gates.of(key).pass().await);
+        }
+        assert!(gates.gates.lock().unwrap().len() < 10);
+        assert!(tokio_test::task::spawn(async { gates.of(0).pass().await }).poll().is_pending());
+        drop(held);
+        gates.of(0).pass().await;
+    }
+}

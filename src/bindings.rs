@@ -399,11 +399,9 @@ impl Bindings {
         })
     }
 
-    /// Waits until every repair that has begun was tried, for at most a few times the store timeout. Returns how many
-    /// could not be written yet; those are tried again in the background.
-    ///
-    /// Of many repairs some may still wait for one of the
-    /// [connections that they share](crate::BoundAgentBuilder::background_connections): then call it again.
+    /// Waits until every repair that has begun was tried, as long as the store answers: not for more than a few times the
+    /// store timeout without any answer. Returns how many could not be written yet; those are tried again in the
+    /// background.
     ///
     /// # Cancel safety
     ///

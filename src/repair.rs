@@ -149,6 +149,12 @@ impl Job {
         attempted.unwrap_or_else(|| Err(Cause::TaskEnded.shared()))
     }
 
+    /// Waits until the first attempt has ended, also if it waits for long.
+    async fn tried(&self) {
+        let mut attempted = self.attempted.subscribe();
+        let _ = attempted.wait_for(|attempted| attempted.is_some() && self.status.get() != Repair::Pending).await;
+    }
+
     fn is_unwritten(&self) -> bool {
         matches!(self.status.get(), Repair::Pending | Repair::Retrying)
     }
@@ -238,14 +244,14 @@ impl Repairs {
     pub(crate) async fn flush(shared: &Arc<Shared>) -> usize {
         let repairs = &shared.repairs;
         let mut jobs: Vec<Job> = Vec::new();
+        let mut in_vain = 0;
         // Twice: what a group repair has missed gets a repair of its own when that lands.
         for _ in 0..2 {
             jobs = repairs.running().values().map(|running| running.job.clone()).collect();
-            let mut in_vain = 0;
             for job in &jobs {
                 let mut answered = repairs.answered.load(Ordering::Relaxed);
                 while in_vain < MOST_WAITS_IN_VAIN
-                    && timeout(patience(shared.settings.store_timeout), job.attempted()).await.is_err()
+                    && timeout(patience(shared.settings.store_timeout), job.tried()).await.is_err()
                 {
                     Self::take_over(shared);
                     let before = std::mem::replace(&mut answered, repairs.answered.load(Ordering::Relaxed));

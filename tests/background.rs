@@ -10,7 +10,7 @@ use support::*;
 use tokio::time::{Duration, Instant, sleep};
 use tower_bound_agent::{Event, Repair};
 
-const WORKSPACES: usize = 20_000;
+const WORKSPACES: usize = 2_000;
 
 /// Every workspace has one cached session, and all are rebuilt at once.
 #[tokio::test(start_paused = true)]
@@ -49,7 +49,7 @@ async fn the_repairs_of_many_workspaces_share_two_connections() {
     assert!(reading.elapsed() <= ms(1), "{:?}", reading.elapsed());
     // Those that wait are not in vain.
     while layer.bindings().flush().await > 0 {}
-    assert!(begin.elapsed() <= Duration::from_secs(10 + 1), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() <= Duration::from_secs(1 + 1), "{:?}", begin.elapsed());
     assert_eq!((world.store.most_writes(), retrying.load(SeqCst)), (3, 0), "two, and the row that a call waits for");
     for ((session, ..), agent) in sessions.iter().zip(agents) {
         assert_eq!(world.row_agent(*session), Some(agent));

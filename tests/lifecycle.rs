@@ -162,7 +162,7 @@ async fn a_repair_is_given_up_when_the_store_was_out_of_reach_for_ten_minutes() 
         let case = Repairing::new(writes, 1, Fault::Unavailable).await;
         sleep(secs(599)).await;
         assert!(case.all(Repair::Retrying));
-        sleep(secs(17)).await;
+        sleep(secs(20)).await;
         assert!(case.all(Repair::Failed));
         let attempts = case.writes();
         sleep(secs(3_600)).await;

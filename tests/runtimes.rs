@@ -66,7 +66,11 @@ fn a_validation_that_nobody_drives_is_begun_anew() {
     let dial = world.dial(&layer);
     let chats = driven.block_on(async { [world.bind(&layer, ws).await, world.bind(&layer, ws).await] });
     let new = world.rebuild(ws, &old, Does::Hang);
-    layer.bindings().doubt_workspace(ws);
+    // At an instant of the clock that goes ahead.
+    driven.block_on(async {
+        sleep(ms(1)).await;
+        layer.bindings().doubt_workspace(ws);
+    });
     begin_on(&undriven, call(&dial, chats[0]));
     let before = world.counts();
     driven.block_on(async {
@@ -82,7 +86,11 @@ fn a_validation_that_nobody_drives_is_begun_anew() {
         assert_eq!(begin.elapsed(), ms(0));
     });
     // `current` as well.
-    layer.bindings().doubt_workspace(ws);
+    // At an instant of the clock that goes ahead.
+    driven.block_on(async {
+        sleep(ms(1)).await;
+        layer.bindings().doubt_workspace(ws);
+    });
     begin_on(&undriven, layer.bindings().current(chats[0]));
     driven.block_on(async {
         let begin = Instant::now();
@@ -100,7 +108,7 @@ fn a_repair_that_nobody_drives_is_taken_over() {
         let (ws, old) = world.workspace();
         let (undriven, driven) = (runtime(), runtime());
         let dial = world.dial(&layer);
-        let chat = driven.block_on(async { world.bind(&layer, ws).await });
+        let chat = undriven.block_on(async { world.bind(&layer, ws).await });
         let new = writes.replaced(&world, ws, &old, Does::Fail(ms(0)));
         // One is polled there, and has sent its statement; its answer is not looked at.
         world.store.on_writes(Fault::Held);
@@ -132,7 +140,7 @@ fn close_is_bounded_whatever_hangs_where() {
     let (ws, old) = world.workspace();
     let (undriven, driven) = (runtime(), runtime());
     let dial = world.dial(&layer);
-    let chat = driven.block_on(async { world.bind(&layer, ws).await });
+    let chat = undriven.block_on(async { world.bind(&layer, ws).await });
     world.rebuild(ws, &old, Does::Fail(ms(0)));
     world.store.on_writes(Fault::Hang);
     let bound = undriven.block_on(async { call(&dial, chat).await.unwrap() });

@@ -419,7 +419,8 @@ pub(crate) async fn news(shared: &Shared, start: &Start) {
 /// Pending for ever while nothing was asked.
 async fn landed<T: Clone>(question: &mut Option<Seat<T>>) -> Result<T, Missed> {
     match question {
-        Some(seat) => seat.landed(None).await,
+        // Boxed, so that a call that asks nobody does not carry the room for it.
+        Some(seat) => Box::pin(seat.landed(None)).await,
         None => pending().await,
     }
 }

@@ -29,6 +29,33 @@ impl fmt::Display for Generation {
     }
 }
 
+/// The number of a numbering: generations of one workspace are compared only within the same epoch.
+///
+/// A workspace begins in epoch 0. [`reset_workspace`](crate::Bindings::reset_workspace), the order for a resolver whose
+/// generations start again, begins the next one. Only a store assigns epochs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Epoch(i64);
+
+impl Epoch {
+    /// Wraps a number.
+    #[must_use]
+    pub const fn new(epoch: i64) -> Self {
+        Self(epoch)
+    }
+
+    /// The number inside.
+    #[must_use]
+    pub const fn get(self) -> i64 {
+        self.0
+    }
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// The compare-and-swap number of a session's row. Never reused for a session, also not after it was forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(i64);
@@ -198,6 +225,8 @@ pub struct Binding {
     pub previous: Option<Previous>,
     /// The compare-and-swap number of the row.
     pub revision: Revision,
+    /// The epoch of the workspace when the row was read; the generation of the target is of this epoch.
+    pub epoch: Epoch,
 }
 
 impl Binding {
@@ -209,13 +238,29 @@ impl Binding {
         target: Option<Arc<Target>>,
         revision: Revision,
     ) -> Self {
-        Self { session, workspace, target, previous: None, revision }
+        Self { session, workspace, target, previous: None, revision, epoch: Epoch::new(0) }
     }
 
     /// Adds the agent that the row held before.
     #[must_use]
     pub const fn with_previous(mut self, previous: Option<Previous>) -> Self {
         self.previous = previous;
+        self
+    }
+
+    /// Sets the epoch of the workspace, which is 0 otherwise.
+    #[must_use]
+    pub const fn with_epoch(mut self, epoch: Epoch) -> Self {
+        self.epoch = epoch;
+        self
+    }
+
+    /// Moves the row into the epoch of its workspace. A target of another epoch does not count: the row becomes unbound.
+    pub(crate) fn in_epoch(mut self, epoch: Epoch) -> Self {
+        if self.epoch != epoch {
+            self.target = None;
+            self.epoch = epoch;
+        }
         self
     }
 }

@@ -344,28 +344,29 @@ impl Bindings {
     /// The order to drop the targets of all sessions of a workspace: for a resolver whose generations start again, which
     /// would look like a lagging one for ever. Says how many records were changed.
     ///
-    /// Other processes know by [`hints`](crate::hints) only that the numbers start again, and hints may be lost: to be sure,
-    /// order it in each of them.
+    /// It begins the next [`Epoch`](crate::Epoch) of the workspace, which is stored. Another process learns of it with the
+    /// first row of the workspace that it reads or fails to write, and with [`hints`](crate::hints) at once. Until then its
+    /// cached rows still lead to the old agent, but nothing that it writes for the old epoch counts.
     ///
     /// # Errors
     ///
     /// [`Store`](ErrorKind::Store), [`OutcomeUnknown`](ErrorKind::OutcomeUnknown), [`Closed`](ErrorKind::Closed).
     pub async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<u64, Error> {
         self.order(None, async move |shared: Arc<Shared>| {
-            let learn = move |shared: &Shared| {
-                shared.reset(workspace);
-                shared.tell(About::Reset { workspace });
+            let learn = move |shared: &Shared, epoch: Option<crate::Epoch>| {
+                shared.reset(workspace, epoch);
+                shared.tell(About::Reset { workspace, epoch });
             };
             let reset = move |shared: Arc<Shared>| async move {
-                let rows = shared.answer(shared.store.reset_workspace(workspace)).await?;
-                learn(&shared);
-                Ok(rows)
+                let reset = shared.answer(shared.store.reset_workspace(workspace)).await?;
+                learn(&shared, Some(reset.epoch));
+                Ok(reset)
             };
             let reset = shared.send(Kind::Reset(workspace), reset).await;
             if let Err(StoreError::Unknown(_)) = reset {
-                learn(&shared);
+                learn(&shared, None);
             }
-            reset.map_err(|error| {
+            reset.map(|reset| reset.rows).map_err(|error| {
                 let unknown = matches!(error, StoreError::Unknown(_));
                 let kind = if unknown { ErrorKind::OutcomeUnknown } else { ErrorKind::Store };
                 Error::new(kind).with_store(Some(Arc::new(error)))
@@ -492,7 +493,7 @@ fn doubt_left(shared: &Shared, unbound: &Binding) {
     if let Some(place) = shared.directory.find(unbound.workspace) {
         place.doubt_agent(previous.agent, Instant::now());
     }
-    shared.tell(About::Workspace { workspace: unbound.workspace, generation: None });
+    shared.tell(About::Workspace { workspace: unbound.workspace, generation: None, epoch: None });
 }
 
 /// There is no record: what is cached of it was deleted by somebody else.

@@ -1,10 +1,11 @@
 //! What this process knows of each workspace, for as long as somebody here uses it.
 //!
 //! Targets of one workspace are ordered here and nowhere else: by generation if both have one, else by which answer's
-//! question began later. Rows are ordered elsewhere ([`rows`](crate::rows)), by revision.
+//! question began later. What is known is of one epoch of the workspace: with the next one all of it is void. Rows are
+//! ordered elsewhere ([`rows`](crate::rows)), by revision.
 
 use crate::{
-    AgentId, Binding, Generation, SessionId, Target, WorkspaceId,
+    AgentId, Binding, Epoch, Generation, SessionId, Target, WorkspaceId,
     attempt::{Answer, Denied},
     binding::{Behind, Relation},
     pending::{PendingDials, Queue, Slot},
@@ -66,16 +67,17 @@ const MOST_KEPT: usize = 10_000;
 /// How many replaced targets are remembered, to tell rows that are behind from rows that are ahead.
 const REMEMBERED: usize = 8;
 
-/// One workspace. Held by cached rows, calls, repairs and handles; goes when the last of them goes.
+/// One epoch of a workspace. Held by cached rows, calls, repairs and handles; goes when the last of them goes.
 #[derive(Debug)]
 pub(crate) struct Place {
     workspace: WorkspaceId,
+    epoch: Epoch,
     places: Weak<Places>,
     settings: Arc<PlaceSettings>,
     /// Made for the first dial that is pending.
     dials: OnceLock<Arc<PendingDials>>,
     /// Raised by everything that may change what is to be dialed: the hot path's one atomic load.
-    epoch: AtomicU64,
+    version: AtomicU64,
     /// Calls whose dial is pending, and that may leave a doubt behind.
     waiting: AtomicU32,
     /// A task asks the resolver about a doubt for those who hold connections.
@@ -90,7 +92,7 @@ struct Facts {
     /// A row was chosen that names another target than `known` without being ordered against it. Who has chosen it must
     /// be told when that is settled.
     contradicted: bool,
-    /// The targets of its rows were dropped by order: everything here is void.
+    /// The epoch has ended, or may have: everything here is void.
     reset: bool,
     /// Only of workspaces that were asked about or doubted.
     rest: Option<Box<Rest>>,
@@ -224,10 +226,10 @@ pub(crate) struct Choice {
     /// There is nothing to dial, and the resolver has just said why.
     pub(crate) denied: Option<Denied>,
     /// The state of the workspace that this was chosen from.
-    pub(crate) epoch: u64,
-    /// It is just what the row says: until the epoch changes, the row may be dialed without a look.
+    pub(crate) version: u64,
+    /// It is just what the row says: until the version changes, the row may be dialed without a look.
     pub(crate) plain: bool,
-    /// The targets of the workspace's rows were dropped by order: the row must be read anew.
+    /// The epoch of the workspace has ended, or may have: the row must be read anew.
     pub(crate) void: bool,
 }
 
@@ -246,23 +248,34 @@ impl Directory {
         }
     }
 
-    pub(crate) fn place(&self, workspace: WorkspaceId) -> Arc<Place> {
+    /// The workspace in this epoch, which somebody has read in a row, or in a later one. If it is the first row of a new
+    /// epoch, whoever holds what was known before must look its row up again.
+    pub(crate) fn place(&self, workspace: WorkspaceId, epoch: Epoch) -> Arc<Place> {
         let mut places = lock(&self.places);
-        if let Some(place) = places.get(&workspace).and_then(Weak::upgrade) {
-            return place;
-        }
+        let ended = match places.get(&workspace).and_then(Weak::upgrade) {
+            Some(place) if place.epoch >= epoch => return place,
+            ended => ended,
+        };
         let place = Arc::new(Place {
             workspace,
+            epoch,
             places: Arc::downgrade(&self.places),
             settings: Arc::clone(&self.settings),
             dials: OnceLock::new(),
-            epoch: AtomicU64::new(0),
+            version: AtomicU64::new(0),
             waiting: AtomicU32::new(0),
             asking: AtomicBool::new(false),
             changed: Notify::new(),
             facts: Mutex::default(),
         });
         places.insert(workspace, Arc::downgrade(&place));
+        // Before the place that has ended may be dropped, which takes the lock.
+        drop(places);
+        if let Some(ended) = ended {
+            ended.end();
+            // What was known of another numbering says at least that there may be another agent.
+            place.doubt(Instant::now());
+        }
         place
     }
 
@@ -278,7 +291,7 @@ impl Directory {
 
     /// The workspace, which is remembered for a while even if nobody here uses it.
     pub(crate) fn keep(&self, workspace: WorkspaceId) -> Arc<Place> {
-        let place = self.place(workspace);
+        let place = self.place(workspace, Epoch::default());
         let mut kept = lock(&self.kept);
         if !kept.iter().any(|kept| Arc::ptr_eq(kept, &place)) {
             if kept.len() == MOST_KEPT {
@@ -293,15 +306,19 @@ impl Directory {
         place
     }
 
-    /// Forgets all that is known of a workspace; whoever holds it must look its row up again.
-    pub(crate) fn reset(&self, workspace: WorkspaceId) {
-        let place = lock(&self.places).remove(&workspace).and_then(|place| place.upgrade());
-        if let Some(place) = place {
-            place.change(|facts| {
-                facts.reset = true;
-                true
-            });
+    /// Forgets all that is known of a workspace, unless it is of this epoch already; whoever holds it must look its row up
+    /// again. Which epoch it is, the rows say.
+    pub(crate) fn reset(&self, workspace: WorkspaceId, epoch: Option<Epoch>) {
+        let Some(place) = self.find(workspace) else { return };
+        if epoch.is_some_and(|epoch| place.epoch >= epoch) {
+            return;
         }
+        let mut places = lock(&self.places);
+        if places.get(&workspace).is_some_and(|there| std::ptr::eq(there.as_ptr(), &*place)) {
+            places.remove(&workspace);
+        }
+        drop(places);
+        place.end();
     }
 }
 
@@ -347,8 +364,20 @@ impl Place {
         self.workspace
     }
 
-    pub(crate) fn epoch(&self) -> u64 {
-        self.epoch.load(Ordering::Acquire)
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// The epoch has ended, or may have.
+    fn end(&self) {
+        self.change(|facts| {
+            facts.reset = true;
+            true
+        });
     }
 
     /// Returns the queue of a target that has as many pending dials as it may have.
@@ -380,8 +409,8 @@ impl Place {
         let mut facts = lock(&self.facts);
         let changed = change(&mut facts);
         if changed {
-            // Under the lock, so that an epoch that was read with a choice never belongs to an earlier state.
-            self.epoch.fetch_add(1, Ordering::Release);
+            // Under the lock, so that a version that was read with a choice never belongs to an earlier state.
+            self.version.fetch_add(1, Ordering::Release);
         }
         drop(facts);
         if changed {
@@ -393,10 +422,10 @@ impl Place {
     /// What a session with this row, read at `read`, is to dial: the newer of the row's target and what is known here.
     pub(crate) fn choose(&self, row: &Binding, read: Instant, now: Instant) -> Choice {
         let mut facts = lock(&self.facts);
-        let epoch = self.epoch.load(Ordering::Relaxed);
+        let version = self.version.load(Ordering::Relaxed);
         let (target, disagreement) = facts.newest(row.target.as_ref(), read);
         let void = facts.reset;
-        let ask_first = Choice { target: None, doubt: None, hold: false, denied: None, epoch, plain: false, void };
+        let ask_first = Choice { target: None, doubt: None, hold: false, denied: None, version, plain: false, void };
         let Some(target) = target else { return Choice { denied: facts.fresh_denial(now), ..ask_first } };
         let agent = facts.agents.get(target.agent);
         let doubt = [facts.doubt, agent.and_then(|agent| agent.doubt), disagreement].into_iter().flatten().max();

@@ -23,6 +23,7 @@ use futures_util::{
 };
 use std::{
     cell::Cell,
+    cmp,
     collections::{HashMap, HashSet, VecDeque},
     future::pending,
     hash::{BuildHasher, RandomState},
@@ -273,14 +274,27 @@ impl Follower {
             Heard::Gap => self.gap(now),
             Heard::Hint(Hint { origin, .. }) if origin == shared.origin => {}
             Heard::Hint(hint) => match hint.about {
-                About::Workspace { workspace, generation } => {
-                    if let Some(place) = shared.directory.find(workspace)
-                        && place.hear(generation, now)
-                    {
-                        ask_for_holders(&shared, &place);
+                About::Workspace { workspace, generation, epoch } => {
+                    if let Some(place) = shared.directory.find(workspace) {
+                        match epoch.map_or(cmp::Ordering::Equal, |epoch| epoch.cmp(&place.epoch())) {
+                            // Of generations that are not compared with those of today.
+                            cmp::Ordering::Less => {}
+                            cmp::Ordering::Equal => {
+                                if place.hear(generation, now) {
+                                    ask_for_holders(&shared, &place);
+                                }
+                            }
+                            cmp::Ordering::Greater => shared.reset(workspace, epoch),
+                        }
                     }
                 }
-                About::Reset { workspace } => shared.reset(workspace),
+                About::Reset { workspace, epoch } => {
+                    let place = shared.directory.find(workspace);
+                    let known = place.zip(epoch).is_some_and(|(place, epoch)| place.epoch() >= epoch);
+                    if !known {
+                        shared.reset(workspace, epoch);
+                    }
+                }
                 About::Session { session, revision } => {
                     shared.absent.hear(session);
                     if shared.rows.hear(session, revision) || shared.rows.is_waited_for(session) {

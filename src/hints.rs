@@ -5,7 +5,7 @@
 //! doubt with a floor, sent after its commit: who hears it reads the row, or asks the resolver, and believes only that.
 //! So hints may be lost, late, doubled or reordered: they change *how soon*, never *what*.
 
-use crate::{Generation, Revision, SessionId, WorkspaceId};
+use crate::{Epoch, Generation, Revision, SessionId, WorkspaceId};
 use futures_util::{
     Stream, StreamExt,
     stream::{self, BoxStream},
@@ -23,7 +23,7 @@ pub use postgres::{ChannelNameError, PostgresHints};
 
 /// News from another process.
 ///
-/// The text form (`Display`, `FromStr`) is for carriers that transport text: at most 74 ASCII letters, digits, colons
+/// The text form (`Display`, `FromStr`) is for carriers that transport text: at most 95 ASCII letters, digits, colons
 /// and minus signs. It begins with a version. Later versions of this crate may add kinds of hints, which this version
 /// fails to parse, and fields at the end, which it ignores. A carrier tells a [`Heard::Gap`] in place of what it cannot
 /// parse.
@@ -63,6 +63,8 @@ pub enum About {
         workspace: WorkspaceId,
         /// Up to which generation rows were repaired. `None`: its agent may have been replaced, nobody knows by which.
         generation: Option<Generation>,
+        /// The epoch of these generations. `None`: that of the one who hears it.
+        epoch: Option<Epoch>,
     },
     /// An order or a repair has written the record of a session, or removed it.
     Session {
@@ -75,6 +77,8 @@ pub enum About {
     Reset {
         /// Which workspace.
         workspace: WorkspaceId,
+        /// The epoch that has begun. `None`: another one may have begun, nobody knows.
+        epoch: Option<Epoch>,
     },
 }
 
@@ -151,7 +155,7 @@ impl<H: Hints> ErasedHints for H {
 /// # let workspace = WorkspaceId::new(uuid::Uuid::from_u128(7));
 /// let hints = LocalHints::new();
 /// let mut heard = std::pin::pin!(hints.listen());
-/// let hint = Hint::new(1, About::Reset { workspace });
+/// let hint = Hint::new(1, About::Reset { workspace, epoch: None });
 /// hints.clone().send(hint);
 /// assert_eq!(heard.next().await, Some(Heard::Hint(hint)));
 /// # }
@@ -202,13 +206,21 @@ pub struct ParseHintError;
 
 impl fmt::Display for Hint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (kind, id, number) = match self.about {
-            About::Workspace { workspace, generation } => ('w', workspace.into_uuid(), generation.map(Generation::get)),
-            About::Session { session, revision } => ('s', session.into_uuid(), revision.map(Revision::get)),
-            About::Reset { workspace } => ('r', workspace.into_uuid(), None),
+        // The epoch of those hints that have one stands in a field of its own, also if it is not known.
+        let (kind, id, number, epoch) = match self.about {
+            About::Workspace { workspace, generation, epoch } => {
+                ('w', workspace.into_uuid(), generation.map(Generation::get), Some(epoch))
+            }
+            About::Session { session, revision } => ('s', session.into_uuid(), revision.map(Revision::get), None),
+            About::Reset { workspace, epoch } => ('r', workspace.into_uuid(), None, Some(epoch)),
         };
         write!(f, "{VERSION}:{kind}:{:016x}:{}:", self.origin, id.simple())?;
-        number.map_or(Ok(()), |number| number.fmt(f))
+        number.map_or(Ok(()), |number| number.fmt(f))?;
+        match epoch {
+            Some(Some(epoch)) => write!(f, ":{epoch}"),
+            Some(None) => f.write_str(":"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -220,6 +232,11 @@ impl FromStr for Hint {
     }
 }
 
+/// A field that may be empty.
+fn parse_number(field: &str) -> Option<Option<i64>> {
+    if field.is_empty() { Some(None) } else { field.parse().ok().map(Some) }
+}
+
 fn parse(text: &str) -> Option<Hint> {
     let mut fields = text.split(':');
     if fields.next()? != VERSION {
@@ -228,14 +245,13 @@ fn parse(text: &str) -> Option<Hint> {
     let kind = fields.next()?;
     let origin = u64::from_str_radix(fields.next()?, 16).ok()?;
     let id = Uuid::try_parse(fields.next()?).ok()?;
-    let number = match fields.next()? {
-        "" => None,
-        number => Some(number.parse().ok()?),
-    };
+    let number = parse_number(fields.next()?)?;
+    // Not in hints of those who know of no epochs.
+    let mut epoch = || Some(parse_number(fields.next().unwrap_or_default())?.map(Epoch::new));
     let about = match kind {
-        "w" => About::Workspace { workspace: id.into(), generation: number.map(Generation::new) },
+        "w" => About::Workspace { workspace: id.into(), generation: number.map(Generation::new), epoch: epoch()? },
         "s" => About::Session { session: id.into(), revision: number.map(Revision::new) },
-        "r" => About::Reset { workspace: id.into() },
+        "r" => About::Reset { workspace: id.into(), epoch: epoch()? },
         _ => return None,
     };
     Some(Hint::new(origin, about))

@@ -176,7 +176,7 @@ pub mod http;
 mod layer;
 mod service;
 
-pub use binding::{Binding, Generation, Previous, Revision, Target};
+pub use binding::{Binding, Epoch, Generation, Previous, Revision, Target};
 pub use bindings::{Bindings, Current, Retargeted, SessionInUse, Status};
 pub use bound::{Bound, BoundHandle, InUse};
 pub use builder::BoundAgentBuilder;

@@ -406,7 +406,7 @@ pub(crate) async fn news(shared: &Shared, start: &Start) {
     let mut row_changed = pin!(shared.rows.changed(row.session));
     let mut place_changed = pin!(place.changed());
     loop {
-        if place.epoch() != start.choice.epoch || shared.rows.is_overtaken(&start.entry) {
+        if place.version() != start.choice.version || shared.rows.is_overtaken(&start.entry) {
             return;
         }
         select! {

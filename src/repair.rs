@@ -4,7 +4,7 @@
 //! *own* repair compares with what its call has read ([`own`]).
 
 use crate::{
-    Event, Repair, Revision, SessionId, Target, WorkspaceId,
+    Epoch, Event, Repair, Revision, SessionId, Target, WorkspaceId,
     binding::Behind,
     directory::Repaired,
     error::{Cause, SharedError},
@@ -70,7 +70,7 @@ fn needed(row: Option<&Arc<Target>>, stored: bool, answered: &Arc<Target>) -> Ne
 enum Key {
     /// With the revision that it writes over: what was written over an earlier one, before an order, is another repair.
     Own(SessionId, Arc<Target>, Revision),
-    Group(WorkspaceId, Behind, Arc<Target>),
+    Group(WorkspaceId, Epoch, Behind, Arc<Target>),
 }
 
 impl Key {
@@ -83,7 +83,7 @@ impl Key {
     }
 
     fn target(&self) -> &Arc<Target> {
-        let (Self::Own(_, target, _) | Self::Group(_, _, target)) = self;
+        let (Self::Own(_, target, _) | Self::Group(_, _, _, target)) = self;
         target
     }
 }
@@ -175,7 +175,9 @@ impl Repairs {
         let key = match needed {
             Needed::Nothing | Needed::Own => own(),
             Needed::Group(behind) => match entry.place.repair_of(entry.seen(), behind, target) {
-                Repaired::NotYet => Key::Group(entry.workspace(), behind, Arc::clone(target)),
+                Repaired::NotYet => {
+                    Key::Group(entry.workspace(), entry.place.epoch(), behind, Arc::clone(target))
+                },
                 Repaired::Missed => own(),
                 Repaired::Already(landed) => {
                     drop(running);
@@ -411,7 +413,7 @@ impl Task {
         let write = async {
             match self.key {
                 Key::Own(..) => self.write_own().await,
-                Key::Group(_, behind, _) => self.write_group(behind).await,
+                Key::Group(_, _, behind, _) => self.write_group(behind).await,
             }
         };
         let written = alone.hold(async {

@@ -44,7 +44,7 @@ pub(crate) struct Entry {
     answered: AtomicU64,
     /// Told what happens to the session, once the entry is not in its slot any more.
     watch: OnceLock<Arc<Watch>>,
-    /// One more than the epoch of the workspace in which the row was last found to be what is to be dialed.
+    /// One more than the version of what is known of the workspace in which the row was last found to be what is to be dialed.
     plain_in: AtomicU64,
 }
 
@@ -210,13 +210,13 @@ impl Entry {
         watch.is_some_and(|watch| watch.is_commanded(revision, self.began.load(Ordering::Relaxed)))
     }
 
-    /// Whether the row is known to be what is to be dialed in this epoch of the workspace.
-    pub(crate) fn is_plain_in(&self, epoch: u64) -> bool {
-        self.plain_in.load(Ordering::Relaxed) == epoch + 1
+    /// Whether the row is known to be what is to be dialed in this version of what is known of the workspace.
+    pub(crate) fn is_plain_in(&self, version: u64) -> bool {
+        self.plain_in.load(Ordering::Relaxed) == version + 1
     }
 
-    pub(crate) fn set_plain_in(&self, epoch: u64) {
-        self.plain_in.store(epoch + 1, Ordering::Relaxed);
+    pub(crate) fn set_plain_in(&self, version: u64) {
+        self.plain_in.store(version + 1, Ordering::Relaxed);
     }
 }
 
@@ -392,7 +392,9 @@ impl Rows {
         let _ = self.cache.entry(session).and_compute_with(|current| {
             let (op, became) = match current.and_then(|current| current.into_value()) {
                 Some(current) if current.row.revision > new.row.revision => (Op::Nop, Learned::Known(current)),
-                Some(current) if current.row.revision == new.row.revision && !current.is_behind(ticket.seen()) => {
+                Some(current) if current.row.revision == new.row.revision
+                    && current.row.epoch >= new.row.epoch
+                    && !current.is_behind(ticket.seen()) => {
                     current.read_again(ticket);
                     (Op::Nop, Learned::Known(current))
                 }
@@ -549,14 +551,13 @@ impl Rows {
         self.cache.entry_count()
     }
 
-    /// The targets of a workspace were dropped by order: no read that is under way fills an empty slot, teaches anything,
-    /// or is an answer.
+    /// The targets of a workspace were dropped by order: no read that is under way fills an empty slot, or is an answer.
     pub(crate) fn void_tickets(&self) {
         self.reset_at.fetch_max(self.moment(), Ordering::AcqRel);
     }
 
     /// Whether targets may have been dropped by order since the ticket was taken.
-    pub(crate) fn is_void(&self, ticket: &Ticket) -> bool {
+    fn is_void(&self, ticket: &Ticket) -> bool {
         self.reset_at.load(Ordering::Acquire) > ticket.began
     }
 

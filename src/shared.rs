@@ -1,7 +1,7 @@
 //! The one state that every service of a layer shares, and the questions that are asked of it.
 
 use crate::{
-    Binding, Error, ErrorKind, Event, Observer, Resolution, ResolveWorkspace, SessionId, Target, WorkspaceId,
+    Binding, Epoch, Error, ErrorKind, Event, Observer, Resolution, ResolveWorkspace, SessionId, Target, WorkspaceId,
     absent::Absent,
     attempt::Answer,
     directory::{Choice, Directory, Place},
@@ -152,18 +152,20 @@ impl Shared {
         }
     }
 
-    /// The targets of a workspace's rows were dropped by order, here or elsewhere.
-    pub(crate) fn reset(&self, workspace: WorkspaceId) {
+    /// The order to reset a workspace was given, here or elsewhere. `None`: it may have been.
+    pub(crate) fn reset(&self, workspace: WorkspaceId, epoch: Option<Epoch>) {
         // Tickets first: a row that was read before the order must not come back.
         self.rows.void_tickets();
-        self.directory.reset(workspace);
+        self.directory.reset(workspace, epoch);
     }
 
-    /// A row that was read or written by somebody who took the ticket before that. It may know of a later build.
-    pub(crate) fn entry(&self, mut row: Binding, stored: bool, ticket: &Ticket) -> Arc<Entry> {
-        let place = self.directory.place(row.workspace);
-        // In this order: a reset that comes after the look empties this very place, so what it is taught is void as well.
-        if let Some(target) = row.target.as_mut().filter(|_| !self.rows.is_void(ticket)) {
+    /// A row that was read or written by somebody who took the ticket before that. It may know of a later build, or of a
+    /// later epoch.
+    pub(crate) fn entry(&self, row: Binding, stored: bool, ticket: &Ticket) -> Arc<Entry> {
+        let place = self.directory.place(row.workspace, row.epoch);
+        // Read before others have read of a later epoch: as the store says, its target does not count.
+        let mut row = row.in_epoch(place.epoch());
+        if let Some(target) = &mut row.target {
             *target = place.learn_row(target, ticket.at);
         }
         Entry::new(row, place, stored, ticket.at)
@@ -191,14 +193,14 @@ impl Shared {
 
     /// What a session with this row is to dial. On the hot path: two atomic loads.
     pub(crate) fn choose(&self, entry: &Entry) -> Choice {
-        let epoch = entry.place.epoch();
-        if entry.is_plain_in(epoch) {
+        let version = entry.place.version();
+        if entry.is_plain_in(version) {
             let target = entry.row.target.clone();
-            return Choice { target, doubt: None, hold: false, denied: None, epoch, plain: true, void: false };
+            return Choice { target, doubt: None, hold: false, denied: None, version, plain: true, void: false };
         }
         let choice = entry.place.choose(&entry.row, entry.read, Instant::now());
         if choice.plain && !choice.void {
-            entry.set_plain_in(choice.epoch);
+            entry.set_plain_in(choice.version);
         }
         choice
     }
@@ -245,7 +247,7 @@ impl Shared {
     /// The one look: whether what a call goes by is still what this process knows.
     pub(crate) fn look(&self, start: &mut Start) -> Look {
         let state = start.entry.state();
-        if state == State::Current && start.entry.place.epoch() == start.choice.epoch {
+        if state == State::Current && start.entry.place.version() == start.choice.version && !start.choice.void {
             return Look::Still;
         }
         if state != State::Current {

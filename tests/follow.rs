@@ -16,7 +16,7 @@ use tokio::{
     time::{Duration, Instant, sleep},
 };
 use tower_bound_agent::{
-    BoundAgentBuilder, BoundAgentLayer, DialSession, ErrorKind, Generation, Path, Repair, Revision, SessionId, Target,
+    BoundAgentBuilder, BoundAgentLayer, DialSession, Epoch, ErrorKind, Generation, Path, Repair, Revision, SessionId, Target,
     WorkspaceId,
     hints::{About, Heard, Hint, Hints, LocalHints},
     store::{BindingStore, NewBinding},
@@ -82,7 +82,7 @@ impl Radio {
 
     fn says_rebuilt(&self, workspace: WorkspaceId, generation: Option<i64>) {
         let generation = generation.map(Generation::new);
-        self.says(Heard::Hint(Hint::new(1, About::Workspace { workspace, generation })));
+        self.says(Heard::Hint(Hint::new(1, About::Workspace { workspace, generation, epoch: None })));
     }
 
     fn sent(&self) -> Vec<About> {
@@ -281,19 +281,19 @@ mod heard {
         let new = world.rebuild(ws, &old, Does::Hang);
         process.call(chat).await;
         process.bindings().flush().await;
-        assert_eq!(radio.sent(), [About::Workspace { workspace: ws, generation: new.generation }]);
+        assert_eq!(radio.sent(), [About::Workspace { workspace: ws, generation: new.generation, epoch: Some(Epoch::new(0)) }]);
 
         let (elsewhere, _) = world.workspace();
         let row = process.bindings().select_workspace(chat, elsewhere).await.unwrap();
         assert_eq!(radio.sent(), [About::Session { session: chat, revision: Some(row.revision) }]);
         // What was dropped is in doubt: here the agent of the workspace that the session has left.
         let row = process.bindings().unbind(chat).await.unwrap().unwrap();
-        let doubt = About::Workspace { workspace: row.workspace, generation: None };
+        let doubt = About::Workspace { workspace: row.workspace, generation: None, epoch: None };
         assert_eq!(radio.sent(), [About::Session { session: chat, revision: Some(row.revision) }, doubt]);
         process.bindings().forget(chat).await.unwrap();
         assert_eq!(radio.sent(), [About::Session { session: chat, revision: None }]);
         process.bindings().reset_workspace(ws).await.unwrap();
-        assert_eq!(radio.sent(), [About::Reset { workspace: ws }]);
+        assert_eq!(radio.sent(), [About::Reset { workspace: ws, epoch: Some(Epoch::new(1)) }]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@ use futures_util::{FutureExt, StreamExt};
 use proptest::prelude::*;
 use std::{pin::pin, sync::Arc};
 use tower_bound_agent::{
-    Generation, Revision, SessionId, WorkspaceId,
+    Epoch, Generation, Revision, SessionId, WorkspaceId,
     hints::{About, Heard, Hint, Hints, LocalHints},
 };
 use uuid::Uuid;
@@ -24,13 +24,15 @@ fn written(revision: i64) -> Hint {
 fn any_hint() -> impl Strategy<Value = Hint> {
     let number = || prop::option::of(prop_oneof![any::<i64>(), 0..100i64]);
     let about = prop_oneof![
-        (any::<u128>(), number()).prop_map(|(id, number)| About::Workspace {
+        (any::<u128>(), number(), number()).prop_map(|(id, number, epoch)| About::Workspace {
             workspace: workspace(id),
             generation: number.map(Generation::new),
+            epoch: epoch.map(Epoch::new),
         }),
         (any::<u128>(), number())
             .prop_map(|(id, number)| About::Session { session: session(id), revision: number.map(Revision::new) }),
-        any::<u128>().prop_map(|id| About::Reset { workspace: workspace(id) }),
+        (any::<u128>(), number())
+            .prop_map(|(id, number)| About::Reset { workspace: workspace(id), epoch: number.map(Epoch::new) }),
     ];
     (any::<u64>(), about).prop_map(|(origin, about)| Hint::new(origin, about))
 }
@@ -40,7 +42,7 @@ proptest! {
     fn every_hint_survives_its_text_form(hint in any_hint()) {
         let text = hint.to_string();
         prop_assert_eq!(text.parse::<Hint>(), Ok(hint));
-        prop_assert!(text.len() <= 74, "{} bytes", text.len());
+        prop_assert!(text.len() <= 95, "{} bytes", text.len());
         prop_assert!(text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b':' || byte == b'-'));
     }
 
@@ -50,7 +52,7 @@ proptest! {
     }
 
     #[test]
-    fn a_hint_that_was_cut_is_another_one_at_most_in_its_number(hint in any_hint(), at in 0..74usize) {
+    fn a_hint_that_was_cut_is_another_one_at_most_in_its_number(hint in any_hint(), at in 0..95usize) {
         let text = hint.to_string();
         if let Some(Ok(cut)) = text.get(..at).map(str::parse::<Hint>) {
             prop_assert_eq!(cut.origin, hint.origin);
@@ -59,7 +61,7 @@ proptest! {
     }
 
     #[test]
-    fn no_text_is_too_strange_to_be_refused(text in prop_oneof![".*", "1:[wsr]:[0-9a-f]{0,17}:.{0,40}:.{0,22}"]) {
+    fn no_text_is_too_strange_to_be_refused(text in prop_oneof![".*", "1:[wsr]:[0-9a-f]{0,17}:.{0,40}:.{0,22}:.{0,22}"]) {
         if let Ok(hint) = text.parse::<Hint>() {
             prop_assert_eq!(hint.to_string().parse(), Ok(hint));
         }
@@ -70,7 +72,7 @@ proptest! {
 fn what_is_not_known_is_refused() {
     const ID: &str = "00000000-0000-0000-0000-000000000007";
     let good = format!("1:w:f:{ID}:3");
-    let about = About::Workspace { workspace: workspace(7), generation: Some(Generation::new(3)) };
+    let about = About::Workspace { workspace: workspace(7), generation: Some(Generation::new(3)), epoch: None };
     assert_eq!(good.parse(), Ok(Hint::new(15, about)));
     for bad in [
         String::new(),

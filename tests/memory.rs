@@ -12,9 +12,9 @@ use std::{
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_bound_agent::{
-    AgentId, Binding, BoundAgentLayer, BoxError, DialAgent, DialSession, Path, Resolution, ResolveWorkspace, Revision,
+    AgentId, Binding, BoundAgentLayer, BoxError, DialAgent, DialSession, Path, Epoch, Resolution, ResolveWorkspace, Revision,
     SessionId, Target, WorkspaceId,
-    store::{BindingStore, NewBinding, StoreError, Swap},
+    store::{BindingStore, NewBinding, Reset, StoreError, Swap},
 };
 use uuid::Uuid;
 
@@ -96,10 +96,10 @@ impl BindingStore for Rows {
     async fn inherit(&self, _: SessionId, _: SessionId) -> Result<Swap, StoreError> {
         Err(READS_ONLY)
     }
-    async fn reset_workspace(&self, _: WorkspaceId) -> Result<u64, StoreError> {
+    async fn reset_workspace(&self, _: WorkspaceId) -> Result<Reset, StoreError> {
         Err(READS_ONLY)
     }
-    async fn replace_agent(&self, _: WorkspaceId, _: &Target, _: &Arc<Target>, _: u64) -> Result<u64, StoreError> {
+    async fn replace_agent(&self, _: WorkspaceId, _: Epoch, _: &Target, _: &Arc<Target>, _: u64) -> Result<u64, StoreError> {
         Err(READS_ONLY)
     }
     async fn load_many(&self, _: &[SessionId]) -> Result<Vec<Binding>, StoreError> {

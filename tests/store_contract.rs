@@ -9,8 +9,8 @@ use std::{
     time::Duration,
 };
 use tower_bound_agent::{
-    AgentId, Binding, BuildId, Generation, Previous, Revision, SessionId, Target, WorkspaceId,
-    store::{BATCH, BindingStore, MemoryStore, NewBinding, StoreError, Swap},
+    AgentId, Binding, BuildId, Epoch, Generation, Previous, Revision, SessionId, Target, WorkspaceId,
+    store::{BATCH, BindingStore, MemoryStore, NewBinding, Reset, StoreError, Swap},
 };
 use uuid::Uuid;
 
@@ -65,6 +65,10 @@ fn new(s: u128, w: u128, target: Option<Arc<Target>>) -> NewBinding {
     NewBinding::new(session(s), workspace(w), target)
 }
 
+const fn epoch(epoch: i64) -> Epoch {
+    Epoch::new(epoch)
+}
+
 const fn at(revision: i64) -> Revision {
     Revision::new(revision)
 }
@@ -78,7 +82,7 @@ mod contract {
         assert_eq!(store.unbind(session(1)).await.unwrap(), None);
         assert!(!store.delete(session(1), None).await.unwrap());
         assert!(!store.delete(session(1), Some(at(1))).await.unwrap());
-        assert_eq!(store.reset_workspace(workspace(1)).await.unwrap(), 0);
+        assert_eq!(store.reset_workspace(workspace(1)).await.unwrap().rows, 0);
         assert_eq!(store.compare_and_swap(at(0), new(1, 1, None)).await.unwrap(), Swap::Conflict(None));
         assert_eq!(store.compare_and_swap(at(1), new(1, 1, Some(full(1)))).await.unwrap(), Swap::Conflict(None));
         assert_eq!(store.inherit(session(1), session(2)).await.unwrap(), Swap::Conflict(None));
@@ -216,7 +220,7 @@ mod contract {
             assert_eq!(late, Swap::Conflict(None));
         }
         assert_eq!(store.unbind(session(1)).await.unwrap(), None);
-        assert_eq!(store.reset_workspace(workspace(1)).await.unwrap(), 0);
+        assert_eq!(store.reset_workspace(workspace(1)).await.unwrap().rows, 0);
         assert_eq!(store.load(session(1)).await.unwrap(), None);
         assert_eq!(store.inherit(session(2), session(1)).await.unwrap(), Swap::Conflict(None), "a parent no more");
     }
@@ -271,13 +275,91 @@ mod contract {
         let _ = store.create(new(4, 2, Some(full(4)))).await.unwrap();
         let _ = store.create(new(5, 1, Some(full(5)))).await.unwrap();
         assert!(store.delete(session(5), None).await.unwrap());
-        assert_eq!(store.reset_workspace(workspace(1)).await.unwrap(), 3);
-        assert_eq!(store.load(session(1)).await.unwrap(), Some(row(1, 1, None, 2, before(1))));
-        assert_eq!(store.load(session(2)).await.unwrap(), Some(row(2, 1, None, 2, before(2))));
+        assert_eq!(store.reset_workspace(workspace(1)).await.unwrap(), Reset::new(3, epoch(1)));
+        let after = |row: Binding| Some(row.with_epoch(epoch(1)));
+        assert_eq!(store.load(session(1)).await.unwrap(), after(row(1, 1, None, 2, before(1))));
+        assert_eq!(store.load(session(2)).await.unwrap(), after(row(2, 1, None, 2, before(2))));
         // It had no target, but a repair that read it before the order must not write after it.
-        assert_eq!(store.load(session(3)).await.unwrap(), Some(row(3, 1, None, 2, None)));
+        assert_eq!(store.load(session(3)).await.unwrap(), after(row(3, 1, None, 2, None)));
         assert_eq!(store.load(session(4)).await.unwrap(), Some(row(4, 2, Some(full(4)), 1, None)));
         assert_eq!(store.load(session(5)).await.unwrap(), None);
+    }
+
+    pub(super) async fn a_reset_begins_the_next_epoch_also_of_a_workspace_without_rows<St: BindingStore>(store: St) {
+        let _ = store.create(new(9, 1, Some(full(9)))).await.unwrap();
+        assert!(store.delete(session(9), None).await.unwrap());
+        assert_eq!(store.reset_workspace(workspace(1)).await.unwrap(), Reset::new(0, epoch(1)));
+        // Whichever way a row comes in, it is in the workspace's epoch; and the epochs of workspaces are their own.
+        let created = store.create(new(1, 1, None)).await.unwrap();
+        assert_eq!(created, Swap::Applied(row(1, 1, None, 1, None).with_epoch(epoch(1))));
+        let ordered = store.retarget(session(2), workspace(1)).await.unwrap();
+        assert_eq!(ordered, row(2, 1, None, 1, None).with_epoch(epoch(1)));
+        let again = store.create(new(9, 1, None)).await.unwrap();
+        assert_eq!(again, Swap::Applied(row(9, 1, None, 3, before(9)).with_epoch(epoch(1))));
+        let _ = store.create(new(3, 2, Some(full(3)))).await.unwrap();
+        assert_eq!(store.load(session(3)).await.unwrap(), Some(row(3, 2, Some(full(3)), 1, None)));
+        let moved = store.retarget(session(3), workspace(1)).await.unwrap();
+        assert_eq!(moved, row(3, 1, None, 2, before(3)).with_epoch(epoch(1)));
+        let moved = store.retarget(session(2), workspace(2)).await.unwrap();
+        assert_eq!(moved, row(2, 2, None, 2, None));
+        let inherited = store.inherit(session(4), session(3)).await.unwrap();
+        assert_eq!(inherited, Swap::Applied(row(4, 1, None, 1, None).with_epoch(epoch(1))));
+
+        assert_eq!(store.reset_workspace(workspace(1)).await.unwrap(), Reset::new(4, epoch(2)));
+        assert_eq!(store.reset_workspace(workspace(2)).await.unwrap(), Reset::new(1, epoch(1)));
+        let mut rows = store.load_many(&[1, 2, 3, 4, 9].map(session)).await.unwrap();
+        rows.sort_by_key(|row| row.session);
+        let epochs: Vec<_> = rows.into_iter().map(|row| row.epoch.get()).collect();
+        assert_eq!(epochs, [2, 1, 2, 2, 2]);
+    }
+
+    pub(super) async fn a_target_of_another_epoch_than_its_workspaces_does_not_count<St: BindingStore>(store: St) {
+        let of = |new: NewBinding, number| new.with_epoch(epoch(number));
+        let _ = store.create(new(1, 1, Some(full(1)))).await.unwrap();
+        store.reset_workspace(workspace(1)).await.unwrap();
+        // Learned before the reset, and after it; and nobody but the store begins an epoch.
+        for (number, counts) in [(0, false), (1, true), (2, false)] {
+            let s = 10 + number as u128;
+            let target = counts.then(|| full(7));
+            let expected = row(s, 1, target.clone(), 1, None).with_epoch(epoch(1));
+            let created = store.create(of(new(s, 1, Some(full(7))), number)).await.unwrap();
+            assert_eq!(created, Swap::Applied(expected.clone()));
+            assert_eq!(store.load(session(s)).await.unwrap(), Some(expected.clone()));
+            assert_eq!(store.load_many(&[session(s)]).await.unwrap(), [expected]);
+
+            let revision = store.load(session(1)).await.unwrap().unwrap().revision;
+            let swapped = store.compare_and_swap(revision, of(new(1, 1, Some(full(7))), number)).await.unwrap();
+            let Swap::Applied(swapped) = swapped else { panic!("{swapped:?}") };
+            assert_eq!((swapped.target.clone(), swapped.epoch), (target.clone(), epoch(1)));
+            assert_eq!(store.load(session(1)).await.unwrap(), Some(swapped));
+
+            // It comes to life neither by an order that keeps what is there nor in a child.
+            let kept = store.retarget(session(s), workspace(1)).await.unwrap();
+            assert_eq!((kept.target, kept.epoch), (target.clone(), epoch(1)));
+            let child = store.inherit(session(100 + s), session(s)).await.unwrap();
+            let Swap::Applied(child) = child else { panic!("{child:?}") };
+            assert_eq!((child.target, child.epoch), (target, epoch(1)));
+        }
+    }
+
+    pub(super) async fn a_group_repair_writes_rows_of_its_own_epoch<St: BindingStore>(store: St) {
+        store.reset_workspace(workspace(1)).await.unwrap();
+        let of = |new: NewBinding, number| new.with_epoch(epoch(number));
+        for (s, target) in [(1, full(1)), (2, bare(1))] {
+            let _ = store.create(of(new(s, 1, Some(target.clone())), 1)).await.unwrap();
+            let _ = store.create(of(new(10 + s, 1, Some(target)), 0)).await.unwrap();
+        }
+        let _ = store.create(new(3, 1, None)).await.unwrap();
+        for number in [0, 2] {
+            let replaced = store.replace_agent(workspace(1), epoch(number), &full(1), &full(100), 100).await.unwrap();
+            let written = store.load(session(1)).await.unwrap().unwrap();
+            assert_eq!(written.target, Some(full(1)), "{replaced} in epoch {number}");
+        }
+        assert_eq!(store.replace_agent(workspace(1), epoch(1), &full(1), &full(2), 100).await.unwrap(), 1);
+        assert_eq!(store.replace_agent(workspace(1), epoch(1), &bare(1), &bare(2), 100).await.unwrap(), 1);
+        for (s, target) in [(1, Some(full(2))), (2, Some(bare(2))), (3, None), (11, None), (12, None)] {
+            assert_eq!(store.load(session(s)).await.unwrap().unwrap().target, target, "{s}");
+        }
     }
 
     /// A group repair over rows that hold this, and are behind or not.
@@ -295,7 +377,7 @@ mod contract {
             assert!(store.delete(session(200 + s), None).await.unwrap());
         }
         let behind = cases.iter().filter(|(_, behind)| *behind).count() as u64;
-        assert_eq!(store.replace_agent(workspace(1), stale, current, 100).await.unwrap(), behind);
+        assert_eq!(store.replace_agent(workspace(1), epoch(0), stale, current, 100).await.unwrap(), behind);
         for times in 1..=2 {
             for (s, (target, behind)) in (1..).zip(cases) {
                 let expected = if *behind {
@@ -309,7 +391,7 @@ mod contract {
                 assert_eq!(store.load(session(100 + s)).await.unwrap(), Some(row(100 + s, 2, target.clone(), 1, None)));
                 assert_eq!(store.load(session(200 + s)).await.unwrap(), None);
             }
-            assert_eq!(store.replace_agent(workspace(1), stale, current, 100).await.unwrap(), 0, "as after once");
+            assert_eq!(store.replace_agent(workspace(1), epoch(0), stale, current, 100).await.unwrap(), 0, "as after once");
         }
     }
 
@@ -390,9 +472,9 @@ mod contract {
             let _ = store.create(new(s, 1, Some(full(1)))).await.unwrap();
         }
         let _ = store.create(new(9, 1, None)).await.unwrap();
-        assert_eq!(store.replace_agent(workspace(1), &full(1), &full(2), 0).await.unwrap(), 0);
+        assert_eq!(store.replace_agent(workspace(1), epoch(0), &full(1), &full(2), 0).await.unwrap(), 0);
         for (written, repaired) in [(2, 2), (2, 4), (1, 5), (0, 5)] {
-            assert_eq!(store.replace_agent(workspace(1), &full(1), &full(2), 2).await.unwrap(), written);
+            assert_eq!(store.replace_agent(workspace(1), epoch(0), &full(1), &full(2), 2).await.unwrap(), written);
             for s in 0..5 {
                 // In the order of their keys.
                 let expected = match s < repaired {
@@ -403,7 +485,7 @@ mod contract {
             }
         }
         // What is more than anybody may ask for is no error.
-        assert_eq!(store.replace_agent(workspace(1), &full(2), &full(3), u64::MAX).await.unwrap(), 5);
+        assert_eq!(store.replace_agent(workspace(1), epoch(0), &full(2), &full(3), u64::MAX).await.unwrap(), 5);
     }
 
     pub(super) async fn many_are_loaded_at_once<St: BindingStore>(store: St) {
@@ -644,17 +726,18 @@ impl BindingStore for Foreign {
     async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
         self.0.inherit(child, parent).await
     }
-    async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<u64, StoreError> {
+    async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<Reset, StoreError> {
         self.0.reset_workspace(workspace).await
     }
     async fn replace_agent(
         &self,
         workspace: WorkspaceId,
+        epoch: Epoch,
         stale: &Target,
         current: &Arc<Target>,
         limit: u64,
     ) -> Result<u64, StoreError> {
-        self.0.replace_agent(workspace, stale, current, limit).await
+        self.0.replace_agent(workspace, epoch, stale, current, limit).await
     }
     async fn load_many(&self, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
         self.0.load_many(sessions).await
@@ -699,6 +782,9 @@ macro_rules! contract {
                 a_child_begins_with_what_the_row_of_its_parent_has
                 a_child_that_exists_is_left_alone
                 a_reset_drops_the_targets_of_one_workspace
+                a_reset_begins_the_next_epoch_also_of_a_workspace_without_rows
+                a_target_of_another_epoch_than_its_workspaces_does_not_count
+                a_group_repair_writes_rows_of_its_own_epoch
                 a_group_repair_writes_what_is_of_an_earlier_generation
                 a_group_repair_without_generations_writes_what_names_the_stale_agent
                 a_group_repair_from_no_generation_to_one
@@ -836,7 +922,7 @@ mod alike {
             }
             Verb::Reset(w) => format!("{:?}", store.reset_workspace(workspace(w)).await.unwrap()),
             Verb::Replace(w, stale, current, limit) => {
-                format!("{:?}", store.replace_agent(workspace(w), &stale, &current, limit).await.unwrap())
+                format!("{:?}", store.replace_agent(workspace(w), epoch(0), &stale, &current, limit).await.unwrap())
             }
             Verb::LoadMany(sessions) => {
                 let sessions: Vec<_> = sessions.into_iter().map(session).collect();

@@ -312,6 +312,46 @@ mod contract {
         assert_eq!(store.purge_idle(ms(HOUR), 10).await.unwrap(), 0);
     }
 
+    /// Whichever way the row was made, and in each of its lives anew.
+    pub(super) async fn rows_that_were_never_used_go_by_their_creation<St: Sql, K>(case: Case<St, K>) {
+        let store = &case.store;
+        case.rows(1..=7).await;
+        case.recorded_for(3 * HOUR).await;
+        let made = now();
+        for (s, age) in [(1, 2 * HOUR), (2, HOUR - MINUTE), (3, 2 * HOUR), (4, 2 * HOUR), (6, 2 * HOUR), (7, 2 * HOUR)] {
+            case.set(s, &format!("created_at = {}", made - age)).await;
+        }
+        case.set(3, &format!("last_used = {}", made - MINUTE)).await; // is in use
+        case.set(5, "created_at = NULL").await; // nobody knows since when
+        assert!(store.delete(session(6), None).await.unwrap());
+        // An order to a row that is there is no creation; one that creates a row, or brings it back, is one.
+        store.retarget(session(7), workspace(9)).await.unwrap();
+        store.retarget(session(6), workspace(9)).await.unwrap();
+        store.retarget(session(8), workspace(9)).await.unwrap();
+        let Swap::Applied(_) = store.inherit(session(9), session(2)).await.unwrap() else { panic!("it is new") };
+        assert!(store.delete(session(4), None).await.unwrap());
+        let Swap::Applied(_) = store.create(new(4, 9, None)).await.unwrap() else { panic!("it was deleted") };
+
+        assert_eq!(store.purge_idle(ms(HOUR), 10).await.unwrap(), 2);
+        let mut left: Vec<_> = case.recent(10).await;
+        left.sort();
+        assert_eq!(left, [2, 3, 4, 5, 6, 8, 9].map(session));
+        let made_since = format!("SELECT count(*) FROM T WHERE created_at BETWEEN {made} AND {}", now());
+        assert_eq!(case.number(&made_since).await, Some(4));
+        assert_eq!(store.purge_idle(ms(HOUR), 10).await.unwrap(), 0);
+    }
+
+    pub(super) async fn idle_rows_go_in_chunks_with_those_that_were_never_used<St: Sql, K>(case: Case<St, K>) {
+        case.rows(1..=6).await;
+        case.recorded_for(3 * HOUR).await;
+        let at = now() - 2 * HOUR;
+        case.run(&format!("UPDATE T SET last_used = {at} WHERE revision <= 30")).await;
+        case.run(&format!("UPDATE T SET created_at = {at}")).await;
+        for gone in [2, 2, 2, 0] {
+            assert_eq!(case.store.purge_idle(ms(HOUR), 2).await.unwrap(), gone);
+        }
+    }
+
     pub(super) async fn idle_rows_go_in_chunks_and_no_others<St: Sql, K>(case: Case<St, K>) {
         case.rows(1..=6).await;
         case.recorded_for(3 * HOUR).await;
@@ -496,6 +536,8 @@ macro_rules! contract {
                 idle_rows_stay_unless_use_was_recorded_for_that_long
                 idle_rows_go_as_if_they_were_deleted
                 idle_rows_go_in_chunks_and_no_others
+                rows_that_were_never_used_go_by_their_creation
+                idle_rows_go_in_chunks_with_those_that_were_never_used
                 what_was_deleted_goes_in_two_runs
                 a_session_whose_row_is_gone_never_gets_a_revision_again
                 deleted_rows_go_in_chunks_before_the_floor_is_raised_again

@@ -7,7 +7,7 @@ mod rows;
 mod support;
 
 use futures_util::TryStreamExt;
-use rows::{at, new, previous, row, session as numbered, target, workspace};
+use rows::{epoch, at, new, previous, row, session as numbered, target, workspace};
 use std::sync::Arc;
 use support::*;
 use tokio::time::{Duration, advance};
@@ -49,7 +49,7 @@ async fn a_wrapper_does_with_every_verb_what_its_store_does() {
     let inherited = wrapper.inherit(numbered(2), numbered(1)).await.unwrap();
     assert!(matches!(inherited, Swap::Applied(_)), "{inherited:?}");
     let current = Arc::new(target(3));
-    assert_eq!(wrapper.replace_agent(workspace(1), &target(2), &current, 10).await.unwrap(), 2);
+    assert_eq!(wrapper.replace_agent(workspace(1), epoch(0), &target(2), &current, 10).await.unwrap(), 2);
     assert_eq!(wrapper.load_many(&[numbered(1), numbered(2)]).await.unwrap().len(), 2);
     assert!(matches!(wrapper.purge_idle(hour, 10).await, Err(StoreError::UseNotRecorded { since: None })));
     wrapper.touch(&[numbered(1)], hour).await.unwrap();
@@ -57,7 +57,7 @@ async fn a_wrapper_does_with_every_verb_what_its_store_does() {
     let recent: Vec<Binding> = wrapper.recent(1).try_collect().await.unwrap();
     assert_eq!(recent.iter().map(|row| row.session).collect::<Vec<_>>(), [numbered(1)]);
     assert_eq!(wrapper.unbind(numbered(1)).await.unwrap().map(|row| row.target), Some(None));
-    assert_eq!(wrapper.reset_workspace(workspace(1)).await.unwrap(), 2);
+    assert_eq!(wrapper.reset_workspace(workspace(1)).await.unwrap().rows, 2);
     assert_eq!(wrapper.retarget(numbered(1), workspace(2)).await.unwrap().workspace, workspace(2));
     assert!(wrapper.delete(numbered(1), None).await.unwrap());
     assert_eq!(wrapper.purge_deleted(10).await.unwrap(), inner.purge_deleted(10).await.unwrap());

@@ -4,35 +4,68 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tower_bound_agent::{
-    Binding, Previous, Revision, SessionId, Target, WorkspaceId,
-    store::{BATCH, BindingStore, NewBinding, StoreError, Swap},
+    Binding, Epoch, Previous, Revision, SessionId, Target, WorkspaceId,
+    store::{BATCH, BindingStore, NewBinding, Reset, StoreError, Swap},
 };
 
 /// What stands under the key of a session.
 #[derive(Clone)]
 struct Record {
     /// `None` once the session was deleted. The record stays, since its version must never be used again.
-    live: Option<(WorkspaceId, Option<Arc<Target>>)>,
+    live: Option<Live>,
     previous: Option<Previous>,
+}
+
+/// What stands under a key, with its version.
+#[derive(Clone, Default)]
+struct Keys {
+    sessions: BTreeMap<SessionId, (i64, Record)>,
+    /// The version of a workspace's key is its epoch. There is nothing else under it.
+    workspaces: BTreeMap<WorkspaceId, i64>,
+}
+
+#[derive(Clone)]
+struct Live {
+    workspace: WorkspaceId,
+    target: Option<Arc<Target>>,
+    /// In which the target was learned.
+    epoch: Epoch,
 }
 
 /// The service, here within this process. Nothing in it fails. Where it can: what was never sent is
 /// [`StoreError::Unavailable`], what it refused is [`Rejected`](StoreError::Rejected), and a write without an answer is
 /// [`Unknown`](StoreError::Unknown).
 #[derive(Clone, Default)]
-struct Service(Arc<Mutex<BTreeMap<SessionId, (i64, Record)>>>);
+struct Service(Arc<Mutex<Keys>>);
 
 impl Service {
+    fn keys(&self) -> MutexGuard<'_, Keys> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The version of a workspace's key (0: was never written).
+    async fn epoch(&self, workspace: WorkspaceId) -> Result<Epoch, StoreError> {
+        Ok(Epoch::new(self.keys().workspaces.get(&workspace).copied().unwrap_or(0)))
+    }
+
+    /// Writes a workspace's key at whatever version it is. Returns the next one.
+    async fn raise(&self, workspace: WorkspaceId) -> Result<Epoch, StoreError> {
+        let mut keys = self.keys();
+        let epoch = keys.workspaces.entry(workspace).or_default();
+        *epoch += 1;
+        Ok(Epoch::new(*epoch))
+    }
+
     async fn get(&self, key: SessionId) -> Result<Option<(i64, Record)>, StoreError> {
-        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned())
+        Ok(self.keys().sessions.get(&key).cloned())
     }
 
     /// Writes if the key is still at this version (0: was never written), which is one more then.
     async fn put(&self, key: SessionId, version: i64, record: Record) -> Result<bool, StoreError> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = &mut self.keys().sessions;
         let is_there = all.get(&key).map_or(0, |(version, _)| *version) == version;
         if is_there {
             all.insert(key, (version + 1, record));
@@ -42,8 +75,8 @@ impl Service {
 
     /// The keys of a workspace in their order: an index, since this is asked at every rebuild.
     async fn scan(&self, workspace: WorkspaceId) -> Result<Vec<SessionId>, StoreError> {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let there = |record: &Record| record.live.as_ref().is_some_and(|(there, _)| *there == workspace);
+        let all = &self.keys().sessions;
+        let there = |record: &Record| record.live.as_ref().is_some_and(|live| live.workspace == workspace);
         Ok(all.iter().filter(|(_, (_, record))| there(record)).map(|(key, _)| *key).collect())
     }
 }
@@ -52,7 +85,18 @@ impl Service {
 enum Change {
     Leave,
     Delete,
-    Write(WorkspaceId, Option<Arc<Target>>),
+    Write(Live),
+}
+
+impl Change {
+    /// Writes another target into a row, of the same workspace and epoch.
+    fn target(row: &Binding, target: Option<Arc<Target>>) -> Self {
+        Self::Write(Live { workspace: row.workspace, target, epoch: row.epoch })
+    }
+
+    fn write(new: &NewBinding) -> Self {
+        Self::Write(Live { workspace: new.workspace, target: new.target.clone(), epoch: new.epoch })
+    }
 }
 
 /// Bindings in a key-value service. The version of a key is the revision of its row.
@@ -74,26 +118,37 @@ impl KeyValueStore {
             let version = found.as_ref().map_or(0, |(version, _)| *version);
             let row = found.as_ref().and_then(|(version, record)| row(session, *version, record));
             let live = match decide(row.as_ref()) {
-                Change::Leave => return Ok((row, false)),
+                Change::Leave => return Ok((self.judged(row).await?, false)),
                 Change::Delete => None,
-                Change::Write(workspace, target) => Some((workspace, target)),
+                Change::Write(live) => Some(live),
             };
             // An agent that has to go becomes the previous one; otherwise that stays, also in a record that is deleted.
-            let next = live.as_ref().and_then(|(_, target)| target.as_ref()).map(|target| target.agent);
+            let next = live.as_ref().and_then(|live| live.target.as_ref()).map(|target| target.agent);
             let gone = row.and_then(|row| row.target).filter(|gone| Some(gone.agent) != next);
             let gone = gone.map(|gone| Previous::new(gone.agent, gone.generation));
             let record = Record { live, previous: gone.or_else(|| found?.1.previous) };
             let written = self::row(session, version + 1, &record);
             if self.0.put(session, version, record).await? {
-                return Ok((written, true));
+                return Ok((self.judged(written).await?, true));
             }
         }
     }
+
+    /// What a caller gets of a row: without its target, if that is of another epoch than its workspace's. The epoch is
+    /// read after the row, so that a reset in between is seen.
+    async fn judged(&self, row: Option<Binding>) -> Result<Option<Binding>, StoreError> {
+        let Some(mut row) = row else { return Ok(None) };
+        let epoch = self.0.epoch(row.workspace).await?;
+        row.target = row.target.filter(|_| row.epoch == epoch);
+        Ok(Some(row.with_epoch(epoch)))
+    }
 }
 
+/// A row as it stands there, with the epoch of its target.
 fn row(session: SessionId, version: i64, record: &Record) -> Option<Binding> {
-    let (workspace, target) = record.live.clone()?;
-    Some(Binding::new(session, workspace, target, Revision::new(version)).with_previous(record.previous))
+    let Live { workspace, target, epoch } = record.live.clone()?;
+    let row = Binding::new(session, workspace, target, Revision::new(version));
+    Some(row.with_previous(record.previous).with_epoch(epoch))
 }
 
 fn swap((row, written): (Option<Binding>, bool)) -> Swap {
@@ -105,35 +160,38 @@ fn swap((row, written): (Option<Binding>, bool)) -> Swap {
 
 impl BindingStore for KeyValueStore {
     async fn load(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
-        Ok(self.0.get(session).await?.and_then(|(version, record)| row(session, version, &record)))
+        let found = self.0.get(session).await?;
+        self.judged(found.and_then(|(version, record)| row(session, version, &record))).await
     }
 
     async fn create(&self, new: NewBinding) -> Result<Swap, StoreError> {
         let decide = |row: Option<&Binding>| match row {
             Some(_) => Change::Leave,
-            None => Change::Write(new.workspace, new.target.clone()),
+            None => Change::write(&new),
         };
         self.change(new.session, decide).await.map(swap)
     }
 
     async fn compare_and_swap(&self, expected: Revision, new: NewBinding) -> Result<Swap, StoreError> {
         let decide = |row: Option<&Binding>| match row {
-            Some(row) if row.revision == expected => Change::Write(new.workspace, new.target.clone()),
+            Some(row) if row.revision == expected => Change::write(&new),
             _ => Change::Leave,
         };
         self.change(new.session, decide).await.map(swap)
     }
 
     async fn retarget(&self, session: SessionId, workspace: WorkspaceId) -> Result<Binding, StoreError> {
-        let kept = |row: &Binding| row.target.clone().filter(|_| row.workspace == workspace);
-        let decide = |row: Option<&Binding>| Change::Write(workspace, row.and_then(kept));
+        let decide = |row: Option<&Binding>| match row {
+            Some(row) if row.workspace == workspace => Change::target(row, row.target.clone()),
+            _ => Change::write(&NewBinding::new(session, workspace, None)),
+        };
         let (row, _) = self.change(session, decide).await?;
         row.ok_or_else(|| StoreError::Corrupt("a row that was written is none".into()))
     }
 
     async fn unbind(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
         // Also of a row without a target: the revision must grow.
-        let decide = |row: Option<&Binding>| row.map_or(Change::Leave, |row| Change::Write(row.workspace, None));
+        let decide = |row: Option<&Binding>| row.map_or(Change::Leave, |row| Change::target(row, None));
         Ok(self.change(session, decide).await?.0)
     }
 
@@ -147,29 +205,32 @@ impl BindingStore for KeyValueStore {
 
     async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
         // Two keys, and this service writes one at a time: what the parent held when it was read.
-        let parent = self.load(parent).await?;
+        let parent = self.0.get(parent).await?.and_then(|(version, record)| row(parent, version, &record));
         let decide = |row: Option<&Binding>| match (row, &parent) {
-            (None, Some(parent)) => Change::Write(parent.workspace, parent.target.clone()),
+            (None, Some(parent)) => Change::target(parent, parent.target.clone()),
             _ => Change::Leave,
         };
         self.change(child, decide).await.map(swap)
     }
 
-    async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<u64, StoreError> {
+    async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<Reset, StoreError> {
+        // From here on no target of the workspace counts. The rows follow, so that the revision of each grows.
+        let epoch = self.0.raise(workspace).await?;
         let decide = |row: Option<&Binding>| match row {
-            Some(row) if row.workspace == workspace => Change::Write(workspace, None),
+            Some(row) if row.workspace == workspace => Change::target(row, None),
             _ => Change::Leave,
         };
         let mut changed = 0;
         for session in self.0.scan(workspace).await? {
             changed += u64::from(self.change(session, decide).await?.1);
         }
-        Ok(changed)
+        Ok(Reset::new(changed, epoch))
     }
 
     async fn replace_agent(
         &self,
         workspace: WorkspaceId,
+        epoch: Epoch,
         stale: &Target,
         current: &Arc<Target>,
         limit: u64,
@@ -182,9 +243,10 @@ impl BindingStore for KeyValueStore {
             }
         };
         let decide = |row: Option<&Binding>| match row {
-            Some(row) if row.workspace == workspace && row.target.as_deref().is_some_and(is_behind) => {
-                Change::Write(workspace, Some(Arc::clone(current)))
-            }
+            Some(row) if (row.workspace, row.epoch) == (workspace, epoch) => match row.target.as_deref() {
+                Some(target) if is_behind(target) => Change::target(row, Some(Arc::clone(current))),
+                _ => Change::Leave,
+            },
             _ => Change::Leave,
         };
         let (limit, mut changed) = (limit.min(BATCH as u64), 0);

@@ -2,7 +2,7 @@
 
 use super::Bindings;
 use crate::{
-    AgentId, Error, ErrorKind, Resolution, SessionId, Target, WorkspaceId,
+    AgentId, Epoch, Error, ErrorKind, Resolution, SessionId, Target, WorkspaceId,
     ask::ask_for_holders,
     attempt::{Answer, Denied},
     error::Cause,
@@ -55,6 +55,10 @@ impl Bindings {
     /// A target that is older than what is known (by its generation) is ignored; returns `false` then. Otherwise the
     /// resolver should say the same by now: without generations, its next answer is believed again.
     ///
+    /// After a [reset](Self::reset_workspace) that this process learns of later, the target is forgotten, and the resolver is
+    /// asked: the numbers of the two may not be comparable. So it is in a workspace that was reset before, if this process
+    /// has read no row of it yet.
+    ///
     /// This asks nobody and writes nothing. The last 10,000 workspaces that were announced are remembered even if nobody
     /// here uses them.
     ///
@@ -69,7 +73,8 @@ impl Bindings {
         let place = self.shared.directory.keep(workspace);
         let believed = place.announced(Arc::new(target), now);
         if believed {
-            self.shared.tell(About::Workspace { workspace, generation });
+            // Without a row nobody here knows the epoch.
+            self.shared.tell(About::Workspace { workspace, generation, epoch: None });
         }
         believed
     }
@@ -92,7 +97,7 @@ impl Bindings {
         let mut cause = None;
         // Twice: the first answer may be overtaken by what others learn meanwhile.
         for _ in 0..2 {
-            let place = shared.directory.place(workspace);
+            let place = shared.directory.place(workspace, Epoch::default());
             let Some(validated) = shared.validate_since(&place, Instant::now()).await else {
                 cause = Some(Cause::TaskEnded.shared());
                 break;

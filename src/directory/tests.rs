@@ -50,7 +50,7 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let directory = Directory::new(&Settings::default());
-        let place = directory.place(workspace(1));
+        let place = directory.place(workspace(1), Epoch::default());
         // Far from the clock's own zero.
         Self { directory, place, zero: Instant::now() + Duration::from_secs(3600) }
     }
@@ -87,9 +87,9 @@ impl Scene {
     }
 
     fn changes(&self, change: impl FnOnce(&Place)) -> bool {
-        let before = self.place.epoch();
+        let before = self.place.version();
         change(&self.place);
-        self.place.epoch() != before
+        self.place.version() != before
     }
 }
 
@@ -100,8 +100,8 @@ mod lives {
     fn a_place_lives_as_long_as_its_users() {
         let directory = Directory::new(&Settings::default());
         assert!(directory.find(workspace(1)).is_none());
-        let place = directory.place(workspace(1));
-        let again = directory.place(workspace(1));
+        let place = directory.place(workspace(1), Epoch::default());
+        let again = directory.place(workspace(1), Epoch::default());
         assert!(Arc::ptr_eq(&place, &again));
         assert!(directory.find(workspace(1)).is_some_and(|found| Arc::ptr_eq(&found, &place)));
         assert!(directory.find(workspace(2)).is_none());
@@ -115,20 +115,20 @@ mod lives {
     fn a_row_and_nothing_else_keeps_what_is_known() {
         let directory = Directory::new(&Settings::default());
         let row = Binding::new(session(1), workspace(1), Some(target("a5")), Revision::new(1));
-        let entry = Entry::new(row, directory.place(workspace(1)), true, Instant::now());
+        let entry = Entry::new(row, directory.place(workspace(1), Epoch::default()), true, Instant::now());
         entry.place.learn_row(&target("a5"), Instant::now());
-        let known = directory.place(workspace(1)).newest_generation();
+        let known = directory.place(workspace(1), Epoch::default()).newest_generation();
         assert_eq!(known, Some(Generation::new(5)));
         drop(entry);
-        assert_eq!(directory.place(workspace(1)).newest_generation(), None);
+        assert_eq!(directory.place(workspace(1), Epoch::default()).newest_generation(), None);
     }
 
     #[test]
     fn a_place_that_goes_leaves_its_successor_alone() {
         let directory = Directory::new(&Settings::default());
-        let old = directory.place(workspace(1));
-        directory.reset(workspace(1));
-        let new = directory.place(workspace(1));
+        let old = directory.place(workspace(1), Epoch::default());
+        directory.reset(workspace(1), None);
+        let new = directory.place(workspace(1), Epoch::default());
         assert!(!Arc::ptr_eq(&old, &new));
         drop(old);
         assert!(directory.find(workspace(1)).is_some_and(|found| Arc::ptr_eq(&found, &new)));
@@ -144,7 +144,7 @@ mod lives {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..5_000 {
-                        let (one, other) = (directory.place(workspace(1)), directory.place(workspace(1)));
+                        let (one, other) = (directory.place(workspace(1), Epoch::default()), directory.place(workspace(1), Epoch::default()));
                         assert!(Arc::ptr_eq(&one, &other));
                     }
                 });
@@ -160,12 +160,12 @@ mod lives {
         let row = Binding::new(session(1), workspace(1), Some(target("a5")), Revision::new(1));
         let before = s.place.choose(&row, s.at(0), s.at(1));
         assert!(before.plain && !before.void);
-        let changed = s.changes(|_| s.directory.reset(workspace(1)));
+        let changed = s.changes(|_| s.directory.reset(workspace(1), None));
         assert!(changed, "the memo of the hot path must not hide it");
         assert!(s.choose(Some("a5"), 0, 1).void && s.choose(None, 0, 1).void);
         assert!(s.place.supersedes(&target("a9")), "no repair is written for what was reset");
         assert!(!s.place.doubt_reported(session(1), &target("a5"), s.at(2)));
-        let new = s.directory.place(workspace(1));
+        let new = s.directory.place(workspace(1), Epoch::default());
         assert_eq!(new.newest_generation(), None);
         let (worth, _) = new.learn_answer(running("b1"), s.at(3), s.at(3));
         assert_eq!(worth, running("b1"), "generations start again");
@@ -178,7 +178,7 @@ mod lives {
         s.place.doubt(s.at(0));
         changed.await;
         let changed = s.place.changed();
-        s.directory.reset(workspace(1));
+        s.directory.reset(workspace(1), None);
         changed.await;
     }
 }
@@ -516,10 +516,10 @@ mod doubts {
         // Began at 0; dropped then; expected.
         for (dropped, doubts) in [(0, false), (9, false), (10, true), (200, true)] {
             let s = Scene::new();
-            let epoch = s.changes(|place| {
+            let changed = s.changes(|place| {
                 assert_eq!(place.doubt_dropped(agent("a"), s.at(0), s.at(dropped)), doubts, "{dropped}");
             });
-            assert_eq!((epoch, s.doubt("a5", 300)), (doubts, doubts.then_some(dropped)));
+            assert_eq!((changed, s.doubt("a5", 300)), (doubts, doubts.then_some(dropped)));
         }
     }
 
@@ -800,10 +800,10 @@ mod memo {
         let entry = entry(&s, Some("a"), 10);
         let choice = fresh(&s, &entry, 20);
         assert!(choice.plain, "two rows are no evidence against each other");
-        entry.set_plain_in(choice.epoch);
+        entry.set_plain_in(choice.version);
         // For the next call, for calls under way and for connections that were handed out.
         assert!(s.changes(|_| drop(s.answer(running("b"), 30))));
-        assert!(!entry.is_plain_in(s.place.epoch()));
+        assert!(!entry.is_plain_in(s.place.version()));
         assert_eq!(fresh(&s, &entry, 40).target, Some(target("b")));
         assert!(!s.changes(|_| drop(s.answer(running("b"), 50))), "once");
     }
@@ -874,7 +874,7 @@ mod memo {
                     Step::Choose(caller) => chosen[caller] = Some(fresh(&s, &entry, now)),
                     Step::Note(caller) => {
                         if let Some(choice) = chosen[caller].take() && choice.plain && !choice.void {
-                            entry.set_plain_in(choice.epoch);
+                            entry.set_plain_in(choice.version);
                         }
                     }
                     Step::Answer(name) => drop(s.answer(running(name), now)),
@@ -888,10 +888,10 @@ mod memo {
                     Step::Report => drop(s.place.doubt_reported(session(1), &target("a5"), s.at(now))),
                     Step::Lost(name) => s.place.doubt_agent(agent(name), s.at(now)),
                     Step::Answered => s.place.answered(agent("a"), true, || s.at(now)),
-                    Step::Reset => s.directory.reset(workspace(1)),
+                    Step::Reset => s.directory.reset(workspace(1), None),
                     Step::Later(seconds) => now += seconds * 1_000,
                 }
-                if entry.is_plain_in(s.place.epoch()) {
+                if entry.is_plain_in(s.place.version()) {
                     let choice = fresh(&s, &entry, now);
                     prop_assert!(choice.plain && !choice.void && !choice.hold && choice.doubt.is_none());
                     prop_assert_eq!(choice.target, entry.row.target.clone());
@@ -919,13 +919,13 @@ mod memo {
                 scope.spawn(|| {
                     loop {
                         let floor = learned.load(Ordering::Acquire);
-                        let epoch = s.place.epoch();
-                        let generation = if entry.is_plain_in(epoch) {
+                        let version = s.place.version();
+                        let generation = if entry.is_plain_in(version) {
                             entry.row.target.as_ref().and_then(|target| target.generation)
                         } else {
                             let choice = fresh(&s, &entry, 0);
                             if choice.plain {
-                                entry.set_plain_in(choice.epoch);
+                                entry.set_plain_in(choice.version);
                             }
                             choice.target.and_then(|target| target.generation)
                         };

@@ -30,7 +30,7 @@ impl Task {
                 return Ok(Repair::Lost);
             }
             let began = shared.rows.moment();
-            let statement = shared.store.replace_agent(place.workspace(), stale, target, BATCH as u64);
+            let statement = shared.store.replace_agent(place.workspace(), place.epoch(), stale, target, BATCH as u64);
             if self.answer(statement).await? < BATCH as u64 {
                 break began;
             }
@@ -42,7 +42,8 @@ impl Task {
             // Takes over what was written; a row that the statements have missed gets a repair of its own.
             Repairs::begin(shared, &entry, target, false);
         }
-        shared.tell(About::Workspace { workspace: place.workspace(), generation: target.generation });
+        let (workspace, epoch) = (place.workspace(), Some(place.epoch()));
+        shared.tell(About::Workspace { workspace, generation: target.generation, epoch });
         Ok(Repair::Written)
     }
 }

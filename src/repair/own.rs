@@ -28,6 +28,10 @@ enum Lost {
 
 fn lost(entry: &Entry, target: &Target, winner: Option<&Binding>) -> Lost {
     let Some(winner) = winner.filter(|winner| winner.workspace == entry.row.workspace) else { return Lost::Drop };
+    if winner.epoch != entry.place.epoch() {
+        // What answered is of an epoch that has ended.
+        return Lost::Drop;
+    }
     let Some(named) = &winner.target else {
         // Unbound by somebody's order. But where no row was known at all, an unbound one is just the place to write to.
         return if entry.stored { Lost::Drop } else { Lost::Again(winner.revision) };
@@ -59,7 +63,8 @@ impl Task {
     pub(super) async fn write_own(&self) -> Result<Repair, StoreError> {
         let Self { shared, entry, target, .. } = self;
         let session = entry.row.session;
-        let new = NewBinding::new(session, entry.workspace(), Some(Arc::clone(target)));
+        let epoch = entry.place.epoch();
+        let new = NewBinding::new(session, entry.workspace(), Some(Arc::clone(target))).with_epoch(epoch);
         let mut expected = entry.stored.then_some(entry.row.revision);
         // An earlier repair of the session, for which this one has waited, may have written the row since.
         if let Some(current) = shared.rows.get(session).filter(|current| self.has_replaced(current)) {
@@ -72,6 +77,11 @@ impl Task {
                 None => self.answer(shared.store.create(new.clone())).await,
             };
             let winner = match swap? {
+                // The epoch has ended in the meantime: the row is unbound.
+                Swap::Applied(row) if row.epoch != epoch => {
+                    shared.learn_written(row, ticket);
+                    return Ok(Repair::Lost);
+                }
                 Swap::Applied(row) => {
                     // Of a first bind the others have nothing to unlearn.
                     if entry.row.target.is_some() {

@@ -1,7 +1,7 @@
 //! Targets and rows to test with.
 
 use super::*;
-use crate::{AgentId, Binding, Revision, directory::Directory, settings::Settings};
+use crate::{AgentId, Binding, Epoch, Revision, directory::Directory, settings::Settings};
 use Needed::{Group, Nothing, Own};
 use uuid::Uuid;
 
@@ -27,7 +27,7 @@ pub(super) fn row(workspace: u128, target: Option<Arc<Target>>, revision: i64) -
 /// The row that a call went by, at revision 3, in workspace 1.
 pub(super) fn entry(stored: bool) -> Arc<Entry> {
     let row = row(1, Some(target("z1")), 3);
-    let place = Directory::new(&Settings::default()).place(row.workspace);
+    let place = Directory::new(&Settings::default()).place(row.workspace, Epoch::default());
     Entry::new(row, place, stored, Instant::now())
 }
 

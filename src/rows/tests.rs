@@ -1,5 +1,5 @@
 use super::*;
-use crate::{AgentId, Target, directory::Directory};
+use crate::{AgentId, Epoch, Target, directory::Directory};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::atomic::{AtomicBool, AtomicI64},
@@ -43,7 +43,7 @@ impl Scene {
     fn row_in(&self, place: u128, number: u128, revision: i64, read: u64) -> Arc<Entry> {
         let target = Target::new(AgentId::new(Uuid::from_u128(place)));
         let row = Binding::new(session(number), workspace(place), Some(Arc::new(target)), Revision::new(revision));
-        Entry::new(row, self.directory.place(workspace(place)), true, self.at(read))
+        Entry::new(row, self.directory.place(workspace(place), Epoch::default()), true, self.at(read))
     }
 
     /// A read that begins and ends at once.

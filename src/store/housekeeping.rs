@@ -64,6 +64,10 @@ pub(super) trait Keeps: Sync {
     /// Deletes rows that were used last before a time.
     fn delete_idle(&self, before: i64, now: i64, limit: u64) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
+    /// Deletes rows whose use was never recorded, and that were created before a time.
+    fn delete_unused(&self, before: i64, now: i64, limit: u64)
+    -> impl Future<Output = Result<u64, StoreError>> + Send;
+
     /// Removes rows that were deleted before a time, and whose revision is not above `floor`.
     fn remove_deleted(
         &self,
@@ -105,7 +109,12 @@ pub(super) async fn touch(db: &impl Keeps, used: &[SessionId], interval: Duratio
 pub(super) async fn purge_idle(db: &impl Keeps, idle: Duration, limit: u64, now: i64) -> Result<u64, StoreError> {
     let before = now.saturating_sub(milliseconds(idle));
     match db.memory().await?.recorded_since(now) {
-        Some(since) if since <= before => db.delete_idle(before, now, chunk(limit)).await,
+        Some(since) if since <= before => {
+            let limit = chunk(limit);
+            let idle = db.delete_idle(before, now, limit).await?;
+            // Use was recorded all the time since then, so that a row which has none was not used.
+            Ok(idle + if idle < limit { db.delete_unused(before, now, limit - idle).await? } else { 0 })
+        }
         since => Err(StoreError::UseNotRecorded { since: since.map(system_time) }),
     }
 }

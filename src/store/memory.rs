@@ -1,14 +1,14 @@
 //! A store in this process's memory.
 
 use super::{
-    BindingStore, NewBinding, StoreError, Swap, UsedByLayer, at_most_a_batch, chunk,
+    BindingStore, NewBinding, Reset, StoreError, Swap, UsedByLayer, at_most_a_batch, chunk,
     housekeeping::{self, Keeps, Memory, milliseconds_now},
 };
-use crate::{Binding, Previous, Revision, SessionId, Target, WorkspaceId, binding::Behind};
+use crate::{Binding, Epoch, Previous, Revision, SessionId, Target, WorkspaceId, binding::Behind};
 use futures_util::{Stream, stream};
 use std::{
     cmp::Reverse,
-    collections::{HashMap, HashSet, hash_map::Entry},
+    collections::{HashMap, HashSet},
     fmt,
     ops::{Deref, DerefMut},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -63,10 +63,37 @@ struct Layers(Arc<()>);
 #[derive(Default)]
 struct Rows {
     rows: HashMap<SessionId, Row>,
+    /// Of the workspaces that were ever reset.
+    epochs: HashMap<WorkspaceId, Epoch>,
     memory: Memory,
 }
 
 impl Rows {
+    fn epoch(&self, workspace: WorkspaceId) -> Epoch {
+        self.epochs.get(&workspace).copied().unwrap_or_default()
+    }
+
+    fn binding(&self, session: SessionId) -> Option<Binding> {
+        let binding = self.rows.get(&session)?.binding(session)?;
+        let epoch = self.epoch(binding.workspace);
+        Some(binding.in_epoch(epoch))
+    }
+
+    /// What a row holds, whether its target counts or not.
+    fn live(&self, session: SessionId) -> Option<&Live> {
+        self.rows.get(&session)?.live.as_ref()
+    }
+
+    /// Writes a row, and says what it is now.
+    fn write(&mut self, session: SessionId, live: Live) -> Binding {
+        let current = self.epoch(live.workspace);
+        let Live { workspace, target, epoch } = live.clone();
+        let row = self.row(session);
+        row.write(Some(live));
+        let binding = Binding::new(session, workspace, target, Revision::new(row.revision));
+        binding.with_previous(row.previous).with_epoch(epoch).in_epoch(current)
+    }
+
     /// The row to write a new record into.
     fn row(&mut self, session: SessionId) -> &mut Row {
         let floor = self.memory.floor;
@@ -95,21 +122,32 @@ struct Row {
     live: Option<Live>,
     previous: Option<Previous>,
     revision: i64,
+    created_at: i64,
     last_used: Option<i64>,
     /// Of a row that is not live.
     deleted_at: i64,
 }
 
+#[derive(Clone)]
 struct Live {
     workspace: WorkspaceId,
     target: Option<Arc<Target>>,
+    /// In which the target was learned.
+    epoch: Epoch,
+}
+
+impl From<NewBinding> for Live {
+    fn from(new: NewBinding) -> Self {
+        Self { workspace: new.workspace, target: new.target, epoch: new.epoch }
+    }
 }
 
 impl Row {
     fn binding(&self, session: SessionId) -> Option<Binding> {
         let live = self.live.as_ref()?;
         let revision = Revision::new(self.revision);
-        Some(Binding::new(session, live.workspace, live.target.clone(), revision).with_previous(self.previous))
+        let binding = Binding::new(session, live.workspace, live.target.clone(), revision);
+        Some(binding.with_previous(self.previous).with_epoch(live.epoch))
     }
 
     /// The one place where a row changes: the revision grows, and an agent that has to go becomes the previous one.
@@ -120,6 +158,9 @@ impl Row {
             if next.is_none_or(|next| next.agent != gone.agent) {
                 self.previous = Some(Previous::new(gone.agent, gone.generation));
             }
+        }
+        if self.live.is_none() && live.is_some() {
+            self.created_at = milliseconds_now();
         }
         self.live = live;
         self.revision += 1;
@@ -132,11 +173,6 @@ impl Row {
         self.deleted_at = now;
     }
 
-    /// [`write`](Self::write) for a row that stays; says what it is now.
-    fn replace(&mut self, session: SessionId, workspace: WorkspaceId, target: Option<Arc<Target>>) -> Binding {
-        self.write(Some(Live { workspace, target: target.clone() }));
-        Binding::new(session, workspace, target, Revision::new(self.revision)).with_previous(self.previous)
-    }
 }
 
 impl MemoryStore {
@@ -162,42 +198,36 @@ impl fmt::Debug for MemoryStore {
 
 impl BindingStore for MemoryStore {
     async fn load(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
-        Ok(self.rows().get(&session).and_then(|row| row.binding(session)))
+        Ok(self.rows().binding(session))
     }
 
     async fn create(&self, new: NewBinding) -> Result<Swap, StoreError> {
         let mut rows = self.rows();
-        let row = rows.row(new.session);
-        Ok(match row.binding(new.session) {
+        Ok(match rows.binding(new.session) {
             Some(winner) => Swap::Conflict(Some(winner)),
-            None => Swap::Applied(row.replace(new.session, new.workspace, new.target)),
+            None => Swap::Applied(rows.write(new.session, new.into())),
         })
     }
 
     async fn compare_and_swap(&self, expected: Revision, new: NewBinding) -> Result<Swap, StoreError> {
         let mut rows = self.rows();
-        let Entry::Occupied(mut row) = rows.entry(new.session) else { return Ok(Swap::Conflict(None)) };
-        let row = row.get_mut();
-        Ok(match row.binding(new.session) {
-            Some(read) if read.revision == expected => {
-                Swap::Applied(row.replace(new.session, new.workspace, new.target))
-            }
+        Ok(match rows.binding(new.session) {
+            Some(read) if read.revision == expected => Swap::Applied(rows.write(new.session, new.into())),
             winner => Swap::Conflict(winner),
         })
     }
 
     async fn retarget(&self, session: SessionId, workspace: WorkspaceId) -> Result<Binding, StoreError> {
         let mut rows = self.rows();
-        let row = rows.row(session);
-        let kept = row.live.as_ref().filter(|live| live.workspace == workspace).and_then(|live| live.target.clone());
-        Ok(row.replace(session, workspace, kept))
+        let there = rows.live(session).filter(|live| live.workspace == workspace).cloned();
+        let live = there.unwrap_or_else(|| NewBinding::new(session, workspace, None).into());
+        Ok(rows.write(session, live))
     }
 
     async fn unbind(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
         let mut rows = self.rows();
-        let Some(row) = rows.get_mut(&session) else { return Ok(None) };
-        let Some(workspace) = row.live.as_ref().map(|live| live.workspace) else { return Ok(None) };
-        Ok(Some(row.replace(session, workspace, None)))
+        let Some(workspace) = rows.live(session).map(|live| live.workspace) else { return Ok(None) };
+        Ok(Some(rows.write(session, NewBinding::new(session, workspace, None).into())))
     }
 
     async fn delete(&self, session: SessionId, expected: Option<Revision>) -> Result<bool, StoreError> {
@@ -209,29 +239,31 @@ impl BindingStore for MemoryStore {
 
     async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
         let mut rows = self.rows();
-        if let Some(winner) = rows.get(&child).and_then(|row| row.binding(child)) {
+        if let Some(winner) = rows.binding(child) {
             return Ok(Swap::Conflict(Some(winner)));
         }
-        let Some(parent) = rows.get(&parent).and_then(|row| row.binding(parent)) else {
-            return Ok(Swap::Conflict(None));
-        };
-        Ok(Swap::Applied(rows.row(child).replace(child, parent.workspace, parent.target)))
+        let Some(parent) = rows.live(parent).cloned() else { return Ok(Swap::Conflict(None)) };
+        Ok(Swap::Applied(rows.write(child, parent)))
     }
 
-    async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<u64, StoreError> {
+    async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<Reset, StoreError> {
+        let mut rows = self.rows();
+        let epoch = Epoch::new(rows.epoch(workspace).get() + 1);
+        rows.epochs.insert(workspace, epoch);
         let mut changed = 0;
-        for row in self.rows().values_mut() {
+        for row in rows.values_mut() {
             if row.live.as_ref().is_some_and(|live| live.workspace == workspace) {
-                row.write(Some(Live { workspace, target: None }));
+                row.write(Some(Live { workspace, target: None, epoch }));
                 changed += 1;
             }
         }
-        Ok(changed)
+        Ok(Reset::new(changed, epoch))
     }
 
     async fn replace_agent(
         &self,
         workspace: WorkspaceId,
+        epoch: Epoch,
         stale: &Target,
         current: &Arc<Target>,
         limit: u64,
@@ -241,7 +273,7 @@ impl BindingStore for MemoryStore {
         let mut chosen: Vec<_> = rows
             .iter_mut()
             .filter(|(_, row)| {
-                let live = row.live.as_ref().filter(|live| live.workspace == workspace);
+                let live = row.live.as_ref().filter(|live| live.workspace == workspace && live.epoch == epoch);
                 live.and_then(|live| live.target.as_ref()).is_some_and(|target| behind.includes(target, current))
             })
             .collect();
@@ -249,7 +281,7 @@ impl BindingStore for MemoryStore {
         chosen.truncate(usize::try_from(chunk(limit)).unwrap_or(usize::MAX));
         let written = chosen.len() as u64;
         for (_, row) in chosen {
-            row.write(Some(Live { workspace, target: Some(Arc::clone(current)) }));
+            row.write(Some(Live { workspace, target: Some(Arc::clone(current)), epoch }));
         }
         Ok(written)
     }
@@ -258,7 +290,7 @@ impl BindingStore for MemoryStore {
         at_most_a_batch(sessions)?;
         let sessions: HashSet<_> = sessions.iter().collect();
         let rows = self.rows();
-        Ok(sessions.into_iter().filter_map(|session| rows.get(session)?.binding(*session)).collect())
+        Ok(sessions.into_iter().filter_map(|session| rows.binding(*session)).collect())
     }
 
     /// Whether several layers work over these rows.
@@ -272,7 +304,7 @@ impl BindingStore for MemoryStore {
 
     fn recent(&self, limit: u64) -> impl Stream<Item = Result<Binding, StoreError>> + Send {
         let rows = self.rows();
-        let live = rows.iter().filter_map(|(session, row)| Some((row.last_used, row.binding(*session)?)));
+        let live = rows.iter().filter_map(|(session, row)| Some((row.last_used, rows.binding(*session)?)));
         let mut live: Vec<_> = live.collect();
         live.sort_by_key(|(last_used, _)| Reverse(*last_used));
         live.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
@@ -309,6 +341,14 @@ impl Keeps for MemoryStore {
         let mut rows = self.rows();
         let idle = rows.values_mut().filter(|row| row.last_used.is_some_and(|last_used| last_used < before));
         let chunk = idle.take(usize::try_from(limit).unwrap_or(usize::MAX));
+        Ok(chunk.map(|row| row.delete(now)).count() as u64)
+    }
+
+    async fn delete_unused(&self, before: i64, now: i64, limit: u64) -> Result<u64, StoreError> {
+        let mut rows = self.rows();
+        let unused = rows.values_mut().filter(|row| row.live.is_some() && row.last_used.is_none());
+        let unused = unused.filter(|row| row.created_at < before);
+        let chunk = unused.take(usize::try_from(limit).unwrap_or(usize::MAX));
         Ok(chunk.map(|row| row.delete(now)).count() as u64)
     }
 

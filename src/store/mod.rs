@@ -1,6 +1,6 @@
 //! Where bindings live: the contract of a store, and the stores that come with this crate.
 
-use crate::{Binding, BoxError, Revision, SessionId, Target, WorkspaceId};
+use crate::{Binding, BoxError, Epoch, Revision, SessionId, Target, WorkspaceId};
 use futures_util::{
     Stream,
     future::BoxFuture,
@@ -131,13 +131,40 @@ pub struct NewBinding {
     pub workspace: WorkspaceId,
     /// Its target; `None` for an unbound record.
     pub target: Option<Arc<Target>>,
+    /// The epoch of the workspace in which the target was learned.
+    pub epoch: Epoch,
 }
 
 impl NewBinding {
     /// A record to be written.
     #[must_use]
     pub const fn new(session: SessionId, workspace: WorkspaceId, target: Option<Arc<Target>>) -> Self {
-        Self { session, workspace, target }
+        Self { session, workspace, target, epoch: Epoch::new(0) }
+    }
+
+    /// Sets the epoch in which the target was learned, which is 0 otherwise.
+    #[must_use]
+    pub const fn with_epoch(mut self, epoch: Epoch) -> Self {
+        self.epoch = epoch;
+        self
+    }
+}
+
+/// What [`reset_workspace`](BindingStore::reset_workspace) has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Reset {
+    /// How many rows the workspace has.
+    pub rows: u64,
+    /// The epoch that has begun.
+    pub epoch: Epoch,
+}
+
+impl Reset {
+    /// For implementors of stores.
+    #[must_use]
+    pub const fn new(rows: u64, epoch: Epoch) -> Self {
+        Self { rows, epoch }
     }
 }
 
@@ -180,6 +207,11 @@ fn at_most_a_batch(sessions: &[SessionId]) -> Result<(), StoreError> {
 /// * **`previous`** is kept by the store: when a write replaces a row's target by one of another agent, or removes it,
 ///   the agent that was there becomes `previous`; otherwise `previous` stays. A deletion is such a write, and what it
 ///   leaves behind is found there by the next creation.
+/// * **Epochs** are kept by the store, one number a workspace: 0 until the first `reset_workspace`, which raises it. A row
+///   keeps the epoch in which its target was learned, and a target of another epoch than its workspace's *does not
+///   count*: whoever reads the row gets an unbound one. So a write that was on its way during a reset, whichever of the
+///   two the database puts first, brings back no target of the epoch before. Every row that is returned says the epoch
+///   of its workspace.
 /// * **Orders** (`retarget`, `unbind`, `reset_workspace`) do not compare, and write a row that holds already what they ask
 ///   for: a repair that read it before is then too late.
 ///
@@ -196,10 +228,12 @@ pub trait BindingStore: Send + Sync + 'static {
     /// Reads a row; `None` if there is none or it was deleted. Sees every write that ended before it began.
     fn load(&self, session: SessionId) -> impl Future<Output = Result<Option<Binding>, StoreError>> + Send;
 
-    /// Writes a row that must not exist yet; else the conflict holds the row that does.
+    /// Writes a row that must not exist yet; else the conflict holds the row that does. As the rule about epochs says, the
+    /// row is unbound if the target is of an epoch that has ended.
     fn create(&self, new: NewBinding) -> impl Future<Output = Result<Swap, StoreError>> + Send;
 
     /// Replaces workspace and target of a row whose revision must be `expected`; else the conflict holds the row as it is.
+    /// As the rule about epochs says, the row is unbound if the target is of an epoch that has ended.
     fn compare_and_swap(
         &self,
         expected: Revision,
@@ -230,14 +264,14 @@ pub trait BindingStore: Send + Sync + 'static {
     /// `parent`.
     fn inherit(&self, child: SessionId, parent: SessionId) -> impl Future<Output = Result<Swap, StoreError>> + Send;
 
-    /// The order to drop the targets of all rows of a workspace. Says how many rows there are: the revision of one without
-    /// a target grows as well.
-    fn reset_workspace(&self, workspace: WorkspaceId) -> impl Future<Output = Result<u64, StoreError>> + Send;
+    /// The order to begin the next epoch of a workspace, also of one without rows, and to drop the targets of all of its
+    /// rows. Says how many rows there are: the revision of one without a target grows as well.
+    fn reset_workspace(&self, workspace: WorkspaceId) -> impl Future<Output = Result<Reset, StoreError>> + Send;
 
-    /// One chunk of a group repair: writes `current` into rows of the workspace that are *behind* it, and says into how
-    /// many. To be repeated until it says 0.
+    /// One chunk of a group repair: writes `current`, which was learned in `epoch`, into rows of the workspace that are
+    /// *behind* it, and says into how many. To be repeated until it says 0.
     ///
-    /// If `stale` and `current` both have a generation, every row of a smaller generation than `current`'s is behind.
+    /// A row whose target is of another epoch is never behind. If `stale` and `current` both have a generation, every row of a smaller generation than `current`'s is behind.
     /// Else it is every row without a generation that names the agent of `stale`, and not already the agent and address
     /// of `current`. A row without a target is never behind, nor one that was deleted.
     ///
@@ -251,6 +285,7 @@ pub trait BindingStore: Send + Sync + 'static {
     fn replace_agent(
         &self,
         workspace: WorkspaceId,
+        epoch: Epoch,
         stale: &Target,
         current: &Arc<Target>,
         limit: u64,
@@ -310,7 +345,7 @@ pub trait BindingStore: Send + Sync + 'static {
     /// Housekeeping: deletes, as [`delete`](Self::delete) does, at most `limit` rows (above [`BATCH`] it means
     /// [`BATCH`]) whose recorded last use is longer ago than `idle`. Says how many; to be repeated while it says `limit`.
     ///
-    /// A row whose use was never recorded is kept. `idle` should be far longer than the interval at which use is
+    /// A row whose use was never recorded counts from its creation. One that has no time of creation is kept. `idle` should be far longer than the interval at which use is
     /// recorded: a use that is not recorded yet does not count.
     ///
     /// # Errors
@@ -405,17 +440,18 @@ impl<St: BindingStore> BindingStore for Arc<St> {
     fn inherit(&self, child: SessionId, parent: SessionId) -> impl Future<Output = Result<Swap, StoreError>> + Send {
         (**self).inherit(child, parent)
     }
-    fn reset_workspace(&self, workspace: WorkspaceId) -> impl Future<Output = Result<u64, StoreError>> + Send {
+    fn reset_workspace(&self, workspace: WorkspaceId) -> impl Future<Output = Result<Reset, StoreError>> + Send {
         (**self).reset_workspace(workspace)
     }
     fn replace_agent(
         &self,
         workspace: WorkspaceId,
+        epoch: Epoch,
         stale: &Target,
         current: &Arc<Target>,
         limit: u64,
     ) -> impl Future<Output = Result<u64, StoreError>> + Send {
-        (**self).replace_agent(workspace, stale, current, limit)
+        (**self).replace_agent(workspace, epoch, stale, current, limit)
     }
     fn load_many(&self, sessions: &[SessionId]) -> impl Future<Output = Result<Vec<Binding>, StoreError>> + Send {
         (**self).load_many(sessions)
@@ -449,10 +485,11 @@ pub(crate) trait ErasedStore: Send + Sync + 'static {
     fn unbind(&self, session: SessionId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>>;
     fn delete(&self, session: SessionId, expected: Option<Revision>) -> BoxFuture<'_, Result<bool, StoreError>>;
     fn inherit(&self, child: SessionId, parent: SessionId) -> BoxFuture<'_, Result<Swap, StoreError>>;
-    fn reset_workspace(&self, workspace: WorkspaceId) -> BoxFuture<'_, Result<u64, StoreError>>;
+    fn reset_workspace(&self, workspace: WorkspaceId) -> BoxFuture<'_, Result<Reset, StoreError>>;
     fn replace_agent<'a>(
         &'a self,
         workspace: WorkspaceId,
+        epoch: Epoch,
         stale: &'a Target,
         current: &'a Arc<Target>,
         limit: u64,
@@ -488,17 +525,18 @@ impl<St: BindingStore> ErasedStore for St {
     fn inherit(&self, child: SessionId, parent: SessionId) -> BoxFuture<'_, Result<Swap, StoreError>> {
         Box::pin(BindingStore::inherit(self, child, parent))
     }
-    fn reset_workspace(&self, workspace: WorkspaceId) -> BoxFuture<'_, Result<u64, StoreError>> {
+    fn reset_workspace(&self, workspace: WorkspaceId) -> BoxFuture<'_, Result<Reset, StoreError>> {
         Box::pin(BindingStore::reset_workspace(self, workspace))
     }
     fn replace_agent<'a>(
         &'a self,
         workspace: WorkspaceId,
+        epoch: Epoch,
         stale: &'a Target,
         current: &'a Arc<Target>,
         limit: u64,
     ) -> BoxFuture<'a, Result<u64, StoreError>> {
-        Box::pin(BindingStore::replace_agent(self, workspace, stale, current, limit))
+        Box::pin(BindingStore::replace_agent(self, workspace, epoch, stale, current, limit))
     }
     fn load_many<'a>(&'a self, sessions: &'a [SessionId]) -> BoxFuture<'a, Result<Vec<Binding>, StoreError>> {
         Box::pin(BindingStore::load_many(self, sessions))

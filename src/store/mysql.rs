@@ -2,12 +2,13 @@
 
 mod failure;
 mod keeping;
+mod reset;
 mod schema;
 mod some_rows;
 mod statements;
 
 use super::{
-    BindingStore, NewBinding, StoreError, Swap, TransactionalStore, at_most_a_batch, chunk,
+    BindingStore, NewBinding, Reset, StoreError, Swap, TransactionalStore, at_most_a_batch, chunk,
     housekeeping::{self, milliseconds_now},
     sql::{
         self, DEFAULT_TABLE, Patience, Value,
@@ -16,7 +17,7 @@ use super::{
         server::{self, Failed, ServerAttempts, Table},
     },
 };
-use crate::{Binding, Revision, SessionId, Target, WorkspaceId, binding::Behind};
+use crate::{Binding, Epoch, Revision, SessionId, Target, WorkspaceId, binding::Behind};
 use futures_util::Stream;
 use some_rows::{Condition, with_list};
 use sqlx::{Connection, MySql, MySqlConnection, MySqlPool, SqlStr, mysql::MySqlRow};
@@ -44,9 +45,9 @@ use std::{fmt, sync::Arc, time::Duration};
 /// it, and inserts a deleted one if there is none. What follows then is a plain `UPDATE`, and whether it found what it
 /// needed is not to be guessed from the number of rows that an upsert says it affected.
 ///
-/// [`load`](BindingStore::load), [`load_many`](BindingStore::load_many), [`delete`](BindingStore::delete),
-/// [`reset_workspace`](BindingStore::reset_workspace) and [`recent`](BindingStore::recent) are one statement without a
-/// transaction. What writes to some rows of many ([`replace_agent`](BindingStore::replace_agent), housekeeping) is a
+/// [`load`](BindingStore::load), [`load_many`](BindingStore::load_many), [`delete`](BindingStore::delete) and
+/// [`recent`](BindingStore::recent) are one statement without a transaction.
+/// [`reset_workspace`](BindingStore::reset_workspace) is a transaction that raises the epoch and drops the targets. What writes to some rows of many ([`replace_agent`](BindingStore::replace_agent), housekeeping) is a
 /// transaction of a read that locks them, and a statement that writes them.
 ///
 /// # What the database must be
@@ -469,7 +470,8 @@ impl BindingStore for MySqlStore {
         let Statements { claim, fill, load, .. } = &self.table.statements;
         let session = new.session.into();
         let [workspace, agent, build, generation, address] = sql::content(&new);
-        let filled = [workspace, agent, build, generation, address, session];
+        let now = Value::Number(Some(milliseconds_now()));
+        let filled = [workspace, agent, build, generation, address, new.epoch.into(), now, session];
         let written = self.write(&[(claim, &[session]), (fill, &filled)], (load, &[session])).await?;
         Ok(written.swap(new.session))
     }
@@ -478,7 +480,8 @@ impl BindingStore for MySqlStore {
         let Statements { compare_and_swap, load, .. } = &self.table.statements;
         let session = new.session.into();
         let [workspace, agent, build, generation, address] = sql::content(&new);
-        let values = [agent, agent, address, build, generation, agent, workspace, session, Value::from(expected)];
+        let (epoch, expected) = (new.epoch.into(), expected.into());
+        let values = [agent, agent, address, build, generation, agent, epoch, workspace, session, expected];
         let written = self.write(&[(compare_and_swap, &values)], (load, &[session])).await?;
         Ok(written.swap(new.session))
     }
@@ -505,18 +508,20 @@ impl BindingStore for MySqlStore {
     async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
         let Statements { claim, inherit, load, .. } = &self.table.statements;
         let (session, parent) = (child.into(), parent.into());
+        let inherited = [parent, Value::Number(Some(milliseconds_now())), session];
         // If the parent is not there, the read finds no child: a claimed row counts as deleted.
-        let written = self.write(&[(claim, &[session]), (inherit, &[parent, session])], (load, &[session])).await?;
+        let written = self.write(&[(claim, &[session]), (inherit, &inherited)], (load, &[session])).await?;
         Ok(written.swap(child))
     }
 
-    async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<u64, StoreError> {
-        self.changed((&self.table.statements.reset_workspace, &[workspace.into()])).await
+    async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<Reset, StoreError> {
+        self.reset(workspace).await
     }
 
     async fn replace_agent(
         &self,
         workspace: WorkspaceId,
+        epoch: Epoch,
         stale: &Target,
         current: &Arc<Target>,
         limit: u64,
@@ -524,14 +529,14 @@ impl BindingStore for MySqlStore {
         let Statements { older, of_agent, .. } = &self.table.statements;
         let [agent, build, generation, address] = sql::place_to_dial(current);
         let assigned = [agent, agent, address, build, generation, agent];
-        let (workspace, limit) = (workspace.into(), chunk(limit));
+        let (workspace, epoch, limit) = (workspace.into(), epoch.into(), chunk(limit));
         match Behind::of(stale, current) {
             Behind::Generation(_) => {
-                self.write_some(older, Condition { values: &[workspace, generation], among: &[], limit }, &assigned)
-                    .await
+                let values = [workspace, epoch, generation];
+                self.write_some(older, Condition { values: &values, among: &[], limit }, &assigned).await
             }
             Behind::Agent(stale) => {
-                let values = [workspace, Value::Id(Some(stale.into_uuid())), agent, address];
+                let values = [workspace, epoch, Value::Id(Some(stale.into_uuid())), agent, address];
                 self.write_some(of_agent, Condition { values: &values, among: &[], limit }, &assigned).await
             }
         }

@@ -4,7 +4,7 @@ mod failure;
 mod schema;
 
 use super::{
-    NewBinding, StoreError, Swap, TransactionalStore,
+    NewBinding, Reset, StoreError, Swap, TransactionalStore,
     sql::{
         self, DEFAULT_TABLE, Patience, Value,
         attempts::{Stage, only_reads},
@@ -453,6 +453,10 @@ impl Runs for PostgresStore {
 
     async fn changed(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<u64, StoreError> {
         Ok(self.run(sql, || sql::query(sql, values)).await?.changed)
+    }
+
+    async fn reset(&self, workspace: WorkspaceId) -> Result<Reset, StoreError> {
+        sql::reset(&self.numbers(&self.table.statements.reset_workspace, &[workspace.into()]).await?)
     }
 
     async fn numbers(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<Vec<Option<i64>>, StoreError> {

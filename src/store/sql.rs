@@ -10,8 +10,8 @@ pub(super) mod one_statement;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 pub(super) mod server;
 
-use super::{NewBinding, StoreError, housekeeping::Memory};
-use crate::{AgentId, Binding, BoxError, BuildId, Generation, Previous, Revision, SessionId, Target, WorkspaceId};
+use super::{NewBinding, Reset, StoreError, housekeeping::Memory};
+use crate::{AgentId, Binding, BoxError, BuildId, Epoch, Generation, Previous, Revision, SessionId, Target, WorkspaceId};
 use sqlx::{AssertSqlSafe, ColumnIndex, Database, Decode, Encode, Row, SqlSafeStr, SqlStr, Type, query::Query};
 use std::{
     hash::{BuildHasher, RandomState},
@@ -30,7 +30,7 @@ const VERSION: i64 = 1;
 /// Leaves room for `_workspace` in the 63 bytes that the strictest of the databases allows for a name.
 const LONGEST_NAME: usize = 48;
 
-const COLUMNS: [&str; 11] = [
+const COLUMNS: [&str; 13] = [
     "session",
     "workspace",
     "agent",
@@ -39,8 +39,10 @@ const COLUMNS: [&str; 11] = [
     "address",
     "previous_agent",
     "previous_generation",
+    "epoch",
     "revision",
     "deleted_at",
+    "created_at",
     "last_used",
 ];
 const META_COLUMNS: [&str; 7] = [
@@ -52,14 +54,20 @@ const META_COLUMNS: [&str; 7] = [
     "use_recorded_until",
     "use_recorded_gap",
 ];
+const EPOCHS_COLUMNS: [&str; 2] = ["workspace", "epoch"];
 
 /// What [`memory`] is read from.
 pub(super) const MEMORY: &str =
     "revision_floor, floor_raised_at, use_recorded_since, use_recorded_until, use_recorded_gap";
 
-/// What a row is read from.
-pub(super) const READ: &str =
-    "session, workspace, agent, build, generation, address, previous_agent, previous_generation, revision";
+/// What a row of a table is read from. Both names are quoted.
+pub(super) fn read(table: &str, epochs: &str) -> String {
+    format!(
+        "session, workspace, agent, build, generation, address, previous_agent, previous_generation, revision, epoch,
+         COALESCE((SELECT {epochs}.epoch FROM {epochs} WHERE {epochs}.workspace = {table}.workspace), 0)
+             AS workspace_epoch"
+    )
+}
 
 /// Refuses what could mean anything but one plain table.
 pub(super) fn table_name(name: String) -> Result<String, StoreError> {
@@ -99,10 +107,11 @@ pub(super) struct Column {
     pub(super) kind: String,
 }
 
-/// The two tables as they are; without columns they do not exist.
+/// The tables as they are; without columns they do not exist.
 pub(super) struct Tables {
     pub(super) bindings: Vec<Column>,
     pub(super) meta: Vec<Column>,
+    pub(super) epochs: Vec<Column>,
 }
 
 impl Tables {
@@ -131,9 +140,13 @@ impl Tables {
             }
             _ => {}
         }
-        let meta = format!("{table}_meta");
-        let both = [(table, &self.bindings, &COLUMNS[..]), (&*meta, &self.meta, &META_COLUMNS[..])];
-        for (table, there, needed) in both.into_iter().filter(|(_, there, _)| !there.is_empty()) {
+        let (meta, epochs) = (format!("{table}_meta"), format!("{table}_epochs"));
+        let all = [
+            (table, &self.bindings, &COLUMNS[..]),
+            (&*meta, &self.meta, &META_COLUMNS[..]),
+            (&*epochs, &self.epochs, &EPOCHS_COLUMNS[..]),
+        ];
+        for (table, there, needed) in all.into_iter().filter(|(_, there, _)| !there.is_empty()) {
             for needed in needed {
                 let Some(column) = column_named(there, needed) else {
                     return wrong(format!("table {table} has no column {needed}"));
@@ -143,7 +156,7 @@ impl Tables {
                 }
             }
         }
-        if let Some((table, ..)) = both.iter().find(|(_, there, _)| there.is_empty()) {
+        if let Some((table, ..)) = all.iter().find(|(_, there, _)| there.is_empty()) {
             return Found::Incomplete(format!("table {table} does not exist"));
         }
         if version.is_none() {
@@ -174,6 +187,12 @@ impl From<SessionId> for Value<'_> {
 impl From<WorkspaceId> for Value<'_> {
     fn from(workspace: WorkspaceId) -> Self {
         Self::Id(Some(workspace.into_uuid()))
+    }
+}
+
+impl From<Epoch> for Value<'_> {
+    fn from(epoch: Epoch) -> Self {
+        Self::Number(Some(epoch.get()))
     }
 }
 
@@ -257,6 +276,21 @@ pub(super) fn memory(numbers: &[Option<i64>]) -> Result<Memory, StoreError> {
     }
 }
 
+/// A reset's count of rows, and the epoch that it has begun.
+#[cfg(feature = "postgres")]
+pub(super) fn reset(numbers: &[Option<i64>]) -> Result<Reset, StoreError> {
+    match *numbers {
+        [Some(rows), Some(epoch)] => Ok(Reset::new(u64::try_from(rows).unwrap_or(0), Epoch::new(epoch))),
+        _ => Err(no_epoch()),
+    }
+}
+
+/// A reset returned nothing.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(super) fn no_epoch() -> StoreError {
+    StoreError::Corrupt("the database returned no epoch for a reset".into())
+}
+
 /// The row of the meta table is gone.
 pub(super) fn lost_memory() -> StoreError {
     StoreError::Corrupt("the meta table has no row".into())
@@ -320,7 +354,9 @@ where
     let previous = id("previous_agent")?.map(|agent| Previous::new(AgentId::new(agent), previous_generation));
     let workspace = WorkspaceId::new(id("workspace")?.ok_or_else(|| there("workspace"))?);
     let revision = Revision::new(number("revision")?.ok_or_else(|| there("revision"))?);
-    Ok(Binding::new(session, workspace, target, revision).with_previous(previous))
+    let binding = Binding::new(session, workspace, target, revision).with_previous(previous);
+    let epoch = |column: &str| Ok::<_, BoxError>(Epoch::new(number(column)?.ok_or_else(|| there(column))?));
+    Ok(binding.with_epoch(epoch("epoch")?).in_epoch(epoch("workspace_epoch")?))
 }
 
 /// How long to go on with what failed because others were at the same work.

@@ -4,17 +4,18 @@ mod failure;
 mod schema;
 
 use super::{
-    NewBinding, StoreError, Swap, TransactionalStore,
+    NewBinding, Reset, StoreError, Swap, TransactionalStore,
     sql::{
         self, DEFAULT_TABLE, Found, Patience, Value,
         attempts::{Attempts, Replacements, Stage, only_reads},
         one_statement::{self, LIST, Runs, Statements, one_statement_a_verb},
     },
 };
-use crate::{Binding, BoxError, Revision, SessionId, Target, WorkspaceId};
+use crate::{Binding, BoxError, Epoch, Revision, SessionId, Target, WorkspaceId};
 use failure::Place;
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use sqlx::{
+    Connection, 
     Either, Executor, SqlStr, SqliteConnection, SqlitePool,
     sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteRow, SqliteSynchronous},
 };
@@ -33,8 +34,9 @@ const BUSY: Duration = Duration::from_secs(5);
 /// [`open`](Self::open) takes a path and does everything; [`new`](Self::new) works over a pool that the application
 /// already has, and leaves set-up and settings to it. Clones share the pool.
 ///
-/// Every verb is one statement, compiled once per connection by sqlx. If it does not write because a row stands in the
-/// way, a second statement reads that row. A deleted session leaves a small row without workspace behind, which keeps
+/// Every verb is one statement, compiled once per connection by sqlx, but
+/// [`reset_workspace`](super::BindingStore::reset_workspace), which is a transaction of two. If a verb does not write
+/// because a row stands in the way, a second statement reads that row. A deleted session leaves a small row without workspace behind, which keeps
 /// its revision from being used again.
 ///
 /// The *orders* ([`unbind`](super::BindingStore::unbind), [`reset_workspace`](super::BindingStore::reset_workspace)) also raise the
@@ -437,6 +439,21 @@ async fn run_on(
     Ok((rows, changed))
 }
 
+/// Begins the next epoch of a workspace, and drops the targets of its rows, which nobody else writes in between. Returns
+/// the epoch, and how many rows there are.
+async fn reset_on(
+    connection: &mut SqliteConnection,
+    statements: &Statements,
+    workspace: WorkspaceId,
+) -> Result<(Vec<SqliteRow>, u64), sqlx::Error> {
+    let value = &[workspace.into()];
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+    let (raised, _) = run_on(&mut transaction, &statements.raise_epoch, value).await?;
+    let (_, rows) = run_on(&mut transaction, &statements.drop_targets, value).await?;
+    transaction.commit().await?;
+    Ok((raised, rows))
+}
+
 /// What [`SqliteStore::settle`] does about the journal.
 #[derive(Clone, Copy, PartialEq)]
 enum Journal {
@@ -469,6 +486,25 @@ impl Runs for SqliteStore {
 
     async fn changed(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<u64, StoreError> {
         Ok(self.run(sql, values).await?.1)
+    }
+
+    async fn reset(&self, workspace: WorkspaceId) -> Result<Reset, StoreError> {
+        let mut attempts = self.attempts();
+        loop {
+            let mut connection = self.pool.acquire().await.map_err(|error| self.failed(error))?;
+            match reset_on(&mut connection, &self.table.statements, workspace).await {
+                Ok((raised, rows)) => {
+                    let epoch = sql::numbers(&raised)?.first().copied().flatten().map(Epoch::new);
+                    return epoch.map(|epoch| Reset::new(rows, epoch)).ok_or_else(sql::no_epoch);
+                }
+                Err(error) => {
+                    let meaning = self.table.place.meaning(&error);
+                    if !attempts.again(Stage::Sent, meaning, Some(connection)).await {
+                        return Err(self.failed(error));
+                    }
+                }
+            }
+        }
     }
 
     async fn numbers(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<Vec<Option<i64>>, StoreError> {

@@ -1,7 +1,7 @@
 //! Stores around another store.
 
-use super::{BindingStore, NewBinding, Purged, StoreError, Swap, UsedByLayer};
-use crate::{Binding, Revision, SessionId, Target, WorkspaceId};
+use super::{BindingStore, NewBinding, Purged, Reset, StoreError, Swap, UsedByLayer};
+use crate::{Binding, Epoch, Revision, SessionId, Target, WorkspaceId};
 use futures_util::Stream;
 use std::{sync::Arc, time::Duration};
 
@@ -106,7 +106,7 @@ pub trait StoreWrapper: Send + Sync + 'static {
     }
 
     /// [`BindingStore::reset_workspace`].
-    fn reset_workspace(&self, workspace: WorkspaceId) -> impl Future<Output = Result<u64, StoreError>> + Send {
+    fn reset_workspace(&self, workspace: WorkspaceId) -> impl Future<Output = Result<Reset, StoreError>> + Send {
         self.inner().reset_workspace(workspace)
     }
 
@@ -114,11 +114,12 @@ pub trait StoreWrapper: Send + Sync + 'static {
     fn replace_agent(
         &self,
         workspace: WorkspaceId,
+        epoch: Epoch,
         stale: &Target,
         current: &Arc<Target>,
         limit: u64,
     ) -> impl Future<Output = Result<u64, StoreError>> + Send {
-        self.inner().replace_agent(workspace, stale, current, limit)
+        self.inner().replace_agent(workspace, epoch, stale, current, limit)
     }
 
     /// [`BindingStore::load_many`].
@@ -186,17 +187,18 @@ impl<W: StoreWrapper> BindingStore for W {
     fn inherit(&self, child: SessionId, parent: SessionId) -> impl Future<Output = Result<Swap, StoreError>> + Send {
         StoreWrapper::inherit(self, child, parent)
     }
-    fn reset_workspace(&self, workspace: WorkspaceId) -> impl Future<Output = Result<u64, StoreError>> + Send {
+    fn reset_workspace(&self, workspace: WorkspaceId) -> impl Future<Output = Result<Reset, StoreError>> + Send {
         StoreWrapper::reset_workspace(self, workspace)
     }
     fn replace_agent(
         &self,
         workspace: WorkspaceId,
+        epoch: Epoch,
         stale: &Target,
         current: &Arc<Target>,
         limit: u64,
     ) -> impl Future<Output = Result<u64, StoreError>> + Send {
-        StoreWrapper::replace_agent(self, workspace, stale, current, limit)
+        StoreWrapper::replace_agent(self, workspace, epoch, stale, current, limit)
     }
     fn load_many(&self, sessions: &[SessionId]) -> impl Future<Output = Result<Vec<Binding>, StoreError>> + Send {
         StoreWrapper::load_many(self, sessions)

@@ -39,7 +39,7 @@ fn written(origin: u64, session: u128, revision: i64) -> Hint {
 
 fn repaired(origin: u64, workspace: u128, generation: impl Into<Option<i64>>) -> Hint {
     let workspace = WorkspaceId::new(Uuid::from_u128(workspace));
-    Hint::new(origin, About::Workspace { workspace, generation: generation.into().map(Generation::new) })
+    Hint::new(origin, About::Workspace { workspace, generation: generation.into().map(Generation::new), epoch: None })
 }
 
 /// A channel, and a connection to look at what happens there.
@@ -187,7 +187,7 @@ async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
 async fn a_hint_goes_to_every_replica_and_keeps_its_origin() {
     let Some(scene) = Scene::new().await else { return };
     let (mut one, mut other) = (scene.replica().await, scene.replica().await);
-    let reset = Hint::new(u64::MAX, About::Reset { workspace: WorkspaceId::new(Uuid::from_u128(3)) });
+    let reset = Hint::new(u64::MAX, About::Reset { workspace: WorkspaceId::new(Uuid::from_u128(3)), epoch: None });
     for hint in [written(1, 1, 7), repaired(1, 2, 5), repaired(1, 2, None), reset] {
         one.hints.send(hint);
         one.hears(hint).await;
@@ -259,7 +259,7 @@ async fn hints_that_say_different_things_are_all_sent() {
     let Some(scene) = Scene::new().await else { return };
     let (one, mut other) = (scene.replica().await, scene.replica().await);
     let removed = Hint::new(1, About::Session { session: SessionId::new(Uuid::from_u128(1)), revision: None });
-    let reset = Hint::new(1, About::Reset { workspace: WorkspaceId::new(Uuid::from_u128(1)) });
+    let reset = Hint::new(1, About::Reset { workspace: WorkspaceId::new(Uuid::from_u128(1)), epoch: None });
     let different = HashSet::from([
         written(1, 1, 5),
         written(2, 1, 5),

@@ -14,7 +14,7 @@ use std::{
 };
 use tokio::time::Instant;
 use tower_bound_agent::{
-    AgentId, Binding, Bound, Previous, Revision, SessionId, Target, WorkspaceId,
+    AgentId, Binding, Bound, Epoch, Previous, Revision, SessionId, Target, WorkspaceId,
     store::{BindingStore, MemoryStore, NewBinding, Swap},
 };
 use uuid::Uuid;
@@ -252,6 +252,7 @@ impl Plant {
     pub(crate) fn replace(
         &self,
         workspace: WorkspaceId,
+        epoch: Epoch,
         stale: &Target,
         current: &Arc<Target>,
         skipped: u8,
@@ -271,13 +272,13 @@ impl Plant {
         let written = if left_out {
             let chosen = before.iter().filter(|row| behind(row).is_some() && !skipped(row.session));
             let writes = chosen.map(|row| {
-                let new = NewBinding::new(row.session, workspace, Some(Arc::clone(current)));
+                let new = NewBinding::new(row.session, workspace, Some(Arc::clone(current))).with_epoch(epoch);
                 let swap = self.store.compare_and_swap(row.revision, new).now_or_never();
                 assert!(matches!(swap, Some(Ok(Swap::Applied(_)))));
             });
             writes.count() as u64
         } else {
-            let written = self.store.replace_agent(workspace, stale, current, limit).now_or_never();
+            let written = self.store.replace_agent(workspace, epoch, stale, current, limit).now_or_never();
             written.expect("the memory store never waits").unwrap()
         };
         let mut broken = Vec::new();

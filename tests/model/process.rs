@@ -81,7 +81,7 @@ impl Hints for Ear {
         self.wire.listen().inspect(move |heard| {
             plant.state().chronicle.doubt(process);
             if let Heard::Hint(hint) = heard
-                && let About::Workspace { workspace, generation: Some(generation) } = hint.about
+                && let About::Workspace { workspace, generation: Some(generation), .. } = hint.about
             {
                 let mut state = plant.state();
                 let landed = state.knows[process].landed.entry(workspace).or_default();

@@ -10,8 +10,8 @@ use crate::{
 use std::{future::Future, sync::Arc};
 use tokio::time::sleep;
 use tower_bound_agent::{
-    AgentId, Binding, Revision, SessionId, Target, WorkspaceId,
-    store::{BindingStore, NewBinding, StoreError, Swap},
+    AgentId, Binding, Epoch, Revision, SessionId, Target, WorkspaceId,
+    store::{BindingStore, NewBinding, Reset, StoreError, Swap},
 };
 
 /// The store as one process sees it.
@@ -218,12 +218,13 @@ impl BindingStore for Probe {
         // Without a row to show it is the parent's that is missing.
         self.statement(true, parent, statement, self.learn_swap(parent)).await
     }
-    async fn reset_workspace(&self, _: WorkspaceId) -> Result<u64, StoreError> {
+    async fn reset_workspace(&self, _: WorkspaceId) -> Result<Reset, StoreError> {
         unreachable!("not part of this model")
     }
     async fn replace_agent(
         &self,
         workspace: WorkspaceId,
+        epoch: Epoch,
         stale: &Target,
         current: &Arc<Target>,
         limit: u64,
@@ -235,7 +236,7 @@ impl BindingStore for Probe {
             _ => 0,
         };
         let (plant, from, to) = (self.plant.clone(), stale.clone(), Arc::clone(current));
-        let statement = async move { Ok(plant.replace(workspace, &from, &to, skipped, limit)) };
+        let statement = async move { Ok(plant.replace(workspace, epoch, &from, &to, skipped, limit)) };
         let landed = |_: &u64, _| {
             let knows = &mut self.plant.state().knows[self.process];
             match current.generation {

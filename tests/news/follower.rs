@@ -20,7 +20,7 @@ impl Radio {
     }
 
     fn says_rebuilt(&self, workspace: WorkspaceId, generation: i64) {
-        let about = About::Workspace { workspace, generation: Some(Generation::new(generation)) };
+        let about = About::Workspace { workspace, generation: Some(Generation::new(generation)), epoch: None };
         self.says(Heard::Hint(Hint::new(1, about)));
     }
 }

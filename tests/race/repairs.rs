@@ -6,9 +6,9 @@ use tokio::time::{Duration, Instant, sleep};
 use tokio_test::task;
 use tower::Layer;
 use tower_bound_agent::{
-    Binding, BoundAgentBuilder, BoundAgentLayer, ErrorKind, Generation, Path, Repair, RepairMode, Revision, SessionId,
+    Binding, BoundAgentBuilder, BoundAgentLayer, Epoch, ErrorKind, Generation, Path, Repair, RepairMode, Revision, SessionId,
     Target, WorkspaceId,
-    store::{BindingStore, MemoryStore, NewBinding, StoreError, Swap},
+    store::{BindingStore, MemoryStore, NewBinding, Reset, StoreError, Swap},
 };
 
 const OWN: [(Writes, Option<i64>); 2] = [(Writes::Own, Some(5)), (Writes::Own, None)];
@@ -372,17 +372,18 @@ impl BindingStore for Rival {
     async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
         self.store.inherit(child, parent).await
     }
-    async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<u64, StoreError> {
+    async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<Reset, StoreError> {
         self.store.reset_workspace(workspace).await
     }
     async fn replace_agent(
         &self,
         workspace: WorkspaceId,
+        epoch: Epoch,
         stale: &Target,
         current: &Arc<Target>,
         limit: u64,
     ) -> Result<u64, StoreError> {
-        self.store.replace_agent(workspace, stale, current, limit).await
+        self.store.replace_agent(workspace, epoch, stale, current, limit).await
     }
     async fn load_many(&self, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
         self.store.load_many(sessions).await

@@ -235,7 +235,7 @@ async fn a_retarget_in_a_transaction_is_there_after_its_commit_only() {
         assert_eq!(store.load(session(1)).await.unwrap(), Some(before.clone()), "others do not see it yet");
         // A group repair does not wait for it.
         let (stale, current) = (target(1), target(2));
-        let repair = store.replace_agent(workspace(1), &stale, &current, 10);
+        let repair = store.replace_agent(workspace(1), epoch(0), &stale, &current, 10);
         assert_eq!(timeout(Duration::from_secs(10), repair).await.unwrap().unwrap(), 0);
         if commit {
             transaction.commit().await.unwrap();
@@ -245,7 +245,7 @@ async fn a_retarget_in_a_transaction_is_there_after_its_commit_only() {
         let expected = if commit { &ordered } else { &before };
         assert_eq!(direct.load(session(1)).await.unwrap().as_ref(), Some(expected));
     }
-    assert_eq!(store.replace_agent(workspace(1), &target(1), &target(2), 10).await.unwrap(), 0, "it is elsewhere now");
+    assert_eq!(store.replace_agent(workspace(1), epoch(0), &target(1), &target(2), 10).await.unwrap(), 0, "it is elsewhere now");
     assert_eq!(direct.load(session(1)).await.unwrap(), Some(ordered));
 }
 
@@ -269,7 +269,7 @@ async fn group_repairs_and_orders_of_two_applications_get_along() {
         tokio::spawn(async move {
             let mut written = 0;
             loop {
-                written += store.replace_agent(workspace(1), &target(1), &target(2), 7).await.unwrap();
+                written += store.replace_agent(workspace(1), epoch(0), &target(1), &target(2), 7).await.unwrap();
                 let rows = store.load_many(&(0..ROWS).map(session).collect::<Vec<_>>()).await.unwrap();
                 let behind = |row: &Binding| row.workspace == workspace(1) && row.target != Some(target(2));
                 if !rows.iter().any(behind) {

@@ -46,12 +46,13 @@ impl Case {
         Store::new(pool).with_table(&self.table).unwrap()
     }
 
-    /// SQL in which `T` is the table, and `M` the other one.
+    /// SQL in which `T` is the table, `M` the one of what is remembered, and `E` that of the epochs.
     fn sql(&self, text: &str) -> AssertSqlSafe<String> {
         let name = |name: &str| format!("{QUOTE}{name}{QUOTE}");
         let words = text.split(' ').map(|word| match word {
             "T" => name(&self.table),
             "M" => name(&format!("{}_meta", self.table)),
+            "E" => name(&format!("{}_epochs", self.table)),
             word => word.to_owned(),
         });
         AssertSqlSafe(words.collect::<Vec<_>>().join(" "))
@@ -138,11 +139,12 @@ mod set_up {
     async fn what_is_missing_is_completed() {
         let Some(case) = Case::new(1).await else { return };
         let all = case.everything().await;
-        assert_eq!(all.len(), 18, "{all:?}");
+        assert_eq!(all.len(), 22, "{all:?}");
         case.store.check().await.unwrap();
         for (damage, what) in [
             ("DELETE FROM M", format!("table {}_meta has no row", case.table)),
             ("DROP TABLE M", format!("table {}_meta does not exist", case.table)),
+            ("DROP TABLE E", format!("table {}_epochs does not exist", case.table)),
             ("DROP TABLE T", format!("table {} does not exist", case.table)),
         ] {
             case.run(damage).await;
@@ -228,11 +230,11 @@ mod set_up {
 
     #[tokio::test]
     async fn a_table_that_lacks_a_column_is_refused_and_left_alone() {
-        let bindings = "session,workspace,agent,build,generation,address,previous_agent,previous_generation,revision,\
-                        deleted_at,last_used";
+        let bindings = "session,workspace,agent,build,generation,address,previous_agent,previous_generation,epoch,\
+                        revision,deleted_at,created_at,last_used";
         let meta = "id,schema_version,revision_floor,floor_raised_at,use_recorded_since,use_recorded_until,\
                     use_recorded_gap";
-        for (table, suffix, columns) in [("T", "", bindings), ("M", "_meta", meta)] {
+        for (table, suffix, columns) in [("T", "", bindings), ("M", "_meta", meta), ("E", "_epochs", "workspace,epoch")] {
             for missing in columns.split(',') {
                 let Some(case) = Case::bare(1).await else { return };
                 let rest = columns.split(',').filter(|column| *column != missing);
@@ -443,7 +445,7 @@ mod errors {
         let guest = format!("guest_{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
         case.run(&LOGIN.0.replace("{}", &guest)).await;
         let name = LOGIN.1.replace("{}", &guest);
-        for table in ["T", "M"] {
+        for table in ["T", "M", "E"] {
             case.run(&format!("GRANT SELECT ON {table} TO {name}")).await;
         }
         let _ = case.store.create(new(1, 1, Some(target(1)))).await.unwrap();
@@ -924,7 +926,7 @@ mod many {
                     for _ in 0..40 {
                         let s = u128::from(random.below(ROWS));
                         match random.below(4) {
-                            0 => orders += store.reset_workspace(workspace(s % 2)).await.unwrap(),
+                            0 => orders += store.reset_workspace(workspace(s % 2)).await.unwrap().rows,
                             1 => {
                                 store.retarget(session(s), workspace(s / 2 % 2)).await.unwrap();
                                 orders += 1;

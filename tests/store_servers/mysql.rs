@@ -42,7 +42,7 @@ mod engine {
         let (to, target) = (workspace(3).into_uuid(), target(3));
         let generation = target.generation.map(|generation| generation.get());
         let choose = sqlx::query(AssertSqlSafe(format!("EXPLAIN {choose}")));
-        let choose = choose.bind(to).bind(generation).bind(5);
+        let choose = choose.bind(to).bind(0).bind(generation).bind(5);
         let agent = target.agent.into_uuid();
         let write = sqlx::query(AssertSqlSafe(format!("EXPLAIN {write}")))
             .bind(agent)
@@ -52,6 +52,7 @@ mod engine {
             .bind(generation)
             .bind(agent)
             .bind(to)
+            .bind(0)
             .bind(generation);
         let write = (0..8).fold(write, |write, s| write.bind(session(s).into_uuid()));
         for (query, kind, key) in
@@ -66,6 +67,7 @@ mod engine {
 
     pub(super) async fn check_plan_of_recent(pool: &Pool, table: &str, query: &str) {
         let plan = sqlx::query(AssertSqlSafe(format!("EXPLAIN {query}"))).bind(10);
+        // The first of the steps: the other one looks up the epoch of a row's workspace.
         let plan = plan.fetch_one(pool).await.unwrap();
         let text = |column: &str| plan.get::<Option<String>, _>(column).unwrap_or_default();
         assert_eq!((text("type"), text("key")), ("index".to_owned(), format!("{table}_last_used")));

@@ -26,7 +26,8 @@ async fn a_verb_dropped_at_any_poll_gives_the_only_connection_back() {
     a_dropped_verb_leaves_old_or_new(&in_memory().await, 1).await;
 }
 
-/// What was sent is carried out, even if it had to wait, and nobody was left to hear of it.
+/// What was sent is carried out, even if it had to wait, and nobody was left to hear of it. Of a transaction that is its
+/// first statement, and the rest is undone.
 #[tokio::test]
 async fn a_verb_dropped_while_its_statement_waits_for_a_lock_is_carried_out() {
     let directory = tempfile::tempdir().unwrap();
@@ -36,7 +37,10 @@ async fn a_verb_dropped_while_its_statement_waits_for_a_lock_is_carried_out() {
     let store = SqliteStore::new(one.connect_with(SqliteConnectOptions::new().filename(&path)).await.unwrap());
     let _ = neighbour.create(new(0, 0, Some(target(7)))).await.unwrap();
     for (s, verb) in (1..).zip(Verb::ALL) {
-        let (before, after) = verb.rows(s);
+        let (before, after) = match verb {
+            Verb::Reset => (verb.rows(s).0, verb.rows(s).0),
+            _ => verb.rows(s),
+        };
         if before.is_some() {
             let _ = neighbour.create(new(s, s, Some(target(1)))).await.unwrap();
         }

@@ -97,11 +97,11 @@ async fn a_schema_version_that_never_was_is_refused() {
 
 #[tokio::test]
 async fn a_table_that_lacks_a_column_is_refused_and_left_alone() {
-    let bindings = "session,workspace,agent,build,generation,address,previous_agent,previous_generation,revision,\
-                    deleted_at,last_used";
+    let bindings = "session,workspace,agent,build,generation,address,previous_agent,previous_generation,epoch,\
+                    revision,deleted_at,created_at,last_used";
     let meta =
         "id,schema_version,revision_floor,floor_raised_at,use_recorded_since,use_recorded_until,use_recorded_gap";
-    for (table, columns) in [("agent_bindings", bindings), ("agent_bindings_meta", meta)] {
+    for (table, columns) in [("agent_bindings", bindings), ("agent_bindings_meta", meta), ("agent_bindings_epochs", "workspace,epoch")] {
         for missing in columns.split(',') {
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().join("bindings.db");

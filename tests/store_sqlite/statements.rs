@@ -92,10 +92,10 @@ async fn a_verb_is_one_statement_and_a_conflict_one_more() {
     assert_eq!(trace.begun(), ["UPDATE"]);
     assert!(store.unbind(session(9)).await.unwrap().is_none());
     assert_eq!(trace.begun(), ["UPDATE"]);
-    assert_eq!(store.reset_workspace(workspace(1)).await.unwrap(), 2);
-    assert_eq!(trace.begun(), ["UPDATE"]);
+    assert_eq!(store.reset_workspace(workspace(1)).await.unwrap().rows, 2);
+    assert_eq!(trace.begun(), ["BEGIN", "INSERT", "UPDATE", "COMMIT"]);
     for (target, current, chunk) in [(target(1), target(2), "of a generation"), (bare(1), bare(2), "of an agent")] {
-        let _ = store.replace_agent(workspace(1), &target, &current, 5).await.unwrap();
+        let _ = store.replace_agent(workspace(1), epoch(0), &target, &current, 5).await.unwrap();
         assert_eq!(trace.begun(), ["UPDATE"], "{chunk}");
     }
     assert_eq!(store.load_many(&[session(1), session(3), session(9)]).await.unwrap().len(), 2);

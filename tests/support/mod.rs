@@ -21,8 +21,8 @@ use tokio::{
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_bound_agent::{
     AgentId, Binding, Bound, BoundAgent, BoundAgentBuilder, BoundAgentLayer, BoxError, BuildId, DialAgent, DialSession,
-    Error, Previous, Resolution, ResolveWorkspace, Revision, SessionId, Target, WorkspaceId,
-    store::{BindingStore, MemoryStore, NewBinding, Purged, StoreError, Swap, TransactionalStore},
+    Epoch, Error, Previous, Resolution, ResolveWorkspace, Revision, SessionId, Target, WorkspaceId,
+    store::{BindingStore, MemoryStore, NewBinding, Purged, Reset, StoreError, Swap, TransactionalStore},
 };
 use uuid::Uuid;
 
@@ -599,12 +599,13 @@ impl<St: BindingStore> BindingStore for Tap<St> {
     async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
         self.statement(true, self.store.inherit(child, parent)).await
     }
-    async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<u64, StoreError> {
+    async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<Reset, StoreError> {
         self.statement(true, self.store.reset_workspace(workspace)).await
     }
     async fn replace_agent(
         &self,
         workspace: WorkspaceId,
+        epoch: Epoch,
         stale: &Target,
         current: &Arc<Target>,
         limit: u64,
@@ -612,7 +613,7 @@ impl<St: BindingStore> BindingStore for Tap<St> {
         self.taps.group_writes.fetch_add(1, SeqCst);
         let fault = *self.taps.writing.lock().unwrap();
         let most = if fault == Fault::Locked { 0 } else { limit };
-        let written = self.statement(true, self.store.replace_agent(workspace, stale, current, most)).await;
+        let written = self.statement(true, self.store.replace_agent(workspace, epoch, stale, current, most)).await;
         if fault == Fault::Endless { written.map(|_| limit) } else { written }
     }
     async fn load_many(&self, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {

@@ -2,7 +2,7 @@
 
 use std::{error::Error, sync::Arc};
 use tower_bound_agent::{
-    AgentId, Binding, BuildId, Generation, Previous, Revision, SessionId, Target, WorkspaceId, store::NewBinding,
+    AgentId, Binding, BuildId, Epoch, Generation, Previous, Revision, SessionId, Target, WorkspaceId, store::NewBinding,
 };
 use uuid::Uuid;
 
@@ -32,6 +32,10 @@ pub(crate) fn new(s: u128, w: u128, target: Option<Arc<Target>>) -> NewBinding {
 
 pub(crate) fn row(s: u128, w: u128, target: Option<Arc<Target>>, revision: i64, previous: Option<Previous>) -> Binding {
     Binding::new(session(s), workspace(w), target, at(revision)).with_previous(previous)
+}
+
+pub(crate) const fn epoch(epoch: i64) -> Epoch {
+    Epoch::new(epoch)
 }
 
 pub(crate) const fn at(revision: i64) -> Revision {

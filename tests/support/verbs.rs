@@ -79,7 +79,8 @@ impl Verb {
             Self::Create => (None, bound),
             Self::Swap | Self::Replace => (bound, Some(row(s, s, Some(target(2)), 2, previous(1)))),
             Self::Retarget => (bound, Some(row(s, 0, None, 2, previous(1)))),
-            Self::Unbind | Self::Reset => (bound, Some(row(s, s, None, 2, previous(1)))),
+            Self::Unbind => (bound, Some(row(s, s, None, 2, previous(1)))),
+            Self::Reset => (bound, Some(row(s, s, None, 2, previous(1)).with_epoch(epoch(1)))),
             Self::Delete => (bound, None),
             Self::Inherit => (None, Some(row(s, 0, Some(target(7)), 1, None))),
         }
@@ -94,7 +95,7 @@ impl Verb {
             Self::Delete => drop(store.delete(session(s), None).await?),
             Self::Inherit => drop(store.inherit(session(s), session(0)).await?),
             Self::Reset => drop(store.reset_workspace(workspace(s)).await?),
-            Self::Replace => drop(store.replace_agent(workspace(s), &target(1), &target(2), 10).await?),
+            Self::Replace => drop(store.replace_agent(workspace(s), epoch(0), &target(1), &target(2), 10).await?),
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ fn from(letter: &str) -> Behind {
 
 /// A repair whose last statement ran from 20 to 30.
 fn landed(behind: Behind, target: Arc<Target>) -> Place {
-    let place = Arc::into_inner(Directory::new(&Settings::default()).place(workspace(1))).expect("nobody else has it");
+    let place = Arc::into_inner(Directory::new(&Settings::default()).place(workspace(1), Epoch::default())).expect("nobody else has it");
     place.repaired(GroupRepair { behind, target, began: 20, landed: 30 });
     place
 }
@@ -65,7 +65,7 @@ fn only_one_that_reached_as_far_counts() {
         let found = place.repair_of(Seen::Read(1), wanted, &target(answered));
         assert_eq!(found, expected, "{behind:?} to {written:?}, {wanted:?} to {answered}");
     }
-    let place = Directory::new(&Settings::default()).place(workspace(1));
+    let place = Directory::new(&Settings::default()).place(workspace(1), Epoch::default());
     assert_eq!(place.repair_of(Seen::Read(1), up_to(6), &target("b6")), Repaired::NotYet);
 }
 

@@ -1,7 +1,7 @@
 //! What waits to be sent: merged, bounded, and cut into payloads.
 
 use super::super::{About, Hint};
-use crate::{Generation, Revision};
+use crate::{Epoch, Generation, Revision};
 use std::{
     collections::HashMap,
     mem,
@@ -29,7 +29,7 @@ pub(super) struct Queue {
 
 #[derive(Default)]
 struct Waiting {
-    /// By what they say apart from their number; of each the greatest number.
+    /// By what they say apart from their numbers; of each the greatest epoch, and in that the greatest number.
     hints: HashMap<Hint, Hint>,
     /// Some did not find room.
     lost: bool,
@@ -135,19 +135,21 @@ impl Drop for Batch<'_> {
     }
 }
 
-/// A hint without its number, and the number. A hint without a number says something else than one that has one, so
-/// the two are not merged.
-fn split(hint: Hint) -> (Hint, Option<i64>) {
-    let (about, number) = match hint.about {
-        About::Workspace { workspace, generation: Some(generation) } => {
-            (About::Workspace { workspace, generation: Some(Generation::new(0)) }, Some(generation.get()))
+/// A hint without its numbers, and the numbers in the order in which they are compared. A hint without a number says
+/// something else than one that has it, so the two are not merged.
+fn split(hint: Hint) -> (Hint, [Option<i64>; 2]) {
+    let (no_epoch, no_generation, no_revision) = (|_| Epoch::new(0), |_| Generation::new(0), |_| Revision::new(0));
+    let (about, numbers) = match hint.about {
+        About::Workspace { workspace, generation, epoch } => (
+            About::Workspace { workspace, generation: generation.map(no_generation), epoch: epoch.map(no_epoch) },
+            [epoch.map(Epoch::get), generation.map(Generation::get)],
+        ),
+        About::Session { session, revision } => {
+            (About::Session { session, revision: revision.map(no_revision) }, [None, revision.map(Revision::get)])
         }
-        About::Session { session, revision: Some(revision) } => {
-            (About::Session { session, revision: Some(Revision::new(0)) }, Some(revision.get()))
+        About::Reset { workspace, epoch } => {
+            (About::Reset { workspace, epoch: epoch.map(no_epoch) }, [epoch.map(Epoch::get), None])
         }
-        about @ (About::Workspace { generation: None, .. }
-        | About::Session { revision: None, .. }
-        | About::Reset { .. }) => (about, None),
     };
-    (Hint::new(hint.origin, about), number)
+    (Hint::new(hint.origin, about), numbers)
 }

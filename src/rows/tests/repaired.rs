@@ -32,7 +32,7 @@ fn the_agent_before_stays_if_only_its_place_is_another_one() {
     let s = Scene::new();
     let mut row = s.row(1, 5).row.clone();
     row.previous = Some(Previous::new(target(7).agent, None));
-    let entry = s.learn(&Entry::new(row, s.directory.place(workspace(1)), true, s.at(0)));
+    let entry = s.learn(&Entry::new(row, s.directory.place(workspace(1), Epoch::default()), true, s.at(0)));
     let elsewhere = Arc::new((*target(1)).clone().with_address("elsewhere"));
     s.rows.repaired(&entry, &elsewhere, s.rows.moment());
     let ahead = s.rows.get(session(1)).expect("an entry");

@@ -89,6 +89,11 @@ impl Keeps for MySqlStore {
         self.write_some(&self.table.statements.keeping.delete_idle, condition, &[time(now)]).await
     }
 
+    async fn delete_unused(&self, before: i64, now: i64, limit: u64) -> Result<u64, StoreError> {
+        let condition = Condition { values: &[time(before)], among: &[], limit };
+        self.write_some(&self.table.statements.keeping.delete_unused, condition, &[time(now)]).await
+    }
+
     async fn remove_deleted(&self, before: i64, floor: i64, limit: u64) -> Result<u64, StoreError> {
         let condition = Condition { values: &[time(before), Value::Number(Some(floor))], among: &[], limit };
         self.write_some(&self.table.statements.keeping.remove_deleted, condition, &[]).await

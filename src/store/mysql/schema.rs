@@ -24,13 +24,17 @@ CREATE TABLE IF NOT EXISTS `agent_bindings` (
     address LONGTEXT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin,
     previous_agent BINARY(16),
     previous_generation BIGINT,
+    -- of the workspace, in which the target was learned; if another one has begun since, the target does not count
+    epoch BIGINT NOT NULL DEFAULT 0,
     revision BIGINT NOT NULL,
     -- milliseconds; only housekeeping reads it
     deleted_at BIGINT,
+    -- milliseconds; only housekeeping reads it
+    created_at BIGINT,
     -- milliseconds; NULL: never recorded; only housekeeping reads it
     last_used BIGINT,
     KEY `agent_bindings_workspace` (workspace),
-    KEY `agent_bindings_last_used` (last_used),
+    KEY `agent_bindings_last_used` (last_used, created_at),
     KEY `agent_bindings_deleted_at` (deleted_at),
     CHECK (agent IS NULL OR workspace IS NOT NULL),
     CHECK (agent IS NOT NULL OR (build IS NULL AND generation IS NULL AND address IS NULL)),
@@ -53,6 +57,12 @@ CREATE TABLE IF NOT EXISTS `agent_bindings_meta` (
     CHECK (id = 1)
 ) ENGINE = InnoDB;
 
+-- The epochs of the workspaces that were ever reset; the others are in epoch 0.
+CREATE TABLE IF NOT EXISTS `agent_bindings_epochs` (
+    workspace BINARY(16) NOT NULL PRIMARY KEY,
+    epoch BIGINT NOT NULL
+) ENGINE = InnoDB;
+
 INSERT INTO `agent_bindings_meta` (id, schema_version) VALUES (1, 1) ON DUPLICATE KEY UPDATE id = 1;
 ";
 
@@ -71,7 +81,12 @@ pub(super) async fn set_up(connection: &mut MySqlConnection, place: &Place) -> R
 pub(super) async fn look(connection: &mut MySqlConnection, place: &Place) -> Result<Found, sqlx::Error> {
     let meta = format!("{}_meta", place.table);
     let (bindings, key) = columns(connection, &place.table).await?;
-    let tables = Tables { bindings, meta: columns(connection, &meta).await?.0 };
+    let epochs = format!("{}_epochs", place.table);
+    let tables = Tables {
+        bindings,
+        meta: columns(connection, &meta).await?.0,
+        epochs: columns(connection, &epochs).await?.0,
+    };
     let version = match tables.have_a_version() {
         true => version(connection, &meta).await?,
         false => None,
@@ -81,7 +96,7 @@ pub(super) async fn look(connection: &mut MySqlConnection, place: &Place) -> Res
         Found::Ready => {}
         found => return Ok(found),
     }
-    for table in [&place.table, &meta] {
+    for table in [&place.table, &meta, &epochs] {
         // A transaction on a table of an engine without transactions is none, and nobody says so.
         let engine = engine(connection, table).await?.unwrap_or_else(|| "none".to_owned());
         if !engine.eq_ignore_ascii_case("InnoDB") {

@@ -7,7 +7,10 @@
 
 use crate::{
     SessionId, WorkspaceId,
-    store::sql::{MEMORY, READ, Value, statement},
+    store::{
+        housekeeping::milliseconds_now,
+        sql::{MEMORY, Value, read, statement},
+    },
 };
 use sqlx::SqlStr;
 use std::time::Duration;
@@ -18,9 +21,10 @@ pub(super) struct Statements {
     pub(super) load: SqlStr,
     /// Session. Locks the row; if there is none, makes a deleted one.
     pub(super) claim: SqlStr,
-    /// Workspace, target (agent, build, generation, address), session. Of a claimed row that counts as deleted.
+    /// Workspace, target (agent, build, generation, address), its epoch, time, session. Of a claimed row that counts as
+    /// deleted.
     pub(super) fill: SqlStr,
-    /// Agent, agent, address, build, generation, agent, workspace, session, expected revision.
+    /// Agent, agent, address, build, generation, agent, epoch, workspace, session, expected revision.
     pub(super) compare_and_swap: SqlStr,
     /// See [`retarget`].
     pub(super) retarget: SqlStr,
@@ -30,13 +34,17 @@ pub(super) struct Statements {
     pub(super) unbind: SqlStr,
     /// Time, session, expected revision or NULL, the same again.
     pub(super) delete: SqlStr,
-    /// Parent, child. Of a claimed row that counts as deleted.
+    /// Parent, time, child. Of a claimed row that counts as deleted.
     pub(super) inherit: SqlStr,
     /// Workspace.
-    pub(super) reset_workspace: SqlStr,
-    /// Workspace, generation. Agent, agent, address, build, generation, agent.
+    pub(super) raise_epoch: SqlStr,
+    /// Workspace.
+    pub(super) epoch: SqlStr,
+    /// Workspace.
+    pub(super) drop_targets: SqlStr,
+    /// Workspace, epoch, generation. Agent, agent, address, build, generation, agent.
     pub(super) older: SomeRows,
-    /// Workspace, stale agent, agent, address; the same.
+    /// Workspace, epoch, stale agent, agent, address; the same.
     pub(super) of_agent: SomeRows,
     /// The list.
     pub(super) load_many: SqlStr,
@@ -69,6 +77,8 @@ pub(super) struct Keeping {
     pub(super) mark_recorded: SqlStr,
     /// Before which time. Time.
     pub(super) delete_idle: SomeRows,
+    /// The same.
+    pub(super) delete_unused: SomeRows,
     /// Before which time, the floor. Nothing is assigned.
     pub(super) remove_deleted: SomeRows,
     /// Before which time.
@@ -79,7 +89,8 @@ pub(super) struct Keeping {
 
 impl Statements {
     pub(super) fn for_table(table: &str, lock_timeout: Duration) -> Self {
-        let t = format!("`{table}`");
+        let (t, epochs) = (format!("`{table}`"), format!("`{table}_epochs`"));
+        let read = &*read(&t, &epochs);
         let patiently = patiently(lock_timeout);
         // NULL, which the table refuses, if the row that holds the floor was lost: nothing may start below it.
         let floor = format!("(SELECT revision_floor FROM `{table}_meta`)");
@@ -113,26 +124,28 @@ impl Statements {
             |condition: &str| SomeRows { choose: choose(condition, "session"), write: write(&replace, condition) };
         let drop_target = format!("{no_agent}, address = NULL, build = NULL, generation = NULL, agent = NULL");
         let retarget = format!(
-            "INSERT INTO {t} (session, workspace, revision) VALUES (?, ?, {floor} + 1)
+            "INSERT INTO {t} (session, workspace, revision, created_at) VALUES (?, ?, {floor} + 1, ?)
                  ON DUPLICATE KEY UPDATE {other_workspace},
                      {keep_address}, {keep_build}, {keep_generation}, {keep_agent},
+                     created_at = CASE WHEN workspace IS NULL THEN ? ELSE {t}.created_at END,
                      workspace = ?, revision = {t}.revision + 1, deleted_at = NULL"
         );
 
         Self {
-            load: statement(format!("{patiently}SELECT {READ} FROM {t} WHERE session = ? AND workspace IS NOT NULL")),
+            load: statement(format!("{patiently}SELECT {read} FROM {t} WHERE session = ? AND workspace IS NOT NULL")),
             claim: statement(format!(
                 "{patiently}INSERT INTO {t} (session, revision, deleted_at) VALUES (?, {floor}, 0)
                  ON DUPLICATE KEY UPDATE session = {t}.session"
             )),
             fill: statement(format!(
                 "{patiently}UPDATE {t} SET workspace = ?, agent = ?, build = ?, generation = ?, address = ?,
-                     revision = revision + 1, deleted_at = NULL
+                     epoch = ?, revision = revision + 1, deleted_at = NULL, created_at = ?
                  WHERE session = ? AND workspace IS NULL"
             )),
             compare_and_swap: statement(format!(
                 "{patiently}UPDATE {t} SET {other_agent},
-                     address = ?, build = ?, generation = ?, agent = ?, workspace = ?, revision = revision + 1
+                     address = ?, build = ?, generation = ?, agent = ?, epoch = ?, workspace = ?,
+                     revision = revision + 1
                  WHERE session = ? AND revision = ? AND workspace IS NOT NULL"
             )),
             retarget: statement(format!("{patiently}{retarget}")),
@@ -150,22 +163,27 @@ impl Statements {
             inherit: statement(format!(
                 "{patiently}UPDATE {t} AS child JOIN {t} AS parent ON parent.session = ?
                  SET child.workspace = parent.workspace, child.agent = parent.agent, child.build = parent.build,
-                     child.generation = parent.generation, child.address = parent.address,
-                     child.revision = child.revision + 1, child.deleted_at = NULL
+                     child.generation = parent.generation, child.address = parent.address, child.epoch = parent.epoch,
+                     child.revision = child.revision + 1, child.deleted_at = NULL, child.created_at = ?
                  WHERE child.session = ? AND child.workspace IS NULL AND parent.workspace IS NOT NULL"
             )),
+            raise_epoch: statement(format!(
+                "{patiently}INSERT INTO {epochs} (workspace, epoch) VALUES (?, 1)
+                 ON DUPLICATE KEY UPDATE epoch = {epochs}.epoch + 1"
+            )),
+            epoch: statement(format!("SELECT epoch FROM {epochs} WHERE workspace = ?")),
             // Also rows without a target: a repair that read such a row before the order must not write after it.
-            reset_workspace: statement(format!(
+            drop_targets: statement(format!(
                 "{patiently}UPDATE {t} SET {drop_target}, revision = revision + 1 WHERE workspace = ?"
             )),
-            older: replaced("workspace = ? AND generation < ?"),
+            older: replaced("workspace = ? AND epoch = ? AND generation < ?"),
             of_agent: replaced(
-                "workspace = ? AND agent = ? AND generation IS NULL AND NOT (agent = ? AND address <=> ?)",
+                "workspace = ? AND epoch = ? AND agent = ? AND generation IS NULL AND NOT (agent = ? AND address <=> ?)",
             ),
             load_many: statement(format!(
-                "{patiently}SELECT {READ} FROM {t} WHERE workspace IS NOT NULL AND session IN {LIST}"
+                "{patiently}SELECT {read} FROM {t} WHERE workspace IS NOT NULL AND session IN {LIST}"
             )),
-            keeping: Keeping::for_table(table, &patiently, &drop_target, choose, write),
+            keeping: Keeping::for_table(table, read, &patiently, &drop_target, choose, write),
         }
     }
 }
@@ -173,6 +191,7 @@ impl Statements {
 impl Keeping {
     fn for_table(
         table: &str,
+        read: &str,
         patiently: &str,
         drop_target: &str,
         choose: impl Fn(&str, &str) -> SqlStr,
@@ -181,10 +200,14 @@ impl Keeping {
         let (t, meta) = (format!("`{table}`"), format!("`{table}_meta`"));
         let not_used_since = "workspace IS NOT NULL AND (last_used IS NULL OR last_used < ?)";
         let idle = "workspace IS NOT NULL AND last_used < ?";
+        let unused = "workspace IS NOT NULL AND last_used IS NULL AND created_at < ?";
+        let delete = format!(
+            "{drop_target}, workspace = NULL, revision = revision + 1, deleted_at = ?, last_used = NULL"
+        );
         Self {
             // Of a descending order, NULL is the end.
             recent: statement(format!(
-                "SELECT {READ} FROM {t} WHERE workspace IS NOT NULL ORDER BY last_used DESC LIMIT ?"
+                "SELECT {read} FROM {t} WHERE workspace IS NOT NULL ORDER BY last_used DESC LIMIT ?"
             )),
             memory: statement(format!("SELECT {MEMORY} FROM {meta} WHERE id = 1")),
             mark_used: SomeRows {
@@ -206,13 +229,9 @@ impl Keeping {
             // wait for each other.
             delete_idle: SomeRows {
                 choose: choose(idle, "last_used"),
-                write: write(
-                    &format!(
-                        "{drop_target}, workspace = NULL, revision = revision + 1, deleted_at = ?, last_used = NULL"
-                    ),
-                    idle,
-                ),
+                write: write(&delete, idle),
             },
+            delete_unused: SomeRows { choose: choose(unused, "created_at"), write: write(&delete, unused) },
             remove_deleted: SomeRows {
                 choose: choose("workspace IS NULL AND deleted_at < ? AND revision <= ?", "deleted_at"),
                 // A DELETE cannot be told which index to use. Of a sum there is none.
@@ -242,8 +261,8 @@ fn patiently(lock_timeout: Duration) -> String {
 }
 
 /// The values of [`Statements::retarget`].
-pub(super) fn retarget<'a>(session: SessionId, workspace: WorkspaceId) -> [Value<'a>; 9] {
-    let to = workspace.into();
+pub(super) fn retarget<'a>(session: SessionId, workspace: WorkspaceId) -> [Value<'a>; 11] {
+    let (to, now) = (workspace.into(), Value::Number(Some(milliseconds_now())));
     // Inserted; compared twice for what was there before; compared for each column of the target; assigned.
-    [session.into(), to, to, to, to, to, to, to, to]
+    [session.into(), to, now, to, to, to, to, to, to, now, to]
 }

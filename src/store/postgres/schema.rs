@@ -22,9 +22,13 @@ CREATE TABLE IF NOT EXISTS "agent_bindings" (
     address TEXT,
     previous_agent UUID,
     previous_generation BIGINT,
+    -- of the workspace, in which the target was learned; if another one has begun since, the target does not count
+    epoch BIGINT NOT NULL DEFAULT 0,
     revision BIGINT NOT NULL,
     -- milliseconds; only housekeeping reads it
     deleted_at BIGINT,
+    -- milliseconds; only housekeeping reads it
+    created_at BIGINT,
     -- milliseconds; NULL: never recorded; only housekeeping reads it
     last_used BIGINT,
     CHECK (agent IS NULL OR workspace IS NOT NULL),
@@ -37,7 +41,8 @@ CREATE TABLE IF NOT EXISTS "agent_bindings" (
 CREATE INDEX IF NOT EXISTS "agent_bindings_workspace" ON "agent_bindings" (workspace, session)
     WHERE workspace IS NOT NULL;
 
-CREATE INDEX IF NOT EXISTS "agent_bindings_last_used" ON "agent_bindings" (last_used DESC NULLS LAST) WHERE workspace IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "agent_bindings_last_used" ON "agent_bindings" (last_used DESC NULLS LAST, created_at)
+    WHERE workspace IS NOT NULL;
 
 CREATE INDEX IF NOT EXISTS "agent_bindings_deleted_at" ON "agent_bindings" (deleted_at) WHERE deleted_at IS NOT NULL;
 
@@ -52,6 +57,12 @@ CREATE TABLE IF NOT EXISTS "agent_bindings_meta" (
     use_recorded_since BIGINT,
     use_recorded_until BIGINT,
     use_recorded_gap BIGINT
+);
+
+-- The epochs of the workspaces that were ever reset; the others are in epoch 0.
+CREATE TABLE IF NOT EXISTS "agent_bindings_epochs" (
+    workspace UUID NOT NULL PRIMARY KEY,
+    epoch BIGINT NOT NULL
 );
 
 INSERT INTO "agent_bindings_meta" (id, schema_version) VALUES (1, 1) ON CONFLICT (id) DO NOTHING;
@@ -72,7 +83,11 @@ pub(super) async fn set_up(connection: &mut PgConnection, place: &Place) -> Resu
 /// Compares what there is with what this version needs. Reads only.
 pub(super) async fn look(connection: &mut PgConnection, place: &Place) -> Result<Found, sqlx::Error> {
     let meta = format!("{}_meta", place.table);
-    let tables = Tables { bindings: columns(connection, &place.table).await?, meta: columns(connection, &meta).await? };
+    let tables = Tables {
+        bindings: columns(connection, &place.table).await?,
+        meta: columns(connection, &meta).await?,
+        epochs: columns(connection, &format!("{}_epochs", place.table)).await?,
+    };
     let version = match tables.have_a_version() {
         true => version(connection, &meta).await?,
         false => None,

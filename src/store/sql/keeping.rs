@@ -1,7 +1,7 @@
 //! The steps of housekeeping where each is one statement: the same text for SQLite and PostgreSQL.
 
 use super::{
-    MEMORY, READ, Value, count_and_greatest, lost_memory, memory, number,
+    MEMORY, Value, count_and_greatest, lost_memory, memory, number,
     one_statement::{Dialect, Runs},
     statement,
 };
@@ -25,6 +25,8 @@ pub(super) struct Keeping {
     mark_recorded: SqlStr,
     /// `$1` before which time, `$2` the time, `$3` how many.
     delete_idle: SqlStr,
+    /// The same.
+    delete_unused: SqlStr,
     /// `$1` before which time, `$2` the floor, `$3` how many.
     remove_deleted: SqlStr,
     /// `$1` before which time.
@@ -34,19 +36,28 @@ pub(super) struct Keeping {
 }
 
 impl Keeping {
-    /// `no_agent` remembers the agent of a row that loses it.
-    pub(super) fn new(table: &str, no_agent: &str, dialect: &Dialect<'_>) -> Self {
+    /// `read` is what a row is read from, `no_agent` remembers the agent of a row that loses it.
+    pub(super) fn new(table: &str, read: &str, no_agent: &str, dialect: &Dialect<'_>) -> Self {
         let (t, meta) = (format!("\"{table}\""), format!("\"{table}_meta\""));
         let Dialect { some, listed, patiently, .. } = dialect;
         let not_used_since = "workspace IS NOT NULL AND (last_used IS NULL OR last_used < $1)";
         let idle = "workspace IS NOT NULL AND last_used < $1";
+        let unused = "workspace IS NOT NULL AND last_used IS NULL AND created_at < $1";
         let old = "workspace IS NULL AND deleted_at < $1 AND revision <= $2";
         // Rows are locked in the order of another index than elsewhere. But nobody is waited for, so that no two can wait
         // for each other.
-        let some_idle = some(idle, "ORDER BY last_used DESC NULLS LAST LIMIT $3");
+        let delete = |rows: &str, order: &str| {
+            statement(format!(
+                "UPDATE {t} SET {no_agent},
+                     workspace = NULL, agent = NULL, build = NULL, generation = NULL, address = NULL,
+                     revision = revision + 1, deleted_at = $2, last_used = NULL
+                 WHERE {rows} AND {}",
+                some(rows, &format!("ORDER BY {order} LIMIT $3"))
+            ))
+        };
         Self {
             recent: statement(format!(
-                "SELECT {READ} FROM {t} WHERE workspace IS NOT NULL ORDER BY last_used DESC NULLS LAST LIMIT $1"
+                "SELECT {read} FROM {t} WHERE workspace IS NOT NULL ORDER BY last_used DESC NULLS LAST LIMIT $1"
             )),
             memory: statement(format!("SELECT {MEMORY} FROM {meta} WHERE id = 1")),
             mark_used: statement(format!(
@@ -61,12 +72,8 @@ impl Keeping {
                      use_recorded_until = $1, use_recorded_gap = $3
                  WHERE id = 1 AND {patiently}"
             )),
-            delete_idle: statement(format!(
-                "UPDATE {t} SET {no_agent},
-                     workspace = NULL, agent = NULL, build = NULL, generation = NULL, address = NULL,
-                     revision = revision + 1, deleted_at = $2, last_used = NULL
-                 WHERE {idle} AND {some_idle}"
-            )),
+            delete_idle: delete(idle, "last_used DESC NULLS LAST"),
+            delete_unused: delete(unused, "created_at"),
             remove_deleted: statement(format!(
                 "DELETE FROM {t} WHERE {old} AND {}",
                 some(old, "ORDER BY deleted_at LIMIT $3")
@@ -82,12 +89,13 @@ impl Keeping {
 
     /// Those without a list, for a check.
     #[cfg(feature = "sqlite")]
-    pub(super) fn all(&self) -> [&SqlStr; 7] {
+    pub(super) fn all(&self) -> [&SqlStr; 8] {
         [
             &self.recent,
             &self.memory,
             &self.mark_recorded,
             &self.delete_idle,
+            &self.delete_unused,
             &self.remove_deleted,
             &self.deleted_before,
             &self.raise_floor,
@@ -95,7 +103,7 @@ impl Keeping {
     }
 }
 
-fn time<'a>(milliseconds: i64) -> Value<'a> {
+pub(super) fn time<'a>(milliseconds: i64) -> Value<'a> {
     Value::Number(Some(milliseconds))
 }
 
@@ -119,6 +127,10 @@ impl<Db: Runs> Keeps for Db {
 
     async fn delete_idle(&self, before: i64, now: i64, limit: u64) -> Result<u64, StoreError> {
         self.changed(&self.statements().keeping.delete_idle, &[time(before), time(now), number(limit)]).await
+    }
+
+    async fn delete_unused(&self, before: i64, now: i64, limit: u64) -> Result<u64, StoreError> {
+        self.changed(&self.statements().keeping.delete_unused, &[time(before), time(now), number(limit)]).await
     }
 
     async fn remove_deleted(&self, before: i64, floor: i64, limit: u64) -> Result<u64, StoreError> {

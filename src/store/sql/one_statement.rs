@@ -1,11 +1,15 @@
 //! The verbs where an upsert can be conditional and every write returns its row: one statement each, the same text for
 //! SQLite and PostgreSQL.
 
-use super::{READ, Value, content, keeping::Keeping, number, place_to_dial, statement};
+use super::{
+    Value, content,
+    keeping::{Keeping, time},
+    number, place_to_dial, read, statement,
+};
 use crate::{
-    Binding, Revision, SessionId, Target, WorkspaceId,
+    Binding, Epoch, Revision, SessionId, Target, WorkspaceId,
     binding::Behind,
-    store::{NewBinding, StoreError, Swap, at_most_a_batch, chunk, housekeeping::milliseconds_now},
+    store::{NewBinding, Reset, StoreError, Swap, at_most_a_batch, chunk, housekeeping::milliseconds_now},
 };
 use futures_util::Stream;
 use sqlx::SqlStr;
@@ -18,26 +22,35 @@ const VANISHED: usize = 3;
 /// The text for one table.
 ///
 /// The parameters are numbered alike: `$1` is the session, `$2` the workspace, `$3` to `$6` the target (agent, build,
-/// generation, address), `$7` the expected revision; where a verb has others, it says so.
+/// generation, address), `$7` its epoch; where a verb has others, it says so.
 pub(in crate::store) struct Statements {
     load: SqlStr,
+    /// `$8` the time.
     create: SqlStr,
+    /// `$8` the expected revision.
     compare_and_swap: SqlStr,
+    /// `$3` the time.
     retarget: SqlStr,
     /// [`retarget`](Self::retarget) in a transaction of the caller's, whose settings are the caller's.
     retarget_in: SqlStr,
     unbind: SqlStr,
     /// `$2` the expected revision or NULL, `$3` the time.
     delete: SqlStr,
-    /// `$2` the parent.
+    /// `$2` the parent, `$3` the time.
     inherit: SqlStr,
     /// The rows of `$1` and `$2`.
     pair: SqlStr,
-    /// `$1` the workspace.
-    reset_workspace: SqlStr,
-    /// `$1` the workspace, `$2` to `$5` the target, `$6` how many rows at most.
+    /// `$1` the workspace. Both steps in one statement.
+    #[cfg(feature = "postgres")]
+    pub(in crate::store) reset_workspace: SqlStr,
+    /// The steps: `$1` the workspace.
+    #[cfg(feature = "sqlite")]
+    pub(in crate::store) raise_epoch: SqlStr,
+    #[cfg(feature = "sqlite")]
+    pub(in crate::store) drop_targets: SqlStr,
+    /// `$1` the workspace, `$2` to `$5` the target, `$6` its epoch, `$7` how many rows at most.
     replace_older: SqlStr,
-    /// The same, and `$7` the stale agent.
+    /// The same, and `$8` the stale agent.
     replace_agent: SqlStr,
     /// `$1` the sessions.
     load_many: SqlStr,
@@ -100,7 +113,8 @@ impl Statements {
 
     fn new(table: &str, dialect: &Dialect<'_>) -> Self {
         let Dialect { in_order, patiently, some, listed } = dialect;
-        let t = format!("\"{table}\"");
+        let (t, epochs) = (format!("\"{table}\""), format!("\"{table}_epochs\""));
+        let read = &*read(&t, &epochs);
         // NULL, which the table refuses, if the row that holds the floor was lost: nothing may start below it.
         let first_revision = format!("(SELECT revision_floor FROM \"{table}_meta\") + 1");
         // In a SET clause every name on the right is the row before the write.
@@ -122,7 +136,7 @@ impl Statements {
                      agent = $2, build = $3, generation = $4, address = $5, revision = revision + 1
                  WHERE {} AND {behind}",
                 remember("$2 IS DISTINCT FROM agent"),
-                some(behind, "ORDER BY session LIMIT $6")
+                some(behind, "ORDER BY session LIMIT $7")
             )
         };
         let keep = |column: &str| {
@@ -134,34 +148,49 @@ impl Statements {
         let over_a_deleted_row = format!(
             "ON CONFLICT (session) DO UPDATE SET
                  workspace = excluded.workspace, agent = excluded.agent, build = excluded.build,
-                 generation = excluded.generation, address = excluded.address,
-                 revision = {t}.revision + 1, deleted_at = NULL
+                 generation = excluded.generation, address = excluded.address, epoch = excluded.epoch,
+                 revision = {t}.revision + 1, deleted_at = NULL, created_at = excluded.created_at
              WHERE {t}.workspace IS NULL"
         );
 
         let retarget = |condition: &str| {
             statement(format!(
-                "INSERT INTO {t} (session, workspace, revision) SELECT $1, $2, {first_revision} WHERE {condition}
+                "INSERT INTO {t} (session, workspace, revision, created_at)
+                 SELECT $1, $2, {first_revision}, $3 WHERE {condition}
                  ON CONFLICT (session) DO UPDATE SET {other_workspace},
                      {keep_agent}, {keep_build}, {keep_generation}, {keep_address},
-                     workspace = excluded.workspace, revision = {t}.revision + 1, deleted_at = NULL
-                 RETURNING {READ}"
+                     workspace = excluded.workspace, revision = {t}.revision + 1, deleted_at = NULL,
+                     created_at =
+                         CASE WHEN {t}.workspace IS NULL THEN excluded.created_at ELSE {t}.created_at END
+                 RETURNING {read}"
             ))
         };
+        // The epoch first, on which every read depends; the rest is to leave nothing behind. Also rows without a target: a
+        // repair that read such a row before the order must not write after it.
+        let raise_epoch = format!(
+            "INSERT INTO {epochs} (workspace, epoch) SELECT $1, 1 WHERE {patiently}
+             ON CONFLICT (workspace) DO UPDATE SET epoch = {epochs}.epoch + 1 RETURNING epoch"
+        );
+        let drop_targets = format!(
+            "UPDATE {t} SET {no_agent},
+                 agent = NULL, build = NULL, generation = NULL, address = NULL, revision = revision + 1
+             WHERE workspace = $1 {in_order}"
+        );
 
         Self {
-            load: statement(format!("SELECT {READ} FROM {t} WHERE session = $1 AND workspace IS NOT NULL")),
+            load: statement(format!("SELECT {read} FROM {t} WHERE session = $1 AND workspace IS NOT NULL")),
             create: statement(format!(
-                "INSERT INTO {t} (session, workspace, agent, build, generation, address, revision)
-                 SELECT $1, $2, $3, $4, $5, $6, {first_revision} WHERE {patiently}
+                "INSERT INTO {t} (session, workspace, agent, build, generation, address, epoch, revision, created_at)
+                 SELECT $1, $2, $3, $4, $5, $6, $7, {first_revision}, $8 WHERE {patiently}
                  {over_a_deleted_row}
-                 RETURNING {READ}"
+                 RETURNING {read}"
             )),
             compare_and_swap: statement(format!(
                 "UPDATE {t} SET {other_agent},
-                     workspace = $2, agent = $3, build = $4, generation = $5, address = $6, revision = revision + 1
-                 WHERE session = $1 AND revision = $7 AND workspace IS NOT NULL AND {patiently}
-                 RETURNING {READ}"
+                     workspace = $2, agent = $3, build = $4, generation = $5, address = $6, epoch = $7,
+                     revision = revision + 1
+                 WHERE session = $1 AND revision = $8 AND workspace IS NOT NULL AND {patiently}
+                 RETURNING {read}"
             )),
             retarget: retarget(patiently),
             retarget_in: retarget("TRUE"),
@@ -169,7 +198,7 @@ impl Statements {
                 "UPDATE {t} SET {no_agent},
                      agent = NULL, build = NULL, generation = NULL, address = NULL, revision = revision + 1
                  WHERE session = $1 AND workspace IS NOT NULL AND {patiently}
-                 RETURNING {READ}"
+                 RETURNING {read}"
             )),
             delete: statement(format!(
                 "UPDATE {t} SET {no_agent},
@@ -178,27 +207,33 @@ impl Statements {
                  WHERE session = $1 AND workspace IS NOT NULL AND ($2 IS NULL OR revision = $2) AND {patiently}"
             )),
             inherit: statement(format!(
-                "INSERT INTO {t} (session, workspace, agent, build, generation, address, revision)
+                "INSERT INTO {t} (session, workspace, agent, build, generation, address, epoch, revision, created_at)
                  SELECT $1, parent.workspace, parent.agent, parent.build, parent.generation, parent.address,
-                     {first_revision}
+                     parent.epoch, {first_revision}, $3
                  FROM {t} AS parent WHERE parent.session = $2 AND parent.workspace IS NOT NULL AND {patiently}
                  {over_a_deleted_row}
-                 RETURNING {READ}"
+                 RETURNING {read}"
             )),
-            pair: statement(format!("SELECT {READ} FROM {t} WHERE session IN ($1, $2) AND workspace IS NOT NULL")),
-            // Also rows without a target: a repair that read such a row before the order must not write after it.
+            pair: statement(format!("SELECT {read} FROM {t} WHERE session IN ($1, $2) AND workspace IS NOT NULL")),
+            // The second step stands on the first: two resets of a workspace wait for each other before they lock rows, and
+            // the wait for a row is limited as well.
+            #[cfg(feature = "postgres")]
             reset_workspace: statement(format!(
-                "UPDATE {t} SET {no_agent},
-                     agent = NULL, build = NULL, generation = NULL, address = NULL, revision = revision + 1
-                 WHERE workspace = $1 {in_order} AND {patiently}"
+                "WITH raised AS ({raise_epoch}),
+                 dropped AS ({drop_targets} AND EXISTS (SELECT 1 FROM raised) RETURNING 1)
+                 SELECT (SELECT count(*) FROM dropped), (SELECT epoch FROM raised)"
             )),
-            replace_older: statement(replace("workspace = $1 AND generation < $4")),
+            #[cfg(feature = "sqlite")]
+            raise_epoch: statement(raise_epoch),
+            #[cfg(feature = "sqlite")]
+            drop_targets: statement(drop_targets),
+            replace_older: statement(replace("workspace = $1 AND epoch = $6 AND generation < $4")),
             replace_agent: statement(replace(
-                "workspace = $1 AND agent = $7 AND generation IS NULL
+                "workspace = $1 AND epoch = $6 AND agent = $8 AND generation IS NULL
                      AND NOT (agent = $2 AND address IS NOT DISTINCT FROM $5)",
             )),
-            load_many: statement(format!("SELECT {READ} FROM {t} WHERE workspace IS NOT NULL AND {}", listed(1))),
-            keeping: Keeping::new(table, &no_agent, dialect),
+            load_many: statement(format!("SELECT {read} FROM {t} WHERE workspace IS NOT NULL AND {}", listed(1))),
+            keeping: Keeping::new(table, read, &no_agent, dialect),
         }
     }
 
@@ -215,7 +250,8 @@ impl Statements {
             &self.delete,
             &self.inherit,
             &self.pair,
-            &self.reset_workspace,
+            &self.raise_epoch,
+            &self.drop_targets,
             &self.replace_older,
             &self.replace_agent,
         ];
@@ -227,8 +263,8 @@ impl Statements {
         &self,
         session: SessionId,
         workspace: WorkspaceId,
-    ) -> (&SqlStr, [Value<'a>; 2]) {
-        (&self.retarget_in, [session.into(), workspace.into()])
+    ) -> (&SqlStr, [Value<'a>; 3]) {
+        (&self.retarget_in, [session.into(), workspace.into(), time(milliseconds_now())])
     }
 }
 
@@ -242,6 +278,9 @@ pub(in crate::store) trait Runs: Sync {
 
     /// Runs a statement to its end, and says how many rows it changed.
     fn changed(&self, sql: &SqlStr, values: &[Value<'_>]) -> impl Future<Output = Result<u64, StoreError>> + Send;
+
+    /// Begins the next epoch of a workspace, and drops the targets of its rows.
+    fn reset(&self, workspace: WorkspaceId) -> impl Future<Output = Result<Reset, StoreError>> + Send;
 
     /// Runs a statement, and reads the numbers in its first row; none if there is no row.
     fn numbers(
@@ -285,7 +324,8 @@ pub(in crate::store) async fn load(db: &impl Runs, session: SessionId) -> Result
 
 pub(in crate::store) async fn create(db: &impl Runs, new: &NewBinding) -> Result<Swap, StoreError> {
     let [workspace, agent, build, generation, address] = content(new);
-    let values = [new.session.into(), workspace, agent, build, generation, address];
+    let now = time(milliseconds_now());
+    let values = [new.session.into(), workspace, agent, build, generation, address, new.epoch.into(), now];
     for _ in 0..VANISHED {
         if let Some(row) = row(db, &db.statements().create, &values).await? {
             return Ok(Swap::Applied(row));
@@ -303,7 +343,8 @@ pub(in crate::store) async fn compare_and_swap(
     new: &NewBinding,
 ) -> Result<Swap, StoreError> {
     let [workspace, agent, build, generation, address] = content(new);
-    let values = [new.session.into(), workspace, agent, build, generation, address, expected.into()];
+    let epoch = new.epoch.into();
+    let values = [new.session.into(), workspace, agent, build, generation, address, epoch, expected.into()];
     match row(db, &db.statements().compare_and_swap, &values).await? {
         Some(row) => Ok(Swap::Applied(row)),
         None => Ok(Swap::Conflict(load(db, new.session).await?)),
@@ -315,7 +356,8 @@ pub(in crate::store) async fn retarget(
     session: SessionId,
     workspace: WorkspaceId,
 ) -> Result<Binding, StoreError> {
-    the_row(db.rows(&db.statements().retarget, &[session.into(), workspace.into()]).await?)
+    let values = [session.into(), workspace.into(), time(milliseconds_now())];
+    the_row(db.rows(&db.statements().retarget, &values).await?)
 }
 
 pub(in crate::store) async fn unbind(db: &impl Runs, session: SessionId) -> Result<Option<Binding>, StoreError> {
@@ -328,19 +370,19 @@ pub(in crate::store) async fn delete(
     expected: Option<Revision>,
 ) -> Result<bool, StoreError> {
     let expected = Value::Number(expected.map(Revision::get));
-    let values = [session.into(), expected, Value::Number(Some(milliseconds_now()))];
+    let values = [session.into(), expected, time(milliseconds_now())];
     Ok(db.changed(&db.statements().delete, &values).await? > 0)
 }
 
 pub(in crate::store) async fn inherit(db: &impl Runs, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
-    let values = [child.into(), parent.into()];
+    let values = [child.into(), parent.into(), time(milliseconds_now())];
     for _ in 0..VANISHED {
         if let Some(row) = row(db, &db.statements().inherit, &values).await? {
             return Ok(Swap::Applied(row));
         }
         // Both rows in one statement: "there is no parent" is only true if it was not there at the same moment as no
         // child.
-        let rows = db.rows(&db.statements().pair, &values).await?;
+        let rows = db.rows(&db.statements().pair, &values[..2]).await?;
         if rows.is_empty() {
             break;
         }
@@ -351,24 +393,21 @@ pub(in crate::store) async fn inherit(db: &impl Runs, child: SessionId, parent: 
     Ok(Swap::Conflict(None))
 }
 
-pub(in crate::store) async fn reset_workspace(db: &impl Runs, workspace: WorkspaceId) -> Result<u64, StoreError> {
-    db.changed(&db.statements().reset_workspace, &[workspace.into()]).await
-}
 
 pub(in crate::store) async fn replace_agent(
     db: &impl Runs,
     workspace: WorkspaceId,
+    epoch: Epoch,
     stale: &Target,
     current: &Target,
     limit: u64,
 ) -> Result<u64, StoreError> {
     let [agent, build, generation, address] = place_to_dial(current);
-    let values = [workspace.into(), agent, build, generation, address, number(chunk(limit))];
+    let values = [workspace.into(), agent, build, generation, address, epoch.into(), number(chunk(limit))];
     match Behind::of(stale, current) {
         Behind::Generation(_) => db.changed(&db.statements().replace_older, &values).await,
         Behind::Agent(stale) => {
-            let [workspace, agent, build, generation, address, limit] = values;
-            let values = [workspace, agent, build, generation, address, limit, Value::Id(Some(stale.into_uuid()))];
+            let values = [&values[..], &[Value::Id(Some(stale.into_uuid()))]].concat();
             db.changed(&db.statements().replace_agent, &values).await
         }
     }
@@ -408,17 +447,18 @@ macro_rules! one_statement_a_verb {
             async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
                 one_statement::inherit(self, child, parent).await
             }
-            async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<u64, StoreError> {
-                one_statement::reset_workspace(self, workspace).await
+            async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<$crate::store::Reset, StoreError> {
+                Runs::reset(self, workspace).await
             }
             async fn replace_agent(
                 &self,
                 workspace: WorkspaceId,
+                epoch: $crate::Epoch,
                 stale: &Target,
                 current: &Arc<Target>,
                 limit: u64,
             ) -> Result<u64, StoreError> {
-                one_statement::replace_agent(self, workspace, stale, current, limit).await
+                one_statement::replace_agent(self, workspace, epoch, stale, current, limit).await
             }
             async fn load_many(&self, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
                 one_statement::load_many(self, sessions).await

@@ -159,7 +159,8 @@ pub(in crate::store) fn key_of(place: &Place, table: &str, key: &[String]) -> Fo
 pub(in crate::store) fn kind(column: &str, [uuid, bigint, text, integer]: [&'static str; 4]) -> Option<&'static str> {
     Some(match column {
         "session" | "workspace" | "agent" | "build" | "previous_agent" => uuid,
-        "generation" | "previous_generation" | "revision" | "deleted_at" | "last_used" => bigint,
+        "generation" | "previous_generation" | "epoch" | "revision" => bigint,
+        "deleted_at" | "created_at" | "last_used" => bigint,
         "schema_version" | "revision_floor" | "floor_raised_at" => bigint,
         "use_recorded_since" | "use_recorded_until" | "use_recorded_gap" => bigint,
         "address" => text,

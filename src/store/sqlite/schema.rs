@@ -23,9 +23,13 @@ CREATE TABLE IF NOT EXISTS "agent_bindings" (
     previous_agent BLOB
         CHECK (previous_agent IS NULL OR (typeof(previous_agent) = 'blob' AND length(previous_agent) = 16)),
     previous_generation BIGINT CHECK (previous_generation IS NULL OR typeof(previous_generation) = 'integer'),
+    -- of the workspace, in which the target was learned; if another one has begun since, the target does not count
+    epoch BIGINT NOT NULL DEFAULT 0 CHECK (typeof(epoch) = 'integer'),
     revision BIGINT NOT NULL CHECK (typeof(revision) = 'integer'),
     -- milliseconds; only housekeeping reads it
     deleted_at BIGINT CHECK (deleted_at IS NULL OR typeof(deleted_at) = 'integer'),
+    -- milliseconds; only housekeeping reads it
+    created_at BIGINT CHECK (created_at IS NULL OR typeof(created_at) = 'integer'),
     -- milliseconds; NULL: never recorded; only housekeeping reads it
     last_used BIGINT CHECK (last_used IS NULL OR typeof(last_used) = 'integer'),
     CHECK (agent IS NULL OR workspace IS NOT NULL),
@@ -37,7 +41,8 @@ CREATE TABLE IF NOT EXISTS "agent_bindings" (
 
 CREATE INDEX IF NOT EXISTS "agent_bindings_workspace" ON "agent_bindings" (workspace) WHERE workspace IS NOT NULL;
 
-CREATE INDEX IF NOT EXISTS "agent_bindings_last_used" ON "agent_bindings" (last_used DESC) WHERE workspace IS NOT NULL;
+CREATE INDEX IF NOT EXISTS "agent_bindings_last_used" ON "agent_bindings" (last_used DESC, created_at)
+    WHERE workspace IS NOT NULL;
 
 CREATE INDEX IF NOT EXISTS "agent_bindings_deleted_at" ON "agent_bindings" (deleted_at) WHERE deleted_at IS NOT NULL;
 
@@ -53,6 +58,12 @@ CREATE TABLE IF NOT EXISTS "agent_bindings_meta" (
     use_recorded_until BIGINT,
     use_recorded_gap BIGINT
 );
+
+-- The epochs of the workspaces that were ever reset; the others are in epoch 0.
+CREATE TABLE IF NOT EXISTS "agent_bindings_epochs" (
+    workspace BLOB NOT NULL PRIMARY KEY CHECK (typeof(workspace) = 'blob' AND length(workspace) = 16),
+    epoch BIGINT NOT NULL CHECK (typeof(epoch) = 'integer')
+) WITHOUT ROWID;
 
 INSERT INTO "agent_bindings_meta" (id, schema_version) VALUES (1, 1) ON CONFLICT (id) DO NOTHING;
 "#;
@@ -96,7 +107,11 @@ pub(super) async fn look(
     statements: &Statements,
 ) -> Result<Found, sqlx::Error> {
     let meta = format!("{}_meta", place.table);
-    let tables = Tables { bindings: columns(connection, &place.table).await?, meta: columns(connection, &meta).await? };
+    let tables = Tables {
+        bindings: columns(connection, &place.table).await?,
+        meta: columns(connection, &meta).await?,
+        epochs: columns(connection, &format!("{}_epochs", place.table)).await?,
+    };
     let version = match tables.have_a_version() {
         true => version(connection, &meta).await?,
         false => None,

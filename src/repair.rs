@@ -175,9 +175,7 @@ impl Repairs {
         let key = match needed {
             Needed::Nothing | Needed::Own => own(),
             Needed::Group(behind) => match entry.place.repair_of(entry.seen(), behind, target) {
-                Repaired::NotYet => {
-                    Key::Group(entry.workspace(), entry.place.epoch(), behind, Arc::clone(target))
-                },
+                Repaired::NotYet => Key::Group(entry.workspace(), entry.place.epoch(), behind, Arc::clone(target)),
                 Repaired::Missed => own(),
                 Repaired::Already(landed) => {
                     drop(running);

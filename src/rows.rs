@@ -392,9 +392,11 @@ impl Rows {
         let _ = self.cache.entry(session).and_compute_with(|current| {
             let (op, became) = match current.and_then(|current| current.into_value()) {
                 Some(current) if current.row.revision > new.row.revision => (Op::Nop, Learned::Known(current)),
-                Some(current) if current.row.revision == new.row.revision
-                    && current.row.epoch >= new.row.epoch
-                    && !current.is_behind(ticket.seen()) => {
+                Some(current)
+                    if current.row.revision == new.row.revision
+                        && current.row.epoch >= new.row.epoch
+                        && !current.is_behind(ticket.seen()) =>
+                {
                     current.read_again(ticket);
                     (Op::Nop, Learned::Known(current))
                 }

@@ -16,8 +16,8 @@ use tokio::{
     time::{Duration, Instant, sleep},
 };
 use tower_bound_agent::{
-    BoundAgentBuilder, BoundAgentLayer, DialSession, Epoch, ErrorKind, Generation, Path, Repair, Revision, SessionId, Target,
-    WorkspaceId,
+    BoundAgentBuilder, BoundAgentLayer, DialSession, Epoch, ErrorKind, Generation, Path, Repair, Revision, SessionId,
+    Target, WorkspaceId,
     hints::{About, Heard, Hint, Hints, LocalHints},
     store::{BindingStore, NewBinding},
 };
@@ -281,7 +281,10 @@ mod heard {
         let new = world.rebuild(ws, &old, Does::Hang);
         process.call(chat).await;
         process.bindings().flush().await;
-        assert_eq!(radio.sent(), [About::Workspace { workspace: ws, generation: new.generation, epoch: Some(Epoch::new(0)) }]);
+        assert_eq!(
+            radio.sent(),
+            [About::Workspace { workspace: ws, generation: new.generation, epoch: Some(Epoch::new(0)) }]
+        );
 
         let (elsewhere, _) = world.workspace();
         let row = process.bindings().select_workspace(chat, elsewhere).await.unwrap();

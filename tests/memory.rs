@@ -12,8 +12,8 @@ use std::{
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_bound_agent::{
-    AgentId, Binding, BoundAgentLayer, BoxError, DialAgent, DialSession, Path, Epoch, Resolution, ResolveWorkspace, Revision,
-    SessionId, Target, WorkspaceId,
+    AgentId, Binding, BoundAgentLayer, BoxError, DialAgent, DialSession, Epoch, Path, Resolution, ResolveWorkspace,
+    Revision, SessionId, Target, WorkspaceId,
     store::{BindingStore, NewBinding, Reset, StoreError, Swap},
 };
 use uuid::Uuid;
@@ -99,7 +99,14 @@ impl BindingStore for Rows {
     async fn reset_workspace(&self, _: WorkspaceId) -> Result<Reset, StoreError> {
         Err(READS_ONLY)
     }
-    async fn replace_agent(&self, _: WorkspaceId, _: Epoch, _: &Target, _: &Arc<Target>, _: u64) -> Result<u64, StoreError> {
+    async fn replace_agent(
+        &self,
+        _: WorkspaceId,
+        _: Epoch,
+        _: &Target,
+        _: &Arc<Target>,
+        _: u64,
+    ) -> Result<u64, StoreError> {
         Err(READS_ONLY)
     }
     async fn load_many(&self, _: &[SessionId]) -> Result<Vec<Binding>, StoreError> {

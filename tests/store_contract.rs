@@ -391,7 +391,11 @@ mod contract {
                 assert_eq!(store.load(session(100 + s)).await.unwrap(), Some(row(100 + s, 2, target.clone(), 1, None)));
                 assert_eq!(store.load(session(200 + s)).await.unwrap(), None);
             }
-            assert_eq!(store.replace_agent(workspace(1), epoch(0), stale, current, 100).await.unwrap(), 0, "as after once");
+            assert_eq!(
+                store.replace_agent(workspace(1), epoch(0), stale, current, 100).await.unwrap(),
+                0,
+                "as after once"
+            );
         }
     }
 

@@ -318,7 +318,8 @@ mod contract {
         case.rows(1..=7).await;
         case.recorded_for(3 * HOUR).await;
         let made = now();
-        for (s, age) in [(1, 2 * HOUR), (2, HOUR - MINUTE), (3, 2 * HOUR), (4, 2 * HOUR), (6, 2 * HOUR), (7, 2 * HOUR)] {
+        for (s, age) in [(1, 2 * HOUR), (2, HOUR - MINUTE), (3, 2 * HOUR), (4, 2 * HOUR), (6, 2 * HOUR), (7, 2 * HOUR)]
+        {
             case.set(s, &format!("created_at = {}", made - age)).await;
         }
         case.set(3, &format!("last_used = {}", made - MINUTE)).await; // is in use

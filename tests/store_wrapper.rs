@@ -7,7 +7,7 @@ mod rows;
 mod support;
 
 use futures_util::TryStreamExt;
-use rows::{epoch, at, new, previous, row, session as numbered, target, workspace};
+use rows::{at, epoch, new, previous, row, session as numbered, target, workspace};
 use std::sync::Arc;
 use support::*;
 use tokio::time::{Duration, advance};

@@ -144,7 +144,10 @@ mod lives {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..5_000 {
-                        let (one, other) = (directory.place(workspace(1), Epoch::default()), directory.place(workspace(1), Epoch::default()));
+                        let (one, other) = (
+                            directory.place(workspace(1), Epoch::default()),
+                            directory.place(workspace(1), Epoch::default()),
+                        );
                         assert!(Arc::ptr_eq(&one, &other));
                     }
                 });

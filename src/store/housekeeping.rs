@@ -65,8 +65,7 @@ pub(super) trait Keeps: Sync {
     fn delete_idle(&self, before: i64, now: i64, limit: u64) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
     /// Deletes rows whose use was never recorded, and that were created before a time.
-    fn delete_unused(&self, before: i64, now: i64, limit: u64)
-    -> impl Future<Output = Result<u64, StoreError>> + Send;
+    fn delete_unused(&self, before: i64, now: i64, limit: u64) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
     /// Removes rows that were deleted before a time, and whose revision is not above `floor`.
     fn remove_deleted(

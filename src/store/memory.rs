@@ -172,7 +172,6 @@ impl Row {
         self.last_used = None;
         self.deleted_at = now;
     }
-
 }
 
 impl MemoryStore {

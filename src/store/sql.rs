@@ -11,7 +11,9 @@ pub(super) mod one_statement;
 pub(super) mod server;
 
 use super::{NewBinding, Reset, StoreError, housekeeping::Memory};
-use crate::{AgentId, Binding, BoxError, BuildId, Epoch, Generation, Previous, Revision, SessionId, Target, WorkspaceId};
+use crate::{
+    AgentId, Binding, BoxError, BuildId, Epoch, Generation, Previous, Revision, SessionId, Target, WorkspaceId,
+};
 use sqlx::{AssertSqlSafe, ColumnIndex, Database, Decode, Encode, Row, SqlSafeStr, SqlStr, Type, query::Query};
 use std::{
     hash::{BuildHasher, RandomState},

@@ -15,8 +15,7 @@ use crate::{Binding, BoxError, Epoch, Revision, SessionId, Target, WorkspaceId};
 use failure::Place;
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use sqlx::{
-    Connection, 
-    Either, Executor, SqlStr, SqliteConnection, SqlitePool,
+    Connection, Either, Executor, SqlStr, SqliteConnection, SqlitePool,
     sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteRow, SqliteSynchronous},
 };
 use std::{

@@ -224,7 +224,11 @@ impl Run {
             }
             Op::RumourOfWorkspace { ws, generation } => {
                 self.rumoured = true;
-                self.say(About::Workspace { workspace: workspace(ws), generation: generation.map(Generation::new), epoch: None });
+                self.say(About::Workspace {
+                    workspace: workspace(ws),
+                    generation: generation.map(Generation::new),
+                    epoch: None,
+                });
             }
             Op::Gap => {
                 if let Some(wire) = &self.wire {

@@ -6,8 +6,8 @@ use tokio::time::{Duration, Instant, sleep};
 use tokio_test::task;
 use tower::Layer;
 use tower_bound_agent::{
-    Binding, BoundAgentBuilder, BoundAgentLayer, Epoch, ErrorKind, Generation, Path, Repair, RepairMode, Revision, SessionId,
-    Target, WorkspaceId,
+    Binding, BoundAgentBuilder, BoundAgentLayer, Epoch, ErrorKind, Generation, Path, Repair, RepairMode, Revision,
+    SessionId, Target, WorkspaceId,
     store::{BindingStore, MemoryStore, NewBinding, Reset, StoreError, Swap},
 };
 

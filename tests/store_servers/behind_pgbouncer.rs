@@ -245,7 +245,11 @@ async fn a_retarget_in_a_transaction_is_there_after_its_commit_only() {
         let expected = if commit { &ordered } else { &before };
         assert_eq!(direct.load(session(1)).await.unwrap().as_ref(), Some(expected));
     }
-    assert_eq!(store.replace_agent(workspace(1), epoch(0), &target(1), &target(2), 10).await.unwrap(), 0, "it is elsewhere now");
+    assert_eq!(
+        store.replace_agent(workspace(1), epoch(0), &target(1), &target(2), 10).await.unwrap(),
+        0,
+        "it is elsewhere now"
+    );
     assert_eq!(direct.load(session(1)).await.unwrap(), Some(ordered));
 }
 

@@ -234,7 +234,8 @@ mod set_up {
                         revision,deleted_at,created_at,last_used";
         let meta = "id,schema_version,revision_floor,floor_raised_at,use_recorded_since,use_recorded_until,\
                     use_recorded_gap";
-        for (table, suffix, columns) in [("T", "", bindings), ("M", "_meta", meta), ("E", "_epochs", "workspace,epoch")] {
+        for (table, suffix, columns) in [("T", "", bindings), ("M", "_meta", meta), ("E", "_epochs", "workspace,epoch")]
+        {
             for missing in columns.split(',') {
                 let Some(case) = Case::bare(1).await else { return };
                 let rest = columns.split(',').filter(|column| *column != missing);

@@ -34,7 +34,8 @@ async fn does_not_wait_for_a_retarget_that_is_under_way_and_does_not_undo_it() {
             }
             let mut order = case.store.pool().begin().await.unwrap();
             let ordered = case.store.retarget_in(&mut order, session(2), workspace(2)).await.unwrap();
-            let chunk = async || at_once(repairer.replace_agent(workspace(1), epoch(0), &target(1), &target(2), 10)).await;
+            let chunk =
+                async || at_once(repairer.replace_agent(workspace(1), epoch(0), &target(1), &target(2), 10)).await;
             assert_eq!(chunk().await, 2, "{level}: all but the one that is locked");
             assert_eq!(chunk().await, 0);
             if commit {
@@ -142,7 +143,8 @@ async fn twins_and_a_caller_who_goes_backwards_meet_no_deadlock_and_repair_each_
                         let mut written = 0;
                         // Until there is nothing left, and not only nothing that is free.
                         loop {
-                            written += at_once(store.replace_agent(workspace(1), epoch(0), &target(1), &target(2), 9)).await;
+                            written +=
+                                at_once(store.replace_agent(workspace(1), epoch(0), &target(1), &target(2), 9)).await;
                             let rows = store.load_many(&(0..ROWS).map(session).collect::<Vec<_>>()).await.unwrap();
                             if rows.iter().all(|row| row.target.as_deref() == Some(&*target(2))) {
                                 return written;

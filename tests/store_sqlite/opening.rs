@@ -101,7 +101,9 @@ async fn a_table_that_lacks_a_column_is_refused_and_left_alone() {
                     revision,deleted_at,created_at,last_used";
     let meta =
         "id,schema_version,revision_floor,floor_raised_at,use_recorded_since,use_recorded_until,use_recorded_gap";
-    for (table, columns) in [("agent_bindings", bindings), ("agent_bindings_meta", meta), ("agent_bindings_epochs", "workspace,epoch")] {
+    for (table, columns) in
+        [("agent_bindings", bindings), ("agent_bindings_meta", meta), ("agent_bindings_epochs", "workspace,epoch")]
+    {
         for missing in columns.split(',') {
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().join("bindings.db");

@@ -13,7 +13,8 @@ fn from(letter: &str) -> Behind {
 
 /// A repair whose last statement ran from 20 to 30.
 fn landed(behind: Behind, target: Arc<Target>) -> Place {
-    let place = Arc::into_inner(Directory::new(&Settings::default()).place(workspace(1), Epoch::default())).expect("nobody else has it");
+    let place = Arc::into_inner(Directory::new(&Settings::default()).place(workspace(1), Epoch::default()))
+        .expect("nobody else has it");
     place.repaired(GroupRepair { behind, target, began: 20, landed: 30 });
     place
 }

@@ -11,9 +11,8 @@ impl MySqlStore {
     pub(super) async fn reset(&self, workspace: WorkspaceId) -> Result<Reset, StoreError> {
         let mut attempts = self.attempts();
         loop {
-            let run = async |connection: &mut MySqlConnection| {
-                steps(connection, &self.table.statements, workspace).await
-            };
+            let run =
+                async |connection: &mut MySqlConnection| steps(connection, &self.table.statements, workspace).await;
             match in_transaction(self.lend().await?, |_| true, run).await {
                 Ok(reset) => return Ok(reset),
                 Err(failed) => attempts.again(failed).await?,

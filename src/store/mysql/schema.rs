@@ -82,11 +82,8 @@ pub(super) async fn look(connection: &mut MySqlConnection, place: &Place) -> Res
     let meta = format!("{}_meta", place.table);
     let (bindings, key) = columns(connection, &place.table).await?;
     let epochs = format!("{}_epochs", place.table);
-    let tables = Tables {
-        bindings,
-        meta: columns(connection, &meta).await?.0,
-        epochs: columns(connection, &epochs).await?.0,
-    };
+    let tables =
+        Tables { bindings, meta: columns(connection, &meta).await?.0, epochs: columns(connection, &epochs).await?.0 };
     let version = match tables.have_a_version() {
         true => version(connection, &meta).await?,
         false => None,

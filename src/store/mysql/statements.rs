@@ -201,9 +201,8 @@ impl Keeping {
         let not_used_since = "workspace IS NOT NULL AND (last_used IS NULL OR last_used < ?)";
         let idle = "workspace IS NOT NULL AND last_used < ?";
         let unused = "workspace IS NOT NULL AND last_used IS NULL AND created_at < ?";
-        let delete = format!(
-            "{drop_target}, workspace = NULL, revision = revision + 1, deleted_at = ?, last_used = NULL"
-        );
+        let delete =
+            format!("{drop_target}, workspace = NULL, revision = revision + 1, deleted_at = ?, last_used = NULL");
         Self {
             // Of a descending order, NULL is the end.
             recent: statement(format!(
@@ -227,10 +226,7 @@ impl Keeping {
             )),
             // Rows are locked in the order of another index than elsewhere. But nobody is waited for, so that no two can
             // wait for each other.
-            delete_idle: SomeRows {
-                choose: choose(idle, "last_used"),
-                write: write(&delete, idle),
-            },
+            delete_idle: SomeRows { choose: choose(idle, "last_used"), write: write(&delete, idle) },
             delete_unused: SomeRows { choose: choose(unused, "created_at"), write: write(&delete, unused) },
             remove_deleted: SomeRows {
                 choose: choose("workspace IS NULL AND deleted_at < ? AND revision <= ?", "deleted_at"),

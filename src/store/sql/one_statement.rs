@@ -393,7 +393,6 @@ pub(in crate::store) async fn inherit(db: &impl Runs, child: SessionId, parent: 
     Ok(Swap::Conflict(None))
 }
 
-
 pub(in crate::store) async fn replace_agent(
     db: &impl Runs,
     workspace: WorkspaceId,

@@ -17,7 +17,8 @@ impl Bindings {
     ///
     /// To be called now and then, by one process or by all of them, while every process that uses sessions
     /// [records it](crate::BoundAgentBuilder::record_use). A session whose use was never recorded counts from the creation
-    /// of its record. `idle` should be days: a use counts once it was recorded, and until then a session that comes back after so long
+    /// of its record. A session that is [in use](crate::InUse) stays, however long ago its connection was made.
+    /// `idle` should be days: a use counts once it was recorded, and until then a session that comes back after so long
     /// may still be forgotten.
     ///
     /// This goes in batches of 2,000 rows, each within the store timeout. A batch that fails for a reason that may pass

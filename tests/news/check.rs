@@ -232,3 +232,39 @@ mod events {
         assert!(fields.contains("rows=1 ") && fields.contains("down on purpose"), "{fields}");
     }
 }
+
+/// How long a check keeps its thread from other tasks, as a task sees it that does nothing but yield.
+#[test]
+#[ignore = "a measurement; best with --release"]
+fn how_long_a_check_holds_its_thread() {
+    for rows in [100_000, 1_000_000] {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let world = World::new();
+            let process = Process::new(&world, |builder| builder.row_check(Duration::from_secs(5)).cache_capacity(rows));
+            let (ws, target) = world.workspace();
+            let mut chats = Vec::new();
+            for _ in 0..rows {
+                let chat = session();
+                chats.push(chat);
+                let new = NewBinding::new(chat, ws, Some(Arc::new(target.clone())));
+                let _ = world.store.elsewhere().create(new).await.unwrap();
+            }
+            process.bindings().warm(rows).await.unwrap();
+            for used in [0, rows as usize / 100] {
+                for chat in &chats[..used] {
+                    process.call(*chat).await;
+                }
+                let (began, before) = (Instant::now(), world.store.rows_read());
+                let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+                while began.elapsed() < Duration::from_secs(12) {
+                    yield_now().await;
+                    longest = longest.max(last.elapsed());
+                    last = Instant::now();
+                }
+                let read = world.store.rows_read() - before;
+                println!("{rows} rows, {used} used: longest {longest:?}, {read} rows read in two or three checks");
+            }
+        });
+    }
+}

@@ -210,3 +210,37 @@ fn nothing_is_lost_between_threads_that_hold_and_release() {
         process.bindings().drained(ws, target.agent).await;
     });
 }
+
+#[cfg(feature = "sqlite")]
+#[tokio::test]
+async fn a_session_whose_connection_is_held_is_not_purged() {
+    use std::time::{SystemTime, UNIX_EPOCH};
+    use tower_bound_agent::{sqlx, store::SqliteStore};
+
+    const DAY: i64 = 24 * 60 * 60 * 1000;
+    let folder = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(folder.path().join("bindings.db")).await.unwrap();
+    let world = World::new();
+    let (ws, _) = world.workspace();
+    let [here, there] = [0, 1].map(|_| {
+        let builder = BoundAgentLayer::builder(store.clone(), world.resolver());
+        builder.row_check(None).record_use(ms(20)).build().unwrap()
+    });
+    let (held, idle) = (world.bind(&here, ws).await, world.bind(&here, ws).await);
+    let bound = call(&world.dial(&here), held).await.unwrap();
+    sleep(ms(200)).await;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
+    // Both were used last eight days ago, and use has been recorded since then.
+    let table = sqlx::query("UPDATE agent_bindings SET last_used = ?1").bind(now - 8 * DAY).execute(store.pool());
+    assert_eq!(table.await.unwrap().rows_affected(), 2);
+    let since = sqlx::query("UPDATE agent_bindings_meta SET use_recorded_since = ?1").bind(now - 9 * DAY);
+    assert_eq!(since.execute(store.pool()).await.unwrap().rows_affected(), 1);
+    sleep(ms(500)).await;
+    assert_eq!(there.bindings().purge_idle(Duration::from_secs(7 * 24 * 60 * 60)).await.unwrap(), 1);
+    assert!(store.load(held).await.unwrap().is_some());
+    assert!(store.load(idle).await.unwrap().is_none());
+    drop(bound);
+    for layer in [here, there] {
+        layer.bindings().close(Duration::from_secs(5)).await;
+    }
+}

@@ -31,8 +31,9 @@ use std::{
 use tokio::{
     select,
     sync::mpsc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, timeout},
 };
+use tokio_util::sync::CancellationToken;
 
 /// What requests are sent with.
 pub(super) enum Sender<B> {
@@ -98,6 +99,8 @@ pub(super) struct Conn<B> {
     answered: AtomicU64,
     /// How often something was read from the transport.
     heard: AtomicU64,
+    /// HTTP/1: the task that drives it has ended, and nothing is left that takes or answers requests.
+    gone: CancellationToken,
     /// To the task that drives it.
     back: mpsc::UnboundedSender<Back<B>>,
 }
@@ -165,6 +168,11 @@ impl<B> Conn<B> {
         self.since + Duration::from_micros(self.answered.load(Ordering::Relaxed)) > since
     }
 
+    /// Nothing takes or answers requests any more.
+    pub(super) fn ends(&self) {
+        self.gone.cancel();
+    }
+
     pub(super) fn heard(&self) -> u64 {
         self.heard.load(Ordering::Relaxed)
     }
@@ -181,8 +189,10 @@ impl<B> Drop for Conn<B> {
 /// The right to send one request over a connection.
 pub(super) struct Lease<B> {
     conn: Arc<Conn<B>>,
-    /// Until it is given back.
+    /// Until it is given back, or a request was sent over a shared connection.
     sender: Option<Sender<B>>,
+    /// A break of the connection takes no other request with it.
+    alone: bool,
     /// There was a request before this one.
     reused: bool,
     /// A request was sent, and has no complete answer yet.
@@ -197,21 +207,17 @@ pub(super) struct Lease<B> {
 
 impl<B> Lease<B> {
     pub(super) fn new(conn: Arc<Conn<B>>, sender: Sender<B>, reused: bool) -> Self {
-        Self { conn, sender: Some(sender), reused, owed: false, ended: false, complete: false, in_use: None }
+        let alone = matches!(sender, Sender::Http1(_));
+        Self { conn, sender: Some(sender), alone, reused, owed: false, ended: false, complete: false, in_use: None }
     }
 
     pub(super) fn conn(&self) -> &Arc<Conn<B>> {
         &self.conn
     }
 
-    /// Returns `true` if a break of this connection takes no request with it but its own.
-    fn is_alone(&self) -> bool {
-        matches!(self.sender, Some(Sender::Http1(_)))
-    }
-
     /// A piece of the answer has come.
     pub(super) fn answered(&self) {
-        if !self.is_alone() {
+        if !self.alone {
             self.conn.has_answered();
         }
     }
@@ -225,7 +231,7 @@ impl<B> Lease<B> {
     /// What was sent came to no good end. Of a shared connection its own end tells whether that was the connection's
     /// fault, or that of one stream.
     pub(super) fn broke_off(&self) {
-        if self.is_alone() {
+        if self.alone {
             self.conn.handle.report_stale();
         }
     }
@@ -245,10 +251,8 @@ impl<B> Drop for Lease<B> {
                 let returned = http1::Returned { sender, soon, given_up: !self.ended };
                 let _ = self.conn.back.send(Back::Sender(returned));
             }
-            Some(Sender::Http2(sender)) => {
-                drop(sender);
-                agent.done(&self.conn);
-            }
+            Some(Sender::Http2(_)) => agent.done(&self.conn),
+            None if !self.alone => agent.done(&self.conn),
             None => {}
         }
     }
@@ -287,15 +291,25 @@ where
         };
         self.in_use = Some(handle.in_use());
         let sending = sender.send(request);
-        self.conn.owed.fetch_add(1, Ordering::Relaxed);
+        if !self.alone {
+            // A request that was handed over in the moment in which its connection ended is given back only when the last
+            // sender of that connection is gone.
+            self.sender = None;
+        }
+        let conn = Arc::clone(&self.conn);
+        conn.owed.fetch_add(1, Ordering::Relaxed);
         self.owed = true;
         let mut waiting =
             Waiting { lease: Some(self), sending: Some(sending), handle: &handle, progress, given_up: true };
-        let sent = select! {
+        let gone = conn.gone.cancelled();
+        let mut sent = select! {
             biased;
             sent = waiting.sent() => Ok(sent),
-            over = watch.over(&handle, progress) => Err(over),
+            over = watch.over(&handle, progress, gone) => Err(over),
         };
+        if let Err(Over::Gone) = sent {
+            sent = waiting.given_back().await;
+        }
         let lease = match &sent {
             Err(Over::Superseded(_)) => None,
             _ => waiting.landed(),
@@ -353,7 +367,7 @@ where
         let within = within.unwrap_or_default();
         let since = progress.silent_since().or_else(|| progress.queued_since());
         // An agent that answers other streams is not silent.
-        if self.is_alone() || !since.is_some_and(|since| self.conn.answered_since(since)) {
+        if self.alone || !since.is_some_and(|since| self.conn.answered_since(since)) {
             self.conn.handle.report_stale();
             // Nobody may ask for it again, so it is not left to who asks next to let it go.
             self.conn.agent.retire(&self.conn);
@@ -382,6 +396,15 @@ impl<B> Waiting<'_, B> {
         }
     }
 
+    /// The connection has ended. If it had not taken the request before that, the request is given back when the last
+    /// sender is gone.
+    async fn given_back(&mut self) -> Result<Sent<B>, Over> {
+        if let Some(lease) = &mut self.lease {
+            lease.sender = None;
+        }
+        timeout(Duration::from_secs(1), self.sent()).await.map_err(|_| Over::Silent)
+    }
+
     fn landed(&mut self) -> Option<Lease<B>> {
         self.sending = None;
         self.lease.take()
@@ -392,7 +415,7 @@ impl<B> Drop for Waiting<'_, B> {
     fn drop(&mut self) {
         let (Some(lease), Some(sending)) = (self.lease.take(), self.sending.take()) else { return };
         // On a shared connection pings and other streams tell whether the agent lives.
-        if !lease.is_alone() {
+        if !lease.alone {
             let back = lease.conn.back.clone();
             let _ = back.send(Back::Abandoned(http2::Abandoned { sending, lease }));
             return;
@@ -440,6 +463,7 @@ where
         owed: AtomicUsize::new(0),
         answered: AtomicU64::new(0),
         heard: AtomicU64::new(0),
+        gone: CancellationToken::new(),
         back,
     });
     let io = Kept { io, conn: Arc::clone(&conn) };

@@ -43,7 +43,11 @@ where
     B::Error: Into<BoxError>,
 {
     let (sender, connection) = http1::handshake(io).await?;
-    tokio::spawn(drive(connection.with_upgrades(), Arc::clone(conn), back, idle));
+    let conn = Arc::clone(conn);
+    tokio::spawn(async move {
+        drive(connection.with_upgrades(), &conn, back, idle).await;
+        conn.ends();
+    });
     Ok(Sender::Http1(sender))
 }
 
@@ -51,7 +55,7 @@ where
 /// its agent, the request says that it has failed; if there is none, it says nothing.
 async fn drive<B>(
     connection: impl Future<Output = hyper::Result<()>>,
-    conn: Arc<Conn<B>>,
+    conn: &Arc<Conn<B>>,
     mut back: mpsc::UnboundedReceiver<Back<B>>,
     idle: Duration,
 ) {
@@ -73,24 +77,24 @@ async fn drive<B>(
             ready = ready(&mut returning) => {
                 if let Some(Returned { sender, soon, .. }) = returning.take() {
                     if ready {
-                        conn.agent().put(&conn, Sender::Http1(sender));
+                        conn.agent().put(conn, Sender::Http1(sender));
                     }
                     // A request that waits for this one finds the connection in its place.
                     drop(soon);
                 }
             }
             // What uses it still, goes on.
-            () = left_behind.as_mut(), if !conn.has_left() => conn.agent().retire(&conn),
+            () = left_behind.as_mut(), if !conn.has_left() => conn.agent().retire(conn),
             () = expiry.as_mut() => {
                 if returning.as_ref().is_some_and(|returned| returned.given_up) {
                     break;
                 }
-                let next = conn.agent().expire(&conn, idle);
+                let next = conn.agent().expire(conn, idle);
                 expiry.as_mut().reset(next);
             }
         }
     }
-    conn.agent().retire(&conn);
+    conn.agent().retire(conn);
 }
 
 /// Returns whether the connection is ready for the next request; pending for ever while it was not given back.

@@ -118,11 +118,13 @@ pub(super) enum Over {
     Silent,
     /// Its session would go elsewhere by now: to this target, if it is known.
     Superseded(Option<Arc<Target>>),
+    /// Its connection has ended.
+    Gone,
 }
 
 impl Watch<'_> {
     /// Resolves when the request is to wait no longer.
-    pub(super) async fn over(&self, handle: &BoundHandle, progress: &Progress) -> Over {
+    pub(super) async fn over(&self, handle: &BoundHandle, progress: &Progress, gone: impl Future<Output = ()>) -> Over {
         let watched = Instant::now() + UNWATCHED;
         select! {
             () = self.silence(progress) => return Over::Silent,
@@ -133,6 +135,7 @@ impl Watch<'_> {
         select! {
             () = self.silence(progress) => Over::Silent,
             target = superseded => Over::Superseded(target),
+            () = gone => Over::Gone,
         }
     }
 

@@ -395,3 +395,42 @@ async fn a_dial_service_that_is_never_ready_fails_the_request_in_the_dial_timeou
         assert_eq!(began.elapsed(), Duration::from_secs(30), "{begun}");
     }
 }
+
+/// A server that closes each connection right after a few answers, in the moment in which the next request may come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_request_on_a_connection_that_ends_in_that_moment_is_never_left_without_an_answer() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            stream.set_nodelay(true).unwrap();
+            tokio::spawn(async move {
+                let mut some = [0; 4096];
+                for _ in 0..3 {
+                    if stream.read(&mut some).await.is_ok_and(|read| read > 0) {
+                        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+                    }
+                }
+            });
+        }
+    });
+    let (net, ws) = (Net::new().with(|builder| builder.validation_delay(Duration::from_secs(10))), workspace());
+    net.says(ws, Resolution::Running(Target::new(agent()).with_generation(1).with_address(address)));
+    let chat = net.bind(ws).await;
+    let client = net.client_with(Speaks::Http1, |builder| builder.question_after(None));
+    let mut callers = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let client = client.clone();
+        callers.spawn(async move {
+            for _ in 0..250 {
+                match timeout(Duration::from_secs(10), client.request(get_("/", chat))).await.expect("an answer") {
+                    Ok(response) => drop(text(response).await),
+                    Err(error) => assert!(matches!(error, ClientError::Send(_)), "{error:?}"),
+                }
+            }
+        });
+    }
+    while let Some(done) = callers.join_next().await {
+        done.unwrap();
+    }
+}

@@ -241,7 +241,8 @@ fn how_long_a_check_holds_its_thread() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let world = World::new();
-            let process = Process::new(&world, |builder| builder.row_check(Duration::from_secs(5)).cache_capacity(rows));
+            let process =
+                Process::new(&world, |builder| builder.row_check(Duration::from_secs(5)).cache_capacity(rows));
             let (ws, target) = world.workspace();
             let mut chats = Vec::new();
             for _ in 0..rows {

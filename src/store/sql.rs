@@ -10,7 +10,9 @@ pub(super) mod one_statement;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 pub(super) mod server;
 
-use super::{NewBinding, Reset, StoreError, housekeeping::Memory};
+#[cfg(feature = "postgres")]
+use super::Reset;
+use super::{NewBinding, StoreError, housekeeping::Memory};
 use crate::{
     AgentId, Binding, BoxError, BuildId, Epoch, Generation, Previous, Revision, SessionId, Target, WorkspaceId,
 };

@@ -15,9 +15,6 @@ mod engine {
     pub(super) const KIND: &str = "mysql";
     pub(super) const CONNECTIONS: Option<&str> =
         Some("SELECT COUNT(*) FROM information_schema.processlist WHERE user = 'test'");
-    /// The orders that were sent to a frozen server and are carried out when it goes on: of a transaction only the
-    /// beginning was sent.
-    pub(super) const HAPPEN_AFTER_A_FREEZE: &[&str] = &["forget"];
 
     /// The one that is reached and fails, and the one behind it.
     pub(super) fn servers() -> Option<(OwnServer, Option<OwnServer>)> {
@@ -42,10 +39,11 @@ mod engine {
     /// How an upsert and an update begin, if what makes them happen is another statement.
     pub(super) const BEFORE_THE_COMMIT: Option<[&str; 2]> = Some(["INSERT", "UPDATE"]);
 
-    pub(super) const LET_GUEST_IN: &[&str] = &["CREATE USER guest@localhost", GRANT[0], GRANT[1]];
+    pub(super) const LET_GUEST_IN: &[&str] = &["CREATE USER guest@localhost", GRANT[0], GRANT[1], GRANT[2]];
     pub(super) const GRANT: &[&str] = &[
         "GRANT SELECT, INSERT, UPDATE ON agent_bindings TO guest@localhost",
         "GRANT SELECT ON agent_bindings_meta TO guest@localhost",
+        "GRANT SELECT, INSERT, UPDATE ON agent_bindings_epochs TO guest@localhost",
     ];
     pub(super) const REVOKE: &[&str] = &["REVOKE SELECT, INSERT, UPDATE ON agent_bindings FROM guest@localhost"];
     pub(super) const DROP: &[&str] = &["DROP TABLE agent_bindings"];

@@ -7,8 +7,6 @@ mod engine {
     pub(super) const KIND: &str = "pgbouncer";
     /// Those of PgBouncer are no one's.
     pub(super) const CONNECTIONS: Option<&str> = None;
-    /// Of a transaction only the beginning was sent.
-    pub(super) const HAPPEN_AFTER_A_FREEZE: &[&str] = &[];
     pub(super) const LAST_STATEMENT: [&str; 3] = ["COMMIT"; 3];
     pub(super) const BEFORE_THE_COMMIT: Option<[&str; 2]> = Some(["INSERT", "UPDATE"]);
 

@@ -15,8 +15,6 @@ pub(crate) mod engine {
     pub(crate) const KIND: &str = "postgres";
     pub(crate) const CONNECTIONS: Option<&str> =
         Some("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'");
-    /// The orders that were sent to a frozen server and are carried out when it goes on.
-    pub(crate) const HAPPEN_AFTER_A_FREEZE: &[&str] = &["select", "unbind", "forget", "inherit"];
 
     /// The one that is reached and fails, and the one behind it.
     pub(crate) fn servers() -> Option<(OwnServer, Option<OwnServer>)> {
@@ -41,10 +39,12 @@ pub(crate) mod engine {
     /// How an upsert and an update begin, if what makes them happen is another statement.
     pub(crate) const BEFORE_THE_COMMIT: Option<[&str; 2]> = None;
 
-    pub(crate) const LET_GUEST_IN: &[&str] =
-        &["CREATE ROLE guest LOGIN", "GRANT SELECT ON agent_bindings_meta TO guest", GRANT[0]];
-    pub(crate) const GRANT: &[&str] =
-        &["GRANT SELECT, INSERT, UPDATE ON agent_bindings TO guest", "GRANT SELECT ON agent_bindings_meta TO guest"];
+    pub(crate) const LET_GUEST_IN: &[&str] = &["CREATE ROLE guest LOGIN", GRANT[0], GRANT[1], GRANT[2]];
+    pub(crate) const GRANT: &[&str] = &[
+        "GRANT SELECT, INSERT, UPDATE ON agent_bindings TO guest",
+        "GRANT SELECT ON agent_bindings_meta TO guest",
+        "GRANT SELECT, INSERT, UPDATE ON agent_bindings_epochs TO guest",
+    ];
     pub(crate) const REVOKE: &[&str] = &["REVOKE ALL ON agent_bindings FROM guest"];
     pub(crate) const DROP: &[&str] = &["DROP TABLE agent_bindings"];
 

@@ -237,10 +237,12 @@ async fn what_becomes_known_reaches_a_waiting_request_at_once() {
     }
 }
 
+type Connecting = Ready<Result<Duplex, BoxError>>;
+
 /// A client whose agents are in this process and answer after so long, on a paused clock; and what is asked.
 fn slow_agents(
     takes: Duration,
-) -> (BoundAgentLayer, impl Fn(DialAgent) -> Ready<Result<Duplex, BoxError>> + Clone, Arc<AtomicU64>) {
+) -> (BoundAgentLayer, impl Fn(DialAgent) -> Connecting + Clone, Arc<AtomicU64>) {
     let asked = Arc::new(AtomicU64::new(0));
     let count = Arc::clone(&asked);
     let resolver = service_fn(move |ask: ResolveWorkspace| {

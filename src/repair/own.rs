@@ -56,6 +56,8 @@ impl Task {
         matches!(written.seen(), Seen::Written(_))
             && written.workspace() == self.entry.workspace()
             && written.row.revision > self.entry.row.revision
+            // A repair from before a command is too late.
+            && !self.entry.is_commanded()
             && written.row.target.as_ref().is_some_and(|named| self.entry.place.supersedes(named))
     }
 

@@ -44,7 +44,11 @@ async fn sessions_do_not_notice_that_the_server_is_frozen_and_what_was_asked_of_
     for (side, new) in &sides {
         side.after_the_thaw(&case, new).await;
     }
-    assert_eq!((case.world.counts() - before).v, 3, "of the two rebuilds, and of the agent that the late unbind has dropped");
+    assert_eq!(
+        (case.world.counts() - before).v,
+        3,
+        "of the two rebuilds, and of the agent that the late unbind has dropped"
+    );
     for (side, new) in sides {
         let (turns, longest) = side.load.end().await;
         assert_eq!(side.layer.bindings().close(Duration::from_secs(5)).await, 0);

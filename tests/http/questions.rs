@@ -240,9 +240,7 @@ async fn what_becomes_known_reaches_a_waiting_request_at_once() {
 type Connecting = Ready<Result<Duplex, BoxError>>;
 
 /// A client whose agents are in this process and answer after so long, on a paused clock; and what is asked.
-fn slow_agents(
-    takes: Duration,
-) -> (BoundAgentLayer, impl Fn(DialAgent) -> Connecting + Clone, Arc<AtomicU64>) {
+fn slow_agents(takes: Duration) -> (BoundAgentLayer, impl Fn(DialAgent) -> Connecting + Clone, Arc<AtomicU64>) {
     let asked = Arc::new(AtomicU64::new(0));
     let count = Arc::clone(&asked);
     let resolver = service_fn(move |ask: ResolveWorkspace| {

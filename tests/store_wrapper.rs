@@ -3,7 +3,7 @@
 #[path = "support/rows.rs"]
 #[allow(dead_code)]
 mod rows;
-#[allow(dead_code, unused_imports)]
+#[allow(unused_imports)]
 mod support;
 
 use futures_util::TryStreamExt;

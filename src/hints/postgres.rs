@@ -103,7 +103,7 @@ const PROBE: &str = "probe";
 /// let hints = PostgresHints::new(pool);
 /// let mut heard = std::pin::pin!(hints.listen());
 /// assert_eq!(heard.next().await, Some(Heard::Gap)); // it listens now
-/// let hint = Hint::new(1, About::Reset { workspace });
+/// let hint = Hint::new(1, About::Reset { workspace, epoch: None });
 /// hints.send(hint);
 /// assert_eq!(heard.next().await, Some(Heard::Hint(hint)));
 /// # Ok(())

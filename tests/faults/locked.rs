@@ -31,7 +31,7 @@ async fn a_row_that_the_application_holds_for_long_does_not_drain_its_pool() {
     case.reader.retarget_in(&mut transaction, inserted, workspace.id).await.unwrap();
 
     let new = case.rebuild(&workspace, Does::Fail(ms(1)));
-    let load = Load::start(&case.world, &layer, &[workspace.sessions.clone()]);
+    let load = Load::start(&case.world, &layer, std::slice::from_ref(&workspace.sessions));
     load.talks_to(&workspace.sessions, new.agent).await;
     let (dial, begin) = (case.world.dial(&layer), Instant::now());
     while begin.elapsed() < Duration::from_secs(20) {

@@ -79,7 +79,7 @@ fn what_crosses_a_hop_keeps_the_rules() {
         before(panic);
     }));
     let from = std::env::var("FUZZ_FROM").map_or(0, |from| from.parse().unwrap());
-    let (began, mut case) = (std::time::Instant::now(), alone.unwrap_or(from));
+    let (began, mut case) = (tokio::time::Instant::now(), alone.unwrap_or(from));
     let mut counted = [0; 2];
     // A runtime for so many cases: what one leaves behind is gone with it.
     while alone.is_none() && began.elapsed().as_secs() < seconds || alone == Some(case) {

@@ -118,7 +118,7 @@ impl Agent {
                 break;
             }
             skip(stream, size).await?;
-            if line(stream).await? != "" {
+            if !line(stream).await?.is_empty() {
                 return Some(Err("a chunk without an end".into()));
             }
         }
@@ -163,8 +163,11 @@ fn plain(name: &str) -> String {
     name.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter.to_ascii_lowercase() } else { '-' }).collect()
 }
 
+/// Names and values.
+type Fields<'a> = Vec<(&'a str, &'a str)>;
+
 /// Splits a head. Every line ends with CRLF, and nothing else does.
-fn lines(head: &str) -> Result<(&str, Vec<(&str, &str)>), String> {
+fn lines(head: &str) -> Result<(&str, Fields<'_>), String> {
     let head = head.strip_suffix("\r\n\r\n").ok_or("no end")?;
     let mut lines = head.split("\r\n");
     let first = lines.next().ok_or("no first line")?;
@@ -309,7 +312,7 @@ pub fn check_response(bytes: &[u8], switched: bool) -> Result<(), String> {
     let options = all("connection").join(", ");
     if options
         .split(", ")
-        .any(|option| !["", "close", "keep-alive"].contains(&option) && !(option == "upgrade" && upgrades))
+        .any(|option| !(["", "close", "keep-alive"].contains(&option) || option == "upgrade" && upgrades))
     {
         return broken("connection");
     }

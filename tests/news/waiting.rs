@@ -203,11 +203,11 @@ fn a_doubt_may_be_raised_outside_of_a_runtime() {
     let process = Process::new(&world, |builder| builder);
     let (ws, old) = world.workspace();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-    let superseded = runtime.block_on(async {
+    let [superseded] = runtime.block_on(async {
         let chat = world.bind(&process.layer, ws).await;
         let superseded = watch(&process.call(chat).await.into_parts().1);
         settle().await;
-        superseded
+        [superseded]
     });
     world.rebuild(ws, &old, Does::Answer(ms(0)));
     process.bindings().doubt_workspace(ws);

@@ -25,7 +25,8 @@
 //! client; a request in absolute form (as to a proxy) must name the gateway (its address, or the name of `--name`). A
 //! request that comes back to the gateway is refused as a loop (508); the first `--name` is what `Via` calls it.
 //!
-//! An error of the gateway's own is JSON (`{"error": "stopped", …}`) without the `x-agent` header that agents send.
+//! An error of the gateway's own is JSON (`{"error": "stopped", …}`) without the `x-agent` header that agents send. It has
+//! `"unsent": true` if the agent cannot have processed the request.
 
 #[path = "agent.rs"]
 mod agent;

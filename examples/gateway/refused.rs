@@ -2,17 +2,21 @@
 
 use axum::{
     Json,
-    http::{StatusCode, header::RETRY_AFTER},
+    http::{HeaderValue, StatusCode, header::RETRY_AFTER},
     response::{IntoResponse, Response},
 };
 use serde_json::json;
+use std::time::Duration;
 use tower_bound_agent::{
     BoxError, Error, ErrorKind,
     http::{
-        ClientError,
+        ClientError, Fault,
         proxy::{BadResponse, Refusal},
     },
 };
+
+/// When to send a request again that would go to another agent, or over another connection, by now.
+const SOON: Duration = Duration::from_secs(1);
 
 /// What the gateway itself answers.
 pub(crate) enum Refused {
@@ -81,7 +85,11 @@ impl Refused {
             },
             Self::Agent(ClientError::Busy { .. }) => (Code::SERVICE_UNAVAILABLE, "busy"),
             Self::Agent(ClientError::NoResponse { .. }) => (Code::GATEWAY_TIMEOUT, "no response"),
-            // The agent may have carried it out: whether to repeat it is for the client to say.
+            Self::Agent(ClientError::Unsent(_)) => (Code::SERVICE_UNAVAILABLE, "not processed"),
+            // The former agent may have carried it out: whether to repeat it is for the client to say.
+            Self::Agent(ClientError::Superseded { .. }) => (Code::SERVICE_UNAVAILABLE, "superseded"),
+            Self::Agent(error) if error.fault() == Fault::Caller => (Code::BAD_REQUEST, "body broke off"),
+            // As above.
             Self::Agent(_) => (Code::BAD_GATEWAY, "broken off"),
             Self::Yard(_) => (Code::INTERNAL_SERVER_ERROR, "yard"),
             Self::NotStopped => (Code::CONFLICT, "there is no such stopped workspace"),
@@ -103,20 +111,26 @@ impl IntoResponse for Refused {
             Self::Yard(error) => error.to_string(),
             Self::NotStopped => name.to_owned(),
         };
+        let mut body = json!({ "error": name });
         let mut after = None;
         if let Self::Agent(error) = &self {
+            // Whether it is certain that the agent has not processed the request.
+            body["unsent"] = error.is_unsent().into();
             let mut cause = std::error::Error::source(error);
             while let Some(error) = cause {
                 says += &format!(": {error}");
                 cause = error.source();
             }
-            if let ClientError::Dial(error) = error {
-                after = error.retry_after().map(|after| after.as_secs_f64().ceil().to_string());
-            }
+            after = match error {
+                ClientError::Dial(error) => error.retry_after(),
+                ClientError::Busy { .. } | ClientError::Unsent(_) | ClientError::Superseded { .. } => Some(SOON),
+                _ => None,
+            };
         }
-        let mut response = (status, Json(json!({ "error": name, "says": says }))).into_response();
-        if let Some(after) = after.and_then(|after| after.parse().ok()) {
-            response.headers_mut().insert(RETRY_AFTER, after);
+        body["says"] = says.into();
+        let mut response = (status, Json(body)).into_response();
+        if let Some(after) = after {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(after.as_secs_f64().ceil() as u64));
         }
         response
     }

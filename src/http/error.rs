@@ -21,7 +21,7 @@ use std::{error::Error as StdError, io, sync::Arc, time::Duration};
 ///
 /// ```
 /// use http::StatusCode;
-/// use tower_bound_agent::{ErrorKind, http::ClientError};
+/// use tower_bound_agent::{ErrorKind, http::{ClientError, Fault}};
 ///
 /// /// What a gateway answers.
 /// fn status(error: &ClientError) -> StatusCode {
@@ -36,8 +36,12 @@ use std::{error::Error as StdError, io, sync::Arc, time::Duration};
 ///             ErrorKind::TimedOut { .. } => StatusCode::GATEWAY_TIMEOUT,
 ///             _ => StatusCode::BAD_GATEWAY,
 ///         },
-///         ClientError::Busy { .. } => StatusCode::SERVICE_UNAVAILABLE,
+///         // To be sent again; after `Superseded` only if the request may be repeated.
+///         ClientError::Busy { .. } | ClientError::Unsent(_) | ClientError::Superseded { .. } => {
+///             StatusCode::SERVICE_UNAVAILABLE
+///         }
 ///         ClientError::NoResponse { .. } => StatusCode::GATEWAY_TIMEOUT,
+///         _ if error.fault() == Fault::Caller => StatusCode::BAD_REQUEST,
 ///         _ => StatusCode::BAD_GATEWAY,
 ///     }
 /// }
@@ -89,7 +93,7 @@ pub enum ClientError {
 pub enum Fault {
     /// The request cannot be sent, or its body failed.
     Caller,
-    /// This process: its limits, its store or its resolver, or it is being shut down.
+    /// This process: its limits, its dialer, its store or its resolver, or it is being shut down.
     Here,
     /// The agent: it is not there, does not answer, broke off, or has been replaced.
     Agent,
@@ -111,7 +115,12 @@ impl ClientError {
             Self::NoSession | Self::Request(_) => Fault::Caller,
             Self::Dial(error) => match error.kind() {
                 ErrorKind::NotBound | ErrorKind::WorkspaceMismatch { .. } => Fault::Caller,
-                ErrorKind::Store | ErrorKind::Resolver | ErrorKind::Closed => Fault::Here,
+                ErrorKind::Store
+                | ErrorKind::OutcomeUnknown
+                | ErrorKind::Resolver
+                | ErrorKind::Dialer
+                | ErrorKind::Local
+                | ErrorKind::Closed => Fault::Here,
                 _ => Fault::Agent,
             },
             Self::Busy { .. } => Fault::Here,

@@ -8,6 +8,9 @@ mod servers;
 
 #[path = "../../examples/grpc/answers.rs"]
 mod answers;
+#[path = "../../examples/gateway/refused.rs"]
+#[allow(dead_code)] // what only the gateway itself makes
+mod refusals;
 mod process;
 
 mod bodies;

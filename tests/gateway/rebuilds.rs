@@ -75,7 +75,7 @@ impl Load {
     fn check_failure(&self, status: u16, error: &str, what: &str) {
         let typed = match status {
             502 => ["unreachable", "broken off"].contains(&error),
-            503 => ["starting", "stopped"].contains(&error),
+            503 => ["starting", "stopped", "superseded", "not processed"].contains(&error),
             504 => ["timed out", "no response"].contains(&error),
             _ => false,
         };

@@ -1,13 +1,21 @@
 //! What the gateway answers when there is no agent to do it.
 
 use crate::process::{Answer, Gateway, is_alive, program, signal, soon};
-use axum::{body::Body, http::Request};
+use crate::refusals::Refused;
+use axum::{
+    body::Body,
+    http::{Request, header::RETRY_AFTER},
+    response::IntoResponse,
+};
+use http_body_util::BodyExt;
+use hyper_util::rt::TokioIo;
 use std::{process::Stdio, time::Duration};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
     time::{Instant, sleep},
 };
+use tower_bound_agent::http::{BadRequest, ClientError};
 use uuid::Uuid;
 
 fn said(answer: &Answer) -> (u16, String) {
@@ -70,6 +78,79 @@ async fn every_reason_has_a_status() {
     assert_eq!(said(&gateway.get(&echo(chat)).await), (502, "unreachable".into()));
     let last = gateway.last(chat).await;
     assert_eq!(last["error"], "unreachable");
+}
+
+/// Errors of HTTP, as hyper has them: a connection that ended before the request was sent, after it was sent, and one
+/// whose request broke off.
+async fn hypers() -> [hyper::Error; 3] {
+    let connect = async || {
+        let (ours, theirs) = tokio::io::duplex(1024);
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(ours)).await.unwrap();
+        (sender, connection, theirs)
+    };
+    let (mut sender, connection, _theirs) = connect().await;
+    drop(connection);
+    let unsent = sender.send_request(Request::new(Body::empty())).await.unwrap_err();
+    let (mut sender, connection, mut theirs) = connect().await;
+    let connection = tokio::spawn(connection);
+    let agent = tokio::spawn(async move { theirs.read(&mut [0; 1024]).await });
+    let sent = soon(sender.send_request(Request::new(Body::empty()))).await.unwrap_err();
+    assert!(agent.await.unwrap().unwrap() > 0 && connection.await.unwrap().is_ok());
+    let (mut sender, connection, _theirs) = connect().await;
+    let connection = tokio::spawn(connection);
+    let breaks = Body::new(http_body_util::StreamBody::new(futures_util::stream::iter([Err::<
+        hyper::body::Frame<bytes::Bytes>,
+        _,
+    >("the client is gone")])));
+    let broken = soon(sender.send_request(Request::post("/").body(breaks).unwrap())).await.unwrap_err();
+    drop(connection);
+    assert!(broken.is_user(), "{broken:?}");
+    [unsent, sent, broken]
+}
+
+#[tokio::test]
+async fn every_error_of_the_client_has_a_status_and_says_whether_the_agent_may_have_seen_the_request() {
+    let second = Duration::from_secs(1);
+    let [unsent, sent, broken] = hypers().await;
+    // the error; the status, the word, whether it is certain that it was not processed, when to try again
+    let table = [
+        (ClientError::NoSession, 400, "bad request", true, None),
+        (ClientError::Request(BadRequest::Connect), 400, "bad request", true, None),
+        (ClientError::Busy { waited: second }, 503, "busy", true, Some("1")),
+        (ClientError::Unsent(unsent), 503, "not processed", true, Some("1")),
+        (ClientError::Superseded { newer: None }, 503, "superseded", false, Some("1")),
+        (ClientError::Send(sent), 502, "broken off", false, None),
+        (ClientError::Send(broken), 400, "body broke off", false, None),
+        (ClientError::NoResponse { within: second }, 504, "no response", false, None),
+    ];
+    for (error, status, word, is_unsent, after) in table {
+        let what = format!("{error:?}");
+        let response = Refused::Agent(error).into_response();
+        let retry_after = response.headers().get(RETRY_AFTER).map(|after| after.to_str().unwrap().to_owned());
+        assert_eq!((response.status().as_u16(), retry_after.as_deref()), (status, after), "{what}");
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let said: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!((&said["error"], &said["unsent"]), (&word.into(), &is_unsent.into()), "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_waits_for_a_replaced_agent_is_told_so() {
+    let gateway = Gateway::start(&[]);
+    let (chat, workspace, agent) = gateway.chat().await;
+    assert_eq!(gateway.get(&format!("/chats/{chat}/identity")).await.text, agent.id);
+    signal(agent.pid, "STOP");
+    let path = format!("/chats/{chat}/take");
+    let posting = gateway.ask("POST", &path, "once");
+    let rebuilding = async {
+        // The request is on its way, and the frozen agent's socket has it.
+        sleep(Duration::from_millis(300)).await;
+        gateway.rebuild(workspace, "?old=freeze").await
+    };
+    let (answer, new) = tokio::join!(posting, rebuilding);
+    assert_eq!(said(&answer), (503, "superseded".into()));
+    assert_eq!((&answer.headers["retry-after"], &answer.json()["unsent"]), (&"1".parse().unwrap(), &false.into()));
+    assert_eq!(gateway.ask("POST", &path, "once").await.agent(), Some(&*new.id));
 }
 
 #[tokio::test]

@@ -9,9 +9,10 @@ use tokio::{
     net::TcpListener,
     time::sleep,
 };
+use tower::{Layer, ServiceExt, service_fn};
 use tower_bound_agent::{
-    AgentId, ErrorKind, Resolution, SessionId, Target, WorkspaceId,
-    http::{AgentClientBuilder, ClientError, Fault},
+    AgentId, DialAgent, ErrorKind, Resolution, SessionId, Target, WorkspaceId,
+    http::{AgentClient, AgentClientBuilder, ClientError, Fault},
 };
 use uuid::Uuid;
 
@@ -128,6 +129,18 @@ async fn the_layers_error_is_the_fault_of_what_it_names() {
         assert!(matches!(&error, ClientError::Dial(error) if *error.kind() == ErrorKind::Closed));
         Scene::says(&error, true, Fault::Here);
     }
+}
+
+#[tokio::test]
+async fn a_dial_that_fails_in_this_process_is_its_own_fault() {
+    let scene = started(Speaks::Http1, |builder| builder).await;
+    // No free descriptor.
+    let dialer = service_fn(async |_: DialAgent| Err::<Io, _>(std::io::Error::from_raw_os_error(24)));
+    let client = AgentClient::new(scene.net.layer.layer(dialer));
+    let error = soon(client.oneshot(get_("/", scene.chat))).await.unwrap_err();
+    assert!(matches!(&error, ClientError::Dial(error) if *error.kind() == ErrorKind::Local));
+    Scene::says(&error, true, Fault::Here);
+    scene.next(1, 0).await;
 }
 
 #[tokio::test]

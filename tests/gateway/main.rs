@@ -8,10 +8,10 @@ mod servers;
 
 #[path = "../../examples/grpc/answers.rs"]
 mod answers;
+mod process;
 #[path = "../../examples/gateway/refused.rs"]
 #[allow(dead_code)] // what only the gateway itself makes
 mod refusals;
-mod process;
 
 mod bodies;
 mod clients;

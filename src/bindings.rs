@@ -118,7 +118,7 @@ impl Bindings {
                 Err(error) => return Err(error),
             },
         };
-        Ok(entry.map(|entry| entry.row.clone()))
+        Ok(entry.map(|entry| entry.binding()))
     }
 
     /// Which agent a call of this session would talk to now: an answer for a page that shows it.
@@ -516,10 +516,10 @@ async fn judge(
     if !unknown {
         return Err(Error::new(ErrorKind::Store).of(session).with_store(Some(cause)));
     }
-    match shared.read_since(session, Instant::now()).await {
-        Ok(Some(entry)) if ordered(Some(&entry.row)) => {
-            tell_ordered(shared, &entry.row);
-            Ok(Some(entry.row.clone()))
+    match shared.read_since(session, Instant::now()).await.map(|entry| entry.map(|entry| entry.binding())) {
+        Ok(Some(row)) if ordered(Some(&row)) => {
+            tell_ordered(shared, &row);
+            Ok(Some(row))
         }
         Ok(None) if ordered(None) => {
             shared.rows.remove(session);
@@ -527,8 +527,8 @@ async fn judge(
         }
         row => {
             let mut revision = Revision::new(i64::MAX);
-            if let Ok(Some(entry)) = row {
-                revision = Revision::new(entry.row.revision.get() + 1);
+            if let Ok(Some(row)) = row {
+                revision = Revision::new(row.revision.get() + 1);
             }
             shared.rows.distrust(session, revision, Instant::now());
             Err(Error::new(ErrorKind::OutcomeUnknown).of(session).with_store(Some(cause)))

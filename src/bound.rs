@@ -153,7 +153,7 @@ impl BoundHandle {
     /// The workspace that the session pointed at.
     #[must_use]
     pub fn workspace(&self) -> WorkspaceId {
-        self.entry.row.workspace
+        self.entry.workspace()
     }
 
     /// What was dialed.

@@ -127,7 +127,7 @@ where
     dialer.as_mut().start(ask.to(start.entry.workspace(), Arc::clone(&target)));
     let Entry { row, place, .. } = &*start.entry;
     let connection = dialer.first_poll(To { place, target: Some(&target) }).await?;
-    let (session, workspace) = (row.session, row.workspace);
+    let (session, workspace) = (row.session, place.workspace());
     shared.emit(&Event::Dialed { session, workspace, target: &target, took: Duration::ZERO, error: None });
     place.answered_dial(&target, || {
         let now = Instant::now();
@@ -205,7 +205,7 @@ pub(crate) fn dialed_before(shared: Arc<Shared>, start: Start, target: Arc<Targe
 
 /// Tells the observer, notes the use, makes the handle.
 fn handed_out(shared: Arc<Shared>, target: Arc<Target>, outcome: Outcome, entry: Arc<Entry>) -> BoundHandle {
-    let (session, workspace) = (entry.row.session, entry.row.workspace);
+    let (session, workspace) = (entry.row.session, entry.workspace());
     if let Path::Switched { from } = &outcome.path {
         shared.emit(&Event::Switched { session, workspace, from, to: &target });
     }

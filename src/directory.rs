@@ -5,12 +5,13 @@
 //! ordered elsewhere ([`rows`](crate::rows)), by revision.
 
 use crate::{
-    AgentId, Binding, Epoch, Generation, SessionId, Target, WorkspaceId,
+    AgentId, Epoch, Generation, SessionId, Target, WorkspaceId,
     attempt::{Answer, Denied},
     binding::{Behind, Relation},
     pending::{PendingDials, Queue, Slot},
-    rows::{Moment, Seen},
+    rows::{Moment, Row, Seen},
     settings::Settings,
+    tick::Tick,
 };
 use moka::sync::Cache;
 use std::{
@@ -18,7 +19,7 @@ use std::{
     ops::{Deref, DerefMut},
     sync::{
         Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering, fence},
     },
 };
 use tokio::{
@@ -26,22 +27,20 @@ use tokio::{
     time::{Duration, Instant},
 };
 
-type Places = Mutex<HashMap<WorkspaceId, Weak<Place>>>;
-
 /// The workspaces in use.
 #[derive(Debug)]
 pub(crate) struct Directory {
     places: Arc<Places>,
     /// Workspaces that were denied a moment ago. Calls that fail hold nothing, so without this nobody would remember why.
     denied: Cache<WorkspaceId, Arc<Place>>,
-    settings: Arc<PlaceSettings>,
     /// The workspaces that were announced last.
     kept: Mutex<VecDeque<Arc<Place>>>,
 }
 
-/// Of all workspaces.
+/// What all workspaces have in common.
 #[derive(Debug)]
-struct PlaceSettings {
+struct Places {
+    in_use: Mutex<HashMap<WorkspaceId, Weak<Place>>>,
     /// How often a workspace whose dials hang is asked again.
     first: Duration,
     longest: Duration,
@@ -71,29 +70,30 @@ const REMEMBERED: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Place {
     workspace: WorkspaceId,
-    epoch: Epoch,
-    places: Weak<Places>,
-    settings: Arc<PlaceSettings>,
-    /// Made for the first dial that is pending.
-    dials: OnceLock<Arc<PendingDials>>,
-    /// Raised by everything that may change what is to be dialed: the hot path's one atomic load.
-    version: AtomicU64,
+    places: Arc<Places>,
+    /// Changed by everything that may change what is to be dialed: the hot path's one atomic load. Never 0. It is only
+    /// compared with versions that were read a moment ago, or at the last call of a session.
+    version: AtomicU32,
     /// Calls whose dial is pending, and that may leave a doubt behind.
     waiting: AtomicU32,
+    busy: OnceLock<Box<Busy>>,
+    facts: Mutex<Facts>,
+}
+
+/// What is only needed of workspaces for which somebody has waited, or which were reset.
+#[derive(Debug, Default)]
+struct Busy {
+    epoch: Epoch,
+    /// Made for the first dial that is pending.
+    dials: OnceLock<Arc<PendingDials>>,
     /// A task asks the resolver about a doubt for those who hold connections.
     asking: AtomicBool,
     changed: Notify,
-    facts: Mutex<Facts>,
 }
 
 #[derive(Debug, Default)]
 struct Facts {
     known: Option<Known>,
-    /// A row was chosen that names another target than `known` without being ordered against it. Who has chosen it must
-    /// be told when that is settled.
-    contradicted: bool,
-    /// The epoch has ended, or may have: everything here is void.
-    reset: bool,
     /// Only of workspaces that were asked about or doubted.
     rest: Option<Box<Rest>>,
 }
@@ -101,6 +101,10 @@ struct Facts {
 /// What there is to be remembered of few workspaces. Reached through [`Facts`], which has room for it when it is needed.
 #[derive(Debug, Default)]
 struct Rest {
+    /// The epoch has ended, or may have: everything here is void.
+    reset: bool,
+    /// When the question began whose answer was, since `known` was learned or confirmed, that the workspace does not run.
+    denied: Option<Instant>,
     /// What `known` has replaced, newest last.
     superseded: Vec<Arc<Target>>,
     /// Doubt about whatever is bound, since then.
@@ -182,11 +186,22 @@ pub(crate) enum Repaired {
 #[derive(Clone, Debug)]
 struct Known {
     target: Arc<Target>,
-    /// When the question began whose answer it was; for a row, when it was read.
-    began: Instant,
+    began: Tick,
     from: Source,
-    /// When the question began whose answer was, since then, that the workspace does not run.
-    denied: Option<Instant>,
+    /// A row was chosen that names another target without being ordered against this one. Who has chosen it must be told
+    /// when that is settled.
+    contradicted: bool,
+}
+
+impl Known {
+    fn new(target: Arc<Target>, began: Instant, from: Source) -> Self {
+        Self { target, began: began.into(), from, contradicted: false }
+    }
+
+    /// When the question began whose answer it was; for a row, when it was read.
+    fn began(&self) -> Instant {
+        self.began.into()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -226,7 +241,7 @@ pub(crate) struct Choice {
     /// There is nothing to dial, and the resolver has just said why.
     pub(crate) denied: Option<Denied>,
     /// The state of the workspace that this was chosen from.
-    pub(crate) version: u64,
+    pub(crate) version: u32,
     /// It is just what the row says: until the version changes, the row may be dialed without a look.
     pub(crate) plain: bool,
     /// The epoch of the workspace has ended, or may have: the row must be read anew.
@@ -236,36 +251,32 @@ pub(crate) struct Choice {
 impl Directory {
     pub(crate) fn new(settings: &Settings) -> Self {
         Self {
-            places: Arc::default(),
-            // moka's clock only bounds the memory; how old a denial may be is decided with tokio's.
-            denied: Cache::builder().max_capacity(MOST_DENIED).time_to_live(FRESH_DENIAL).build(),
-            kept: Mutex::default(),
-            settings: Arc::new(PlaceSettings {
+            places: Arc::new(Places {
+                in_use: Mutex::default(),
                 first: settings.revalidate_every,
                 longest: settings.revalidate_at_most,
                 max_pending_dials: settings.max_pending_dials,
             }),
+            // moka's clock only bounds the memory; how old a denial may be is decided with tokio's.
+            denied: Cache::builder().max_capacity(MOST_DENIED).time_to_live(FRESH_DENIAL).build(),
+            kept: Mutex::default(),
         }
     }
 
     /// The workspace in this epoch, which somebody has read in a row, or in a later one. If it is the first row of a new
     /// epoch, whoever holds what was known before must look its row up again.
     pub(crate) fn place(&self, workspace: WorkspaceId, epoch: Epoch) -> Arc<Place> {
-        let mut places = lock(&self.places);
+        let mut places = lock(&self.places.in_use);
         let ended = match places.get(&workspace).and_then(Weak::upgrade) {
-            Some(place) if place.epoch >= epoch => return place,
+            Some(place) if place.epoch() >= epoch => return place,
             ended => ended,
         };
         let place = Arc::new(Place {
             workspace,
-            epoch,
-            places: Arc::downgrade(&self.places),
-            settings: Arc::clone(&self.settings),
-            dials: OnceLock::new(),
-            version: AtomicU64::new(0),
+            places: Arc::clone(&self.places),
+            version: AtomicU32::new(1),
             waiting: AtomicU32::new(0),
-            asking: AtomicBool::new(false),
-            changed: Notify::new(),
+            busy: if epoch == Epoch::default() { OnceLock::new() } else { Box::new(Busy::of(epoch)).into() },
             facts: Mutex::default(),
         });
         places.insert(workspace, Arc::downgrade(&place));
@@ -281,7 +292,7 @@ impl Directory {
 
     /// The workspace, if anybody here uses it.
     pub(crate) fn find(&self, workspace: WorkspaceId) -> Option<Arc<Place>> {
-        lock(&self.places).get(&workspace).and_then(Weak::upgrade)
+        lock(&self.places.in_use).get(&workspace).and_then(Weak::upgrade)
     }
 
     /// The resolver has denied a workspace: what it said is remembered for a moment, though nobody may use the workspace.
@@ -310,10 +321,10 @@ impl Directory {
     /// again. Which epoch it is, the rows say.
     pub(crate) fn reset(&self, workspace: WorkspaceId, epoch: Option<Epoch>) {
         let Some(place) = self.find(workspace) else { return };
-        if epoch.is_some_and(|epoch| place.epoch >= epoch) {
+        if epoch.is_some_and(|epoch| place.epoch() >= epoch) {
             return;
         }
-        let mut places = lock(&self.places);
+        let mut places = lock(&self.places.in_use);
         if places.get(&workspace).is_some_and(|there| std::ptr::eq(there.as_ptr(), &*place)) {
             places.remove(&workspace);
         }
@@ -324,8 +335,7 @@ impl Directory {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let Some(places) = self.places.upgrade() else { return };
-        let mut places = lock(&places);
+        let mut places = lock(&self.places.in_use);
         // Somebody may have made a new one in the meantime.
         if places.get(&self.workspace).is_some_and(|place| place.strong_count() == 0) {
             places.remove(&self.workspace);
@@ -355,20 +365,30 @@ impl Asking {
 
 impl Drop for Asking {
     fn drop(&mut self) {
-        self.0.asking.store(false, Ordering::Release);
+        self.0.busy().asking.store(false, Ordering::Release);
+    }
+}
+
+impl Busy {
+    fn of(epoch: Epoch) -> Self {
+        Self { epoch, ..Self::default() }
     }
 }
 
 impl Place {
+    fn busy(&self) -> &Busy {
+        self.busy.get_or_init(Box::default)
+    }
+
     pub(crate) fn workspace(&self) -> WorkspaceId {
         self.workspace
     }
 
     pub(crate) fn epoch(&self) -> Epoch {
-        self.epoch
+        self.busy.get().map_or_else(Epoch::default, |busy| busy.epoch)
     }
 
-    pub(crate) fn version(&self) -> u64 {
+    pub(crate) fn version(&self) -> u32 {
         self.version.load(Ordering::Acquire)
     }
 
@@ -380,19 +400,27 @@ impl Place {
         });
     }
 
+    fn dials(&self) -> Option<&Arc<PendingDials>> {
+        self.busy.get()?.dials.get()
+    }
+
     /// Returns the queue of a target that has as many pending dials as it may have.
     pub(crate) fn queue(&self, target: &Target) -> Option<Queue> {
-        self.dials.get()?.queue(target)
+        self.dials()?.queue(target)
     }
 
     /// Counts a dial that is pending.
     pub(crate) fn enter(&self, target: &Arc<Target>) -> Slot {
-        self.dials.get_or_init(|| Arc::new(PendingDials::new(self.settings.max_pending_dials))).enter(target)
+        let dials = || Arc::new(PendingDials::new(self.places.max_pending_dials));
+        self.busy().dials.get_or_init(dials).enter(target)
     }
 
     /// Sees every change after this call, also one before its first poll.
     pub(crate) fn changed(&self) -> Notified<'_> {
-        self.changed.notified()
+        let changed = self.busy().changed.notified();
+        // Who changes a fact after that finds somebody to notify, or has changed the version before it is looked at here.
+        fence(Ordering::SeqCst);
+        changed
     }
 
     pub(crate) fn wait(&self) -> Waiting<'_> {
@@ -402,7 +430,7 @@ impl Place {
 
     /// `None` if there is one already.
     pub(crate) fn begin_to_ask(place: &Arc<Self>) -> Option<Asking> {
-        (!place.asking.swap(true, Ordering::AcqRel)).then(|| Asking(Arc::clone(place)))
+        (!place.busy().asking.swap(true, Ordering::AcqRel)).then(|| Asking(Arc::clone(place)))
     }
 
     fn change(&self, change: impl FnOnce(&mut Facts) -> bool) -> bool {
@@ -410,17 +438,21 @@ impl Place {
         let changed = change(&mut facts);
         if changed {
             // Under the lock, so that a version that was read with a choice never belongs to an earlier state.
-            self.version.fetch_add(1, Ordering::Release);
+            let next = self.version.load(Ordering::Relaxed).wrapping_add(1).max(1);
+            self.version.store(next, Ordering::Release);
         }
         drop(facts);
         if changed {
-            self.changed.notify_waiters();
+            fence(Ordering::SeqCst);
+            if let Some(busy) = self.busy.get() {
+                busy.changed.notify_waiters();
+            }
         }
         changed
     }
 
     /// What a session with this row, read at `read`, is to dial: the newer of the row's target and what is known here.
-    pub(crate) fn choose(&self, row: &Binding, read: Instant, now: Instant) -> Choice {
+    pub(crate) fn choose(&self, row: &Row, read: Instant, now: Instant) -> Choice {
         let mut facts = lock(&self.facts);
         let version = self.version.load(Ordering::Relaxed);
         let (target, disagreement) = facts.newest(row.target.as_ref(), read);
@@ -457,7 +489,7 @@ impl Place {
                 if let Some(rest) = &mut facts.rest {
                     rest.pause = None;
                 }
-                facts.replace(Known { target: Arc::clone(target), began: read, from: Source::Row, denied: None });
+                facts.replace(Known::new(Arc::clone(target), read, Source::Row));
             }
             newer
         });
@@ -481,7 +513,7 @@ impl Place {
                 Answer::Running(target) => {
                     below_floor = facts.is_below_floor(target);
                     let same = facts.known.as_ref().is_some_and(|known| known.target.same_place(target));
-                    let trusted_until = same.then(|| now + self.settings.first);
+                    let trusted_until = same.then(|| now + self.places.first);
                     match facts.learn(Arc::clone(target), began) {
                         Some(changed) => {
                             if below_floor.is_none() {
@@ -490,35 +522,33 @@ impl Place {
                             changed
                         }
                         None => {
-                            let overtaken = facts.known.as_ref().is_some_and(|known| known.began > began);
+                            let overtaken = facts.known.as_ref().is_some_and(|known| known.began() > began);
                             worth = if overtaken { Answer::Overtaken } else { Answer::Unknown };
                             false
                         }
                     }
                 }
                 Answer::Denied(_) => {
-                    if let Some(known) = &mut facts.known
-                        && began >= known.began
-                    {
-                        known.denied.get_or_insert(began);
+                    if facts.known.as_ref().is_some_and(|known| began >= known.began()) {
+                        facts.denied.get_or_insert(began);
                     }
                     false
                 }
                 Answer::Unknown | Answer::Overtaken => false,
             };
             if below_floor.is_some() || !matches!(worth, Answer::Running(_)) {
-                facts.quiet = Some((began, now + below_floor.unwrap_or(self.settings.first)));
+                facts.quiet = Some((began, now + below_floor.unwrap_or(self.places.first)));
             }
             let pause = match facts.pause {
                 // Somebody had a doubt of its own, and asked for those who hang as well.
                 Some((pause, ends)) if !changed && now < ends => pause,
                 // Who hangs asks when the pause ends. Long after that somebody begins to hang anew.
-                Some((pause, ends)) if !changed && now <= ends + self.settings.longest => {
-                    (pause * 2).min(self.settings.longest)
+                Some((pause, ends)) if !changed && now <= ends + self.places.longest => {
+                    (pause * 2).min(self.places.longest)
                 }
-                _ => self.settings.first,
+                _ => self.places.first,
             };
-            let pause = pause.max(self.settings.first);
+            let pause = pause.max(self.places.first);
             again = now + pause;
             facts.pause = Some((pause, again));
             if matches!(worth, Answer::Running(_) | Answer::Denied(_)) && below_floor.is_none() {
@@ -570,7 +600,8 @@ impl Place {
 
     /// Whether an agent is known by what was asked or read after this, and nobody has denied it since.
     pub(crate) fn runs_since(&self, began: Instant) -> bool {
-        lock(&self.facts).known.as_ref().is_some_and(|known| known.began > began && known.denied.is_none())
+        let facts = lock(&self.facts);
+        facts.denied.is_none() && facts.known.as_ref().is_some_and(|known| known.began() > began)
     }
 
     /// A group repair has landed.
@@ -676,7 +707,7 @@ impl Place {
 
     /// Records that a target has answered a dial, if other dials are pending. `times`: when it began, and now.
     pub(crate) fn answered_dial(&self, target: &Target, times: impl FnOnce() -> (Instant, Instant)) {
-        if let Some(dials) = self.dials.get() {
+        if let Some(dials) = self.dials() {
             dials.answered(target, times);
         }
     }
@@ -693,7 +724,7 @@ impl Place {
         }
         // The next dial that hangs is asked about as often as the first one. In a herd, other dials still hang: the present
         // pause holds for them.
-        let herd = self.dials.get().is_some_and(|dials| dials.is_in_use());
+        let herd = self.dials().is_some_and(|dials| dials.is_in_use());
         facts.pause = facts.pause.filter(|_| herd).map(|(_, ends)| (Duration::ZERO, ends));
     }
 }
@@ -701,22 +732,22 @@ impl Place {
 impl Facts {
     /// The newer of the two, and since when the two contradict each other without being ordered.
     fn newest(&mut self, row: Option<&Arc<Target>>, read: Instant) -> (Option<Arc<Target>>, Option<Instant>) {
-        let (row, known) = match (row, &self.known) {
+        let denied = self.denied;
+        let superseded = row.is_some_and(|row| self.has_superseded(row));
+        let (row, known) = match (row, &mut self.known) {
             (Some(row), Some(known)) => (row, known),
-            (None, Some(known)) if known.denied.is_none() => return (Some(Arc::clone(&known.target)), None),
+            (None, Some(known)) if denied.is_none() => return (Some(Arc::clone(&known.target)), None),
             (row, _) => return (row.cloned(), None),
         };
         match row.compare(&known.target) {
             Relation::Newer => (Some(Arc::clone(&known.target)), None),
             Relation::Older | Relation::Same => (Some(Arc::clone(row)), None),
-            Relation::Other if read < known.began || self.has_superseded(row) => {
-                (Some(Arc::clone(&known.target)), None)
-            }
+            Relation::Other if read < known.began() || superseded => (Some(Arc::clone(&known.target)), None),
             // The row was read after the question and names an agent of which nothing is known here: it may be ahead. It
             // contradicts what is known, unless that was denied before.
             Relation::Other => {
-                self.contradicted = true;
-                let contradicts = known.from != Source::Row && known.denied.is_none_or(|denied| denied > read);
+                known.contradicted = true;
+                let contradicts = known.from != Source::Row && denied.is_none_or(|denied| denied > read);
                 (Some(Arc::clone(row)), contradicts.then_some(read))
             }
         }
@@ -776,7 +807,7 @@ impl Facts {
     /// Whether the answer changed what is known; `None` if it says less than that.
     fn learn(&mut self, target: Arc<Target>, began: Instant) -> Option<bool> {
         let Some(known) = &mut self.known else {
-            self.replace(Known { target, began, from: Source::Resolver, denied: None });
+            self.replace(Known::new(target, began, Source::Resolver));
             return Some(true);
         };
         match known.target.compare(&target) {
@@ -786,15 +817,16 @@ impl Facts {
                 if numbered {
                     known.target = target;
                 }
-                known.began = known.began.max(began);
+                known.began = known.began.max(began.into());
                 known.from = Source::Resolver;
-                known.denied = None;
-                Some(std::mem::take(&mut self.contradicted) | numbered)
+                let settled = std::mem::take(&mut known.contradicted);
+                self.denied = None;
+                Some(settled | numbered)
             }
             // A row that was read after the question began may be behind as well as ahead: the resolver is the authority.
-            Relation::Other if began < known.began && known.from != Source::Row => None,
+            Relation::Other if began < known.began() && known.from != Source::Row => None,
             Relation::Newer | Relation::Other => {
-                self.replace(Known { target, began, from: Source::Resolver, denied: None });
+                self.replace(Known::new(target, began, Source::Resolver));
                 Some(true)
             }
         }
@@ -802,10 +834,10 @@ impl Facts {
 
     fn replace(&mut self, known: Known) {
         if let Some(rest) = &mut self.rest {
+            rest.denied = None;
             rest.superseded.retain(|old| !old.same_place(&known.target));
             rest.agents.0.retain(|(agent, _)| *agent == known.target.agent);
         }
-        self.contradicted = false;
         if let Some(old) = self.known.replace(known)
             // What was read later than its successor's question began is not ordered against it, so not behind it.
             && self.known.as_ref().is_some_and(|known| old.began <= known.began && !known.target.same_place(&old.target))

@@ -157,6 +157,7 @@ mod shared;
 mod statement;
 pub mod store;
 mod tasks;
+mod tick;
 mod usage;
 // 4 action
 mod ask;

@@ -244,7 +244,7 @@ impl<S: Service<DialAgent>> Drop for Run<'_, S> {
         let (began, now) = (self.dial_began, Instant::now());
         let Entry { row, place, .. } = &*self.start.entry;
         place.doubt_dropped(target.agent, began, now);
-        let (session, workspace, pending) = (row.session, row.workspace, now.saturating_duration_since(began));
+        let (session, workspace, pending) = (row.session, place.workspace(), now.saturating_duration_since(began));
         self.shared.emit(&Event::DroppedInFlight { session, workspace, target, pending });
     }
 }
@@ -293,7 +293,7 @@ where
         let Entry { row, place, .. } = &*self.start.entry;
         self.shared.emit(&Event::Dialed {
             session: row.session,
-            workspace: row.workspace,
+            workspace: place.workspace(),
             target,
             took: self.dialed_in,
             error: error.map(|error| &**error as _),

@@ -234,7 +234,7 @@ impl<'a> Reading<'a> {
     }
 
     fn found(&self, row: Binding, entry: &Arc<Entry>, ticket: Ticket) {
-        if row.revision > entry.row.revision || row.epoch > entry.row.epoch || entry.is_ahead() {
+        if row.revision > entry.row.revision || row.epoch > entry.place.epoch() || entry.is_ahead() {
             self.shared.learn(row, ticket);
         } else if row.revision == entry.row.revision {
             entry.read_again(&ticket);

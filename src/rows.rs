@@ -8,7 +8,8 @@
 //! [watching](watch) its session, so that a command is noticed whatever the cache could keep.
 
 use crate::{
-    Binding, Previous, Revision, SessionId, Target, WorkspaceId, directory::Place, settings::Settings, usage::Use,
+    Binding, Previous, Revision, SessionId, Target, WorkspaceId, directory::Place, settings::Settings, tick::Tick,
+    usage::Use,
 };
 use moka::{notification::RemovalCause, ops::compute::Op, sync::Cache};
 use std::{
@@ -16,7 +17,7 @@ use std::{
     num::NonZeroU64,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering, fence},
+        atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
     },
 };
 use tokio::time::{Duration, Instant};
@@ -24,28 +25,44 @@ use watch::{Changed, Watch, Watches};
 
 mod watch;
 
-/// A row and the workspace it points into, so that a cached call looks nothing else up.
+/// What a session's row says, but for what is known of all rows of its workspace and what few rows have.
+#[derive(Clone, Debug)]
+pub(crate) struct Row {
+    pub(crate) session: SessionId,
+    pub(crate) target: Option<Arc<Target>>,
+    pub(crate) revision: Revision,
+}
+
+/// A row and the workspace it points into, so that a cached call looks nothing else up. There are as many as sessions are
+/// cached, so what few of them need is in a box.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    pub(crate) row: Binding,
+    pub(crate) row: Row,
+    /// The row's workspace, in the row's epoch.
     pub(crate) place: Arc<Place>,
-    /// When the read or write began whose answer it is.
-    pub(crate) read: Instant,
+    read: Tick,
     /// There is such a row in the store.
     pub(crate) stored: bool,
-    /// It was written by a group repair, which returns no rows: what the row names is known, its revision is a later one.
-    /// When that was.
-    ahead: Option<NonZeroU64>,
     pub(crate) usage: Use,
     state: AtomicU8,
     /// When the last read, or the write, began that has brought this revision.
     began: AtomicU64,
     /// When the write was answered; 0 if it was read.
     answered: AtomicU64,
+    /// The version of what is known of the workspace in which the row was last found to be what is to be dialed, or 0.
+    plain_in: AtomicU32,
+    rest: OnceLock<Box<Rest>>,
+}
+
+/// What there is to be remembered of few rows.
+#[derive(Debug, Default)]
+struct Rest {
+    previous: Option<Previous>,
+    /// It was written by a group repair, which returns no rows: what the row names is known, its revision is a later one.
+    /// When that was.
+    ahead: Option<NonZeroU64>,
     /// Told what happens to the session, once the entry is not in its slot any more.
     watch: OnceLock<Arc<Watch>>,
-    /// One more than the version of what is known of the workspace in which the row was last found to be what is to be dialed.
-    plain_in: AtomicU64,
 }
 
 /// A point in the order of this process's statements. No clock: of two that fall into one instant, one is earlier.
@@ -89,20 +106,47 @@ impl Seen {
 }
 
 impl Entry {
+    /// The row is in the epoch of the place.
     pub(crate) fn new(row: Binding, place: Arc<Place>, stored: bool, read: Instant) -> Arc<Self> {
-        Arc::new(Self {
+        let Binding { session, target, previous, revision, .. } = row;
+        let rest = previous.map(|previous| Rest { previous: Some(previous), ..Rest::default() });
+        Arc::new(Self::with_rest(Row { session, target, revision }, place, stored, read.into(), rest))
+    }
+
+    fn with_rest(row: Row, place: Arc<Place>, stored: bool, read: Tick, rest: Option<Rest>) -> Self {
+        Self {
             row,
             place,
             read,
             stored,
-            ahead: None,
             usage: Use::default(),
             state: AtomicU8::new(NEW),
             began: AtomicU64::new(0),
             answered: AtomicU64::new(0),
-            watch: OnceLock::new(),
-            plain_in: AtomicU64::new(0),
-        })
+            plain_in: AtomicU32::new(0),
+            rest: rest.map_or_else(OnceLock::new, |rest| Box::new(rest).into()),
+        }
+    }
+
+    /// The whole row.
+    pub(crate) fn binding(&self) -> Binding {
+        let Row { session, target, revision } = self.row.clone();
+        Binding::new(session, self.workspace(), target, revision)
+            .with_previous(self.previous())
+            .with_epoch(self.place.epoch())
+    }
+
+    /// When the read or write began whose answer it is.
+    pub(crate) fn read(&self) -> Instant {
+        self.read.into()
+    }
+
+    fn previous(&self) -> Option<Previous> {
+        self.rest.get().and_then(|rest| rest.previous)
+    }
+
+    fn ahead(&self) -> Option<Moment> {
+        self.rest.get().and_then(|rest| rest.ahead).map(NonZeroU64::get)
     }
 
     /// It is not older than that.
@@ -130,41 +174,34 @@ impl Entry {
 
     /// Whether the row's revision is a later one than the entry's.
     pub(crate) fn is_ahead(&self) -> bool {
-        self.ahead.is_some()
+        self.ahead().is_some()
     }
 
     /// The same row after a group repair, which has landed at that moment.
     pub(crate) fn repaired(&self, target: &Arc<Target>, landed: Moment) -> Arc<Self> {
         let mut row = self.row.clone();
+        let mut rest = Rest { previous: self.previous(), ahead: NonZeroU64::new(landed), ..Rest::default() };
         if let Some(left) = row.target.replace(Arc::clone(target))
             && left.agent != target.agent
         {
-            row.previous = Some(Previous::new(left.agent, left.generation));
+            rest.previous = Some(Previous::new(left.agent, left.generation));
         }
         let word = |of: &AtomicU64| AtomicU64::new(of.load(Ordering::Relaxed));
         Arc::new(Self {
-            row,
-            place: Arc::clone(&self.place),
-            read: self.read,
-            stored: self.stored,
-            ahead: NonZeroU64::new(landed),
-            usage: Use::default(),
-            state: AtomicU8::new(NEW),
             began: word(&self.began),
             answered: word(&self.answered),
-            watch: OnceLock::new(),
-            plain_in: AtomicU64::new(0),
+            ..Self::with_rest(row, Arc::clone(&self.place), self.stored, self.read, Some(rest))
         })
     }
 
     /// Whether a row of the same revision, read since then, says more than this.
     fn is_behind(&self, read: Seen) -> bool {
         // Read after the group repair has landed: the statement has not found the row, which may have been locked.
-        matches!((self.ahead, read), (Some(landed), Seen::Read(began)) if began > landed.get())
+        matches!((self.ahead(), read), (Some(landed), Seen::Read(began)) if began > landed)
     }
 
     pub(crate) fn workspace(&self) -> WorkspaceId {
-        self.row.workspace
+        self.place.workspace()
     }
 
     /// One atomic load.
@@ -198,25 +235,25 @@ impl Entry {
             watch.saw(self.row.revision, self.workspace());
         }
         // Before the state tells to look at it.
-        self.watch.get_or_init(|| Arc::clone(watch));
+        self.rest.get_or_init(Box::default).watch.get_or_init(|| Arc::clone(watch));
         let held = |state: u8| (state == NEW || state == CURRENT).then_some(reason);
         let _ = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, held);
     }
 
     /// Whether a command has changed or removed the row since it was read, if it is not in its slot any more.
     pub(crate) fn is_commanded(&self) -> bool {
-        let watch = self.watch.get();
+        let watch = self.rest.get().and_then(|rest| rest.watch.get());
         let revision = self.stored.then_some(self.row.revision);
         watch.is_some_and(|watch| watch.is_commanded(revision, self.began.load(Ordering::Relaxed)))
     }
 
     /// Whether the row is known to be what is to be dialed in this version of what is known of the workspace.
-    pub(crate) fn is_plain_in(&self, version: u64) -> bool {
-        self.plain_in.load(Ordering::Relaxed) == version + 1
+    pub(crate) fn is_plain_in(&self, version: u32) -> bool {
+        self.plain_in.load(Ordering::Relaxed) == version
     }
 
-    pub(crate) fn set_plain_in(&self, version: u64) {
-        self.plain_in.store(version + 1, Ordering::Relaxed);
+    pub(crate) fn set_plain_in(&self, version: u32) {
+        self.plain_in.store(version, Ordering::Relaxed);
     }
 }
 
@@ -374,7 +411,7 @@ impl Rows {
     }
 
     /// Whether what was read may fill an empty slot.
-    fn may_fill(&self, row: &Binding, ticket: &Ticket) -> bool {
+    fn may_fill(&self, row: &Row, ticket: &Ticket) -> bool {
         !self.is_void(ticket) && ticket.watch.may_fill(row.revision, ticket.began)
     }
 
@@ -384,7 +421,7 @@ impl Rows {
         new.read_at(ticket);
         // Before anything is looked at: what is read by others and is behind this must not fill the slot.
         ticket.watch.saw(new.row.revision, new.workspace());
-        if self.is_uncertain(session, new.row.revision, new.read) {
+        if self.is_uncertain(session, new.row.revision, new.read()) {
             new.leave(&ticket.watch, EVICTED);
             return new;
         }
@@ -394,7 +431,7 @@ impl Rows {
                 Some(current) if current.row.revision > new.row.revision => (Op::Nop, Learned::Known(current)),
                 Some(current)
                     if current.row.revision == new.row.revision
-                        && current.row.epoch >= new.row.epoch
+                        && current.place.epoch() >= new.place.epoch()
                         && !current.is_behind(ticket.seen()) =>
                 {
                     current.read_again(ticket);

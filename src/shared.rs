@@ -198,7 +198,7 @@ impl Shared {
             let target = entry.row.target.clone();
             return Choice { target, doubt: None, hold: false, denied: None, version, plain: true, void: false };
         }
-        let choice = entry.place.choose(&entry.row, entry.read, Instant::now());
+        let choice = entry.place.choose(&entry.row, entry.read(), Instant::now());
         if choice.plain && !choice.void {
             entry.set_plain_in(choice.version);
         }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Revision, rows::Entry};
+use crate::{Binding, Revision, rows::Entry};
 use proptest::prelude::*;
 use std::{sync::atomic::AtomicI64, thread};
 use uuid::Uuid;
@@ -75,7 +75,7 @@ impl Scene {
     }
 
     fn choose_for(&self, number: u128, row: Option<&str>, read: u64, now: u64) -> Choice {
-        let row = Binding::new(session(number), workspace(1), row.map(target), Revision::new(1));
+        let row = Row { session: session(number), target: row.map(target), revision: Revision::new(1) };
         self.place.choose(&row, self.at(read), self.at(now))
     }
 
@@ -106,9 +106,9 @@ mod lives {
         assert!(directory.find(workspace(1)).is_some_and(|found| Arc::ptr_eq(&found, &place)));
         assert!(directory.find(workspace(2)).is_none());
         drop(place);
-        assert_eq!(lock(&directory.places).len(), 1);
+        assert_eq!(lock(&directory.places.in_use).len(), 1);
         drop(again);
-        assert_eq!(lock(&directory.places).len(), 0);
+        assert_eq!(lock(&directory.places.in_use).len(), 0);
     }
 
     #[test]
@@ -153,14 +153,14 @@ mod lives {
                 });
             }
         });
-        assert_eq!(lock(&directory.places).len(), 0);
+        assert_eq!(lock(&directory.places.in_use).len(), 0);
     }
 
     #[test]
     fn a_reset_voids_what_its_users_hold_and_begins_anew() {
         let s = Scene::new();
         s.answer(running("a5"), 0);
-        let row = Binding::new(session(1), workspace(1), Some(target("a5")), Revision::new(1));
+        let row = Row { session: session(1), target: Some(target("a5")), revision: Revision::new(1) };
         let before = s.place.choose(&row, s.at(0), s.at(1));
         assert!(before.plain && !before.void);
         let changed = s.changes(|_| s.directory.reset(workspace(1), None));
@@ -812,7 +812,7 @@ mod memo {
     }
 
     fn fresh(s: &Scene, entry: &Entry, now: u64) -> Choice {
-        entry.place.choose(&entry.row, entry.read, s.at(now))
+        entry.place.choose(&entry.row, entry.read(), s.at(now))
     }
 
     #[derive(Clone, Debug)]

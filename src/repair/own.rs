@@ -27,7 +27,7 @@ enum Lost {
 }
 
 fn lost(entry: &Entry, target: &Target, winner: Option<&Binding>) -> Lost {
-    let Some(winner) = winner.filter(|winner| winner.workspace == entry.row.workspace) else { return Lost::Drop };
+    let Some(winner) = winner.filter(|winner| winner.workspace == entry.workspace()) else { return Lost::Drop };
     if winner.epoch != entry.place.epoch() {
         // What answered is of an epoch that has ended.
         return Lost::Drop;

@@ -22,22 +22,22 @@ fn the_row_names_the_target_at_a_revision_that_is_not_known() {
     assert_eq!((entry.state(), entry.is_ahead()), (State::Replaced, false));
     assert_eq!((ahead.state(), ahead.is_ahead(), ahead.stored), (State::Current, true, true));
     assert_eq!((ahead.row.target.as_ref(), revision(&ahead)), (Some(&target(9)), 5));
-    assert_eq!(ahead.row.previous, Some(Previous::new(target(1).agent, None)));
-    assert_eq!((ahead.workspace(), ahead.read, ahead.seen()), (entry.workspace(), entry.read, entry.seen()));
+    assert_eq!(ahead.previous(), Some(Previous::new(target(1).agent, None)));
+    assert_eq!((ahead.workspace(), ahead.read(), ahead.seen()), (entry.workspace(), entry.read(), entry.seen()));
     assert!(!ahead.is_commanded());
 }
 
 #[test]
 fn the_agent_before_stays_if_only_its_place_is_another_one() {
     let s = Scene::new();
-    let mut row = s.row(1, 5).row.clone();
+    let mut row = s.row(1, 5).binding();
     row.previous = Some(Previous::new(target(7).agent, None));
     let entry = s.learn(&Entry::new(row, s.directory.place(workspace(1), Epoch::default()), true, s.at(0)));
     let elsewhere = Arc::new((*target(1)).clone().with_address("elsewhere"));
     s.rows.repaired(&entry, &elsewhere, s.rows.moment());
     let ahead = s.rows.get(session(1)).expect("an entry");
     assert_eq!(ahead.row.target.as_ref(), Some(&elsewhere));
-    assert_eq!(ahead.row.previous, Some(Previous::new(target(7).agent, None)));
+    assert_eq!(ahead.previous(), Some(Previous::new(target(7).agent, None)));
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn it_is_carried_on_by_the_next_one() {
     let next = s.rows.get(session(1)).expect("an entry");
     assert_eq!((ahead.state(), next.state()), (State::Replaced, State::Current));
     assert_eq!((next.row.target.as_ref(), revision(&next)), (Some(&target(10)), 5));
-    assert_eq!(next.row.previous, Some(Previous::new(target(9).agent, None)));
+    assert_eq!(next.previous(), Some(Previous::new(target(9).agent, None)));
     // Of a read in between, the later one of the two knows more.
     assert!(!next.is_behind(Seen::Read(first + 1)) && next.is_behind(Seen::Read(second + 1)));
 }

@@ -7,6 +7,8 @@ use std::{fmt, sync::Arc};
 ///
 /// Optional: not every resolver has one. With it, what a resolver says can be ordered without asking when it was said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+// Else each cached target has seven bytes more for a flag that says whether there is one.
+#[repr(Rust, packed)]
 pub struct Generation(i64);
 
 impl Generation {
@@ -25,7 +27,7 @@ impl Generation {
 
 impl fmt::Display for Generation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.get().fmt(f)
     }
 }
 

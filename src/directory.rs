@@ -15,7 +15,8 @@ use crate::{
 };
 use moka::sync::Cache;
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
+    hash::{BuildHasher, RandomState},
     ops::{Deref, DerefMut},
     sync::{
         Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
@@ -40,11 +41,59 @@ pub(crate) struct Directory {
 /// What all workspaces have in common.
 #[derive(Debug)]
 struct Places {
-    in_use: Mutex<HashMap<WorkspaceId, Weak<Place>>>,
+    stripes: Box<[Mutex<Stripe>]>,
+    hasher: RandomState,
     /// How often a workspace whose dials hang is asked again.
     first: Duration,
     longest: Duration,
     max_pending_dials: usize,
+}
+
+/// Bounds how many places are moved to make room for another one.
+const STRIPES: usize = 1024;
+
+/// Some of the places, sorted: a map of them would take twice the room.
+#[derive(Debug, Default)]
+struct Stripe(Vec<(WorkspaceId, Weak<Place>)>);
+
+impl Places {
+    fn stripe(&self, workspace: WorkspaceId) -> MutexGuard<'_, Stripe> {
+        lock(&self.stripes[self.hasher.hash_one(workspace) as usize % STRIPES])
+    }
+}
+
+impl Stripe {
+    fn find(&self, workspace: WorkspaceId) -> Result<usize, usize> {
+        self.0.binary_search_by_key(&workspace, |(there, _)| *there)
+    }
+
+    fn get(&self, workspace: WorkspaceId) -> Option<&Weak<Place>> {
+        self.find(workspace).ok().map(|index| &self.0[index].1)
+    }
+
+    fn insert(&mut self, workspace: WorkspaceId, place: Weak<Place>) {
+        match self.find(workspace) {
+            Ok(index) => self.0[index].1 = place,
+            Err(index) => {
+                if self.0.len() == self.0.capacity() {
+                    self.0.reserve_exact(self.0.len() / 8 + 1);
+                }
+                self.0.insert(index, (workspace, place));
+            }
+        }
+    }
+
+    /// Removes the place that is there, if that is to go.
+    fn remove_if(&mut self, workspace: WorkspaceId, goes: impl FnOnce(&Weak<Place>) -> bool) {
+        if let Ok(index) = self.find(workspace)
+            && goes(&self.0[index].1)
+        {
+            self.0.remove(index);
+            if self.0.len() < self.0.capacity() / 4 {
+                self.0.shrink_to_fit();
+            }
+        }
+    }
 }
 
 /// A dropped dial that had been pending for less says nothing.
@@ -103,6 +152,11 @@ struct Facts {
 struct Rest {
     /// The epoch has ended, or may have: everything here is void.
     reset: bool,
+    /// Who has said what is known.
+    from: Source,
+    /// A row was chosen that names another target than `known` without being ordered against it. Who has chosen it must
+    /// be told when that is settled.
+    contradicted: bool,
     /// When the question began whose answer was, since `known` was learned or confirmed, that the workspace does not run.
     denied: Option<Instant>,
     /// What `known` has replaced, newest last.
@@ -187,15 +241,11 @@ pub(crate) enum Repaired {
 struct Known {
     target: Arc<Target>,
     began: Tick,
-    from: Source,
-    /// A row was chosen that names another target without being ordered against this one. Who has chosen it must be told
-    /// when that is settled.
-    contradicted: bool,
 }
 
 impl Known {
-    fn new(target: Arc<Target>, began: Instant, from: Source) -> Self {
-        Self { target, began: began.into(), from, contradicted: false }
+    fn new(target: Arc<Target>, began: Instant) -> Self {
+        Self { target, began: began.into() }
     }
 
     /// When the question began whose answer it was; for a row, when it was read.
@@ -204,8 +254,9 @@ impl Known {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Source {
+    #[default]
     /// A row of some session, which may be behind.
     Row,
     Resolver,
@@ -252,7 +303,8 @@ impl Directory {
     pub(crate) fn new(settings: &Settings) -> Self {
         Self {
             places: Arc::new(Places {
-                in_use: Mutex::default(),
+                stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
+                hasher: RandomState::new(),
                 first: settings.revalidate_every,
                 longest: settings.revalidate_at_most,
                 max_pending_dials: settings.max_pending_dials,
@@ -266,8 +318,8 @@ impl Directory {
     /// The workspace in this epoch, which somebody has read in a row, or in a later one. If it is the first row of a new
     /// epoch, whoever holds what was known before must look its row up again.
     pub(crate) fn place(&self, workspace: WorkspaceId, epoch: Epoch) -> Arc<Place> {
-        let mut places = lock(&self.places.in_use);
-        let ended = match places.get(&workspace).and_then(Weak::upgrade) {
+        let mut stripe = self.places.stripe(workspace);
+        let ended = match stripe.get(workspace).and_then(Weak::upgrade) {
             Some(place) if place.epoch() >= epoch => return place,
             ended => ended,
         };
@@ -279,9 +331,9 @@ impl Directory {
             busy: if epoch == Epoch::default() { OnceLock::new() } else { Box::new(Busy::of(epoch)).into() },
             facts: Mutex::default(),
         });
-        places.insert(workspace, Arc::downgrade(&place));
+        stripe.insert(workspace, Arc::downgrade(&place));
         // Before the place that has ended may be dropped, which takes the lock.
-        drop(places);
+        drop(stripe);
         if let Some(ended) = ended {
             ended.end();
             // What was known of another numbering says at least that there may be another agent.
@@ -292,7 +344,7 @@ impl Directory {
 
     /// The workspace, if anybody here uses it.
     pub(crate) fn find(&self, workspace: WorkspaceId) -> Option<Arc<Place>> {
-        lock(&self.places.in_use).get(&workspace).and_then(Weak::upgrade)
+        self.places.stripe(workspace).get(workspace).and_then(Weak::upgrade)
     }
 
     /// The resolver has denied a workspace: what it said is remembered for a moment, though nobody may use the workspace.
@@ -324,22 +376,16 @@ impl Directory {
         if epoch.is_some_and(|epoch| place.epoch() >= epoch) {
             return;
         }
-        let mut places = lock(&self.places.in_use);
-        if places.get(&workspace).is_some_and(|there| std::ptr::eq(there.as_ptr(), &*place)) {
-            places.remove(&workspace);
-        }
-        drop(places);
+        let is_this = |there: &Weak<Place>| std::ptr::eq(there.as_ptr(), &*place);
+        self.places.stripe(workspace).remove_if(workspace, is_this);
         place.end();
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut places = lock(&self.places.in_use);
         // Somebody may have made a new one in the meantime.
-        if places.get(&self.workspace).is_some_and(|place| place.strong_count() == 0) {
-            places.remove(&self.workspace);
-        }
+        self.places.stripe(self.workspace).remove_if(self.workspace, |place| place.strong_count() == 0);
     }
 }
 
@@ -468,8 +514,7 @@ impl Place {
         }
         let plain = doubt.is_none() && row.target.as_ref().is_some_and(|bound| Arc::ptr_eq(bound, &target));
         // A row that contradicts an announcement may name the agent that was replaced, and that may still live.
-        let contradicts =
-            disagreement.is_some() && facts.known.as_ref().is_some_and(|known| known.from == Source::Announced);
+        let contradicts = disagreement.is_some() && facts.from == Source::Announced;
         let reported = agent.is_some_and(|agent| agent.reporters.contains(&row.session));
         let hold = active.is_some() && (contradicts || reported);
         Choice { target: Some(target), doubt: active, hold, plain, ..ask_first }
@@ -489,7 +534,7 @@ impl Place {
                 if let Some(rest) = &mut facts.rest {
                     rest.pause = None;
                 }
-                facts.replace(Known::new(Arc::clone(target), read, Source::Row));
+                facts.replace(Known::new(Arc::clone(target), read), Source::Row);
             }
             newer
         });
@@ -564,11 +609,9 @@ impl Place {
     pub(crate) fn announced(&self, target: Arc<Target>, now: Instant) -> bool {
         let (worth, _) = self.learn_answer(Answer::Running(Arc::clone(&target)), now, now);
         let believed = matches!(worth, Answer::Running(_));
-        if let Some(known) = &mut lock(&self.facts).known
-            && believed
-            && Arc::ptr_eq(&known.target, &target)
-        {
-            known.from = Source::Announced;
+        let mut facts = lock(&self.facts);
+        if believed && facts.known.as_ref().is_some_and(|known| Arc::ptr_eq(&known.target, &target)) {
+            facts.from = Source::Announced;
         }
         believed
     }
@@ -732,22 +775,20 @@ impl Place {
 impl Facts {
     /// The newer of the two, and since when the two contradict each other without being ordered.
     fn newest(&mut self, row: Option<&Arc<Target>>, read: Instant) -> (Option<Arc<Target>>, Option<Instant>) {
-        let denied = self.denied;
-        let superseded = row.is_some_and(|row| self.has_superseded(row));
-        let (row, known) = match (row, &mut self.known) {
+        let (row, known) = match (row, &self.known) {
             (Some(row), Some(known)) => (row, known),
-            (None, Some(known)) if denied.is_none() => return (Some(Arc::clone(&known.target)), None),
+            (None, Some(known)) if self.denied.is_none() => return (Some(Arc::clone(&known.target)), None),
             (row, _) => return (row.cloned(), None),
         };
         match row.compare(&known.target) {
             Relation::Newer => (Some(Arc::clone(&known.target)), None),
             Relation::Older | Relation::Same => (Some(Arc::clone(row)), None),
-            Relation::Other if read < known.began() || superseded => (Some(Arc::clone(&known.target)), None),
+            Relation::Other if read < known.began() || self.has_superseded(row) => (Some(Arc::clone(&known.target)), None),
             // The row was read after the question and names an agent of which nothing is known here: it may be ahead. It
             // contradicts what is known, unless that was denied before.
             Relation::Other => {
-                known.contradicted = true;
-                let contradicts = known.from != Source::Row && denied.is_none_or(|denied| denied > read);
+                self.contradicted = true;
+                let contradicts = self.from != Source::Row && self.denied.is_none_or(|denied| denied > read);
                 (Some(Arc::clone(row)), contradicts.then_some(read))
             }
         }
@@ -807,7 +848,7 @@ impl Facts {
     /// Whether the answer changed what is known; `None` if it says less than that.
     fn learn(&mut self, target: Arc<Target>, began: Instant) -> Option<bool> {
         let Some(known) = &mut self.known else {
-            self.replace(Known::new(target, began, Source::Resolver));
+            self.replace(Known::new(target, began), Source::Resolver);
             return Some(true);
         };
         match known.target.compare(&target) {
@@ -818,23 +859,26 @@ impl Facts {
                     known.target = target;
                 }
                 known.began = known.began.max(began.into());
-                known.from = Source::Resolver;
-                let settled = std::mem::take(&mut known.contradicted);
+                self.from = Source::Resolver;
                 self.denied = None;
-                Some(settled | numbered)
+                Some(std::mem::take(&mut self.contradicted) | numbered)
             }
             // A row that was read after the question began may be behind as well as ahead: the resolver is the authority.
-            Relation::Other if began < known.began() && known.from != Source::Row => None,
+            Relation::Other if began < known.began() && self.from != Source::Row => None,
             Relation::Newer | Relation::Other => {
-                self.replace(Known::new(target, began, Source::Resolver));
+                self.replace(Known::new(target, began), Source::Resolver);
                 Some(true)
             }
         }
     }
 
-    fn replace(&mut self, known: Known) {
+    fn replace(&mut self, known: Known, from: Source) {
+        if from != self.from {
+            self.from = from;
+        }
         if let Some(rest) = &mut self.rest {
             rest.denied = None;
+            rest.contradicted = false;
             rest.superseded.retain(|old| !old.same_place(&known.target));
             rest.agents.0.retain(|(agent, _)| *agent == known.target.agent);
         }

@@ -96,6 +96,10 @@ impl Scene {
 mod lives {
     use super::*;
 
+    fn places(directory: &Directory) -> usize {
+        directory.places.stripes.iter().map(|stripe| lock(stripe).0.len()).sum()
+    }
+
     #[test]
     fn a_place_lives_as_long_as_its_users() {
         let directory = Directory::new(&Settings::default());
@@ -106,9 +110,9 @@ mod lives {
         assert!(directory.find(workspace(1)).is_some_and(|found| Arc::ptr_eq(&found, &place)));
         assert!(directory.find(workspace(2)).is_none());
         drop(place);
-        assert_eq!(lock(&directory.places.in_use).len(), 1);
+        assert_eq!(places(&directory), 1);
         drop(again);
-        assert_eq!(lock(&directory.places.in_use).len(), 0);
+        assert_eq!(places(&directory), 0);
     }
 
     #[test]
@@ -138,6 +142,25 @@ mod lives {
     }
 
     #[test]
+    fn many_places_are_found_and_go_one_by_one() {
+        let directory = Directory::new(&Settings::default());
+        let mut used: Vec<_> =
+            (0..20_000).map(|number| Some(directory.place(workspace(number), Epoch::default()))).collect();
+        let found = |number: usize| directory.find(workspace(number as u128));
+        for first in [0, 1] {
+            for number in (first..used.len()).step_by(2) {
+                let place = used[number].take().expect("a place");
+                assert!(found(number).is_some_and(|found| Arc::ptr_eq(&found, &place)));
+                drop(place);
+                assert!(found(number).is_none());
+            }
+            assert_eq!(places(&directory), used.iter().flatten().count());
+        }
+        let room = directory.places.stripes.iter().map(|stripe| lock(stripe).0.capacity()).sum::<usize>();
+        assert!(room <= 3 * STRIPES, "{room}");
+    }
+
+    #[test]
     fn many_threads_see_one_place_at_a_time() {
         let directory = Directory::new(&Settings::default());
         thread::scope(|scope| {
@@ -153,7 +176,7 @@ mod lives {
                 });
             }
         });
-        assert_eq!(lock(&directory.places.in_use).len(), 0);
+        assert_eq!(places(&directory), 0);
     }
 
     #[test]

@@ -783,7 +783,9 @@ impl Facts {
         match row.compare(&known.target) {
             Relation::Newer => (Some(Arc::clone(&known.target)), None),
             Relation::Older | Relation::Same => (Some(Arc::clone(row)), None),
-            Relation::Other if read < known.began() || self.has_superseded(row) => (Some(Arc::clone(&known.target)), None),
+            Relation::Other if read < known.began() || self.has_superseded(row) => {
+                (Some(Arc::clone(&known.target)), None)
+            }
             // The row was read after the question and names an agent of which nothing is known here: it may be ahead. It
             // contradicts what is known, unless that was denied before.
             Relation::Other => {

@@ -8,8 +8,11 @@
 //! [watching](watch) its session, so that a command is noticed whatever the cache could keep.
 
 use crate::{
-    Binding, Previous, Revision, SessionId, Target, WorkspaceId, directory::Place, settings::Settings, tick::Tick,
-    usage::Use,
+    Binding, Previous, Revision, SessionId, Target, WorkspaceId,
+    directory::Place,
+    settings::Settings,
+    tick::Tick,
+    usage::{Marks, Use},
 };
 use moka::{notification::RemovalCause, ops::compute::Op, sync::Cache};
 use std::{
@@ -44,6 +47,7 @@ pub(crate) struct Entry {
     /// There is such a row in the store.
     pub(crate) stored: bool,
     pub(crate) usage: Use,
+    pub(crate) marks: Marks,
     state: AtomicU8,
     /// When the last read, or the write, began that has brought this revision.
     began: AtomicU64,
@@ -61,6 +65,8 @@ struct Rest {
     /// It was written by a group repair, which returns no rows: what the row names is known, its revision is a later one.
     /// When that was.
     ahead: Option<NonZeroU64>,
+    /// Handles that wait to be superseded.
+    waited: AtomicU32,
     /// Told what happens to the session, once the entry is not in its slot any more.
     watch: OnceLock<Arc<Watch>>,
 }
@@ -120,6 +126,7 @@ impl Entry {
             read,
             stored,
             usage: Use::default(),
+            marks: Marks::default(),
             state: AtomicU8::new(NEW),
             began: AtomicU64::new(0),
             answered: AtomicU64::new(0),
@@ -139,6 +146,19 @@ impl Entry {
     /// When the read or write began whose answer it is.
     pub(crate) fn read(&self) -> Instant {
         self.read.into()
+    }
+
+    /// How many handles wait to be superseded, if one ever has.
+    pub(crate) fn waited(&self) -> Option<&AtomicU32> {
+        self.rest.get().map(|rest| &rest.waited)
+    }
+
+    pub(crate) fn make_waited(&self) -> &AtomicU32 {
+        &self.rest().waited
+    }
+
+    fn rest(&self) -> &Rest {
+        self.rest.get_or_init(Box::default)
     }
 
     fn previous(&self) -> Option<Previous> {
@@ -235,7 +255,7 @@ impl Entry {
             watch.saw(self.row.revision, self.workspace());
         }
         // Before the state tells to look at it.
-        self.rest.get_or_init(Box::default).watch.get_or_init(|| Arc::clone(watch));
+        self.rest().watch.get_or_init(|| Arc::clone(watch));
         let held = |state: u8| (state == NEW || state == CURRENT).then_some(reason);
         let _ = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, held);
     }
@@ -442,7 +462,7 @@ impl Rows {
                     (Op::Nop, Learned::NotKept)
                 }
                 Some(current) => {
-                    new.usage.inherit(&current.usage);
+                    new.marks.inherit(&current.marks);
                     current.leave(&ticket.watch, REPLACED);
                     new.keep();
                     (Op::Put(Some(Arc::clone(&new))), Learned::Kept)
@@ -487,7 +507,7 @@ impl Rows {
             Some(current) if Arc::ptr_eq(&current, entry) && entry.state() == State::Current => {
                 let repaired = entry.repaired(target, landed);
                 entry.leave(&watch, REPLACED);
-                repaired.usage.inherit(&entry.usage);
+                repaired.marks.inherit(&entry.marks);
                 repaired.keep();
                 replaced_by = Some(Arc::clone(&repaired));
                 Op::Put(Some(repaired))

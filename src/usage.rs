@@ -25,14 +25,24 @@ const TO_RECORD: u8 = 2;
 /// Used, and its row was not read since.
 const TO_READ: u8 = 4;
 
+/// What is to be done because one cached row was used. Kept in the row itself, and apart from its [`Use`] so that the two
+/// fill no more room than they need.
+#[derive(Debug, Default)]
+pub(crate) struct Marks(AtomicU8);
+
+impl Marks {
+    /// The row has replaced another one, whose use is its own now.
+    pub(crate) fn inherit(&self, replaced: &Self) {
+        let taken = replaced.0.fetch_and(LISTED, SeqCst);
+        self.0.fetch_or(taken & !LISTED, SeqCst);
+    }
+}
+
 /// The use of one cached row, kept in the row itself.
 #[derive(Debug, Default)]
 pub(crate) struct Use {
-    marks: AtomicU8,
     /// Connections to the row's own target.
     held: AtomicU32,
-    /// Handles that wait to be superseded.
-    waited: AtomicU32,
     /// When the present use began, in seconds after [`Usage::began`].
     since: AtomicU32,
 }
@@ -41,20 +51,16 @@ impl Use {
     fn is_held(&self) -> bool {
         self.held.load(SeqCst) > 0
     }
+}
 
-    fn is_waited_for(&self) -> bool {
-        self.waited.load(SeqCst) > 0
-    }
+/// Whether somebody here depends on the row beyond calls.
+fn is_held_or_waited_for(entry: &Entry) -> bool {
+    entry.usage.is_held() || is_waited_for(entry)
+}
 
-    /// The row has replaced another one, whose use is its own now.
-    pub(crate) fn inherit(&self, replaced: &Self) {
-        let taken = replaced.marks.fetch_and(LISTED, SeqCst);
-        self.marks.fetch_or(taken & !LISTED, SeqCst);
-    }
-
-    fn is_idle(&self) -> bool {
-        self.marks.load(SeqCst) & !LISTED == 0 && !self.is_held() && !self.is_waited_for()
-    }
+/// Whether a handle waits to be superseded.
+fn is_waited_for(entry: &Entry) -> bool {
+    entry.waited().is_some_and(|waited| waited.load(SeqCst) > 0)
 }
 
 /// What a handle holds while its connection is in use.
@@ -148,7 +154,7 @@ impl Usage {
 
     /// A call uses the row. One atomic load if it was used since the last look already.
     pub(crate) fn note(&self, entry: &Arc<Entry>) {
-        if entry.usage.marks.load(SeqCst) & self.marks != self.marks {
+        if entry.marks.0.load(SeqCst) & self.marks != self.marks {
             self.list(entry, self.marks);
         }
     }
@@ -193,7 +199,7 @@ impl Usage {
 
     /// A handle waits to be superseded: its row is read at every check, cached or not, until the guard is dropped.
     pub(crate) fn wait(&self, entry: &Arc<Entry>) -> Waiting {
-        entry.usage.waited.fetch_add(1, SeqCst);
+        entry.make_waited().fetch_add(1, SeqCst);
         self.list(entry, LISTED);
         Waiting(Arc::clone(entry))
     }
@@ -201,14 +207,14 @@ impl Usage {
     /// What a call went by was written as this row.
     pub(crate) fn hand_over(&self, entry: &Arc<Entry>, written: &Arc<Entry>) {
         if !Arc::ptr_eq(entry, written) {
-            written.usage.inherit(&entry.usage);
+            written.marks.inherit(&entry.marks);
             self.adopt(written);
         }
     }
 
     /// The row may have replaced another one.
     pub(crate) fn adopt(&self, entry: &Arc<Entry>) {
-        let marks = entry.usage.marks.load(SeqCst);
+        let marks = entry.marks.0.load(SeqCst);
         if marks != 0 && marks & LISTED == 0 {
             self.list(entry, LISTED);
         }
@@ -216,7 +222,7 @@ impl Usage {
 
     fn list(&self, entry: &Arc<Entry>, marks: u8) {
         let mut list = self.of(entry.workspace());
-        let before = entry.usage.marks.fetch_or(marks | LISTED, SeqCst);
+        let before = entry.marks.0.fetch_or(marks | LISTED, SeqCst);
         if before & LISTED != 0 {
             return;
         }
@@ -235,21 +241,20 @@ impl Usage {
 
     /// Whether an entry stays in its list, whose lock is held. One that does not is marked as taken off.
     fn stays(&self, entry: &Entry) -> bool {
-        let usage = &entry.usage;
-        let left_the_cache = !usage.is_held() && !usage.is_waited_for() && entry.has_left();
-        if left_the_cache && usage.marks.fetch_and(!(TO_RECORD | TO_READ), SeqCst) & TO_RECORD != 0 {
+        let left_the_cache = !is_held_or_waited_for(entry) && entry.has_left();
+        if left_the_cache && entry.marks.0.fetch_and(!(TO_RECORD | TO_READ), SeqCst) & TO_RECORD != 0 {
             self.note_gone([entry.row.session]);
         }
-        if !usage.is_idle() {
+        if entry.marks.0.load(SeqCst) & !LISTED != 0 || is_held_or_waited_for(entry) {
             return true;
         }
-        usage.marks.fetch_and(!LISTED, SeqCst);
-        if usage.is_held() || usage.is_waited_for() {
+        entry.marks.0.fetch_and(!LISTED, SeqCst);
+        if is_held_or_waited_for(entry) {
             // It was taken into use at this very moment, by somebody who may not have seen that it is off the list.
-            usage.marks.fetch_or(LISTED, SeqCst);
+            entry.marks.0.fetch_or(LISTED, SeqCst);
             return true;
         }
-        usage.since.store(0, SeqCst);
+        entry.usage.since.store(0, SeqCst);
         false
     }
 
@@ -284,22 +289,22 @@ impl Usage {
 
     /// Whether the row is to be read: it was used since it was asked last, or a handle waits for its news.
     pub(crate) fn take_to_read(&self, entry: &Entry) -> bool {
-        entry.usage.marks.fetch_and(!TO_READ, SeqCst) & TO_READ != 0 || entry.usage.is_waited_for()
+        entry.marks.0.fetch_and(!TO_READ, SeqCst) & TO_READ != 0 || is_waited_for(entry)
     }
 
     /// Whether the row is to be read by the next check.
     pub(crate) fn is_to_read(&self, entry: &Entry) -> bool {
-        entry.usage.marks.load(SeqCst) & TO_READ != 0
+        entry.marks.0.load(SeqCst) & TO_READ != 0
     }
 
     /// Whether a handle waits for news of this very row.
     pub(crate) fn is_waited_for(&self, entry: &Entry) -> bool {
-        entry.usage.is_waited_for()
+        is_waited_for(entry)
     }
 
     /// Whether somebody here depends on the row beyond calls.
     pub(crate) fn is_held_or_waited_for(&self, entry: &Entry) -> bool {
-        entry.usage.is_held() || entry.usage.is_waited_for()
+        is_held_or_waited_for(entry)
     }
 
     /// The row could not be read: it is among the first ones of the next check.
@@ -311,7 +316,7 @@ impl Usage {
 
     /// Whether the session's use is to be written down, and by how many connections it is held.
     pub(crate) fn take_to_record(&self, entry: &Entry) -> (bool, Option<Held>) {
-        let used = entry.usage.marks.fetch_and(!TO_RECORD, SeqCst) & TO_RECORD != 0;
+        let used = entry.marks.0.fetch_and(!TO_RECORD, SeqCst) & TO_RECORD != 0;
         let held = self.held(entry);
         (used || held.is_some(), held)
     }
@@ -427,7 +432,7 @@ pub(crate) struct Waiting(Arc<Entry>);
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.0.usage.waited.fetch_sub(1, SeqCst);
+        self.0.make_waited().fetch_sub(1, SeqCst);
     }
 }
 

@@ -276,11 +276,31 @@ struct AgentFacts {
     doubt: Option<Instant>,
     /// Dropped dials raise no doubt before then: the resolver has just named this agent.
     trusted_until: Option<Instant>,
-    /// Sessions that reported it since the last verdict.
-    reporters: Vec<SessionId>,
-    reported: Option<Instant>,
-    report_pause: Option<Duration>,
     answered: Option<Instant>,
+    /// Once one was believed.
+    reports: Option<Box<Reports>>,
+}
+
+/// What sessions have reported of one agent.
+#[derive(Debug)]
+struct Reports {
+    /// Whose they are, since the last verdict.
+    sessions: Vec<SessionId>,
+    /// No other one raises a doubt before `pause` has passed since the last one.
+    last: Instant,
+    pause: Duration,
+}
+
+impl AgentFacts {
+    fn is_reported_by(&self, session: SessionId) -> bool {
+        self.reports.as_ref().is_some_and(|reports| reports.sessions.contains(&session))
+    }
+}
+
+impl Reports {
+    fn begin(now: Instant) -> Box<Self> {
+        Box::new(Self { sessions: Vec::new(), last: now, pause: REPORT_PAUSE })
+    }
 }
 
 /// What a session is to dial, and what there is to be said about it.
@@ -515,7 +535,7 @@ impl Place {
         let plain = doubt.is_none() && row.target.as_ref().is_some_and(|bound| Arc::ptr_eq(bound, &target));
         // A row that contradicts an announcement may name the agent that was replaced, and that may still live.
         let contradicts = disagreement.is_some() && facts.from == Source::Announced;
-        let reported = agent.is_some_and(|agent| agent.reporters.contains(&row.session));
+        let reported = agent.is_some_and(|agent| agent.is_reported_by(row.session));
         let hold = active.is_some() && (contradicts || reported);
         Choice { target: Some(target), doubt: active, hold, plain, ..ask_first }
     }
@@ -735,14 +755,14 @@ impl Place {
                 return false;
             }
             let agent = facts.agents.of(target.agent);
-            let pause = agent.report_pause.unwrap_or(REPORT_PAUSE);
-            if agent.reported.is_some_and(|reported| now < reported + pause) {
+            if agent.reports.as_ref().is_some_and(|reports| now < reports.last + reports.pause) {
                 return false;
             }
-            agent.reported = Some(now);
             agent.doubt = Some(now);
-            if agent.reporters.len() < MOST_REPORTERS && !agent.reporters.contains(&session) {
-                agent.reporters.push(session);
+            let reports = agent.reports.get_or_insert_with(|| Reports::begin(now));
+            reports.last = now;
+            if reports.sessions.len() < MOST_REPORTERS && !reports.sessions.contains(&session) {
+                reports.sessions.push(session);
             }
             true
         })
@@ -903,9 +923,9 @@ impl Facts {
         if agent.doubt.is_none_or(|doubt| doubt <= began) {
             agent.doubt = None;
             agent.trusted_until = trusted_until;
-            if !agent.reporters.is_empty() {
-                agent.reporters.clear();
-                agent.report_pause = Some((agent.report_pause.unwrap_or(REPORT_PAUSE) * 2).min(LONGEST_REPORT_PAUSE));
+            if let Some(reports) = agent.reports.as_mut().filter(|reports| !reports.sessions.is_empty()) {
+                reports.sessions.clear();
+                reports.pause = (reports.pause * 2).min(LONGEST_REPORT_PAUSE);
             }
         }
     }

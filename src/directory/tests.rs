@@ -771,7 +771,8 @@ mod reports {
             assert!(report(&s, number, "a5", number as u64 * 1_000));
         }
         let mut facts = lock(&s.place.facts);
-        assert_eq!(facts.agents.of(agent("a")).reporters.len(), MOST_REPORTERS);
+        let reports = facts.agents.of(agent("a")).reports.as_ref();
+        assert_eq!(reports.map(|reports| reports.sessions.len()), Some(MOST_REPORTERS));
     }
 }
 

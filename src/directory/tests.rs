@@ -207,6 +207,28 @@ mod lives {
         s.directory.reset(workspace(1), None);
         changed.await;
     }
+
+    #[test]
+    fn the_first_one_to_wait_misses_no_change_on_another_thread() {
+        let directory = Directory::new(&Settings::default());
+        let now = Instant::now();
+        for number in 0..20_000 {
+            let place = directory.place(workspace(number), Epoch::default());
+            let version = place.version();
+            let begin = AtomicBool::new(false);
+            thread::scope(|scope| {
+                let changer = scope.spawn(|| {
+                    while !begin.load(Ordering::Relaxed) {}
+                    place.doubt(now);
+                });
+                begin.store(true, Ordering::Relaxed);
+                let mut changed = tokio_test::task::spawn(place.changed());
+                let seen = place.version() != version || changed.poll().is_ready();
+                changer.join().expect("no panic");
+                assert!(seen || changed.is_woken(), "{number}");
+            });
+        }
+    }
 }
 
 mod order {

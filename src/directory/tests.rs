@@ -218,7 +218,9 @@ mod lives {
             let begin = AtomicBool::new(false);
             thread::scope(|scope| {
                 let changer = scope.spawn(|| {
-                    while !begin.load(Ordering::Relaxed) {}
+                    while !begin.load(Ordering::Relaxed) {
+                        std::hint::spin_loop();
+                    }
                     place.doubt(now);
                 });
                 begin.store(true, Ordering::Relaxed);

@@ -5,11 +5,11 @@ use crate::{
     dialer::{Dialer, First, To},
     error::SharedError,
     follow,
-    race::{Raced, Won, race},
+    race::{Raced, Times, Won, race, undisturbed},
     repair::Repairs,
     rows::{Entry, State},
     settings::RepairMode,
-    shared::{Look, Shared, Start},
+    shared::{Shared, Start},
 };
 use std::{
     pin::{Pin, pin},
@@ -36,11 +36,25 @@ where
         }
         Err(first) => first,
     };
-    // It costs nothing beside what follows.
-    follow::ensure_driven(&shared);
+    // What follows is for dials over a network.
     let began = Instant::now();
+    follow::ensure_driven(&shared, began);
     let deadline = began + shared.settings.dial_timeout;
     let mut now = began;
+    if let (First::Pending, Some(start)) = (&first, &cached)
+        && let Some(target) = start.choice.target.as_ref().filter(|_| dialer.is_dialing())
+    {
+        first = undisturbed(&shared, dialer.as_mut(), start, target, began).await;
+        now = Instant::now();
+        if start.is_still()
+            && let First::Connected(connection) = first
+        {
+            answered(&shared, start, target, Some((began, now)));
+            let outcome = Outcome { dialed_in: now.saturating_duration_since(began), ..Outcome::reused() };
+            let (target, entry) = (Arc::clone(target), Arc::clone(&start.entry));
+            return Ok(Bound::new(connection, handed_out(shared, target, outcome, entry), Some(now)));
+        }
+    }
     // Also those of the races before the last one count.
     let (mut moved, mut validations) = (false, 0_u8);
     let mut left: Option<Arc<Entry>> = None;
@@ -66,7 +80,8 @@ where
             start.choice.denied = None;
         }
         let first = std::mem::replace(&mut first, First::NotYet);
-        match race(&shared, dialer.as_mut(), first, &ask, &mut start, deadline, now).await {
+        let times = Times { began: if let First::NotYet = first { now } else { began }, now, deadline };
+        match race(&shared, dialer.as_mut(), first, &ask, &mut start, times).await {
             Ok(Raced::Won(mut won)) => {
                 if let Some(job) = Repairs::begin(&shared, &start.entry, &won.target, start.absent) {
                     won.outcome.repair = Some(job.status.clone());
@@ -117,7 +132,7 @@ async fn at_once<S>(
     mut dialer: Pin<&mut Dialer<S>>,
     ask: &DialSession,
     cached: &mut Option<Start>,
-) -> Result<(S::Response, Arc<Target>, Arc<Entry>), First>
+) -> Result<(S::Response, Arc<Target>, Arc<Entry>), First<S::Response>>
 where
     S: Service<DialAgent> + Clone,
     S::Error: Into<BoxError>,
@@ -125,21 +140,34 @@ where
     let Some(start) = cached.as_mut().filter(|start| start.choice.plain) else { return Err(First::NotYet) };
     let Some(target) = start.choice.target.clone() else { return Err(First::NotYet) };
     dialer.as_mut().start(ask.to(start.entry.workspace(), Arc::clone(&target)));
-    let Entry { row, place, .. } = &*start.entry;
-    let connection = dialer.first_poll(To { place, target: Some(&target) }).await?;
-    let (session, workspace) = (row.session, place.workspace());
-    shared.emit(&Event::Dialed { session, workspace, target: &target, took: Duration::ZERO, error: None });
-    place.answered_dial(&target, || {
-        let now = Instant::now();
-        (now, now)
-    });
-    place.answered(target.agent, false, Instant::now);
-    if shared.look(start) != Look::Still {
+    let to = To { place: &start.entry.place, target: Some(&target) };
+    let connection = match dialer.first_poll(to).await {
+        First::Connected(connection) => connection,
+        first => return Err(first),
+    };
+    answered(shared, start, &target, None);
+    if !start.is_still() {
         // Something has become known during that poll: what was cached is looked at anew.
         *cached = None;
         return Err(First::NotYet);
     }
     Ok((connection, target, Arc::clone(&start.entry)))
+}
+
+/// A dial that was in no doubt has succeeded. `times`: when it began, and now, if it was pending.
+fn answered(shared: &Shared, start: &Start, target: &Target, times: Option<(Instant, Instant)>) {
+    let Entry { row, place, .. } = &*start.entry;
+    let (session, workspace) = (row.session, place.workspace());
+    let took = times.map_or(Duration::ZERO, |(began, now)| now.saturating_duration_since(began));
+    shared.emit(&Event::Dialed { session, workspace, target, took, error: None });
+    let times = || {
+        times.unwrap_or_else(|| {
+            let now = Instant::now();
+            (now, now)
+        })
+    };
+    place.answered_dial(target, times);
+    place.answered(target.agent, false, || times().1);
 }
 
 /// Checks that the session has a row by now: the one that was created, or another one. If not, nobody tries again.

@@ -68,11 +68,12 @@ pub(crate) struct To<'a> {
     pub(crate) target: Option<&'a Arc<Target>>,
 }
 
-/// What the first poll of a dial brought, if no connection.
-pub(crate) enum First {
+/// What has become of a dial before there is a race.
+pub(crate) enum First<C> {
     /// It was not begun.
     NotYet,
     Pending,
+    Connected(C),
     Failed(BoxError),
     NotReady(BoxError),
 }
@@ -153,18 +154,18 @@ where
 
     /// Polls the dial once, and does not wait. If it is pending, [`Dialer::finished`] is to follow within the same poll of
     /// the task: it relies on this one's waker and does not poll the dial a second time for nothing.
-    pub(crate) async fn first_poll(mut self: Pin<&mut Self>, to: To<'_>) -> Result<S::Response, First> {
+    pub(crate) async fn first_poll(mut self: Pin<&mut Self>, to: To<'_>) -> First<S::Response> {
         let polled = poll_fn(|cx| Poll::Ready(self.as_mut().poll(cx, to))).await;
         match polled {
-            Poll::Ready(Dialed::Connected(connection)) => Ok(connection),
-            Poll::Ready(Dialed::Failed(error)) => Err(First::Failed(error)),
-            Poll::Ready(Dialed::NotReady(error)) => Err(First::NotReady(error)),
+            Poll::Ready(Dialed::Connected(connection)) => First::Connected(connection),
+            Poll::Ready(Dialed::Failed(error)) => First::Failed(error),
+            Poll::Ready(Dialed::NotReady(error)) => First::NotReady(error),
             // The dial itself was not polled yet.
-            Poll::Ready(Dialed::Admitted | Dialed::Started) => Err(First::Pending),
+            Poll::Ready(Dialed::Admitted | Dialed::Started) => First::Pending,
             Poll::Pending => {
                 // A task that has spent its budget is polled again before it comes to that, perhaps for this dial.
                 *self.project().just_polled = has_budget_remaining();
-                Err(First::Pending)
+                First::Pending
             }
         }
     }

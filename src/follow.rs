@@ -10,6 +10,7 @@ use crate::{
     ask::ask_for_holders,
     directory::{AGAIN_AFTER, Place},
     hints::{About, Heard, Hint},
+    jitter,
     pulse::has_stopped,
     refresh::{self, Progress},
     rows::Entry,
@@ -26,7 +27,6 @@ use std::{
     cmp,
     collections::{HashMap, HashSet, VecDeque},
     future::pending,
-    hash::{BuildHasher, RandomState},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
@@ -92,17 +92,17 @@ pub(crate) fn ensure(shared: &Arc<Shared>) {
     if !calls.is_multiple_of(CALLS_BETWEEN_LOOKS) && !shared.following.is(0) {
         return;
     }
-    ensure_driven(shared);
+    ensure_driven(shared, Instant::now());
 }
 
 /// As [`ensure`], where the clock may be read: another task follows if nobody drives the runtime of the present one.
-pub(crate) fn ensure_driven(shared: &Arc<Shared>) {
+pub(crate) fn ensure_driven(shared: &Arc<Shared>, now: Instant) {
     let settings = &shared.settings;
     // Asked each time: another layer may work over the store by now.
     if shared.hints.is_none() && settings.record_use.is_none() && !shared.checks_rows() {
         return;
     }
-    let (following, now) = (&shared.following, Instant::now());
+    let following = &shared.following;
     let current = following.current.load(Ordering::Acquire);
     // Whoever holds it looks as well, or is the follower.
     let Ok(mut seen) = following.seen.try_lock() else { return };
@@ -132,7 +132,6 @@ pub(crate) fn ensure_driven(shared: &Arc<Shared>) {
         doubts: VecDeque::new(),
         doubts_at_once: 0,
         doubt_at: None,
-        jitter: RandomState::new(),
         progress: Progress::default(),
         all_rows: false,
         all_rows_at: None,
@@ -194,7 +193,6 @@ struct Follower {
     doubts: VecDeque<Weak<Place>>,
     doubts_at_once: usize,
     doubt_at: Option<Instant>,
-    jitter: RandomState,
     progress: Progress,
     /// All cached rows are to be read because of a gap, but not before then.
     all_rows: bool,
@@ -389,10 +387,7 @@ impl Follower {
             place.doubt(now);
             ask_for_holders(shared, &place);
         }
-        self.doubt_at = (!self.doubts.is_empty()).then(|| {
-            let varied = self.jitter.hash_one(self.doubts.len()) % 1_024;
-            now + BETWEEN_DOUBTS / 2 + BETWEEN_DOUBTS * u32::try_from(varied).unwrap_or(0) / 1_024
-        });
+        self.doubt_at = (!self.doubts.is_empty()).then(|| now + jitter::around(BETWEEN_DOUBTS));
     }
 
     /// What is to be read again because of a hint. What shows by now what it has said is done, and what did not show it

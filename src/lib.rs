@@ -135,6 +135,7 @@
 mod binding;
 mod error;
 mod id;
+mod jitter;
 mod local;
 mod observer;
 mod outcome;

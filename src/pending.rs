@@ -184,6 +184,9 @@ impl Slot {
     /// What the target has answered since the dial began that holds this slot.
     pub(crate) fn answers_since(&self, began: Instant) -> Answers {
         let gate = &self.call.gate;
+        if gate.answered_at.load(Ordering::Relaxed) == 0 {
+            return Answers::None;
+        }
         let began = gate.nanos(began);
         if gate.answered_began.load(Ordering::Relaxed) > began {
             Answers::Later

@@ -9,6 +9,7 @@ use crate::{
     directory::Verdict,
     error::{Cause, SharedError},
     flight::{Missed, Seat},
+    jitter,
     pending::Probe,
     rows::Entry,
     settings::Settings,
@@ -17,7 +18,6 @@ use crate::{
 use futures_util::future::BoxFuture;
 use std::{
     future::pending,
-    hash::{BuildHasher, RandomState},
     pin::{Pin, pin},
     sync::Arc,
 };
@@ -31,6 +31,14 @@ pub(crate) enum Raced<C> {
     Won(Won<C>),
     /// The session's row must be looked up again: it points elsewhere by now, or may. With the validations asked for.
     Moved(u8),
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Times {
+    /// When the race began, or the dial that is pending already.
+    pub(crate) began: Instant,
+    pub(crate) now: Instant,
+    pub(crate) deadline: Instant,
 }
 
 pub(crate) struct Won<C> {
@@ -47,24 +55,35 @@ pub(crate) struct Won<C> {
 pub(crate) async fn race<S>(
     shared: &Arc<Shared>,
     dialer: Pin<&mut Dialer<S>>,
-    first: First,
+    first: First<S::Response>,
     ask: &DialSession,
     start: &mut Start,
-    deadline: Instant,
-    mut now: Instant,
+    times: Times,
 ) -> Result<Raced<S::Response>, Error>
 where
     S: Service<DialAgent> + Clone,
     S::Error: Into<BoxError>,
 {
-    let mut run = Run::new(shared, dialer, start, !matches!(first, First::NotYet), deadline, now);
+    let mut run = Run::new(shared, dialer, start, !matches!(first, First::NotYet), times);
+    let mut now = times.now;
     let mut question: Option<Seat<Validated>> = None;
     let mut reading: Option<Reading> = None;
     let mut connected: Option<S::Response> = None;
     let mut dial_error: Option<BoxError> = None;
     let mut validation_error: Option<SharedError> = None;
     match first {
-        First::NotYet | First::Pending => {}
+        First::NotYet => {}
+        // The delay may have passed as well: what has become known comes before a question.
+        First::Pending => {
+            if let Landing::Moved = run.look() {
+                return run.decided(Ok(Raced::Moved(run.attempt.validations())));
+            }
+        }
+        First::Connected(connection) => {
+            run.ended(now, None);
+            connected = Some(connection);
+            run.attempt.on_connected();
+        }
         First::Failed(error) => {
             if let Landing::Moved = run.failed(now, &error) {
                 return run.decided(Ok(Raced::Moved(run.attempt.validations())));
@@ -101,7 +120,7 @@ where
                 match run.dialer.probe(now, every, delay) {
                     Probe::Granted => run.attempt.on_probe(now),
                     // Not all of them at one instant.
-                    Probe::Wait(until) => run.attempt.on_paused(until + jitter(delay)),
+                    Probe::Wait(until) => run.attempt.on_paused(until + jitter::up_to(delay / 2)),
                     Probe::InVain => run.attempt.on_probed_in_vain(),
                 }
                 continue;
@@ -241,11 +260,63 @@ impl<S: Service<DialAgent>> Drop for Run<'_, S> {
         if !self.dialer.is_dialing() || std::thread::panicking() {
             return;
         }
-        let (began, now) = (self.dial_began, Instant::now());
-        let Entry { row, place, .. } = &*self.start.entry;
-        place.doubt_dropped(target.agent, began, now);
-        let (session, workspace, pending) = (row.session, place.workspace(), now.saturating_duration_since(began));
-        self.shared.emit(&Event::DroppedInFlight { session, workspace, target, pending });
+        dropped_in_flight(self.shared, &self.start.entry, target, self.dial_began);
+    }
+}
+
+fn dropped_in_flight(shared: &Shared, entry: &Entry, target: &Target, began: Instant) {
+    let now = Instant::now();
+    let Entry { row, place, .. } = entry;
+    place.doubt_dropped(target.agent, began, now);
+    let (session, workspace, pending) = (row.session, place.workspace(), now.saturating_duration_since(began));
+    shared.emit(&Event::DroppedInFlight { session, workspace, target, pending });
+}
+
+/// Waits for a pending dial that nothing disturbs: until it ends, something becomes known, or the validation delay has
+/// passed. Nearly all dials over a network end here, and there is nothing to race.
+pub(crate) async fn undisturbed<S>(
+    shared: &Shared,
+    mut dialer: Pin<&mut Dialer<S>>,
+    start: &Start,
+    target: &Arc<Target>,
+    began: Instant,
+) -> First<S::Response>
+where
+    S: Service<DialAgent> + Clone,
+    S::Error: Into<BoxError>,
+{
+    let mut in_flight = InFlight { shared, entry: &start.entry, target, began, ended: false };
+    let to = To { place: &start.entry.place, target: Some(target) };
+    let first = select! {
+        biased;
+        dialed = dialer.as_mut().finished(to) => match dialed {
+            Dialed::Connected(connection) => First::Connected(connection),
+            Dialed::Failed(error) => First::Failed(error),
+            Dialed::NotReady(error) => First::NotReady(error),
+            Dialed::Admitted | Dialed::Started => First::Pending,
+        },
+        () = news(shared, start) => First::Pending,
+        () = async { sleep_until(began + shared.settings.validation_delay).await } => First::Pending,
+    };
+    in_flight.ended = true;
+    first
+}
+
+/// A dial that leaves a doubt behind if it is dropped.
+struct InFlight<'a> {
+    shared: &'a Shared,
+    entry: &'a Entry,
+    target: &'a Target,
+    began: Instant,
+    ended: bool,
+}
+
+impl Drop for InFlight<'_> {
+    /// Only marks: nothing may spawn, block or panic in a `Drop`.
+    fn drop(&mut self) {
+        if !self.ended && !std::thread::panicking() {
+            dropped_in_flight(self.shared, self.entry, self.target, self.began);
+        }
     }
 }
 
@@ -261,11 +332,10 @@ where
         dialer: Pin<&'a mut Dialer<S>>,
         start: &'a mut Start,
         dialing: bool,
-        deadline: Instant,
-        now: Instant,
+        Times { began, deadline, .. }: Times,
     ) -> Self {
         let Settings { validation_delay: delay, redial, .. } = shared.settings;
-        let limits = Limits { delay, deadline, redial, jitter: jitter(delay.max(SHORTEST_LOSS)) };
+        let limits = Limits { delay, deadline, redial, jitter: jitter::up_to(delay.max(SHORTEST_LOSS) / 2) };
         let given = Given {
             bound: start.entry.row.target.as_ref(),
             target: start.choice.target.take(),
@@ -274,8 +344,8 @@ where
             denied: start.choice.denied,
             dialing,
         };
-        let attempt = Attempt::new(limits, given, now);
-        Self { shared, dialer, start, attempt, dial_began: now, dialed_in: Duration::ZERO }
+        let attempt = Attempt::new(limits, given, began);
+        Self { shared, dialer, start, attempt, dial_began: began, dialed_in: Duration::ZERO }
     }
 
     /// The race ends by its own decision: a dial that is still pending ends here, and is no evidence.
@@ -380,13 +450,6 @@ where
         }
         Landing::Good
     }
-}
-
-/// Up to half of the delay.
-fn jitter(delay: Duration) -> Duration {
-    // The hasher's keys are the randomness that std has.
-    let random = RandomState::new().hash_one(0) as u32;
-    (delay / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 
 /// How what is being dialed compares with what is known.

@@ -8,6 +8,7 @@ use crate::{
     binding::Behind,
     directory::Repaired,
     error::{Cause, SharedError},
+    jitter,
     outcome::RepairStatus,
     pulse::{has_stopped, patience, with_signs},
     rows::Entry,
@@ -17,7 +18,6 @@ use crate::{
 };
 use std::{
     collections::HashMap,
-    hash::{BuildHasher, RandomState},
     pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -375,7 +375,7 @@ impl Task {
             tokio::select! {
                 () = repairs.closing.cancelled() => {}
                 () = self.forgotten.cancelled() => {}
-                () = sleep(jittered(pause)) => {}
+                () = sleep(pause + jitter::up_to(pause / 4)) => {}
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
@@ -461,13 +461,6 @@ impl Task {
             Key::Group(..) => Event::WorkspaceRepaired { workspace, target, repair },
         });
     }
-}
-
-/// Longer by up to a quarter, so that many who failed together do not come back together.
-fn jittered(pause: Duration) -> Duration {
-    // The keys of std's hasher are its randomness.
-    let random = RandomState::new().hash_one(()) % 256;
-    pause + pause * (random as u32) / 1_024
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use crate::{
     tick::Tick,
     usage::{Marks, Use},
 };
+use foldhash::fast::RandomState;
 use moka::{notification::RemovalCause, ops::compute::Op, sync::Cache};
 use std::{
     collections::HashMap,
@@ -320,7 +321,7 @@ const UNCERTAIN_FOR: Duration = Duration::from_secs(60);
 pub(crate) struct Rows {
     /// A slot that holds no entry makes its session wait for an eviction that is under way: a value is put into a slot
     /// before its predecessor is evicted, or after that was told to the listener.
-    cache: Cache<SessionId, Option<Arc<Entry>>>,
+    cache: Cache<SessionId, Option<Arc<Entry>>, RandomState>,
     watches: Arc<Watches>,
     /// When the targets of a workspace were last dropped by order.
     reset_at: AtomicU64,
@@ -354,7 +355,7 @@ impl Rows {
                 let watch = evictions.evicted(*session);
                 entry.leave(&watch, EVICTED);
             })
-            .build();
+            .build_with_hasher(RandomState::default());
         Self {
             cache,
             watches,

@@ -68,6 +68,14 @@ pub(crate) struct Start {
     pub(crate) absent: bool,
 }
 
+impl Start {
+    /// Whether nothing has become known since.
+    pub(crate) fn is_still(&self) -> bool {
+        let Self { entry, choice, .. } = self;
+        entry.is_current() && entry.place.version() == choice.version && !choice.void
+    }
+}
+
 /// What is known of a session whose request may use a connection that is there.
 #[cfg(feature = "http")]
 pub(crate) enum Known {
@@ -246,10 +254,10 @@ impl Shared {
 
     /// The one look: whether what a call goes by is still what this process knows.
     pub(crate) fn look(&self, start: &mut Start) -> Look {
-        let state = start.entry.state();
-        if state == State::Current && start.entry.place.version() == start.choice.version && !start.choice.void {
+        if start.is_still() {
             return Look::Still;
         }
+        let state = start.entry.state();
         if state != State::Current {
             match (state, self.rows.get(start.entry.row.session)) {
                 (_, Some(entry)) if entry.workspace() != start.entry.workspace() => return Look::Moved,

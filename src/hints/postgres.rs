@@ -3,7 +3,7 @@
 mod queue;
 
 use super::{Heard, Hint, Hints};
-use crate::{BoxError, settings::LONGEST, store::sql};
+use crate::{BoxError, jitter, settings::LONGEST, store::sql};
 use futures_util::{FutureExt, Stream};
 use queue::{Queue, SEPARATOR};
 use sqlx::{
@@ -13,7 +13,6 @@ use sqlx::{
 use std::{
     convert::Infallible,
     fmt,
-    hash::{BuildHasher, RandomState},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -218,7 +217,7 @@ impl PostgresHints {
                 pause = PAUSES[0];
             }
             sending = loop {
-                sleep(jittered(pause)).await;
+                sleep(jitter::around(pause)).await;
                 pause = (pause * 2).min(PAUSES[1]);
                 match timeout(CONNECT, self.connect_sending()).await {
                     Ok(Ok(sending)) => break sending,
@@ -306,12 +305,6 @@ struct Probe {
     sent: Notify,
 }
 
-/// Not for all replicas the same. The hasher's keys are the randomness that std has.
-fn jittered(pause: Duration) -> Duration {
-    let random = RandomState::new().hash_one(0) % 1024;
-    pause.mul_f64(0.5 + random as f64 / 1024.0)
-}
-
 impl Hints for PostgresHints {
     fn send(&self, hint: Hint) {
         self.queue.push(hint);
@@ -380,7 +373,7 @@ impl Replica {
                 End::Deaf => {}
                 End::Failed(error) => {
                     self.log.wrong(&*error);
-                    sleep(jittered(self.pause)).await;
+                    sleep(jitter::around(self.pause)).await;
                     self.pause = (self.pause * 2).min(PAUSES[1]);
                 }
             }

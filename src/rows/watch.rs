@@ -6,10 +6,11 @@
 
 use super::Moment;
 use crate::{Revision, SessionId, WorkspaceId};
+use foldhash::fast::RandomState;
 use std::{
     collections::HashMap,
     fmt,
-    hash::{BuildHasher, RandomState},
+    hash::BuildHasher,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -53,7 +54,7 @@ struct Waiter {
 
 impl Watches {
     pub(super) fn new() -> Self {
-        let hasher = RandomState::new();
+        let hasher = RandomState::default();
         let stripe = |_| Stripe {
             changes: AtomicU64::new(0),
             inner: Mutex::new(Inner {

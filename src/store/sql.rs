@@ -14,14 +14,10 @@ pub(super) mod server;
 use super::Reset;
 use super::{NewBinding, StoreError, housekeeping::Memory};
 use crate::{
-    AgentId, Binding, BoxError, BuildId, Epoch, Generation, Previous, Revision, SessionId, Target, WorkspaceId,
+    AgentId, Binding, BoxError, BuildId, Epoch, Generation, Previous, Revision, SessionId, Target, WorkspaceId, jitter,
 };
 use sqlx::{AssertSqlSafe, ColumnIndex, Database, Decode, Encode, Row, SqlSafeStr, SqlStr, Type, query::Query};
-use std::{
-    hash::{BuildHasher, RandomState},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
@@ -397,9 +393,7 @@ impl Patience {
         if Instant::now() >= self.until {
             return false;
         }
-        // Not all at the same moment again. The hasher's keys are the randomness that std has.
-        let random = RandomState::new().hash_one(0) % 1024;
-        sleep(self.pause.mul_f64(0.5 + random as f64 / 1024.0)).await;
+        sleep(jitter::around(self.pause)).await;
         self.pause = (self.pause * 2).min(self.longest);
         true
     }

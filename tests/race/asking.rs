@@ -160,3 +160,23 @@ async fn calls_that_hang_since_different_times_ask_again_together() {
     assert_eq!(asked, own.chain(together).map(ms).collect::<Vec<_>>());
     assert_eq!(world.counts() - before, counts(20, 23, 0, 0));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_newer_target_that_comes_at_the_end_of_the_delay_is_dialed_without_a_question() {
+    // The task of the call is polled for the first time when both have happened, as on a busy machine.
+    for late in [0, 100] {
+        let mut s = Scene::new(Some(5)).await;
+        s.old_does(Does::Hang);
+        let newer = s.world.rebuild(s.ws, &s.old, Does::Hang);
+        let dial = s.world.dial(&s.layer);
+        let chat = s.chat;
+        let pending = tokio::spawn(async move { call(&dial, chat).await });
+        tokio::task::yield_now().await;
+        assert_eq!(s.did().await, counts(1, 0, 0, 0));
+        assert!(s.layer.bindings().announce(s.ws, newer.clone()));
+        tokio::time::advance(ms(250 + late)).await;
+        let got = pending.await.unwrap().unwrap();
+        assert_eq!((got.target(), got.outcome().validations), (&newer, 0));
+        assert_eq!(s.did().await, counts(1, 0, 0, 1));
+    }
+}

@@ -25,7 +25,7 @@ use pin_project::pin_project;
 use std::{
     fmt,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     task::{Context, Poll},
 };
 use tokio::{
@@ -317,6 +317,7 @@ where
                 queued_within: settings.wait_timeout,
                 question_after: settings.question_after,
                 leaves: &leaves,
+                is_watched: AtomicBool::new(false),
             };
             sent += 1;
             let unanswered = match lease.send(request, &progress, handle, watch).await {

@@ -324,9 +324,7 @@ where
             Ok(Err(error)) => return Err(lease.failed(error)),
             Err(_) => return Err(Unanswered::Failed(lease.silent(progress, watch.within))),
         };
-        if let Some(since) = progress.silent_since() {
-            lease.conn.agent.heads.record(since.elapsed());
-        }
+        watch.answered(progress);
         lease.answered();
         if response.version() == Version::HTTP_10 {
             // hyper would speak HTTP/1.0 from here on, which has no body of unknown length: it would be lost. The next

@@ -253,7 +253,7 @@ impl<B> Agent<B> {
             }
             // One that waits for a dial or a return of another request dials if there are more like it than that brings.
             let may_dial = alone || wants == Wants::Dial || state.waiting.len() > state.expected(self.limits);
-            match self.give(state, wants, may_dial, lost) {
+            match self.give(state, wants, |_| may_dial, lost) {
                 Some(given) => {
                     let Some(waiter) = state.waiting.remove(next) else { return };
                     if let Err(given) = waiter.given.send(given) {
@@ -271,7 +271,7 @@ impl<B> Agent<B> {
         self: &Arc<Self>,
         state: &mut State<B>,
         wants: Wants,
-        may_dial: bool,
+        may_dial: impl FnOnce(&State<B>) -> bool,
         lost: &mut Lost<B>,
     ) -> Option<Given<B>> {
         if wants == Wants::Any
@@ -279,7 +279,7 @@ impl<B> Agent<B> {
         {
             return Some(Given::Lease(self.lend(state, found)));
         }
-        if !may_dial {
+        if !may_dial(state) {
             return None;
         }
         if state.open >= self.limits.connections {
@@ -316,7 +316,8 @@ impl<B> Agent<B> {
     pub(super) fn take(self: &Arc<Self>, wants: Wants) -> Taken<B> {
         self.change(|state, lost| {
             if state.waiting.is_empty() {
-                let may_dial = wants == Wants::Dial || state.expected(self.limits) == 0;
+                // Asked only if nothing is found, since it looks at every connection.
+                let may_dial = |state: &State<B>| wants == Wants::Dial || state.expected(self.limits) == 0;
                 if let Some(given) = self.give(state, wants, may_dial, lost) {
                     return Taken::Given(given);
                 }
@@ -462,6 +463,9 @@ impl<B> State<B> {
 
     /// Requests that will have a connection soon, beside those that bring it.
     fn expected(&self, limits: Limits) -> usize {
+        if limits.requests == 1 {
+            return self.returning;
+        }
         let unannounced =
             self.members.iter().filter(|member| member.is_fit() && member.conn.streams().is_none()).count();
         (self.dialing + unannounced) * (limits.requests - 1) + self.returning

@@ -14,13 +14,13 @@ use crate::{
 use std::{
     future::pending,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering},
+        Arc, Mutex, PoisonError, TryLockError,
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 use tokio::{
     select,
-    time::{Duration, Instant, sleep_until},
+    time::{Duration, Instant, sleep, sleep_until},
 };
 
 /// A request is not watched before that: nearly every one has its answer by then.
@@ -47,7 +47,12 @@ impl HeadTimes {
     pub(super) fn record(&self, took: Duration) {
         let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         let bucket = (u64::BITS - millis.leading_zeros()) as usize;
-        let mut histogram = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut histogram = match self.0.try_lock() {
+            Ok(histogram) => histogram,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            // A statistic that need not be complete, and no reason for requests to wait for each other.
+            Err(TryLockError::WouldBlock) => return,
+        };
         histogram.counts[bucket.min(BUCKETS - 1)] += 1;
         histogram.total += 1;
         if histogram.total > REMEMBERED {
@@ -110,6 +115,8 @@ pub(super) struct Watch<'a> {
     pub(super) question_after: Option<Duration>,
     /// Returns `true` if the request does not wait for an agent that its session has left.
     pub(super) leaves: &'a (dyn Fn() -> bool + Send + Sync),
+    /// The request has waited for a moment already.
+    pub(super) is_watched: AtomicBool,
 }
 
 /// Why a request waits no longer.
@@ -123,13 +130,20 @@ pub(super) enum Over {
 }
 
 impl Watch<'_> {
+    /// The answer has begun. Of one that comes at once the time is not looked at.
+    pub(super) fn answered(&self, progress: &Progress) {
+        if !self.is_watched.load(Ordering::Relaxed) {
+            self.heads.record(Duration::ZERO);
+        } else if let Some(since) = progress.silent_since() {
+            self.heads.record(since.elapsed());
+        }
+    }
+
     /// Resolves when the request is to wait no longer.
     pub(super) async fn over(&self, handle: &BoundHandle, progress: &Progress, gone: impl Future<Output = ()>) -> Over {
-        let watched = Instant::now() + UNWATCHED;
-        select! {
-            () = self.silence(progress) => return Over::Silent,
-            () = sleep_until(watched) => {}
-        }
+        // One timer, which nearly every request drops before it fires.
+        sleep(self.within.map_or(UNWATCHED, |within| within.min(UNWATCHED))).await;
+        self.is_watched.store(true, Ordering::Relaxed);
         // Boxed, so that a request which is answered soon does not carry the room for it.
         let superseded = Box::pin(self.superseded(handle, progress));
         select! {

@@ -33,7 +33,6 @@ fn at_most(connections: usize) -> NonZeroUsize {
     NonZeroUsize::new(connections).unwrap()
 }
 
-#[tokio::test]
 async fn requests_above_the_stream_limit_of_an_agent_use_another_connection() {
     let agent = Agent::with(1, |server| {
         server.http2().max_concurrent_streams(4);
@@ -60,7 +59,6 @@ async fn requests_above_the_stream_limit_of_an_agent_use_another_connection() {
     assert_eq!(net.counts() - before, counts(2, 0, 0, 0));
 }
 
-#[tokio::test]
 async fn requests_above_the_stream_limit_wait_at_the_connection_limit_and_the_agent_is_not_blamed() {
     let agent = Agent::with(1, |server| {
         server.http2().max_concurrent_streams(10);
@@ -122,7 +120,6 @@ async fn many_requests_at_once_respect_a_limit_that_has_not_been_announced_yet()
     assert_eq!((made.v, agent.requests()), (0, 50));
 }
 
-#[tokio::test]
 async fn a_slow_answer_on_a_connection_that_answers_other_streams_is_no_evidence() {
     let agent = Agent::start(1).await;
     let net = Net::new();
@@ -143,7 +140,6 @@ async fn a_slow_answer_on_a_connection_that_answers_other_streams_is_no_evidence
     assert_eq!(net.counts() - before, counts(1, 0, 0, 0));
 }
 
-#[tokio::test]
 async fn responses_that_nobody_reads_do_not_stop_other_requests() {
     let agent = Agent::start(1).await;
     let net = Net::new();
@@ -324,7 +320,6 @@ async fn requests_that_an_agent_refuses_are_sent_again() {
     assert_eq!(agent.carried_out(), (400, 1));
 }
 
-#[tokio::test]
 async fn a_refused_request_whose_body_was_touched_fails_and_is_unsent() {
     let agent = Frames::start(Does::Resets(1, Reason::REFUSED_STREAM)).await;
     let failed = agent.asked(1, 1, "some").await;
@@ -333,7 +328,6 @@ async fn a_refused_request_whose_body_was_touched_fails_and_is_unsent() {
     assert_eq!((failed[0].fault(), failed[0].http2_code()), (Fault::Agent, Some(7)));
 }
 
-#[tokio::test]
 async fn a_refused_request_is_sent_four_times_at_most() {
     let agent = Frames::start(Does::Resets(1, Reason::REFUSED_STREAM)).await;
     let failed = agent.asked(1, 1, "").await;
@@ -341,7 +335,6 @@ async fn a_refused_request_is_sent_four_times_at_most() {
     assert_eq!((agent.streams.load(SeqCst), agent.carried_out()), (4, (0, 0)));
 }
 
-#[tokio::test]
 async fn a_stream_that_the_agent_resets_is_not_sent_again() {
     let agent = Frames::start(Does::Resets(1, Reason::INTERNAL_ERROR)).await;
     let failed = agent.asked(1, 2, "").await;
@@ -439,4 +432,14 @@ async fn silent_streams_are_pinged_no_more_often_than_servers_of_grpc_tolerate()
             last = ping;
         }
     }
+}
+
+on_both_runtimes! {
+    requests_above_the_stream_limit_of_an_agent_use_another_connection,
+    requests_above_the_stream_limit_wait_at_the_connection_limit_and_the_agent_is_not_blamed,
+    a_slow_answer_on_a_connection_that_answers_other_streams_is_no_evidence,
+    responses_that_nobody_reads_do_not_stop_other_requests,
+    a_refused_request_whose_body_was_touched_fails_and_is_unsent,
+    a_refused_request_is_sent_four_times_at_most,
+    a_stream_that_the_agent_resets_is_not_sent_again,
 }

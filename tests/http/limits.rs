@@ -20,7 +20,6 @@ fn begin(client: &Client, path: &'static str, chat: SessionId) -> JoinHandle<Res
     tokio::spawn(async move { Ok(text(send(&client, get_(path, chat)).await?).await) })
 }
 
-#[tokio::test]
 async fn who_finds_every_connection_in_use_waits_for_one_in_turn() {
     let (net, agent) = (Net::new(), Agent::start(1).await);
     let chat = net.bind(net.workspace(&agent)).await;
@@ -42,7 +41,6 @@ async fn who_finds_every_connection_in_use_waits_for_one_in_turn() {
     assert_eq!(net.counts() - before, counts(2, 0, 0, 0));
 }
 
-#[tokio::test]
 async fn who_waits_too_long_is_told_that_all_are_busy_and_nothing_is_wrong_with_the_agent() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
@@ -65,7 +63,6 @@ async fn who_waits_too_long_is_told_that_all_are_busy_and_nothing_is_wrong_with_
     }
 }
 
-#[tokio::test]
 async fn who_waits_for_a_connection_to_an_agent_that_is_replaced_goes_to_the_new_one_at_once() {
     let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
     let ws = net.workspace(&old);
@@ -83,7 +80,6 @@ async fn who_waits_for_a_connection_to_an_agent_that_is_replaced_goes_to_the_new
     first.abort();
 }
 
-#[tokio::test]
 async fn the_connection_of_an_upgrade_counts_until_it_is_closed() {
     let (net, agent) = (Net::new(), Agent::start(1).await);
     let chat = net.bind(net.workspace(&agent)).await;
@@ -98,7 +94,6 @@ async fn the_connection_of_an_upgrade_counts_until_it_is_closed() {
     agent.has_open(1).await;
 }
 
-#[tokio::test]
 async fn a_shared_connection_that_is_full_is_followed_by_another_one() {
     let (net, agent) = (Net::new(), Agent::start(1).await);
     let chat = net.bind(net.workspace(&agent)).await;
@@ -121,7 +116,6 @@ async fn a_shared_connection_that_is_full_is_followed_by_another_one() {
     assert_eq!((net.counts() - before, agent.requests()), (counts(2, 0, 0, 0), 8));
 }
 
-#[tokio::test]
 async fn who_waited_for_a_dial_that_came_to_nothing_dials_with_all_the_others_who_did() {
     let (net, mut agent) = (Net::new(), Agent::start(1).await);
     let chat = net.bind(net.workspace(&agent)).await;
@@ -139,7 +133,6 @@ async fn who_waited_for_a_dial_that_came_to_nothing_dials_with_all_the_others_wh
     assert_eq!(net.most_dialing(), 4);
 }
 
-#[tokio::test]
 async fn the_time_of_an_agent_does_not_run_while_the_request_waits_for_a_connection() {
     let (net, agent) = (Net::new(), Agent::start(1).await);
     let chat = net.bind(net.workspace(&agent)).await;
@@ -154,7 +147,6 @@ async fn the_time_of_an_agent_does_not_run_while_the_request_waits_for_a_connect
     assert_eq!(soon(second).await.unwrap().unwrap(), agent.target.agent.to_string());
 }
 
-#[tokio::test]
 async fn a_dropped_call_gives_its_place_back_whatever_it_was_waiting_for() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
@@ -177,7 +169,6 @@ async fn a_dropped_call_gives_its_place_back_whatever_it_was_waiting_for() {
     }
 }
 
-#[tokio::test]
 async fn an_idle_connection_is_closed_in_time_and_one_in_use_is_not() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
@@ -204,7 +195,6 @@ async fn an_idle_connection_is_closed_in_time_and_one_in_use_is_not() {
     }
 }
 
-#[tokio::test]
 async fn calls_that_must_be_dialed_leave_no_more_connections_than_are_allowed() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
@@ -232,7 +222,6 @@ async fn calls_that_must_be_dialed_leave_no_more_connections_than_are_allowed() 
     }
 }
 
-#[tokio::test]
 async fn the_longest_durations_there_are_mean_never() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
@@ -255,7 +244,6 @@ async fn the_longest_durations_there_are_mean_never() {
     }
 }
 
-#[tokio::test]
 async fn a_connection_that_is_not_kept_at_all_wakes_nobody_while_it_is_in_use() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::on_its_own_thread(1));
@@ -332,7 +320,6 @@ async fn requests_in_doubt_respect_the_connection_limit() {
     assert!(most <= 8, "{most} connections at once");
 }
 
-#[tokio::test]
 async fn requests_in_doubt_that_wait_for_a_connection_ask_the_resolver() {
     let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
     let ws = net.workspace(&old);
@@ -397,7 +384,6 @@ async fn storm(speaks: Speaks) {
     agent.has_open(0).await;
 }
 
-#[tokio::test]
 async fn no_place_is_lost_whenever_callers_give_up_on_one_thread() {
     for speaks in BOTH {
         storm(speaks).await;
@@ -409,4 +395,21 @@ async fn no_place_is_lost_whenever_callers_give_up_on_several_threads() {
     for speaks in BOTH {
         storm(speaks).await;
     }
+}
+
+on_both_runtimes! {
+    who_finds_every_connection_in_use_waits_for_one_in_turn,
+    who_waits_too_long_is_told_that_all_are_busy_and_nothing_is_wrong_with_the_agent,
+    who_waits_for_a_connection_to_an_agent_that_is_replaced_goes_to_the_new_one_at_once,
+    the_connection_of_an_upgrade_counts_until_it_is_closed,
+    a_shared_connection_that_is_full_is_followed_by_another_one,
+    who_waited_for_a_dial_that_came_to_nothing_dials_with_all_the_others_who_did,
+    the_time_of_an_agent_does_not_run_while_the_request_waits_for_a_connection,
+    a_dropped_call_gives_its_place_back_whatever_it_was_waiting_for,
+    an_idle_connection_is_closed_in_time_and_one_in_use_is_not,
+    calls_that_must_be_dialed_leave_no_more_connections_than_are_allowed,
+    the_longest_durations_there_are_mean_never,
+    a_connection_that_is_not_kept_at_all_wakes_nobody_while_it_is_in_use,
+    requests_in_doubt_that_wait_for_a_connection_ask_the_resolver,
+    no_place_is_lost_whenever_callers_give_up_on_one_thread,
 }

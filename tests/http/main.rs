@@ -5,6 +5,25 @@ mod support;
 
 mod net;
 
+/// Makes tests of these functions, on a runtime of one thread and on one of several. One that is not listed is not used,
+/// which the compiler says.
+macro_rules! on_both_runtimes {
+    ($($test:ident,)*) => {
+        mod on_one_thread {
+            $(#[tokio::test]
+            async fn $test() {
+                super::$test().await;
+            })*
+        }
+        mod on_several_threads {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                super::$test().await;
+            })*
+        }
+    };
+}
+
 mod connector;
 mod evidence;
 mod failures;

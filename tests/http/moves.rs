@@ -7,7 +7,6 @@ use http_body_util::BodyExt;
 use std::time::Duration;
 use tower_bound_agent::{BoundHandle, Path, Repair, RepairMode};
 
-#[tokio::test]
 async fn after_a_rebuild_that_is_known_the_next_turn_is_the_new_agents_and_the_old_connections_close() {
     for speaks in BOTH {
         let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
@@ -34,7 +33,6 @@ async fn after_a_rebuild_that_is_known_the_next_turn_is_the_new_agents_and_the_o
     }
 }
 
-#[tokio::test]
 async fn after_a_rebuild_all_sessions_of_the_workspace_move_to_one_connection_and_are_repaired() {
     for speaks in BOTH {
         let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
@@ -70,7 +68,6 @@ async fn after_a_rebuild_all_sessions_of_the_workspace_move_to_one_connection_an
     }
 }
 
-#[tokio::test]
 async fn a_new_session_of_a_known_workspace_is_bound_by_a_turn_on_a_connection_that_is_there() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
@@ -91,7 +88,6 @@ async fn a_new_session_of_a_known_workspace_is_bound_by_a_turn_on_a_connection_t
     }
 }
 
-#[tokio::test]
 async fn a_call_that_is_to_end_only_after_its_repair_is_dialed() {
     let agent = Agent::start(1).await;
     let net = Net::new().with(|builder| builder.repair(RepairMode::BeforeReturn));
@@ -109,7 +105,6 @@ async fn a_call_that_is_to_end_only_after_its_repair_is_dialed() {
     assert_eq!(net.counts() - before, counts(1, 0, 0, 1));
 }
 
-#[tokio::test]
 async fn after_a_retarget_the_next_turn_is_the_other_workspaces_and_its_old_one_keeps_its_connections() {
     for speaks in BOTH {
         let (net, here, there) = (Net::new(), Agent::start(1).await, Agent::start(1).await);
@@ -130,7 +125,6 @@ async fn after_a_retarget_the_next_turn_is_the_other_workspaces_and_its_old_one_
     }
 }
 
-#[tokio::test]
 async fn a_session_that_was_forgotten_uses_no_connection() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
@@ -145,7 +139,6 @@ async fn a_session_that_was_forgotten_uses_no_connection() {
     }
 }
 
-#[tokio::test]
 async fn a_report_takes_the_connection_out_of_circulation_and_the_next_turn_validates() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
@@ -167,7 +160,6 @@ async fn a_report_takes_the_connection_out_of_circulation_and_the_next_turn_vali
     }
 }
 
-#[tokio::test]
 async fn a_connection_that_was_reported_is_not_used_again_although_the_report_raised_no_doubt() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
@@ -187,7 +179,6 @@ async fn a_connection_that_was_reported_is_not_used_again_although_the_report_ra
     }
 }
 
-#[tokio::test]
 async fn a_connection_that_is_found_to_be_lost_is_left_for_the_one_used_before_it() {
     let (net, agent) = (Net::new(), Agent::start(1).await);
     let chat = net.bind(net.workspace(&agent)).await;
@@ -208,7 +199,6 @@ async fn a_connection_that_is_found_to_be_lost_is_left_for_the_one_used_before_i
     agent.has_open(1).await;
 }
 
-#[tokio::test]
 async fn after_a_report_another_agent_gets_the_next_turn_although_the_old_one_answers() {
     for speaks in BOTH {
         let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
@@ -229,7 +219,6 @@ async fn after_a_report_another_agent_gets_the_next_turn_although_the_old_one_an
     }
 }
 
-#[tokio::test]
 async fn a_hint_makes_the_next_turn_dial_and_validate_and_no_connection_older_than_it_is_used() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
@@ -253,7 +242,6 @@ async fn a_hint_makes_the_next_turn_dial_and_validate_and_no_connection_older_th
     }
 }
 
-#[tokio::test]
 async fn a_stream_under_way_ends_in_its_own_time_and_its_connection_with_the_last_of_them() {
     for speaks in BOTH {
         let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
@@ -287,7 +275,6 @@ async fn a_stream_under_way_ends_in_its_own_time_and_its_connection_with_the_las
     }
 }
 
-#[tokio::test]
 async fn a_request_that_waits_for_an_agent_that_drains_gets_its_answer() {
     for speaks in BOTH {
         let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
@@ -307,4 +294,20 @@ async fn a_request_that_waits_for_an_agent_that_drains_gets_its_answer() {
         old.has_open(0).await;
         assert_eq!((old.requests(), new.requests()), (1, 1), "{speaks:?}");
     }
+}
+
+on_both_runtimes! {
+    after_a_rebuild_that_is_known_the_next_turn_is_the_new_agents_and_the_old_connections_close,
+    after_a_rebuild_all_sessions_of_the_workspace_move_to_one_connection_and_are_repaired,
+    a_new_session_of_a_known_workspace_is_bound_by_a_turn_on_a_connection_that_is_there,
+    a_call_that_is_to_end_only_after_its_repair_is_dialed,
+    after_a_retarget_the_next_turn_is_the_other_workspaces_and_its_old_one_keeps_its_connections,
+    a_session_that_was_forgotten_uses_no_connection,
+    a_report_takes_the_connection_out_of_circulation_and_the_next_turn_validates,
+    a_connection_that_was_reported_is_not_used_again_although_the_report_raised_no_doubt,
+    a_connection_that_is_found_to_be_lost_is_left_for_the_one_used_before_it,
+    after_a_report_another_agent_gets_the_next_turn_although_the_old_one_answers,
+    a_hint_makes_the_next_turn_dial_and_validate_and_no_connection_older_than_it_is_used,
+    a_stream_under_way_ends_in_its_own_time_and_its_connection_with_the_last_of_them,
+    a_request_that_waits_for_an_agent_that_drains_gets_its_answer,
 }

@@ -9,7 +9,6 @@ use tower_bound_agent::{
     http::{AgentClient, ClientError},
 };
 
-#[tokio::test]
 async fn an_ordinary_turn_dials_nothing_and_asks_nobody() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
@@ -47,7 +46,6 @@ async fn one_turn_right_after_the_other_finds_its_connection_wherever_it_was_dri
     }
 }
 
-#[tokio::test]
 async fn sessions_of_one_workspace_share_connections_those_of_others_do_not() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
@@ -67,7 +65,6 @@ async fn sessions_of_one_workspace_share_connections_those_of_others_do_not() {
     }
 }
 
-#[tokio::test]
 async fn the_first_turn_of_a_session_binds_it() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
@@ -89,7 +86,6 @@ async fn the_first_turn_of_a_session_binds_it() {
     }
 }
 
-#[tokio::test]
 async fn requests_at_once_have_a_connection_each_with_http1_and_share_one_with_http2() {
     for (speaks, connections) in [(Speaks::Http1, 8), (Speaks::Http2, 1)] {
         let (net, agent) = (Net::new(), Agent::start(1).await);
@@ -117,7 +113,6 @@ async fn requests_at_once_have_a_connection_each_with_http1_and_share_one_with_h
     }
 }
 
-#[tokio::test]
 async fn what_a_request_says_of_a_host_is_handed_on_and_never_dialed() {
     let (net, agent, elsewhere) = (Net::new(), Agent::start(1).await, Agent::start(1).await);
     let address = elsewhere.target.address.clone().unwrap();
@@ -139,7 +134,6 @@ async fn what_a_request_says_of_a_host_is_handed_on_and_never_dialed() {
     assert_eq!((elsewhere.accepted(), agent.requests()), (0, 2));
 }
 
-#[tokio::test]
 async fn a_request_that_names_no_session_or_cannot_be_sent_is_refused_before_anything_is_dialed() {
     let (net, agent) = (Net::new(), Agent::start(1).await);
     let chat = net.bind(net.workspace(&agent)).await;
@@ -156,7 +150,6 @@ async fn a_request_that_names_no_session_or_cannot_be_sent_is_refused_before_any
     assert_eq!(net.counts() - before, counts(0, 0, 0, 0));
 }
 
-#[tokio::test]
 async fn the_session_can_be_found_anywhere_in_the_request() {
     let (net, agent) = (Net::new(), Agent::start(1).await);
     let chat = net.bind(net.workspace(&agent)).await;
@@ -169,7 +162,6 @@ async fn the_session_can_be_found_anywhere_in_the_request() {
     assert!(matches!(error, ClientError::NoSession));
 }
 
-#[tokio::test]
 async fn every_turn_is_a_use_that_an_observer_sees() {
     let agent = Agent::start(1).await;
     let uses = Arc::new(Mutex::new(Vec::new()));
@@ -190,7 +182,6 @@ async fn every_turn_is_a_use_that_an_observer_sees() {
     assert_eq!(*uses.lock().unwrap(), [(chat, 1), (chat, 0), (chat, 0)]);
 }
 
-#[tokio::test]
 async fn the_last_client_takes_its_idle_connections_and_tasks_with_it() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
@@ -210,7 +201,6 @@ async fn the_last_client_takes_its_idle_connections_and_tasks_with_it() {
     }
 }
 
-#[tokio::test]
 async fn what_is_under_way_outlives_the_client() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
@@ -241,7 +231,6 @@ fn a_client_can_be_shared_cloned_and_shown() {
     future::<tower_bound_agent::http::AgentFuture>();
 }
 
-#[tokio::test]
 async fn cold_sessions_use_the_connections_that_are_there() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
@@ -261,4 +250,18 @@ async fn cold_sessions_use_the_connections_that_are_there() {
         let error = send(&client, get_("/", session())).await.unwrap_err();
         assert!(matches!(error, ClientError::Dial(_)) && error.is_unsent(), "{error:?}");
     }
+}
+
+on_both_runtimes! {
+    an_ordinary_turn_dials_nothing_and_asks_nobody,
+    sessions_of_one_workspace_share_connections_those_of_others_do_not,
+    the_first_turn_of_a_session_binds_it,
+    requests_at_once_have_a_connection_each_with_http1_and_share_one_with_http2,
+    what_a_request_says_of_a_host_is_handed_on_and_never_dialed,
+    a_request_that_names_no_session_or_cannot_be_sent_is_refused_before_anything_is_dialed,
+    the_session_can_be_found_anywhere_in_the_request,
+    every_turn_is_a_use_that_an_observer_sees,
+    the_last_client_takes_its_idle_connections_and_tasks_with_it,
+    what_is_under_way_outlives_the_client,
+    cold_sessions_use_the_connections_that_are_there,
 }

@@ -38,7 +38,7 @@ trait Using: Send + Sync {
     /// The response has come to its end.
     fn ended(self: Box<Self>, progress: &Progress);
     /// The response broke off.
-    fn broke(&self);
+    fn broke(&self, error: &hyper::Error);
 }
 
 impl<B: Send + 'static> Using for Lease<B> {
@@ -50,8 +50,8 @@ impl<B: Send + 'static> Using for Lease<B> {
         Lease::ended(*self, progress);
     }
 
-    fn broke(&self) {
-        self.broke_off();
+    fn broke(&self, error: &hyper::Error) {
+        self.broke_off(error);
     }
 }
 
@@ -84,7 +84,7 @@ impl Body for AgentBody {
                     && is_evidence(error)
                     && !self.progress.has_failed()
                 {
-                    using.broke();
+                    using.broke(error);
                 }
             }
             Poll::Ready(_) => {

@@ -3,7 +3,7 @@
 use super::{
     body::AgentBody,
     builder::Settings,
-    error::{ClientError, is_unprocessed, is_unreachable},
+    error::{ClientError, is_io, is_unprocessed, is_unreachable},
     http1, http2,
     outgoing::{Outgoing, Progress},
     pool::{Agent, Reserved},
@@ -228,10 +228,11 @@ impl<B> Lease<B> {
         self.complete = progress.is_sent();
     }
 
-    /// What was sent came to no good end. Of a shared connection its own end tells whether that was the connection's
-    /// fault, or that of one stream.
-    pub(super) fn broke_off(&self) {
-        if self.alone {
+    /// The request or its response broke off with an error that speaks against the agent. On a shared connection it does
+    /// so only if the connection has failed, and not one stream; reported here already, since the caller may come again
+    /// before the task that drives the connection has reported it.
+    pub(super) fn broke_off(&self, error: &hyper::Error) {
+        if self.alone || error.is_timeout() || is_io(error) {
             self.conn.handle.report_stale();
         }
     }
@@ -355,7 +356,7 @@ where
             return Unanswered::Unsent { back: None, error, again: true };
         }
         if is_evidence(&error) {
-            self.broke_off();
+            self.broke_off(&error);
         }
         Unanswered::Failed(ClientError::Send(error))
     }

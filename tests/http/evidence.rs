@@ -35,7 +35,6 @@ async fn answers_and_resets(answer: &'static [u8]) -> Target {
     Target::new(AgentId::new(Uuid::new_v4())).with_generation(1).with_address(address)
 }
 
-#[tokio::test]
 async fn a_connection_that_breaks_after_a_complete_answer_is_no_evidence() {
     let target = answers_and_resets(b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 3\r\n\r\nno\n").await;
     let (net, ws) = (Net::new(), workspace());
@@ -97,7 +96,6 @@ impl Scene {
 
 const MOMENT: Duration = Duration::from_millis(300);
 
-#[tokio::test]
 async fn a_request_without_a_session_or_a_host_is_the_callers_fault() {
     for speaks in BOTH {
         let scene = started(speaks, |builder| builder).await;
@@ -113,7 +111,6 @@ async fn a_request_without_a_session_or_a_host_is_the_callers_fault() {
     }
 }
 
-#[tokio::test]
 async fn the_layers_error_is_the_fault_of_what_it_names() {
     for speaks in BOTH {
         let mut scene = started(speaks, |builder| builder).await;
@@ -131,7 +128,6 @@ async fn the_layers_error_is_the_fault_of_what_it_names() {
     }
 }
 
-#[tokio::test]
 async fn a_dial_that_fails_in_this_process_is_its_own_fault() {
     let scene = started(Speaks::Http1, |builder| builder).await;
     // No free descriptor.
@@ -143,7 +139,6 @@ async fn a_dial_that_fails_in_this_process_is_its_own_fault() {
     scene.next(1, 0).await;
 }
 
-#[tokio::test]
 async fn a_limit_of_the_client_is_its_own_fault() {
     let one = NonZeroUsize::MIN;
     for speaks in BOTH {
@@ -161,7 +156,6 @@ async fn a_limit_of_the_client_is_its_own_fault() {
     }
 }
 
-#[tokio::test]
 async fn a_request_that_another_agent_supersedes_may_have_been_seen() {
     for speaks in BOTH {
         let scene = started(speaks, |builder| builder.question_after(MOMENT)).await;
@@ -176,7 +170,6 @@ async fn a_request_that_another_agent_supersedes_may_have_been_seen() {
     }
 }
 
-#[tokio::test]
 async fn a_connection_that_breaks_raises_a_doubt() {
     for speaks in BOTH {
         let mut scene = started(speaks, |builder| builder).await;
@@ -191,7 +184,6 @@ async fn a_connection_that_breaks_raises_a_doubt() {
     }
 }
 
-#[tokio::test]
 async fn a_body_that_fails_is_the_callers_fault() {
     for speaks in BOTH {
         let scene = started(speaks, |builder| builder).await;
@@ -209,7 +201,6 @@ async fn a_body_that_fails_is_the_callers_fault() {
     }
 }
 
-#[tokio::test]
 async fn a_silent_agent_raises_a_doubt() {
     for speaks in BOTH {
         let scene = started(speaks, |builder| builder.response_header_timeout(MOMENT)).await;
@@ -221,4 +212,16 @@ async fn a_silent_agent_raises_a_doubt() {
         scene.agent.thaw();
         scene.next(2, 1).await;
     }
+}
+
+on_both_runtimes! {
+    a_connection_that_breaks_after_a_complete_answer_is_no_evidence,
+    a_request_without_a_session_or_a_host_is_the_callers_fault,
+    the_layers_error_is_the_fault_of_what_it_names,
+    a_dial_that_fails_in_this_process_is_its_own_fault,
+    a_limit_of_the_client_is_its_own_fault,
+    a_request_that_another_agent_supersedes_may_have_been_seen,
+    a_connection_that_breaks_raises_a_doubt,
+    a_body_that_fails_is_the_callers_fault,
+    a_silent_agent_raises_a_doubt,
 }

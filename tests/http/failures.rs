@@ -21,9 +21,10 @@ use tower_bound_agent::{
     http::{AgentClient, ClientError, watch_peer},
 };
 
+/// A validation delay that callers with the patience of a moment reach.
+const LESS: Duration = Duration::from_millis(250);
 const MOMENT: Duration = Duration::from_millis(300);
 
-#[tokio::test]
 async fn a_killed_agents_connections_lead_to_a_dial_hence_to_the_new_agent() {
     for speaks in BOTH {
         let (net, mut old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
@@ -98,7 +99,6 @@ impl tokio::io::AsyncWrite for NoBuffers {
     }
 }
 
-#[tokio::test]
 async fn an_error_of_this_process_raises_no_doubt() {
     let (net, agent) = (Net::new(), Agent::start(1).await);
     let ws = net.workspace(&agent);
@@ -116,7 +116,6 @@ async fn an_error_of_this_process_raises_no_doubt() {
     assert_eq!((did.v, did.w), (0, 0));
 }
 
-#[tokio::test]
 async fn an_agent_that_dies_before_it_answers_fails_the_request_once_and_raises_a_doubt() {
     for speaks in BOTH {
         let (net, mut old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
@@ -141,7 +140,6 @@ async fn an_agent_that_dies_before_it_answers_fails_the_request_once_and_raises_
     }
 }
 
-#[tokio::test]
 async fn an_agent_that_dies_in_the_middle_of_a_body_fails_the_body_and_raises_a_doubt() {
     for speaks in BOTH {
         // One that takes the same address for itself: only a doubt can tell it from the one that was bound.
@@ -162,7 +160,6 @@ async fn an_agent_that_dies_in_the_middle_of_a_body_fails_the_body_and_raises_a_
     }
 }
 
-#[tokio::test]
 async fn a_server_that_closes_idle_connections_raises_no_doubt() {
     let (net, agent) = (Net::new(), Agent::start(1).await);
     let chat = net.bind(net.workspace(&agent)).await;
@@ -177,7 +174,6 @@ async fn a_server_that_closes_idle_connections_raises_no_doubt() {
     assert_eq!(net.counts() - before, counts(3, 0, 0, 0));
 }
 
-#[tokio::test]
 async fn a_silent_agent_is_given_up_in_time_and_the_next_turn_validates() {
     for speaks in BOTH {
         let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
@@ -200,7 +196,6 @@ async fn a_silent_agent_is_given_up_in_time_and_the_next_turn_validates() {
     }
 }
 
-#[tokio::test]
 async fn pings_notice_an_agent_whose_machine_is_gone_in_the_middle_of_a_stream() {
     let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
     let ws = net.workspace(&old);
@@ -229,9 +224,9 @@ async fn pings_notice_an_agent_whose_machine_is_gone_in_the_middle_of_a_stream()
     assert_eq!(net.counts() - before, counts(2, 1, 0, 1));
 }
 
-#[tokio::test]
 async fn callers_with_less_patience_than_the_client_do_not_come_back_to_a_silent_agent_for_ever() {
-    let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
+    let net = Net::new().with(|builder| builder.validation_delay(LESS));
+    let (old, new) = (Agent::start(1).await, Agent::start(2).await);
     let ws = net.workspace(&old);
     let chat = net.bind(ws).await;
     let client = net.client(Speaks::Http1);
@@ -247,10 +242,10 @@ async fn callers_with_less_patience_than_the_client_do_not_come_back_to_a_silent
     assert_eq!(((net.counts() - before).v, old.requests()), (1, 1));
 }
 
-#[tokio::test]
 async fn who_lets_go_of_a_stream_of_a_shared_connection_says_nothing_of_the_agent() {
     for (speaks, dials, validations) in [(Speaks::Http1, 1, 1), (Speaks::Http2, 0, 0)] {
-        let (net, agent) = (Net::new(), Agent::start(1).await);
+        let net = Net::new().with(|builder| builder.validation_delay(LESS));
+        let agent = Agent::start(1).await;
         let chat = net.bind(net.workspace(&agent)).await;
         let client = net.client(speaks);
         turn(&client, "/", chat).await;
@@ -262,7 +257,6 @@ async fn who_lets_go_of_a_stream_of_a_shared_connection_says_nothing_of_the_agen
     }
 }
 
-#[tokio::test]
 async fn the_time_of_an_agent_does_not_run_while_the_caller_has_nothing_to_send() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
@@ -282,7 +276,6 @@ async fn the_time_of_an_agent_does_not_run_while_the_caller_has_nothing_to_send(
     }
 }
 
-#[tokio::test]
 async fn what_answers_no_http_is_no_agent() {
     let (net, agent) = (Net::new(), Agent::start(1).await);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -307,7 +300,6 @@ async fn what_answers_no_http_is_no_agent() {
     }
 }
 
-#[tokio::test]
 async fn the_layers_error_can_be_told_from_all_others() {
     for speaks in BOTH {
         let (net, mut agent) = (Net::new(), Agent::start(1).await);
@@ -328,7 +320,6 @@ async fn the_layers_error_can_be_told_from_all_others() {
     }
 }
 
-#[tokio::test]
 async fn a_closed_layer_gives_no_connection_although_there_is_one() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
@@ -341,7 +332,6 @@ async fn a_closed_layer_gives_no_connection_although_there_is_one() {
     }
 }
 
-#[tokio::test]
 async fn a_watched_socket_is_probed_and_gives_up_in_time() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
@@ -414,7 +404,7 @@ async fn a_request_on_a_connection_that_ends_in_that_moment_is_never_left_withou
             });
         }
     });
-    let (net, ws) = (Net::new().with(|builder| builder.validation_delay(Duration::from_secs(10))), workspace());
+    let (net, ws) = (Net::new(), workspace());
     net.says(ws, Resolution::Running(Target::new(agent()).with_generation(1).with_address(address)));
     let chat = net.bind(ws).await;
     let client = net.client_with(Speaks::Http1, |builder| builder.question_after(None));
@@ -433,4 +423,21 @@ async fn a_request_on_a_connection_that_ends_in_that_moment_is_never_left_withou
     while let Some(done) = callers.join_next().await {
         done.unwrap();
     }
+}
+
+on_both_runtimes! {
+    a_killed_agents_connections_lead_to_a_dial_hence_to_the_new_agent,
+    an_error_of_this_process_raises_no_doubt,
+    an_agent_that_dies_before_it_answers_fails_the_request_once_and_raises_a_doubt,
+    an_agent_that_dies_in_the_middle_of_a_body_fails_the_body_and_raises_a_doubt,
+    a_server_that_closes_idle_connections_raises_no_doubt,
+    a_silent_agent_is_given_up_in_time_and_the_next_turn_validates,
+    pings_notice_an_agent_whose_machine_is_gone_in_the_middle_of_a_stream,
+    callers_with_less_patience_than_the_client_do_not_come_back_to_a_silent_agent_for_ever,
+    who_lets_go_of_a_stream_of_a_shared_connection_says_nothing_of_the_agent,
+    the_time_of_an_agent_does_not_run_while_the_caller_has_nothing_to_send,
+    what_answers_no_http_is_no_agent,
+    the_layers_error_can_be_told_from_all_others,
+    a_closed_layer_gives_no_connection_although_there_is_one,
+    a_watched_socket_is_probed_and_gives_up_in_time,
 }

@@ -337,8 +337,7 @@ async fn requests_in_doubt_that_wait_for_a_connection_ask_the_resolver() {
 
 /// Callers that come, wait and give up at any moment: no place is lost, and no connection too many is made.
 async fn storm(speaks: Speaks) {
-    let (net, agent) =
-        (Net::new().with(|builder| builder.validation_delay(Duration::from_secs(10))), Agent::start(1).await);
+    let (net, agent) = (Net::new(), Agent::start(1).await);
     let chat = net.bind(net.workspace(&agent)).await;
     agent.has_open(0).await;
     let client = net.client_with(speaks, |builder| {

@@ -45,6 +45,9 @@ use tower_bound_agent::{
 };
 use uuid::Uuid;
 
+/// A validation delay that no dial reaches by itself.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
 pub const BOTH: [Speaks; 2] = [Speaks::Http1, Speaks::Http2];
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -489,7 +492,9 @@ impl Net {
                 said.ok_or("no such workspace")
             }
         });
-        let layer = set(BoundAgentLayer::builder(store.clone(), resolver)).build().unwrap();
+        // What is counted must not depend on how fast the machine is: no dial here is late, however busy it is.
+        let builder = BoundAgentLayer::builder(store.clone(), resolver).validation_delay(PATIENCE);
+        let layer = set(builder).build().unwrap();
         Self { registers, store, layer }
     }
 
@@ -544,7 +549,7 @@ impl Net {
     pub fn client_with(&self, speaks: Speaks, set: impl FnOnce(AgentClientBuilder) -> AgentClientBuilder) -> Client {
         let builder = AgentClient::builder();
         let builder = if speaks == Speaks::Http1 { builder.http1() } else { builder.http2() };
-        set(builder).build(self.dial())
+        set(builder.question_after(PATIENCE)).build(self.dial())
     }
 
     /// Binds a session the usual way, waits for the write, and leaves it cached. Leaves no connection behind.

@@ -29,14 +29,14 @@ use tower_bound_agent::{
 async fn chats_of_a_frozen_agent_that_was_rebuilt_fail_at_most_once_and_within_seconds() {
     for speaks in BOTH {
         // Dials are not what is questioned here.
-        let net = Net::new().with(|builder| builder.validation_delay(Duration::from_secs(10)));
+        let net = Net::new();
         let (old, new) = (Agent::start(1).await, Agent::start(2).await);
         let ws = net.workspace(&old);
         let mut chats = Vec::new();
         for _ in 0..200 {
             chats.push(net.bind(ws).await);
         }
-        let client = net.client(speaks);
+        let client = net.client_with(speaks, |builder| builder.question_after(Duration::from_secs(2)));
         let mut warm = JoinSet::new();
         for chat in chats.clone() {
             let client = client.clone();
@@ -85,8 +85,7 @@ async fn chats_of_a_frozen_agent_that_was_rebuilt_fail_at_most_once_and_within_s
 /// A chat whose agent is frozen, with a connection that is kept, and rebuilt without a word.
 async fn frozen(speaks: Speaks, set: impl FnOnce(AgentClientBuilder) -> AgentClientBuilder) -> Scene {
     // Nor does the answer that bound the chat count for longer than a moment.
-    let net = Net::new()
-        .with(|builder| builder.validation_delay(Duration::from_secs(10)).revalidate_every(Duration::from_millis(10)));
+    let net = Net::new().with(|builder| builder.revalidate_every(Duration::from_millis(10)));
     let (old, new) = (Agent::start(1).await, Agent::start(2).await);
     let ws = net.workspace(&old);
     let chat = net.bind(ws).await;
@@ -109,7 +108,6 @@ struct Scene {
 
 const AFTER: Duration = Duration::from_millis(300);
 
-#[tokio::test]
 async fn a_request_that_may_have_been_seen_ends_with_the_new_target() {
     for speaks in BOTH {
         let Scene { net, old, new, chat, client, before } = frozen(speaks, |builder| builder).await;
@@ -128,7 +126,6 @@ async fn a_request_that_may_have_been_seen_ends_with_the_new_target() {
     }
 }
 
-#[tokio::test]
 async fn a_request_that_is_marked_as_idempotent_is_sent_to_the_new_agent_with_its_body() {
     for speaks in BOTH {
         for end_superseded in [true, false] {
@@ -146,7 +143,6 @@ async fn a_request_that_is_marked_as_idempotent_is_sent_to_the_new_agent_with_it
     }
 }
 
-#[tokio::test]
 async fn a_marked_request_whose_body_goes_on_is_sent_to_the_new_agent_from_its_beginning() {
     for speaks in BOTH {
         let Scene { old, new, chat, client, .. } = frozen(speaks, |builder| builder).await;
@@ -171,7 +167,6 @@ async fn a_marked_request_whose_body_goes_on_is_sent_to_the_new_agent_from_its_b
     }
 }
 
-#[tokio::test]
 async fn a_marked_request_whose_body_is_longer_than_what_is_recorded_ends() {
     for speaks in BOTH {
         let Scene { old: _old, new, chat, client, .. } = frozen(speaks, |builder| builder).await;
@@ -191,7 +186,6 @@ async fn a_marked_request_whose_body_is_longer_than_what_is_recorded_ends() {
     }
 }
 
-#[tokio::test]
 async fn idempotent_methods_are_sent_to_the_new_agent_if_a_setting_says_so() {
     for speaks in BOTH {
         let Scene { old, new, chat, client, .. } =
@@ -204,7 +198,6 @@ async fn idempotent_methods_are_sent_to_the_new_agent_if_a_setting_says_so() {
     }
 }
 
-#[tokio::test]
 async fn what_becomes_known_reaches_a_waiting_request_at_once() {
     for speaks in BOTH {
         for learned in ["verdict", "doubt", "order"] {
@@ -309,4 +302,13 @@ async fn an_agent_that_is_confirmed_is_waited_for_and_asked_about_at_growing_int
     assert_eq!(begin.elapsed(), Duration::from_secs(50));
     // One to bind, then after 2 s, and 2, 4, 8, 15, 15 s after that: shared by all 50.
     assert!((6..=8).contains(&asked.load(SeqCst)), "{}", asked.load(SeqCst));
+}
+
+on_both_runtimes! {
+    a_request_that_may_have_been_seen_ends_with_the_new_target,
+    a_request_that_is_marked_as_idempotent_is_sent_to_the_new_agent_with_its_body,
+    a_marked_request_whose_body_goes_on_is_sent_to_the_new_agent_from_its_beginning,
+    a_marked_request_whose_body_is_longer_than_what_is_recorded_ends,
+    idempotent_methods_are_sent_to_the_new_agent_if_a_setting_says_so,
+    what_becomes_known_reaches_a_waiting_request_at_once,
 }

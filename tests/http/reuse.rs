@@ -2,7 +2,10 @@
 
 use crate::net::*;
 use crate::support::session;
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 use tokio::task::JoinSet;
 use tower_bound_agent::{
     BoundHandle, DialSession, Event, Path,
@@ -14,6 +17,8 @@ async fn an_ordinary_turn_dials_nothing_and_asks_nobody() {
         let (net, agent) = (Net::new(), Agent::start(1).await);
         let ws = net.workspace(&agent);
         let chat = net.bind(ws).await;
+        // As on a machine that has other things to do.
+        net.dial_takes(Duration::from_millis(300));
         let client = net.client(speaks);
         let (before, accepted) = (net.counts(), agent.accepted());
         for _ in 0..10 {

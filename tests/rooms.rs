@@ -1,0 +1,138 @@
+//! Checks which part of the crate imports which: the tables are those of `ARCHITECTURE.md`.
+//!
+//! A *room* is a set of top-level modules of `src/` with everything below them. A room *imports*
+//! another one if a path in it begins with `crate::` and names something there, directly or through
+//! the re-exports of `lib.rs`. Unit tests do not count.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Room, its modules, and what it may import: only rooms above it, so that there is no circle.
+const ROOMS: &[(&str, &str, &str)] = &[
+    ("vocabulary", "binding error id local observer outcome request resolution settings", ""),
+    ("leaves", "flight gate jitter pulse tasks tick", ""),
+    ("store", "store", "vocabulary leaves"),
+    ("hints", "hints", "vocabulary leaves store"),
+    ("workspace", "directory pending", "vocabulary leaves"),
+    ("cache", "absent rows usage", "vocabulary leaves workspace"),
+    ("state", "ask resolver shared statement", "vocabulary leaves store hints workspace cache"),
+    ("repair", "repair", "vocabulary leaves store hints workspace cache state"),
+    ("replicas", "follow refresh", "vocabulary leaves store hints workspace cache state"),
+    ("dial", "attempt call dialer race", "vocabulary leaves workspace cache state repair replicas"),
+    (
+        "faces",
+        "bindings bound builder layer service",
+        "vocabulary leaves store hints workspace cache state repair replicas dial",
+    ),
+    ("http", "http", "vocabulary leaves state dial faces"),
+];
+
+/// Imports of single modules that go down the table, so that rooms form a circle. None is to be added.
+const CIRCLES: &[(&str, &str)] = &[
+    ("ask", "attempt"),
+    ("call", "bound"),
+    ("directory", "attempt"),
+    ("directory", "rows"),
+    ("pending", "attempt"),
+    ("shared", "attempt"),
+    ("shared", "follow"),
+    ("shared", "repair"),
+];
+
+#[test]
+fn each_room_imports_what_the_table_allows() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let lib = code(&src.join("lib.rs"));
+    let (mut wrong, mut used) = (BTreeSet::new(), BTreeSet::new());
+    for file in files(&src).iter().filter(|file| !file.ends_with("lib.rs")) {
+        let path = file.strip_prefix(&src).unwrap().with_extension("");
+        let parts: Vec<&str> = path.iter().map(|part| part.to_str().unwrap()).collect();
+        let (from, depth) = (parts[0], parts.iter().filter(|part| **part != "mod").count());
+        let Some((room, _, may)) = room_of(from) else {
+            wrong.insert(format!("{from} is in no room"));
+            continue;
+        };
+        used.insert(format!("module {from}"));
+        if parts.contains(&"tests") {
+            continue;
+        }
+        let text = code(file);
+        if text.contains(&format!("\nuse {}", "super::".repeat(depth))) {
+            wrong.insert(format!("{}: write `crate::` where `super::` is the crate's root", path.display()));
+        }
+        for name in names_after_crate(&text) {
+            let to = if room_of(&name).is_some() { Some(&*name) } else { reexported_from(&lib, &name) };
+            let Some((to, (to_room, ..))) = to.and_then(|to| Some((to, room_of(to)?))) else {
+                wrong.insert(format!("{}: `crate::{name}` is in no room", path.display()));
+                continue;
+            };
+            if may.split(' ').any(|may| may == *to_room) {
+                used.insert(format!("{room} imports {to_room}"));
+            } else if CIRCLES.contains(&(from, to)) {
+                used.insert(format!("{from} imports {to}"));
+            } else if room != to_room {
+                wrong.insert(format!("{}: {room} must not import {to_room} (`crate::{name}`)", path.display()));
+            }
+        }
+    }
+    let mut entries: Vec<String> = CIRCLES.iter().map(|(from, to)| format!("{from} imports {to}")).collect();
+    for (index, (room, modules, may)) in ROOMS.iter().enumerate() {
+        entries.extend(modules.split(' ').map(|module| format!("module {module}")));
+        entries.extend(may.split_whitespace().map(|may| format!("{room} imports {may}")));
+        let is_above = |may| ROOMS[..index].iter().any(|(above, ..)| *above == may);
+        assert!(may.split_whitespace().all(is_above), "{room} may import only what is above it in the table");
+    }
+    wrong.extend(entries.into_iter().filter(|entry| !used.contains(entry)).map(|entry| format!("unused: {entry}")));
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+fn room_of(module: &str) -> Option<&'static (&'static str, &'static str, &'static str)> {
+    ROOMS.iter().find(|(_, modules, _)| modules.split(' ').any(|of| of == module))
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    paths.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+/// The text without comments and without the unit tests that end it.
+fn code(file: &Path) -> String {
+    let text = fs::read_to_string(file).unwrap();
+    let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+    text.lines().map(|line| line.split("//").next().unwrap().to_owned() + "\n").collect()
+}
+
+fn word(text: &str) -> String {
+    text.trim_start().chars().take_while(|c| *c == '_' || c.is_alphanumeric()).collect()
+}
+
+/// The first name of each path that begins with `crate::`, also of each path in `crate::{…}`.
+fn names_after_crate(text: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    for path in text.split("crate::").skip(1) {
+        let (mut depth, mut after_name) = (0, false);
+        for (at, c) in path.char_indices() {
+            if depth <= 1 && !after_name && (c.is_alphabetic() || c == '*') {
+                names.push(word(&path[at..]));
+                after_name = true;
+            }
+            depth += i32::from(c == '{') - i32::from(c == '}');
+            after_name &= !(depth == 1 && c == ',');
+            if depth == 0 && (after_name || c == '}') {
+                break;
+            }
+        }
+    }
+    names
+}
+
+/// The module from which `lib.rs` re-exports a name.
+fn reexported_from<'a>(lib: &'a str, name: &str) -> Option<&'a str> {
+    lib.split("pub use ").skip(1).find_map(|item| {
+        let (module, names) = item.split(';').next()?.split_once("::")?;
+        names.split(['{', ',', '}']).any(|of| of.trim() == name).then_some(module)
+    })
+}

@@ -454,7 +454,14 @@ impl Task {
             return;
         }
         self.job.status.set(repair);
-        self.job.attempted.send_replace(Some(attempted));
+        // A repair that is given up after an attempt has failed does not make a success of it: a call may still be about to
+        // look, and must not take the row for written.
+        let given_up = repair == Repair::Lost && self.forgotten.is_cancelled();
+        self.job.attempted.send_modify(|last| {
+            if !given_up || !matches!(last, Some(Err(_))) {
+                *last = Some(attempted);
+            }
+        });
         let (workspace, target) = (self.entry.workspace(), &*self.target);
         self.shared.emit(&match self.key {
             Key::Own(session, ..) => Event::Repaired { session, workspace, target, repair },

@@ -1,5 +1,8 @@
 //! How much of the application's pool the statements take that no call waits for.
 
+#[cfg(feature = "postgres")]
+#[path = "support/servers.rs"]
+mod servers;
 mod support;
 
 use std::sync::{
@@ -82,4 +85,85 @@ async fn while_two_statements_have_no_answer_no_other_one_is_sent_in_the_backgro
     world.store.release();
     sleep(Duration::from_secs(1)).await;
     assert_eq!((layer.bindings().flush().await, (world.counts() - before).w), (0, 10));
+}
+
+/// How long the application waits for a connection while the rows of many workspaces are repaired.
+#[cfg(feature = "postgres")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement; best with --release"]
+async fn how_long_the_application_waits_for_a_connection() {
+    use sqlx::postgres::PgPoolOptions;
+    use tower_bound_agent::{
+        BoundAgentLayer, DialSession,
+        store::{BindingStore, NewBinding, PostgresStore},
+    };
+    let Some(url) = servers::url("TEST_POSTGRES_URL") else { return };
+    let workspaces: usize = std::env::var("WORKSPACES").map_or(20_000, |number| number.parse().expect("a number"));
+    let pool = PgPoolOptions::new().max_connections(10).connect(&url).await.unwrap();
+    let store = PostgresStore::new(pool.clone()).with_table(servers::table()).unwrap();
+    store.set_up().await.unwrap();
+    let world = World::new();
+    let (told, retrying) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let (tells, retries) = (Arc::clone(&told), Arc::clone(&retrying));
+    let builder = BoundAgentLayer::builder(store.clone(), world.resolver()).observer(move |event: &Event<'_>| {
+        if let Event::WorkspaceRepaired { repair, .. } = event {
+            let count = if *repair == Repair::Written { &tells } else { &retries };
+            count.fetch_add(1, SeqCst);
+        }
+    });
+    let layer = builder.validation_delay(Duration::from_secs(5)).row_check(None).build().unwrap();
+    let dial = world.dial(&layer);
+    let mut sessions = Vec::new();
+    for _ in 0..workspaces {
+        let (ws, target) = world.workspace();
+        let chat = session();
+        let new = NewBinding::new(chat, ws, Some(Arc::new(target.clone())));
+        let _ = store.create(new).await.unwrap();
+        sessions.push((chat, ws, target));
+    }
+    assert_eq!(layer.bindings().warm(workspaces as u64).await.unwrap(), workspaces as u64);
+    // Sessions that no process has read.
+    let mut cold = Vec::new();
+    for _ in 0..200 {
+        let (ws, target) = world.workspace();
+        let chat = session();
+        let _ = store.create(NewBinding::new(chat, ws, Some(Arc::new(target)))).await.unwrap();
+        cold.push(chat);
+    }
+    for (_, ws, target) in &sessions {
+        world.rebuild(*ws, target, Does::Fail(ms(0)));
+    }
+    let begin = Instant::now();
+    let calls = sessions.chunks(workspaces / 8).map(|sessions| {
+        let (dial, sessions) = (dial.clone(), sessions.to_vec());
+        tokio::spawn(async move {
+            for (chat, ..) in sessions {
+                call(&dial, chat).await.unwrap();
+            }
+        })
+    });
+    let calls: Vec<_> = calls.collect();
+    let (mut longest, mut longest_cold, mut asked) = (Duration::ZERO, Duration::ZERO, 0);
+    while told.load(SeqCst) < workspaces as u64 {
+        let now = Instant::now();
+        sqlx::query("SELECT 1").execute(&pool).await.unwrap();
+        longest = longest.max(now.elapsed());
+        if let Some(chat) = cold.pop() {
+            let now = Instant::now();
+            call(&dial, DialSession::new(chat)).await.unwrap();
+            longest_cold = longest_cold.max(now.elapsed());
+        }
+        asked += 1;
+        sleep(ms(5)).await;
+    }
+    let repaired = begin.elapsed();
+    for calls in calls {
+        calls.await.unwrap();
+    }
+    assert_eq!(layer.bindings().flush().await, 0);
+    println!(
+        "{workspaces} workspaces were repaired within {repaired:?}; {asked} statements of the application waited for \
+         {longest:?} at most, cold sessions for {longest_cold:?}; {} repairs were tried again",
+        retrying.load(SeqCst)
+    );
 }

@@ -7,6 +7,10 @@ use tower_bound_agent::{
     store::{BindingStore, MemoryStore},
 };
 
+#[path = "support/resets.rs"]
+#[cfg(feature = "sqlite")]
+#[allow(dead_code)] // a transaction beside a reset: that takes locks
+mod in_a_database;
 mod support;
 
 /// A process: a layer over its own way to the store.
@@ -154,4 +158,19 @@ async fn a_first_bind_in_a_workspace_that_was_reset_before_asks_again_once_it_kn
     fresh.call(DialSession::new(other).in_workspace(ws)).await;
     fresh.written().await;
     assert_eq!((world.row_agent(other), fresh.store.writes()), (Some(restarted.agent), 3));
+}
+
+/// The same in a file, over two connections of their own.
+#[cfg(feature = "sqlite")]
+#[tokio::test]
+async fn over_a_file_a_process_that_knows_greater_generations_does_not_write_them_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bindings.db");
+    let mut stores = Vec::new();
+    for _ in 0..8 {
+        stores.push(tower_bound_agent::store::SqliteStore::open(&path).await.unwrap());
+    }
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let store = || stores[next.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % stores.len()].clone();
+    in_a_database::greater_generations_are_not_written_back(store).await;
 }

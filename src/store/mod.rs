@@ -66,6 +66,13 @@ pub enum StoreError {
         /// What the database said.
         source: BoxError,
     },
+    /// A chunk of a group repair has left out rows that somebody else has locked, and has written all others that were
+    /// behind. To be repeated later.
+    #[error("rows that are locked were left out, after {written} were written")]
+    LeftOut {
+        /// How many rows were written.
+        written: u64,
+    },
     /// The file cannot be opened or created.
     #[error("cannot open {}", path.display())]
     Open {
@@ -282,6 +289,11 @@ pub trait BindingStore: Send + Sync + 'static {
     ///
     /// `limit` is the most rows to write; above [`BATCH`] it means [`BATCH`]. Repeating a call whose outcome is unknown
     /// does no harm.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::LeftOut`] if fewer rows than the limit were written because others are locked: the layer tries
+    /// again later, until none is left.
     fn replace_agent(
         &self,
         workspace: WorkspaceId,

@@ -533,11 +533,11 @@ impl BindingStore for MySqlStore {
         match Behind::of(stale, current) {
             Behind::Generation(_) => {
                 let values = [workspace, epoch, generation];
-                self.write_some(older, Condition { values: &values, among: &[], limit }, &assigned).await
+                self.replace(older, Condition { values: &values, among: &[], limit }, &assigned).await
             }
             Behind::Agent(stale) => {
                 let values = [workspace, epoch, Value::Id(Some(stale.into_uuid())), agent, address];
-                self.write_some(of_agent, Condition { values: &values, among: &[], limit }, &assigned).await
+                self.replace(of_agent, Condition { values: &values, among: &[], limit }, &assigned).await
             }
         }
     }

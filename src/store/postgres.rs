@@ -459,6 +459,12 @@ impl Runs for PostgresStore {
         sql::reset(&self.numbers(&self.table.statements.reset_workspace, &[workspace.into()]).await?)
     }
 
+    async fn replaced(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<(u64, bool), StoreError> {
+        let numbers = self.numbers(sql, values).await?;
+        let number = |column: usize| numbers.get(column).copied().flatten().unwrap_or(0);
+        Ok((u64::try_from(number(0)).unwrap_or(0), number(1) > 0))
+    }
+
     async fn numbers(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<Vec<Option<i64>>, StoreError> {
         sql::numbers(&self.run(sql, || sql::query(sql, values)).await?.rows)
     }

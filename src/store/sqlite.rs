@@ -506,6 +506,11 @@ impl Runs for SqliteStore {
         }
     }
 
+    /// One writer at a time: nothing is locked, and nothing is left out.
+    async fn replaced(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<(u64, bool), StoreError> {
+        Ok((self.changed(sql, values).await?, false))
+    }
+
     async fn numbers(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<Vec<Option<i64>>, StoreError> {
         sql::numbers(&self.run(sql, values).await?.0)
     }

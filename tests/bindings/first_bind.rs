@@ -644,3 +644,28 @@ async fn what_was_served_without_the_store_is_written_into_an_unbound_row_and_ov
         }
     }
 }
+
+/// Another call that has waited for the same write fails first, after which nobody tries to write any more.
+#[tokio::test(start_paused = true)]
+async fn no_call_takes_a_row_for_created_that_could_not_be_created() {
+    let world = World::new();
+    let (ws, _) = world.workspace();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    world.bind(&layer, ws).await;
+    let ask = DialSession::new(session()).in_workspace(ws);
+    world.store.on_writes(Fault::Unavailable);
+    // From here on it is known that there is no row, so that the next calls come to the write at once.
+    assert_eq!(call(&dial, ask.clone()).await.unwrap_err().kind(), &ErrorKind::Store);
+    while layer.bindings().flush().await > 0 {
+        sleep(ms(1)).await;
+    }
+
+    let mut late = tokio_test::task::spawn(call(&dial, ask.clone()));
+    assert!(late.poll().is_pending(), "waits for the write");
+    assert_eq!(call(&dial, ask).await.unwrap_err().kind(), &ErrorKind::Store);
+    while layer.bindings().flush().await > 0 {
+        sleep(ms(1)).await;
+    }
+    assert_eq!(late.await.unwrap_err().kind(), &ErrorKind::Store);
+}

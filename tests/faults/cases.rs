@@ -22,6 +22,8 @@ mod frozen;
 mod killed;
 #[path = "locked.rs"]
 mod locked;
+#[path = "resets.rs"]
+mod resets;
 
 /// Between a wait that is due and what follows it, on a busy machine.
 const SLACK: Duration = Duration::from_secs(2);

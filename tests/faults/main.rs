@@ -14,6 +14,8 @@ mod pgbouncer;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod proxy;
+#[path = "../support/resets.rs"]
+mod resets;
 mod scene;
 #[path = "../support/servers.rs"]
 #[allow(dead_code)] // no server is from tests/servers

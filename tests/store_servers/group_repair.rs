@@ -19,8 +19,13 @@ impl Case {
 }
 
 /// That it waits for nobody: a lock would be held for as long as it waits.
-async fn at_once<T>(verb: impl Future<Output = Result<T, StoreError>>) -> T {
-    tokio::time::timeout(Duration::from_secs(10), verb).await.expect("it waits for somebody").unwrap()
+/// Returns how many rows were written, and whether others were left out.
+async fn at_once(chunk: impl Future<Output = Result<u64, StoreError>>) -> (u64, bool) {
+    match tokio::time::timeout(Duration::from_secs(10), chunk).await.expect("it waits for somebody") {
+        Ok(written) => (written, false),
+        Err(StoreError::LeftOut { written }) => (written, true),
+        Err(error) => panic!("{error:?}"),
+    }
 }
 
 #[tokio::test]
@@ -36,14 +41,14 @@ async fn does_not_wait_for_a_retarget_that_is_under_way_and_does_not_undo_it() {
             let ordered = case.store.retarget_in(&mut order, session(2), workspace(2)).await.unwrap();
             let chunk =
                 async || at_once(repairer.replace_agent(workspace(1), epoch(0), &target(1), &target(2), 10)).await;
-            assert_eq!(chunk().await, 2, "{level}: all but the one that is locked");
-            assert_eq!(chunk().await, 0);
+            assert_eq!(chunk().await, (2, true), "{level}: all but the one that is locked");
+            assert_eq!(chunk().await, (0, true), "{level}");
             if commit {
                 order.commit().await.unwrap();
             } else {
                 order.rollback().await.unwrap();
             }
-            assert_eq!(chunk().await, u64::from(!commit));
+            assert_eq!(chunk().await, (u64::from(!commit), false), "{level}");
             let repaired = |s| Some(row(s, 1, Some(target(2)), 2, previous(1)));
             assert_eq!(case.store.load(session(1)).await.unwrap(), repaired(1));
             let second = if commit { Some(ordered) } else { repaired(2) };
@@ -81,7 +86,7 @@ async fn no_order_that_commits_in_between_is_undone() {
                     let mut written = 0;
                     for generation in 2.. {
                         let (stale, current) = (target(generation - 1), target(generation));
-                        written += at_once(store.replace_agent(workspace(1), epoch(0), &stale, &current, 7)).await;
+                        written += at_once(store.replace_agent(workspace(1), epoch(0), &stale, &current, 7)).await.0;
                         let left = store.load_many(&(0..ROWS).map(session).collect::<Vec<_>>()).await.unwrap();
                         if left.iter().all(|row| row.workspace == workspace(2)) {
                             break;
@@ -144,7 +149,7 @@ async fn twins_and_a_caller_who_goes_backwards_meet_no_deadlock_and_repair_each_
                         // Until there is nothing left, and not only nothing that is free.
                         loop {
                             written +=
-                                at_once(store.replace_agent(workspace(1), epoch(0), &target(1), &target(2), 9)).await;
+                                at_once(store.replace_agent(workspace(1), epoch(0), &target(1), &target(2), 9)).await.0;
                             let rows = store.load_many(&(0..ROWS).map(session).collect::<Vec<_>>()).await.unwrap();
                             if rows.iter().all(|row| row.target.as_deref() == Some(&*target(2))) {
                                 return written;

@@ -32,6 +32,9 @@ mod engine {
     pub(super) const LITERAL: &str = "UNHEX('{}')";
     pub(super) const SOME_ROWS: &[&str] = &["BEGIN", "SELECT", "UPDATE", "COMMIT"];
     pub(super) const NO_ROWS: &[&str] = &["BEGIN", "SELECT", "COMMIT"];
+    /// The same of a group repair, which also looks whether it has left rows out.
+    pub(super) const GROUP_REPAIR: [&[&str]; 2] =
+        [&["BEGIN", "SELECT", "UPDATE", "COMMIT", "SELECT"], &["BEGIN", "SELECT", "COMMIT", "SELECT"]];
 
     pub(super) const MANY_ROWS: &str = "WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n WHERE i < 499)
         SELECT UNHEX(MD5(CONCAT(session, i))), workspace, agent, generation, 1 FROM T , n";

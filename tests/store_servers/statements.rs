@@ -18,9 +18,9 @@ async fn a_verb_on_many_rows_is_few_statements() {
     assert_eq!(store.load_many(&[]).await.unwrap(), []);
     assert_eq!(words(), [""; 0]);
     assert_eq!(store.replace_agent(workspace(1), epoch(0), &target(1), &target(2), 10).await.unwrap(), 3);
-    assert_eq!(words(), SOME_ROWS);
+    assert_eq!(words(), GROUP_REPAIR[0]);
     assert_eq!(store.replace_agent(workspace(1), epoch(0), &target(1), &target(2), 10).await.unwrap(), 0);
-    assert_eq!(words(), NO_ROWS);
+    assert_eq!(words(), GROUP_REPAIR[1]);
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use super::{
     MySqlStore, in_transaction,
-    statements::{LIST, SomeRows},
+    statements::{LIST, Replacement, SomeRows},
 };
 use crate::{
     SessionId,
@@ -25,6 +25,21 @@ pub(super) struct Condition<'a> {
 }
 
 impl MySqlStore {
+    /// A chunk of a group repair. If it has written fewer rows than it may, it looks whether it has left some out: by a
+    /// statement of its own after the commit, since in a transaction that is serializable it would wait for them.
+    pub(super) async fn replace(
+        &self,
+        statements: &Replacement,
+        condition: Condition<'_>,
+        assigned: &[Value<'_>],
+    ) -> Result<u64, StoreError> {
+        let written = self.write_some(&statements.rows, condition, assigned).await?;
+        if written < condition.limit && !self.read((&statements.behind, condition.values)).await?.is_empty() {
+            return Err(StoreError::LeftOut { written });
+        }
+        Ok(written)
+    }
+
     /// Says how many rows were written.
     pub(super) async fn write_some(
         &self,

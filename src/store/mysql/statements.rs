@@ -43,9 +43,9 @@ pub(super) struct Statements {
     /// Workspace.
     pub(super) drop_targets: SqlStr,
     /// Workspace, epoch, generation. Agent, agent, address, build, generation, agent.
-    pub(super) older: SomeRows,
+    pub(super) older: Replacement,
     /// Workspace, epoch, stale agent, agent, address; the same.
-    pub(super) of_agent: SomeRows,
+    pub(super) of_agent: Replacement,
     /// The list.
     pub(super) load_many: SqlStr,
     pub(super) keeping: Keeping,
@@ -64,6 +64,13 @@ pub(super) struct SomeRows {
     pub(super) choose: SqlStr,
     /// What is assigned, the values of the condition again, and the list of what was chosen.
     pub(super) write: SqlStr,
+}
+
+/// A chunk of a group repair.
+pub(super) struct Replacement {
+    pub(super) rows: SomeRows,
+    /// The values of the condition. Finds a row that is behind; reads without locks.
+    pub(super) behind: SqlStr,
 }
 
 /// The steps of housekeeping.
@@ -120,8 +127,12 @@ impl Statements {
         };
         let replace =
             format!("{other_agent}, address = ?, build = ?, generation = ?, agent = ?, revision = revision + 1");
-        let replaced =
-            |condition: &str| SomeRows { choose: choose(condition, "session"), write: write(&replace, condition) };
+        let replaced = |condition: &str| Replacement {
+            rows: SomeRows { choose: choose(condition, "session"), write: write(&replace, condition) },
+            behind: statement(format!(
+                "SELECT session FROM {t} IGNORE INDEX (PRIMARY) WHERE {condition} ORDER BY session LIMIT 1"
+            )),
+        };
         let drop_target = format!("{no_agent}, address = NULL, build = NULL, generation = NULL, agent = NULL");
         let retarget = format!(
             "INSERT INTO {t} (session, workspace, revision, created_at) VALUES (?, ?, {floor} + 1, ?)

@@ -65,6 +65,9 @@ pub(super) struct Dialect<'a> {
     pub(super) patiently: &'a str,
     /// Says of some rows that they meet a condition, and that nobody else is writing them; which ones, if not all.
     pub(super) some: &'a dyn Fn(&str, &str) -> String,
+    /// A write to some rows of a condition, made a statement that returns how many were written, and how many others
+    /// were left out, at least. If nothing is ever left out: the write.
+    pub(super) left_out: &'a dyn Fn(String, &str) -> String,
     /// Says that a row is one of the sessions that are the parameter of a number.
     pub(super) listed: fn(usize) -> String,
 }
@@ -80,7 +83,8 @@ impl Statements {
         let t = format!("\"{table}\"");
         let some = |rows: &str, which: &str| format!("session IN (SELECT session FROM {t} WHERE {rows} {which})");
         let listed = |_| format!("session IN {LIST}");
-        Self::new(table, &Dialect { in_order: "", patiently: "TRUE", some: &some, listed })
+        let left_out = |write: String, _: &str| write;
+        Self::new(table, &Dialect { in_order: "", patiently: "TRUE", some: &some, left_out: &left_out, listed })
     }
 
     /// Where writers lock rows, and a parameter can be an array. What locks many rows does it in the order of their keys:
@@ -101,6 +105,16 @@ impl Statements {
         let some = |rows: &str, which: &str| {
             format!("session = ANY (ARRAY(SELECT session FROM {t} WHERE {rows} {which} FOR UPDATE SKIP LOCKED))")
         };
+        // The count reads the rows as they were before the write. One that was written by somebody else in between counts
+        // as left out: then the statement is sent once more than necessary.
+        let left_out = |write: String, rows: &str| {
+            format!(
+                "WITH written AS ({write} RETURNING 1)
+                 SELECT (SELECT count(*) FROM written),
+                     (SELECT count(*) FROM (SELECT 1 FROM {t} WHERE {rows} ORDER BY session LIMIT $7) AS behind)
+                         - (SELECT count(*) FROM written)"
+            )
+        };
         let listed = |number| format!("session = ANY (${number})");
         let limit = lock_timeout.as_millis();
         let patiently = format!(
@@ -108,11 +122,12 @@ impl Statements {
                  WHEN CAST(current_setting('lock_timeout') AS INTERVAL) BETWEEN INTERVAL '1 ms' AND INTERVAL '{limit} ms'
                  THEN current_setting('lock_timeout') ELSE '{limit}ms' END, TRUE)) IS NOT NULL"
         );
-        Self::new(table, &Dialect { in_order: &in_order, patiently: &patiently, some: &some, listed })
+        let (in_order, patiently) = (&*in_order, &*patiently);
+        Self::new(table, &Dialect { in_order, patiently, some: &some, left_out: &left_out, listed })
     }
 
     fn new(table: &str, dialect: &Dialect<'_>) -> Self {
-        let Dialect { in_order, patiently, some, listed } = dialect;
+        let Dialect { in_order, patiently, some, left_out, listed } = dialect;
         let (t, epochs) = (format!("\"{table}\""), format!("\"{table}_epochs\""));
         let read = &*read(&t, &epochs);
         // NULL, which the table refuses, if the row that holds the floor was lost: nothing may start below it.
@@ -131,13 +146,14 @@ impl Statements {
         let no_agent = remember("TRUE");
         // The condition twice: a row may have changed between being found and being written.
         let replace = |behind: &str| {
-            format!(
+            let write = format!(
                 "UPDATE {t} SET {},
                      agent = $2, build = $3, generation = $4, address = $5, revision = revision + 1
                  WHERE {} AND {behind}",
                 remember("$2 IS DISTINCT FROM agent"),
                 some(behind, "ORDER BY session LIMIT $7")
-            )
+            );
+            left_out(write, behind)
         };
         let keep = |column: &str| {
             format!("{column} = CASE WHEN {t}.workspace IS NOT DISTINCT FROM excluded.workspace THEN {t}.{column} END")
@@ -279,6 +295,13 @@ pub(in crate::store) trait Runs: Sync {
     /// Runs a statement to its end, and says how many rows it changed.
     fn changed(&self, sql: &SqlStr, values: &[Value<'_>]) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
+    /// Runs a chunk of a group repair, and says how many rows it wrote, and whether it left others out.
+    fn replaced(
+        &self,
+        sql: &SqlStr,
+        values: &[Value<'_>],
+    ) -> impl Future<Output = Result<(u64, bool), StoreError>> + Send;
+
     /// Begins the next epoch of a workspace, and drops the targets of its rows.
     fn reset(&self, workspace: WorkspaceId) -> impl Future<Output = Result<Reset, StoreError>> + Send;
 
@@ -403,12 +426,16 @@ pub(in crate::store) async fn replace_agent(
 ) -> Result<u64, StoreError> {
     let [agent, build, generation, address] = place_to_dial(current);
     let values = [workspace.into(), agent, build, generation, address, epoch.into(), number(chunk(limit))];
-    match Behind::of(stale, current) {
-        Behind::Generation(_) => db.changed(&db.statements().replace_older, &values).await,
+    let replaced = match Behind::of(stale, current) {
+        Behind::Generation(_) => db.replaced(&db.statements().replace_older, &values).await,
         Behind::Agent(stale) => {
             let values = [&values[..], &[Value::Id(Some(stale.into_uuid()))]].concat();
-            db.changed(&db.statements().replace_agent, &values).await
+            db.replaced(&db.statements().replace_agent, &values).await
         }
+    };
+    match replaced? {
+        (written, true) => Err(StoreError::LeftOut { written }),
+        (written, false) => Ok(written),
     }
 }
 

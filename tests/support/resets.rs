@@ -1,0 +1,84 @@
+//! Two processes without hints over one store in a database, and a workspace that one of them resets.
+
+use crate::support::*;
+use tokio::time::Duration;
+use tower_bound_agent::{Bound, BoundAgentLayer, DialSession, SessionId, Target, WorkspaceId, store::BindingStore};
+
+/// A process: a layer over its own way to the store.
+pub(crate) struct Process {
+    pub(crate) layer: BoundAgentLayer,
+    dial: Dial,
+}
+
+impl Process {
+    pub(crate) fn new<St: BindingStore>(world: &World, store: St) -> Self {
+        let builder = BoundAgentLayer::builder(store, world.resolver()).row_check(None);
+        // A busy machine is not a slow agent.
+        let layer = builder.validation_delay(Duration::from_secs(2)).build().unwrap();
+        let dial = world.dial(&layer);
+        Self { layer, dial }
+    }
+
+    pub(crate) async fn call(&self, ask: impl Into<DialSession>) -> Bound<Conn> {
+        call(&self.dial, ask).await.unwrap()
+    }
+
+    pub(crate) async fn bind(&self, ws: WorkspaceId) -> SessionId {
+        let chat = session();
+        self.call(DialSession::new(chat).in_workspace(ws)).await;
+        self.written().await;
+        chat
+    }
+
+    pub(crate) async fn written(&self) {
+        assert_eq!(self.layer.bindings().flush().await, 0);
+    }
+}
+
+/// A workspace that runs this generation.
+pub(crate) fn runs(world: &World, ws: WorkspaceId, generation: i64) -> Target {
+    let target = world.agent(Some(generation));
+    world.runs(ws, &target);
+    target
+}
+
+/// All sessions get to the agent, in both processes and in one that starts, and their rows name it.
+pub(crate) async fn all_reach<St: BindingStore>(
+    world: &World,
+    store: impl Fn() -> St,
+    processes: [&Process; 2],
+    chats: &[SessionId],
+    agent: &Target,
+) {
+    let fresh = Process::new(world, store());
+    for chat in chats {
+        for process in [processes[0], processes[1], &fresh] {
+            assert_eq!(process.call(*chat).await.agent, agent.agent);
+            process.written().await;
+            assert_eq!(store().load(*chat).await.unwrap().unwrap().target.as_deref(), Some(agent));
+        }
+    }
+}
+
+/// One process resets and binds generation 1. The other one knows generation 100, whose agent lives, and has heard nothing.
+pub(crate) async fn greater_generations_are_not_written_back<St: BindingStore>(store: impl Fn() -> St) {
+    let world = World::new();
+    let (a, b) = (Process::new(&world, store()), Process::new(&world, store()));
+    let ws = workspace();
+    let old = runs(&world, ws, 100);
+    let (chat, idle) = (a.bind(ws).await, a.bind(ws).await);
+    b.call(chat).await;
+    let restarted = runs(&world, ws, 1);
+    assert_eq!(b.layer.bindings().reset_workspace(ws).await.unwrap(), 2);
+    assert_eq!(b.call(chat).await.agent, restarted.agent);
+    b.written().await;
+    // What it has in its cache is still served, and writes nothing.
+    assert_eq!(a.call(chat).await.agent, old.agent);
+    a.written().await;
+    assert_eq!(store().load(chat).await.unwrap().unwrap().target.as_deref(), Some(&restarted));
+    // A row that it makes from what it knows is not bound to it: it asks again.
+    let first = session();
+    assert_eq!(a.call(DialSession::new(first).in_workspace(ws)).await.agent, restarted.agent);
+    a.written().await;
+    all_reach(&world, store, [&a, &b], &[chat, idle, first], &restarted).await;
+}

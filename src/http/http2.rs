@@ -20,6 +20,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioTimer;
 use std::{
+    cell::Cell,
     collections::VecDeque,
     future::poll_fn,
     pin::pin,
@@ -59,8 +60,54 @@ pub(super) struct Abandoned<B> {
 type Frames = BoxFuture<'static, ()>;
 
 /// Spawns what hyper begins, but keeps the first: what moves the frames, which is begun by the handshake.
-#[derive(Clone, Default)]
-struct KeepFirst(Arc<Mutex<First>>);
+#[derive(Clone)]
+struct KeepFirst {
+    first: Arc<Mutex<First>>,
+    conn: Arc<dyn Tunnels>,
+}
+
+/// A connection, whatever the bodies of its requests are.
+trait Tunnels: Send + Sync {
+    fn opens(&self);
+    fn closes(&self);
+}
+
+/// A tunnel is a stream that outlives its response: it counts as a request until it is closed.
+struct Tunnel(Arc<dyn Tunnels>);
+
+impl Tunnel {
+    fn new(conn: Arc<dyn Tunnels>) -> Self {
+        conn.opens();
+        Self(conn)
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.0.closes();
+    }
+}
+
+thread_local! {
+    static DRIVES: Cell<bool> = const { Cell::new(false) };
+}
+
+/// While it exists, this thread polls what takes requests and moves frames. All that hyper begins then is about requests;
+/// what it begins elsewhere moves the bytes of a tunnel.
+struct Drives;
+
+impl Drives {
+    fn new() -> Self {
+        DRIVES.set(true);
+        Self
+    }
+}
+
+impl Drop for Drives {
+    fn drop(&mut self) {
+        DRIVES.set(false);
+    }
+}
 
 #[derive(Default)]
 enum First {
@@ -71,8 +118,12 @@ enum First {
 }
 
 impl KeepFirst {
+    fn new(conn: Arc<dyn Tunnels>) -> Self {
+        Self { first: Arc::default(), conn }
+    }
+
     fn take(&self) -> Option<Frames> {
-        let mut first = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
         match std::mem::replace(&mut *first, First::Taken) {
             First::Here(frames) => Some(frames),
             First::Expected | First::Taken => None,
@@ -86,13 +137,29 @@ where
     F::Output: Send,
 {
     fn execute(&self, future: F) {
-        let mut first = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
         if let First::Expected = &*first {
             *first = First::Here(Box::pin(async move { drop(future.await) }));
         } else {
             drop(first);
-            tokio::spawn(async move { drop(future.await) });
+            let tunnel = (!DRIVES.get()).then(|| Tunnel::new(Arc::clone(&self.conn)));
+            tokio::spawn(async move {
+                drop(future.await);
+                drop(tunnel);
+            });
         }
+    }
+}
+
+struct OfConn<B>(Arc<Conn<B>>);
+
+impl<B: Send> Tunnels for OfConn<B> {
+    fn opens(&self) {
+        self.0.agent().tunnel(&self.0);
+    }
+
+    fn closes(&self) {
+        self.0.agent().done(&self.0);
     }
 }
 
@@ -108,7 +175,7 @@ where
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    let executor = KeepFirst::default();
+    let executor = KeepFirst::new(Arc::new(OfConn(Arc::clone(conn))));
     let mut builder = http2::Builder::new(executor.clone());
     builder.timer(TokioTimer::new()).keep_alive_timeout(settings.ping_timeout);
     let calm = if conn.agent().is_calm() { TOLERATED_PING } else { Duration::ZERO };
@@ -189,6 +256,7 @@ async fn drive<C, B>(
     loop {
         let (again, are_left) = (resets.again, !resets.abandoned.is_empty());
         let ended = poll_fn(|cx| {
+            let _drives = Drives::new();
             resets.go_on(&conn);
             // Before that: who is told first may be the request.
             let is_owed = conn.is_owed();

@@ -375,7 +375,7 @@ impl<B> Agent<B> {
         });
     }
 
-    /// The user of a shared connection is done.
+    /// A request or a tunnel on a shared connection is done.
     pub(super) fn done(self: &Arc<Self>, conn: &Arc<Conn<B>>) {
         self.change(|state, _| {
             if let Some(member) = state.members.iter_mut().find(|member| Arc::ptr_eq(&member.conn, conn)) {
@@ -383,6 +383,14 @@ impl<B> Agent<B> {
                 member.idle_since = Instant::now();
             }
         });
+    }
+
+    /// A request that is answered has become a tunnel, which uses the shared connection until it is [done](Self::done).
+    pub(super) fn tunnel(self: &Arc<Self>, conn: &Arc<Conn<B>>) {
+        let mut state = self.state();
+        if let Some(member) = state.members.iter_mut().find(|member| Arc::ptr_eq(&member.conn, conn)) {
+            member.users += 1;
+        }
     }
 
     /// An agent has announced how many requests its connection carries.

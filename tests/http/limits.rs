@@ -94,6 +94,50 @@ async fn the_connection_of_an_upgrade_counts_until_it_is_closed() {
     agent.has_open(1).await;
 }
 
+/// As the requests of a shared connection do, until they are closed.
+async fn tunnels_over_http2_count_as_requests() {
+    let agent = Agent::with(1, |server| {
+        server.http2().max_concurrent_streams(3);
+    })
+    .await;
+    let net = Net::new();
+    let chat = net.bind(net.workspace(&agent)).await;
+    let wait = Duration::from_millis(300);
+    let client = net.client_with(Speaks::Http2, |builder| builder.max_connections(at_most(2)).wait_timeout(wait));
+    let before = net.counts();
+    turn(&client, "/", chat).await;
+    let mut tunnels = Vec::new();
+    for open in 1..=6 {
+        let response = send(&client, extended(chat)).await.unwrap();
+        assert_eq!(response.status(), 200);
+        tunnels.push(soon(hyper::upgrade::on(response)).await.unwrap());
+        assert_eq!(net.counts() - before, counts(if open <= 3 { 1 } else { 2 }, 0, 0, 0), "{open}");
+    }
+    // The agent takes no more on either of its connections, and the request is not sent to wait there.
+    let error = send(&client, get_("/", chat)).await.unwrap_err();
+    assert!(matches!(error, ClientError::Busy { .. }), "{error:?}");
+    for _ in 0..6 {
+        drop(tunnels.pop());
+        turn(&client, "/", chat).await;
+    }
+    assert_eq!(net.counts() - before, counts(2, 0, 0, 0));
+}
+
+/// The time without a request begins when its last tunnel is closed.
+async fn a_shared_connection_with_a_tunnel_is_not_idle() {
+    let (net, agent) = (Net::new(), Agent::start(1).await);
+    let chat = net.bind(net.workspace(&agent)).await;
+    let idle = Duration::from_millis(200);
+    let client = net.client_with(Speaks::Http2, |builder| builder.idle_timeout(idle));
+    let before = net.counts();
+    let tunnel = soon(hyper::upgrade::on(send(&client, extended(chat)).await.unwrap())).await.unwrap();
+    sleep(idle * 4).await;
+    turn(&client, "/", chat).await;
+    assert_eq!(net.counts() - before, counts(1, 0, 0, 0));
+    drop(tunnel);
+    agent.has_open(0).await;
+}
+
 async fn a_shared_connection_that_is_full_is_followed_by_another_one() {
     let (net, agent) = (Net::new(), Agent::start(1).await);
     let chat = net.bind(net.workspace(&agent)).await;
@@ -401,6 +445,8 @@ on_both_runtimes! {
     who_waits_too_long_is_told_that_all_are_busy_and_nothing_is_wrong_with_the_agent,
     who_waits_for_a_connection_to_an_agent_that_is_replaced_goes_to_the_new_one_at_once,
     the_connection_of_an_upgrade_counts_until_it_is_closed,
+    tunnels_over_http2_count_as_requests,
+    a_shared_connection_with_a_tunnel_is_not_idle,
     a_shared_connection_that_is_full_is_followed_by_another_one,
     who_waited_for_a_dial_that_came_to_nothing_dials_with_all_the_others_who_did,
     the_time_of_an_agent_does_not_run_while_the_request_waits_for_a_connection,

@@ -12,6 +12,7 @@ use axum::{
 };
 use bytes::Bytes;
 use http_body_util::BodyExt;
+use hyper::ext::Protocol;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
@@ -605,6 +606,16 @@ pub fn upgrade(chat: SessionId) -> ::http::Request<Sends> {
         request.headers_mut().insert(name, value.parse().unwrap());
     }
     request
+}
+
+/// The same over HTTP/2 (RFC 8441).
+pub fn extended(chat: SessionId) -> ::http::Request<Sends> {
+    ::http::Request::connect("http://agent/talk")
+        .header("sec-websocket-version", "13")
+        .extension(Protocol::from_static("websocket"))
+        .extension(chat)
+        .body(empty())
+        .unwrap()
 }
 
 /// One request on a clone of the client.

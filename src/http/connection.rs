@@ -23,7 +23,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -34,6 +34,9 @@ use tokio::{
     time::{Duration, Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
+
+/// After so long a time in which the agent takes nothing of a body, other requests avoid its connection.
+const STALLED: Duration = Duration::from_millis(500);
 
 /// What requests are sent with.
 pub(super) enum Sender<B> {
@@ -95,6 +98,8 @@ pub(super) struct Conn<B> {
     streams: AtomicUsize,
     /// Requests that were sent over it and have no complete answer yet.
     owed: AtomicUsize,
+    /// Requests of a shared connection whose bodies are under way.
+    uploads: Mutex<Vec<Weak<Progress>>>,
     /// When the last piece of an answer came, in microseconds since the connection was made.
     answered: AtomicU64,
     /// How often something was read from the transport.
@@ -156,6 +161,20 @@ impl<B> Conn<B> {
     /// Returns `true` if a request has no complete answer yet.
     pub(super) fn is_owed(&self) -> bool {
         self.owed.load(Ordering::Relaxed) > 0
+    }
+
+    /// A request with a body is about to be sent over a shared connection.
+    fn uploads(&self, progress: &Arc<Progress>) {
+        let mut uploads = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
+        uploads.retain(|upload| upload.upgrade().is_some_and(|progress| !progress.is_sent()));
+        uploads.push(Arc::downgrade(progress));
+    }
+
+    /// Returns `true` if the agent does not take a body that is under way: it may have filled the window that all requests
+    /// of the connection share.
+    pub(super) fn is_stalled(&self) -> bool {
+        let uploads = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
+        uploads.iter().filter_map(Weak::upgrade).any(|progress| progress.is_stalled(STALLED))
     }
 
     /// A piece of an answer has come.
@@ -291,6 +310,9 @@ where
             return Err(Unanswered::Failed(ClientError::Busy { waited: Duration::ZERO }));
         };
         self.in_use = Some(handle.in_use());
+        if !self.alone && !request.body().is_end_stream() {
+            self.conn.uploads(progress);
+        }
         let sending = sender.send(request);
         if !self.alone {
             // A request that was handed over in the moment in which its connection ended is given back only when the last
@@ -460,6 +482,7 @@ where
         tunnel: OnceLock::new(),
         streams: AtomicUsize::new(0),
         owed: AtomicUsize::new(0),
+        uploads: Mutex::default(),
         answered: AtomicU64::new(0),
         heard: AtomicU64::new(0),
         gone: CancellationToken::new(),

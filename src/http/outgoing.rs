@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
 };
-use tokio::time::Instant;
+use tokio::time::{Duration, Instant};
 
 /// How many bytes of a body are recorded, so that a repeatable request can be sent again.
 const MOST_RECORDED: usize = 64 * 1024;
@@ -54,6 +54,11 @@ impl Progress {
             Turn::Queued(since) => Some(since),
             _ => None,
         }
+    }
+
+    /// Returns `true` if the agent has not taken more of the body for so long, although there is more.
+    pub(super) fn is_stalled(&self, after: Duration) -> bool {
+        matches!(*self.turn(), Turn::Agents(since) if since.elapsed() >= after)
     }
 
     /// Returns `true` if the connection is done with the body.

@@ -349,7 +349,7 @@ impl<B> Agent<B> {
             let presumed = |member: &Member<B>| member.conn.streams().unwrap_or(self.limits.requests);
             let free = |member: &Member<B>| {
                 let room = presumed(member).min(self.limits.requests).saturating_sub(member.users);
-                if member.is_fit() { room } else { 0 }
+                if member.is_fit() && !member.conn.is_stalled() { room } else { 0 }
             };
             let is_needed = state.members.iter().map(free).sum::<usize>() <= state.waiting.len();
             if !state.closed && is_needed && state.members.len() < self.limits.connections {
@@ -455,7 +455,10 @@ impl<B> Agent<B> {
 impl<B> State<B> {
     /// The most recently used connection that has room for one more request. Those that are found to be lost on the way
     /// to it go to `lost`; the others are not looked at.
+    ///
+    /// One on which an upload is stalled is found only if no other one may be dialed.
     fn find(&mut self, limits: Limits, lost: &mut Lost<B>) -> Option<usize> {
+        let mut stalled: Option<Arc<Conn<B>>> = None;
         for found in (0..self.members.len()).rev() {
             let member = &self.members[found];
             if !member.is_fit() {
@@ -463,10 +466,14 @@ impl<B> State<B> {
                 self.uncount(&member.conn);
                 lost.members.push(member);
             } else if member.users < member.conn.streams().unwrap_or(1).min(limits.requests) {
-                return Some(found);
+                if limits.requests == 1 || !member.conn.is_stalled() {
+                    return Some(found);
+                }
+                stalled.get_or_insert_with(|| Arc::clone(&member.conn));
             }
         }
-        None
+        let stalled = stalled.filter(|_| self.open >= limits.connections)?;
+        self.members.iter().position(|member| Arc::ptr_eq(&member.conn, &stalled))
     }
 
     /// Requests that will have a connection soon, beside those that bring it.

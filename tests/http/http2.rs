@@ -156,6 +156,35 @@ async fn responses_that_nobody_reads_do_not_stop_other_requests() {
     assert_eq!(large.len(), 8 * 1024 * 1024);
 }
 
+async fn an_upload_that_the_agent_does_not_take_does_not_stop_those_that_come_after_it() {
+    let agent = Agent::start(1).await;
+    let net = Net::new();
+    let ws = net.workspace(&agent);
+    let (one, other) = (net.bind(ws).await, net.bind(ws).await);
+    let client = net.client(Speaks::Http2);
+    let before = net.counts();
+    let (mut sender, body) = http_body_util::channel::Channel::<Bytes>::new(1);
+    let sending =
+        tokio::spawn(async move { while sender.send_data(Bytes::from_static(&[7; 64 * 1024])).await.is_ok() {} });
+    let stalled = {
+        let client = client.clone();
+        tokio::spawn(async move { send(&client, post_("/hold", one, Sends::new(body))).await })
+    };
+    // The agent's window of the whole connection is full by then.
+    until("it is under way", || agent.requests() == 1).await;
+    sleep(Duration::from_millis(700)).await;
+    for _ in 0..3 {
+        let said = send(&client, post_("/echo", other, full("said"))).await.unwrap();
+        let said = timeout(Duration::from_secs(5), text(said)).await.expect("an answer");
+        assert_eq!(said, "said");
+    }
+    turn(&client, "/", other).await;
+    assert_eq!(net.counts() - before, counts(2, 0, 0, 0));
+    assert_eq!(agent.requests(), 5);
+    stalled.abort();
+    sending.abort();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn callers_that_give_up_at_once_do_not_end_the_connection_of_others() {
     let agent = Agent::start(1).await;
@@ -439,6 +468,7 @@ on_both_runtimes! {
     requests_above_the_stream_limit_wait_at_the_connection_limit_and_the_agent_is_not_blamed,
     a_slow_answer_on_a_connection_that_answers_other_streams_is_no_evidence,
     responses_that_nobody_reads_do_not_stop_other_requests,
+    an_upload_that_the_agent_does_not_take_does_not_stop_those_that_come_after_it,
     a_refused_request_whose_body_was_touched_fails_and_is_unsent,
     a_refused_request_is_sent_four_times_at_most,
     a_stream_that_the_agent_resets_is_not_sent_again,

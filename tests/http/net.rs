@@ -279,6 +279,7 @@ fn app(seen: Arc<Seen>, id: AgentId) -> Router {
         .route("/take", post(take))
         .route("/hang", any(hang))
         .route("/early", post(early))
+        .route("/hold", post(hold))
         .route("/endless", get(endless))
         .route("/half", get(half))
         .route("/large", get(async || Bytes::from_static(&[7; 8 * 1024 * 1024])))
@@ -321,6 +322,13 @@ async fn take(State(seen): State<Arc<Seen>>, request: Request) -> Result<String,
 async fn hang(State(seen): State<Arc<Seen>>) -> &'static str {
     seen.go_on.notified().await;
     "at last"
+}
+
+/// Takes nothing of the body, and answers when it is told to.
+async fn hold(State(seen): State<Arc<Seen>>, request: Request) -> &'static str {
+    seen.go_on.notified().await;
+    drop(request);
+    "held"
 }
 
 /// Answers after so many milliseconds.

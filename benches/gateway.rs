@@ -1,14 +1,15 @@
-//! What the layer costs a gateway: the same proxy twice, each as a process of its own in front of one agent. One sends
-//! through an `AgentClient` to the agent of the chat, the other one through hyper-util's client to a fixed address. Both
-//! keep their connections.
+//! What the layer costs a gateway: the same proxy twice, each as a process of its own in front of
+//! one agent. One sends through an `AgentClient` to the agent of the chat, the other one through
+//! hyper-util's client to a fixed address. Both keep their connections.
 //!
 //! ```text
 //! cargo bench --features http --bench gateway                # 11 interleaved pairs; needs wrk
 //! cargo bench --features http --bench gateway -- --json --pairs 5 --seconds 2
 //! ```
 //!
-//! The median of each figure, and of the ratio within each pair, since a machine that has other things to do slows both.
-//! The processor time of a request (Linux only) is what is left of the difference on such a machine.
+//! The median of each figure, and of the ratio within each pair, since a machine that has other
+//! things to do slows both. The processor time of a request (Linux only) is what is left of the
+//! difference on such a machine.
 
 use axum::{
     Router,
@@ -37,8 +38,8 @@ use tokio::{
 };
 use tower::{Layer, service_fn};
 use tower_bound_agent::{
-    AgentId, BoundAgentLayer, BoxError, DialAgent, DialSession, Resolution, ResolveWorkspace, SessionId, Target,
-    WorkspaceId,
+    AgentId, BoundAgentLayer, BoxError, DialAgent, DialSession, Resolution, ResolveWorkspace,
+    SessionId, Target, WorkspaceId,
     http::{
         AgentClient,
         proxy::{Hop, Peer},
@@ -86,7 +87,8 @@ async fn serve(role: &str, agent: Option<String>) -> Result<(), BoxError> {
             })
         }
         _ => {
-            let target = Target::new(AgentId::new(Uuid::new_v4())).with_generation(1).with_address(agent);
+            let target =
+                Target::new(AgentId::new(Uuid::new_v4())).with_generation(1).with_address(agent);
             let resolver = service_fn(move |_: ResolveWorkspace| {
                 std::future::ready(Ok::<_, BoxError>(Resolution::Running(target.clone())))
             });
@@ -126,7 +128,8 @@ type Dialer = tower::util::ServiceFn<
 fn layered(layer: &BoundAgentLayer) -> AgentClient<Dialer, Body> {
     let dialer: Dialer = service_fn(|ask: DialAgent| {
         Box::pin(async move {
-            let stream = TcpStream::connect(ask.target.address.as_deref().unwrap_or_default()).await?;
+            let stream =
+                TcpStream::connect(ask.target.address.as_deref().unwrap_or_default()).await?;
             stream.set_nodelay(true)?;
             watch_peer(&stream, std::time::Duration::from_secs(20))?;
             Ok(TokioIo::new(stream))
@@ -158,7 +161,9 @@ async fn bound(State(bound): State<Bound>, mut request: Request) -> Result<Respo
     let (chat, path) = split(request.uri())?;
     let exchange = bound.hop.request(&mut request, &peer()).map_err(|refusal| refusal.status())?;
     *request.uri_mut() = Uri::from(path);
-    request.extensions_mut().insert(DialSession::new(chat).in_workspace(WorkspaceId::new(Uuid::nil())));
+    request
+        .extensions_mut()
+        .insert(DialSession::new(chat).in_workspace(WorkspaceId::new(Uuid::nil())));
     let mut response = bound.client.request(request).await.map_err(|_| StatusCode::BAD_GATEWAY)?;
     exchange.response(&mut response).map_err(|_| StatusCode::BAD_GATEWAY)?;
     Ok(response.map(Body::new))
@@ -177,7 +182,11 @@ struct Process {
 impl Process {
     fn start(role: &str, agent: &str) -> Result<Self, BoxError> {
         let mut command = Command::new(std::env::current_exe()?);
-        let mut child = command.args(["--role", role, agent]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut child = command
+            .args(["--role", role, agent])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
         let mut address = String::new();
         BufReader::new(child.stdout.take().ok_or("no output")?).read_line(&mut address)?;
         Ok(Self { child, address: address.trim_end().to_owned() })
@@ -215,10 +224,12 @@ fn measure(as_json: bool, pairs: usize, seconds: u32) -> Result<(), BoxError> {
         return Ok(());
     }
     let agent = Process::start("agent", "none")?;
-    let (fixed, bound) = (Process::start("fixed", &agent.address)?, Process::start("bound", &agent.address)?);
+    let (fixed, bound) =
+        (Process::start("fixed", &agent.address)?, Process::start("bound", &agent.address)?);
     let script = tempfile::NamedTempFile::new()?;
     // Many chats, each with its own path.
-    let chats: Vec<_> = (1..=CHATS).map(|chat| format!("'/chats/{}/identity'", Uuid::from_u128(chat))).collect();
+    let chats: Vec<_> =
+        (1..=CHATS).map(|chat| format!("'/chats/{}/identity'", Uuid::from_u128(chat))).collect();
     let lua = format!(
         "local chats, next = {{{}}}, 0\nfunction request() next = next % #chats + 1 return wrk.format('GET', chats[next]) end\n",
         chats.join(",")
@@ -227,7 +238,9 @@ fn measure(as_json: bool, pairs: usize, seconds: u32) -> Result<(), BoxError> {
     let run = |process: &Process, seconds: u32| -> Result<Figures, BoxError> {
         let url = format!("http://{}/", process.address);
         let mut wrk = Command::new("wrk");
-        wrk.args(["-t1", "-c", CONNECTIONS, "--latency", &format!("-d{seconds}s"), "-s"]).arg(script.path()).arg(url);
+        wrk.args(["-t1", "-c", CONNECTIONS, "--latency", &format!("-d{seconds}s"), "-s"])
+            .arg(script.path())
+            .arg(url);
         let before = process.ticks();
         let mut figures = figures(&String::from_utf8(wrk.output()?.stdout)?)?;
         if let (Some(before), Some(after)) = (before, process.ticks()) {
@@ -248,7 +261,8 @@ fn measure(as_json: bool, pairs: usize, seconds: u32) -> Result<(), BoxError> {
             (run(&fixed, seconds)?, bound)
         });
     }
-    let of = |figure: &dyn Fn(&(Figures, Figures)) -> f64| median(both.iter().map(figure).collect());
+    let of =
+        |figure: &dyn Fn(&(Figures, Figures)) -> f64| median(both.iter().map(figure).collect());
     let one = |one: fn(&(Figures, Figures)) -> Figures| {
         json!({
             "rate": of(&|pair| one(pair).rate), "p50_ms": of(&|pair| one(pair).p50),
@@ -267,9 +281,11 @@ fn measure(as_json: bool, pairs: usize, seconds: u32) -> Result<(), BoxError> {
         );
     } else {
         let line = |name: &str, figures: &Value| {
-            let [rate, p50, p99, cpu] =
-                ["rate", "p50_ms", "p99_ms", "cpu_us"].map(|name| figures[name].as_f64().unwrap_or(f64::NAN));
-            println!("{name:<16} {rate:>8.0} requests/s   p50 {p50:>6.2} ms   p99 {p99:>6.2} ms   cpu {cpu:>6.1} µs");
+            let [rate, p50, p99, cpu] = ["rate", "p50_ms", "p99_ms", "cpu_us"]
+                .map(|name| figures[name].as_f64().unwrap_or(f64::NAN));
+            println!(
+                "{name:<16} {rate:>8.0} requests/s   p50 {p50:>6.2} ms   p99 {p99:>6.2} ms   cpu {cpu:>6.1} µs"
+            );
         };
         line("a fixed address", &fixed);
         line("the layer", &bound);

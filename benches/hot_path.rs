@@ -1,5 +1,6 @@
-//! What a call costs, next to what its parts cost. Figures are per call; the calls of a sample run inside one entry of the
-//! runtime, so that entering it is not measured. `cargo bench --bench hot_path`; one run shows the ratios.
+//! What a call costs, next to what its parts cost. Figures are per call; the calls of a sample run
+//! inside one entry of the runtime, so that entering it is not measured.
+//! `cargo bench --bench hot_path`; one run shows the ratios.
 
 #![allow(clippy::disallowed_types)] // real time is what is measured here
 
@@ -15,7 +16,8 @@ use std::{
 use tokio::runtime::Runtime;
 use tower::{Layer, Service, ServiceExt, service_fn, timeout::TimeoutLayer};
 use tower_bound_agent::{
-    AgentId, BoundAgentLayer, BoxError, DialSession, Resolution, ResolveWorkspace, SessionId, Target, WorkspaceId,
+    AgentId, BoundAgentLayer, BoxError, DialSession, Resolution, ResolveWorkspace, SessionId,
+    Target, WorkspaceId,
     sqlx::{self, Row},
     store::{BindingStore, MemoryStore, NewBinding, SqliteStore},
 };
@@ -66,7 +68,10 @@ fn layer(store: impl BindingStore) -> BoundAgentLayer {
     let resolver = service_fn(|_: ResolveWorkspace| -> Ready<Result<Resolution, BoxError>> {
         ready(Ok(Resolution::Running(target())))
     });
-    BoundAgentLayer::builder(store, resolver).cache_capacity(200_000).build().expect("the defaults do not contradict")
+    BoundAgentLayer::builder(store, resolver)
+        .cache_capacity(200_000)
+        .build()
+        .expect("the defaults do not contradict")
 }
 
 /// Binds sessions and leaves them cached.
@@ -84,20 +89,26 @@ fn sessions(n: usize) -> Vec<SessionId> {
 }
 
 /// Times `n` calls of a service, one after the other.
-async fn calls<S, Request>(mut service: S, n: u64, mut request: impl FnMut(u64) -> Request) -> Duration
+async fn calls<S, Request>(
+    mut service: S,
+    n: u64,
+    mut request: impl FnMut(u64) -> Request,
+) -> Duration
 where
     S: Service<Request, Error: std::fmt::Debug>,
 {
     let begin = Instant::now();
     for i in 0..n {
-        let response = service.ready().await.expect("ready").call(request(i)).await.expect("a response");
+        let response =
+            service.ready().await.expect("ready").call(request(i)).await.expect("a response");
         black_box(response);
     }
     begin.elapsed()
 }
 
 fn hot_path(criterion: &mut Criterion) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let mut group = criterion.benchmark_group("hot_path");
     let at_once = Dialer { pending_once: false };
     let pending = Dialer { pending_once: true };
@@ -110,15 +121,25 @@ fn hot_path(criterion: &mut Criterion) {
 
     for (suffix, dialer) in [("", at_once), ("_pending_once", pending)] {
         let name = if suffix.is_empty() { "bare".to_owned() } else { format!("bare{suffix}") };
-        group.bench_function(name, |b| b.iter_custom(|n| runtime.block_on(calls(dialer, n, |i| i))));
-        let name = if suffix.is_empty() { "timeout_layer".to_owned() } else { format!("timeout{suffix}") };
-        group.bench_function(name, |b| b.iter_custom(|n| runtime.block_on(calls(timeout.layer(dialer), n, |i| i))));
+        group
+            .bench_function(name, |b| b.iter_custom(|n| runtime.block_on(calls(dialer, n, |i| i))));
+        let name =
+            if suffix.is_empty() { "timeout_layer".to_owned() } else { format!("timeout{suffix}") };
+        group.bench_function(name, |b| {
+            b.iter_custom(|n| runtime.block_on(calls(timeout.layer(dialer), n, |i| i)))
+        });
         if suffix.is_empty() {
             group.bench_function("moka_get", |b| b.iter(|| black_box(register.get(&one[0]))));
         }
-        let name = if suffix.is_empty() { "cached_immediate".to_owned() } else { format!("cached{suffix}") };
+        let name = if suffix.is_empty() {
+            "cached_immediate".to_owned()
+        } else {
+            format!("cached{suffix}")
+        };
         group.bench_function(name, |b| {
-            b.iter_custom(|n| runtime.block_on(calls(bound.layer(dialer), n, |_| DialSession::new(one[0]))))
+            b.iter_custom(|n| {
+                runtime.block_on(calls(bound.layer(dialer), n, |_| DialSession::new(one[0])))
+            })
         });
     }
 
@@ -128,7 +149,9 @@ fn hot_path(criterion: &mut Criterion) {
     runtime.block_on(bind(&spread, &many));
     let at = |i: u64| many[(i.wrapping_mul(48_271) % 100_000) as usize];
     group.bench_function("spread_100k", |b| {
-        b.iter_custom(|n| runtime.block_on(calls(spread.layer(at_once), n, |i| DialSession::new(at(i)))))
+        b.iter_custom(|n| {
+            runtime.block_on(calls(spread.layer(at_once), n, |i| DialSession::new(at(i))))
+        })
     });
     let register = moka(&many);
     group.bench_function("moka_get_100k", |b| {
@@ -146,7 +169,10 @@ fn hot_path(criterion: &mut Criterion) {
 
 /// The register's cache alone.
 fn moka(sessions: &[SessionId]) -> moka::sync::Cache<SessionId, Arc<u8>> {
-    let cache = moka::sync::Cache::builder().max_capacity(200_000).time_to_idle(Duration::from_secs(3600)).build();
+    let cache = moka::sync::Cache::builder()
+        .max_capacity(200_000)
+        .time_to_idle(Duration::from_secs(3600))
+        .build();
     for session in sessions {
         cache.insert(*session, Arc::new(1));
     }
@@ -158,7 +184,8 @@ fn sqlite(criterion: &mut Criterion, runtime: &Runtime) {
     let mut group = criterion.benchmark_group("hot_path");
     group.sample_size(20);
     let folder = tempfile::tempdir().expect("a folder");
-    let store = runtime.block_on(SqliteStore::open(folder.path().join("bindings.db"))).expect("a store");
+    let store =
+        runtime.block_on(SqliteStore::open(folder.path().join("bindings.db"))).expect("a store");
     let chats = sessions(ROWS);
     runtime.block_on(async {
         for chat in &chats {
@@ -176,20 +203,25 @@ fn sqlite(criterion: &mut Criterion, runtime: &Runtime) {
             while left > 0 {
                 let round = left.min(ROWS as u64);
                 let service = layer(store.clone()).layer(Dialer { pending_once: false });
-                took += runtime.block_on(calls(service, round, |i| DialSession::new(chats[i as usize])));
+                took += runtime
+                    .block_on(calls(service, round, |i| DialSession::new(chats[i as usize])));
                 left -= round;
             }
             took
         })
     });
 
-    // What people do today: which workspace, which build is its latest, which agent came with that? Then dial.
+    // What people do today: which workspace, which build is its latest, which agent came with that?
+    // Then dial.
     let resolving = service_fn(|chat: SessionId| {
         let pool = store.pool().clone();
         async move {
-            let chat = sqlx::query("SELECT workspace FROM chats WHERE id = ?").bind(chat.into_uuid());
+            let chat =
+                sqlx::query("SELECT workspace FROM chats WHERE id = ?").bind(chat.into_uuid());
             let workspace: Uuid = chat.fetch_one(&pool).await?.try_get(0)?;
-            let build = sqlx::query("SELECT id FROM builds WHERE workspace = ? ORDER BY number DESC LIMIT 1");
+            let build = sqlx::query(
+                "SELECT id FROM builds WHERE workspace = ? ORDER BY number DESC LIMIT 1",
+            );
             let build: Uuid = build.bind(workspace).fetch_one(&pool).await?.try_get(0)?;
             let agent = sqlx::query("SELECT id FROM agents WHERE build = ?").bind(build);
             let agent: Uuid = agent.fetch_one(&pool).await?.try_get(0)?;
@@ -216,7 +248,9 @@ async fn today(store: &SqliteStore, chats: &[SessionId]) -> Result<(), BoxError>
     }
     for number in 1..=10_i64 {
         let build = Uuid::new_v4();
-        let row = sqlx::query("INSERT INTO builds VALUES (?, ?, ?)").bind(build).bind(workspace().into_uuid());
+        let row = sqlx::query("INSERT INTO builds VALUES (?, ?, ?)")
+            .bind(build)
+            .bind(workspace().into_uuid());
         row.bind(number).execute(&mut *tx).await?;
         let row = sqlx::query("INSERT INTO agents VALUES (?, ?)").bind(Uuid::new_v4()).bind(build);
         row.execute(&mut *tx).await?;

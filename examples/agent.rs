@@ -1,11 +1,13 @@
-//! An agent as a process of its own: the other end of the `gateway` example, which starts it by itself.
+//! An agent as a process of its own: the other end of the `gateway` example, which starts it by
+//! itself.
 //!
 //! ```text
 //! cargo run --example agent -- [--listen ADDR] [--id UUID] [--journal FILE]
 //! ```
 //!
-//! Prints the address that it listens on, and ends when its standard input is closed, so that it never outlives the
-//! process that has started it. Speaks HTTP/1 and HTTP/2, and says who it is in every answer (`x-agent`).
+//! Prints the address that it listens on, and ends when its standard input is closed, so that it
+//! never outlives the process that has started it. Speaks HTTP/1 and HTTP/2, and says who it is in
+//! every answer (`x-agent`).
 //!
 //! | route | answer |
 //! |---|---|
@@ -76,19 +78,23 @@ struct Agent {
 
 /// Listens until standard input is closed.
 pub(crate) async fn run(mut arguments: impl Iterator<Item = String>) -> Result<(), BoxError> {
-    let (mut listen, mut id, mut journal) = ("127.0.0.1:0".to_owned(), AgentId::new(Uuid::new_v4()), None);
+    let (mut listen, mut id, mut journal) =
+        ("127.0.0.1:0".to_owned(), AgentId::new(Uuid::new_v4()), None);
     while let Some(argument) = arguments.next() {
         let value = arguments.next().ok_or_else(|| format!("{argument} needs a value"))?;
         match &*argument {
             "--listen" => listen = value,
             "--id" => id = value.parse()?,
-            "--journal" => journal = Some(OpenOptions::new().create(true).append(true).open(value)?),
+            "--journal" => {
+                journal = Some(OpenOptions::new().create(true).append(true).open(value)?)
+            }
             _ => return Err(format!("what is {argument}?").into()),
         }
     }
     let listener = TcpListener::bind(listen).await?;
     println!("{}", listener.local_addr()?);
-    let agent = Arc::new(Agent { id, silent: AtomicBool::new(false), seen: Mutex::default(), journal });
+    let agent =
+        Arc::new(Agent { id, silent: AtomicBool::new(false), seen: Mutex::default(), journal });
     select! {
         ended = serve(listener, agent) => ended,
         () = input_closed() => Ok(()),
@@ -127,14 +133,24 @@ fn app(agent: Arc<Agent>) -> Router {
         .route("/take", any(take))
         .route(
             "/hops",
-            any(async || [("connection", "x-hop"), ("x-hop", "1"), ("keep-alive", "timeout=5"), ("x-end", "2")]),
+            any(async || {
+                [
+                    ("connection", "x-hop"),
+                    ("x-hop", "1"),
+                    ("keep-alive", "timeout=5"),
+                    ("x-end", "2"),
+                ]
+            }),
         )
         .route("/give", any(give))
         .route("/events", any(events))
         .route("/socket", any(socket))
         .route("/switch", any(switch))
         .route("/seen", any(async |State(agent): State<Arc<Agent>>| Json(agent.seen().clone())))
-        .route("/silence", any(async |State(agent): State<Arc<Agent>>| agent.silent.store(true, SeqCst)))
+        .route(
+            "/silence",
+            any(async |State(agent): State<Arc<Agent>>| agent.silent.store(true, SeqCst)),
+        )
         .layer(from_fn_with_state(Arc::clone(&agent), sign))
         .with_state(agent)
 }
@@ -176,7 +192,11 @@ async fn sign(State(agent): State<Arc<Agent>>, request: Request, next: Next) -> 
     response
 }
 
-async fn echo(State(agent): State<Arc<Agent>>, Query(ask): Query<HashMap<String, u64>>, request: Request) -> Body {
+async fn echo(
+    State(agent): State<Arc<Agent>>,
+    Query(ask): Query<HashMap<String, u64>>,
+    request: Request,
+) -> Body {
     if let Some(pause) = ask.get("pause_ms") {
         sleep(Duration::from_millis(*pause)).await;
         agent.alive().await;
@@ -207,11 +227,15 @@ async fn give(Query(ask): Query<HashMap<String, u64>>) -> Body {
     let bytes = ask.get("bytes").copied().unwrap_or(0);
     Body::from_stream(stream::unfold(bytes, async |left| {
         let size = usize::try_from(left).unwrap_or(usize::MAX).min(ZEROS.len());
-        (size > 0).then(|| (Ok::<_, Infallible>(Bytes::from_static(&ZEROS[..size])), left - size as u64))
+        (size > 0)
+            .then(|| (Ok::<_, Infallible>(Bytes::from_static(&ZEROS[..size])), left - size as u64))
     }))
 }
 
-async fn events(State(agent): State<Arc<Agent>>, Query(ask): Query<HashMap<String, u64>>) -> impl IntoResponse {
+async fn events(
+    State(agent): State<Arc<Agent>>,
+    Query(ask): Query<HashMap<String, u64>>,
+) -> impl IntoResponse {
     let pause = Duration::from_millis(ask.get("every_ms").copied().unwrap_or(100));
     Sse::new(stream::unfold((agent, 0_u64), move |(agent, count)| async move {
         if count > 0 {
@@ -240,7 +264,10 @@ async fn socket(State(agent): State<Arc<Agent>>, upgrade: WebSocketUpgrade) -> R
 }
 
 /// An agent that switches protocols as it likes.
-async fn switch(Query(ask): Query<HashMap<String, String>>, mut request: Request) -> Result<Response, String> {
+async fn switch(
+    Query(ask): Query<HashMap<String, String>>,
+    mut request: Request,
+) -> Result<Response, String> {
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         let Ok(upgraded) = upgrade.await else { return };
@@ -249,7 +276,8 @@ async fn switch(Query(ask): Query<HashMap<String, String>>, mut request: Request
         let _ = tokio::io::copy(&mut reads, &mut writes).await;
         let _ = writes.shutdown().await;
     });
-    let mut response = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS).header("connection", "upgrade");
+    let mut response =
+        Response::builder().status(StatusCode::SWITCHING_PROTOCOLS).header("connection", "upgrade");
     if let Some(to) = ask.get("to") {
         response = response.header("upgrade", to);
     }

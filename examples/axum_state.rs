@@ -1,4 +1,5 @@
-//! One idea: in axum the client is the state, and a handler sends its request on to the agent of the chat.
+//! One idea: in axum the client is the state, and a handler sends its request on to the agent of
+//! the chat.
 //!
 //! `cargo run --features http,serde --example axum_state`
 
@@ -14,8 +15,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tower::{Layer, ServiceExt, service_fn, util::BoxCloneSyncService};
 use tower_bound_agent::{
-    AgentId, BoundAgentLayer, BoxError, DialAgent, DialSession, Resolution, ResolveWorkspace, SessionId, Target,
-    WorkspaceId,
+    AgentId, BoundAgentLayer, BoxError, DialAgent, DialSession, Resolution, ResolveWorkspace,
+    SessionId, Target, WorkspaceId,
     http::{AgentBody, AgentClient, ClientError},
     store::MemoryStore,
 };
@@ -38,11 +39,17 @@ async fn turn(
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let agent = Target::new(AgentId::new(Uuid::new_v4())).with_address(listener.local_addr()?.to_string());
-    tokio::spawn(axum::serve(listener, any(async || "hello, says the agent").into_make_service()).into_future());
+    let agent =
+        Target::new(AgentId::new(Uuid::new_v4())).with_address(listener.local_addr()?.to_string());
+    tokio::spawn(
+        axum::serve(listener, any(async || "hello, says the agent").into_make_service())
+            .into_future(),
+    );
 
     let running = Resolution::Running(agent);
-    let resolver = service_fn(move |_: ResolveWorkspace| std::future::ready(Ok::<_, BoxError>(running.clone())));
+    let resolver = service_fn(move |_: ResolveWorkspace| {
+        std::future::ready(Ok::<_, BoxError>(running.clone()))
+    });
     let dialer = service_fn(async |ask: DialAgent| {
         let address = ask.target.address.as_deref().ok_or("no address")?;
         Ok::<_, BoxError>(TokioIo::new(TcpStream::connect(address).await?))
@@ -51,7 +58,13 @@ async fn main() -> Result<(), BoxError> {
     let agents = Agents::new(AgentClient::new(layer.layer(dialer)));
 
     let app = Router::new().route("/chats/{chat}", any(turn)).with_state(agents);
-    let response = app.oneshot(Request::get(format!("/chats/{}", Uuid::new_v4())).body(Body::empty())?).await?;
-    println!("{} {}", response.status(), String::from_utf8(to_bytes(response.into_body(), 1024).await?.to_vec())?);
+    let response = app
+        .oneshot(Request::get(format!("/chats/{}", Uuid::new_v4())).body(Body::empty())?)
+        .await?;
+    println!(
+        "{} {}",
+        response.status(),
+        String::from_utf8(to_bytes(response.into_body(), 1024).await?.to_vec())?
+    );
     Ok(())
 }

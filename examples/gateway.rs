@@ -1,4 +1,5 @@
-//! A gateway in axum: what a chat is sent goes on to the agent of the workspace that the chat is bound to.
+//! A gateway in axum: what a chat is sent goes on to the agent of the workspace that the chat is
+//! bound to.
 //!
 //! ```text
 //! cargo run --features http --example gateway                            # a short story that tells itself
@@ -14,19 +15,20 @@
 //! | `POST /workspaces/{id}/stop`, `start` | ends the agent process, starts one |
 //! | `GET /stats` | what this process holds |
 //!
-//! A request for an agent may say which workspace it is meant for (`X-Workspace: {id}`): a chat that is bound nowhere is bound
-//! to it, and one that is bound elsewhere is told so (409).
+//! A request for an agent may say which workspace it is meant for (`X-Workspace: {id}`): a chat
+//! that is bound nowhere is bound to it, and one that is bound elsewhere is told so (409).
 //!
-//! The bindings are in a SQLite file in a temporary folder, or in the PostgreSQL database of `DATABASE_URL` (with the
-//! feature `postgres`).
+//! The bindings are in a SQLite file in a temporary folder, or in the PostgreSQL database of
+//! `DATABASE_URL` (with the feature `postgres`).
 //!
-//! What is sent on is decided by [`Hop`]: `Host` as the client has sent it; no header that is for the next neighbour only;
-//! no header that says who the client is. `X-Forwarded-*` and `Via` are the gateway's own. No address is ever taken from a
-//! client; a request in absolute form (as to a proxy) must name the gateway (its address, or the name of `--name`). A
-//! request that comes back to the gateway is refused as a loop (508); the first `--name` is what `Via` calls it.
+//! What is sent on is decided by [`Hop`]: `Host` as the client has sent it; no header that is for
+//! the next neighbour only; no header that says who the client is. `X-Forwarded-*` and `Via` are
+//! the gateway's own. No address is ever taken from a client; a request in absolute form (as to a
+//! proxy) must name the gateway (its address, or the name of `--name`). A request that comes back
+//! to the gateway is refused as a loop (508); the first `--name` is what `Via` calls it.
 //!
-//! An error of the gateway's own is JSON (`{"error": "stopped", …}`) without the `x-agent` header that agents send. It has
-//! `"unsent": true` if the agent cannot have processed the request.
+//! An error of the gateway's own is JSON (`{"error": "stopped", …}`) without the `x-agent` header
+//! that agents send. It has `"unsent": true` if the agent cannot have processed the request.
 
 #[path = "agent.rs"]
 mod agent;
@@ -52,12 +54,15 @@ use refused::Refused;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{future::pending, net::SocketAddr, process::ExitCode, str::FromStr, time::Duration};
-use tokio::{io::AsyncReadExt, io::copy_bidirectional, net::TcpListener, net::TcpStream, select, time::timeout};
+use tokio::{
+    io::AsyncReadExt, io::copy_bidirectional, net::TcpListener, net::TcpStream, select,
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::{Layer, service_fn, util::ServiceFn};
 use tower_bound_agent::{
-    Bindings, BoundAgentLayer, BoundHandle, BoxError, DialAgent, DialSession, Outcome, ResolveWorkspace, SessionId,
-    WorkspaceId,
+    Bindings, BoundAgentLayer, BoundHandle, BoxError, DialAgent, DialSession, Outcome,
+    ResolveWorkspace, SessionId, WorkspaceId,
     http::{
         AgentClient,
         proxy::{Hop, Peer},
@@ -117,17 +122,23 @@ async fn run() -> Result<(), BoxError> {
     }
 }
 
-/// `--listen ADDR [--name HOST] [--patience SECONDS] [--journal FILE] [--attached]`: serves until it is interrupted;
-/// `--attached`, until its standard input is closed.
+/// `--listen ADDR [--name HOST] [--patience SECONDS] [--journal FILE] [--attached]`: serves until
+/// it is interrupted; `--attached`, until its standard input is closed.
 async fn listen(mut arguments: impl Iterator<Item = String>) -> Result<(), BoxError> {
     let listener = TcpListener::bind(arguments.next().ok_or("--listen needs an address")?).await?;
-    let (mut names, mut patience, mut for_agents, mut attached) = (Vec::new(), PATIENCE, Vec::new(), false);
+    let (mut names, mut patience, mut for_agents, mut attached) =
+        (Vec::new(), PATIENCE, Vec::new(), false);
     while let Some(argument) = arguments.next() {
         match &*argument {
             "--attached" => attached = true,
             "--name" => names.extend(arguments.next()),
-            "--patience" => patience = Duration::from_secs(arguments.next().ok_or("how many seconds?")?.parse()?),
-            "--journal" => for_agents.extend([argument.into(), arguments.next().ok_or("which file?")?.into()]),
+            "--patience" => {
+                patience =
+                    Duration::from_secs(arguments.next().ok_or("how many seconds?")?.parse()?)
+            }
+            "--journal" => {
+                for_agents.extend([argument.into(), arguments.next().ok_or("which file?")?.into()])
+            }
             _ => return Err(format!("what is {argument}?").into()),
         }
     }
@@ -147,7 +158,9 @@ async fn listen(mut arguments: impl Iterator<Item = String>) -> Result<(), BoxEr
 
 async fn interrupted() {
     #[cfg(unix)]
-    if let Ok(mut terminated) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+    if let Ok(mut terminated) =
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+    {
         select! { _ = terminated.recv() => return, _ = tokio::signal::ctrl_c() => return }
     }
     let _ = tokio::signal::ctrl_c().await;
@@ -182,8 +195,9 @@ async fn serve(
     };
     let app = gateway.router().into_make_service_with_connect_info::<SocketAddr>();
     let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-    let mut serving =
-        axum::serve(listener, app).with_graceful_shutdown(gateway.ending.clone().cancelled_owned()).into_future();
+    let mut serving = axum::serve(listener, app)
+        .with_graceful_shutdown(gateway.ending.clone().cancelled_owned())
+        .into_future();
     select! {
         ended = &mut serving => ended?,
         () = end => {
@@ -197,7 +211,11 @@ async fn serve(
     Ok(())
 }
 
-async fn layer(file: &std::path::Path, patience: Duration, yard: Yard) -> Result<BoundAgentLayer, BoxError> {
+async fn layer(
+    file: &std::path::Path,
+    patience: Duration,
+    yard: Yard,
+) -> Result<BoundAgentLayer, BoxError> {
     let resolver = service_fn(move |ask: ResolveWorkspace| {
         let now = yard.resolve(ask.workspace);
         async move { Ok::<_, BoxError>(now) }
@@ -205,7 +223,8 @@ async fn layer(file: &std::path::Path, patience: Duration, yard: Yard) -> Result
     let builder = match std::env::var("DATABASE_URL") {
         #[cfg(feature = "postgres")]
         Ok(url) => {
-            let store = tower_bound_agent::store::PostgresStore::new(sqlx::PgPool::connect(&url).await?);
+            let store =
+                tower_bound_agent::store::PostgresStore::new(sqlx::PgPool::connect(&url).await?);
             store.set_up().await?;
             BoundAgentLayer::builder(store, resolver)
         }
@@ -251,19 +270,23 @@ async fn pass_on(
     mut request: Request,
 ) -> Result<Response, Refused> {
     gateway.is_named_by(&request)?;
-    let (chat, path) = split(request.uri()).ok_or(Refused::Bad("the chat is no hyphenated uuid"))?;
-    let prefix = HeaderValue::try_from(format!("/chats/{chat}")).map_err(|_| Refused::Bad("the chat"))?;
+    let (chat, path) =
+        split(request.uri()).ok_or(Refused::Bad("the chat is no hyphenated uuid"))?;
+    let prefix =
+        HeaderValue::try_from(format!("/chats/{chat}")).map_err(|_| Refused::Bad("the chat"))?;
     let exchange = gateway.hop.request(&mut request, &Peer::new(peer.ip()).with_prefix(prefix))?;
     *request.uri_mut() = Uri::from(path);
     let mut ask = DialSession::new(chat);
     if let Some(workspace) = request.headers_mut().remove(WORKSPACE) {
         let workspace = workspace.to_str().ok().and_then(id);
-        ask = ask.in_workspace(workspace.ok_or(Refused::Bad("the workspace is no hyphenated uuid"))?);
+        ask =
+            ask.in_workspace(workspace.ok_or(Refused::Bad("the workspace is no hyphenated uuid"))?);
     }
     request.extensions_mut().insert(ask);
 
     let answered = gateway.client.request(request).await.map_err(Refused::Agent);
-    let last = answered.as_ref().map(|response| response.extensions().get::<BoundHandle>().cloned());
+    let last =
+        answered.as_ref().map(|response| response.extensions().get::<BoundHandle>().cloned());
     let (last, handle) = match last {
         Ok(Some(handle)) => (Ok(handle.outcome().clone()), Some(handle)),
         Ok(None) => (Err("nothing known"), None),
@@ -282,7 +305,8 @@ async fn pass_on(
                 }
             };
             let (mut client, mut agent) = (TokioIo::new(client), TokioIo::new(agent));
-            // The client connects again, and to the new agent; that is better than to be left with the old one.
+            // The client connects again, and to the new agent; that is better than to be left with
+            // the old one.
             select! {
                 _ = copy_bidirectional(&mut client, &mut agent) => {}
                 () = superseded => {}
@@ -294,10 +318,13 @@ async fn pass_on(
 }
 
 impl Gateway {
-    /// A request in absolute form names another server, unless it names this one: the gateway is no proxy.
+    /// A request in absolute form names another server, unless it names this one: the gateway is no
+    /// proxy.
     fn is_named_by(&self, request: &Request) -> Result<(), Refused> {
         match request.uri().authority().filter(|_| request.version() < Version::HTTP_2) {
-            Some(named) if !self.names.iter().any(|name| name.eq_ignore_ascii_case(named.as_str())) => {
+            Some(named)
+                if !self.names.iter().any(|name| name.eq_ignore_ascii_case(named.as_str())) =>
+            {
                 Err(Refused::Bad("this is no proxy"))
             }
             _ => Ok(()),
@@ -317,19 +344,29 @@ fn id<T: FromStr>(text: &str) -> Option<T> {
     text.parse().ok().filter(|_| text.len() == 36)
 }
 
-async fn point(State(gateway): State<Gateway>, Path(chat): Path<String>, body: String) -> Result<Json<Value>, Refused> {
+async fn point(
+    State(gateway): State<Gateway>,
+    Path(chat): Path<String>,
+    body: String,
+) -> Result<Json<Value>, Refused> {
     let chat = id(&chat).ok_or(Refused::Bad("the chat is no hyphenated uuid"))?;
-    let workspace: WorkspaceId = id(body.trim()).ok_or(Refused::Bad("the workspace is no hyphenated uuid"))?;
-    let binding = gateway.bindings.select_workspace(chat, workspace).await?;
-    Ok(Json(json!({ "workspace": binding.workspace.to_string(), "revision": binding.revision.get() })))
+    let workspace: WorkspaceId =
+        id(body.trim()).ok_or(Refused::Bad("the workspace is no hyphenated uuid"))?;
+    let binding = gateway.bindings.retarget(chat, workspace).await?;
+    Ok(Json(
+        json!({ "workspace": binding.workspace.to_string(), "revision": binding.revision.get() }),
+    ))
 }
 
-async fn show(State(gateway): State<Gateway>, Path(chat): Path<String>) -> Result<Json<Value>, Refused> {
+async fn show(
+    State(gateway): State<Gateway>,
+    Path(chat): Path<String>,
+) -> Result<Json<Value>, Refused> {
     let chat: SessionId = id(&chat).ok_or(Refused::Bad("the chat is no hyphenated uuid"))?;
     let current = gateway.bindings.current(chat).await?;
     let last = gateway.last.get(&chat).map(|last| match last {
         Ok(outcome) => json!({
-            "path": format!("{:?}", outcome.path), "dials": outcome.dials, "validations": outcome.validations,
+            "path": format!("{:?}", outcome.kind), "dials": outcome.dials, "validations": outcome.validations,
             "repair": format!("{:?}", outcome.repair()),
         }),
         Err(error) => json!({ "error": error }),
@@ -368,10 +405,13 @@ async fn build(
     text: &str,
     how: Option<(Old, Duration)>,
 ) -> Result<Json<Value>, Refused> {
-    let workspace: WorkspaceId = id(text).ok_or(Refused::Bad("the workspace is no hyphenated uuid"))?;
+    let workspace: WorkspaceId =
+        id(text).ok_or(Refused::Bad("the workspace is no hyphenated uuid"))?;
     // A task of its own: who has ordered it may lose patience.
     let built = tokio::spawn(async move {
-        let Some((target, pid)) = gateway.yard.build(workspace, how).await.map_err(Refused::Yard)? else {
+        let Some((target, pid)) =
+            gateway.yard.build(workspace, how).await.map_err(Refused::Yard)?
+        else {
             return Err(Refused::NotStopped);
         };
         // From here on every call goes there, and calls that wait for the former agent move.
@@ -384,8 +424,12 @@ async fn build(
     built.await.map_err(|error| Refused::Yard(error.into()))?.map(Json)
 }
 
-async fn stop(State(gateway): State<Gateway>, Path(text): Path<String>) -> Result<StatusCode, Refused> {
-    let workspace: WorkspaceId = id(&text).ok_or(Refused::Bad("the workspace is no hyphenated uuid"))?;
+async fn stop(
+    State(gateway): State<Gateway>,
+    Path(text): Path<String>,
+) -> Result<StatusCode, Refused> {
+    let workspace: WorkspaceId =
+        id(&text).ok_or(Refused::Bad("the workspace is no hyphenated uuid"))?;
     let stopped = tokio::spawn(async move { gateway.yard.stop(workspace).await });
     match stopped.await.map_err(|error| Refused::Yard(error.into()))?.map_err(Refused::Yard)? {
         true => Ok(StatusCode::NO_CONTENT),
@@ -395,5 +439,7 @@ async fn stop(State(gateway): State<Gateway>, Path(text): Path<String>) -> Resul
 
 async fn stats(State(gateway): State<Gateway>) -> Json<Value> {
     let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
-    Json(json!({ "tasks": tasks, "tunnels": gateway.tunnels.len(), "chats": gateway.last.entry_count() }))
+    Json(
+        json!({ "tasks": tasks, "tunnels": gateway.tunnels.len(), "chats": gateway.last.entry_count() }),
+    )
 }

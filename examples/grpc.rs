@@ -1,7 +1,7 @@
 //! One idea: tonic over the layer, in two ways, and what each does when an agent was replaced.
 //!
-//! * A `Channel` over the [`Connector`]: dials through the layer whenever it has no connection. One that it has, it keeps
-//!   until that breaks, also if its agent was replaced.
+//! * A `Channel` over the [`Connector`]: dials through the layer whenever it has no connection. One
+//!   that it has, it keeps until that breaks, also if its agent was replaced.
 //! * The [`AgentClient`] as tonic's transport: each call goes to the agent that is bound now.
 //!
 //! `cargo run --features http --example grpc`; nothing else is needed, no `protoc` either.
@@ -25,7 +25,8 @@ use tower_bound_agent::{
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    let (chat, workspace, authority) = (common::session(), common::workspace(), Authority::default());
+    let (chat, workspace, authority) =
+        (common::session(), common::workspace(), Authority::default());
     let resolver = authority.clone();
     let resolver = service_fn(move |ask| resolver.clone().resolve(ask));
     let layer = BoundAgentLayer::builder(MemoryStore::new(), resolver).build()?;
@@ -39,7 +40,8 @@ async fn main() -> Result<(), BoxError> {
     drop(dial.clone().oneshot(DialSession::new(chat).in_workspace(workspace)).await?);
 
     let address = format!("http://{}", Connector::authority(chat));
-    let channel = Endpoint::from_shared(address)?.connect_with_connector_lazy(Connector::new(dial.clone()));
+    let channel =
+        Endpoint::from_shared(address)?.connect_with_connector_lazy(Connector::new(dial.clone()));
     let client = AgentClient::builder().http2().build(dial);
 
     let mut answer = ask(channel.clone(), chat, "a stream of words").await?;
@@ -52,7 +54,8 @@ async fn main() -> Result<(), BoxError> {
     drop(first);
     let second = Agent::start(2).await?;
     authority.set(workspace, Resolution::Running(second.target.clone()));
-    // The first calls may still meet the broken connection. Only the caller knows whether it may repeat them: these it may.
+    // The first calls may still meet the broken connection. Only the caller knows whether it may
+    // repeat them: these it may.
     let mut answer = ask(channel.clone(), chat, "hello").await;
     for _ in 0..10 {
         let Err(status) = &answer else { break };
@@ -65,10 +68,16 @@ async fn main() -> Result<(), BoxError> {
     println!("it is replaced, and goes on answering:");
     let third = Agent::start(3).await?;
     authority.set(workspace, Resolution::Running(third.target.clone()));
-    layer.bindings().doubt_workspace(workspace);
+    layer.bindings().revalidate_workspace(workspace);
     layer.bindings().current(chat).await?;
-    expect(first_word(ask(channel, chat, "channel").await?).await? == second.name(), "the channel stays")?;
-    expect(first_word(ask(client, chat, "client").await?).await? == third.name(), "the client moves")
+    expect(
+        first_word(ask(channel, chat, "channel").await?).await? == second.name(),
+        "the channel stays",
+    )?;
+    expect(
+        first_word(ask(client, chat, "client").await?).await? == third.name(),
+        "the client moves",
+    )
 }
 
 async fn first_word(mut answer: tonic::Streaming<answers::Word>) -> Result<String, BoxError> {

@@ -1,8 +1,8 @@
-//! One idea: the application's own table and the bindings in one PostgreSQL, behind one axum state. "This chat moves to
-//! another workspace" changes both rows in one transaction, or neither.
+//! One idea: the application's own table and the bindings in one PostgreSQL, behind one axum state.
+//! "This chat moves to another workspace" changes both rows in one transaction, or neither.
 //!
-//! `cargo run --example postgres_axum_state --features postgres,serde`, with `DATABASE_URL` or a server that is started
-//! for the purpose. The program is its own client:
+//! `cargo run --example postgres_axum_state --features postgres,serde`, with `DATABASE_URL` or a
+//! server that is started for the purpose. The program is its own client:
 //!
 //! ```text
 //! POST /chats                 {"workspace": "…"}   a chat in a workspace
@@ -31,7 +31,8 @@ use tokio::{
 };
 use tower::{Layer, ServiceExt, service_fn, util::BoxCloneSyncService};
 use tower_bound_agent::{
-    Bindings, Bound, BoundAgentLayer, BoxError, DialSession, Error, ErrorKind, Resolution, SessionId, WorkspaceId,
+    Bindings, Bound, BoundAgentLayer, BoxError, DialSession, Error, ErrorKind, Resolution,
+    SessionId, WorkspaceId,
     sqlx::{self, PgPool},
     store::PostgresStore,
 };
@@ -59,7 +60,10 @@ struct In {
     workspace: WorkspaceId,
 }
 
-async fn create(State(app): State<App>, Json(asked): Json<In>) -> Result<impl IntoResponse, Failure> {
+async fn create(
+    State(app): State<App>,
+    Json(asked): Json<In>,
+) -> Result<impl IntoResponse, Failure> {
     let chat = common::session();
     app.write("INSERT INTO chats (id, workspace) VALUES ($1, $2)", chat, asked.workspace).await?;
     Ok((StatusCode::CREATED, Json(json!({ "id": chat }))))
@@ -75,11 +79,11 @@ async fn move_chat(
 }
 
 async fn show(State(app): State<App>, Path(chat): Path<SessionId>) -> Result<Json<Value>, Failure> {
-    let both =
-        "SELECT chats.workspace, agent_bindings.workspace FROM chats JOIN agent_bindings ON session = id WHERE id = $1";
+    let both = "SELECT chats.workspace, agent_bindings.workspace FROM chats JOIN agent_bindings ON session = id WHERE id = $1";
     let found: Option<(uuid::Uuid, uuid::Uuid)> =
         sqlx::query_as(both).bind(chat.into_uuid()).fetch_optional(&app.pool).await?;
-    let (chats, bindings) = found.ok_or(Failure(StatusCode::NOT_FOUND, "there is no such chat".into()))?;
+    let (chats, bindings) =
+        found.ok_or(Failure(StatusCode::NOT_FOUND, "there is no such chat".into()))?;
     Ok(Json(json!({ "chats": chats, "agent_bindings": bindings })))
 }
 
@@ -90,11 +94,18 @@ async fn turn(State(app): State<App>, Path(chat): Path<SessionId>) -> Result<Jso
 
 impl App {
     /// The application's row of a chat and its binding, in one transaction.
-    async fn write(&self, sql: &'static str, chat: SessionId, workspace: WorkspaceId) -> Result<(), Failure> {
+    async fn write(
+        &self,
+        sql: &'static str,
+        chat: SessionId,
+        workspace: WorkspaceId,
+    ) -> Result<(), Failure> {
         let mut transaction = self.pool.begin().await?;
-        // Whatever returns from here on without a word leaves the guard to be dropped: then the next calls of the chat read
-        // its row first, which is right however the transaction has ended.
-        let retargeted = self.bindings.select_workspace_in(&self.store, &mut transaction, chat, workspace).await?;
+        // Whatever returns from here on without a word leaves the guard to be dropped: then the
+        // next calls of the chat read its row first, which is right however the transaction has
+        // ended.
+        let retargeted =
+            self.bindings.retarget_in(&self.store, &mut transaction, chat, workspace).await?;
         let written = sqlx::query(sql).bind(chat.into_uuid()).bind(workspace.into_uuid());
         let refused = match written.execute(&mut *transaction).await {
             Ok(written) if written.rows_affected() == 1 => {
@@ -122,8 +133,13 @@ impl IntoResponse for Failure {
 
 impl From<sqlx::Error> for Failure {
     fn from(error: sqlx::Error) -> Self {
-        let refused = error.as_database_error().is_some_and(|error| error.is_foreign_key_violation());
-        let status = if refused { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::INTERNAL_SERVER_ERROR };
+        let refused =
+            error.as_database_error().is_some_and(|error| error.is_foreign_key_violation());
+        let status = if refused {
+            StatusCode::UNPROCESSABLE_ENTITY
+        } else {
+            StatusCode::INTERNAL_SERVER_ERROR
+        };
         Self(status, error.into())
     }
 }
@@ -158,7 +174,8 @@ async fn main() -> ExitCode {
 
 async fn tell(database: &Database) -> Result<(), BoxError> {
     let (blue, green) = (Agent::start("blue").await?, Agent::start("green").await?);
-    let (in_blue, in_green, nowhere) = (common::workspace(), common::workspace(), common::workspace());
+    let (in_blue, in_green, nowhere) =
+        (common::workspace(), common::workspace(), common::workspace());
     let authority = Authority::default();
     authority.set(in_blue, Resolution::Running(blue.target(1)));
     authority.set(in_green, Resolution::Running(green.target(1)));
@@ -168,12 +185,18 @@ async fn tell(database: &Database) -> Result<(), BoxError> {
          CREATE TABLE chats (id UUID PRIMARY KEY, workspace UUID NOT NULL REFERENCES workspaces)";
     sqlx::raw_sql(tables).execute(&pool).await?;
     for workspace in [in_blue, in_green] {
-        sqlx::query("INSERT INTO workspaces VALUES ($1)").bind(workspace.into_uuid()).execute(&pool).await?;
+        sqlx::query("INSERT INTO workspaces VALUES ($1)")
+            .bind(workspace.into_uuid())
+            .execute(&pool)
+            .await?;
     }
     let store = PostgresStore::new(pool.clone());
     store.set_up().await?;
-    let layer =
-        BoundAgentLayer::builder(store.clone(), service_fn(move |ask| authority.clone().resolve(ask))).build()?;
+    let layer = BoundAgentLayer::builder(
+        store.clone(),
+        service_fn(move |ask| authority.clone().resolve(ask)),
+    )
+    .build()?;
     let (bindings, dialer) = (layer.bindings(), Dialer::default());
     let dial = layer.layer(service_fn(move |ask| dialer.clone().dial(ask)));
     let app = App { pool, store, bindings, dial: BoxCloneSyncService::new(dial) };
@@ -216,17 +239,27 @@ impl Client {
 
         println!("Another chat does not exist, and has no binding after the attempt to move it.");
         let stranger = common::session();
-        let (status, _) =
-            self.ask("PUT", &format!("/chats/{stranger}/workspace"), json!({ "workspace": in_green })).await?;
+        let (status, _) = self
+            .ask("PUT", &format!("/chats/{stranger}/workspace"), json!({ "workspace": in_green }))
+            .await?;
         expect(status == 404, "a chat that does not exist does not move")?;
-        let (status, _) = self.ask("POST", &format!("/chats/{stranger}/turns"), Value::Null).await?;
+        let (status, _) =
+            self.ask("POST", &format!("/chats/{stranger}/turns"), Value::Null).await?;
         expect(status == 404, "and it has no binding since")
     }
 
     /// Both tables name the workspace, and its agent answers.
-    async fn expect(&self, chat: &str, workspace: WorkspaceId, agent: &Agent) -> Result<(), BoxError> {
+    async fn expect(
+        &self,
+        chat: &str,
+        workspace: WorkspaceId,
+        agent: &Agent,
+    ) -> Result<(), BoxError> {
         let (_, rows) = self.ask("GET", &format!("/chats/{chat}"), Value::Null).await?;
-        expect(rows == json!({ "chats": workspace, "agent_bindings": workspace }), "both rows name the workspace")?;
+        expect(
+            rows == json!({ "chats": workspace, "agent_bindings": workspace }),
+            "both rows name the workspace",
+        )?;
         let (_, turn) = self.ask("POST", &format!("/chats/{chat}/turns"), Value::Null).await?;
         println!("    both tables name the workspace of {}, which answers", agent.name);
         expect(turn == json!({ "agent": agent.id }), "the agent of the workspace answers")

@@ -1,13 +1,13 @@
-//! A chat, its workspace and three agents, told turn by turn: what each turn costs, what a restart, a rebuild and a stop
-//! do to it.
+//! A chat, its workspace and three agents, told turn by turn: what each turn costs, what a restart,
+//! a rebuild and a stop do to it.
 //!
 //! ```text
 //! cargo run --example quickstart            # a table
 //! cargo run --example quickstart -- --json  # the same as one JSON object
 //! ```
 //!
-//! The agents listen on TCP, the bindings are in a SQLite file, and every count is a count of what really happened. The
-//! exit code is 1 if a step differs from what it is expected to be.
+//! The agents listen on TCP, the bindings are in a SQLite file, and every count is a count of what
+//! really happened. The exit code is 1 if a step differs from what it is expected to be.
 
 mod common;
 
@@ -18,8 +18,8 @@ use std::{ops::RangeInclusive, path::Path as File, process::ExitCode, time::Dura
 use tokio::time::Instant;
 use tower::{Layer, ServiceExt, service_fn, util::BoxCloneSyncService};
 use tower_bound_agent::{
-    AgentId, Bindings, Bound, BoundAgentLayer, BoxError, DialSession, Error, Path, Resolution, SessionId,
-    store::SqliteStore,
+    AgentId, Bindings, Bound, BoundAgentLayer, BoxError, DialSession, Error, OutcomeKind,
+    Resolution, SessionId, store::SqliteStore,
 };
 use uuid::Uuid;
 
@@ -38,8 +38,11 @@ async fn main() -> ExitCode {
 
 async fn tell(json: bool) -> Result<bool, BoxError> {
     let watch = Watch::begin();
-    let (first, second, third) =
-        (Agent::start("agent 1").await?, Agent::start("agent 2").await?, Agent::start("agent 3").await?);
+    let (first, second, third) = (
+        Agent::start("agent 1").await?,
+        Agent::start("agent 2").await?,
+        Agent::start("agent 3").await?,
+    );
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("bindings.db");
     let (chat, other_chat, workspace) = (common::session(), common::session(), common::workspace());
@@ -47,15 +50,24 @@ async fn tell(json: bool) -> Result<bool, BoxError> {
     let authority = Authority::default();
     authority.set(workspace, Resolution::Running(first.target(1)));
     let agents = [&first, &second, &third];
-    let mut story = Story::new(json, watch, authority.clone(), agents.map(|agent| (agent.id, agent.name)));
+    let mut story =
+        Story::new(json, watch, authority.clone(), agents.map(|agent| (agent.id, agent.name)));
 
     // A first process. The first turn names the workspace; later ones need not.
     let process = Process::start(&file, &story).await?;
     let turn = process.turn(DialSession::new(chat).in_workspace(workspace));
-    story.step("first turn of a chat", turn, Expected::new("first bind", "agent 1", [2, 1, 1])).await;
+    story
+        .step("first turn of a chat", turn, Expected::new("first bind", "agent 1", [2, 1, 1]))
+        .await;
 
     let turn = process.turn(DialSession::new(other_chat).in_workspace(workspace));
-    story.step("first turn of another chat there", turn, Expected::new("first bind", "agent 1", [2, 0, 1])).await;
+    story
+        .step(
+            "first turn of another chat there",
+            turn,
+            Expected::new("first bind", "agent 1", [2, 0, 1]),
+        )
+        .await;
 
     let turns = async {
         for _ in 0..9 {
@@ -63,13 +75,19 @@ async fn tell(json: bool) -> Result<bool, BoxError> {
         }
         process.turn(chat.into()).await
     };
-    story.step("ten more turns of the first", turns, Expected::new("reused", "agent 1", [0, 0, 10])).await;
+    story
+        .step("ten more turns of the first", turns, Expected::new("reused", "agent 1", [0, 0, 10]))
+        .await;
 
     // All that the process knew is gone; the file is not.
     process.end().await;
     let process = Process::start(&file, &story).await?;
     story
-        .step("a turn after a restart", process.turn(chat.into()), Expected::new("reused", "agent 1", [1, 0, 1]))
+        .step(
+            "a turn after a restart",
+            process.turn(chat.into()),
+            Expected::new("reused", "agent 1", [1, 0, 1]),
+        )
         .await;
 
     // A rebuild: nobody tells us, and the old agent's address still accepts connections.
@@ -116,9 +134,10 @@ impl Process {
     /// One turn of a chat: a connection, one question, one answer.
     async fn turn(&self, ask: DialSession) -> Result<Turn, Error> {
         let mut bound = self.dial.clone().oneshot(ask).await?;
-        let path = bound.outcome().path.clone();
+        let path = bound.outcome().kind.clone();
         let answered = bound.ask("what is new?").await.ok();
-        // A repair is written in the background. Waited for, so that its statement counts for the turn that caused it.
+        // A repair is written in the background. Waited for, so that its statement counts for the
+        // turn that caused it.
         self.bindings.flush().await;
         Ok(Turn { path, answered })
     }
@@ -130,15 +149,17 @@ impl Process {
 }
 
 struct Turn {
-    path: Path,
+    path: OutcomeKind,
     answered: Option<AgentId>,
 }
 
 /// What the file says about a session, read over a connection that knows nothing of this crate.
 async fn read_agent(file: &File, session: SessionId) -> Result<Option<AgentId>, BoxError> {
     let mut connection =
-        SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(file).read_only(true)).await?;
-    let agent = sqlx::query_scalar("SELECT agent FROM agent_bindings WHERE session = ?").bind(session.into_uuid());
+        SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(file).read_only(true))
+            .await?;
+    let agent = sqlx::query_scalar("SELECT agent FROM agent_bindings WHERE session = ?")
+        .bind(session.into_uuid());
     let agent: Option<Uuid> = agent.fetch_one(&mut connection).await?;
     connection.close().await?;
     Ok(agent.map(AgentId::new))
@@ -175,7 +196,12 @@ impl Expected {
 }
 
 impl Story {
-    fn new(json: bool, watch: Watch, authority: Authority, names: [(AgentId, &'static str); 3]) -> Self {
+    fn new(
+        json: bool,
+        watch: Watch,
+        authority: Authority,
+        names: [(AgentId, &'static str); 3],
+    ) -> Self {
         let story = Self {
             json,
             watch,
@@ -188,12 +214,19 @@ impl Story {
         story.say(
             "Two chats of one workspace. Three agents on TCP, one for each build; the bindings in a SQLite file.\n",
         );
-        story.say(&row(["step", "outcome", "agent", "SQL", "resolver", "dials", "ms"].map(String::from)));
+        story.say(&row(
+            ["step", "outcome", "agent", "SQL", "resolver", "dials", "ms"].map(String::from)
+        ));
         story.say(&row([34, 32, 8, 4, 9, 6, 7].map(|width| "─".repeat(width))));
         story
     }
 
-    async fn step(&mut self, name: &str, turn: impl Future<Output = Result<Turn, Error>>, expected: Expected) {
+    async fn step(
+        &mut self,
+        name: &str,
+        turn: impl Future<Output = Result<Turn, Error>>,
+        expected: Expected,
+    ) {
         let before = self.counts();
         let began = Instant::now();
         let turn = turn.await;
@@ -206,7 +239,12 @@ impl Story {
             Err(error) => (format!("error: {}", error.kind()), "-"),
         };
         let [sql, resolver, dials] = counts;
-        let numbers = [sql.to_string(), resolver.to_string(), dials.to_string(), format!("{milliseconds:.1}")];
+        let numbers = [
+            sql.to_string(),
+            resolver.to_string(),
+            dials.to_string(),
+            format!("{milliseconds:.1}"),
+        ];
         let [a, b, c, d] = numbers;
         self.say(&row([name.into(), outcome.clone(), agent.into(), a, b, c, d]));
 
@@ -217,7 +255,10 @@ impl Story {
         self.compare(name, "outcome", outcome.as_str(), expected.outcome);
         self.compare(name, "agent", agent, expected.agent);
         if !expected.milliseconds.contains(&(milliseconds as u64)) {
-            self.differences.push(format!("{name}: {milliseconds:.1} ms, expected {:?}", expected.milliseconds));
+            self.differences.push(format!(
+                "{name}: {milliseconds:.1} ms, expected {:?}",
+                expected.milliseconds
+            ));
         }
         self.steps.push(json!({
             "name": name, "outcome": outcome, "agent": agent, "sql_statements": sql, "resolver_calls": resolver,
@@ -225,14 +266,23 @@ impl Story {
         }));
     }
 
-    fn compare<T: PartialEq + std::fmt::Display>(&mut self, step: &str, what: &str, found: T, wanted: T) {
+    fn compare<T: PartialEq + std::fmt::Display>(
+        &mut self,
+        step: &str,
+        what: &str,
+        found: T,
+        wanted: T,
+    ) {
         if found != wanted {
             self.differences.push(format!("{step}: {what}: {found}, expected {wanted}"));
         }
     }
 
     fn check(&mut self, what: &str, holds: bool) {
-        self.say(&format!("  └ read with another connection: {what}{}", if holds { "" } else { ": NO" }));
+        self.say(&format!(
+            "  └ read with another connection: {what}{}",
+            if holds { "" } else { ": NO" }
+        ));
         if !holds {
             self.differences.push(format!("not true: {what}"));
         }
@@ -266,13 +316,13 @@ impl Story {
     }
 }
 
-fn name_of(path: &Path) -> &'static str {
+fn name_of(path: &OutcomeKind) -> &'static str {
     match path {
-        Path::Reused => "reused",
-        Path::Confirmed => "confirmed",
-        Path::Redialed => "redialed",
-        Path::Switched { .. } => "switched",
-        Path::FirstBind => "first bind",
+        OutcomeKind::Reused => "reused",
+        OutcomeKind::Confirmed => "confirmed",
+        OutcomeKind::Redialed => "redialed",
+        OutcomeKind::Switched { .. } => "switched",
+        OutcomeKind::FirstBind => "first bind",
         _ => "another way",
     }
 }

@@ -1,7 +1,9 @@
-//! One idea: several processes serve the same chats, and tell each other what they have written. Two gateways over one
-//! PostgreSQL, each with its own pool, cache and connections to the agents; in an application they are two processes.
+//! One idea: several processes serve the same chats, and tell each other what they have written.
+//! Two gateways over one PostgreSQL, each with its own pool, cache and connections to the agents;
+//! in an application they are two processes.
 //!
-//! `cargo run --example replicas --features postgres`, with `DATABASE_URL` or a server that is started for the purpose.
+//! `cargo run --example replicas --features postgres`, with `DATABASE_URL` or a server that is
+//! started for the purpose.
 
 mod common;
 
@@ -10,8 +12,8 @@ use std::{fmt::Display, process::ExitCode, time::Duration};
 use tokio::time::{Instant, timeout};
 use tower::{Layer, ServiceExt, service_fn, util::BoxCloneSyncService};
 use tower_bound_agent::{
-    Bindings, Bound, BoundAgentLayer, BoxError, DialSession, Error, Resolution, hints::PostgresHints,
-    store::PostgresStore,
+    Bindings, Bound, BoundAgentLayer, BoxError, DialSession, Error, Resolution,
+    hints::PostgresHints, store::PostgresStore,
 };
 
 /// Longer than anybody would choose, so that whoever waited for it stands out.
@@ -29,7 +31,8 @@ async fn main() -> ExitCode {
 }
 
 async fn tell(database: &Database) -> Result<(), BoxError> {
-    let (old, new, other) = (Agent::start("old").await?, Agent::start("new").await?, Agent::start("other").await?);
+    let (old, new, other) =
+        (Agent::start("old").await?, Agent::start("new").await?, Agent::start("other").await?);
     let (workspace, elsewhere) = (common::workspace(), common::workspace());
     let authority = Authority::default();
     authority.set(workspace, Resolution::Running(old.target(1)));
@@ -37,7 +40,8 @@ async fn tell(database: &Database) -> Result<(), BoxError> {
     let first = Gateway::start(database, &authority).await?;
     let second = Gateway::start(database, &authority).await?;
 
-    // A chat that only the first gateway serves, one that only the second serves, and one that moves about.
+    // A chat that only the first gateway serves, one that only the second serves, and one that
+    // moves about.
     let [here, there, both] = [common::session(), common::session(), common::session()];
     for (gateway, chats) in [(&first, [here, both]), (&second, [there, both])] {
         for chat in chats {
@@ -46,25 +50,37 @@ async fn tell(database: &Database) -> Result<(), BoxError> {
         }
     }
 
-    println!("A chat is pointed at another workspace, and back. The agent that it leaves lives on each time.");
-    for (orders, follows, to, agent) in [(&first, &second, elsewhere, &other), (&second, &first, workspace, &old)] {
+    println!(
+        "A chat is pointed at another workspace, and back. The agent that it leaves lives on each time."
+    );
+    for (orders, follows, to, agent) in
+        [(&first, &second, elsewhere, &other), (&second, &first, workspace, &old)]
+    {
         let held = follows.turn(both.into()).await?;
-        expect(held.target().agent != agent.id, "before the order the chat talks to the other agent")?;
+        expect(
+            held.target().agent != agent.id,
+            "before the order the chat talks to the other agent",
+        )?;
         let ordered = Instant::now();
-        orders.bindings.select_workspace(both, to).await?;
+        orders.bindings.retarget(both, to).await?;
         // As a terminal would that is open there.
         let told = timeout(Duration::from_secs(5), held.handle().superseded()).await;
         expect(told.is_ok(), "the other gateway is told")?;
         say("ordered at one gateway, known at the other", ordered.elapsed());
         let bound = follows.turn(both.into()).await?;
-        expect(bound.target().agent == agent.id, "the next turn at the other gateway follows the order")?;
+        expect(
+            bound.target().agent == agent.id,
+            "the next turn at the other gateway follows the order",
+        )?;
     }
 
     // Whoever begins to listen may have missed something, and asks. That is over now.
     for (gateway, chat) in [(&first, here), (&second, there)] {
         gateway.bindings.current(chat).await?;
     }
-    println!("The workspace is rebuilt. The old agent hangs; a dial is questioned after {DELAY:?}.");
+    println!(
+        "The workspace is rebuilt. The old agent hangs; a dial is questioned after {DELAY:?}."
+    );
     old.become_black_hole();
     authority.set(workspace, Resolution::Running(new.target(2)));
     let (took, bound) = timed(first.turn(here.into())).await?;
@@ -76,7 +92,10 @@ async fn tell(database: &Database) -> Result<(), BoxError> {
     expect(took < DELAY / 2, "the other gateway does not have to find out")?;
 
     for gateway in [first, second] {
-        expect(gateway.bindings.close(Duration::from_secs(5)).await == 0, "every repair was written")?;
+        expect(
+            gateway.bindings.close(Duration::from_secs(5)).await == 0,
+            "every repair was written",
+        )?;
     }
     Ok(())
 }
@@ -95,10 +114,11 @@ impl Gateway {
         let store = PostgresStore::new(pool);
         store.set_up().await?;
         let (authority, dialer) = (authority.clone(), Dialer::default());
-        let layer = BoundAgentLayer::builder(store, service_fn(move |ask| authority.clone().resolve(ask)))
-            .hints(hints)
-            .validation_delay(DELAY)
-            .build()?;
+        let layer =
+            BoundAgentLayer::builder(store, service_fn(move |ask| authority.clone().resolve(ask)))
+                .hints(hints)
+                .validation_delay(DELAY)
+                .build()?;
         let dial = layer.layer(service_fn(move |ask| dialer.clone().dial(ask)));
         Ok(Self { bindings: layer.bindings(), dial: BoxCloneSyncService::new(dial) })
     }
@@ -112,7 +132,9 @@ impl Gateway {
     }
 }
 
-async fn timed<T>(work: impl Future<Output = Result<T, BoxError>>) -> Result<(Duration, T), BoxError> {
+async fn timed<T>(
+    work: impl Future<Output = Result<T, BoxError>>,
+) -> Result<(Duration, T), BoxError> {
     let began = Instant::now();
     let done = work.await?;
     Ok((began.elapsed(), done))

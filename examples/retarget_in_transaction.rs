@@ -1,5 +1,6 @@
-//! One idea: "this chat moves to another workspace" is one fact. The application's own row and the binding change in one
-//! transaction, or neither does, and the calls of this process follow at the commit.
+//! One idea: "this chat moves to another workspace" is one fact. The application's own row and the
+//! binding change in one transaction, or neither does, and the calls of this process follow at the
+//! commit.
 //!
 //! `cargo run --example retarget_in_transaction`
 
@@ -19,16 +20,21 @@ use uuid::Uuid;
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let (blue, green) = (Agent::start("blue").await?, Agent::start("green").await?);
-    let (chat, blue_workspace, green_workspace) = (common::session(), common::workspace(), common::workspace());
+    let (chat, blue_workspace, green_workspace) =
+        (common::session(), common::workspace(), common::workspace());
     let (authority, dialer) = (Authority::default(), Dialer::default());
     authority.set(blue_workspace, Resolution::Running(blue.target(1)));
     authority.set(green_workspace, Resolution::Running(green.target(1)));
 
     // The application's own database and table. The store works over the same pool.
     let directory = tempfile::tempdir()?;
-    let file = SqliteConnectOptions::new().filename(directory.path().join("app.db")).create_if_missing(true);
+    let file = SqliteConnectOptions::new()
+        .filename(directory.path().join("app.db"))
+        .create_if_missing(true);
     let pool = SqlitePool::connect_with(file.journal_mode(SqliteJournalMode::Wal)).await?;
-    sqlx::query("CREATE TABLE chats (id BLOB PRIMARY KEY, workspace BLOB NOT NULL)").execute(&pool).await?;
+    sqlx::query("CREATE TABLE chats (id BLOB PRIMARY KEY, workspace BLOB NOT NULL)")
+        .execute(&pool)
+        .await?;
     sqlx::query("INSERT INTO chats VALUES (?, ?)")
         .bind(chat.into_uuid())
         .bind(blue_workspace.into_uuid())
@@ -37,8 +43,11 @@ async fn main() -> Result<(), BoxError> {
     let store = SqliteStore::new(pool.clone());
     store.set_up().await?;
 
-    let layer =
-        BoundAgentLayer::builder(store.clone(), service_fn(move |ask| authority.clone().resolve(ask))).build()?;
+    let layer = BoundAgentLayer::builder(
+        store.clone(),
+        service_fn(move |ask| authority.clone().resolve(ask)),
+    )
+    .build()?;
     let bindings = layer.bindings();
     let dial = layer.layer(service_fn(move |ask| dialer.clone().dial(ask)));
 
@@ -50,7 +59,8 @@ async fn main() -> Result<(), BoxError> {
     for commit in [false, true] {
         let mut transaction = pool.begin().await?;
         move_chat(&mut transaction, chat, green_workspace).await?;
-        let retargeted = bindings.select_workspace_in(&store, &mut transaction, chat, green_workspace).await?;
+        let retargeted =
+            bindings.retarget_in(&store, &mut transaction, chat, green_workspace).await?;
         if commit {
             transaction.commit().await?;
             retargeted.committed(); // from here on every call of this process goes to the other workspace
@@ -69,7 +79,8 @@ async fn main() -> Result<(), BoxError> {
             if ours == green_workspace { "green" } else { "blue" },
             name(&[&blue, &green], bound.target().agent),
         );
-        let (workspace, agent) = if commit { (green_workspace, &green) } else { (blue_workspace, &blue) };
+        let (workspace, agent) =
+            if commit { (green_workspace, &green) } else { (blue_workspace, &blue) };
         expect((apps, ours) == (workspace, workspace), "both rows change together, or neither")?;
         expect(bound.target().agent == agent.id, "the next turn follows the rows")?;
     }
@@ -77,7 +88,11 @@ async fn main() -> Result<(), BoxError> {
 }
 
 /// What the application does anyway.
-async fn move_chat(connection: &mut sqlx::SqliteConnection, chat: SessionId, to: WorkspaceId) -> sqlx::Result<()> {
+async fn move_chat(
+    connection: &mut sqlx::SqliteConnection,
+    chat: SessionId,
+    to: WorkspaceId,
+) -> sqlx::Result<()> {
     let update = sqlx::query("UPDATE chats SET workspace = ? WHERE id = ?");
     update.bind(to.into_uuid()).bind(chat.into_uuid()).execute(connection).await?;
     Ok(())
@@ -85,9 +100,9 @@ async fn move_chat(connection: &mut sqlx::SqliteConnection, chat: SessionId, to:
 
 /// What the two tables say.
 async fn read(pool: &SqlitePool, chat: SessionId) -> sqlx::Result<(WorkspaceId, WorkspaceId)> {
-    let both =
-        "SELECT chats.workspace, agent_bindings.workspace FROM chats JOIN agent_bindings ON session = id WHERE id = ?";
-    let (apps, ours): (Uuid, Uuid) = sqlx::query_as(both).bind(chat.into_uuid()).fetch_one(pool).await?;
+    let both = "SELECT chats.workspace, agent_bindings.workspace FROM chats JOIN agent_bindings ON session = id WHERE id = ?";
+    let (apps, ours): (Uuid, Uuid) =
+        sqlx::query_as(both).bind(chat.into_uuid()).fetch_one(pool).await?;
     Ok((apps.into(), ours.into()))
 }
 

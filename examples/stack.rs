@@ -1,5 +1,5 @@
-//! One idea: what a limit, a timeout or a span means depends on which side of the layer it is on. Outside it sees *turns*,
-//! inside it sees *dials*.
+//! One idea: what a limit, a timeout or a span means depends on which side of the layer it is on.
+//! Outside it sees *turns*, inside it sees *dials*.
 //!
 //! `cargo run --example stack`
 
@@ -8,9 +8,11 @@ mod common;
 use common::{Agent, Authority, Connection, Dialer, Watch, expect};
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
-use tower::{ServiceBuilder, ServiceExt, service_fn, timeout::error::Elapsed, util::BoxCloneSyncService};
+use tower::{
+    ServiceBuilder, ServiceExt, service_fn, timeout::error::Elapsed, util::BoxCloneSyncService,
+};
 use tower_bound_agent::{
-    Bound, BoundAgentLayer, BoxError, DialSession, Path, Resolution, SessionId, WorkspaceId,
+    Bound, BoundAgentLayer, BoxError, DialSession, OutcomeKind, Resolution, SessionId, WorkspaceId,
     store::{BindingStore, MemoryStore, NewBinding},
 };
 use tracing::{Instrument, info_span};
@@ -24,29 +26,46 @@ async fn main() -> Result<(), BoxError> {
     timeouts_and_spans(&watch).await
 }
 
-/// One permit. Two workspaces, a resolver that takes its time, and a chat whose agent is known already.
+/// One permit. Two workspaces, a resolver that takes its time, and a chat whose agent is known
+/// already.
 async fn limits() -> Result<(), BoxError> {
     println!(
         "While a first turn waits for a resolver that takes {SLOW:?}, how long does the turn of another chat take?"
     );
 
     let (layer, known, unknown) = slow_world().await?;
-    let inside = ServiceBuilder::new().layer(layer).concurrency_limit(1).service(service_fn(Connection::open));
-    let took = meanwhile(BoxCloneSyncService::new(inside.map_err(Into::into)), known, unknown).await?;
-    println!("  limit of 1 inside the layer    {:>7.1} ms  the question holds no permit, only dials do", ms(took));
+    let inside = ServiceBuilder::new()
+        .layer(layer)
+        .concurrency_limit(1)
+        .service(service_fn(Connection::open));
+    let took =
+        meanwhile(BoxCloneSyncService::new(inside.map_err(Into::into)), known, unknown).await?;
+    println!(
+        "  limit of 1 inside the layer    {:>7.1} ms  the question holds no permit, only dials do",
+        ms(took)
+    );
     expect(took < SLOW / 2, "a limit inside is held by dials only")?;
 
     let (layer, known, unknown) = slow_world().await?;
-    let outside = ServiceBuilder::new().concurrency_limit(1).layer(layer).service(service_fn(Connection::open));
-    let took = meanwhile(BoxCloneSyncService::new(outside.map_err(Into::into)), known, unknown).await?;
-    println!("  limit of 1 outside the layer   {:>7.1} ms  the question holds the permit of its turn", ms(took));
+    let outside = ServiceBuilder::new()
+        .concurrency_limit(1)
+        .layer(layer)
+        .service(service_fn(Connection::open));
+    let took =
+        meanwhile(BoxCloneSyncService::new(outside.map_err(Into::into)), known, unknown).await?;
+    println!(
+        "  limit of 1 outside the layer   {:>7.1} ms  the question holds the permit of its turn",
+        ms(took)
+    );
     expect(took >= SLOW / 2, "a limit outside is held by whole turns")
 }
 
-/// A caller with less patience than the validation delay (250 ms), an agent that hangs, and spans on both sides.
+/// A caller with less patience than the validation delay (250 ms), an agent that hangs, and spans
+/// on both sides.
 async fn timeouts_and_spans(watch: &Watch) -> Result<(), BoxError> {
     let (old, new) = (Agent::start("old").await?, Agent::start("new").await?);
-    let (chat, workspace, authority) = (common::session(), common::workspace(), Authority::default());
+    let (chat, workspace, authority) =
+        (common::session(), common::workspace(), Authority::default());
     authority.set(workspace, Resolution::Running(new.target(2)));
     let (dialer, resolver) = (Dialer::default(), authority.clone());
     let resolver = service_fn(move |ask| resolver.clone().resolve(ask));
@@ -64,17 +83,28 @@ async fn timeouts_and_spans(watch: &Watch) -> Result<(), BoxError> {
         .concurrency_limit(64) // dials at once
         .service(service_fn(move |ask| dialer.clone().dial(ask)));
 
-    println!("\nThe agent hangs, and the caller gives up after 150 ms, before the layer would ask (250 ms):");
+    println!(
+        "\nThe agent hangs, and the caller gives up after 150 ms, before the layer would ask (250 ms):"
+    );
     let began = Instant::now();
     let gave_up = dial.clone().oneshot(chat.into()).await;
-    println!("  the turn                       {:>7.1} ms  given up, which leaves a doubt", ms(began.elapsed()));
-    expect(gave_up.is_err_and(|error| error.is::<Elapsed>()), "the first turn runs into its timeout")?;
+    println!(
+        "  the turn                       {:>7.1} ms  given up, which leaves a doubt",
+        ms(began.elapsed())
+    );
+    expect(
+        gave_up.is_err_and(|error| error.is::<Elapsed>()),
+        "the first turn runs into its timeout",
+    )?;
 
     let began = Instant::now();
     let bound = dial.clone().oneshot(chat.into()).await?;
     let took = began.elapsed();
-    println!("  the next turn                  {:>7.1} ms  asked at once, and switched to the new agent", ms(took));
-    expect(matches!(bound.outcome().path, Path::Switched { .. }), "the next turn switches")?;
+    println!(
+        "  the next turn                  {:>7.1} ms  asked at once, and switched to the new agent",
+        ms(took)
+    );
+    expect(matches!(bound.outcome().kind, OutcomeKind::Switched { .. }), "the next turn switches")?;
     expect(bound.target().agent == new.id && authority.asked() == 1, "after one question")?;
 
     let (turns, dials) = (watch.spans("turn"), watch.spans("dial"));
@@ -95,10 +125,15 @@ async fn slow_world() -> Result<(BoundAgentLayer, WorkspaceId, WorkspaceId), Box
 }
 
 /// How long a chat's turn takes while another one's first turn waits for the resolver.
-async fn meanwhile(dial: Dial, known: WorkspaceId, unknown: WorkspaceId) -> Result<Duration, BoxError> {
+async fn meanwhile(
+    dial: Dial,
+    known: WorkspaceId,
+    unknown: WorkspaceId,
+) -> Result<Duration, BoxError> {
     let (chat, newcomer): (SessionId, SessionId) = (common::session(), common::session());
     dial.clone().oneshot(DialSession::new(chat).in_workspace(known)).await?;
-    let first_turn = tokio::spawn(dial.clone().oneshot(DialSession::new(newcomer).in_workspace(unknown)));
+    let first_turn =
+        tokio::spawn(dial.clone().oneshot(DialSession::new(newcomer).in_workspace(unknown)));
     tokio::time::sleep(SLOW / 10).await;
     let began = Instant::now();
     dial.oneshot(chat.into()).await?;

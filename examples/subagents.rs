@@ -1,5 +1,6 @@
-//! One idea: the children of a chat (sub-agents, side threads) start with what the chat's record holds. No child asks which
-//! agent serves the workspace, and what one of them learns after a rebuild helps all.
+//! One idea: the children of a chat (sub-agents, side threads) start with what the chat's record
+//! holds. No child asks which agent serves the workspace, and what one of them learns after a
+//! rebuild helps all.
 //!
 //! `cargo run --example subagents`
 
@@ -8,13 +9,16 @@ mod common;
 use common::{Agent, Authority, Dialer, Watch, expect};
 use tokio::time::Instant;
 use tower::{Layer, ServiceExt, service_fn};
-use tower_bound_agent::{BoundAgentLayer, BoxError, DialSession, Path, Resolution, store::SqliteStore};
+use tower_bound_agent::{
+    BoundAgentLayer, BoxError, DialSession, OutcomeKind, Resolution, store::SqliteStore,
+};
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let watch = Watch::begin();
     let (old, new) = (Agent::start("old").await?, Agent::start("new").await?);
-    let (chat, children) = (common::session(), [common::session(), common::session(), common::session()]);
+    let (chat, children) =
+        (common::session(), [common::session(), common::session(), common::session()]);
     let workspace = common::workspace();
     let (authority, dialer) = (Authority::default(), Dialer::default());
     authority.set(workspace, Resolution::Running(old.target(1)));
@@ -43,28 +47,41 @@ async fn main() -> Result<(), BoxError> {
         let bound = dial.clone().oneshot(child.into()).await?;
         expect(bound.target().agent == old.id, "a child talks to the agent of its parent")?;
     }
-    let (turns, questions) = (watch.statements() - statements - inherited, authority.asked() - asked);
+    let (turns, questions) =
+        (watch.statements() - statements - inherited, authority.asked() - asked);
     println!("  their first turns  {turns} statements, {questions} questions to the resolver");
-    expect((inherited, turns, questions) == (3, 0, 0), "one statement for each child, nothing else")?;
+    expect(
+        (inherited, turns, questions) == (3, 0, 0),
+        "one statement for each child, nothing else",
+    )?;
 
     old.become_black_hole();
     authority.set(workspace, Resolution::Running(new.target(2)));
     println!("\nThe workspace is rebuilt, and the old agent falls silent:");
     let asked = authority.asked();
     let mut waited = Vec::new();
-    for (session, name) in
-        children.into_iter().zip(["first child", "second child", "third child"]).chain([(chat, "chat")])
+    for (session, name) in children
+        .into_iter()
+        .zip(["first child", "second child", "third child"])
+        .chain([(chat, "chat")])
     {
         let began = Instant::now();
         let bound = dial.clone().oneshot(session.into()).await?;
         let took = began.elapsed();
-        println!("  {name:<14} dials: {}  {:>6.1} ms", bound.outcome().dials, took.as_secs_f64() * 1000.0);
-        let switched = matches!(bound.outcome().path, Path::Switched { .. });
+        println!(
+            "  {name:<14} dials: {}  {:>6.1} ms",
+            bound.outcome().dials,
+            took.as_secs_f64() * 1000.0
+        );
+        let switched = matches!(bound.outcome().kind, OutcomeKind::Switched { .. });
         expect(switched && bound.target().agent == new.id, "everybody switches to the new agent")?;
         waited.push((bound.outcome().dials, took.as_millis() >= 250));
     }
     expect(waited[0] == (2, true), "the first one finds out, after the delay")?;
-    expect(waited[1..].iter().all(|waited| waited.0 == 1), "the others dial the new agent at once")?;
+    expect(
+        waited[1..].iter().all(|waited| waited.0 == 1),
+        "the others dial the new agent at once",
+    )?;
     expect(authority.asked() - asked == 1, "the resolver was asked once for all of them")?;
     println!("\nOne of them found out. The resolver was asked once.");
     Ok(())

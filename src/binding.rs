@@ -5,7 +5,8 @@ use std::{fmt, sync::Arc};
 
 /// A number that grows with every build of one workspace (a build number).
 ///
-/// Optional: not every resolver has one. With it, what a resolver says can be ordered without asking when it was said.
+/// Optional: not every resolver has one. With it, what a resolver says can be ordered without
+/// asking when it was said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 // Else each cached target has seven bytes more for a flag that says whether there is one.
 #[repr(Rust, packed)]
@@ -33,8 +34,8 @@ impl fmt::Display for Generation {
 
 /// The number of a numbering: generations of one workspace are compared only within the same epoch.
 ///
-/// A workspace begins in epoch 0. [`reset_workspace`](crate::Bindings::reset_workspace), the order for a resolver whose
-/// generations start again, begins the next one. Only a store assigns epochs.
+/// A workspace begins in epoch 0. [`reset_workspace`](crate::Bindings::reset_workspace), the order
+/// for a resolver whose generations start again, begins the next one. Only a store assigns epochs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(i64);
 
@@ -58,7 +59,8 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// The compare-and-swap number of a session's row. Never reused for a session, also not after it was forgotten.
+/// The compare-and-swap number of a session's row. Never reused for a session, also not after it
+/// was forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(i64);
 
@@ -82,7 +84,8 @@ impl fmt::Display for Revision {
     }
 }
 
-/// *Where to dial*: an agent and, as far as they are known, its build, its generation and its address.
+/// *Where to dial*: an agent and, as far as they are known, its build, its generation and its
+/// address.
 ///
 /// ```
 /// use tower_bound_agent::{AgentId, Target};
@@ -99,7 +102,8 @@ pub struct Target {
     pub build: Option<BuildId>,
     /// The build's number within its workspace.
     pub generation: Option<Generation>,
-    /// Opaque text for dialers that need one, so that no look-up is needed between binding and dial.
+    /// Opaque text for dialers that need one, so that no look-up is needed between binding and
+    /// dial.
     pub address: Option<Arc<str>>,
 }
 
@@ -146,7 +150,8 @@ impl Target {
         match (self.generation, other.generation) {
             (Some(mine), Some(theirs)) if theirs > mine => Relation::Newer,
             (Some(mine), Some(theirs)) if theirs < mine => Relation::Older,
-            // A number that was known cannot be unlearned: such an answer says less than what is known.
+            // A number that was known cannot be unlearned: such an answer says less than what is
+            // known.
             (Some(_), None) => Relation::Older,
             _ if self.same_place(other) => Relation::Same,
             _ => Relation::Other,
@@ -188,7 +193,9 @@ impl Behind {
     pub(crate) fn includes(self, row: &Target, current: &Target) -> bool {
         match self {
             Self::Generation(generation) => row.generation.is_some_and(|row| row < generation),
-            Self::Agent(agent) => row.agent == agent && row.generation.is_none() && !row.same_place(current),
+            Self::Agent(agent) => {
+                row.agent == agent && row.generation.is_none() && !row.same_place(current)
+            }
         }
     }
 }
@@ -221,13 +228,15 @@ pub struct Binding {
     pub session: SessionId,
     /// Where the session points.
     pub workspace: WorkspaceId,
-    /// The bound target; without one the record is *unbound*: the workspace is known, the agent is not yet.
+    /// The bound target; without one the record is *unbound*: the workspace is known, the agent is
+    /// not yet.
     pub target: Option<Arc<Target>>,
     /// The agent before this one.
     pub previous: Option<Previous>,
     /// The compare-and-swap number of the row.
     pub revision: Revision,
-    /// The epoch of the workspace when the row was read; the generation of the target is of this epoch.
+    /// The epoch of the workspace when the row was read; the generation of the target is of this
+    /// epoch.
     pub epoch: Epoch,
 }
 
@@ -257,7 +266,8 @@ impl Binding {
         self
     }
 
-    /// Moves the row into the epoch of its workspace. A target of another epoch does not count: the row becomes unbound.
+    /// Moves the row into the epoch of its workspace. A target of another epoch does not count: the
+    /// row becomes unbound.
     pub(crate) fn in_epoch(mut self, epoch: Epoch) -> Self {
         if self.epoch != epoch {
             self.target = None;

@@ -8,14 +8,14 @@ pub use workspace::SessionInUse;
 
 use crate::{
     Binding, Error, ErrorKind, Revision, SessionId, Target, WorkspaceId,
-    attempt::{Answer, Denied},
+    answer::{Answer, Denied},
+    cache::ReadToken,
     error::{Cause, SharedError},
-    follow,
+    gate::Kind,
     hints::About,
-    repair::Repairs,
-    rows::Ticket,
-    shared::Shared,
-    statement::Kind,
+    repair::registry::Repairs,
+    replicas::follow,
+    state::Shared,
     store::{StoreError, Swap, TransactionalStore},
 };
 use std::{
@@ -25,18 +25,20 @@ use std::{
 };
 use tokio::time::{Instant, timeout};
 
-/// Looks at bindings and changes them by order. Cheap to clone; shares everything with the layer that it is from.
+/// Looks at bindings and changes them by order. Cheap to clone; shares everything with the layer
+/// that it is from.
 ///
-/// An *order* is carried out whatever the row holds, unlike a repair. It is one statement, sent once. If no answer comes
-/// the row is read: it shows what was ordered, or the order fails with
-/// [`OutcomeUnknown`](ErrorKind::OutcomeUnknown), and for a while every call of the session reads the row.
+/// An *order* is carried out whatever the row holds, unlike a repair. It is one statement, sent
+/// once. If no answer comes the row is read: it shows what was ordered, or the order fails with
+/// [`OutcomeUnknown`](ErrorKind::OutcomeUnknown), and for a while every call of the session reads
+/// the row.
 ///
 /// ```
 /// use tower_bound_agent::{BoundAgentLayer, Error, SessionId, WorkspaceId};
 ///
 /// async fn orders(layer: &BoundAgentLayer, chat: SessionId, child: SessionId, to: WorkspaceId) -> Result<(), Error> {
 ///     let bindings = layer.bindings();
-///     bindings.select_workspace(chat, to).await?; // its next call, and those under way, go to the agent there
+///     bindings.retarget(chat, to).await?; // its next call, and those under way, go to the agent there
 ///     bindings.inherit(child, chat).await?;
 ///     if let Some(binding) = bindings.get(child).await? {
 ///         println!("{} points at {}", binding.session, binding.workspace);
@@ -47,8 +49,9 @@ use tokio::time::{Instant, timeout};
 ///
 /// # Cancel safety
 ///
-/// An order that was begun is carried out, also if its future is dropped: it runs in a task of its own. What only reads
-/// ([`get`](Self::get), [`current`](Self::current)) may be dropped at any time.
+/// An order that was begun is carried out, also if its future is dropped: it runs in a task of its
+/// own. What only reads ([`get`](Self::get), [`current`](Self::current)) may be dropped at any
+/// time.
 #[derive(Clone)]
 pub struct Bindings {
     shared: Arc<Shared>,
@@ -102,14 +105,17 @@ impl Bindings {
     ///
     /// # Errors
     ///
-    /// [`Store`](ErrorKind::Store) if it had to be read and could not be; [`Closed`](ErrorKind::Closed).
+    /// [`Store`](ErrorKind::Store) if it had to be read and could not be;
+    /// [`Closed`](ErrorKind::Closed).
     pub async fn get(&self, session: SessionId) -> Result<Option<Binding>, Error> {
         self.open(session)?;
         follow::ensure_driven(&self.shared, Instant::now());
         let entry = match self.shared.cached(session, None) {
             Some(start) if start.entry.is_ahead() => {
                 let read = self.shared.read_since(session, Instant::now()).await;
-                read.map_err(|cause| Error::new(ErrorKind::Store).of(session).with_store(Some(cause)))?
+                read.map_err(|cause| {
+                    Error::new(ErrorKind::Store).of(session).with_store(Some(cause))
+                })?
             }
             Some(start) => Some(start.entry),
             None => match self.shared.look_up(session, None).await {
@@ -123,13 +129,14 @@ impl Bindings {
 
     /// Which agent a call of this session would talk to now: an answer for a page that shows it.
     ///
-    /// Dials nothing and writes nothing. Asks the resolver, in a validation shared with everybody, unless its last word
-    /// about the workspace is at most 5 s old.
+    /// Dials nothing and writes nothing. Asks the resolver, in a validation shared with everybody,
+    /// unless its last word about the workspace is at most 5 s old.
     ///
     /// # Errors
     ///
-    /// [`NotBound`](ErrorKind::NotBound), [`Store`](ErrorKind::Store), [`Closed`](ErrorKind::Closed). That a workspace
-    /// is stopped, or that the resolver failed, is no error here but a [`Status`].
+    /// [`NotBound`](ErrorKind::NotBound), [`Store`](ErrorKind::Store),
+    /// [`Closed`](ErrorKind::Closed). That a workspace is stopped, or that the resolver failed, is
+    /// no error here but a [`Status`].
     pub async fn current(&self, session: SessionId) -> Result<Current, Error> {
         self.open(session)?;
         let shared = &self.shared;
@@ -161,25 +168,32 @@ impl Bindings {
         Ok(Current { session, workspace: start.entry.workspace(), target, status })
     }
 
-    /// The order to point a session at a workspace; creates the record if there is none. The agent of the workspace is
-    /// found by the next call. A session that points there already keeps its agent.
+    /// The order to point a session at a workspace; creates the record if there is none. The agent
+    /// of the workspace is found by the next call. A session that points there already keeps its
+    /// agent.
     ///
     /// Calls under way that dial an agent of another workspace move at once.
     ///
     /// # Errors
     ///
-    /// [`Store`](ErrorKind::Store), [`OutcomeUnknown`](ErrorKind::OutcomeUnknown), [`Closed`](ErrorKind::Closed).
-    pub async fn select_workspace(&self, session: SessionId, workspace: WorkspaceId) -> Result<Binding, Error> {
+    /// [`Store`](ErrorKind::Store), [`OutcomeUnknown`](ErrorKind::OutcomeUnknown),
+    /// [`Closed`](ErrorKind::Closed).
+    pub async fn retarget(
+        &self,
+        session: SessionId,
+        workspace: WorkspaceId,
+    ) -> Result<Binding, Error> {
         self.order(session, async move |shared: Arc<Shared>| {
-            let ticket = shared.rows.ticket(session);
+            let token = shared.rows.read_token(session);
             let retarget = move |shared: Arc<Shared>| async move {
                 let row = shared.answer(shared.store.retarget(session, workspace)).await?;
-                Ok(learn(&shared, row, ticket))
+                Ok(learn(&shared, row, token))
             };
-            match shared.send(Kind::Order(session), retarget).await {
+            match shared.send(Kind::Command(session), retarget).await {
                 Ok(row) => Ok(row),
                 Err(error) => {
-                    let done = |row: Option<&Binding>| row.is_some_and(|row| row.workspace == workspace);
+                    let done =
+                        |row: Option<&Binding>| row.is_some_and(|row| row.workspace == workspace);
                     let row = judge(&shared, session, error, done).await?;
                     row.ok_or_else(|| Error::new(ErrorKind::OutcomeUnknown).of(session))
                 }
@@ -188,20 +202,23 @@ impl Bindings {
         .await
     }
 
-    /// As [`select_workspace`](Self::select_workspace), inside the caller's own transaction: `store` is the one that the
-    /// layer was built with (or a clone), and `connection` the one that the transaction is open on.
+    /// As [`retarget`](Self::retarget), inside the caller's own transaction: `store` is the one
+    /// that the layer was built with (or a clone), and `connection` the one that the transaction is
+    /// open on.
     ///
-    /// Nothing is known of it here until the transaction has ended: see [`Retargeted`]. In SQLite begin a transaction
-    /// that reads first with `BEGIN IMMEDIATE`: one that has read and was overtaken by a writer can only be rolled back.
+    /// Nothing is known of it here until the transaction has ended: see [`Retargeted`]. In SQLite
+    /// begin a transaction that reads first with `BEGIN IMMEDIATE`: one that has read and was
+    /// overtaken by a writer can only be rolled back.
     ///
     /// # Errors
     ///
-    /// [`Store`](ErrorKind::Store): the statement failed, and the transaction is the caller's to roll back.
-    /// [`Closed`](ErrorKind::Closed).
+    /// [`Store`](ErrorKind::Store): the statement failed, and the transaction is the caller's to
+    /// roll back. [`Closed`](ErrorKind::Closed).
     ///
     /// # Cancel safety
     ///
-    /// Unlike the other orders this one runs in the caller's future; a transaction that is dropped is rolled back.
+    /// Unlike the other orders this one runs in the caller's future; a transaction that is dropped
+    /// is rolled back.
     ///
     /// # Example
     ///
@@ -214,14 +231,14 @@ impl Bindings {
     /// # ) -> Result<(), BoxError> {
     /// let mut transaction = pool.begin().await?;
     /// // … what else is to be written with it …
-    /// let retargeted = bindings.select_workspace_in(&store, &mut transaction, chat, workspace).await?;
+    /// let retargeted = bindings.retarget_in(&store, &mut transaction, chat, workspace).await?;
     /// transaction.commit().await?;
     /// retargeted.committed();
     /// # Ok(())
     /// # }
     /// # }
     /// ```
-    pub async fn select_workspace_in<St: TransactionalStore>(
+    pub async fn retarget_in<St: TransactionalStore>(
         &self,
         store: &St,
         connection: &mut St::Connection,
@@ -229,33 +246,36 @@ impl Bindings {
         workspace: WorkspaceId,
     ) -> Result<Retargeted, Error> {
         self.open(session)?;
-        let ticket = self.shared.rows.ticket(session);
+        let token = self.shared.rows.read_token(session);
         let row = store.retarget_in(connection, session, workspace).await;
-        let row = row.map_err(|error| Error::new(ErrorKind::Store).of(session).with_store(Some(Arc::new(error))))?;
-        Ok(Retargeted { shared: Arc::clone(&self.shared), row, ticket, ended: false })
+        let row = row.map_err(|error| {
+            Error::new(ErrorKind::Store).of(session).with_store(Some(Arc::new(error)))
+        })?;
+        Ok(Retargeted { shared: Arc::clone(&self.shared), row, token, ended: false })
     }
 
-    /// Binds a child session to what its parent's record holds, in one statement. A child that points at the same
-    /// workspace already is a success and keeps what it has.
+    /// Binds a child session to what its parent's record holds, in one statement. A child that
+    /// points at the same workspace already is a success and keeps what it has.
     ///
     /// # Errors
     ///
     /// [`NotBound`](ErrorKind::NotBound) if the parent has no record,
-    /// [`WorkspaceMismatch`](ErrorKind::WorkspaceMismatch) if the child points at another workspace already,
-    /// [`Store`](ErrorKind::Store), [`OutcomeUnknown`](ErrorKind::OutcomeUnknown), [`Closed`](ErrorKind::Closed).
+    /// [`WorkspaceMismatch`](ErrorKind::WorkspaceMismatch) if the child points at another workspace
+    /// already, [`Store`](ErrorKind::Store), [`OutcomeUnknown`](ErrorKind::OutcomeUnknown),
+    /// [`Closed`](ErrorKind::Closed).
     pub async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Binding, Error> {
         self.order(child, async move |shared: Arc<Shared>| {
-            let ticket = shared.rows.ticket(child);
+            let token = shared.rows.read_token(child);
             let inherit = move |shared: Arc<Shared>| async move {
                 let swap = shared.answer(shared.store.inherit(child, parent)).await?;
                 match &swap {
-                    Swap::Applied(row) => drop(learn(&shared, row.clone(), ticket)),
-                    Swap::Conflict(Some(row)) => drop(shared.learn(row.clone(), ticket)),
+                    Swap::Applied(row) => drop(learn(&shared, row.clone(), token)),
+                    Swap::Conflict(Some(row)) => drop(shared.learn(row.clone(), token)),
                     Swap::Conflict(None) => shared.rows.remove(parent),
                 }
                 Ok(swap)
             };
-            let row = match shared.send(Kind::Order(child), inherit).await {
+            let row = match shared.send(Kind::Command(child), inherit).await {
                 Ok(Swap::Applied(row)) => return Ok(row),
                 Ok(Swap::Conflict(Some(row))) => row,
                 Ok(Swap::Conflict(None)) => return Err(Error::new(ErrorKind::NotBound).of(parent)),
@@ -267,7 +287,9 @@ impl Bindings {
             let asked = match shared.read_since(parent, Instant::now()).await {
                 Ok(Some(parents)) => parents.workspace(),
                 Ok(None) => return Err(gone(&shared, parent)),
-                Err(cause) => return Err(Error::new(ErrorKind::Store).of(child).with_store(Some(cause))),
+                Err(cause) => {
+                    return Err(Error::new(ErrorKind::Store).of(child).with_store(Some(cause)));
+                }
             };
             if asked == row.workspace {
                 return Ok(row);
@@ -278,30 +300,34 @@ impl Bindings {
         .await
     }
 
-    /// The order to drop a session's target and to keep its workspace. `None` if the session has no record.
+    /// The order to drop a session's target and to keep its workspace. `None` if the session has no
+    /// record.
     ///
-    /// The agent that was dropped is in doubt from then on: the session's next call asks the resolver before it dials, and
-    /// the next call of each other session that is bound to that agent asks in parallel with its dial. Other processes
-    /// hear of the doubt by [`hints`](crate::hints).
+    /// The agent that was dropped is in doubt from then on: the session's next call asks the
+    /// resolver before it dials, and the next call of each other session that is bound to that
+    /// agent asks in parallel with its dial. Other processes hear of the doubt by
+    /// [`hints`](crate::hints).
     ///
     /// # Errors
     ///
-    /// [`Store`](ErrorKind::Store), [`OutcomeUnknown`](ErrorKind::OutcomeUnknown), [`Closed`](ErrorKind::Closed).
+    /// [`Store`](ErrorKind::Store), [`OutcomeUnknown`](ErrorKind::OutcomeUnknown),
+    /// [`Closed`](ErrorKind::Closed).
     pub async fn unbind(&self, session: SessionId) -> Result<Option<Binding>, Error> {
         self.order(session, async move |shared: Arc<Shared>| {
-            let ticket = shared.rows.ticket(session);
+            let token = shared.rows.read_token(session);
             let unbind = move |shared: Arc<Shared>| async move {
                 let row = shared.answer(shared.store.unbind(session)).await?;
                 match &row {
-                    Some(row) => doubt_left(&shared, &learn(&shared, row.clone(), ticket)),
+                    Some(row) => doubt_left(&shared, &learn(&shared, row.clone(), token)),
                     None => shared.rows.remove(session),
                 }
                 Ok(row)
             };
-            match shared.send(Kind::Order(session), unbind).await {
+            match shared.send(Kind::Command(session), unbind).await {
                 Ok(row) => Ok(row),
                 Err(error) => {
-                    let unbound = |row: Option<&Binding>| row.is_none_or(|row| row.target.is_none());
+                    let unbound =
+                        |row: Option<&Binding>| row.is_none_or(|row| row.target.is_none());
                     let row = judge(&shared, session, error, unbound).await?;
                     row.iter().for_each(|row| doubt_left(&shared, row));
                     Ok(row)
@@ -311,12 +337,14 @@ impl Bindings {
         .await
     }
 
-    /// The order to remove a session's record. Says whether there was one. A later record of the same session continues
-    /// above its last revision, so nothing that was begun before can change it.
+    /// The order to remove a session's record. Says whether there was one. A later record of the
+    /// same session continues above its last revision, so nothing that was begun before can change
+    /// it.
     ///
     /// # Errors
     ///
-    /// [`Store`](ErrorKind::Store), [`OutcomeUnknown`](ErrorKind::OutcomeUnknown), [`Closed`](ErrorKind::Closed).
+    /// [`Store`](ErrorKind::Store), [`OutcomeUnknown`](ErrorKind::OutcomeUnknown),
+    /// [`Closed`](ErrorKind::Closed).
     pub async fn forget(&self, session: SessionId) -> Result<bool, Error> {
         self.order(session, async move |shared: Arc<Shared>| {
             shared.repairs.forget(session);
@@ -325,11 +353,11 @@ impl Bindings {
                 shared.tell(About::Session { session, revision: None });
             };
             let delete = move |shared: Arc<Shared>| async move {
-                let forgotten = shared.answer(shared.store.delete(session, None)).await?;
+                let forgotten = shared.answer(shared.store.forget(session, None)).await?;
                 learn(&shared);
                 Ok(forgotten)
             };
-            match shared.send(Kind::Order(session), delete).await {
+            match shared.send(Kind::Command(session), delete).await {
                 Ok(forgotten) => Ok(forgotten),
                 Err(error) => {
                     judge(&shared, session, error, |row| row.is_none()).await?;
@@ -341,16 +369,19 @@ impl Bindings {
         .await
     }
 
-    /// The order to drop the targets of all sessions of a workspace: for a resolver whose generations start again, which
-    /// would look like a lagging one for ever. Says how many records were changed.
+    /// The order to drop the targets of all sessions of a workspace: for a resolver whose
+    /// generations start again, which would look like a lagging one for ever. Says how many records
+    /// were changed.
     ///
-    /// It begins the next [`Epoch`](crate::Epoch) of the workspace, which is stored. Another process learns of it with the
-    /// first row of the workspace that it reads or fails to write, and with [`hints`](crate::hints) at once. Until then its
-    /// cached rows still lead to the old agent, but nothing that it writes for the old epoch counts.
+    /// It begins the next [`Epoch`](crate::Epoch) of the workspace, which is stored. Another
+    /// process learns of it with the first row of the workspace that it reads or fails to write,
+    /// and with [`hints`](crate::hints) at once. Until then its cached rows still lead to the old
+    /// agent, but nothing that it writes for the old epoch counts.
     ///
     /// # Errors
     ///
-    /// [`Store`](ErrorKind::Store), [`OutcomeUnknown`](ErrorKind::OutcomeUnknown), [`Closed`](ErrorKind::Closed).
+    /// [`Store`](ErrorKind::Store), [`OutcomeUnknown`](ErrorKind::OutcomeUnknown),
+    /// [`Closed`](ErrorKind::Closed).
     pub async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<u64, Error> {
         self.order(None, async move |shared: Arc<Shared>| {
             let learn = move |shared: &Shared, epoch: Option<crate::Epoch>| {
@@ -375,16 +406,18 @@ impl Bindings {
         .await
     }
 
-    /// Loads the most recently used bindings into the cache, at most `limit` and what the cache holds, in one streamed
-    /// query: for a process that starts, so that its first calls need no read each. Says how many came.
+    /// Loads the most recently used bindings into the cache, at most `limit` and what the cache
+    /// holds, in one streamed query: for a process that starts, so that its first calls need no
+    /// read each. Says how many came.
     ///
     /// Which were used last is known as far as it was recorded
-    /// ([`record_use`](crate::BoundAgentBuilder::record_use)); the others follow in no order.
+    /// ([`usage_interval`](crate::BoundAgentBuilder::usage_interval)); the others follow in no
+    /// order.
     ///
     /// # Errors
     ///
-    /// [`Store`](ErrorKind::Store) if a row did not come within the store timeout; [`Closed`](ErrorKind::Closed). What
-    /// was loaded by then stays.
+    /// [`Store`](ErrorKind::Store) if a row did not come within the store timeout;
+    /// [`Closed`](ErrorKind::Closed). What was loaded by then stays.
     ///
     /// # Cancel safety
     ///
@@ -400,9 +433,9 @@ impl Bindings {
         })
     }
 
-    /// Waits until every repair that has begun was tried, as long as the store answers: not for more than a few times the
-    /// store timeout without any answer. Returns how many could not be written yet; those are tried again in the
-    /// background.
+    /// Waits until every repair that has begun was tried, as long as the store answers: not for
+    /// more than a few times the store timeout without any answer. Returns how many could not be
+    /// written yet; those are tried again in the background.
     ///
     /// # Cancel safety
     ///
@@ -411,18 +444,20 @@ impl Bindings {
         Repairs::flush(&self.shared).await
     }
 
-    /// Ends the layer in order: new calls and orders fail with [`Closed`](ErrorKind::Closed), repairs get their last
-    /// attempt, and what does not end within the given time is dropped. Returns how many repairs did not land; such a
-    /// binding is repaired by the next process that dials it.
+    /// Ends the layer in order: new calls and orders fail with [`Closed`](ErrorKind::Closed),
+    /// repairs get their last attempt, and what does not end within the given time is dropped.
+    /// Returns how many repairs did not land; such a binding is repaired by the next process that
+    /// dials it.
     ///
-    /// Calls under way may still end with a connection; if they fail, it is with `Closed`. Once this has returned, nothing
-    /// of the layer begins any more: the repair of a connection that comes later is [`Failed`](crate::Repair::Failed), and
-    /// is in the number that another `close` returns. A statement that has no answer yet is waited for one store timeout.
+    /// Calls under way may still end with a connection; if they fail, it is with `Closed`. Once
+    /// this has returned, nothing of the layer begins any more: the repair of a connection that
+    /// comes later is [`Failed`](crate::Repair::Failed), and is in the number that another `close`
+    /// returns. A statement that has no answer yet is waited for one store timeout.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the layer is closed all the same; nobody ends its last repairs then, which are bounded by
-    /// the store timeout.
+    /// If the future is dropped, the layer is closed all the same; nobody ends its last repairs
+    /// then, which are bounded by the store timeout.
     pub async fn close(&self, within: Duration) -> usize {
         self.shared.closed.store(true, Ordering::Release);
         self.shared.ended.cancel();
@@ -432,7 +467,11 @@ impl Bindings {
     }
 
     fn open(&self, session: impl Into<Option<SessionId>>) -> Result<(), Error> {
-        if self.shared.is_closed() { Err(failure(ErrorKind::Closed, session.into())) } else { Ok(()) }
+        if self.shared.is_closed() {
+            Err(failure(ErrorKind::Closed, session.into()))
+        } else {
+            Ok(())
+        }
     }
 
     /// Runs an order in a task of its own.
@@ -455,7 +494,8 @@ impl Bindings {
         let at_most = self.shared.settings.store_timeout * MOST_TIMEOUTS_OF_AN_ORDER;
         match timeout(at_most, order).await {
             Ok(Ok(Some(done))) => done,
-            // Closed in the middle, or the store panicked, or nobody drives the runtime of the task.
+            // Closed in the middle, or the store panicked, or nobody drives the runtime of the
+            // task.
             _ => {
                 if let Some(session) = session {
                     self.shared.rows.distrust(session, Revision::new(i64::MAX), Instant::now());
@@ -474,9 +514,10 @@ fn failure(kind: ErrorKind, session: Option<SessionId>) -> Error {
     }
 }
 
-/// Whoever gave an order is told what it wrote, also if somebody else's later order is known here already.
-fn learn(shared: &Shared, row: Binding, ticket: Ticket) -> Binding {
-    shared.learn_written(row.clone(), ticket);
+/// Whoever gave an order is told what it wrote, also if somebody else's later order is known here
+/// already.
+fn learn(shared: &Shared, row: Binding, token: ReadToken) -> Binding {
+    shared.learn_written(row.clone(), token);
     tell_ordered(shared, &row);
     row
 }
@@ -487,10 +528,11 @@ fn tell_ordered(shared: &Shared, row: &Binding) {
     shared.tell(About::Session { session: row.session, revision: Some(row.revision) });
 }
 
-/// A session was unbound. Its agent is known here from the row that it was dropped from, so it would be dialed again.
+/// A session was unbound. Its agent is known here from the row that it was dropped from, so it
+/// would be dialed again.
 fn doubt_left(shared: &Shared, unbound: &Binding) {
     let Some(previous) = unbound.previous else { return };
-    if let Some(place) = shared.directory.find(unbound.workspace) {
+    if let Some(place) = shared.workspaces.find(unbound.workspace) {
         place.doubt_agent(previous.agent, Instant::now());
     }
     shared.tell(About::Workspace { workspace: unbound.workspace, generation: None, epoch: None });
@@ -502,8 +544,9 @@ fn gone(shared: &Shared, session: SessionId) -> Error {
     Error::new(ErrorKind::NotBound).of(session)
 }
 
-/// An order failed. If it may have been carried out all the same, the row tells: returns it if it shows what was
-/// `ordered`. Else the session's row is not trusted for a while, because the statement may still arrive.
+/// An order failed. If it may have been carried out all the same, the row tells: returns it if it
+/// shows what was `ordered`. Else the session's row is not trusted for a while, because the
+/// statement may still arrive.
 async fn judge(
     shared: &Arc<Shared>,
     session: SessionId,
@@ -516,7 +559,11 @@ async fn judge(
     if !unknown {
         return Err(Error::new(ErrorKind::Store).of(session).with_store(Some(cause)));
     }
-    match shared.read_since(session, Instant::now()).await.map(|entry| entry.map(|entry| entry.binding())) {
+    match shared
+        .read_since(session, Instant::now())
+        .await
+        .map(|entry| entry.map(|entry| entry.binding()))
+    {
         Ok(Some(row)) if ordered(Some(&row)) => {
             tell_ordered(shared, &row);
             Ok(Some(row))
@@ -538,14 +585,15 @@ async fn judge(
 
 /// A retarget that waits for the end of its transaction.
 ///
-/// Keep it until then. [`committed`](Self::committed) makes the new binding known here, so that calls under way move at
-/// once; [`rolled_back`](Self::rolled_back) changes nothing. If it is dropped instead, nobody knows how the transaction
-/// ended: for a minute, or until the row shows it, each call of the session reads the row first.
+/// Keep it until then. [`committed`](Self::committed) makes the new binding known here, so that
+/// calls under way move at once; [`rolled_back`](Self::rolled_back) changes nothing. If it is
+/// dropped instead, nobody knows how the transaction ended: for a minute, or until the row shows
+/// it, each call of the session reads the row first.
 #[must_use = "keep it until the transaction has ended, then say how: `committed` or `rolled_back`"]
 pub struct Retargeted {
     shared: Arc<Shared>,
     row: Binding,
-    ticket: Ticket,
+    token: ReadToken,
     ended: bool,
 }
 
@@ -558,7 +606,7 @@ impl Retargeted {
     /// The transaction was committed.
     pub fn committed(mut self) -> Binding {
         self.ended = true;
-        learn(&self.shared, self.row.clone(), self.ticket.clone())
+        learn(&self.shared, self.row.clone(), self.token.clone())
     }
 
     /// The transaction was rolled back.

@@ -1,6 +1,11 @@
 //! What a caller gets: the connection, and a handle that outlives it.
 
-use crate::{Event, Outcome, SessionId, Target, WorkspaceId, ask::Doubts, rows::Entry, shared::Shared, usage::Hold};
+use crate::{
+    Event, Outcome, SessionId, Target, WorkspaceId,
+    cache::{CachedRow, usage::Hold},
+    replicas::holders::Doubts,
+    state::Shared,
+};
 use pin_project::pin_project;
 use std::{
     fmt, io,
@@ -23,8 +28,9 @@ use tower_service::Service;
 ///
 /// While it is there, its session is [in use](InUse).
 ///
-/// Dereferences to the connection and passes through what the connection can do: Tokio's [`AsyncRead`] and
-/// [`AsyncWrite`], hyper's `Read` and `Write` (feature `http`), and any [`Service`].
+/// Dereferences to the connection and passes through what the connection can do: Tokio's
+/// [`AsyncRead`] and [`AsyncWrite`], hyper's `Read` and `Write` (feature `http`), and any
+/// [`Service`].
 #[pin_project]
 pub struct Bound<C> {
     #[pin]
@@ -56,7 +62,8 @@ impl<C> Bound<C> {
 
     /// The bare connection, and the handle that remains useful after the connection was handed on.
     ///
-    /// Nothing here knows how long the connection lives from then on: keep [`BoundHandle::in_use`] beside it.
+    /// Nothing here knows how long the connection lives from then on: keep [`BoundHandle::in_use`]
+    /// beside it.
     pub fn into_parts(mut self) -> (C, BoundHandle) {
         self.handle.release();
         (self.connection, self.handle)
@@ -101,10 +108,11 @@ impl<C> Bound<C> {
 /// The facts of a [`Bound`] without its connection. Cheap to clone.
 pub struct BoundHandle {
     shared: Arc<Shared>,
-    entry: Arc<Entry>,
+    entry: Arc<CachedRow>,
     target: Arc<Target>,
     outcome: Outcome,
-    /// Shared by the clones; made when it is needed, since most connections are never reported and every call has one.
+    /// Shared by the clones; made when it is needed, since most connections are never reported and
+    /// every call has one.
     reported: OnceLock<Arc<AtomicBool>>,
     /// That the connection is in use; not of the clones.
     hold: Hold,
@@ -130,7 +138,12 @@ impl Drop for BoundHandle {
 }
 
 impl BoundHandle {
-    pub(crate) fn new(shared: Arc<Shared>, entry: Arc<Entry>, target: Arc<Target>, outcome: Outcome) -> Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        entry: Arc<CachedRow>,
+        target: Arc<Target>,
+        outcome: Outcome,
+    ) -> Self {
         Self { shared, entry, target, outcome, reported: OnceLock::new(), hold: Hold::Nothing }
     }
 
@@ -168,8 +181,8 @@ impl BoundHandle {
         &self.outcome
     }
 
-    /// Marks the session as in use until the guard is dropped: for a connection that was taken out of its [`Bound`] and
-    /// handed on.
+    /// Marks the session as in use until the guard is dropped: for a connection that was taken out
+    /// of its [`Bound`] and handed on.
     ///
     /// ```
     /// # use tower_bound_agent::Bound;
@@ -187,11 +200,13 @@ impl BoundHandle {
         InUse(handle)
     }
 
-    /// Says that the connection talks to the wrong agent or to a dead one: that raises a *doubt*, so that the next call
-    /// of this session validates at once and holds a ready dial until the verdict, for at most the validation delay.
+    /// Says that the connection talks to the wrong agent or to a dead one: that raises a *doubt*,
+    /// so that the next call of this session validates at once and holds a ready dial until the
+    /// verdict, for at most the validation delay.
     ///
-    /// Counts once for a connection and its handles, not at all once another target is known, and for each agent at most
-    /// once a second; while the resolver keeps naming the same agent that pause doubles, up to a minute.
+    /// Counts once for a connection and its handles, not at all once another target is known, and
+    /// for each agent at most once a second; while the resolver keeps naming the same agent that
+    /// pause doubles, up to a minute.
     pub fn report_stale(&self) {
         if self.reported.get_or_init(Arc::default).swap(true, Ordering::Relaxed) {
             return;
@@ -202,16 +217,18 @@ impl BoundHandle {
         }
     }
 
-    /// Resolves when this process learns that the session's binding names another target: by a newer build of its
-    /// workspace, or because the session was pointed elsewhere or forgotten. Then it is time to move a long-lived
-    /// connection in order. Also resolves when the session's row may have been changed by a transaction whose end nobody
-    /// reported ([`Retargeted`](crate::Retargeted)).
+    /// Resolves when this process learns that the session's binding names another target: by a
+    /// newer build of its workspace, or because the session was pointed elsewhere or forgotten.
+    /// Then it is time to move a long-lived connection in order. Also resolves when the session's
+    /// row may have been changed by a transaction whose end nobody reported
+    /// ([`Retargeted`](crate::Retargeted)).
     ///
     /// # Cancel safety
     ///
     /// May be dropped and called again; what happened in between is noticed at once.
     pub fn superseded(&self) -> impl Future<Output = ()> + Send + 'static {
-        let (shared, mut entry, target) = (Arc::clone(&self.shared), Arc::clone(&self.entry), Arc::clone(&self.target));
+        let (shared, mut entry, target) =
+            (Arc::clone(&self.shared), Arc::clone(&self.entry), Arc::clone(&self.target));
         let session = entry.row.session;
         async move {
             let mut _waiting = shared.usage.wait(&entry);
@@ -219,11 +236,13 @@ impl BoundHandle {
             loop {
                 let seen = Arc::clone(&entry);
                 // Made before the look, so that nothing is missed between the two.
-                let (row_changed, place_changed) = (shared.rows.changed(session), seen.place.changed());
+                let (row_changed, place_changed) =
+                    (shared.rows.changed(session), seen.place.changed());
                 match shared.names_another(&entry, &target) {
                     Some(true) => return,
                     Some(false) => {}
-                    // The cache did not keep the row, and there was an order since, perhaps another session's.
+                    // The cache did not keep the row, and there was an order since, perhaps another
+                    // session's.
                     None => match shared.read_since(session, Instant::now()).await {
                         Ok(Some(read)) if read.workspace() == entry.workspace() => {
                             entry = read;
@@ -250,8 +269,9 @@ impl BoundHandle {
 ///
 /// * [`Bindings::in_use`](crate::Bindings::in_use) lists the session, and
 ///   [`Bindings::drained`](crate::Bindings::drained) waits for it;
-/// * where use is [recorded](crate::BoundAgentBuilder::record_use), the session's last use moves on at every interval, so
-///   that it is not purged as idle, and an observer receives [`Event::InUse`].
+/// * where use is [recorded](crate::BoundAgentBuilder::usage_interval), the session's last use
+///   moves on at every interval, so that it is not purged as idle, and an observer receives
+///   [`Event::InUse`].
 #[must_use = "the session is in use until this is dropped"]
 #[derive(Debug)]
 pub struct InUse(BoundHandle);
@@ -266,7 +286,8 @@ impl InUse {
 
 #[cfg(feature = "http")]
 impl BoundHandle {
-    /// Of the same connection, for another call that uses it: it is reported for both or for neither.
+    /// Of the same connection, for another call that uses it: it is reported for both or for
+    /// neither.
     pub(crate) fn of_connection(self, dialed: &Self) -> Self {
         let mut handle = self;
         handle.reported = OnceLock::from(Arc::clone(dialed.reported.get_or_init(Arc::default)));
@@ -274,7 +295,7 @@ impl BoundHandle {
     }
 
     /// What the call goes by, for a request that waits for its answer.
-    pub(crate) fn watched(&self) -> (Arc<Shared>, Arc<Entry>, Arc<Target>) {
+    pub(crate) fn watched(&self) -> (Arc<Shared>, Arc<CachedRow>, Arc<Target>) {
         (Arc::clone(&self.shared), Arc::clone(&self.entry), Arc::clone(&self.target))
     }
 
@@ -288,7 +309,8 @@ impl BoundHandle {
         self.reported.get().is_some_and(|reported| reported.load(Ordering::Relaxed))
     }
 
-    /// The call was dropped while it waited for the agent since then: the same evidence as a dropped dial.
+    /// The call was dropped while it waited for the agent since then: the same evidence as a
+    /// dropped dial.
     pub(crate) fn dropped_waiting_since(&self, began: Instant) {
         let now = Instant::now();
         if now.saturating_duration_since(began) >= self.shared.settings.validation_delay {
@@ -296,8 +318,9 @@ impl BoundHandle {
         }
     }
 
-    /// Resolves when this process learns that no session of the workspace is to be connected to this any more. Unlike
-    /// [`superseded`](Self::superseded) it does not ask where the one session points that the connection was made for.
+    /// Resolves when this process learns that no session of the workspace is to be connected to
+    /// this any more. Unlike [`superseded`](Self::superseded) it does not ask where the one session
+    /// points that the connection was made for.
     pub(crate) fn left_behind(&self) -> impl Future<Output = ()> + Send + 'static {
         let (place, target) = (Arc::clone(&self.entry.place), Arc::clone(&self.target));
         async move {
@@ -326,7 +349,10 @@ impl fmt::Debug for BoundHandle {
 
 impl<C: fmt::Debug> fmt::Debug for Bound<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Bound").field("connection", &self.connection).field("handle", &self.handle).finish()
+        f.debug_struct("Bound")
+            .field("connection", &self.connection)
+            .field("handle", &self.handle)
+            .finish()
     }
 }
 
@@ -345,13 +371,21 @@ impl<C> DerefMut for Bound<C> {
 }
 
 impl<C: AsyncRead> AsyncRead for Bound<C> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         self.project().connection.poll_read(cx, buf)
     }
 }
 
 impl<C: AsyncWrite> AsyncWrite for Bound<C> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.project().connection.poll_write(cx, buf)
     }
 
@@ -404,13 +438,21 @@ mod hyper_io {
     }
 
     impl<C: Read> Read for Bound<C> {
-        fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: ReadBufCursor<'_>,
+        ) -> Poll<io::Result<()>> {
             self.project().connection.poll_read(cx, buf)
         }
     }
 
     impl<C: Write> Write for Bound<C> {
-        fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<io::Result<usize>> {
             self.project().connection.poll_write(cx, buf)
         }
 

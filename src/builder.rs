@@ -1,18 +1,18 @@
 //! The builder: every setting, its default, and what it bounds.
 
 use crate::{
-    BoundAgentLayer, BoxError, BuildError, Observer, Redial, RepairMode, Resolution, ResolveWorkspace,
-    directory::Directory,
-    flight::Flights,
+    BoundAgentLayer, BoxError, BuildError, Observer, Redial, RepairMode, Resolution,
+    ResolveWorkspace,
+    cache::{RowCache, usage::Usage},
     gate::{Gate, Gates},
     hints::{ErasedHints, Hints},
     resolver::{Resolver, erase},
-    rows::Rows,
     settings::Settings,
-    shared::Shared,
+    single_flight::Flights,
+    state::Shared,
     store::{BindingStore, ErasedStore},
     tasks::Tasks,
-    usage::Usage,
+    workspace::Workspaces,
 };
 use std::{
     fmt,
@@ -76,15 +76,16 @@ impl BoundAgentBuilder {
 
     /// How long a dial may be pending before the binding is questioned. Default 250 ms.
     ///
-    /// Choose it above what a healthy dial takes: until it passes, nobody is asked. Zero validates every dial that is
-    /// not ready at once.
+    /// Choose it above what a healthy dial takes: until it passes, nobody is asked. Zero validates
+    /// every dial that is not ready at once.
     pub fn validation_delay(mut self, delay: Duration) -> Self {
         self.settings.validation_delay = delay;
         self
     }
 
-    /// How long after a validation that named the dialed agent the resolver is asked again, if the dial still hangs;
-    /// doubles up to [`revalidate_at_most`](Self::revalidate_at_most). Default 2 s.
+    /// How long after a validation that named the dialed agent the resolver is asked again, if the
+    /// dial still hangs; doubles up to [`revalidate_at_most`](Self::revalidate_at_most). Default 2
+    /// s.
     pub fn revalidate_every(mut self, interval: Duration) -> Self {
         self.settings.revalidate_every = interval;
         self
@@ -99,22 +100,26 @@ impl BoundAgentBuilder {
     /// The bound of a whole call: look-ups, readiness, all its dials and restarts. Default 30 s.
     ///
     /// Must be longer than the [`validation_delay`](Self::validation_delay) and the
-    /// [`resolve_timeout`](Self::resolve_timeout) together, and than the [`store_timeout`](Self::store_timeout): for less
-    /// patience lower these as well.
+    /// [`resolve_timeout`](Self::resolve_timeout) together, and than the
+    /// [`store_timeout`](Self::store_timeout): for less patience lower these as well.
     pub fn dial_timeout(mut self, timeout: Duration) -> Self {
         self.settings.dial_timeout = timeout;
         self
     }
 
-    /// How many calls of this process may have a pending dial to one target at the same time. Default 64.
+    /// How many calls of this process may have a pending dial to one target at the same time.
+    /// Default 64.
     ///
-    /// After a rebuild, all sessions of a workspace dial the new agent. More connections than its accept queue holds are
-    /// dropped, or seem to be established and are never answered. Therefore, later calls wait in a queue, first in, first
-    /// out, before they call the dial service. A queued call holds no readiness of the dial service, starts no validation
-    /// delay and leaves no doubt; the [`dial_timeout`](Self::dial_timeout) bounds it. A call that leaves the queue dials
-    /// the newest target that is known by then. A dial that is ready at its first poll needs no place.
+    /// After a rebuild, all sessions of a workspace dial the new agent. More connections than its
+    /// accept queue holds are dropped, or seem to be established and are never answered. Therefore,
+    /// later calls wait in a queue, first in, first out, before they call the dial service. A
+    /// queued call holds no readiness of the dial service, starts no validation delay and leaves no
+    /// doubt; the [`dial_timeout`](Self::dial_timeout) bounds it. A call that leaves the queue
+    /// dials the newest target that is known by then. A dial that is ready at its first poll needs
+    /// no place.
     ///
-    /// Threads that start dials at the same instant can exceed the limit by one dial each. Must not be zero.
+    /// Threads that start dials at the same instant can exceed the limit by one dial each. Must not
+    /// be zero.
     pub fn max_pending_dials(mut self, dials: usize) -> Self {
         self.settings.max_pending_dials = dials;
         self
@@ -126,9 +131,9 @@ impl BoundAgentBuilder {
         self
     }
 
-    /// The bound of one statement of the store. Default 5 s. Set the pool's acquire timeout below it, so that a statement
-    /// that was never sent is told from one without an answer; and the lock timeout of the store, so that the server ends
-    /// what is not waited for any more.
+    /// The bound of one statement of the store. Default 5 s. Set the pool's acquire timeout below
+    /// it, so that a statement that was never sent is told from one without an answer; and the lock
+    /// timeout of the store, so that the server ends what is not waited for any more.
     pub fn store_timeout(mut self, timeout: Duration) -> Self {
         self.settings.store_timeout = timeout;
         self
@@ -140,15 +145,16 @@ impl BoundAgentBuilder {
         self
     }
 
-    /// How long a binding that is not used is kept in memory. Default one hour. Bounds memory only: it has nothing to
-    /// do with how fresh a binding is. Must be longer than the [`store_timeout`](Self::store_timeout).
-    pub fn cache_idle(mut self, idle: Duration) -> Self {
-        self.settings.cache_idle = idle;
+    /// How long a binding that is not used is kept in memory. Default one hour. Bounds memory only:
+    /// it has nothing to do with how fresh a binding is. Must be longer than the
+    /// [`store_timeout`](Self::store_timeout).
+    pub fn cache_time_to_idle(mut self, idle: Duration) -> Self {
+        self.settings.cache_time_to_idle = idle;
         self
     }
 
-    /// What to do when a dial has failed and the resolver names the same agent, or cannot say. Default
-    /// [`Redial::Once`].
+    /// What to do when a dial has failed and the resolver names the same agent, or cannot say.
+    /// Default [`Redial::Once`].
     pub fn redial(mut self, redial: Redial) -> Self {
         self.settings.redial = redial;
         self
@@ -160,8 +166,9 @@ impl BoundAgentBuilder {
         self
     }
 
-    /// Whether a session whose row cannot be read or created is served all the same, if the caller names its workspace
-    /// ([`DialSession::in_workspace`](crate::DialSession::in_workspace)). Default `false`: a typed error.
+    /// Whether a session whose row cannot be read or created is served all the same, if the caller
+    /// names its workspace ([`DialSession::in_workspace`](crate::DialSession::in_workspace)).
+    /// Default `false`: a typed error.
     ///
     /// Such a call cannot know that the session points at another workspace by now.
     pub fn serve_without_store(mut self, serve: bool) -> Self {
@@ -169,62 +176,69 @@ impl BoundAgentBuilder {
         self
     }
 
-    /// How often cached rows are read again in the background; `None` for never. Default 30 s, and never while nobody else
-    /// writes the store ([`BindingStore::shared`]).
+    /// How often cached rows are read again in the background; `None` for never. Default 30 s, and
+    /// never while nobody else writes the store ([`BindingStore::shared`]).
     ///
-    /// After another process has pointed a session elsewhere, an old agent that still answers would be dialed for ever;
-    /// this is what bounds that, whatever became of the [`hints`](Self::hints).
+    /// After another process has pointed a session elsewhere, an old agent that still answers would
+    /// be dialed for ever; this is what bounds that, whatever became of the [`hints`](Self::hints).
     ///
-    /// A check reads the rows that were used since they were read last, and those whose handles wait to be
-    /// [`superseded`](crate::BoundHandle::superseded), in statements of 2,000 rows, one after the other; then a sixteenth of
-    /// all others (a cache of up to 2,000 rows is read whole). So an order of another process is noticed within one
-    /// interval for a session in use, and within sixteen (8 minutes) for one that is not. With a million cached rows of which
-    /// 10,000 are in use that is 37 statements each 30 s.
+    /// A check reads the rows that were used since they were read last, and those whose handles
+    /// wait to be [`superseded`](crate::BoundHandle::superseded), in statements of 2,000 rows, one
+    /// after the other; then a sixteenth of all others (a cache of up to 2,000 rows is read whole).
+    /// So an order of another process is noticed within one interval for a session in use, and
+    /// within sixteen (8 minutes) for one that is not. With a million cached rows of which 10,000
+    /// are in use that is 37 statements each 30 s.
     ///
-    /// While a check fails, calls go on as before, an observer receives [`Event::RefreshFailed`](crate::Event), and the rows
-    /// are the first ones of the next check. A row that cannot be decoded hides no other one.
-    pub fn row_check(mut self, every: impl Into<Option<Duration>>) -> Self {
-        self.settings.row_check = every.into();
+    /// While a check fails, calls go on as before, an observer receives
+    /// [`Event::RefreshFailed`](crate::Event), and the rows are the first ones of the next check. A
+    /// row that cannot be decoded hides no other one.
+    pub fn refresh_interval(mut self, every: impl Into<Option<Duration>>) -> Self {
+        self.settings.refresh_interval = every.into();
         self.checks_in_any_case = true;
         self
     }
 
-    /// How this process and the others over the same store tell each other what they have written; see
-    /// [`hints`](crate::hints). Default: not at all, so that an order or a rebuild is noticed when a dial hesitates or by
-    /// the [`row_check`](Self::row_check).
+    /// How this process and the others over the same store tell each other what they have written;
+    /// see [`hints`](crate::hints). Default: not at all, so that an order or a rebuild is noticed
+    /// when a dial hesitates or by the [`refresh_interval`](Self::refresh_interval).
     pub fn hints(mut self, hints: impl Hints) -> Self {
         self.hints = Some(Box::new(hints));
         self
     }
 
-    /// How often it is written down which sessions were used since the last time or are [in use](crate::InUse) now, for
-    /// [`Bindings::warm`](crate::Bindings::warm) and [`Bindings::purge_idle`](crate::Bindings::purge_idle); `None`, the
-    /// default, for never. One statement for each 2,000 sessions, in the background. An observer receives
+    /// How often it is written down which sessions were used since the last time or are [in
+    /// use](crate::InUse) now, for [`Bindings::warm`](crate::Bindings::warm) and
+    /// [`Bindings::purge_idle`](crate::Bindings::purge_idle); `None`, the default, for never. One
+    /// statement for each 2,000 sessions, in the background. An observer receives
     /// [`Event::InUse`](crate::Event) for each session that holds a connection then.
     ///
-    /// Every process that works over the table must record, or what is used in one of them looks idle.
-    pub fn record_use(mut self, every: impl Into<Option<Duration>>) -> Self {
-        self.settings.record_use = every.into();
+    /// Every process that works over the table must record, or what is used in one of them looks
+    /// idle.
+    pub fn usage_interval(mut self, every: impl Into<Option<Duration>>) -> Self {
+        self.settings.usage_interval = every.into();
         self
     }
 
-    /// How many connections of the application's pool the statements share that no call waits for: repairs, the
-    /// [`row_check`](Self::row_check), the record of use, purges. Default 2, at least 1.
+    /// How many connections of the application's pool the statements share that no call waits for:
+    /// repairs, the [`refresh_interval`](Self::refresh_interval), the record of use, purges.
+    /// Default 2, at least 1.
     ///
-    /// So many of them are sent at once; the others wait. What a call or an order waits for is sent at once, however
-    /// many of them there are. After a rebuild of many workspaces their rows are written as fast as so many connections
-    /// allow; until then the calls go by what is known in memory.
+    /// So many of them are sent at once; the others wait. What a call or an order waits for is sent
+    /// at once, however many of them there are. After a rebuild of many workspaces their rows are
+    /// written as fast as so many connections allow; until then the calls go by what is known in
+    /// memory.
     pub fn background_connections(mut self, connections: usize) -> Self {
         self.settings.background_connections = connections;
         self
     }
 
-    /// Where the tasks of the layer run: what calls share (reads, validations), orders, repairs, and whatever goes on in
-    /// the background. Default: on the runtime of the call that begins it.
+    /// Where the tasks of the layer run: what calls share (reads, validations), orders, repairs,
+    /// and whatever goes on in the background. Default: on the runtime of the call that begins it.
     ///
-    /// Name one if calls are made on runtimes that are not driven all the time, such as one for each `block_on`. What
-    /// runs on a runtime that nobody drives is noticed after a timeout, and begun anew elsewhere. The runtime must
-    /// have its timer enabled and outlive the layer: if it was shut down, nothing can be read or written any more.
+    /// Name one if calls are made on runtimes that are not driven all the time, such as one for
+    /// each `block_on`. What runs on a runtime that nobody drives is noticed after a timeout, and
+    /// begun anew elsewhere. The runtime must have its timer enabled and outlive the layer: if it
+    /// was shut down, nothing can be read or written any more.
     ///
     /// ```
     /// # use tower_bound_agent::*;
@@ -246,12 +260,14 @@ impl BoundAgentBuilder {
         self
     }
 
-    /// Checks the settings against each other and makes the layer. Touches neither store nor resolver.
+    /// Checks the settings against each other and makes the layer. Touches neither store nor
+    /// resolver.
     ///
     /// # Errors
     ///
-    /// A [`BuildError`] names the two settings that contradict each other: the validation delay and one slow answer of
-    /// the resolver must fit into the dial timeout, a slow statement of the store too, and so on.
+    /// A [`BuildError`] names the two settings that contradict each other: the validation delay and
+    /// one slow answer of the resolver must fit into the dial timeout, a slow statement of the
+    /// store too, and so on.
     ///
     /// ```
     /// # use tower_bound_agent::*;
@@ -266,12 +282,15 @@ impl BoundAgentBuilder {
     pub fn build(self) -> Result<BoundAgentLayer, BuildError> {
         self.settings.validate()?;
         Ok(BoundAgentLayer::new(Shared {
-            rows: Rows::new(&self.settings),
+            rows: RowCache::new(&self.settings),
             usage: Usage::new(&self.settings),
-            directory: Directory::new(&self.settings),
+            workspaces: Workspaces::new(&self.settings),
             loads: Flights::new(self.settings.store_timeout),
             validations: Flights::new(self.settings.resolve_timeout),
-            background: Gate::new(self.settings.background_connections, self.settings.store_timeout),
+            background: Gate::new(
+                self.settings.background_connections,
+                self.settings.store_timeout,
+            ),
             one_of_a_kind: Gates::new(1, self.settings.store_timeout),
             overdue: Default::default(),
             settings: self.settings,
@@ -295,6 +314,8 @@ impl BoundAgentBuilder {
 
 impl fmt::Debug for BoundAgentBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BoundAgentBuilder").field("settings", &self.settings).finish_non_exhaustive()
+        f.debug_struct("BoundAgentBuilder")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
     }
 }

@@ -11,7 +11,8 @@ pub(crate) type SharedError = Arc<dyn StdError + Send + Sync + 'static>;
 
 /// Why there is no connection.
 ///
-/// "Stopped" is not "gone", "starting" is not "stopped", and a resolver that failed is none of them.
+/// "Stopped" is not "gone", "starting" is not "stopped", and a resolver that failed is none of
+/// them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -45,11 +46,12 @@ pub enum ErrorKind {
         /// What the resolver had said last about the target that was being dialed.
         last: LastVerdict,
     },
-    /// The wrapped dial service itself is broken (its readiness failed). Says nothing about any agent.
+    /// The wrapped dial service itself is broken (its readiness failed). Says nothing about any
+    /// agent.
     Dialer,
-    /// The dial failed for a reason in this process: no free descriptor or port, shed load, or an error that the dialer has
-    /// marked as a [`LocalError`](crate::LocalError). Says nothing about any agent: nobody was asked, and nothing was
-    /// dialed again.
+    /// The dial failed for a reason in this process: no free descriptor or port, shed load, or an
+    /// error that the dialer has marked as a [`LocalError`](crate::LocalError). Says nothing about
+    /// any agent: nobody was asked, and nothing was dialed again.
     Local,
     /// There was nothing to dial, and the resolver did not say what to dial.
     Resolver,
@@ -65,9 +67,13 @@ impl fmt::Display for ErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotBound => f.write_str("not bound to a workspace"),
-            Self::WorkspaceMismatch { bound, asked } => write!(f, "bound to workspace {bound}, not to {asked}"),
+            Self::WorkspaceMismatch { bound, asked } => {
+                write!(f, "bound to workspace {bound}, not to {asked}")
+            }
             Self::Retargeted => f.write_str("pointed at another workspace again and again"),
-            Self::Starting { retry_after: Some(after) } => write!(f, "the workspace is starting, retry in {after:?}"),
+            Self::Starting { retry_after: Some(after) } => {
+                write!(f, "the workspace is starting, retry in {after:?}")
+            }
             Self::Starting { retry_after: None } => f.write_str("the workspace is starting"),
             Self::Stopped => f.write_str("the workspace is stopped"),
             Self::Gone => f.write_str("the workspace is gone"),
@@ -119,8 +125,9 @@ impl fmt::Display for LastVerdict {
 
 /// Why a call or an order failed.
 ///
-/// Prints as one line without its causes; [`source`](StdError::source) leads to them. A dial and its validation may
-/// both have failed: [`dial_error`](Error::dial_error) and [`validation_error`](Error::validation_error) give each.
+/// Prints as one line without its causes; [`source`](StdError::source) leads to them. A dial and
+/// its validation may both have failed: [`dial_error`](Error::dial_error) and
+/// [`validation_error`](Error::validation_error) give each.
 ///
 /// ```
 /// use tower_bound_agent::{Error, ErrorKind};

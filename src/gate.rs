@@ -1,21 +1,43 @@
 //! A semaphore that survives the runtimes of those who use it.
 
-use crate::pulse::{has_stopped, with_signs};
+use crate::{
+    SessionId, WorkspaceId,
+    pulse::{has_stopped, with_signs},
+    sync::lock,
+};
 use std::{
     collections::HashMap,
     hash::Hash,
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, Weak},
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Duration, Instant, timeout},
 };
 
+/// Of each of these, one statement is sent at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    /// An order about a session.
+    Command(SessionId),
+    /// An order about a workspace.
+    Reset(WorkspaceId),
+    /// A session's own repair.
+    Repair(SessionId),
+    /// A repair of the rows of a workspace.
+    GroupRepair(WorkspaceId),
+    /// A batch of housekeeping.
+    Purge,
+    /// Rows that are loaded in advance.
+    Warm,
+}
+
 /// Lets so many through at once, in the order in which they came.
 ///
-/// Who holds a [`Pass`] shows signs of life. If there are none, the passes are held, or the next one is waited for, on
-/// runtimes that nobody drives: then the semaphore is replaced by a new one, to which all move that are still driven.
+/// Who holds a [`Pass`] shows signs of life. If there are none, the passes are held, or the next
+/// one is waited for, on runtimes that nobody drives: then the semaphore is replaced by a new one,
+/// to which all move that are still driven.
 #[derive(Debug)]
 pub(crate) struct Gate {
     most: usize,
@@ -74,7 +96,7 @@ impl Gate {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
@@ -106,7 +128,7 @@ impl<K: Eq + Hash> Gates<K> {
     }
 
     pub(crate) fn of(&self, key: K) -> Arc<Gate> {
-        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut gates = lock(&self.gates);
         if let Some(gate) = gates.get(&key).and_then(Weak::upgrade) {
             return gate;
         }
@@ -164,7 +186,9 @@ mod tests {
         undriven.block_on(async {
             for _ in 0..5 {
                 let gate = Arc::clone(&gate);
-                tokio::spawn(async move { gate.pass().await.hold(std::future::pending::<()>()).await });
+                tokio::spawn(
+                    async move { gate.pass().await.hold(std::future::pending::<()>()).await },
+                );
             }
             tokio::task::yield_now().await;
         });

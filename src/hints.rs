@@ -1,9 +1,11 @@
-//! Hints between processes: the words, the contract of what carries them, and a carrier within one process.
+//! Hints between processes: the words, the contract of what carries them, and a carrier within one
+//! process.
 //!
-//! Several processes (replicas) may work over one store. Each keeps what it knows in memory, so that after an order or
-//! a repair in one of them the others dial the old agent until they notice. A *hint* makes them notice sooner. It is a
-//! doubt with a floor, sent after its commit: who hears it reads the row, or asks the resolver, and believes only that.
-//! So hints may be lost, late, doubled or reordered: they change *how soon*, never *what*.
+//! Several processes (replicas) may work over one store. Each keeps what it knows in memory, so
+//! that after an order or a repair in one of them the others dial the old agent until they notice.
+//! A *hint* makes them notice sooner. It is a doubt with a floor, sent after its commit: who hears
+//! it reads the row, or asks the resolver, and believes only that. So hints may be lost, late,
+//! doubled or reordered: they change *how soon*, never *what*.
 
 use crate::{Epoch, Generation, Revision, SessionId, WorkspaceId};
 use futures_util::{
@@ -23,10 +25,10 @@ pub use postgres::{ChannelNameError, PostgresHints};
 
 /// News from another process.
 ///
-/// The text form (`Display`, `FromStr`) is for carriers that transport text: at most 95 ASCII letters, digits, colons
-/// and minus signs. It begins with a version. Later versions of this crate may add kinds of hints, which this version
-/// fails to parse, and fields at the end, which it ignores. A carrier tells a [`Heard::Gap`] in place of what it cannot
-/// parse.
+/// The text form (`Display`, `FromStr`) is for carriers that transport text: at most 95 ASCII
+/// letters, digits, colons and minus signs. It begins with a version. Later versions of this crate
+/// may add kinds of hints, which this version fails to parse, and fields at the end, which it
+/// ignores. A carrier tells a [`Heard::Lagged`] in place of what it cannot parse.
 ///
 /// ```
 /// use tower_bound_agent::hints::{About, Hint};
@@ -61,7 +63,8 @@ pub enum About {
     Workspace {
         /// Which workspace.
         workspace: WorkspaceId,
-        /// Up to which generation rows were repaired. `None`: its agent may have been replaced, nobody knows by which.
+        /// Up to which generation rows were repaired. `None`: its agent may have been replaced,
+        /// nobody knows by which.
         generation: Option<Generation>,
         /// The epoch of these generations. `None`: that of the one who hears it.
         epoch: Option<Epoch>,
@@ -89,23 +92,25 @@ pub enum Heard {
     /// A hint.
     Hint(Hint),
     /// Something may have been lost: whatever hints could have said may be so.
-    Gap,
+    Lagged,
 }
 
 /// What carries hints from one process to the others.
 ///
-/// It need not be reliable: hints may be lost, late, doubled or reordered. It must not stop the layer either, whatever
-/// happens to it.
+/// It need not be reliable: hints may be lost, late, doubled or reordered. It must not stop the
+/// layer either, whatever happens to it.
 pub trait Hints: Send + Sync + 'static {
-    /// Hands a hint over. Never waits, never fails; what cannot be carried is lost, and the others hear a
-    /// [`Heard::Gap`] if that can be told.
+    /// Hands a hint over. Never waits, never fails; what cannot be carried is lost, and the others
+    /// hear a [`Heard::Lagged`] if that can be told.
     fn send(&self, hint: Hint);
 
-    /// Listens, beginning now: a hint that is sent after this call is heard, or a [`Heard::Gap`] is heard after it was
-    /// lost. So a carrier that is not listening yet when this returns says `Gap` once it is.
+    /// Listens, beginning now: a hint that is sent after this call is heard, or a [`Heard::Lagged`]
+    /// is heard after it was lost. So a carrier that is not listening yet when this returns says
+    /// `Lagged` once it is.
     ///
-    /// Each layer listens once, polls the stream as long as it lives, and may hear what it sent itself. The stream ends
-    /// only when nothing can be heard any more, ever. Dropping it ends the listening, and all that worked for it.
+    /// Each layer listens once, polls the stream as long as it lives, and may hear what it sent
+    /// itself. The stream ends only when nothing can be heard any more, ever. Dropping it ends the
+    /// listening, and all that worked for it.
     fn listen(&self) -> impl Stream<Item = Heard> + Send + 'static;
 }
 
@@ -137,7 +142,8 @@ impl<H: Hints> ErasedHints for H {
 
 /// A carrier within one process, for tests and for several layers over one store. Clones share it.
 ///
-/// A listener that falls more than 1,024 hints behind loses the oldest ones and hears a [`Heard::Gap`] in their place.
+/// A listener that falls more than 1,024 hints behind loses the oldest ones and hears a
+/// [`Heard::Lagged`] in their place.
 ///
 /// # Cancel safety
 ///
@@ -188,7 +194,7 @@ impl Hints for LocalHints {
             use broadcast::error::RecvError::{Closed, Lagged};
             match bus.recv().await {
                 Ok(hint) => Some((Heard::Hint(hint), bus)),
-                Err(Lagged(_)) => Some((Heard::Gap, bus)),
+                Err(Lagged(_)) => Some((Heard::Lagged, bus)),
                 Err(Closed) => None,
             }
         })
@@ -206,12 +212,15 @@ pub struct ParseHintError;
 
 impl fmt::Display for Hint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The epoch of those hints that have one stands in a field of its own, also if it is not known.
+        // The epoch of those hints that have one stands in a field of its own, also if it is not
+        // known.
         let (kind, id, number, epoch) = match self.about {
             About::Workspace { workspace, generation, epoch } => {
                 ('w', workspace.into_uuid(), generation.map(Generation::get), Some(epoch))
             }
-            About::Session { session, revision } => ('s', session.into_uuid(), revision.map(Revision::get), None),
+            About::Session { session, revision } => {
+                ('s', session.into_uuid(), revision.map(Revision::get), None)
+            }
             About::Reset { workspace, epoch } => ('r', workspace.into_uuid(), None, Some(epoch)),
         };
         write!(f, "{VERSION}:{kind}:{:016x}:{}:", self.origin, id.simple())?;
@@ -249,7 +258,11 @@ fn parse(text: &str) -> Option<Hint> {
     // Not in hints of those who know of no epochs.
     let mut epoch = || Some(parse_number(fields.next().unwrap_or_default())?.map(Epoch::new));
     let about = match kind {
-        "w" => About::Workspace { workspace: id.into(), generation: number.map(Generation::new), epoch: epoch()? },
+        "w" => About::Workspace {
+            workspace: id.into(),
+            generation: number.map(Generation::new),
+            epoch: epoch()?,
+        },
         "s" => About::Session { session: id.into(), revision: number.map(Revision::new) },
         "r" => About::Reset { workspace: id.into(), epoch: epoch()? },
         _ => return None,

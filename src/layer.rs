@@ -1,7 +1,7 @@
 //! The layer.
 
 use crate::{
-    Bindings, BoundAgent, BoundAgentBuilder, BoxError, Resolution, ResolveWorkspace, shared::Shared,
+    Bindings, BoundAgent, BoundAgentBuilder, BoxError, Resolution, ResolveWorkspace, state::Shared,
     store::BindingStore,
 };
 use std::{fmt, sync::Arc};
@@ -10,13 +10,13 @@ use tower_service::Service;
 
 /// Wraps a dial service so that it dials the agent each session is bound to.
 ///
-/// Cheap to clone. All clones, and all services made from them, share one state: the cached bindings, what is known of
-/// each workspace, the reads, validations and repairs under way.
+/// Cheap to clone. All clones, and all services made from them, share one state: the cached
+/// bindings, what is known of each workspace, the reads, validations and repairs under way.
 ///
 /// ```
 /// use tower::{ServiceBuilder, ServiceExt, service_fn};
 /// use tower_bound_agent::{
-///     AgentId, BoundAgentLayer, BoxError, DialAgent, DialSession, Path, Resolution, ResolveWorkspace, SessionId, Target,
+///     AgentId, BoundAgentLayer, BoxError, DialAgent, DialSession, OutcomeKind, Resolution, ResolveWorkspace, SessionId, Target,
 ///     WorkspaceId, store::MemoryStore,
 /// };
 ///
@@ -34,10 +34,10 @@ use tower_service::Service;
 /// let dial = ServiceBuilder::new().layer(layer).service(dialer);
 ///
 /// let bound = dial.clone().oneshot(DialSession::new(chat).in_workspace(workspace)).await?;
-/// assert_eq!(bound.outcome().path, Path::FirstBind);
+/// assert_eq!(bound.outcome().kind, OutcomeKind::FirstBind);
 /// bindings.flush().await; // the binding is written in the background
 /// let bound = dial.oneshot(chat.into()).await?;
-/// assert_eq!(bound.outcome().path, Path::Reused);
+/// assert_eq!(bound.outcome().kind, OutcomeKind::Reused);
 /// # Ok(())
 /// # }
 /// ```
@@ -47,12 +47,13 @@ pub struct BoundAgentLayer {
 }
 
 impl BoundAgentLayer {
-    /// Begins with where bindings live and who knows which agent serves a workspace now; every other setting has a
-    /// default.
+    /// Begins with where bindings live and who knows which agent serves a workspace now; every
+    /// other setting has a default.
     ///
-    /// The resolver is any `Service<ResolveWorkspace, Response = Resolution>`, a `tower::service_fn` for example. It is
-    /// cloned for each question. Put limits and timeouts of its own around it as you like; a
-    /// [`resolve_timeout`](BoundAgentBuilder::resolve_timeout) holds in any case.
+    /// The resolver is any `Service<ResolveWorkspace, Response = Resolution>`, a
+    /// `tower::service_fn` for example. It is cloned for each question. Put limits and timeouts of
+    /// its own around it as you like; a [`resolve_timeout`](BoundAgentBuilder::resolve_timeout)
+    /// holds in any case.
     pub fn builder<St, R>(store: St, resolver: R) -> BoundAgentBuilder
     where
         St: BindingStore,
@@ -76,7 +77,9 @@ impl BoundAgentLayer {
 
 impl fmt::Debug for BoundAgentLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BoundAgentLayer").field("settings", &self.shared.settings).finish_non_exhaustive()
+        f.debug_struct("BoundAgentLayer")
+            .field("settings", &self.shared.settings)
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,19 +1,22 @@
-//! A Tower layer that keeps sessions talking to the right agent of a rebuilt workspace, without a query per turn.
+//! A Tower layer that keeps sessions talking to the right agent of a rebuilt workspace, without a
+//! query per turn.
 //!
-//! A *session* (a chat, a notebook, a job) points at a *workspace*. The workspace is rebuilt from time to time, and every
-//! build brings a new *agent*, the process that answers. The *binding* of a session to its agent is kept in a [`store`],
-//! cached here, and treated as a guess that is usually right:
+//! A *session* (a chat, a notebook, a job) points at a *workspace*. The workspace is rebuilt from
+//! time to time, and every build brings a new *agent*, the process that answers. The *binding* of a
+//! session to its agent is kept in a [`store`], cached here, and treated as a guess that is usually
+//! right:
 //!
 //! * The bound agent is dialed at once. If it answers, nobody was asked: no query, no question.
-//! * If the dial hesitates longer than the [`validation_delay`](BoundAgentBuilder::validation_delay), or fails, the
-//!   *resolver* is asked which agent serves the workspace now. A dial that hesitates goes on meanwhile.
-//! * If the answer is another agent, the stale dial is dropped, the new agent is dialed, and the binding is *repaired* in
-//!   the background.
+//! * If the dial hesitates longer than the
+//!   [`validation_delay`](BoundAgentBuilder::validation_delay), or fails, the *resolver* is asked
+//!   which agent serves the workspace now. A dial that hesitates goes on meanwhile.
+//! * If the answer is another agent, the stale dial is dropped, the new agent is dialed, and the
+//!   binding is *repaired* in the background.
 //!
 //! ```
 //! use tower::{ServiceBuilder, ServiceExt, service_fn};
 //! use tower_bound_agent::{
-//!     AgentId, BoundAgentLayer, BoxError, DialAgent, DialSession, Path, Resolution, ResolveWorkspace, SessionId, Target,
+//!     AgentId, BoundAgentLayer, BoxError, DialAgent, DialSession, OutcomeKind, Resolution, ResolveWorkspace, SessionId, Target,
 //!     WorkspaceId, store::MemoryStore,
 //! };
 //! # use std::{future::pending, time::Duration};
@@ -49,14 +52,14 @@
 //! let dial = ServiceBuilder::new().layer(layer).service(dialer);
 //!
 //! let bound = dial.clone().oneshot(DialSession::new(chat).in_workspace(workspace)).await?;
-//! assert_eq!(bound.outcome().path, Path::FirstBind);
+//! assert_eq!(bound.outcome().kind, OutcomeKind::FirstBind);
 //! bindings.flush().await; // nobody need wait until the binding is written; here it is to be sure what comes next
 //! let bound = dial.clone().oneshot(chat.into()).await?;
-//! assert_eq!(bound.outcome().path, Path::Reused);
+//! assert_eq!(bound.outcome().kind, OutcomeKind::Reused);
 //!
 //! build.send_replace(Target::new(new).with_generation(2));
 //! let bound = dial.oneshot(chat.into()).await?; // after 250 ms
-//! assert!(matches!(&bound.outcome().path, Path::Switched { from } if from.agent == old));
+//! assert!(matches!(&bound.outcome().kind, OutcomeKind::Switched { from } if from.agent == old));
 //! assert_eq!(bound.target().agent, new);
 //! # Ok(())
 //! # }
@@ -64,26 +67,28 @@
 //!
 //! # Where to begin
 //!
-//! * [`BoundAgentLayer::builder`] takes a store and a resolver; [`BoundAgentBuilder`] has every setting.
-//! * [`BoundAgent`] is the service. It takes a [`DialSession`] and returns a [`Bound`] connection or an [`Error`]; the
-//!   dialer that it wraps gets a [`DialAgent`].
-//! * [`Bindings`] is the handle for what is no dial: looking at bindings, pointing a session at another workspace,
-//!   children, hints, the end.
-//! * [`store::MemoryStore`] is for tests; `store::SqliteStore` keeps bindings in a file, alone or over the application's
-//!   pool; `store::PostgresStore` and `store::MySqlStore` work over the application's pool; [`store::BindingStore`] is the
-//!   contract for others.
+//! * [`BoundAgentLayer::builder`] takes a store and a resolver; [`BoundAgentBuilder`] has every
+//!   setting.
+//! * [`BoundAgent`] is the service. It takes a [`DialSession`] and returns a [`Bound`] connection
+//!   or an [`Error`]; the dialer that it wraps gets a [`DialAgent`].
+//! * [`Bindings`] is the handle for what is no dial: looking at bindings, pointing a session at
+//!   another workspace, children, hints, the end.
+//! * [`store::MemoryStore`] is for tests; `store::SqliteStore` keeps bindings in a file, alone or
+//!   over the application's pool; `store::PostgresStore` and `store::MySqlStore` work over the
+//!   application's pool; [`store::BindingStore`] is the contract for others.
 //! * [`hints`] let the processes that work over one store tell each other what they have written.
 //! * [`Observer`] and [`Event`] are for metrics, activity tracking, and hooks for a rebind.
 //!
 //! # Tests of your own
 //!
-//! All waits are Tokio's, so on a paused clock a rebuild takes no time. Here `tower_test` plays the agents; a dialer of yours
-//! is tested by itself, with [`DialAgent::new`], and a resolver with [`ResolveWorkspace::new`].
+//! All waits are Tokio's, so on a paused clock a rebuild takes no time. Here `tower_test` plays the
+//! agents; a dialer of yours is tested by itself, with [`DialAgent::new`], and a resolver with
+//! [`ResolveWorkspace::new`].
 //!
 //! ```
 //! use tower::{Layer, ServiceExt, service_fn};
 //! use tower_bound_agent::{
-//!     AgentId, BoundAgentLayer, BoxError, DialAgent, DialSession, Path, Resolution, ResolveWorkspace, SessionId, Target,
+//!     AgentId, BoundAgentLayer, BoxError, DialAgent, DialSession, OutcomeKind, Resolution, ResolveWorkspace, SessionId, Target,
 //!     WorkspaceId, store::MemoryStore,
 //! };
 //! use uuid::Uuid;
@@ -112,7 +117,7 @@
 //!
 //!     let bound = turn.await??;
 //!     assert_eq!((*bound.get_ref(), bound.outcome().dials), ("a connection", 2));
-//!     assert_eq!(bound.outcome().path, Path::FirstBind);
+//!     assert_eq!(bound.outcome().kind, OutcomeKind::FirstBind);
 //!     Ok(())
 //! }
 //! ```
@@ -131,44 +136,38 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-// 1 words
+// Vocabulary.
+mod answer;
 mod binding;
 mod error;
 mod id;
-mod jitter;
 mod local;
 mod observer;
 mod outcome;
 mod request;
 mod resolution;
-// 2 decision
-mod attempt;
 mod settings;
-// 3 state
-mod absent;
-mod directory;
-mod flight;
+// Leaves.
+mod clock;
 mod gate;
-pub mod hints;
-mod pending;
+mod jitter;
 mod pulse;
-mod resolver;
-mod rows;
-mod shared;
-mod statement;
-pub mod store;
+mod single_flight;
+mod sync;
 mod tasks;
 mod tick;
-mod usage;
-// 4 action
-mod ask;
-mod call;
-mod dialer;
-mod follow;
-mod race;
-mod refresh;
+// What is known: of a session's row, of a workspace; what is written; what other processes write.
+mod cache;
+pub mod hints;
 mod repair;
-// 5 face
+mod replicas;
+mod resolver;
+mod state;
+pub mod store;
+mod workspace;
+// One call.
+mod dial;
+// The faces.
 mod bindings;
 mod bound;
 mod builder;
@@ -187,7 +186,7 @@ pub use id::{AgentId, BuildId, SessionId, WorkspaceId};
 pub use layer::BoundAgentLayer;
 pub use local::LocalError;
 pub use observer::{Event, Observer, OwnedEvent};
-pub use outcome::{Outcome, Path, Repair};
+pub use outcome::{Outcome, OutcomeKind, Repair};
 pub use request::{DialAgent, DialSession, ResolveWorkspace};
 pub use resolution::Resolution;
 pub use service::{BoundAgent, ResponseFuture};
@@ -198,11 +197,13 @@ pub use sqlx;
 
 /// What most programs use, for `use tower_bound_agent::prelude::*`.
 ///
-/// A glob import of the crate itself would bring the module `http` as well, and make the name of the crate `http` ambiguous.
+/// A glob import of the crate itself would bring the module `http` as well, and make the name of
+/// the crate `http` ambiguous.
 pub mod prelude {
     pub use crate::{
-        AgentId, Bindings, Bound, BoundAgent, BoundAgentLayer, BoundHandle, BoxError, DialAgent, DialSession, Error,
-        ErrorKind, Event, Observer, Resolution, ResolveWorkspace, SessionId, Target, WorkspaceId,
+        AgentId, Bindings, Bound, BoundAgent, BoundAgentLayer, BoundHandle, BoxError, DialAgent,
+        DialSession, Error, ErrorKind, Event, Observer, Resolution, ResolveWorkspace, SessionId,
+        Target, WorkspaceId,
     };
 }
 

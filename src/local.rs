@@ -5,17 +5,20 @@ use std::{error::Error as StdError, fmt, io};
 use tokio::task::JoinError;
 use tower::load_shed::error::Overloaded;
 
-/// Marks an error of the dialer as *local*: its cause lies in this process, so it says nothing about the agent.
+/// Marks an error of the dialer as *local*: its cause lies in this process, so it says nothing
+/// about the agent.
 ///
-/// A call whose dial fails with a local error ends at once with [`ErrorKind::Local`](crate::ErrorKind::Local): the resolver
-/// is not asked, the agent is not dialed again, and the binding is not doubted. Otherwise, an overload of this process would
+/// A call whose dial fails with a local error ends at once with
+/// [`ErrorKind::Local`](crate::ErrorKind::Local): the resolver is not asked, the agent is not
+/// dialed again, and the binding is not doubted. Otherwise, an overload of this process would
 /// become an overload of the resolver.
 ///
-/// These errors are recognized without this type, also as the [`source`](StdError::source) of another error:
+/// These errors are recognized without this type, also as the [`source`](StdError::source) of
+/// another error:
 ///
 /// * `Overloaded` of tower's `LoadShed`,
-/// * [`io::Error`]s that report exhausted descriptors (`EMFILE`, `ENFILE`), ports (`EADDRNOTAVAIL`), buffers (`ENOBUFS`) or
-///   memory (`ENOMEM`),
+/// * [`io::Error`]s that report exhausted descriptors (`EMFILE`, `ENFILE`), ports
+///   (`EADDRNOTAVAIL`), buffers (`ENOBUFS`) or memory (`ENOMEM`),
 /// * the [`JoinError`] of a task that was cancelled.
 ///
 /// A timeout is not recognized: an agent that does not answer in time is evidence about the agent.
@@ -66,7 +69,8 @@ impl StdError for LocalError {
 
 fn is_local(error: &(dyn StdError + 'static)) -> bool {
     if let Some(error) = error.downcast_ref::<io::Error>() {
-        return is_exhausted(error) || error.get_ref().is_some_and(|inner| LocalError::is_in(inner));
+        return is_exhausted(error)
+            || error.get_ref().is_some_and(|inner| LocalError::is_in(inner));
     }
     error.is::<LocalError>()
         || error.is::<Overloaded>()
@@ -120,8 +124,12 @@ mod tests {
 
     #[test]
     fn recognizes_no_other_error() {
-        use io::ErrorKind::{ConnectionRefused, ConnectionReset, HostUnreachable, PermissionDenied, TimedOut};
-        for kind in [ConnectionRefused, ConnectionReset, HostUnreachable, PermissionDenied, TimedOut] {
+        use io::ErrorKind::{
+            ConnectionRefused, ConnectionReset, HostUnreachable, PermissionDenied, TimedOut,
+        };
+        for kind in
+            [ConnectionRefused, ConnectionReset, HostUnreachable, PermissionDenied, TimedOut]
+        {
             assert!(!LocalError::is_in(&wrapped(io::Error::from(kind))), "{kind:?}");
         }
         assert!(!LocalError::is_in(&*BoxError::from("refused")));

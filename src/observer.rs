@@ -1,14 +1,15 @@
 //! What an application can watch.
 
-use crate::{Outcome, Path, Repair, Resolution, SessionId, Target, WorkspaceId};
+use crate::{Outcome, OutcomeKind, Repair, Resolution, SessionId, Target, WorkspaceId};
 use std::{error::Error as StdError, time::Duration};
 use tokio::time::Instant;
 
-/// Something that wants to know what happens: metrics, keep-alive, activity tracking, hooks for a rebind.
+/// Something that wants to know what happens: metrics, keep-alive, activity tracking, hooks for a
+/// rebind.
 ///
-/// One method, called where the event happens: in the call, in a background task, or in the `Drop` of a call's future.
-/// So it must return at once, must not block, and must not panic; hand work over to a channel, as an
-/// [`OwnedEvent`](crate::OwnedEvent).
+/// One method, called where the event happens: in the call, in a background task, or in the `Drop`
+/// of a call's future. So it must return at once, must not block, and must not panic; hand work
+/// over to a channel, as an [`OwnedEvent`](crate::OwnedEvent).
 ///
 /// Every `Fn(&Event)` is an observer:
 ///
@@ -24,10 +25,11 @@ use tokio::time::Instant;
 ///
 /// # Feature `tracing`
 ///
-/// Then every event is also one of `tracing`, under `tower_bound_agent`; what happens in a call in its span `bound_agent`. A
-/// switch is *info*; a validation that failed, a repair that could not be written, rows that could not be read again and use
-/// that could not be recorded are *warn*; every dial and every use is *trace*; the rest is *debug*. So
-/// `tower_bound_agent=info` is quiet until something is replaced or breaks.
+/// Then every event is also one of `tracing`, under `tower_bound_agent`; what happens in a call in
+/// its span `bound_agent`. A switch is *info*; a validation that failed, a repair that could not be
+/// written, rows that could not be read again and use that could not be recorded are *warn*; every
+/// dial and every use is *trace*; the rest is *debug*. So `tower_bound_agent=info` is quiet until
+/// something is replaced or breaks.
 pub trait Observer: Send + Sync + 'static {
     /// Is told of one event.
     fn observe(&self, event: &Event<'_>);
@@ -67,8 +69,8 @@ pub enum Event<'a> {
         /// The answer, or why there is none.
         answer: Result<&'a Resolution, &'a (dyn StdError + Send + Sync + 'static)>,
     },
-    /// A session got a connection to another agent than the bound one. Sent after that agent was dialed, so hooks for a
-    /// rebind may talk to it.
+    /// A session got a connection to another agent than the bound one. Sent after that agent was
+    /// dialed, so hooks for a rebind may talk to it.
     #[non_exhaustive]
     Switched {
         /// Whose connection.
@@ -92,7 +94,8 @@ pub enum Event<'a> {
         /// What became of it: written, lost, retrying or failed.
         repair: Repair,
     },
-    /// A group repair has ended, or has failed and will be tried again: all bindings of a workspace that were behind.
+    /// A group repair has ended, or has failed and will be tried again: all bindings of a workspace
+    /// that were behind.
     #[non_exhaustive]
     WorkspaceRepaired {
         /// Which workspace.
@@ -115,7 +118,7 @@ pub enum Event<'a> {
         outcome: &'a Outcome,
     },
     /// A session is in use: it has held a connection at an interval of
-    /// [`record_use`](crate::BoundAgentBuilder::record_use). Once an interval and session.
+    /// [`usage_interval`](crate::BoundAgentBuilder::usage_interval). Once an interval and session.
     #[non_exhaustive]
     InUse {
         /// Whose connection.
@@ -124,11 +127,13 @@ pub enum Event<'a> {
         workspace: WorkspaceId,
         /// To what.
         target: &'a Target,
-        /// Since when the session has been in use, as [`SessionInUse::since`](crate::SessionInUse::since).
+        /// Since when the session has been in use, as
+        /// [`SessionInUse::since`](crate::SessionInUse::since).
         since: Instant,
     },
     /// Cached rows could not be read again in the background. They are read first at the next
-    /// [`row_check`](crate::BoundAgentBuilder::row_check); until then an order of another process may go unnoticed.
+    /// [`refresh_interval`](crate::BoundAgentBuilder::refresh_interval); until then an order of
+    /// another process may go unnoticed.
     #[non_exhaustive]
     RefreshFailed {
         /// How many rows.
@@ -169,7 +174,8 @@ pub enum Event<'a> {
 }
 
 impl Event<'_> {
-    /// Returns the event as a value of its own, which can be kept, compared and sent through a channel.
+    /// Returns the event as a value of its own, which can be kept, compared and sent through a
+    /// channel.
     ///
     /// ```
     /// use tokio::sync::mpsc;
@@ -195,7 +201,8 @@ impl Event<'_> {
     }
 }
 
-/// An [`Event`] that borrows nothing. Errors are kept as text: the error, then its sources, separated by `: `.
+/// An [`Event`] that borrows nothing. Errors are kept as text: the error, then its sources,
+/// separated by `: `.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OwnedEvent {
@@ -267,7 +274,7 @@ pub enum OwnedEvent {
         /// To what.
         target: Target,
         /// Which way the call took.
-        path: Path,
+        kind: OutcomeKind,
         /// Dials started.
         dials: u8,
         /// Validations that the call asked for or joined.
@@ -334,9 +341,13 @@ pub enum OwnedEvent {
 impl From<&Event<'_>> for OwnedEvent {
     fn from(event: &Event<'_>) -> Self {
         match *event {
-            Event::Dialed { session, workspace, target, took, error } => {
-                Self::Dialed { session, workspace, target: target.clone(), took, error: error.map(text) }
-            }
+            Event::Dialed { session, workspace, target, took, error } => Self::Dialed {
+                session,
+                workspace,
+                target: target.clone(),
+                took,
+                error: error.map(text),
+            },
             Event::Validated { workspace, took, answer } => {
                 Self::Validated { workspace, took, answer: answer.cloned().map_err(text) }
             }
@@ -353,7 +364,7 @@ impl From<&Event<'_>> for OwnedEvent {
                 session,
                 workspace,
                 target: target.clone(),
-                path: outcome.path.clone(),
+                kind: outcome.kind.clone(),
                 dials: outcome.dials,
                 validations: outcome.validations,
                 decided_in: outcome.decided_in,
@@ -363,8 +374,12 @@ impl From<&Event<'_>> for OwnedEvent {
             Event::InUse { session, workspace, target, since } => {
                 Self::InUse { session, workspace, target: target.clone(), since }
             }
-            Event::RefreshFailed { rows, error } => Self::RefreshFailed { rows, error: text(error) },
-            Event::UseNotRecorded { sessions, error } => Self::UseNotRecorded { sessions, error: text(error) },
+            Event::RefreshFailed { rows, error } => {
+                Self::RefreshFailed { rows, error: text(error) }
+            }
+            Event::UseNotRecorded { sessions, error } => {
+                Self::UseNotRecorded { sessions, error: text(error) }
+            }
             Event::ReportedStale { session, workspace, target } => {
                 Self::ReportedStale { session, workspace, target: target.clone() }
             }
@@ -396,27 +411,38 @@ pub(crate) fn trace(event: &Event<'_>) {
         Event::Dialed { session, workspace, target, took, error: Some(error) } => {
             debug!(%session, %workspace, agent = %target.agent, ?took, %error, "dial failed");
         }
-        Event::Validated { workspace, took, answer: Ok(answer) } => debug!(%workspace, ?took, ?answer, "validated"),
+        Event::Validated { workspace, took, answer: Ok(answer) } => {
+            debug!(%workspace, ?took, ?answer, "validated")
+        }
         Event::Validated { workspace, took, answer: Err(error) } => {
             warn!(%workspace, ?took, %error, "validation failed");
         }
         Event::Switched { session, workspace, from, to } => {
             info!(%session, %workspace, from = %from.agent, to = %to.agent, "switched to another agent");
         }
-        Event::Repaired { session, workspace, target, repair: repair @ (Repair::Retrying | Repair::Failed) } => {
+        Event::Repaired {
+            session,
+            workspace,
+            target,
+            repair: repair @ (Repair::Retrying | Repair::Failed),
+        } => {
             warn!(%session, %workspace, agent = %target.agent, ?repair, "repair not written");
         }
         Event::Repaired { session, workspace, target, repair } => {
             debug!(%session, %workspace, agent = %target.agent, ?repair, "repair");
         }
-        Event::WorkspaceRepaired { workspace, target, repair: repair @ (Repair::Retrying | Repair::Failed) } => {
+        Event::WorkspaceRepaired {
+            workspace,
+            target,
+            repair: repair @ (Repair::Retrying | Repair::Failed),
+        } => {
             warn!(%workspace, agent = %target.agent, ?repair, "workspace not repaired");
         }
         Event::WorkspaceRepaired { workspace, target, repair } => {
             debug!(%workspace, agent = %target.agent, ?repair, "workspace repaired");
         }
         Event::Used { session, workspace, target, outcome } => {
-            trace!(%session, %workspace, agent = %target.agent, path = ?outcome.path, "connected");
+            trace!(%session, %workspace, agent = %target.agent, kind = ?outcome.kind, "connected");
         }
         Event::InUse { session, workspace, target, since: _ } => {
             trace!(%session, %workspace, agent = %target.agent, "in use");

@@ -15,13 +15,14 @@ use std::{
 #[non_exhaustive]
 pub struct Outcome {
     /// Which way the call took.
-    pub path: Path,
-    /// Dials started, the one that answered included: 1 to 3; 0 if a client had a connection already.
+    pub kind: OutcomeKind,
+    /// Dials started, the one that answered included: 1 to 3; 0 if a client had a connection
+    /// already.
     pub dials: u8,
     /// Validations that this call asked for or joined.
     pub validations: u8,
-    /// From the start of the call to the start of the dial that answered: look-ups, verdicts, the wait in the target's queue and
-    /// dials given up.
+    /// From the start of the call to the start of the dial that answered: look-ups, verdicts, the
+    /// wait in the target's queue and dials given up.
     pub decided_in: Duration,
     /// From the start of the dial that answered until it did.
     pub dialed_in: Duration,
@@ -32,7 +33,14 @@ impl Outcome {
     /// One dial that was ready at once.
     pub(crate) fn reused() -> Self {
         let (decided_in, dialed_in) = (Duration::ZERO, Duration::ZERO);
-        Self { path: Path::Reused, dials: 1, validations: 0, decided_in, dialed_in, repair: None }
+        Self {
+            kind: OutcomeKind::Reused,
+            dials: 1,
+            validations: 0,
+            decided_in,
+            dialed_in,
+            repair: None,
+        }
     }
 
     /// A connection of an earlier call.
@@ -41,7 +49,8 @@ impl Outcome {
         Self { dials: 0, ..Self::reused() }
     }
 
-    /// What has become of the repair by now. In the background a repair may go on after the connection was returned.
+    /// What has become of the repair by now. In the background a repair may go on after the
+    /// connection was returned.
     #[must_use]
     pub fn repair(&self) -> Repair {
         self.repair.as_ref().map_or(Repair::NotNeeded, RepairStatus::get)
@@ -51,7 +60,7 @@ impl Outcome {
 /// Which way a call took to its connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Path {
+pub enum OutcomeKind {
     /// The bound agent answered, nobody was asked.
     Reused,
     /// The bound agent answered after a validation had named it.
@@ -77,8 +86,8 @@ pub enum Repair {
     Pending,
     /// The store could not be written; it is tried again in the background.
     Retrying,
-    /// The row names the target. After a group repair: every row of the workspace that was behind does, and one that an
-    /// order has changed meanwhile is as it was ordered.
+    /// The row names the target. After a group repair: every row of the workspace that was behind
+    /// does, and one that an order has changed meanwhile is as it was ordered.
     Written,
     /// Somebody else's write won; nothing was overwritten.
     Lost,
@@ -100,8 +109,14 @@ impl RepairStatus {
     }
 
     pub(crate) fn get(&self) -> Repair {
-        const ALL: [Repair; 6] =
-            [Repair::NotNeeded, Repair::Pending, Repair::Retrying, Repair::Written, Repair::Lost, Repair::Failed];
+        const ALL: [Repair; 6] = [
+            Repair::NotNeeded,
+            Repair::Pending,
+            Repair::Retrying,
+            Repair::Written,
+            Repair::Lost,
+            Repair::Failed,
+        ];
         let now = self.0.load(Ordering::Acquire);
         ALL.into_iter().find(|repair| *repair as u8 == now).unwrap_or(Repair::Pending)
     }
@@ -122,9 +137,14 @@ mod tests {
     fn every_status_is_read_as_it_was_set() {
         let status = RepairStatus::new();
         assert_eq!(status.get(), Repair::Pending);
-        for repair in
-            [Repair::NotNeeded, Repair::Retrying, Repair::Written, Repair::Lost, Repair::Failed, Repair::Pending]
-        {
+        for repair in [
+            Repair::NotNeeded,
+            Repair::Retrying,
+            Repair::Written,
+            Repair::Lost,
+            Repair::Failed,
+            Repair::Pending,
+        ] {
             status.set(repair);
             assert_eq!(status.get(), repair);
             assert_eq!(format!("{status:?}"), format!("{repair:?}"));

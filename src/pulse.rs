@@ -1,8 +1,8 @@
 //! Signs of life: whether somebody drives the runtime that a task runs on.
 //!
-//! A runtime may live without being driven: `block_on` has returned, and the runtime was kept. A task on it waits for
-//! ever, and so does everybody who waits for the task. So a shared task shows a sign of life at each interval, and whoever
-//! finds none begins the work anew.
+//! A runtime may live without being driven: `block_on` has returned, and the runtime was kept. A
+//! task on it waits for ever, and so does everybody who waits for the task. So a shared task shows
+//! a sign of life at each interval, and whoever finds none begins the work anew.
 
 use std::pin::pin;
 use tokio::time::{Duration, Instant, timeout};
@@ -11,7 +11,11 @@ use tokio::time::{Duration, Instant, timeout};
 const GRACE: Duration = Duration::from_secs(1);
 
 /// Runs `work` to its end, and calls `sign` at each interval until then.
-pub(crate) async fn with_signs<T>(every: Duration, work: impl Future<Output = T>, mut sign: impl FnMut()) -> T {
+pub(crate) async fn with_signs<T>(
+    every: Duration,
+    work: impl Future<Output = T>,
+    mut sign: impl FnMut(),
+) -> T {
     let mut work = pin!(work);
     loop {
         match timeout(every, work.as_mut()).await {

@@ -1,45 +1,42 @@
 //! What is written after a call, when, and by which statements.
 //!
-//! Two kinds: a *group repair* writes all rows of a workspace that are behind, on its own condition ([`group`]); a session's
-//! *own* repair compares with what its call has read ([`own`]).
+//! Two kinds: a *group repair* writes all rows of a workspace that are behind, on its own condition
+//! ([`group`]); a session's *own* repair compares with what its call has read ([`own`]).
 
 use crate::{
-    Epoch, Event, Repair, Revision, SessionId, Target, WorkspaceId,
+    Event, Repair, SessionId, Target,
     binding::Behind,
-    directory::Repaired,
+    cache::CachedRow,
     error::{Cause, SharedError},
     jitter,
-    outcome::RepairStatus,
     pulse::{has_stopped, patience, with_signs},
-    rows::Entry,
-    shared::Shared,
-    statement::{Kind, no_answer},
+    state::{Shared, statement::no_answer},
     store::StoreError,
+    sync::lock,
+    workspace::Repaired,
 };
+use registry::{Attempted, Job, Key, Repairs, Running};
 use std::{
     collections::HashMap,
     pin::pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, MutexGuard, atomic::Ordering},
 };
-use tokio::{
-    sync::watch,
-    time::{Duration, Instant, sleep, timeout},
-};
+use tokio::time::{Duration, Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 mod group;
 mod own;
+pub(crate) mod registry;
 
 /// After a write that failed; doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
-/// A store that was out of reach for so long gets no more writes from this call; the next call of the session tries anew.
+/// A store that was out of reach for so long gets no more writes from this call; the next call of
+/// the session tries anew.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(600);
 
-/// More are not begun: a call that needs one more is told that it failed, and the next call of its session tries anew.
+/// More are not begun: a call that needs one more is told that it failed, and the next call of its
+/// session tries anew.
 const MOST_REPAIRS: usize = 100_000;
 /// A repair without a task.
 const NO_TASK: u64 = 0;
@@ -65,117 +62,31 @@ fn needed(row: Option<&Arc<Target>>, stored: bool, answered: &Arc<Target>) -> Ne
     if behind.includes(row, answered) { Needed::Group(behind) } else { Needed::Own }
 }
 
-/// What a repair writes: one for each of these is under way.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Key {
-    /// With the revision that it writes over: what was written over an earlier one, before an order, is another repair.
-    Own(SessionId, Arc<Target>, Revision),
-    Group(WorkspaceId, Epoch, Behind, Arc<Target>),
-}
-
-impl Key {
-    /// Whose statements are sent one after the other.
-    fn kind(&self) -> Kind {
-        match self {
-            Self::Own(session, ..) => Kind::Repair(*session),
-            Self::Group(workspace, ..) => Kind::GroupRepair(*workspace),
-        }
-    }
-
-    fn target(&self) -> &Arc<Target> {
-        let (Self::Own(_, target, _) | Self::Group(_, _, _, target)) = self;
-        target
-    }
-}
-
-/// The repairs under way.
-#[derive(Debug, Default)]
-pub(crate) struct Repairs {
-    running: Mutex<HashMap<Key, Running>>,
-    /// The tasks that were ever begun for them.
-    tasks: AtomicU64,
-    /// The statements that were answered.
-    answered: AtomicU64,
-    /// No more waiting between attempts: the next one is the last.
-    closing: CancellationToken,
-    /// Repairs that failed for good after closing had begun.
-    failed_closing: AtomicUsize,
-}
-
-#[derive(Debug)]
-struct Running {
-    /// The task that writes it, and when it was last seen to be driven.
-    task: u64,
-    seen: Instant,
-    job: Job,
-    /// What the call went by that began it.
-    entry: Arc<Entry>,
-    /// A call waits for it: it does not queue behind what nobody waits for.
-    awaited: bool,
-    /// The record was removed by order: no further attempt.
-    forgotten: CancellationToken,
-    /// What the calls went by that have asked for it.
-    entries: HashMap<SessionId, Arc<Entry>>,
-}
-
-/// What others may see of a repair under way.
-#[derive(Clone, Debug)]
-pub(crate) struct Job {
-    pub(crate) status: RepairStatus,
-    /// How the last attempt has ended, or that it still waits for longer than a statement may take.
-    attempted: Arc<watch::Sender<Option<Attempted>>>,
-}
-
-/// What became of an attempt: the store could be written, or why not.
-type Attempted = Result<(), SharedError>;
-
-impl Job {
-    fn new(repair: Repair, attempted: Option<Attempted>) -> Self {
-        let status = RepairStatus::new();
-        status.set(repair);
-        Self { status, attempted: Arc::new(watch::Sender::new(attempted)) }
-    }
-
-    /// Waits until the first attempt has ended. Bounded by the store timeout for each statement, and one more before the
-    /// first of them.
-    ///
-    /// # Errors
-    ///
-    /// Why the store could not be written.
-    pub(crate) async fn attempted(&self) -> Attempted {
-        let mut attempted = self.attempted.subscribe();
-        // No error: the sender is held here.
-        let attempted = attempted.wait_for(Option::is_some).await.ok().and_then(|attempted| attempted.clone());
-        attempted.unwrap_or_else(|| Err(Cause::TaskEnded.shared()))
-    }
-
-    /// Waits until the first attempt has ended, also if it waits for long.
-    async fn tried(&self) {
-        let mut attempted = self.attempted.subscribe();
-        let _ = attempted.wait_for(|attempted| attempted.is_some() && self.status.get() != Repair::Pending).await;
-    }
-
-    fn is_unwritten(&self) -> bool {
-        matches!(self.status.get(), Repair::Pending | Repair::Retrying)
-    }
-}
-
 impl Repairs {
-    /// Sees to it that the row names what has answered. `None` if it does already; else the job that writes it, a task of
-    /// its own, so that nobody's drop tears it. `awaited`: a call waits for the first attempt before it returns, so that
-    /// it does not queue behind what nobody waits for.
-    pub(crate) fn begin(shared: &Arc<Shared>, entry: &Arc<Entry>, target: &Arc<Target>, awaited: bool) -> Option<Job> {
+    /// Sees to it that the row names what has answered. `None` if it does already; else the job
+    /// that writes it, a task of its own, so that nobody's drop tears it. `awaited`: a call waits
+    /// for the first attempt before it returns, so that it does not queue behind what nobody waits
+    /// for.
+    pub(crate) fn begin(
+        shared: &Arc<Shared>,
+        entry: &Arc<CachedRow>,
+        target: &Arc<Target>,
+        awaited: bool,
+    ) -> Option<Job> {
         let needed = needed(entry.row.target.as_ref(), entry.stored, target);
         if needed == Needed::Nothing {
             return None;
         }
-        // With the list locked, so that a group repair has either landed by now or takes this row along.
+        // With the list locked, so that a group repair has either landed by now or takes this row
+        // along.
         let mut running = shared.repairs.running();
         let own = || Key::Own(entry.row.session, Arc::clone(target), entry.row.revision);
         let key = match needed {
             Needed::Nothing | Needed::Own => own(),
             Needed::Group(behind) => match entry.place.repair_of(entry.seen(), behind, target) {
-                Repaired::NotYet => Key::Group(entry.workspace(), entry.place.epoch(), behind, Arc::clone(target)),
+                Repaired::NotYet => {
+                    Key::Group(entry.workspace(), entry.place.epoch(), behind, Arc::clone(target))
+                }
                 Repaired::Missed => own(),
                 Repaired::Already(landed) => {
                     drop(running);
@@ -208,8 +119,15 @@ impl Repairs {
         Some(job)
     }
 
-    /// The task that a repair needs: if there is none yet, or if nobody drives the runtime of the one that there is.
-    fn task_of(&self, key: &Key, known: &mut Running, shared: &Arc<Shared>, now: Instant) -> Option<Task> {
+    /// The task that a repair needs: if there is none yet, or if nobody drives the runtime of the
+    /// one that there is.
+    fn task_of(
+        &self,
+        key: &Key,
+        known: &mut Running,
+        shared: &Arc<Shared>,
+        now: Instant,
+    ) -> Option<Task> {
         if known.task != NO_TASK && !has_stopped(known.seen, shared.settings.store_timeout, now) {
             return None;
         }
@@ -232,15 +150,18 @@ impl Repairs {
     fn take_over(shared: &Arc<Shared>) {
         let now = Instant::now();
         let mut running = shared.repairs.running();
-        let tasks: Vec<Task> =
-            running.iter_mut().filter_map(|(key, known)| shared.repairs.task_of(key, known, shared, now)).collect();
+        let tasks: Vec<Task> = running
+            .iter_mut()
+            .filter_map(|(key, known)| shared.repairs.task_of(key, known, shared, now))
+            .collect();
         drop(running);
         for task in tasks {
             let _ = shared.tasks.spawn(task.run());
         }
     }
 
-    /// Waits for the attempts that have begun. Returns how many repairs are left to be tried again, or still wait.
+    /// Waits for the attempts that have begun. Returns how many repairs are left to be tried again,
+    /// or still wait.
     pub(crate) async fn flush(shared: &Arc<Shared>) -> usize {
         let repairs = &shared.repairs;
         let mut jobs: Vec<Job> = Vec::new();
@@ -254,18 +175,26 @@ impl Repairs {
                     && timeout(patience(shared.settings.store_timeout), job.tried()).await.is_err()
                 {
                     Self::take_over(shared);
-                    let before = std::mem::replace(&mut answered, repairs.answered.load(Ordering::Relaxed));
+                    let before =
+                        std::mem::replace(&mut answered, repairs.answered.load(Ordering::Relaxed));
                     in_vain = if answered == before { in_vain + 1 } else { 0 };
                 }
             }
         }
-        // Not whether it is still on the list: its task leaves that a moment after it has told the result.
+        // Not whether it is still on the list: its task leaves that a moment after it has told the
+        // result.
         let waiting = jobs.iter().filter(|job| job.status.get() == Repair::Pending).count();
-        waiting + repairs.running().values().filter(|running| running.job.status.get() == Repair::Retrying).count()
+        waiting
+            + repairs
+                .running()
+                .values()
+                .filter(|running| running.job.status.get() == Repair::Retrying)
+                .count()
     }
 
-    /// What the session's calls have not written by now is not to be written: some of them compare with nothing, since
-    /// they were served without the store, and would bring back a record that was removed by order.
+    /// What the session's calls have not written by now is not to be written: some of them compare
+    /// with nothing, since they were served without the store, and would bring back a record that
+    /// was removed by order.
     pub(crate) fn forget(&self, session: SessionId) {
         for (key, running) in self.running().iter() {
             if matches!(key, Key::Own(of, ..) if *of == session) {
@@ -275,7 +204,7 @@ impl Repairs {
     }
 
     /// What the calls went by that have asked for this repair by now.
-    fn take_entries(&self, key: &Key) -> Vec<Arc<Entry>> {
+    fn take_entries(&self, key: &Key) -> Vec<Arc<CachedRow>> {
         let mut running = self.running();
         let entries = running.get_mut(key).map(|running| std::mem::take(&mut running.entries));
         entries.unwrap_or_default().into_values().collect()
@@ -293,7 +222,7 @@ impl Repairs {
     }
 
     fn running(&self) -> MutexGuard<'_, HashMap<Key, Running>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.running)
     }
 }
 
@@ -335,7 +264,7 @@ struct Task {
     shared: Arc<Shared>,
     key: Key,
     /// What the call went by that began it.
-    entry: Arc<Entry>,
+    entry: Arc<CachedRow>,
     target: Arc<Target>,
     job: Job,
     awaited: bool,
@@ -364,9 +293,10 @@ impl Task {
             let (attempt, last) = Box::pin(self.attempt(give_up)).await;
             let (repair, attempted) = match attempt {
                 Ok(repair) => (repair, Ok(())),
-                Err(error) => {
-                    (if last { Repair::Failed } else { Repair::Retrying }, Err(Arc::new(error) as SharedError))
-                }
+                Err(error) => (
+                    if last { Repair::Failed } else { Repair::Retrying },
+                    Err(Arc::new(error) as SharedError),
+                ),
             };
             self.tell(repair, attempted);
             if repair != Repair::Retrying {
@@ -381,8 +311,8 @@ impl Task {
         }
     }
 
-    /// One attempt, once there is no other statement about these rows, and a connection for the background unless a call
-    /// waits for it. Says whether it was the last one.
+    /// One attempt, once there is no other statement about these rows, and a connection for the
+    /// background unless a call waits for it. Says whether it was the last one.
     async fn attempt(&self, give_up: Instant) -> (Result<Repair, StoreError>, bool) {
         let Self { shared, .. } = self;
         let within = shared.settings.store_timeout;
@@ -401,7 +331,10 @@ impl Task {
                 passes.await
             }
         };
-        if !self.is_current(None) || self.forgotten.is_cancelled() || self.entry.place.supersedes(&self.target) {
+        if !self.is_current(None)
+            || self.forgotten.is_cancelled()
+            || self.entry.place.supersedes(&self.target)
+        {
             // Somebody's later repair will be right, this one would not.
             return (Ok(Repair::Lost), true);
         }
@@ -426,13 +359,19 @@ impl Task {
     }
 
     /// Waits for the answer to a statement, and tells if it is overdue.
-    async fn answer<T>(&self, statement: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    async fn answer<T>(
+        &self,
+        statement: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
         let mut answer = pin!(self.shared.answer(statement));
         let answer = match timeout(self.shared.settings.store_timeout, answer.as_mut()).await {
             Ok(answer) => answer,
             Err(_) => {
                 if self.job.status.get() != Repair::Retrying {
-                    self.tell(Repair::Retrying, Err(Arc::new(no_answer(self.shared.settings.store_timeout))));
+                    self.tell(
+                        Repair::Retrying,
+                        Err(Arc::new(no_answer(self.shared.settings.store_timeout))),
+                    );
                 }
                 answer.await
             }
@@ -441,10 +380,14 @@ impl Task {
         answer
     }
 
-    /// Whether no other task has taken the repair over. If not, it was seen to be driven at the given instant.
+    /// Whether no other task has taken the repair over. If not, it was seen to be driven at the
+    /// given instant.
     fn is_current(&self, seen: Option<Instant>) -> bool {
         let mut running = self.shared.repairs.running();
-        let Some(running) = running.get_mut(&self.key).filter(|running| running.task == self.id) else { return false };
+        let Some(running) = running.get_mut(&self.key).filter(|running| running.task == self.id)
+        else {
+            return false;
+        };
         running.seen = seen.unwrap_or(running.seen);
         true
     }
@@ -454,8 +397,8 @@ impl Task {
             return;
         }
         self.job.status.set(repair);
-        // A repair that is given up after an attempt has failed does not make a success of it: a call may still be about to
-        // look, and must not take the row for written.
+        // A repair that is given up after an attempt has failed does not make a success of it: a
+        // call may still be about to look, and must not take the row for written.
         let given_up = repair == Repair::Lost && self.forgotten.is_cancelled();
         self.job.attempted.send_modify(|last| {
             if !given_up || !matches!(last, Some(Err(_))) {

@@ -33,8 +33,8 @@ impl DialSession {
     /// Binds a session that has no record yet to this workspace.
     ///
     /// A record that names another workspace makes the call fail with
-    /// [`ErrorKind::WorkspaceMismatch`](crate::ErrorKind::WorkspaceMismatch): retargeting is an order
-    /// ([`Bindings::select_workspace`](crate::Bindings::select_workspace)), never a side effect.
+    /// [`ErrorKind::WorkspaceMismatch`](crate::ErrorKind::WorkspaceMismatch): retargeting is an
+    /// order ([`Bindings::retarget`](crate::Bindings::retarget)), never a side effect.
     pub fn in_workspace(mut self, workspace: WorkspaceId) -> Self {
         self.workspace = Some(workspace);
         self
@@ -95,8 +95,8 @@ impl DialAgent {
 pub struct ResolveWorkspace {
     /// The workspace in question.
     pub workspace: WorkspaceId,
-    /// The greatest generation that is known here. An answer below it is known to be old, so a resolver that may be
-    /// answered by a lagging replica can look for a better source.
+    /// The greatest generation that is known here. An answer below it is known to be old, so a
+    /// resolver that may be answered by a lagging replica can look for a better source.
     pub newer_than: Option<Generation>,
 }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 /// The resolver's answer. An *error* of the resolver means unknown, and unknown is never evidence.
 ///
-/// Say [`Gone`](Resolution::Gone) only if the workspace is known not to exist any more; a look-up that was forbidden or
-/// failed is an error.
+/// Say [`Gone`](Resolution::Gone) only if the workspace is known not to exist any more; a look-up
+/// that was forbidden or failed is an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Resolution {

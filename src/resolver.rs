@@ -1,10 +1,10 @@
 //! The resolver, erased: any `Service<ResolveWorkspace, Response = Resolution>`.
 
-use crate::{BoxError, Resolution, ResolveWorkspace};
+use crate::{BoxError, Resolution, ResolveWorkspace, sync::lock};
 use futures_util::future::BoxFuture;
 use std::{
     future::poll_fn,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 use tower_service::Service;
 
@@ -24,7 +24,7 @@ where
     R::Future: Send,
 {
     fn resolve(&self, ask: ResolveWorkspace) -> BoxFuture<'static, Result<Resolution, BoxError>> {
-        let mut service = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut service = lock(&self.0).clone();
         Box::pin(async move {
             poll_fn(|cx| service.poll_ready(cx)).await.map_err(Into::into)?;
             service.call(ask).await.map_err(Into::into)

@@ -34,8 +34,8 @@ pub struct BuildError {
 }
 
 impl BuildError {
-    /// The names of the two settings; of one that cannot hold by itself (a timeout of zero, say) its name comes first, and
-    /// what it would have to be second.
+    /// The names of the two settings; of one that cannot hold by itself (a timeout of zero, say)
+    /// its name comes first, and what it would have to be second.
     #[must_use]
     pub fn settings(&self) -> [&'static str; 2] {
         [self.first, self.second]
@@ -52,12 +52,12 @@ pub(crate) struct Settings {
     pub(crate) resolve_timeout: Duration,
     pub(crate) store_timeout: Duration,
     pub(crate) cache_capacity: u64,
-    pub(crate) cache_idle: Duration,
+    pub(crate) cache_time_to_idle: Duration,
     pub(crate) redial: Redial,
     pub(crate) repair: RepairMode,
     pub(crate) serve_without_store: bool,
-    pub(crate) row_check: Option<Duration>,
-    pub(crate) record_use: Option<Duration>,
+    pub(crate) refresh_interval: Option<Duration>,
+    pub(crate) usage_interval: Option<Duration>,
     pub(crate) background_connections: usize,
 }
 
@@ -72,12 +72,12 @@ impl Default for Settings {
             resolve_timeout: Duration::from_secs(5),
             store_timeout: Duration::from_secs(5),
             cache_capacity: 100_000,
-            cache_idle: Duration::from_secs(3600),
+            cache_time_to_idle: Duration::from_secs(3600),
             redial: Redial::Once,
             repair: RepairMode::Background,
             serve_without_store: false,
-            row_check: Some(Duration::from_secs(30)),
-            record_use: None,
+            refresh_interval: Some(Duration::from_secs(30)),
+            usage_interval: None,
             background_connections: 2,
         }
     }
@@ -88,26 +88,34 @@ pub(crate) const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 
 impl Settings {
     pub(crate) fn validate(&self) -> Result<(), BuildError> {
-        let refuse = |first, second, why: String| -> Result<(), BuildError> { Err(BuildError { first, second, why }) };
+        let refuse = |first, second, why: String| -> Result<(), BuildError> {
+            Err(BuildError { first, second, why })
+        };
         let or_any = |duration: Option<Duration>| duration.unwrap_or(Duration::from_secs(1));
         let durations = [
-            ("row_check", or_any(self.row_check)),
-            ("record_use", or_any(self.record_use)),
+            ("refresh_interval", or_any(self.refresh_interval)),
+            ("usage_interval", or_any(self.usage_interval)),
             ("dial_timeout", self.dial_timeout),
             ("resolve_timeout", self.resolve_timeout),
             ("store_timeout", self.store_timeout),
             ("revalidate_every", self.revalidate_every),
             ("revalidate_at_most", self.revalidate_at_most),
-            ("cache_idle", self.cache_idle),
+            ("cache_time_to_idle", self.cache_time_to_idle),
         ];
         for (name, duration) in durations {
             if duration.is_zero() {
                 return refuse(name, "a wait", "it is zero".into());
             }
         }
-        for (name, duration) in durations.into_iter().chain([("validation_delay", self.validation_delay)]) {
+        for (name, duration) in
+            durations.into_iter().chain([("validation_delay", self.validation_delay)])
+        {
             if duration > LONGEST {
-                return refuse(name, "a bounded wait", format!("{duration:?} is longer than {LONGEST:?}"));
+                return refuse(
+                    name,
+                    "a bounded wait",
+                    format!("{duration:?} is longer than {LONGEST:?}"),
+                );
             }
         }
         if self.validation_delay >= self.dial_timeout {
@@ -138,15 +146,19 @@ impl Settings {
             );
             return refuse("revalidate_every", "revalidate_at_most", why);
         }
-        if self.cache_idle <= self.store_timeout {
+        if self.cache_time_to_idle <= self.store_timeout {
             let why = format!(
                 "a binding could leave the cache ({:?}) and be read again while an earlier read of it ({:?}) goes on",
-                self.cache_idle, self.store_timeout
+                self.cache_time_to_idle, self.store_timeout
             );
-            return refuse("cache_idle", "store_timeout", why);
+            return refuse("cache_time_to_idle", "store_timeout", why);
         }
         if self.background_connections == 0 {
-            return refuse("background_connections", "a number of connections", "it is zero".into());
+            return refuse(
+                "background_connections",
+                "a number of connections",
+                "it is zero".into(),
+            );
         }
         if self.max_pending_dials == 0 {
             return refuse("max_pending_dials", "a limit", "it is zero".into());

@@ -27,8 +27,8 @@ impl Tasks {
         Self { runtime, ..Self::default() }
     }
 
-    /// Runs to its end, whoever stops waiting for it; its result is `None` if the layer was closed before. Returns `None`
-    /// and drops the task if closing has ended.
+    /// Runs to its end, whoever stops waiting for it; its result is `None` if the layer was closed
+    /// before. Returns `None` and drops the task if closing has ended.
     pub(crate) fn spawn<T: Send + 'static>(
         &self,
         task: impl Future<Output = T> + Send + 'static,
@@ -58,7 +58,8 @@ impl Tasks {
         // Those that began between the two have their time as well.
         if timeout_at(deadline, self.tracker.wait()).await.is_err() {
             self.end.cancel();
-            // They end when they are polled next; a task that blocks its thread must not block this one.
+            // They end when they are polled next; a task that blocks its thread must not block this
+            // one.
             let _ = timeout(Duration::from_secs(1), self.tracker.wait()).await;
         }
     }

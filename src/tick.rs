@@ -35,7 +35,13 @@ mod tests {
     fn an_instant_comes_back_exactly_and_in_its_order() {
         let zero = *ZERO;
         let hour = Duration::from_secs(3_600);
-        let instants = [zero - hour, zero - Duration::from_nanos(1), zero, zero + Duration::from_nanos(1), zero + hour];
+        let instants = [
+            zero - hour,
+            zero - Duration::from_nanos(1),
+            zero,
+            zero + Duration::from_nanos(1),
+            zero + hour,
+        ];
         let ticks = instants.map(Tick::from);
         assert_eq!(ticks.map(Instant::from), instants);
         assert!(ticks.is_sorted_by(|a, b| a < b));

@@ -1,6 +1,7 @@
 //! What a call of a cached session costs: allocations, and statements.
 //!
-//! Allocations are counted by the allocator, on the thread that makes the calls, and statements by SQLite.
+//! Allocations are counted by the allocator, on the thread that makes the calls, and statements by
+//! SQLite.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -12,8 +13,9 @@ use std::{
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_bound_agent::{
-    AgentId, Bound, BoundAgent, BoundAgentLayer, BoxError, DialAgent, DialSession, Error, Path, Resolution,
-    ResolveWorkspace, ResponseFuture, SessionId, Target, WorkspaceId, store::BindingStore, store::MemoryStore,
+    AgentId, Bound, BoundAgent, BoundAgentLayer, BoxError, DialAgent, DialSession, Error,
+    OutcomeKind, Resolution, ResolveWorkspace, ResponseFuture, SessionId, Target, WorkspaceId,
+    store::BindingStore, store::MemoryStore,
 };
 use uuid::Uuid;
 
@@ -105,7 +107,9 @@ fn chat(n: u128) -> SessionId {
 }
 
 fn layer(store: impl BindingStore) -> BoundAgentLayer {
-    let target = Target::new(AgentId::new(Uuid::from_u128(7))).with_generation(1).with_address("10.0.0.7:9000");
+    let target = Target::new(AgentId::new(Uuid::from_u128(7)))
+        .with_generation(1)
+        .with_address("10.0.0.7:9000");
     let resolver = service_fn(move |_: ResolveWorkspace| {
         let target = target.clone();
         async move { Ok::<_, BoxError>(Resolution::Running(target)) }
@@ -129,7 +133,7 @@ async fn measure(dial: &mut BoundAgent<Dialer>) -> Vec<Count> {
         COUNT.set(Count::default());
         poll_fn(|cx| dial.poll_ready(cx)).await.unwrap();
         let bound = dial.call(DialSession::new(chat(turn as u128 % 10))).await.unwrap();
-        assert_eq!((*bound, &bound.outcome().path), (7, &Path::Reused));
+        assert_eq!((*bound, &bound.outcome().kind), (7, &OutcomeKind::Reused));
         drop(bound);
         counts.push(COUNT.get());
     }
@@ -144,9 +148,12 @@ fn check(what: &str, counts: Vec<Count>, usual: usize) -> usize {
     let [least, median] = [allocations[0], allocations[TURNS / 2]];
     let more = allocations.iter().filter(|found| **found > usual).count();
     let size = counts.iter().find(|count| count.allocations == usual).map_or(0, |count| count.size);
-    println!("{what}: {median} allocation(s), {size} bytes; {total} in {TURNS} calls, {more} with more than usual");
+    println!(
+        "{what}: {median} allocation(s), {size} bytes; {total} in {TURNS} calls, {more} with more than usual"
+    );
     assert_eq!((least, median), (usual, usual), "{what}");
-    // The cache works off its log of reads now and then, and that may allocate: once in 64 reads, and every 300 ms.
+    // The cache works off its log of reads now and then, and that may allocate: once in 64 reads,
+    // and every 300 ms.
     assert!(more <= TURNS / 50, "{what}: {more} calls with more than usual");
     assert!(total <= TURNS * usual + TURNS / 20, "{what}: {total}");
     size
@@ -159,7 +166,8 @@ async fn a_cached_call_is_one_allocation() {
     let mut ready = layer.layer(Dialer { pending: 0 });
     measure(&mut ready).await;
     let size = check("ready at once", measure(&mut ready).await, 1);
-    // The machine of the whole call is in there. Grown without being noticed, it would be copied for every call.
+    // The machine of the whole call is in there. Grown without being noticed, it would be copied
+    // for every call.
     assert!(size <= 2_048, "{size} bytes");
 
     // A dial that is pending waits with timers and wake-ups that live in the same allocation.
@@ -191,7 +199,11 @@ fn what_is_handed_around_is_small() {
     assert_eq!(size_of::<Error>(), 8);
     assert_eq!(size_of::<ResponseFuture<u64>>(), 16);
     assert_eq!(size_of::<ResponseFuture<[u8; 1024]>>(), 16);
-    println!("Bound<u64>: {} bytes, Result of it: {}", size_of::<Bound<u64>>(), size_of::<Result<Bound<u64>, Error>>());
+    println!(
+        "Bound<u64>: {} bytes, Result of it: {}",
+        size_of::<Bound<u64>>(),
+        size_of::<Result<Bound<u64>, Error>>()
+    );
     assert!(size_of::<Bound<u64>>() <= 128);
     assert_eq!(size_of::<Result<Bound<u64>, Error>>(), size_of::<Bound<u64>>());
 }
@@ -225,7 +237,9 @@ mod statements {
                 let mut handle = connection.lock_handle().await?;
                 let database = handle.as_raw_handle().as_ptr();
                 // SAFETY: the handle is locked, and the callback needs no context.
-                let code = unsafe { sqlite3_trace_v2(database, SQLITE_TRACE_STMT as c_uint, Some(begun), null_mut()) };
+                let code = unsafe {
+                    sqlite3_trace_v2(database, SQLITE_TRACE_STMT as c_uint, Some(begun), null_mut())
+                };
                 assert_eq!(code, SQLITE_OK);
                 Ok(())
             })
@@ -255,12 +269,12 @@ mod statements {
         let before = BEGUN.load(SeqCst);
         for turn in 0..TURNS {
             let bound = dial.clone().oneshot(chat(turn as u128 % 10).into()).await.unwrap();
-            assert_eq!(bound.outcome().path, Path::Reused);
+            assert_eq!(bound.outcome().kind, OutcomeKind::Reused);
         }
         assert_eq!(second.bindings().flush().await, 0);
         assert_eq!(BEGUN.load(SeqCst) - before, 0);
 
-        second.bindings().select_workspace(chat(0), WorkspaceId::new(Uuid::from_u128(2))).await.unwrap();
+        second.bindings().retarget(chat(0), WorkspaceId::new(Uuid::from_u128(2))).await.unwrap();
         assert_eq!(BEGUN.load(SeqCst) - before, 1, "an order is one");
         assert_eq!(first.bindings().close(std::time::Duration::from_secs(5)).await, 0);
         assert_eq!(second.bindings().close(std::time::Duration::from_secs(5)).await, 0);

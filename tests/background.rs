@@ -37,8 +37,10 @@ async fn the_repairs_of_many_workspaces_share_two_connections() {
     world.store.on_writes(Fault::Slow(ms(1)));
     let before = world.store.most_writes();
     assert_eq!(before, 1);
-    let agents: Vec<_> =
-        sessions.iter().map(|(_, ws, target)| world.rebuild(*ws, target, Does::Fail(ms(0))).agent).collect();
+    let agents: Vec<_> = sessions
+        .iter()
+        .map(|(_, ws, target)| world.rebuild(*ws, target, Does::Fail(ms(0))).agent)
+        .collect();
     let begin = Instant::now();
     for ((session, ..), agent) in sessions.iter().zip(&agents) {
         assert_eq!(call(&dial, *session).await.unwrap().agent, *agent);
@@ -53,7 +55,11 @@ async fn the_repairs_of_many_workspaces_share_two_connections() {
     // Those that wait are not in vain.
     while layer.bindings().flush().await > 0 {}
     assert!(begin.elapsed() <= Duration::from_secs(1 + 1), "{:?}", begin.elapsed());
-    assert_eq!((world.store.most_writes(), retrying.load(SeqCst)), (3, 0), "two, and the row that a call waits for");
+    assert_eq!(
+        (world.store.most_writes(), retrying.load(SeqCst)),
+        (3, 0),
+        "two, and the row that a call waits for"
+    );
     for ((session, ..), agent) in sessions.iter().zip(agents) {
         assert_eq!(world.row_agent(*session), Some(agent));
     }
@@ -98,20 +104,24 @@ async fn how_long_the_application_waits_for_a_connection() {
         store::{BindingStore, NewBinding, PostgresStore},
     };
     let Some(url) = servers::url("TEST_POSTGRES_URL") else { return };
-    let workspaces: usize = std::env::var("WORKSPACES").map_or(20_000, |number| number.parse().expect("a number"));
+    let workspaces: usize =
+        std::env::var("WORKSPACES").map_or(20_000, |number| number.parse().expect("a number"));
     let pool = PgPoolOptions::new().max_connections(10).connect(&url).await.unwrap();
     let store = PostgresStore::new(pool.clone()).with_table(servers::table()).unwrap();
     store.set_up().await.unwrap();
     let world = World::new();
     let (told, retrying) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let (tells, retries) = (Arc::clone(&told), Arc::clone(&retrying));
-    let builder = BoundAgentLayer::builder(store.clone(), world.resolver()).observer(move |event: &Event<'_>| {
-        if let Event::WorkspaceRepaired { repair, .. } = event {
-            let count = if *repair == Repair::Written { &tells } else { &retries };
-            count.fetch_add(1, SeqCst);
-        }
-    });
-    let layer = builder.validation_delay(Duration::from_secs(5)).row_check(None).build().unwrap();
+    let builder = BoundAgentLayer::builder(store.clone(), world.resolver()).observer(
+        move |event: &Event<'_>| {
+            if let Event::WorkspaceRepaired { repair, .. } = event {
+                let count = if *repair == Repair::Written { &tells } else { &retries };
+                count.fetch_add(1, SeqCst);
+            }
+        },
+    );
+    let layer =
+        builder.validation_delay(Duration::from_secs(5)).refresh_interval(None).build().unwrap();
     let dial = world.dial(&layer);
     let mut sessions = Vec::new();
     for _ in 0..workspaces {

@@ -1,4 +1,5 @@
-//! Dialers as users write them first: closures in spawned tasks, with the error type that `?` likes.
+//! Dialers as users write them first: closures in spawned tasks, with the error type that `?`
+//! likes.
 
 use http::Extensions; // The crate, although everything of the prelude is imported.
 use std::io;
@@ -16,7 +17,8 @@ fn layer() -> BoundAgentLayer {
 }
 
 fn ask() -> DialSession {
-    DialSession::new(SessionId::new(Uuid::from_u128(1))).in_workspace(WorkspaceId::new(Uuid::from_u128(1)))
+    DialSession::new(SessionId::new(Uuid::from_u128(1)))
+        .in_workspace(WorkspaceId::new(Uuid::from_u128(1)))
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
-//! How the layer gets on with the rest of Tower: what is `Send`, `Sync` and `Clone`, what it can be wrapped in and what it
-//! can wrap, and what a connection still can do once it is bound.
+//! How the layer gets on with the rest of Tower: what is `Send`, `Sync` and `Clone`, what it can be
+//! wrapped in and what it can wrap, and what a connection still can do once it is bound.
 
 mod support;
 
@@ -28,10 +28,10 @@ use tower::{
     util::BoxCloneSyncService,
 };
 use tower_bound_agent::{
-    AgentId, Binding, Bindings, Bound, BoundAgent, BoundAgentBuilder, BoundAgentLayer, BoundHandle, BuildError,
-    BuildId, Current, DialAgent, DialSession, Error, ErrorKind, Event, Generation, LastVerdict, Outcome, Path,
-    Previous, Redial, Repair, RepairMode, Resolution, ResolveWorkspace, ResponseFuture, Retargeted, Revision,
-    SessionId, Status, Target, WorkspaceId,
+    AgentId, Binding, Bindings, Bound, BoundAgent, BoundAgentBuilder, BoundAgentLayer, BoundHandle,
+    BuildError, BuildId, Current, DialAgent, DialSession, Error, ErrorKind, Event, Generation,
+    LastVerdict, Outcome, OutcomeKind, Previous, Redial, Repair, RepairMode, Resolution,
+    ResolveWorkspace, ResponseFuture, Retargeted, Revision, SessionId, Status, Target, WorkspaceId,
     store::{MemoryStore, NewBinding, StoreError, Swap},
 };
 
@@ -72,7 +72,7 @@ fn what_is_handed_around_may_go_anywhere() {
         ResolveWorkspace,
         Resolution,
         Outcome,
-        Path,
+        OutcomeKind,
         Repair,
         Redial,
         RepairMode,
@@ -93,7 +93,8 @@ fn what_is_handed_around_may_go_anywhere() {
     all!(Error, StoreError, BoundAgentBuilder, Retargeted, Bound<TcpStream>);
     #[cfg(feature = "sqlite")]
     all_and_clone!(tower_bound_agent::store::SqliteStore);
-    // A connection that may not be shared may be bound all the same, and one that may not be moved too.
+    // A connection that may not be shared may be bound all the same, and one that may not be moved
+    // too.
     send::<Bound<Cell<u8>>>();
     send::<ResponseFuture<Cell<u8>>>();
     unpin::<ResponseFuture<std::marker::PhantomPinned>>();
@@ -117,10 +118,10 @@ async fn every_verb_may_be_spawned() {
         bindings.current(chat).await.unwrap();
         bindings.inherit(child, chat).await.unwrap();
         bindings.unbind(child).await.unwrap();
-        bindings.select_workspace(child, ws).await.unwrap();
+        bindings.retarget(child, ws).await.unwrap();
         bindings.forget(child).await.unwrap();
         bindings.reset_workspace(ws).await.unwrap();
-        bindings.doubt_workspace(ws);
+        bindings.revalidate_workspace(ws);
         bindings.flush().await;
         bindings.close(ms(1_000)).await
     })
@@ -136,7 +137,8 @@ async fn erased_and_shared_between_threads() {
     let chat = world.bind(&layer, ws).await;
     let before = world.counts();
     // As an axum state holds it.
-    let erased: BoxCloneSyncService<DialSession, Bound<Conn>, Error> = BoxCloneSyncService::new(world.dial(&layer));
+    let erased: BoxCloneSyncService<DialSession, Bound<Conn>, Error> =
+        BoxCloneSyncService::new(world.dial(&layer));
     sync::<BoxCloneSyncService<DialSession, Bound<Conn>, Error>>();
     let tasks = (0..20).map(|_| {
         let erased = erased.clone();
@@ -155,11 +157,18 @@ async fn every_service_of_a_layer_shares_its_state() {
     let layer = world.layer();
     let chat = world.bind(&layer, ws).await;
     let before = world.counts();
-    let services = [world.dial(&layer), layer.clone().layer(world.dialer()), Layer::layer(&layer, world.dialer())];
+    let services = [
+        world.dial(&layer),
+        layer.clone().layer(world.dialer()),
+        Layer::layer(&layer, world.dialer()),
+    ];
     for dial in services {
         call(&dial, chat).await.unwrap();
     }
-    let built = ServiceBuilder::new().map_response(|bound: Bound<Conn>| bound).layer(layer).service(world.dialer());
+    let built = ServiceBuilder::new()
+        .map_response(|bound: Bound<Conn>| bound)
+        .layer(layer)
+        .service(world.dialer());
     call(&built, chat).await.unwrap();
     assert_eq!(world.counts() - before, counts(4, 0, 0, 0));
 }
@@ -183,10 +192,13 @@ async fn a_resolver_that_is_not_sync() {
     }
     let world = World::new();
     let target = world.agent(None);
-    let layer = BoundAgentLayer::builder(world.store.clone(), Counts(Cell::new(0), target.clone())).build().unwrap();
+    let layer = BoundAgentLayer::builder(world.store.clone(), Counts(Cell::new(0), target.clone()))
+        .build()
+        .unwrap();
     let dial = world.dial(&layer);
     for _ in 0..2 {
-        let bound = call(&dial, DialSession::new(session()).in_workspace(workspace())).await.unwrap();
+        let bound =
+            call(&dial, DialSession::new(session()).in_workspace(workspace())).await.unwrap();
         assert_eq!(bound.agent, target.agent);
     }
 }
@@ -197,7 +209,11 @@ async fn a_resolver_behind_a_buffer_a_limit_and_a_timeout() {
     let [(first, _), (second, _)] = [world.workspace(), world.workspace()];
     world.resolver_takes(first, ms(100));
     world.resolver_takes(second, ms(100));
-    let resolver = ServiceBuilder::new().buffer(8).concurrency_limit(1).timeout(ms(150)).service(world.resolver());
+    let resolver = ServiceBuilder::new()
+        .buffer(8)
+        .concurrency_limit(1)
+        .timeout(ms(150))
+        .service(world.resolver());
     let layer = BoundAgentLayer::builder(world.store.clone(), resolver).build().unwrap();
     let dial = world.dial(&layer);
     let begin = Instant::now();
@@ -225,7 +241,8 @@ async fn a_timeout_outside_that_is_shorter_than_the_delay_still_gets_the_binding
     let layer = world.layer();
     let chat = world.bind(&layer, ws).await;
     let dial = Timeout::new(world.dial(&layer), ms(100));
-    // The resolver named the agent when it was bound: for so long a dropped dial is no reason to ask again.
+    // The resolver named the agent when it was bound: for so long a dropped dial is no reason to
+    // ask again.
     sleep(ms(2_000)).await;
     let new = world.rebuild(ws, &old, Does::Hang);
 
@@ -354,7 +371,8 @@ async fn a_dialer_that_cannot_be_cloned_goes_behind_a_buffer() {
     assert_eq!(call(&dial, chat).await.unwrap().agent, old.agent);
     let new = world.rebuild(ws, &old, Does::Hang);
     let begin = Instant::now();
-    let (one, two) = tokio::join!(call(&dial, chat), call(&dial, DialSession::new(session()).in_workspace(ws)));
+    let (one, two) =
+        tokio::join!(call(&dial, chat), call(&dial, DialSession::new(session()).in_workspace(ws)));
     assert_eq!((one.unwrap().agent, two.unwrap().agent), (new.agent, new.agent));
     assert!(begin.elapsed() <= ms(250), "{:?}", begin.elapsed());
     assert_eq!(world.live_dials(), 0);
@@ -366,7 +384,8 @@ async fn readiness_is_the_wrapped_services() {
     let (ws, old) = world.workspace();
     let layer = world.layer();
     let chat = world.bind(&layer, ws).await;
-    let (mut dial, mut dialer) = tower_test::mock::spawn_layer::<DialAgent, &'static str, _>(&layer);
+    let (mut dial, mut dialer) =
+        tower_test::mock::spawn_layer::<DialAgent, &'static str, _>(&layer);
     dialer.allow(0);
     assert_pending!(dial.poll_ready());
     dialer.allow(1);
@@ -380,7 +399,7 @@ async fn readiness_is_the_wrapped_services() {
     assert_eq!((ask.session, ask.workspace, &*ask.target), (chat, ws, &old));
     reply.send_response("a connection");
     let bound = assert_ready_ok!(pending.poll());
-    assert_eq!((*bound, &bound.outcome().path), ("a connection", &Path::Reused));
+    assert_eq!((*bound, &bound.outcome().kind), ("a connection", &OutcomeKind::Reused));
     assert_eq!(world.counts() - before, counts(0, 0, 0, 0));
 }
 
@@ -391,7 +410,8 @@ async fn a_switch_waits_for_readiness_once_more_after_the_stale_dial_is_gone() {
     let layer = world.layer();
     let chat = world.bind(&layer, ws).await;
     let new = world.rebuild(ws, &old, Does::Hang);
-    let (mut dial, mut dialer) = tower_test::mock::spawn_layer::<DialAgent, &'static str, _>(&layer);
+    let (mut dial, mut dialer) =
+        tower_test::mock::spawn_layer::<DialAgent, &'static str, _>(&layer);
     dialer.allow(1);
     assert_ready_ok!(dial.poll_ready());
     let mut pending = spawn(dial.call(chat.into()));
@@ -449,8 +469,13 @@ async fn a_readiness_error_is_the_dialers_own_and_no_evidence() {
 }
 
 /// A dialer of real sockets.
-fn tcp() -> impl Service<DialAgent, Response = TcpStream, Error = std::io::Error, Future: Send> + Clone + Send + Sync {
-    service_fn(|ask: DialAgent| async move { TcpStream::connect(ask.target.address.as_deref().unwrap()).await })
+fn tcp() -> impl Service<DialAgent, Response = TcpStream, Error = std::io::Error, Future: Send>
++ Clone
++ Send
++ Sync {
+    service_fn(|ask: DialAgent| async move {
+        TcpStream::connect(ask.target.address.as_deref().unwrap()).await
+    })
 }
 
 #[tokio::test]
@@ -468,13 +493,17 @@ async fn a_bound_socket_is_a_socket() {
     let (ws, target) = world.workspace();
     world.runs(ws, &target.with_address(address.to_string()));
     let layer = world.layer();
-    let mut bound = layer.layer(tcp()).oneshot(DialSession::new(session()).in_workspace(ws)).await.unwrap();
+    let mut bound =
+        layer.layer(tcp()).oneshot(DialSession::new(session()).in_workspace(ws)).await.unwrap();
     assert_eq!(bound.peer_addr().unwrap(), address, "by `Deref`");
     bound.set_nodelay(true).unwrap();
 
     assert_eq!(bound.is_write_vectored(), bound.get_ref().is_write_vectored());
     assert!(bound.is_write_vectored());
-    assert_eq!(bound.write_vectored(&[IoSlice::new(b"to "), IoSlice::new(b"the ")]).await.unwrap(), 7);
+    assert_eq!(
+        bound.write_vectored(&[IoSlice::new(b"to "), IoSlice::new(b"the ")]).await.unwrap(),
+        7
+    );
     let (mut reading, mut writing) = tokio::io::split(bound);
     writing.write_all(b"agent").await.unwrap();
     writing.flush().await.unwrap();
@@ -556,7 +585,11 @@ mod http {
     }
 
     impl Write for Echo {
-        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, text: &[u8]) -> Poll<io::Result<usize>> {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            text: &[u8],
+        ) -> Poll<io::Result<usize>> {
             self.said.extend(text);
             Poll::Ready(Ok(text.len()))
         }
@@ -592,7 +625,8 @@ mod http {
         let written = Pin::new(&mut io).poll_write(&mut cx, b"hello ");
         assert!(matches!(written, Poll::Ready(Ok(6))));
         assert!(io.is_write_vectored());
-        let written = Pin::new(&mut io).poll_write_vectored(&mut cx, &[IoSlice::new(b"agent"), IoSlice::new(b"!")]);
+        let written = Pin::new(&mut io)
+            .poll_write_vectored(&mut cx, &[IoSlice::new(b"agent"), IoSlice::new(b"!")]);
         assert!(matches!(written, Poll::Ready(Ok(6))));
         assert!(Pin::new(&mut io).poll_flush(&mut cx).is_ready());
         assert!(Pin::new(&mut io).poll_shutdown(&mut cx).is_ready());
@@ -624,7 +658,10 @@ fn an_id_is_serialized_as_its_uuid() {
 fn an_id_is_read_and_shown_as_its_uuid() {
     let uuid = uuid::Uuid::new_v4();
     let id: SessionId = uuid.to_string().parse().unwrap();
-    assert_eq!((id, id.to_string(), uuid::Uuid::from(id)), (SessionId::from(uuid), uuid.to_string(), uuid));
+    assert_eq!(
+        (id, id.to_string(), uuid::Uuid::from(id)),
+        (SessionId::from(uuid), uuid.to_string(), uuid)
+    );
     assert!("chat-7".parse::<SessionId>().is_err());
     assert_eq!(format!("{:?}", AgentId::new(uuid)), format!("AgentId({uuid})"));
 }

@@ -24,8 +24,9 @@ fn every_file_and_every_test_that_is_named_exists() {
             // What stands between backticks: a path, and after it perhaps a test of that file.
             let mut file = None;
             for word in line.split('`').skip(1).step_by(2) {
-                let is_path =
-                    ["src/", "tests/", "examples/", "benches/", "docs/"].iter().any(|at| word.starts_with(at));
+                let is_path = ["src/", "tests/", "examples/", "benches/", "docs/"]
+                    .iter()
+                    .any(|at| word.starts_with(at));
                 let name = |c: char| c == '_' || c.is_ascii_lowercase() || c.is_ascii_digit();
                 if is_path && !word.contains([' ', '*', '…']) && !word.contains("ENGINE") {
                     file = word.ends_with(".rs").then(|| root.join(word));
@@ -33,9 +34,14 @@ fn every_file_and_every_test_that_is_named_exists() {
                         wrong.push(format!("{document}: there is no {word}"));
                     }
                 } else if word.matches('_').count() >= 3 && word.chars().all(name) {
-                    let function =
-                        |text: &str| text.contains(&format!("fn {word}(")) || text.contains(&format!("fn {word}<"));
-                    let is_there = match file.take().filter(|_| line.contains(&format!(": `{word}`"))) {
+                    let function = |text: &str| {
+                        text.contains(&format!("fn {word}("))
+                            || text.contains(&format!("fn {word}<"))
+                    };
+                    let is_there = match file
+                        .take()
+                        .filter(|_| line.contains(&format!(": `{word}`")))
+                    {
                         Some(file) => fs::read_to_string(file).is_ok_and(|text| function(&text)),
                         None => sources.iter().any(|(_, text)| function(text)),
                     };

@@ -1,7 +1,8 @@
-//! Calls and orders dropped at every point where they wait, and what they leave behind: nothing of their own, and
-//! nothing that stands in the way of the next one.
+//! Calls and orders dropped at every point where they wait, and what they leave behind: nothing of
+//! their own, and nothing that stands in the way of the next one.
 //!
-//! Each case is played again from the start, on a runtime of its own, for every number of polls until it ends by itself.
+//! Each case is played again from the start, on a runtime of its own, for every number of polls
+//! until it ends by itself.
 
 mod support;
 
@@ -19,14 +20,16 @@ use tokio::{
 };
 use tower::{Layer, ServiceExt, limit::ConcurrencyLimit};
 use tower_bound_agent::{
-    AgentId, Binding, BoundAgent, BoundAgentBuilder, BoundAgentLayer, DialSession, Error, ErrorKind, Event, RepairMode,
-    Resolution, SessionId, Target, WorkspaceId, store::BindingStore,
+    AgentId, Binding, BoundAgent, BoundAgentBuilder, BoundAgentLayer, DialSession, Error,
+    ErrorKind, Event, RepairMode, Resolution, SessionId, Target, WorkspaceId, store::BindingStore,
 };
 
 /// Runs on a paused clock of its own; a hanging test shows as such.
 fn play<F: Future>(play: F) -> F::Output {
     let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-    runtime.block_on(async { timeout(Duration::from_secs(3600), play).await.expect("an end within an hour") })
+    runtime.block_on(async {
+        timeout(Duration::from_secs(3600), play).await.expect("an end within an hour")
+    })
 }
 
 /// When a future is dropped.
@@ -41,7 +44,8 @@ enum Drops {
 }
 
 /// 1 ms leaves no doubt, 20 ms does; 6 ms is when the slow store and resolver have answered.
-const DROPS: [Drops; 5] = [Drops::AtOnce, Drops::Later(1), Drops::Later(6), Drops::Later(20), Drops::Woken];
+const DROPS: [Drops; 5] =
+    [Drops::AtOnce, Drops::Later(1), Drops::Later(6), Drops::Later(20), Drops::Woken];
 
 /// Polls it at most so many times, then drops it.
 async fn polled<F: Future>(future: F, polls: usize, drops: Drops) -> Option<F::Output> {
@@ -97,7 +101,10 @@ struct Slow(u64);
 
 impl Stage {
     /// A workspace, its agent, and two sessions that are bound to it and cached.
-    async fn cached(slow: Slow, set: impl Fn(BoundAgentBuilder) -> BoundAgentBuilder) -> (Self, WorkspaceId, Target) {
+    async fn cached(
+        slow: Slow,
+        set: impl Fn(BoundAgentBuilder) -> BoundAgentBuilder,
+    ) -> (Self, WorkspaceId, Target) {
         let world = World::new();
         let (ws, target) = world.workspace();
         let guard = Arc::new(());
@@ -169,9 +176,14 @@ impl Stage {
         assert!(limit.ready().now_or_never().is_some(), "the permit is held");
     }
 
-    async fn call(&self, ask: impl Into<DialSession>) -> (Result<AgentId, Error>, Counts, Duration) {
+    async fn call(
+        &self,
+        ask: impl Into<DialSession>,
+    ) -> (Result<AgentId, Error>, Counts, Duration) {
         let (before, began) = (self.world.counts(), Instant::now());
-        let bound = timeout(ms(31_000), call(&self.dial, ask)).await.expect("an end within the dial timeout");
+        let bound = timeout(ms(31_000), call(&self.dial, ask))
+            .await
+            .expect("an end within the dial timeout");
         let took = began.elapsed();
         assert_eq!(self.layer.bindings().flush().await, 0);
         (bound.map(|bound| bound.agent), self.world.counts() - before, took)
@@ -197,7 +209,8 @@ impl Stage {
 }
 
 fn no_more_than(what: &str, found: Counts, bound: Counts) {
-    let within = found.d <= bound.d && found.v <= bound.v && found.r <= bound.r && found.w <= bound.w;
+    let within =
+        found.d <= bound.d && found.v <= bound.v && found.r <= bound.r && found.w <= bound.w;
     assert!(within, "{what}: {found:?} is more than {bound:?}");
 }
 
@@ -205,7 +218,8 @@ fn at_most(a: Counts, b: Counts) -> Counts {
     counts(a.d.max(b.d), a.v.max(b.v), a.r.max(b.r), a.w.max(b.w))
 }
 
-/// What an undropped call of a case costs with a fast and with a slow store and resolver, and how it ends.
+/// What an undropped call of a case costs with a fast and with a slow store and resolver, and how
+/// it ends.
 struct Normal {
     fast: Counts,
     slow: Counts,
@@ -262,8 +276,8 @@ fn drop_everywhere(normal: Normal, stage: impl Fn(Slow) -> BoxFuture<'static, St
     }
 }
 
-/// Drops the call, then closes the layer, or first makes the calls that must be possible, within those bounds. Says
-/// whether the call was dropped before its end.
+/// Drops the call, then closes the layer, or first makes the calls that must be possible, within
+/// those bounds. Says whether the call was dropped before its end.
 async fn drop_once(
     stage: BoxFuture<'static, Stage>,
     polls: usize,
@@ -305,7 +319,11 @@ async fn drop_once(
     sleep(ms(100)).await;
 
     let (called, found, _) = stage.call(stage.ask.session).await;
-    assert_eq!((called.unwrap(), found), (stage.ends_at.agent, counts(1, 0, 0, 0)), "in the end, {what}");
+    assert_eq!(
+        (called.unwrap(), found),
+        (stage.ends_at.agent, counts(1, 0, 0, 0)),
+        "in the end, {what}"
+    );
     assert_eq!(stage.world.row_agent(stage.ask.session), Some(stage.ends_at.agent), "{what}");
     stage.close().await;
     true
@@ -313,8 +331,8 @@ async fn drop_once(
 
 #[test]
 fn cached_and_answered_at_once() {
-    // Ready at the first poll, so there is no middle to be dropped in, also if the task has spent its budget: what the
-    // dial waits for counts that.
+    // Ready at the first poll, so there is no middle to be dropped in, also if the task has spent
+    // its budget: what the dial waits for counts that.
     play(async {
         let (stage, _, target) = Stage::cached(Slow(0), |builder| builder).await;
         let before = stage.world.counts();
@@ -325,12 +343,17 @@ fn cached_and_answered_at_once() {
         })
         .await;
         let Poll::Ready(Ok(bound)) = bound else { panic!("it waits for nothing: {bound:?}") };
-        assert_eq!((bound.agent, stage.world.counts() - before), (target.agent, counts(1, 0, 0, 0)));
+        assert_eq!(
+            (bound.agent, stage.world.counts() - before),
+            (target.agent, counts(1, 0, 0, 0))
+        );
         drop((bound, at_once));
         stage.permit_is_free();
         stage.close().await;
     });
-    drop_everywhere(costs(1, 0, 0, 0), |slow| async move { Stage::cached(slow, |builder| builder).await.0 }.boxed());
+    drop_everywhere(costs(1, 0, 0, 0), |slow| {
+        async move { Stage::cached(slow, |builder| builder).await.0 }.boxed()
+    });
 }
 
 #[test]
@@ -450,7 +473,8 @@ fn read_from_the_store() {
 
 #[test]
 fn read_from_the_store_and_waiting_for_the_dial_service() {
-    // With a fast store the readiness that the caller brought is given back and taken again in one go.
+    // With a fast store the readiness that the caller brought is given back and taken again in one
+    // go.
     drop_everywhere(costs(1, 0, 1, 0), |slow| {
         async move {
             let (mut stage, _, _) = Stage::cold(slow).await;
@@ -558,7 +582,7 @@ fn restarted_by_an_order() {
             let (chat, bindings) = (stage.ask.session, stage.layer.bindings());
             stage.beside(async move {
                 sleep(ms(100)).await;
-                bindings.select_workspace(chat, next).await.unwrap();
+                bindings.retarget(chat, next).await.unwrap();
             });
             stage.may_name.extend([(next, None), (next, Some(target.agent))]);
             stage.ends_at = target;
@@ -599,7 +623,8 @@ fn held_back_after_a_report_and_switched() {
 fn repaired_before_the_return() {
     drop_everywhere(costs(2, 1, 0, 1), |slow| {
         async move {
-            let (mut stage, ws, old) = Stage::cached(slow, |builder| builder.repair(RepairMode::BeforeReturn)).await;
+            let (mut stage, ws, old) =
+                Stage::cached(slow, |builder| builder.repair(RepairMode::BeforeReturn)).await;
             stage.rebuilt(ws, &old, Does::Fail(ms(0)));
             stage.world.store.on_writes(Fault::Slow(ms(15)));
             stage
@@ -622,7 +647,8 @@ fn timed_out_with_everything_hanging() {
     });
 }
 
-/// A call that waits in the queue of its target, behind one that takes 15 ms. Says whether it was dropped before its end.
+/// A call that waits in the queue of its target, behind one that takes 15 ms. Says whether it was
+/// dropped before its end.
 async fn drop_queued_once(polls: usize, drops: Drops) -> bool {
     let what = format!("after {polls} polls, {drops:?}");
     let (stage, _, target) = Stage::cached(Slow(0), |builder| builder.max_pending_dials(1)).await;
@@ -690,7 +716,8 @@ const FAULTS: [Fault; 6] = [
 ];
 
 fn drop_order_everywhere(order: Order) {
-    for (writes, reads) in FAULTS.into_iter().flat_map(|writes| FAULTS.map(|reads| (writes, reads))) {
+    for (writes, reads) in FAULTS.into_iter().flat_map(|writes| FAULTS.map(|reads| (writes, reads)))
+    {
         for drops in DROPS {
             let mut polls = 0;
             while play(drop_order_once(order, writes, reads, polls, drops)) {
@@ -702,8 +729,15 @@ fn drop_order_everywhere(order: Order) {
     }
 }
 
-async fn drop_order_once(order: Order, writes: Fault, reads: Fault, polls: usize, drops: Drops) -> bool {
-    let what = format!("{order:?}, writes {writes:?}, reads {reads:?}, after {polls} polls, {drops:?}");
+async fn drop_order_once(
+    order: Order,
+    writes: Fault,
+    reads: Fault,
+    polls: usize,
+    drops: Drops,
+) -> bool {
+    let what =
+        format!("{order:?}, writes {writes:?}, reads {reads:?}, after {polls} polls, {drops:?}");
     let (stage, ws, _) = Stage::cached(Slow(0), |builder| builder).await;
     let (next, _) = stage.world.workspace();
     let (bindings, parent) = (stage.layer.bindings(), stage.ask.session);
@@ -714,8 +748,8 @@ async fn drop_order_once(order: Order, writes: Fault, reads: Fault, polls: usize
 
     let ordered = async {
         match order {
-            Order::Retarget => bindings.select_workspace(subject, next).await.map(drop),
-            Order::RetargetToTheSame => bindings.select_workspace(subject, ws).await.map(drop),
+            Order::Retarget => bindings.retarget(subject, next).await.map(drop),
+            Order::RetargetToTheSame => bindings.retarget(subject, ws).await.map(drop),
             Order::Inherit => bindings.inherit(subject, parent).await.map(drop),
             Order::Unbind => bindings.unbind(subject).await.map(drop),
             Order::Forget => bindings.forget(subject).await.map(drop),
@@ -728,7 +762,9 @@ async fn drop_order_once(order: Order, writes: Fault, reads: Fault, polls: usize
         (Order::Forget, Some(_)) | (_, None) => false,
         (Order::Retarget, Some(row)) => row.workspace == next && row.target.is_none(),
         (Order::Unbind | Order::Reset, Some(row)) => row.workspace == ws && row.target.is_none(),
-        (Order::RetargetToTheSame | Order::Inherit, Some(row)) => row.workspace == ws && row.target.is_some(),
+        (Order::RetargetToTheSame | Order::Inherit, Some(row)) => {
+            row.workspace == ws && row.target.is_some()
+        }
     };
     let row = stage.world.row(subject);
     assert!(row == old || is_new(&row), "{what}: {row:?}");
@@ -740,7 +776,8 @@ async fn drop_order_once(order: Order, writes: Fault, reads: Fault, polls: usize
         return false;
     }
 
-    // An order that was begun is carried out, whoever stops waiting for it. One that was not is not.
+    // An order that was begun is carried out, whoever stops waiting for it. One that was not is
+    // not.
     sleep(ms(11_000)).await;
     stage.world.store.on_all(Fault::None);
     if writes == Fault::Hang || reads == Fault::Hang {
@@ -748,7 +785,8 @@ async fn drop_order_once(order: Order, writes: Fault, reads: Fault, polls: usize
         sleep(ms(24 * 5_000)).await;
     }
     let row = stage.world.row(subject);
-    let carried_out = polls > 0 && matches!(writes, Fault::None | Fault::Slow(_) | Fault::LostAnswer);
+    let carried_out =
+        polls > 0 && matches!(writes, Fault::None | Fault::Slow(_) | Fault::LostAnswer);
     assert_eq!(row != old, carried_out, "{what}: {row:?}");
     assert!(row == old || is_new(&row), "{what}: {row:?}");
     assert_eq!(bindings.get(subject).await.unwrap(), row, "the register, {what}");
@@ -759,7 +797,11 @@ async fn drop_order_once(order: Order, writes: Fault, reads: Fault, polls: usize
         None => assert_eq!(called.unwrap_err().kind(), &ErrorKind::NotBound, "{what}"),
         Some(row) => {
             called.expect(&what);
-            assert_eq!(stage.world.row(subject).map(|row| row.workspace), Some(row.workspace), "{what}");
+            assert_eq!(
+                stage.world.row(subject).map(|row| row.workspace),
+                Some(row.workspace),
+                "{what}"
+            );
             assert_eq!(bindings.get(subject).await.unwrap(), stage.world.row(subject), "{what}");
         }
     }
@@ -816,11 +858,12 @@ async fn drop_transaction_once(end: End, polls: usize, drops: Drops) -> bool {
     let what = format!("{end:?}, after {polls} polls, {drops:?}");
     let (mut stage, ws, old) = Stage::cached(Slow(0), |builder| builder).await;
     let (next, target) = stage.world.workspace();
-    let (chat, bindings, store) = (stage.ask.session, stage.layer.bindings(), stage.world.store.clone());
+    let (chat, bindings, store) =
+        (stage.ask.session, stage.layer.bindings(), stage.world.store.clone());
     stage.may_name.extend([(next, None), (next, Some(target.agent))]);
     let mut transaction = Staged::default();
     store.on_writes(Fault::Slow(ms(5)));
-    let ordering = bindings.select_workspace_in(&store, &mut transaction, chat, next);
+    let ordering = bindings.retarget_in(&store, &mut transaction, chat, next);
     let ordered = polled(ordering, polls, drops).await;
     store.on_writes(Fault::None);
     let dropped = ordered.is_none();
@@ -893,10 +936,11 @@ fn an_order_moves_a_call_under_way_also_if_nobody_waits_for_the_order() {
             let (next, target) = stage.world.workspace();
             stage.may_name.extend([(next, None), (next, Some(target.agent))]);
             let began = Instant::now();
-            let (dial, ask, bindings) = (stage.dial.clone(), stage.ask.clone(), stage.layer.bindings());
+            let (dial, ask, bindings) =
+                (stage.dial.clone(), stage.ask.clone(), stage.layer.bindings());
             let under_way = tokio::spawn(async move { call(&dial, ask).await.unwrap().agent });
             sleep(ms(1)).await;
-            let ordered = polled(bindings.select_workspace(stage.ask.session, next), 1, drops).await;
+            let ordered = polled(bindings.retarget(stage.ask.session, next), 1, drops).await;
             assert!(ordered.is_none());
             drop(bindings);
             assert_eq!(under_way.await.unwrap(), target.agent);

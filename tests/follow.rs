@@ -1,4 +1,5 @@
-//! Two processes over one store: what one of them learns of what the other has written, how soon, and at what cost.
+//! Two processes over one store: what one of them learns of what the other has written, how soon,
+//! and at what cost.
 
 use futures_util::{FutureExt, Stream, stream};
 use std::{
@@ -16,8 +17,8 @@ use tokio::{
     time::{Duration, Instant, sleep},
 };
 use tower_bound_agent::{
-    BoundAgentBuilder, BoundAgentLayer, DialSession, Epoch, ErrorKind, Generation, Path, Repair, Revision, SessionId,
-    Target, WorkspaceId,
+    BoundAgentBuilder, BoundAgentLayer, DialSession, Epoch, ErrorKind, Generation, OutcomeKind,
+    Repair, Revision, SessionId, Target, WorkspaceId,
     hints::{About, Heard, Hint, Hints, LocalHints},
     store::{BindingStore, NewBinding},
 };
@@ -32,7 +33,7 @@ struct Process {
 
 impl Process {
     fn new(world: &World, set: impl FnOnce(BoundAgentBuilder) -> BoundAgentBuilder) -> Self {
-        let layer = set(world.builder().row_check(None)).build().unwrap();
+        let layer = set(world.builder().refresh_interval(None)).build().unwrap();
         let dial = world.dial(&layer);
         Self { layer, dial }
     }
@@ -77,12 +78,18 @@ impl Radio {
     }
 
     fn says_of(&self, session: SessionId, revision: Option<i64>) {
-        self.says(Heard::Hint(Hint::new(1, About::Session { session, revision: revision.map(Revision::new) })));
+        self.says(Heard::Hint(Hint::new(
+            1,
+            About::Session { session, revision: revision.map(Revision::new) },
+        )));
     }
 
     fn says_rebuilt(&self, workspace: WorkspaceId, generation: Option<i64>) {
         let generation = generation.map(Generation::new);
-        self.says(Heard::Hint(Hint::new(1, About::Workspace { workspace, generation, epoch: None })));
+        self.says(Heard::Hint(Hint::new(
+            1,
+            About::Workspace { workspace, generation, epoch: None },
+        )));
     }
 
     fn sent(&self) -> Vec<About> {
@@ -130,7 +137,7 @@ mod local {
         let (ws, target) = world.workspace();
         let chat = world.bind(&processes[0].layer, ws).await;
         let before = world.counts();
-        assert_eq!(processes[1].call(chat).await.outcome().path, Path::Reused);
+        assert_eq!(processes[1].call(chat).await.outcome().kind, OutcomeKind::Reused);
         assert_eq!(world.counts() - before, counts(1, 0, 1, 0));
         (processes, chat, ws, target)
     }
@@ -141,9 +148,13 @@ mod local {
         let ([here, there], chat, _, _) = pair(&world).await;
         let (elsewhere, target) = world.workspace();
         let before = world.counts();
-        here.bindings().select_workspace(chat, elsewhere).await.unwrap();
+        here.bindings().retarget(chat, elsewhere).await.unwrap();
         settle().await;
-        assert_eq!(world.counts() - before, counts(0, 0, 1, 1), "the order, and the other process's look at the row");
+        assert_eq!(
+            world.counts() - before,
+            counts(0, 0, 1, 1),
+            "the order, and the other process's look at the row"
+        );
 
         let before = world.counts();
         let bound = there.call(chat).await;
@@ -161,7 +172,7 @@ mod local {
         let mut pending = Box::pin(there.call(chat));
         assert!(pending.as_mut().now_or_never().is_none());
         let began = Instant::now();
-        here.bindings().select_workspace(chat, elsewhere).await.unwrap();
+        here.bindings().retarget(chat, elsewhere).await.unwrap();
         let bound = pending.await;
         assert_eq!(bound.agent, target.agent);
         assert_eq!(began.elapsed(), Duration::ZERO, "no delay has passed");
@@ -190,7 +201,7 @@ mod local {
         );
 
         let before = world.counts();
-        assert_eq!(there.call(chat).await.outcome().path, Path::Reused);
+        assert_eq!(there.call(chat).await.outcome().kind, OutcomeKind::Reused);
         assert_eq!(world.counts() - before, counts(1, 0, 0, 0));
         assert_eq!(world.row(chat).unwrap().revision.get(), 2, "bound, repaired: once");
     }
@@ -199,7 +210,8 @@ mod local {
     async fn an_old_agent_that_lives_is_left_though_it_answers() {
         let world = World::new();
         let ([here, there], chat, ws, old) = pair(&world).await;
-        // Slow enough for the first process to ask, fast enough to be used for ever by the other one.
+        // Slow enough for the first process to ask, fast enough to be used for ever by the other
+        // one.
         let new = world.rebuild(ws, &old, Does::Answer(ms(300)));
         assert_eq!(here.call(chat).await.agent, new.agent);
         here.bindings().flush().await;
@@ -212,7 +224,8 @@ mod local {
     async fn without_generations_the_other_asks_and_writes_for_itself() {
         let world = World::new();
         let hints = LocalHints::new();
-        let [here, there] = [0, 1].map(|_| Process::new(&world, |builder| builder.hints(hints.clone())));
+        let [here, there] =
+            [0, 1].map(|_| Process::new(&world, |builder| builder.hints(hints.clone())));
         let (ws, old) = (workspace(), world.agent(None));
         world.runs(ws, &old);
         let chat = world.bind(&here.layer, ws).await;
@@ -258,8 +271,11 @@ mod local {
         let ([here, there], chat, _, old) = pair(&world).await;
         let (elsewhere, target) = world.workspace();
         let mut transaction = Staged::default();
-        let retargeted =
-            here.bindings().select_workspace_in(&world.store, &mut transaction, chat, elsewhere).await.unwrap();
+        let retargeted = here
+            .bindings()
+            .retarget_in(&world.store, &mut transaction, chat, elsewhere)
+            .await
+            .unwrap();
         settle().await;
         let before = world.counts();
         assert_eq!(there.call(chat).await.agent, old.agent);
@@ -283,16 +299,23 @@ mod heard {
         process.bindings().flush().await;
         assert_eq!(
             radio.sent(),
-            [About::Workspace { workspace: ws, generation: new.generation, epoch: Some(Epoch::new(0)) }]
+            [About::Workspace {
+                workspace: ws,
+                generation: new.generation,
+                epoch: Some(Epoch::new(0))
+            }]
         );
 
         let (elsewhere, _) = world.workspace();
-        let row = process.bindings().select_workspace(chat, elsewhere).await.unwrap();
+        let row = process.bindings().retarget(chat, elsewhere).await.unwrap();
         assert_eq!(radio.sent(), [About::Session { session: chat, revision: Some(row.revision) }]);
         // What was dropped is in doubt: here the agent of the workspace that the session has left.
         let row = process.bindings().unbind(chat).await.unwrap().unwrap();
         let doubt = About::Workspace { workspace: row.workspace, generation: None, epoch: None };
-        assert_eq!(radio.sent(), [About::Session { session: chat, revision: Some(row.revision) }, doubt]);
+        assert_eq!(
+            radio.sent(),
+            [About::Session { session: chat, revision: Some(row.revision) }, doubt]
+        );
         process.bindings().forget(chat).await.unwrap();
         assert_eq!(radio.sent(), [About::Session { session: chat, revision: None }]);
         process.bindings().reset_workspace(ws).await.unwrap();
@@ -311,10 +334,14 @@ mod heard {
             settle().await;
             reads.push((world.counts() - before).r);
         }
-        assert_eq!(reads, [1, 1, 2, 2, 3, 3, 4, 4], "at once, after 50, 200 and 1,000 ms, and then no more");
+        assert_eq!(
+            reads,
+            [1, 1, 2, 2, 3, 3, 4, 4],
+            "at once, after 50, 200 and 1,000 ms, and then no more"
+        );
         // It was no reason to do anything else.
         let before = world.counts();
-        assert_eq!(process.call(chat).await.outcome().path, Path::Reused);
+        assert_eq!(process.call(chat).await.outcome().kind, OutcomeKind::Reused);
         assert_eq!(world.counts() - before, counts(1, 0, 0, 0));
     }
 
@@ -346,7 +373,7 @@ mod heard {
         radio.says_rebuilt(workspace(), Some(5));
         radio.says_rebuilt(workspace(), None);
         settle().await;
-        assert_eq!(process.call(chat).await.outcome().path, Path::Reused);
+        assert_eq!(process.call(chat).await.outcome().kind, OutcomeKind::Reused);
         assert_eq!(world.counts() - before, counts(1, 0, 0, 0));
     }
 
@@ -358,14 +385,14 @@ mod heard {
         let process = Process::new(&world, |builder| builder.hints(hints.clone()));
         let chat = world.bind(&process.layer, ws).await;
         let (elsewhere, _) = world.workspace();
-        process.bindings().select_workspace(chat, elsewhere).await.unwrap();
+        process.bindings().retarget(chat, elsewhere).await.unwrap();
         process.bindings().forget(chat).await.unwrap();
-        process.bindings().select_workspace(chat, ws).await.unwrap();
+        process.bindings().retarget(chat, ws).await.unwrap();
         process.call(chat).await;
         process.bindings().flush().await;
         settle().await;
         let before = world.counts();
-        assert_eq!(process.call(chat).await.outcome().path, Path::Reused);
+        assert_eq!(process.call(chat).await.outcome().kind, OutcomeKind::Reused);
         sleep(Duration::from_secs(60)).await;
         assert_eq!(world.counts() - before, counts(1, 0, 0, 0));
     }
@@ -440,7 +467,11 @@ mod heard {
             settle().await;
             asked.push((world.counts() - before).v);
         }
-        assert_eq!(asked, [1, 1, 2, 2, 3, 3, 4, 4], "at once, after 50, 200 and 1,000 ms, and then it is believed");
+        assert_eq!(
+            asked,
+            [1, 1, 2, 2, 3, 3, 4, 4],
+            "at once, after 50, 200 and 1,000 ms, and then it is believed"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -456,10 +487,15 @@ mod heard {
         let (before, began) = (world.counts(), Instant::now());
         assert_eq!((process.call(chat).await.agent, began.elapsed()), (new.agent, Duration::ZERO));
         process.bindings().flush().await;
-        assert_eq!(world.counts() - before, counts(2, 1, 0, 1), "only the store says what has been written");
+        assert_eq!(
+            world.counts() - before,
+            counts(2, 1, 0, 1),
+            "only the store says what has been written"
+        );
     }
 
-    /// A hint that is late, or of another numbering, must not cost anybody a connection that would be there without it.
+    /// A hint that is late, or of another numbering, must not cost anybody a connection that would
+    /// be there without it.
     #[tokio::test(start_paused = true)]
     async fn a_generation_that_the_resolver_does_not_reach_turns_no_answer_into_an_error() {
         let world = World::new();
@@ -471,7 +507,8 @@ mod heard {
         assert_eq!(process.call(chat).await.agent, old.agent);
         process.bindings().flush().await;
 
-        // And a later agent than the one that is bound is used at once, though a later one still is said to be there.
+        // And a later agent than the one that is bound is used at once, though a later one still is
+        // said to be there.
         let new = world.rebuild(ws, &old, Does::Hang);
         sleep(ms(1_000)).await;
         let (before, began) = (world.counts(), Instant::now());
@@ -529,9 +566,13 @@ mod gaps {
         let (process, radio, chat, ws, target) = listening(&world).await;
         let other = world.bind(&process.layer, ws).await;
         let before = world.counts();
-        radio.says(Heard::Gap);
+        radio.says(Heard::Lagged);
         settle().await;
-        assert_eq!(world.counts() - before, counts(0, 0, 1, 0), "both rows in one statement, nobody asked");
+        assert_eq!(
+            world.counts() - before,
+            counts(0, 0, 1, 0),
+            "both rows in one statement, nobody asked"
+        );
         world.does(&target, Does::Answer(ms(100)));
         let (one, two) = tokio::join!(process.call(chat), process.call(other));
         assert_eq!((one.agent, two.agent), (target.agent, target.agent));
@@ -551,7 +592,7 @@ mod gaps {
         let (process, radio, chat, _, _) = listening(&world).await;
         let (elsewhere, target) = world.workspace();
         world.store.elsewhere().retarget(chat, elsewhere).await.unwrap();
-        radio.says(Heard::Gap);
+        radio.says(Heard::Lagged);
         settle().await;
         assert_eq!(process.call(chat).await.agent, target.agent);
     }
@@ -562,11 +603,15 @@ mod gaps {
         let (_process, radio, _, _, _) = listening(&world).await;
         let before = world.counts();
         for _ in 0..100 {
-            radio.says(Heard::Gap);
+            radio.says(Heard::Lagged);
             sleep(ms(5)).await;
         }
         sleep(Duration::from_secs(60)).await;
-        assert_eq!(world.counts() - before, counts(0, 0, 2, 0), "the first at once, the others a second later");
+        assert_eq!(
+            world.counts() - before,
+            counts(0, 0, 2, 0),
+            "the first at once, the others a second later"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -577,15 +622,15 @@ mod gaps {
         radio.falls_silent();
         sleep(Duration::from_secs(60)).await;
         assert_eq!(world.counts() - before, counts(0, 0, 1, 0));
-        assert_eq!(process.call(chat).await.outcome().path, Path::Reused);
+        assert_eq!(process.call(chat).await.outcome().kind, OutcomeKind::Reused);
     }
 }
 
-mod row_check {
+mod refresh_interval {
     use super::*;
 
     fn checking(world: &World) -> Process {
-        Process::new(world, |builder| builder.row_check(Duration::from_secs(30)))
+        Process::new(world, |builder| builder.refresh_interval(Duration::from_secs(30)))
     }
 
     #[tokio::test(start_paused = true)]
@@ -613,7 +658,10 @@ mod row_check {
             let chat = world.bind(&world.layer(), ws).await;
             let process = checking(&world);
             if page {
-                assert_eq!(process.bindings().current(chat).await.unwrap().target.unwrap().agent, old.agent);
+                assert_eq!(
+                    process.bindings().current(chat).await.unwrap().target.unwrap().agent,
+                    old.agent
+                );
             } else {
                 assert_eq!(process.bindings().get(chat).await.unwrap().unwrap().workspace, ws);
             }
@@ -628,8 +676,9 @@ mod row_check {
     async fn it_keeps_no_row_in_the_cache_that_nobody_uses() {
         // In real time: the cache has a clock of its own.
         let world = World::new();
-        let process =
-            Process::new(&world, |builder| builder.row_check(ms(10)).store_timeout(ms(100)).cache_idle(ms(400)));
+        let process = Process::new(&world, |builder| {
+            builder.refresh_interval(ms(10)).store_timeout(ms(100)).cache_time_to_idle(ms(400))
+        });
         let (ws, _) = world.workspace();
         world.bind(&process.layer, ws).await;
         let began = Instant::now();
@@ -663,7 +712,7 @@ mod row_check {
         let process = checking(&world);
         let (ws, _) = world.workspace();
         let chat = world.bind(&process.layer, ws).await;
-        world.store.elsewhere().delete(chat, None).await.unwrap();
+        world.store.elsewhere().forget(chat, None).await.unwrap();
         sleep(ms(30_001)).await;
         assert_eq!(call(&process.dial, chat).await.unwrap_err().kind(), &ErrorKind::NotBound);
     }
@@ -676,8 +725,8 @@ mod row_check {
         let chat = world.bind(&process.layer, ws).await;
         world.store.on_reads(Fault::Slow(ms(20)));
         sleep(ms(30_005)).await;
-        process.bindings().select_workspace(chat, elsewhere).await.unwrap();
-        world.store.elsewhere().delete(chat, None).await.unwrap();
+        process.bindings().retarget(chat, elsewhere).await.unwrap();
+        world.store.elsewhere().forget(chat, None).await.unwrap();
         sleep(ms(20)).await;
         world.store.on_reads(Fault::None);
         assert_eq!(call(&process.dial, chat).await.unwrap_err().kind(), &ErrorKind::NotBound);
@@ -692,16 +741,21 @@ mod row_check {
         for _ in 0..2_001 {
             chats.push(world.bind(&process.layer, ws).await);
         }
-        let (before, read, statements) = (world.counts(), world.store.rows_read(), world.store.bulk_reads());
+        let (before, read, statements) =
+            (world.counts(), world.store.rows_read(), world.store.bulk_reads());
         world.store.on_reads(Fault::Slow(ms(100)));
         sleep(ms(30_001)).await;
         assert_eq!(world.counts() - before, counts(0, 0, 1, 0));
-        // The first statement is under way, and the row that is left for the second one is among these.
+        // The first statement is under way, and the row that is left for the second one is among
+        // these.
         for chat in chats {
-            process.layer.bindings().select_workspace(chat, ws).await.unwrap();
+            process.layer.bindings().retarget(chat, ws).await.unwrap();
         }
         sleep(ms(300)).await;
-        assert_eq!((world.store.rows_read() - read, world.store.bulk_reads() - statements), (2_001, 2));
+        assert_eq!(
+            (world.store.rows_read() - read, world.store.bulk_reads() - statements),
+            (2_001, 2)
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -736,7 +790,7 @@ mod row_check {
         process.bindings().flush().await;
         assert_eq!(world.row_agent(chat), Some(new.agent));
         let locked = world.store.elsewhere();
-        locked.delete(chat, None).await.unwrap();
+        locked.forget(chat, None).await.unwrap();
         let back = NewBinding::new(chat, ws, row.target.clone());
         let _ = locked.create(back).await.unwrap();
         sleep(ms(30_001)).await;
@@ -793,7 +847,10 @@ mod ends {
         assert_eq!(Handle::current().metrics().num_alive_tasks(), 1);
         drop(process);
         settle().await;
-        assert_eq!((Handle::current().metrics().num_alive_tasks(), radio.gone.load(SeqCst)), (0, 1));
+        assert_eq!(
+            (Handle::current().metrics().num_alive_tasks(), radio.gone.load(SeqCst)),
+            (0, 1)
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -806,7 +863,10 @@ mod ends {
         let began = Instant::now();
         assert_eq!(process.bindings().close(Duration::from_secs(5)).await, 0);
         assert_eq!(began.elapsed(), Duration::ZERO);
-        assert_eq!((Handle::current().metrics().num_alive_tasks(), radio.gone.load(SeqCst)), (0, 1));
+        assert_eq!(
+            (Handle::current().metrics().num_alive_tasks(), radio.gone.load(SeqCst)),
+            (0, 1)
+        );
     }
 
     #[test]
@@ -814,8 +874,15 @@ mod ends {
         let world = World::new();
         let radio = Radio::default();
         let process = Process::new(&world, |builder| builder.hints(radio.clone()));
-        let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-        let in_one = |future: std::pin::Pin<Box<dyn Future<Output = ()> + '_>>| runtime().block_on(future);
+        let runtime = || {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .start_paused(true)
+                .build()
+                .unwrap()
+        };
+        let in_one =
+            |future: std::pin::Pin<Box<dyn Future<Output = ()> + '_>>| runtime().block_on(future);
         let (ws, _) = world.workspace();
         in_one(Box::pin(async {
             world.bind(&process.layer, ws).await;
@@ -837,7 +904,13 @@ mod ends {
         let world = World::new();
         let radio = Radio::default();
         let process = Process::new(&world, |builder| builder.hints(radio.clone()));
-        let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        let runtime = || {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .start_paused(true)
+                .build()
+                .unwrap()
+        };
         let (ws, old) = world.workspace();
         let chat = runtime().block_on(world.bind(&process.layer, ws));
         assert_eq!(radio.gone.load(SeqCst), 1, "ended with its runtime");
@@ -875,7 +948,8 @@ mod use_recorded {
     #[tokio::test(start_paused = true)]
     async fn one_statement_an_interval_says_who_was_used() {
         let world = World::new();
-        let process = Process::new(&world, |builder| builder.record_use(Duration::from_secs(60)));
+        let process =
+            Process::new(&world, |builder| builder.usage_interval(Duration::from_secs(60)));
         let (ws, _) = world.workspace();
         let chats = [world.bind(&process.layer, ws).await, world.bind(&process.layer, ws).await];
         let before = world.counts();
@@ -899,7 +973,8 @@ mod a_use_that_was_not_recorded {
     #[tokio::test(start_paused = true)]
     async fn is_recorded_the_next_time() {
         let world = World::new();
-        let process = Process::new(&world, |builder| builder.record_use(Duration::from_secs(60)));
+        let process =
+            Process::new(&world, |builder| builder.usage_interval(Duration::from_secs(60)));
         let (ws, _) = world.workspace();
         let elsewhere = world.store.elsewhere();
         for _ in 0..20 {
@@ -914,7 +989,11 @@ mod a_use_that_was_not_recorded {
         sleep(ms(60_000)).await;
         assert_eq!(world.counts() - before, counts(0, 0, 0, 2));
         let last: Vec<_> = elsewhere.recent(1).try_collect().await.unwrap();
-        assert_eq!(last.iter().map(|row| row.session).collect::<Vec<_>>(), [chat], "the one that was used");
+        assert_eq!(
+            last.iter().map(|row| row.session).collect::<Vec<_>>(),
+            [chat],
+            "the one that was used"
+        );
     }
 }
 
@@ -937,7 +1016,7 @@ mod warm {
         assert_eq!(process.bindings().warm(10_000).await.unwrap(), 2_500);
         assert_eq!(world.counts() - before, counts(0, 0, 1, 0));
         for chat in chats {
-            assert_eq!(process.call(chat).await.outcome().path, Path::Reused);
+            assert_eq!(process.call(chat).await.outcome().kind, OutcomeKind::Reused);
         }
         assert_eq!(world.counts() - before, counts(2_500, 0, 1, 0));
     }
@@ -961,7 +1040,11 @@ mod warm {
             assert_eq!(process.call(*chat).await.agent, new.agent);
         }
         process.bindings().flush().await;
-        assert_eq!(world.counts() - before, counts(4_002, 1, 1, 3), "one hung dial, one question, 4,001 rows");
+        assert_eq!(
+            world.counts() - before,
+            counts(4_002, 1, 1, 3),
+            "one hung dial, one question, 4,001 rows"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -989,7 +1072,7 @@ mod warm {
         let (bindings, other) = (process.bindings(), process.bindings());
         let (warmed, ordered) = tokio::join!(bindings.warm(10), async {
             sleep(ms(10)).await;
-            other.select_workspace(chat, elsewhere).await
+            other.retarget(chat, elsewhere).await
         });
         assert_eq!((warmed.unwrap(), ordered.unwrap().workspace), (1, elsewhere));
         world.store.on_reads(Fault::None);

@@ -17,8 +17,8 @@ use tokio::{
     time::{Duration, Instant, sleep, timeout},
 };
 use tower_bound_agent::{
-    Bindings, Bound, BoundAgentLayer, DialSession, Error, ErrorKind, Path, Repair, SessionId, Target, WorkspaceId,
-    store::BindingStore,
+    Bindings, Bound, BoundAgentLayer, DialSession, Error, ErrorKind, OutcomeKind, Repair,
+    SessionId, Target, WorkspaceId, store::BindingStore,
 };
 
 fn secs(n: u64) -> Duration {
@@ -44,8 +44,8 @@ async fn settled() {
     sleep(ms(1)).await;
 }
 
-/// So many sessions of one workspace whose repair is on its way to a store that does as told: each one's own, or one of all
-/// their rows.
+/// So many sessions of one workspace whose repair is on its way to a store that does as told: each
+/// one's own, or one of all their rows.
 struct Repairing {
     writes: Writes,
     world: World,
@@ -78,7 +78,18 @@ impl Repairing {
             bound.push(call(&dial, chat).await.unwrap());
         }
         assert_eq!(begin.elapsed(), ms(0), "no connection waits for the store");
-        Self { writes, bindings: layer.bindings(), world, layer, dial, ws, new, bound, before, begin }
+        Self {
+            writes,
+            bindings: layer.bindings(),
+            world,
+            layer,
+            dial,
+            ws,
+            new,
+            bound,
+            before,
+            begin,
+        }
     }
 
     fn writes(&self) -> u64 {
@@ -92,7 +103,10 @@ impl Repairing {
 
     /// How many rows name the new agent.
     fn written(&self) -> usize {
-        self.bound.iter().filter(|bound| self.world.row_agent(bound.session()) == Some(self.new.agent)).count()
+        self.bound
+            .iter()
+            .filter(|bound| self.world.row_agent(bound.session()) == Some(self.new.agent))
+            .count()
     }
 
     fn all(&self, repair: Repair) -> bool {
@@ -131,15 +145,23 @@ async fn flush_counts_what_is_left_and_does_not_wait_for_it() {
             assert_eq!(case.bindings.flush().await, repairs);
             assert_eq!((case.begin.elapsed(), case.writes()), (ms(0), repairs as u64));
             assert!(case.all(Repair::Retrying));
-            // It goes on in the background: after 100 ms, then 200, 400, …, each longer by up to a quarter.
+            // It goes on in the background: after 100 ms, then 200, 400, …, each longer by up to a
+            // quarter.
             let retried = Instant::now();
             case.world.store.on_writes(Fault::Unavailable);
             sleep(ms(900)).await;
-            assert_eq!((retried.elapsed(), case.writes()), (ms(900), 4 * repairs as u64), "three more attempts each");
+            assert_eq!(
+                (retried.elapsed(), case.writes()),
+                (ms(900), 4 * repairs as u64),
+                "three more attempts each"
+            );
             assert_eq!(case.bindings.flush().await, repairs);
             case.world.store.on_writes(Fault::None);
             sleep(secs(2)).await;
-            assert_eq!((case.bindings.flush().await, case.writes(), case.written()), (0, 5 * repairs as u64, 3));
+            assert_eq!(
+                (case.bindings.flush().await, case.writes(), case.written()),
+                (0, 5 * repairs as u64, 3)
+            );
             assert!(case.all(Repair::Written));
         }
     }
@@ -187,7 +209,10 @@ async fn close_drains_what_is_under_way() {
     for writes in [Writes::Own, Writes::Group] {
         let case = Repairing::new(writes, 3, Fault::Slow(ms(700))).await;
         assert_eq!(case.bindings.close(secs(5)).await, 0);
-        assert_eq!((case.begin.elapsed(), case.writes(), case.written()), (ms(700), case.repairs() as u64, 3));
+        assert_eq!(
+            (case.begin.elapsed(), case.writes(), case.written()),
+            (ms(700), case.repairs() as u64, 3)
+        );
         assert!(case.all(Repair::Written));
         assert_eq!(alive().await, 0);
     }
@@ -198,7 +223,10 @@ async fn close_of_an_idle_layer_takes_no_time() {
     let case = Repairing::new(Writes::Group, 1, Fault::None).await;
     case.bindings.flush().await;
     let begin = Instant::now();
-    assert_eq!((case.bindings.close(secs(60)).await, begin.elapsed(), alive().await), (0, ms(0), 0));
+    assert_eq!(
+        (case.bindings.close(secs(60)).await, begin.elapsed(), alive().await),
+        (0, ms(0), 0)
+    );
     assert_eq!(case.bindings.close(secs(60)).await, 0, "twice does no harm");
 }
 
@@ -218,7 +246,11 @@ async fn close_gives_every_repair_a_last_attempt_and_says_what_did_not_land() {
         assert_eq!((case.written(), alive().await), (0, 0));
         assert_eq!(case.bindings.close(secs(60)).await, case.repairs(), "still true");
         sleep(secs(3_600)).await;
-        assert_eq!(case.writes() - attempts, case.repairs() as u64, "retries do not survive the end");
+        assert_eq!(
+            case.writes() - attempts,
+            case.repairs() as u64,
+            "retries do not survive the end"
+        );
     }
 }
 
@@ -252,7 +284,10 @@ async fn close_without_time_ends_at_once() {
     for writes in [Writes::Own, Writes::Group] {
         let case = Repairing::new(writes, 2, Fault::Hang).await;
         let begin = Instant::now();
-        assert_eq!((case.bindings.close(ms(0)).await, begin.elapsed(), alive().await), (case.repairs(), ms(0), 0));
+        assert_eq!(
+            (case.bindings.close(ms(0)).await, begin.elapsed(), alive().await),
+            (case.repairs(), ms(0), 0)
+        );
     }
 }
 
@@ -289,8 +324,11 @@ async fn after_close_every_call_and_order_is_refused() {
         call(&case.world.dial(&case.layer), chat).await.unwrap_err(),
         bindings.get(chat).await.unwrap_err(),
         bindings.current(chat).await.unwrap_err(),
-        bindings.select_workspace(chat, ws).await.unwrap_err(),
-        bindings.select_workspace_in(&case.world.store, &mut Staged::default(), chat, ws).await.unwrap_err(),
+        bindings.retarget(chat, ws).await.unwrap_err(),
+        bindings
+            .retarget_in(&case.world.store, &mut Staged::default(), chat, ws)
+            .await
+            .unwrap_err(),
         bindings.inherit(session(), chat).await.unwrap_err(),
         bindings.unbind(chat).await.unwrap_err(),
         bindings.forget(chat).await.unwrap_err(),
@@ -300,7 +338,7 @@ async fn after_close_every_call_and_order_is_refused() {
         assert_eq!(error.kind(), &ErrorKind::Closed, "number {n}");
     }
     // Neither does what only marks any harm.
-    bindings.doubt_workspace(ws);
+    bindings.revalidate_workspace(ws);
     case.bound[0].report_stale();
     assert_eq!((case.world.counts() - before, alive().await), (counts(0, 0, 0, 0), 0));
 }
@@ -331,7 +369,10 @@ async fn a_call_under_way_that_fails_is_closed_with_its_causes() {
     sleep(ms(100)).await;
     assert_eq!(case.bindings.close(secs(10)).await, 0);
     let error = under_way.await.unwrap().unwrap_err();
-    assert_eq!((error.kind(), error.session()), (&ErrorKind::Closed, Some(case.bound[0].session())));
+    assert_eq!(
+        (error.kind(), error.session()),
+        (&ErrorKind::Closed, Some(case.bound[0].session()))
+    );
     assert_eq!(error.dial_error().unwrap().to_string(), "connection refused");
     assert_eq!((case.world.live_dials(), alive().await), (0, 0));
 }
@@ -339,7 +380,9 @@ async fn a_call_under_way_that_fails_is_closed_with_its_causes() {
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_needs_a_repair_after_the_end_is_returned() {
     // Closed with nothing left to do, or cut short.
-    for (cut, writes) in [false, true].into_iter().flat_map(|cut| [(cut, Writes::Own), (cut, Writes::Group)]) {
+    for (cut, writes) in
+        [false, true].into_iter().flat_map(|cut| [(cut, Writes::Own), (cut, Writes::Group)])
+    {
         let case = Repairing::new(writes, 2, Fault::None).await;
         case.bindings.flush().await;
         let newer = writes.replaced(&case.world, case.ws, &case.new, Does::Fail(ms(0)));
@@ -361,7 +404,11 @@ async fn a_connection_that_needs_a_repair_after_the_end_is_returned() {
         let bound = under_way.await.unwrap().unwrap();
         sleep(secs(60)).await;
         assert_eq!((bound.agent, bound.outcome().repair()), (newer.agent, Repair::Failed));
-        assert_eq!((case.world.counts() - before).w, 0, "nothing of the layer begins after its end");
+        assert_eq!(
+            (case.world.counts() - before).w,
+            0,
+            "nothing of the layer begins after its end"
+        );
         assert_eq!(case.bindings.close(secs(10)).await, 1, "it is told all the same");
         assert_eq!((case.world.live_dials(), alive().await), (0, 0));
     }
@@ -380,7 +427,11 @@ async fn a_call_under_way_that_can_ask_nobody_any_more_ends_closed() {
     let error = under_way.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), &ErrorKind::Closed);
     assert!(error.dial_error().is_some() && error.validation_error().is_some());
-    assert!(begin.elapsed() <= ms(1_100), "two dials, and nothing in between: {:?}", begin.elapsed());
+    assert!(
+        begin.elapsed() <= ms(1_100),
+        "two dials, and nothing in between: {:?}",
+        begin.elapsed()
+    );
     assert_eq!((case.world.live_dials(), alive().await), (0, 0));
 }
 
@@ -463,7 +514,7 @@ fn a_runtime_that_goes_with_everything_pending_hurts_neither_the_layer_nor_the_n
         start(&dial, pending);
         start(&dial, read);
         let (handle, id) = (layer.bindings(), order);
-        tokio::spawn(async move { handle.select_workspace(id, ws).await });
+        tokio::spawn(async move { handle.retarget(id, ws).await });
         until("everything pending", || {
             let now = world.counts();
             now.v > before && now.w > writes && now.r > reads
@@ -488,7 +539,7 @@ fn a_runtime_that_goes_with_everything_pending_hurts_neither_the_layer_nor_the_n
         assert_eq!(world.row_agent(chat), Some(bound.agent));
         assert_eq!(call(&dial, pending).await.unwrap().agent, target.agent);
         assert_eq!(call(&dial, read).await.unwrap_err().kind(), &ErrorKind::NotBound);
-        bindings.select_workspace(order, asked).await.unwrap();
+        bindings.retarget(order, asked).await.unwrap();
         assert_eq!(call(&dial, order).await.unwrap().agent, target.agent);
         assert_eq!(bindings.current(pending).await.unwrap().target.as_deref(), Some(&target));
         assert_eq!(bindings.close(secs(5)).await, 0);
@@ -512,7 +563,8 @@ fn who_waits_in_another_runtime_is_told_when_the_one_that_asked_goes() {
     });
     {
         let _entered = second.enter();
-        let mut waiting = tokio_test::task::spawn(call(&dial, DialSession::new(chat).in_workspace(ws)));
+        let mut waiting =
+            tokio_test::task::spawn(call(&dial, DialSession::new(chat).in_workspace(ws)));
         tokio_test::assert_pending!(waiting.poll());
         assert_eq!(world.counts().r, 1, "it waits for the same read");
         first.shutdown_timeout(secs(20));
@@ -557,12 +609,19 @@ async fn a_store_that_panics_fails_the_call_and_poisons_nothing() {
         assert_eq!(bound.outcome().repair(), Repair::Failed);
         world.store.on_all(Fault::None);
         call(&dial, chat).await.unwrap();
-        assert_eq!((bindings.flush().await, world.row_agent(chat)), (0, Some(new.agent)), "{writes:?}");
+        assert_eq!(
+            (bindings.flush().await, world.row_agent(chat)),
+            (0, Some(new.agent)),
+            "{writes:?}"
+        );
     }
 
     // Cached sessions never noticed, cold ones work again.
-    assert_eq!(call(&dial, chat).await.unwrap().outcome().path, Path::Reused);
-    assert_eq!(call(&dial, DialSession::new(cold).in_workspace(ws)).await.unwrap().agent, new.agent);
+    assert_eq!(call(&dial, chat).await.unwrap().outcome().kind, OutcomeKind::Reused);
+    assert_eq!(
+        call(&dial, DialSession::new(cold).in_workspace(ws)).await.unwrap().agent,
+        new.agent
+    );
     assert_eq!(bindings.close(secs(5)).await, 0);
     assert_eq!(alive().await, 0);
 }
@@ -577,7 +636,7 @@ async fn after_an_order_in_which_the_store_panicked_the_row_is_read_at_each_call
     let chat = world.bind(&layer, ws).await;
     world.store.on_writes(Fault::Panic);
     for error in [
-        bindings.select_workspace(chat, other).await.unwrap_err(),
+        bindings.retarget(chat, other).await.unwrap_err(),
         bindings.unbind(chat).await.unwrap_err(),
         bindings.forget(chat).await.unwrap_err(),
     ] {

@@ -12,8 +12,8 @@ use std::{
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_bound_agent::{
-    AgentId, Binding, BoundAgentLayer, BoxError, DialAgent, DialSession, Epoch, Path, Resolution, ResolveWorkspace,
-    Revision, SessionId, Target, WorkspaceId,
+    AgentId, Binding, BoundAgentLayer, BoxError, DialAgent, DialSession, Epoch, OutcomeKind,
+    Resolution, ResolveWorkspace, Revision, SessionId, Target, WorkspaceId,
     store::{BindingStore, NewBinding, Reset, StoreError, Swap},
 };
 use uuid::Uuid;
@@ -62,13 +62,20 @@ fn id(n: u128) -> Uuid {
 }
 
 fn target(workspace: WorkspaceId) -> Target {
-    Target::new(AgentId::new(workspace.into_uuid())).with_generation(1).with_address("10.0.0.7:9000")
+    Target::new(AgentId::new(workspace.into_uuid()))
+        .with_generation(1)
+        .with_address("10.0.0.7:9000")
 }
 
 impl Rows {
     fn row(&self, n: u128) -> Binding {
         let workspace = WorkspaceId::new(id(n / self.sessions_a_workspace + (1 << 64)));
-        Binding::new(SessionId::new(id(n)), workspace, Some(Arc::new(target(workspace))), Revision::new(1))
+        Binding::new(
+            SessionId::new(id(n)),
+            workspace,
+            Some(Arc::new(target(workspace))),
+            Revision::new(1),
+        )
     }
 }
 
@@ -90,7 +97,7 @@ impl BindingStore for Rows {
     async fn unbind(&self, _: SessionId) -> Result<Option<Binding>, StoreError> {
         Err(READS_ONLY)
     }
-    async fn delete(&self, _: SessionId, _: Option<Revision>) -> Result<bool, StoreError> {
+    async fn forget(&self, _: SessionId, _: Option<Revision>) -> Result<bool, StoreError> {
         Err(READS_ONLY)
     }
     async fn inherit(&self, _: SessionId, _: SessionId) -> Result<Swap, StoreError> {
@@ -120,14 +127,15 @@ impl BindingStore for Rows {
     }
 }
 
-/// Bytes for each binding that was read, and for each one after its session was called and its workspace validated.
+/// Bytes for each binding that was read, and for each one after its session was called and its
+/// workspace validated.
 async fn bytes_a_binding(rows: u128, sessions_a_workspace: u128) -> (isize, isize) {
-    let resolver =
-        service_fn(
-            |ask: ResolveWorkspace| async move { Ok::<_, BoxError>(Resolution::Running(target(ask.workspace))) },
-        );
+    let resolver = service_fn(|ask: ResolveWorkspace| async move {
+        Ok::<_, BoxError>(Resolution::Running(target(ask.workspace)))
+    });
     let store = Rows { rows, sessions_a_workspace };
-    let layer = BoundAgentLayer::builder(store, resolver).cache_capacity(rows as u64 * 2).build().unwrap();
+    let layer =
+        BoundAgentLayer::builder(store, resolver).cache_capacity(rows as u64 * 2).build().unwrap();
     let mut dial = layer.layer(service_fn(|_: DialAgent| async { Ok::<_, BoxError>(()) }));
     let before = HELD.load(Ordering::Relaxed);
     let held = || (HELD.load(Ordering::Relaxed) - before) / rows as isize;
@@ -136,7 +144,7 @@ async fn bytes_a_binding(rows: u128, sessions_a_workspace: u128) -> (isize, isiz
     for n in 0..rows {
         let session = SessionId::new(id(n));
         let bound = dial.ready().await.unwrap().call(DialSession::new(session)).await.unwrap();
-        assert_eq!(bound.outcome().path, Path::Reused);
+        assert_eq!(bound.outcome().kind, OutcomeKind::Reused);
         if n % sessions_a_workspace == 0 {
             layer.bindings().current(session).await.unwrap();
         }
@@ -149,8 +157,13 @@ async fn a_binding_takes_little_memory() {
     // Nearly half of it is the cache's own.
     for (sessions_a_workspace, most_read, most_used) in [(1, 600, 955), (10, 390, 460)] {
         let (read, used) = bytes_a_binding(20_000, sessions_a_workspace).await;
-        println!("{sessions_a_workspace} a workspace: {read} bytes a binding, {used} once called and validated");
-        assert!(read <= most_read && used <= most_used, "{sessions_a_workspace} a workspace: {read} and {used} bytes");
+        println!(
+            "{sessions_a_workspace} a workspace: {read} bytes a binding, {used} once called and validated"
+        );
+        assert!(
+            read <= most_read && used <= most_used,
+            "{sessions_a_workspace} a workspace: {read} and {used} bytes"
+        );
     }
 }
 
@@ -159,6 +172,8 @@ async fn a_binding_takes_little_memory() {
 async fn what_a_million_bindings_take() {
     for sessions_a_workspace in [1, 10] {
         let (read, used) = bytes_a_binding(1_000_000, sessions_a_workspace).await;
-        println!("{sessions_a_workspace} a workspace: {read} bytes a binding, {used} once called and validated");
+        println!(
+            "{sessions_a_workspace} a workspace: {read} bytes a binding, {used} once called and validated"
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! Two replicas over one PostgreSQL, thousands of sessions, rebuilds and orders at random moments: in the end everybody is
-//! right, with hints, without, and with hints that get lost, doubled and reordered. What that costs is counted.
+//! Two replicas over one PostgreSQL, thousands of sessions, rebuilds and orders at random moments:
+//! in the end everybody is right, with hints, without, and with hints that get lost, doubled and
+//! reordered. What that costs is counted.
 #![cfg(feature = "postgres")]
 
 use futures_util::{Stream, future::join_all};
@@ -98,7 +99,8 @@ impl Replica {
         let mut elsewhere = 0;
         for session in scene.sessions.keys() {
             let bound = call(&self.dial, *session).await.unwrap();
-            elsewhere += usize::from(!scene.is_current(*session, bound.workspace(), Some(bound.target())));
+            elsewhere +=
+                usize::from(!scene.is_current(*session, bound.workspace(), Some(bound.target())));
         }
         elsewhere
     }
@@ -114,7 +116,8 @@ impl Replica {
         until("the rows are read again", async || self.store.bulk_reads() >= goal).await;
     }
 
-    /// Turns of random sessions. In what one caller sees, no workspace ever goes back to an earlier agent.
+    /// Turns of random sessions. In what one caller sees, no workspace ever goes back to an earlier
+    /// agent.
     fn turns(
         &self,
         sessions: Vec<SessionId>,
@@ -128,7 +131,11 @@ impl Replica {
             while !stop.load(Ordering::Relaxed) {
                 let bound = call(&dial, sessions[dice.below(sessions.len())]).await.unwrap();
                 let seen = seen.entry(bound.workspace()).or_insert(bound.target().generation);
-                assert!(*seen <= bound.target().generation, "back from {seen:?} to {:?}", bound.target());
+                assert!(
+                    *seen <= bound.target().generation,
+                    "back from {seen:?} to {:?}",
+                    bound.target()
+                );
                 *seen = bound.target().generation;
                 turns += 1;
                 if turns % 20 == 0 {
@@ -150,7 +157,12 @@ struct Scene {
 }
 
 impl Scene {
-    fn is_current(&self, session: SessionId, workspace: WorkspaceId, target: Option<&Target>) -> bool {
+    fn is_current(
+        &self,
+        session: SessionId,
+        workspace: WorkspaceId,
+        target: Option<&Target>,
+    ) -> bool {
         (workspace, target) == (self.sessions[&session], Some(&self.current[&workspace]))
     }
 }
@@ -159,14 +171,17 @@ impl Scene {
 async fn scene(reader: &PostgresStore) -> Scene {
     let world = World::new();
     let current: BTreeMap<_, _> = (0..WORKSPACES).map(|_| world.workspace()).collect();
-    let sessions: BTreeMap<_, _> = (0..SESSIONS).map(|_| session()).zip(current.keys().copied().cycle()).collect();
+    let sessions: BTreeMap<_, _> =
+        (0..SESSIONS).map(|_| session()).zip(current.keys().copied().cycle()).collect();
     let all: Vec<_> = sessions.iter().collect();
     for some in all.chunks(20) {
         let created = some.iter().map(|(session, workspace)| {
             let target = Arc::new(current[workspace].clone());
             reader.create(NewBinding::new(**session, **workspace, Some(target)))
         });
-        assert!(join_all(created).await.into_iter().all(|swap| matches!(swap, Ok(Swap::Applied(_)))));
+        assert!(
+            join_all(created).await.into_iter().all(|swap| matches!(swap, Ok(Swap::Applied(_))))
+        );
     }
     Scene { world, current, sessions, ordered: BTreeSet::new() }
 }
@@ -180,9 +195,10 @@ async fn what_happens(scene: &mut Scene, replicas: &[Replica], dice: &mut Dice) 
         sleep(ms(1 + dice.below(30) as u64)).await;
         if dice.below(3) == 0 {
             for _ in 0..4 {
-                let (session, to) = (sessions[dice.below(SESSIONS)], workspaces[dice.below(WORKSPACES)]);
+                let (session, to) =
+                    (sessions[dice.below(SESSIONS)], workspaces[dice.below(WORKSPACES)]);
                 let bindings = replicas[dice.below(replicas.len())].layer.bindings();
-                bindings.select_workspace(session, to).await.unwrap();
+                bindings.retarget(session, to).await.unwrap();
                 scene.sessions.insert(session, to);
                 scene.ordered.insert(session);
                 orders += 1;
@@ -197,17 +213,21 @@ async fn what_happens(scene: &mut Scene, replicas: &[Replica], dice: &mut Dice) 
         if last.is_none() && dice.below(2) == 0 {
             scene.world.does(old, Does::Fail(Duration::ZERO));
         } else {
-            // Whoever dials the old one gets a connection: only the replica that is told can know, and who hears of it.
-            replicas[dice.below(replicas.len())].layer.bindings().doubt_workspace(workspace);
+            // Whoever dials the old one gets a connection: only the replica that is told can know,
+            // and who hears of it.
+            replicas[dice.below(replicas.len())].layer.bindings().revalidate_workspace(workspace);
         }
         scene.current.insert(workspace, new);
     }
     orders
 }
 
-/// Questions to the resolver, rows read, statements that write, and those of them that write a group.
+/// Questions to the resolver, rows read, statements that write, and those of them that write a
+/// group.
 fn costs(scene: &Scene, replicas: &[Replica]) -> [u64; 4] {
-    let sum = |count: fn(&Tap<PostgresStore>) -> u64| replicas.iter().map(|replica| count(&replica.store)).sum();
+    let sum = |count: fn(&Tap<PostgresStore>) -> u64| {
+        replicas.iter().map(|replica| count(&replica.store)).sum()
+    };
     [scene.world.counts().v, sum(Tap::rows_read), sum(Tap::writes), sum(Tap::group_writes)]
 }
 
@@ -228,7 +248,9 @@ async fn in_the_end_everybody_is_right(
         let store = Tap::over(PostgresStore::new(pool()).with_table(&table).unwrap());
         let builder = BoundAgentLayer::builder(store.clone(), scene.world.resolver());
         // A long delay, so that a busy machine is not taken for a slow agent.
-        let builder = builder.validation_delay(Duration::from_secs(1)).row_check(checks.then_some(ms(500)));
+        let builder = builder
+            .validation_delay(Duration::from_secs(1))
+            .refresh_interval(checks.then_some(ms(500)));
         let layer = set(builder, pool(), &table).build().unwrap();
         Replica { store, dial: scene.world.dial(&layer), layer }
     });
@@ -238,8 +260,10 @@ async fn in_the_end_everybody_is_right(
     // One for each: what it cannot know of the time before makes it look at everything once.
     let listeners = if name == "no hints" { 0 } else { 2 };
     until("they listen", async || {
-        let listen = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' || $1 || '%'";
-        let there: i64 = sqlx::query_scalar(listen).bind(&table).fetch_one(reader.pool()).await.unwrap();
+        let listen =
+            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' || $1 || '%'";
+        let there: i64 =
+            sqlx::query_scalar(listen).bind(&table).fetch_one(reader.pool()).await.unwrap();
         there == listeners
     })
     .await;
@@ -250,7 +274,11 @@ async fn in_the_end_everybody_is_right(
     let (before, all) = (costs(&scene, &replicas), Instant::now());
     let (stop, mut load) = (Arc::<AtomicBool>::default(), JoinSet::new());
     for (replica, seed) in replicas.iter().chain(&replicas).zip(1..) {
-        load.spawn(replica.turns(scene.sessions.keys().copied().collect(), seed, Arc::clone(&stop)));
+        load.spawn(replica.turns(
+            scene.sessions.keys().copied().collect(),
+            seed,
+            Arc::clone(&stop),
+        ));
     }
     let orders = what_happens(&mut scene, &replicas, &mut Dice(seed())).await;
     stop.store(true, Ordering::Relaxed);
@@ -285,13 +313,21 @@ async fn in_the_end_everybody_is_right(
          statements written ({group_writes} of groups), all was noticed {noticed:?} after the end"
     );
     let processes = replicas.len() as u64;
-    assert!(asked <= processes * 2 * REBUILDS, "a process that discovers a rebuild asks twice at most");
+    assert!(
+        asked <= processes * 2 * REBUILDS,
+        "a process that discovers a rebuild asks twice at most"
+    );
     let statements = (SESSIONS / WORKSPACES / BATCH) as u64 + 1;
-    assert!(group_writes <= processes * REBUILDS * statements, "and writes its rows in as few statements as it takes");
-    // The order, its session's first bind by each process, and now and then a row that was bound while a group was written.
+    assert!(
+        group_writes <= processes * REBUILDS * statements,
+        "and writes its rows in as few statements as it takes"
+    );
+    // The order, its session's first bind by each process, and now and then a row that was bound
+    // while a group was written.
     assert!(written - group_writes <= 4 * orders);
     match name {
-        // All are in use, so that each check reads each row at most once; a call reads a row that a check has taken away.
+        // All are in use, so that each check reads each row at most once; a call reads a row that a
+        // check has taken away.
         "no hints" => {
             let checks = 1 + u64::try_from(all.elapsed().as_millis()).unwrap() / 500;
             let most = processes * checks * SESSIONS as u64 + 8 * orders;
@@ -312,7 +348,10 @@ async fn in_the_end_everybody_is_right(
         assert!(scene.is_current(row.session, row.workspace, row.target.as_deref()), "{row:?}");
         // Created as the first, and each rebuild has the next number: none has written a row twice.
         let generation = scene.current[&row.workspace].generation.unwrap().get();
-        assert!(row.revision.get() <= generation || scene.ordered.contains(&row.session), "{row:?}");
+        assert!(
+            row.revision.get() <= generation || scene.ordered.contains(&row.session),
+            "{row:?}"
+        );
     }
     for replica in &replicas {
         for session in &sessions {

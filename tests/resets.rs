@@ -1,5 +1,5 @@
-//! Two processes over one store, without hints: a workspace is reset by one of them while the other still knows greater
-//! generations.
+//! Two processes over one store, without hints: a workspace is reset by one of them while the other
+//! still knows greater generations.
 
 use support::*;
 use tower_bound_agent::{
@@ -23,7 +23,10 @@ struct Process {
 impl Process {
     fn new(world: &World) -> Self {
         let store = Tap::over(world.store.elsewhere().clone());
-        let layer = BoundAgentLayer::builder(store.clone(), world.resolver()).row_check(None).build().unwrap();
+        let layer = BoundAgentLayer::builder(store.clone(), world.resolver())
+            .refresh_interval(None)
+            .build()
+            .unwrap();
         let dial = world.dial(&layer);
         Self { store, layer, dial }
     }
@@ -112,7 +115,7 @@ async fn a_first_bind_that_races_with_the_reset_loses_and_the_next_call_asks_aga
     let world = World::new();
     let (ws, old, [a, b], chat) = scene(&world, 100).await;
     let first = session();
-    b.layer.bindings().select_workspace(first, ws).await.unwrap();
+    b.layer.bindings().retarget(first, ws).await.unwrap();
     world.does(&old, Does::Answer(ms(100)));
     let dial = a.dial.clone();
     let under_way = tokio::spawn(async move { call(&dial, first).await.unwrap() });
@@ -130,7 +133,7 @@ async fn a_first_bind_that_races_with_the_reset_loses_and_the_next_call_asks_aga
 async fn a_workspace_without_rows_is_reset_for_the_rows_that_come() {
     let world = World::new();
     let (ws, _, [a, b], chat) = scene(&world, 100).await;
-    world.store.elsewhere().delete(chat, None).await.unwrap();
+    world.store.elsewhere().forget(chat, None).await.unwrap();
     let restarted = restart(&world, ws);
     assert_eq!(b.layer.bindings().reset_workspace(ws).await.unwrap(), 0);
     let other = b.bind(ws).await;
@@ -144,7 +147,8 @@ async fn a_first_bind_in_a_workspace_that_was_reset_before_asks_again_once_it_kn
     let (ws, _, [_, b], _) = scene(&world, 100).await;
     let restarted = restart(&world, ws);
     b.layer.bindings().reset_workspace(ws).await.unwrap();
-    // A process that has read no row of the workspace: whether what it is told is older than the reset, it cannot know.
+    // A process that has read no row of the workspace: whether what it is told is older than the
+    // reset, it cannot know.
     let fresh = Process::new(&world);
     let before = world.counts();
     let chat = session();
@@ -171,6 +175,7 @@ async fn over_a_file_a_process_that_knows_greater_generations_does_not_write_the
         stores.push(tower_bound_agent::store::SqliteStore::open(&path).await.unwrap());
     }
     let next = std::sync::atomic::AtomicUsize::new(0);
-    let store = || stores[next.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % stores.len()].clone();
+    let store =
+        || stores[next.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % stores.len()].clone();
     in_a_database::greater_generations_are_not_written_back(store).await;
 }

@@ -30,7 +30,8 @@ const ROOMS: &[(&str, &str, &str)] = &[
     ("http", "http", "vocabulary leaves state dial faces"),
 ];
 
-/// Imports of single modules that go down the table, so that rooms form a circle. None is to be added.
+/// Imports of single modules that go down the table, so that rooms form a circle. None is to be
+/// added.
 const CIRCLES: &[(&str, &str)] = &[
     ("ask", "attempt"),
     ("call", "bound"),
@@ -62,10 +63,14 @@ fn each_room_imports_what_the_table_allows() {
         }
         let text = code(file);
         if text.contains(&format!("\nuse {}", "super::".repeat(depth))) {
-            wrong.insert(format!("{}: write `crate::` where `super::` is the crate's root", path.display()));
+            wrong.insert(format!(
+                "{}: write `crate::` where `super::` is the crate's root",
+                path.display()
+            ));
         }
         for name in names_after_crate(&text) {
-            let to = if room_of(&name).is_some() { Some(&*name) } else { reexported_from(&lib, &name) };
+            let to =
+                if room_of(&name).is_some() { Some(&*name) } else { reexported_from(&lib, &name) };
             let Some((to, (to_room, ..))) = to.and_then(|to| Some((to, room_of(to)?))) else {
                 wrong.insert(format!("{}: `crate::{name}` is in no room", path.display()));
                 continue;
@@ -75,20 +80,33 @@ fn each_room_imports_what_the_table_allows() {
             } else if CIRCLES.contains(&(from, to)) {
                 used.insert(format!("{from} imports {to}"));
             } else if room != to_room {
-                wrong.insert(format!("{}: {room} must not import {to_room} (`crate::{name}`)", path.display()));
+                wrong.insert(format!(
+                    "{}: {room} must not import {to_room} (`crate::{name}`)",
+                    path.display()
+                ));
             }
         }
     }
-    let mut entries: Vec<String> = CIRCLES.iter().map(|(from, to)| format!("{from} imports {to}")).collect();
+    let mut entries: Vec<String> =
+        CIRCLES.iter().map(|(from, to)| format!("{from} imports {to}")).collect();
     for (index, (room, modules, may)) in ROOMS.iter().enumerate() {
         entries.extend(modules.split(' ').map(|module| format!("module {module}")));
         entries.extend(may.split_whitespace().map(|may| format!("{room} imports {may}")));
-        let line = format!("| {room} | {modules} | {} |", if may.is_empty() { "nothing" } else { may });
+        let line =
+            format!("| {room} | {modules} | {} |", if may.is_empty() { "nothing" } else { may });
         assert!(described.contains(&line), "ARCHITECTURE.md has no line {line}");
         let is_above = |may| ROOMS[..index].iter().any(|(above, ..)| *above == may);
-        assert!(may.split_whitespace().all(is_above), "{room} may import only what is above it in the table");
+        assert!(
+            may.split_whitespace().all(is_above),
+            "{room} may import only what is above it in the table"
+        );
     }
-    wrong.extend(entries.into_iter().filter(|entry| !used.contains(entry)).map(|entry| format!("unused: {entry}")));
+    wrong.extend(
+        entries
+            .into_iter()
+            .filter(|entry| !used.contains(entry))
+            .map(|entry| format!("unused: {entry}")),
+    );
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 

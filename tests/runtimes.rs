@@ -1,4 +1,5 @@
-//! Runtimes that are alive and not driven: what hangs on them is begun anew by whoever waits for it elsewhere.
+//! Runtimes that are alive and not driven: what hangs on them is begun anew by whoever waits for it
+//! elsewhere.
 //!
 //! Each runtime has a paused clock of its own.
 
@@ -33,7 +34,13 @@ fn begin_on<T>(undriven: &Runtime, work: impl Future<Output = T>) {
 
 /// A layer that works on two runtimes in turn.
 fn layer(world: &World) -> BoundAgentLayer {
-    world.builder().store_timeout(secs(5)).resolve_timeout(secs(5)).row_check(secs(30)).build().unwrap()
+    world
+        .builder()
+        .store_timeout(secs(5))
+        .resolve_timeout(secs(5))
+        .refresh_interval(secs(30))
+        .build()
+        .unwrap()
 }
 
 #[test]
@@ -64,12 +71,13 @@ fn a_validation_that_nobody_drives_is_begun_anew() {
     let (ws, old) = world.workspace();
     let (undriven, driven) = (runtime(), runtime());
     let dial = world.dial(&layer);
-    let chats = driven.block_on(async { [world.bind(&layer, ws).await, world.bind(&layer, ws).await] });
+    let chats =
+        driven.block_on(async { [world.bind(&layer, ws).await, world.bind(&layer, ws).await] });
     let new = world.rebuild(ws, &old, Does::Hang);
     // At an instant of the clock that goes ahead.
     driven.block_on(async {
         sleep(ms(1)).await;
-        layer.bindings().doubt_workspace(ws);
+        layer.bindings().revalidate_workspace(ws);
     });
     begin_on(&undriven, call(&dial, chats[0]));
     let before = world.counts();
@@ -89,7 +97,7 @@ fn a_validation_that_nobody_drives_is_begun_anew() {
     // At an instant of the clock that goes ahead.
     driven.block_on(async {
         sleep(ms(1)).await;
-        layer.bindings().doubt_workspace(ws);
+        layer.bindings().revalidate_workspace(ws);
     });
     begin_on(&undriven, layer.bindings().current(chats[0]));
     driven.block_on(async {
@@ -122,7 +130,10 @@ fn a_repair_that_nobody_drives_is_taken_over() {
             let begin = Instant::now();
             assert_eq!(timeout(secs(60), layer.bindings().flush()).await.unwrap(), 0);
             assert!(begin.elapsed() <= secs(13), "{:?}", begin.elapsed());
-            assert_eq!((bound.outcome().repair(), world.row_agent(chat)), (Repair::Written, Some(new.agent)));
+            assert_eq!(
+                (bound.outcome().repair(), world.row_agent(chat)),
+                (Repair::Written, Some(new.agent))
+            );
         });
         // Driven again, what was taken over ends and writes nothing.
         world.store.release();

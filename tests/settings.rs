@@ -6,7 +6,8 @@ use std::error::Error as _;
 use support::*;
 use tokio::time::{Duration, Instant, sleep};
 use tower_bound_agent::{
-    BoundAgentBuilder, BuildError, DialSession, ErrorKind, LastVerdict, Path, Redial, Repair, RepairMode,
+    BoundAgentBuilder, BuildError, DialSession, ErrorKind, LastVerdict, OutcomeKind, Redial,
+    Repair, RepairMode,
 };
 
 type Set = fn(BoundAgentBuilder) -> BoundAgentBuilder;
@@ -29,14 +30,21 @@ fn accepted(set: impl FnOnce(BoundAgentBuilder) -> BoundAgentBuilder) {
 fn names(error: &BuildError, first: &str, second: &str) {
     assert_eq!(error.settings(), [first, second], "{error}");
     let text = error.to_string();
-    assert!(text.contains(&format!("`{first}`")) && text.contains(&format!("`{second}`")), "{text}");
+    assert!(
+        text.contains(&format!("`{first}`")) && text.contains(&format!("`{second}`")),
+        "{text}"
+    );
     assert!(error.source().is_none());
 }
 
 #[test]
 fn the_delay_must_fit_into_the_dial_timeout() {
     for delay in [secs(30), secs(31)] {
-        names(&refused(|builder| builder.validation_delay(delay)), "validation_delay", "dial_timeout");
+        names(
+            &refused(|builder| builder.validation_delay(delay)),
+            "validation_delay",
+            "dial_timeout",
+        );
     }
     let error = refused(|builder| builder.dial_timeout(ms(250)));
     names(&error, "validation_delay", "dial_timeout");
@@ -45,8 +53,16 @@ fn the_delay_must_fit_into_the_dial_timeout() {
 
 #[test]
 fn the_delay_and_a_slow_answer_must_fit_into_the_dial_timeout() {
-    names(&refused(|builder| builder.validation_delay(secs(25))), "resolve_timeout", "dial_timeout");
-    names(&refused(|builder| builder.resolve_timeout(ms(29_750))), "resolve_timeout", "dial_timeout");
+    names(
+        &refused(|builder| builder.validation_delay(secs(25))),
+        "resolve_timeout",
+        "dial_timeout",
+    );
+    names(
+        &refused(|builder| builder.resolve_timeout(ms(29_750))),
+        "resolve_timeout",
+        "dial_timeout",
+    );
     accepted(|builder| builder.resolve_timeout(ms(29_749)));
     accepted(|builder| builder.validation_delay(ms(24_999)));
 }
@@ -66,14 +82,26 @@ fn a_slow_statement_must_fit_into_the_dial_timeout() {
 
 #[test]
 fn a_read_must_end_before_the_cache_forgets() {
-    names(&refused(|builder| builder.cache_idle(secs(5))), "cache_idle", "store_timeout");
-    accepted(|builder| builder.cache_idle(ms(5_001)));
+    names(
+        &refused(|builder| builder.cache_time_to_idle(secs(5))),
+        "cache_time_to_idle",
+        "store_timeout",
+    );
+    accepted(|builder| builder.cache_time_to_idle(ms(5_001)));
 }
 
 #[test]
 fn the_shortest_interval_must_not_exceed_the_longest() {
-    names(&refused(|builder| builder.revalidate_every(secs(16))), "revalidate_every", "revalidate_at_most");
-    names(&refused(|builder| builder.revalidate_at_most(ms(1_999))), "revalidate_every", "revalidate_at_most");
+    names(
+        &refused(|builder| builder.revalidate_every(secs(16))),
+        "revalidate_every",
+        "revalidate_at_most",
+    );
+    names(
+        &refused(|builder| builder.revalidate_at_most(ms(1_999))),
+        "revalidate_every",
+        "revalidate_at_most",
+    );
     accepted(|builder| builder.revalidate_every(secs(15)));
     accepted(|builder| builder.revalidate_at_most(secs(2)));
 }
@@ -87,14 +115,14 @@ fn the_order_in_which_settings_are_given_does_not_matter() {
 #[test]
 fn waits_that_bound_something_must_not_be_zero() {
     let zeros: [(&str, Set); 8] = [
-        ("row_check", |builder| builder.row_check(NO)),
-        ("record_use", |builder| builder.record_use(NO)),
+        ("refresh_interval", |builder| builder.refresh_interval(NO)),
+        ("usage_interval", |builder| builder.usage_interval(NO)),
         ("dial_timeout", |builder| builder.dial_timeout(NO)),
         ("resolve_timeout", |builder| builder.resolve_timeout(NO)),
         ("store_timeout", |builder| builder.store_timeout(NO)),
         ("revalidate_every", |builder| builder.revalidate_every(NO)),
         ("revalidate_at_most", |builder| builder.revalidate_at_most(NO)),
-        ("cache_idle", |builder| builder.cache_idle(NO)),
+        ("cache_time_to_idle", |builder| builder.cache_time_to_idle(NO)),
     ];
     for (name, set) in zeros {
         let error = refused(set);
@@ -106,21 +134,21 @@ fn waits_that_bound_something_must_not_be_zero() {
     accepted(|builder| builder.cache_capacity(1));
     accepted(|builder| builder.validation_delay(NO));
     // Never is not at once.
-    accepted(|builder| builder.row_check(None).record_use(None));
+    accepted(|builder| builder.refresh_interval(None).usage_interval(None));
 }
 
 #[test]
 fn waits_that_never_end_are_refused_and_do_not_overflow() {
     let endless: [(&str, Set); 9] = [
-        ("row_check", |builder| builder.row_check(Duration::MAX)),
-        ("record_use", |builder| builder.record_use(Duration::MAX)),
+        ("refresh_interval", |builder| builder.refresh_interval(Duration::MAX)),
+        ("usage_interval", |builder| builder.usage_interval(Duration::MAX)),
         ("validation_delay", |builder| builder.validation_delay(Duration::MAX)),
         ("dial_timeout", |builder| builder.dial_timeout(Duration::MAX)),
         ("resolve_timeout", |builder| builder.resolve_timeout(Duration::MAX)),
         ("store_timeout", |builder| builder.store_timeout(Duration::MAX)),
         ("revalidate_every", |builder| builder.revalidate_every(Duration::MAX)),
         ("revalidate_at_most", |builder| builder.revalidate_at_most(Duration::MAX)),
-        ("cache_idle", |builder| builder.cache_idle(Duration::MAX)),
+        ("cache_time_to_idle", |builder| builder.cache_time_to_idle(Duration::MAX)),
     ];
     for (name, set) in endless {
         assert_eq!(refused(set).settings()[0], name);
@@ -140,7 +168,7 @@ fn a_builder_and_a_layer_show_their_settings_and_nothing_else() {
         "resolve_timeout: 5s",
         "store_timeout: 5s",
         "cache_capacity: 100000",
-        "cache_idle: 3600s",
+        "cache_time_to_idle: 3600s",
         "redial: Once",
         "repair: Background",
         "serve_without_store: false",
@@ -151,7 +179,8 @@ fn a_builder_and_a_layer_show_their_settings_and_nothing_else() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn by_default_a_hanging_dial_is_asked_about_after_250_ms_then_ever_more_rarely_and_ends_after_30_s() {
+async fn by_default_a_hanging_dial_is_asked_about_after_250_ms_then_ever_more_rarely_and_ends_after_30_s()
+ {
     let world = World::new();
     let (ws, target) = world.workspace();
     let layer = world.layer();
@@ -162,7 +191,8 @@ async fn by_default_a_hanging_dial_is_asked_about_after_250_ms_then_ever_more_ra
     let error = call(&world.dial(&layer), chat).await.unwrap_err();
     assert_eq!(error.kind(), &ErrorKind::TimedOut { last: LastVerdict::Same });
     assert_eq!(begin.elapsed(), secs(30));
-    let asked: Vec<_> = world.asked()[asked..].iter().map(|(at, _)| (*at - begin).as_millis()).collect();
+    let asked: Vec<_> =
+        world.asked()[asked..].iter().map(|(at, _)| (*at - begin).as_millis()).collect();
     assert_eq!(asked, [250, 2_250, 6_250, 14_250, 29_250]);
 }
 
@@ -204,7 +234,8 @@ async fn every_bound_is_the_one_that_was_set() {
     let error = call(&dial, chat).await.unwrap_err();
     assert_eq!(begin.elapsed(), ms(2_000));
     assert_eq!(error.kind(), &ErrorKind::TimedOut { last: LastVerdict::Same });
-    let asked: Vec<_> = world.asked()[asked..].iter().map(|(at, _)| (*at - begin).as_millis()).collect();
+    let asked: Vec<_> =
+        world.asked()[asked..].iter().map(|(at, _)| (*at - begin).as_millis()).collect();
     assert_eq!(asked, [70, 370, 870, 1_370, 1_870]);
 
     let (other, _) = world.workspace();
@@ -228,7 +259,7 @@ async fn a_delay_of_zero_asks_about_every_dial_that_is_not_ready_at_once() {
 
     let (before, begin) = (world.counts(), Instant::now());
     world.does(&target, Does::Answer(ms(5)));
-    assert_eq!(call(&dial, chat).await.unwrap().outcome().path, Path::Confirmed);
+    assert_eq!(call(&dial, chat).await.unwrap().outcome().kind, OutcomeKind::Confirmed);
     assert_eq!((begin.elapsed(), world.counts() - before), (ms(5), counts(1, 1, 0, 0)));
 
     let new = world.rebuild(ws, &target, Does::Hang);
@@ -289,7 +320,9 @@ async fn without_a_second_dial_a_resolver_that_hangs_is_not_waited_for_longer_th
 
 #[tokio::test(start_paused = true)]
 async fn by_default_a_connection_does_not_wait_for_its_repair() {
-    for (mode, after) in [(None, NO), (Some(RepairMode::Background), NO), (Some(RepairMode::BeforeReturn), ms(300))] {
+    for (mode, after) in
+        [(None, NO), (Some(RepairMode::Background), NO), (Some(RepairMode::BeforeReturn), ms(300))]
+    {
         let world = World::new();
         let (ws, old) = world.workspace();
         let builder = world.builder();

@@ -1,5 +1,6 @@
-//! Housekeeping, held against every database of this crate with the same tests. Time is moved by SQL: what was recorded
-//! a moment ago is made older. (The store in memory is tested where its clock is.)
+//! Housekeeping, held against every database of this crate with the same tests. Time is moved by
+//! SQL: what was recorded a moment ago is made older. (The store in memory is tested where its
+//! clock is.)
 #![cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 
 use futures_util::{StreamExt, TryStreamExt};
@@ -108,12 +109,22 @@ impl<St: Sql, Kept> Case<St, Kept> {
             let swap = self.store.create(new(s, s, Some(target(s as i64)))).await.unwrap();
             let Swap::Applied(row) = swap else { panic!("{swap:?}") };
             let revision = row.revision;
-            assert_eq!(self.run(&format!("UPDATE T SET revision = {} WHERE revision = {revision}", 10 * s)).await, 1);
+            assert_eq!(
+                self.run(&format!(
+                    "UPDATE T SET revision = {} WHERE revision = {revision}",
+                    10 * s
+                ))
+                .await,
+                1
+            );
         }
     }
 
     async fn set(&self, s: u128, assignment: &str) {
-        assert_eq!(self.run(&format!("UPDATE T SET {assignment} WHERE revision = {}", 10 * s)).await, 1);
+        assert_eq!(
+            self.run(&format!("UPDATE T SET {assignment} WHERE revision = {}", 10 * s)).await,
+            1
+        );
     }
 
     /// Use has been recorded for so long, and up to now.
@@ -131,9 +142,13 @@ impl<St: Sql, Kept> Case<St, Kept> {
     /// A deleted row that went so long ago; its revision is `10 * s + 1`.
     async fn deleted(&self, s: u128, how_long_ago: i64) {
         self.rows([s]).await;
-        assert!(self.store.delete(session(s), None).await.unwrap());
+        assert!(self.store.forget(session(s), None).await.unwrap());
         let at = now() - how_long_ago;
-        assert_eq!(self.run(&format!("UPDATE T SET deleted_at = {at} WHERE revision = {}", 10 * s + 1)).await, 1);
+        assert_eq!(
+            self.run(&format!("UPDATE T SET deleted_at = {at} WHERE revision = {}", 10 * s + 1))
+                .await,
+            1
+        );
     }
 
     async fn floor(&self) -> i64 {
@@ -141,7 +156,10 @@ impl<St: Sql, Kept> Case<St, Kept> {
     }
 
     async fn an_hour_later(&self) {
-        assert_eq!(self.run(&format!("UPDATE M SET floor_raised_at = floor_raised_at - {HOUR}")).await, 1);
+        assert_eq!(
+            self.run(&format!("UPDATE M SET floor_raised_at = floor_raised_at - {HOUR}")).await,
+            1
+        );
     }
 }
 
@@ -158,11 +176,21 @@ mod contract {
         assert!((began..=now()).contains(&since().await.unwrap()));
         assert_eq!(since().await, until().await);
 
-        // The interval, how long ago the last call was, and whether that is a gap: more than twice and a minute.
-        let minutes = [(1, 2, false), (1, 4, true), (0, 2, true), (10, 20, false), (10, 22, true), (60, 120, false)];
+        // The interval, how long ago the last call was, and whether that is a gap: more than twice
+        // and a minute.
+        let minutes = [
+            (1, 2, false),
+            (1, 4, true),
+            (0, 2, true),
+            (10, 20, false),
+            (10, 22, true),
+            (60, 120, false),
+        ];
         for (interval, ago, gap) in minutes {
             let (long_ago, last) = (now() - 10 * DAY, now() - ago * MINUTE);
-            let set = format!("UPDATE M SET use_recorded_since = {long_ago}, use_recorded_until = {last}");
+            let set = format!(
+                "UPDATE M SET use_recorded_since = {long_ago}, use_recorded_until = {last}"
+            );
             assert_eq!(case.run(&set).await, 1);
             let began = now();
             store.touch(&[], ms(interval * MINUTE)).await.unwrap();
@@ -179,21 +207,31 @@ mod contract {
         assert_eq!(since().await, until().await);
     }
 
-    pub(super) async fn a_use_is_recorded_in_the_rows_that_are_there<St: Sql, K>(case: Case<St, K>) {
+    pub(super) async fn a_use_is_recorded_in_the_rows_that_are_there<St: Sql, K>(
+        case: Case<St, K>,
+    ) {
         let store = &case.store;
         case.rows(1..=4).await;
-        assert!(store.delete(session(3), None).await.unwrap());
+        assert!(store.forget(session(3), None).await.unwrap());
         let before = store.load(session(1)).await.unwrap();
         let began = now();
         store.touch(&[1, 3, 99, 1, 4].map(session), ms(MINUTE)).await.unwrap();
         for (s, used) in [(1, true), (2, false), (4, true)] {
             let last_used = case.of(s, "last_used").await;
-            assert_eq!(last_used.is_some_and(|at| (began..=now()).contains(&at)), used, "{s}: {last_used:?}");
+            assert_eq!(
+                last_used.is_some_and(|at| (began..=now()).contains(&at)),
+                used,
+                "{s}: {last_used:?}"
+            );
             assert_eq!(last_used.is_none(), !used);
         }
         assert_eq!(case.number("SELECT count(*) FROM T").await, Some(4), "none was made");
         assert_eq!(store.load(session(3)).await.unwrap(), None);
-        assert_eq!(store.load(session(1)).await.unwrap(), before, "no other thing changes, and not the revision");
+        assert_eq!(
+            store.load(session(1)).await.unwrap(),
+            before,
+            "no other thing changes, and not the revision"
+        );
 
         // Forward, never back: another process's clock may be ahead.
         let (past, future) = (now() - HOUR, now() + HOUR);
@@ -204,14 +242,23 @@ mod contract {
         assert_eq!(case.of(4, "last_used").await, Some(future));
     }
 
-    pub(super) async fn two_thousand_uses_are_recorded_at_once_and_no_more<St: Sql, K>(case: Case<St, K>) {
+    pub(super) async fn two_thousand_uses_are_recorded_at_once_and_no_more<St: Sql, K>(
+        case: Case<St, K>,
+    ) {
         case.rows([1, 1999]).await;
         let sessions: Vec<_> = (0..=BATCH as u128).map(session).collect();
         let refused = case.store.touch(&sessions, ms(MINUTE)).await;
         assert!(matches!(refused, Err(StoreError::Rejected(_))), "{refused:?}");
-        assert_eq!(case.number("SELECT use_recorded_until FROM M").await, None, "nothing was recorded");
+        assert_eq!(
+            case.number("SELECT use_recorded_until FROM M").await,
+            None,
+            "nothing was recorded"
+        );
         case.store.touch(&sessions[..BATCH], ms(MINUTE)).await.unwrap();
-        assert_eq!(case.number("SELECT count(*) FROM T WHERE last_used IS NOT NULL").await, Some(2));
+        assert_eq!(
+            case.number("SELECT count(*) FROM T WHERE last_used IS NOT NULL").await,
+            Some(2)
+        );
     }
 
     pub(super) async fn the_latest_used_come_first<St: Sql, K>(case: Case<St, K>) {
@@ -220,7 +267,7 @@ mod contract {
         for (s, last_used) in [(1, 30), (2, 10), (3, 20), (5, 40)] {
             case.set(s, &format!("last_used = {last_used}")).await;
         }
-        assert!(case.store.delete(session(5), None).await.unwrap());
+        assert!(case.store.forget(session(5), None).await.unwrap());
         assert_eq!(case.recent(3).await, [1, 3, 2].map(session));
         assert_eq!(case.recent(1).await, [session(1)]);
         assert_eq!(case.recent(0).await, []);
@@ -233,21 +280,31 @@ mod contract {
     }
 
     /// Over a pool of one connection.
-    pub(super) async fn a_stream_that_is_dropped_gives_its_connection_back<St: Sql, K>(case: Case<St, K>) {
+    pub(super) async fn a_stream_that_is_dropped_gives_its_connection_back<St: Sql, K>(
+        case: Case<St, K>,
+    ) {
         case.rows(1..=100).await;
         for read in [0, 1, 3, 99, 100] {
             let rows: Vec<Binding> = case.store.recent(100).take(read).try_collect().await.unwrap();
             assert_eq!(rows.len(), read);
             let loaded = tokio::time::timeout(ms(10_000), case.store.load(session(1))).await;
-            assert_eq!(loaded.expect("the connection is kept").unwrap(), Some(row(1, 1, Some(target(1)), 10, None)));
+            assert_eq!(
+                loaded.expect("the connection is kept").unwrap(),
+                Some(row(1, 1, Some(target(1)), 10, None))
+            );
         }
     }
 
-    pub(super) async fn idle_rows_stay_unless_use_was_recorded_for_that_long<St: Sql, K>(case: Case<St, K>) {
+    pub(super) async fn idle_rows_stay_unless_use_was_recorded_for_that_long<St: Sql, K>(
+        case: Case<St, K>,
+    ) {
         case.rows(1..=2).await;
         case.set(1, "last_used = 7").await;
         let unmoved = async || {
-            assert_eq!(case.number("SELECT count(*) FROM T WHERE workspace IS NOT NULL").await, Some(2));
+            assert_eq!(
+                case.number("SELECT count(*) FROM T WHERE workspace IS NOT NULL").await,
+                Some(2)
+            );
         };
         let since = async || match case.store.purge_idle(ms(HOUR), 10).await {
             Err(StoreError::UseNotRecorded { since }) => {
@@ -279,7 +336,10 @@ mod contract {
         case.recorded_for(2 * HOUR).await;
         assert_eq!(case.store.purge_idle(ms(HOUR), 10).await.unwrap(), 1);
         case.run("DELETE FROM M").await;
-        for lost in [case.store.purge_idle(ms(HOUR), 10).await.map(|_| ()), case.store.touch(&[], ms(1)).await] {
+        for lost in [
+            case.store.purge_idle(ms(HOUR), 10).await.map(|_| ()),
+            case.store.touch(&[], ms(1)).await,
+        ] {
             assert!(matches!(lost, Err(StoreError::Corrupt(_))), "{lost:?}");
         }
     }
@@ -292,18 +352,31 @@ mod contract {
             let at = now() - ago;
             case.set(s, &format!("last_used = {at}")).await;
         }
-        assert!(store.delete(session(4), None).await.unwrap()); // 41
+        assert!(store.forget(session(4), None).await.unwrap()); // 41
         let began = now();
         assert_eq!(store.purge_idle(ms(HOUR), 10).await.unwrap(), 1);
         assert_eq!(store.load(session(1)).await.unwrap(), None);
-        assert_eq!(store.load(session(2)).await.unwrap(), Some(row(2, 2, Some(target(2)), 20, None)), "not so old");
-        assert_eq!(store.load(session(3)).await.unwrap(), Some(row(3, 3, Some(target(3)), 30, None)), "never used");
-        assert_eq!(case.number("SELECT count(*) FROM T WHERE revision = 41").await, Some(1), "deleted already");
+        assert_eq!(
+            store.load(session(2)).await.unwrap(),
+            Some(row(2, 2, Some(target(2)), 20, None)),
+            "not so old"
+        );
+        assert_eq!(
+            store.load(session(3)).await.unwrap(),
+            Some(row(3, 3, Some(target(3)), 30, None)),
+            "never used"
+        );
+        assert_eq!(
+            case.number("SELECT count(*) FROM T WHERE revision = 41").await,
+            Some(1),
+            "deleted already"
+        );
         let deleted_at = case.number("SELECT deleted_at FROM T WHERE revision = 11").await.unwrap();
         assert!((began..=now()).contains(&deleted_at));
         assert_eq!(store.purge_idle(ms(HOUR), 10).await.unwrap(), 0);
 
-        // In its next life the row goes on, and has not been used yet, however old the last use of its first one is.
+        // In its next life the row goes on, and has not been used yet, however old the last use of
+        // its first one is.
         for (s, revision) in [(1, 12), (4, 42)] {
             let created = store.create(new(s, 7, None)).await.unwrap();
             assert_eq!(created, Swap::Applied(row(s, 7, None, revision, previous(s as i64))));
@@ -313,36 +386,52 @@ mod contract {
     }
 
     /// Whichever way the row was made, and in each of its lives anew.
-    pub(super) async fn rows_that_were_never_used_go_by_their_creation<St: Sql, K>(case: Case<St, K>) {
+    pub(super) async fn rows_that_were_never_used_go_by_their_creation<St: Sql, K>(
+        case: Case<St, K>,
+    ) {
         let store = &case.store;
         case.rows(1..=7).await;
         case.recorded_for(3 * HOUR).await;
         let made = now();
-        for (s, age) in [(1, 2 * HOUR), (2, HOUR - MINUTE), (3, 2 * HOUR), (4, 2 * HOUR), (6, 2 * HOUR), (7, 2 * HOUR)]
-        {
+        for (s, age) in [
+            (1, 2 * HOUR),
+            (2, HOUR - MINUTE),
+            (3, 2 * HOUR),
+            (4, 2 * HOUR),
+            (6, 2 * HOUR),
+            (7, 2 * HOUR),
+        ] {
             case.set(s, &format!("created_at = {}", made - age)).await;
         }
         case.set(3, &format!("last_used = {}", made - MINUTE)).await; // is in use
         case.set(5, "created_at = NULL").await; // nobody knows since when
-        assert!(store.delete(session(6), None).await.unwrap());
-        // An order to a row that is there is no creation; one that creates a row, or brings it back, is one.
+        assert!(store.forget(session(6), None).await.unwrap());
+        // An order to a row that is there is no creation; one that creates a row, or brings it
+        // back, is one.
         store.retarget(session(7), workspace(9)).await.unwrap();
         store.retarget(session(6), workspace(9)).await.unwrap();
         store.retarget(session(8), workspace(9)).await.unwrap();
-        let Swap::Applied(_) = store.inherit(session(9), session(2)).await.unwrap() else { panic!("it is new") };
-        assert!(store.delete(session(4), None).await.unwrap());
-        let Swap::Applied(_) = store.create(new(4, 9, None)).await.unwrap() else { panic!("it was deleted") };
+        let Swap::Applied(_) = store.inherit(session(9), session(2)).await.unwrap() else {
+            panic!("it is new")
+        };
+        assert!(store.forget(session(4), None).await.unwrap());
+        let Swap::Applied(_) = store.create(new(4, 9, None)).await.unwrap() else {
+            panic!("it was deleted")
+        };
 
         assert_eq!(store.purge_idle(ms(HOUR), 10).await.unwrap(), 2);
         let mut left: Vec<_> = case.recent(10).await;
         left.sort();
         assert_eq!(left, [2, 3, 4, 5, 6, 8, 9].map(session));
-        let made_since = format!("SELECT count(*) FROM T WHERE created_at BETWEEN {made} AND {}", now());
+        let made_since =
+            format!("SELECT count(*) FROM T WHERE created_at BETWEEN {made} AND {}", now());
         assert_eq!(case.number(&made_since).await, Some(4));
         assert_eq!(store.purge_idle(ms(HOUR), 10).await.unwrap(), 0);
     }
 
-    pub(super) async fn idle_rows_go_in_chunks_with_those_that_were_never_used<St: Sql, K>(case: Case<St, K>) {
+    pub(super) async fn idle_rows_go_in_chunks_with_those_that_were_never_used<St: Sql, K>(
+        case: Case<St, K>,
+    ) {
         case.rows(1..=6).await;
         case.recorded_for(3 * HOUR).await;
         let at = now() - 2 * HOUR;
@@ -367,12 +456,12 @@ mod contract {
 
     pub(super) async fn what_was_deleted_goes_in_two_runs<St: Sql, K>(case: Case<St, K>) {
         let store = &case.store;
-        assert_eq!(store.purge_deleted(10).await.unwrap(), Purged::new(0, 0));
+        assert_eq!(store.purge_forgotten(10).await.unwrap(), Purged::new(0, 0));
         case.deleted(1, 8 * DAY).await; // 11
         case.deleted(2, 8 * DAY).await; // 21
         case.deleted(3, 6 * DAY).await; // 31, not yet
         case.rows([9]).await; // alive
-        let purge = async || store.purge_deleted(10).await.unwrap();
+        let purge = async || store.purge_forgotten(10).await.unwrap();
         let began = now();
         assert_eq!(purge().await, Purged::new(0, 2));
         assert_eq!(case.floor().await, 21);
@@ -396,7 +485,9 @@ mod contract {
         assert_eq!(case.number("SELECT count(*) FROM T WHERE revision IN (31, 90)").await, Some(2));
     }
 
-    pub(super) async fn a_session_whose_row_is_gone_never_gets_a_revision_again<St: Sql, K>(case: Case<St, K>) {
+    pub(super) async fn a_session_whose_row_is_gone_never_gets_a_revision_again<St: Sql, K>(
+        case: Case<St, K>,
+    ) {
         let store = &case.store;
         let mut greatest = at(0);
         for life in 0..4_u128 {
@@ -418,21 +509,24 @@ mod contract {
             for w in 0..5 {
                 greatest = store.retarget(session(1), workspace(w)).await.unwrap().revision;
             }
-            assert!(store.delete(session(1), None).await.unwrap());
+            assert!(store.forget(session(1), None).await.unwrap());
             greatest = at(greatest.get() + 1);
             let old = now() - 8 * DAY;
-            case.run(&format!("UPDATE T SET deleted_at = {old} WHERE deleted_at IS NOT NULL")).await;
-            assert_eq!(store.purge_deleted(10).await.unwrap(), Purged::new(0, 1), "life {life}");
+            case.run(&format!("UPDATE T SET deleted_at = {old} WHERE deleted_at IS NOT NULL"))
+                .await;
+            assert_eq!(store.purge_forgotten(10).await.unwrap(), Purged::new(0, 1), "life {life}");
             case.an_hour_later().await;
-            assert_eq!(store.purge_deleted(10).await.unwrap(), Purged::new(1, 0), "life {life}");
+            assert_eq!(store.purge_forgotten(10).await.unwrap(), Purged::new(1, 0), "life {life}");
         }
     }
 
-    pub(super) async fn deleted_rows_go_in_chunks_before_the_floor_is_raised_again<St: Sql, K>(case: Case<St, K>) {
+    pub(super) async fn deleted_rows_go_in_chunks_before_the_floor_is_raised_again<St: Sql, K>(
+        case: Case<St, K>,
+    ) {
         for s in 1..=5 {
             case.deleted(s, 8 * DAY).await;
         }
-        let purge = async |limit| case.store.purge_deleted(limit).await.unwrap();
+        let purge = async |limit| case.store.purge_forgotten(limit).await.unwrap();
         assert_eq!(purge(0).await, Purged::new(0, 5));
         assert_eq!(case.floor().await, 0);
         assert_eq!(purge(2).await, Purged::new(0, 5));
@@ -451,16 +545,16 @@ mod contract {
         let store = &case.store;
         case.deleted(1, 8 * DAY).await; // 11
         case.deleted(2, 8 * DAY).await; // 21
-        assert_eq!(store.purge_deleted(10).await.unwrap(), Purged::new(0, 2));
+        assert_eq!(store.purge_forgotten(10).await.unwrap(), Purged::new(0, 2));
         case.an_hour_later().await;
         let back = store.retarget(session(1), workspace(1)).await.unwrap(); // 12
         // And one that came back and was deleted once more: above the floor, and not so long ago.
         let _ = store.retarget(session(2), workspace(1)).await.unwrap(); // 22
-        assert!(store.delete(session(2), None).await.unwrap()); // 23
-        assert_eq!(store.purge_deleted(10).await.unwrap(), Purged::new(0, 0));
+        assert!(store.forget(session(2), None).await.unwrap()); // 23
+        assert_eq!(store.purge_forgotten(10).await.unwrap(), Purged::new(0, 0));
         let old = now() - 8 * DAY;
         case.run(&format!("UPDATE T SET deleted_at = {old} WHERE revision = 23")).await;
-        assert_eq!(store.purge_deleted(10).await.unwrap(), Purged::new(0, 1));
+        assert_eq!(store.purge_forgotten(10).await.unwrap(), Purged::new(0, 1));
         assert_eq!(case.floor().await, 23);
         assert_eq!(store.load(session(1)).await.unwrap(), Some(back));
     }
@@ -469,14 +563,15 @@ mod contract {
     pub(super) async fn a_floor_of_unknown_age_is_not_relied_on<St: Sql, K>(case: Case<St, K>) {
         case.deleted(1, 8 * DAY).await;
         case.run("UPDATE M SET revision_floor = 100").await;
-        assert_eq!(case.store.purge_deleted(10).await.unwrap(), Purged::new(0, 1));
+        assert_eq!(case.store.purge_forgotten(10).await.unwrap(), Purged::new(0, 1));
         assert_eq!(case.floor().await, 100, "never lowered");
         case.run("UPDATE M SET revision_floor = 5").await;
-        assert_eq!(case.store.purge_deleted(10).await.unwrap(), Purged::new(0, 1));
+        assert_eq!(case.store.purge_forgotten(10).await.unwrap(), Purged::new(0, 1));
         assert_eq!(case.floor().await, 11);
     }
 
-    /// Rows are used, deleted, made and purged at the same time. The table itself refuses a deleted row with a last use.
+    /// Rows are used, deleted, made and purged at the same time. The table itself refuses a deleted
+    /// row with a last use.
     pub(super) async fn uses_deletions_and_purges_get_along<St: Sql, K>(case: Case<St, K>) {
         const ROWS: u128 = 12;
         case.recorded_for(3 * HOUR).await;
@@ -496,7 +591,7 @@ mod contract {
                                 let all: Vec<_> = (0..ROWS).rev().map(session).collect();
                                 store.touch(&all, ms(MINUTE)).await.unwrap();
                             }
-                            1 => ended += u64::from(store.delete(session(s), None).await.unwrap()),
+                            1 => ended += u64::from(store.forget(session(s), None).await.unwrap()),
                             2 => {
                                 let _ = store.create(new(s, 1, Some(target(1)))).await.unwrap();
                             }
@@ -513,11 +608,15 @@ mod contract {
             ended += task.await.unwrap();
         }
         // A life is two revisions, its creation and its end; the last one may go on.
-        let alive = case.number("SELECT count(*) FROM T WHERE workspace IS NOT NULL").await.unwrap();
+        let alive =
+            case.number("SELECT count(*) FROM T WHERE workspace IS NOT NULL").await.unwrap();
         // Not by `sum`, whose type differs between databases.
         let mut revisions = 0;
         for revision in 1..=100 {
-            let rows = case.number(&format!("SELECT count(*) FROM T WHERE revision = {revision}")).await.unwrap();
+            let rows = case
+                .number(&format!("SELECT count(*) FROM T WHERE revision = {revision}"))
+                .await
+                .unwrap();
             revisions += revision * rows;
         }
         assert_eq!(revisions, 2 * ended as i64 + alive);
@@ -587,22 +686,31 @@ contract! {
 }
 
 #[cfg(feature = "sqlite")]
-async fn sqlite(connections: u32) -> Option<Case<tower_bound_agent::store::SqliteStore, tempfile::TempDir>> {
+async fn sqlite(
+    connections: u32,
+) -> Option<Case<tower_bound_agent::store::SqliteStore, tempfile::TempDir>> {
     use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
     let directory = tempfile::tempdir().unwrap();
-    let options = SqliteConnectOptions::new().filename(directory.path().join("bindings.db")).create_if_missing(true);
-    let pool = SqlitePoolOptions::new().max_connections(connections).connect_with(options).await.unwrap();
+    let options = SqliteConnectOptions::new()
+        .filename(directory.path().join("bindings.db"))
+        .create_if_missing(true);
+    let pool =
+        SqlitePoolOptions::new().max_connections(connections).connect_with(options).await.unwrap();
     let store = tower_bound_agent::store::SqliteStore::new(pool);
     store.set_up().await.unwrap();
     Some(Case { store, table: "agent_bindings".to_owned(), quote: '"', _kept: directory })
 }
 
 #[cfg(feature = "postgres")]
-async fn postgres(connections: u32, isolation: &str) -> Option<Case<tower_bound_agent::store::PostgresStore, ()>> {
+async fn postgres(
+    connections: u32,
+    isolation: &str,
+) -> Option<Case<tower_bound_agent::store::PostgresStore, ()>> {
     use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
     let options: PgConnectOptions = servers::url("TEST_POSTGRES_URL")?.parse().unwrap();
     let options = options.options([("default_transaction_isolation", isolation)]);
-    let pool = PgPoolOptions::new().max_connections(connections).connect_with(options).await.unwrap();
+    let pool =
+        PgPoolOptions::new().max_connections(connections).connect_with(options).await.unwrap();
     let table = servers::table();
     let store = tower_bound_agent::store::PostgresStore::new(pool).with_table(&table).unwrap();
     store.set_up().await.unwrap();
@@ -611,9 +719,15 @@ async fn postgres(connections: u32, isolation: &str) -> Option<Case<tower_bound_
 
 /// In transaction mode.
 #[cfg(all(unix, feature = "postgres"))]
-async fn behind_pgbouncer(connections: u32) -> Option<Case<tower_bound_agent::store::PostgresStore, ()>> {
+async fn behind_pgbouncer(
+    connections: u32,
+) -> Option<Case<tower_bound_agent::store::PostgresStore, ()>> {
     let options = pgbouncer::ways().await?.in_transaction_mode.clone();
-    let pool = sqlx::postgres::PgPoolOptions::new().max_connections(connections).connect_with(options).await.unwrap();
+    let pool = sqlx::postgres::PgPoolOptions::new()
+        .max_connections(connections)
+        .connect_with(options)
+        .await
+        .unwrap();
     let table = servers::table();
     let store = tower_bound_agent::store::PostgresStore::new(pool).with_table(&table).unwrap();
     let store = store.behind_transaction_pooler();
@@ -622,18 +736,23 @@ async fn behind_pgbouncer(connections: u32) -> Option<Case<tower_bound_agent::st
 }
 
 #[cfg(feature = "mysql")]
-async fn mysql(connections: u32, isolation: &'static str) -> Option<Case<tower_bound_agent::store::MySqlStore, ()>> {
+async fn mysql(
+    connections: u32,
+    isolation: &'static str,
+) -> Option<Case<tower_bound_agent::store::MySqlStore, ()>> {
     use sqlx::{
         Executor,
         mysql::{MySqlConnectOptions, MySqlPoolOptions},
     };
     let options: MySqlConnectOptions = servers::url("TEST_MYSQL_URL")?.parse().unwrap();
-    let pool = MySqlPoolOptions::new().max_connections(connections).after_connect(move |connection, _| {
-        Box::pin(async move {
-            let sql = AssertSqlSafe(format!("SET SESSION TRANSACTION ISOLATION LEVEL {isolation}"));
-            connection.execute(sql).await.map(|_| ())
-        })
-    });
+    let pool =
+        MySqlPoolOptions::new().max_connections(connections).after_connect(move |connection, _| {
+            Box::pin(async move {
+                let sql =
+                    AssertSqlSafe(format!("SET SESSION TRANSACTION ISOLATION LEVEL {isolation}"));
+                connection.execute(sql).await.map(|_| ())
+            })
+        });
     let pool = pool.connect_with(options).await.unwrap();
     let table = servers::table();
     let store = tower_bound_agent::store::MySqlStore::new(pool).with_table(&table).unwrap();

@@ -49,18 +49,30 @@ async fn a_wrapper_does_with_every_verb_what_its_store_does() {
     let inherited = wrapper.inherit(numbered(2), numbered(1)).await.unwrap();
     assert!(matches!(inherited, Swap::Applied(_)), "{inherited:?}");
     let current = Arc::new(target(3));
-    assert_eq!(wrapper.replace_agent(workspace(1), epoch(0), &target(2), &current, 10).await.unwrap(), 2);
+    assert_eq!(
+        wrapper.replace_agent(workspace(1), epoch(0), &target(2), &current, 10).await.unwrap(),
+        2
+    );
     assert_eq!(wrapper.load_many(&[numbered(1), numbered(2)]).await.unwrap().len(), 2);
-    assert!(matches!(wrapper.purge_idle(hour, 10).await, Err(StoreError::UseNotRecorded { since: None })));
+    assert!(matches!(
+        wrapper.purge_idle(hour, 10).await,
+        Err(StoreError::UseNotRecorded { since: None })
+    ));
     wrapper.touch(&[numbered(1)], hour).await.unwrap();
-    assert!(matches!(wrapper.purge_idle(hour, 10).await, Err(StoreError::UseNotRecorded { since: Some(_) })));
+    assert!(matches!(
+        wrapper.purge_idle(hour, 10).await,
+        Err(StoreError::UseNotRecorded { since: Some(_) })
+    ));
     let recent: Vec<Binding> = wrapper.recent(1).try_collect().await.unwrap();
     assert_eq!(recent.iter().map(|row| row.session).collect::<Vec<_>>(), [numbered(1)]);
     assert_eq!(wrapper.unbind(numbered(1)).await.unwrap().map(|row| row.target), Some(None));
     assert_eq!(wrapper.reset_workspace(workspace(1)).await.unwrap().rows, 2);
     assert_eq!(wrapper.retarget(numbered(1), workspace(2)).await.unwrap().workspace, workspace(2));
-    assert!(wrapper.delete(numbered(1), None).await.unwrap());
-    assert_eq!(wrapper.purge_deleted(10).await.unwrap(), inner.purge_deleted(10).await.unwrap());
+    assert!(wrapper.forget(numbered(1), None).await.unwrap());
+    assert_eq!(
+        wrapper.purge_forgotten(10).await.unwrap(),
+        inner.purge_forgotten(10).await.unwrap()
+    );
 }
 
 #[tokio::test]
@@ -84,7 +96,9 @@ async fn a_layer_notices_what_another_one_over_the_same_store_in_memory_has_orde
         let world = World::new();
         let store = MemoryStore::new();
         let build = || match wrapped {
-            true => BoundAgentLayer::builder(Bare(store.clone()), world.resolver()).build().unwrap(),
+            true => {
+                BoundAgentLayer::builder(Bare(store.clone()), world.resolver()).build().unwrap()
+            }
             false => BoundAgentLayer::builder(store.clone(), world.resolver()).build().unwrap(),
         };
         // The first layer is in use before there is another one.
@@ -96,8 +110,12 @@ async fn a_layer_notices_what_another_one_over_the_same_store_in_memory_has_orde
         let session = world.bind(&one, old).await;
         let other = build();
         assert_eq!(call(&world.dial(&one), session).await.unwrap().agent, old_target.agent);
-        other.bindings().select_workspace(session, to).await.unwrap();
-        assert_eq!(call(&world.dial(&one), session).await.unwrap().agent, old_target.agent, "nobody has said so");
+        other.bindings().retarget(session, to).await.unwrap();
+        assert_eq!(
+            call(&world.dial(&one), session).await.unwrap().agent,
+            old_target.agent,
+            "nobody has said so"
+        );
         advance(Duration::from_secs(31)).await;
         tokio::time::sleep(ms(10)).await;
         assert_eq!(call(&world.dial(&one), session).await.unwrap().agent, new_target.agent);

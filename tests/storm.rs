@@ -1,7 +1,9 @@
-//! Many sessions of one workspace call at the same time after a rebuild, over TCP on the loopback interface.
+//! Many sessions of one workspace call at the same time after a rebuild, over TCP on the loopback
+//! interface.
 //!
-//! The agents run in a thread of their own. A dial connects and waits for a greeting, as the README advises. The tests
-//! assert counts only; the latencies are printed. `STORMS=10` repeats every scene ten times.
+//! The agents run in a thread of their own. A dial connects and waits for a greeting, as the README
+//! advises. The tests assert counts only; the latencies are printed. `STORMS=10` repeats every
+//! scene ten times.
 
 use std::{
     env, io,
@@ -21,7 +23,8 @@ use tokio::{
 };
 use tower::{Layer, ServiceExt, service_fn};
 use tower_bound_agent::{
-    AgentId, BoundAgentLayer, BoxError, DialAgent, Resolution, ResolveWorkspace, SessionId, Target, WorkspaceId,
+    AgentId, BoundAgentLayer, BoxError, DialAgent, Resolution, ResolveWorkspace, SessionId, Target,
+    WorkspaceId,
     store::{BindingStore, MemoryStore, NewBinding},
 };
 use uuid::Uuid;
@@ -70,7 +73,8 @@ impl Agent {
                 }
             });
         });
-        let target = Target::new(id).with_generation(generation).with_address(address.await??.to_string());
+        let target =
+            Target::new(id).with_generation(generation).with_address(address.await??.to_string());
         Ok(Self { target, _stop: stop })
     }
 }
@@ -113,7 +117,11 @@ struct Storm {
 
 impl Storm {
     fn percentile(&self, percent: usize) -> Duration {
-        self.took.get(self.took.len() * percent / 100).or(self.took.last()).copied().unwrap_or_default()
+        self.took
+            .get(self.took.len() * percent / 100)
+            .or(self.took.last())
+            .copied()
+            .unwrap_or_default()
     }
 }
 
@@ -124,7 +132,9 @@ async fn storm(old: Old, backlog: u32, cap: Option<usize>) -> Result<Storm, BoxE
     let store = MemoryStore::new();
     let chats: Vec<_> = (0..SESSIONS).map(|_| SessionId::new(Uuid::new_v4())).collect();
     for chat in &chats {
-        let _ = store.create(NewBinding::new(*chat, workspace, Some(Arc::new(before.target.clone())))).await?;
+        let _ = store
+            .create(NewBinding::new(*chat, workspace, Some(Arc::new(before.target.clone()))))
+            .await?;
     }
     let (dials, questions) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let resolver = {
@@ -157,7 +167,7 @@ async fn storm(old: Old, backlog: u32, cap: Option<usize>) -> Result<Storm, BoxE
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     if old == Old::Alive {
-        bindings.doubt_workspace(workspace);
+        bindings.revalidate_workspace(workspace);
         bindings.current(chats[0]).await?;
     }
     let dial = layer.layer(dialer);
@@ -200,7 +210,12 @@ async fn storms(old: Old, backlog: u32, cap: Option<usize>) -> Result<(), BoxErr
             "{old:?}, backlog {backlog}, cap {cap:?}: {dials} dials, {questions} questions, {failed} failed, \
              p50 {p50:?}, p99 {p99:?}, max {max:?}"
         );
-        assert!(storm.failed.is_empty(), "{} calls failed, the first: {}", storm.failed.len(), storm.failed[0]);
+        assert!(
+            storm.failed.is_empty(),
+            "{} calls failed, the first: {}",
+            storm.failed.len(),
+            storm.failed[0]
+        );
         assert!(questions <= 2, "{questions} questions");
     }
     Ok(())

@@ -1,4 +1,5 @@
-//! Many threads at once, on the real clock: what one thread has been told holds for what any thread begins after that.
+//! Many threads at once, on the real clock: what one thread has been told holds for what any thread
+//! begins after that.
 //!
 //! Bounded by counts. Nothing here depends on how fast anything is.
 
@@ -32,7 +33,11 @@ fn sites(world: &World) -> Vec<(Arc<Site>, Target)> {
 }
 
 /// Rebuilds workspaces until it is told to stop, and says that it happened.
-fn rebuild(world: &World, sites: &[(Arc<Site>, Target)], bindings: &tower_bound_agent::Bindings) -> Arc<AtomicBool> {
+fn rebuild(
+    world: &World,
+    sites: &[(Arc<Site>, Target)],
+    bindings: &tower_bound_agent::Bindings,
+) -> Arc<AtomicBool> {
     let stop = Arc::new(AtomicBool::new(false));
     let (world, stopped, bindings) = (world.clone(), Arc::clone(&stop), bindings.clone());
     let mut sites: Vec<_> = sites.iter().map(|(site, target)| (site.id, target.clone())).collect();
@@ -40,7 +45,7 @@ fn rebuild(world: &World, sites: &[(Arc<Site>, Target)], bindings: &tower_bound_
         while !stopped.load(SeqCst) {
             for (id, target) in &mut sites {
                 *target = world.rebuild(*id, target, Does::Answer(ms(0)));
-                bindings.doubt_workspace(*id);
+                bindings.revalidate_workspace(*id);
                 tokio::task::yield_now().await;
             }
         }
@@ -86,7 +91,8 @@ async fn no_session_goes_back_behind_what_another_one_was_returned() {
     assert_eq!(layer.bindings().close(ms(5_000)).await, 0);
 }
 
-/// Each session is pointed here and there by orders, while others crowd it out of a cache that is too small.
+/// Each session is pointed here and there by orders, while others crowd it out of a cache that is
+/// too small.
 async fn orders(capacity: u64) {
     let world = World::new();
     let layer = world.builder().cache_capacity(capacity).build().unwrap();
@@ -100,7 +106,7 @@ async fn orders(capacity: u64) {
             let chat = session();
             for round in 0..ROUNDS {
                 let id = ids[(n + round) % WORKSPACES];
-                bindings.select_workspace(chat, id).await.unwrap();
+                bindings.retarget(chat, id).await.unwrap();
                 // Others of the same session, begun before and after the order, in the way.
                 let late = tokio::spawn({
                     let dial = dial.clone();

@@ -8,7 +8,8 @@ use tokio::{
     time::{Duration, Instant, sleep},
 };
 use tower_bound_agent::{
-    BoundAgentLayer, DialSession, ErrorKind, Path, Repair, SessionId, WorkspaceId, store::StoreError,
+    BoundAgentLayer, DialSession, ErrorKind, OutcomeKind, Repair, SessionId, WorkspaceId,
+    store::StoreError,
 };
 
 fn secs(n: u64) -> Duration {
@@ -78,7 +79,10 @@ async fn a_repair_that_is_not_answered_is_sent_once_however_many_turns_the_sessi
         assert!(repairs.iter().all(|bound| bound.outcome().repair() == Repair::Written));
         assert_eq!(p.world.row_agent(chat), Some(new.agent));
         let bound = call(&p.dial, chat).await.unwrap();
-        assert_eq!((&bound.outcome().path, p.did().await), (&Path::Reused, counts(1, 0, 0, 0)));
+        assert_eq!(
+            (&bound.outcome().kind, p.did().await),
+            (&OutcomeKind::Reused, counts(1, 0, 0, 0))
+        );
     }
 }
 
@@ -95,7 +99,12 @@ async fn a_later_repair_of_the_same_rows_waits_for_the_answer_to_the_earlier_one
         let mut agents = vec![next];
         for _ in 0..3 {
             sleep(secs(10)).await;
-            agents.push(second.replaced(&p.world, ws, &agents[agents.len() - 1], Does::Fail(ms(0))));
+            agents.push(second.replaced(
+                &p.world,
+                ws,
+                &agents[agents.len() - 1],
+                Does::Fail(ms(0)),
+            ));
             let bound = call(&p.dial, chat).await.unwrap();
             assert_eq!(bound.agent, agents[agents.len() - 1].agent);
         }
@@ -140,7 +149,11 @@ async fn a_cold_session_whose_read_hangs_is_read_once() {
     p.world.store.release();
     settled().await;
     let bound = call(&p.dial, chat).await.unwrap();
-    assert_eq!((bound.agent, p.did().await), (target.agent, counts(1, 0, 0, 0)), "the late answer is cached");
+    assert_eq!(
+        (bound.agent, p.did().await),
+        (target.agent, counts(1, 0, 0, 0)),
+        "the late answer is cached"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -178,11 +191,11 @@ async fn an_order_is_not_sent_while_an_earlier_one_of_its_session_is_unanswered(
     let bindings = p.layer.bindings();
     p.world.store.on_writes(Fault::Held);
     p.did().await;
-    let error = bindings.select_workspace(chat, other).await.unwrap_err();
+    let error = bindings.retarget(chat, other).await.unwrap_err();
     assert_eq!(error.kind(), &ErrorKind::OutcomeUnknown);
     let begin = Instant::now();
     let errors = [
-        bindings.select_workspace(chat, other).await.unwrap_err(),
+        bindings.retarget(chat, other).await.unwrap_err(),
         bindings.unbind(chat).await.unwrap_err(),
         bindings.forget(chat).await.unwrap_err(),
         bindings.inherit(chat, session()).await.unwrap_err(),
@@ -266,7 +279,7 @@ async fn rows_are_not_loaded_in_advance_twice_at_once() {
 async fn a_row_check_that_hangs_is_not_followed_by_another_one() {
     let world = World::new();
     let (ws, _) = world.workspace();
-    let layer = world.builder().row_check(secs(1)).record_use(secs(1)).build().unwrap();
+    let layer = world.builder().refresh_interval(secs(1)).usage_interval(secs(1)).build().unwrap();
     let chat = world.bind(&layer, ws).await;
     world.store.on_reads(Fault::Held);
     let before = world.counts();
@@ -278,7 +291,11 @@ async fn a_row_check_that_hangs_is_not_followed_by_another_one() {
     sleep(secs(2)).await;
     let before = world.counts();
     sleep(secs(100)).await;
-    assert_eq!(((world.counts() - before).w, world.store.running_writes()), (0, 1), "one record of use hangs");
+    assert_eq!(
+        ((world.counts() - before).w, world.store.running_writes()),
+        (0, 1),
+        "one record of use hangs"
+    );
     call(&world.dial(&layer), chat).await.unwrap();
 }
 

@@ -10,8 +10,8 @@ use tower_bound_agent::{
 };
 use uuid::Uuid;
 
-/// A schema of its own, `tower_bound_agent_…`, so that a run meets neither what is there nor another run. It is removed in
-/// the end, unless the run is killed.
+/// A schema of its own, `tower_bound_agent_…`, so that a run meets neither what is there nor
+/// another run. It is removed in the end, unless the run is killed.
 pub struct Database {
     options: PgConnectOptions,
     /// The schema's name, which no other has.
@@ -21,9 +21,11 @@ pub struct Database {
 }
 
 impl Database {
-    /// Runs a story in the server that `DATABASE_URL` names; without it, in one that `tests/servers` starts for the
-    /// purpose, which replaces this process and runs it again.
-    pub async fn run<T>(story: impl AsyncFnOnce(&Self) -> Result<T, BoxError>) -> Result<T, BoxError> {
+    /// Runs a story in the server that `DATABASE_URL` names; without it, in one that
+    /// `tests/servers` starts for the purpose, which replaces this process and runs it again.
+    pub async fn run<T>(
+        story: impl AsyncFnOnce(&Self) -> Result<T, BoxError>,
+    ) -> Result<T, BoxError> {
         let given = |name| env::var(name).ok().filter(|url| !url.is_empty());
         let (url, throw_away) = match (given("DATABASE_URL"), given("TEST_POSTGRES_URL")) {
             (Some(url), _) => (url, false),
@@ -31,11 +33,15 @@ impl Database {
             (None, None) => return Err(run_again_with_a_server()),
         };
         let database = Self {
-            options: PgConnectOptions::from_str(&url).map_err(|error| format!("DATABASE_URL: {error}"))?,
+            options: PgConnectOptions::from_str(&url)
+                .map_err(|error| format!("DATABASE_URL: {error}"))?,
             name: format!("tower_bound_agent_{}", &Uuid::new_v4().simple().to_string()[..12]),
             throw_away,
         };
-        let mut connection = database.connect().await.map_err(|error| format!("connecting to PostgreSQL: {error}"))?;
+        let mut connection = database
+            .connect()
+            .await
+            .map_err(|error| format!("connecting to PostgreSQL: {error}"))?;
         execute(&mut connection, format!("CREATE SCHEMA {}", database.name)).await?;
         let told = story(&database).await;
         execute(&mut connection, format!("DROP SCHEMA {} CASCADE", database.name)).await?;
@@ -63,7 +69,9 @@ async fn execute(connection: &mut PgConnection, sql: String) -> Result<(), BoxEr
 /// Returns only if that is not possible.
 fn run_again_with_a_server() -> BoxError {
     let servers = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/servers");
-    let Ok(program) = env::current_exe() else { return "set DATABASE_URL to a PostgreSQL database".into() };
+    let Ok(program) = env::current_exe() else {
+        return "set DATABASE_URL to a PostgreSQL database".into();
+    };
     let mut command = Command::new(&servers);
     // Said to be there already, so that none of MySQL is started.
     command.arg(program).args(env::args_os().skip(1)).env("TEST_MYSQL_URL", "not needed");
@@ -71,6 +79,9 @@ fn run_again_with_a_server() -> BoxError {
     let why = std::os::unix::process::CommandExt::exec(&mut command).to_string();
     #[cfg(not(unix))]
     let why = format!("{command:?} needs Unix");
-    format!("no PostgreSQL server could be started ({}: {why}); set DATABASE_URL to a database", servers.display())
-        .into()
+    format!(
+        "no PostgreSQL server could be started ({}: {why}); set DATABASE_URL to a database",
+        servers.display()
+    )
+    .into()
 }

@@ -1,5 +1,6 @@
-//! What the examples share: agents on real TCP sockets, the dialer that finds them, an authority that knows which agent
-//! serves a workspace now, and a counter of the SQL statements that were really executed.
+//! What the examples share: agents on real TCP sockets, the dialer that finds them, an authority
+//! that knows which agent serves a workspace now, and a counter of the SQL statements that were
+//! really executed.
 #![allow(dead_code, unreachable_pub)] // each example uses its own part
 
 #[cfg(feature = "postgres")]
@@ -20,7 +21,9 @@ use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinHandle,
 };
-use tower_bound_agent::{AgentId, BoxError, DialAgent, Resolution, ResolveWorkspace, SessionId, Target, WorkspaceId};
+use tower_bound_agent::{
+    AgentId, BoxError, DialAgent, Resolution, ResolveWorkspace, SessionId, Target, WorkspaceId,
+};
 use tracing::{Event, field::Field, span};
 use tracing_subscriber::{Layer, layer::Context, prelude::*};
 use uuid::Uuid;
@@ -56,7 +59,8 @@ impl Agent {
         Target::new(self.id).with_generation(generation).with_address(self.address.as_str())
     }
 
-    /// From now on it accepts connections and never says a word: what is left of a machine whose process has died.
+    /// From now on it accepts connections and never says a word: what is left of a machine whose
+    /// process has died.
     pub fn become_black_hole(&self) {
         self.silent.store(true, SeqCst);
     }
@@ -74,7 +78,9 @@ async fn listen(listener: TcpListener, id: AgentId, silent: Arc<AtomicBool>) {
             let mut stream = BufReader::new(stream);
             let mut line = String::new();
             while stream.read_line(&mut line).await.is_ok_and(|read| read > 0) {
-                if !silent.load(SeqCst) && stream.write_all(format!("{id}\n").as_bytes()).await.is_err() {
+                if !silent.load(SeqCst)
+                    && stream.write_all(format!("{id}\n").as_bytes()).await.is_err()
+                {
                     return;
                 }
                 line.clear();
@@ -88,10 +94,14 @@ async fn listen(listener: TcpListener, id: AgentId, silent: Arc<AtomicBool>) {
 pub struct Connection(BufReader<TcpStream>);
 
 impl Connection {
-    /// Connects and shakes hands. A TCP connection alone proves little: a black hole accepts as well. So the dial is only
-    /// done when the agent has said who it is.
+    /// Connects and shakes hands. A TCP connection alone proves little: a black hole accepts as
+    /// well. So the dial is only done when the agent has said who it is.
     pub async fn open(ask: DialAgent) -> io::Result<Self> {
-        let address = ask.target.address.as_deref().ok_or_else(|| io::Error::new(InvalidData, "no address"))?;
+        let address = ask
+            .target
+            .address
+            .as_deref()
+            .ok_or_else(|| io::Error::new(InvalidData, "no address"))?;
         let mut connection = Self(BufReader::new(TcpStream::connect(address).await?));
         let answered = connection.ask("who are you?").await?;
         if answered != ask.target.agent {
@@ -105,7 +115,10 @@ impl Connection {
         self.0.write_all(format!("{question}\n").as_bytes()).await?;
         let mut answer = String::new();
         self.0.read_line(&mut answer).await?;
-        answer.trim_end().parse().map_err(|error| io::Error::new(InvalidData, format!("no identity: {error}")))
+        answer
+            .trim_end()
+            .parse()
+            .map_err(|error| io::Error::new(InvalidData, format!("no identity: {error}")))
     }
 }
 
@@ -126,8 +139,8 @@ impl Dialer {
     }
 }
 
-/// Knows which agent serves a workspace now, and counts how often it was asked. In an application: the table of builds,
-/// or the API of whatever starts them.
+/// Knows which agent serves a workspace now, and counts how often it was asked. In an application:
+/// the table of builds, or the API of whatever starts them.
 #[derive(Clone, Default)]
 pub struct Authority {
     workspaces: Arc<Mutex<HashMap<WorkspaceId, Resolution>>>,
@@ -142,7 +155,10 @@ impl Authority {
     }
 
     pub fn set(&self, workspace: WorkspaceId, resolution: Resolution) {
-        self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).insert(workspace, resolution);
+        self.workspaces
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(workspace, resolution);
     }
 
     pub fn asked(&self) -> u64 {
@@ -159,8 +175,8 @@ impl Authority {
 
 /// Counts the SQL statements that SQLite has executed, and how many spans of each name were opened.
 ///
-/// sqlx reports every statement as an event of the target `sqlx::query` once it has run. The `PRAGMA`s that set up a new
-/// connection of the pool are left out: they belong to no turn.
+/// sqlx reports every statement as an event of the target `sqlx::query` once it has run. The
+/// `PRAGMA`s that set up a new connection of the pool are left out: they belong to no turn.
 #[derive(Clone, Default)]
 pub struct Watch {
     statements: Arc<AtomicU64>,
@@ -196,7 +212,8 @@ impl<S: tracing::Subscriber> Layer<S> for Watch {
         }
         let mut pragma = false;
         event.record(&mut |field: &Field, value: &dyn fmt::Debug| {
-            pragma |= field.name() == "summary" && format!("{value:?}").trim_start_matches('"').starts_with("PRAGMA");
+            pragma |= field.name() == "summary"
+                && format!("{value:?}").trim_start_matches('"').starts_with("PRAGMA");
         });
         if !pragma {
             self.statements.fetch_add(1, SeqCst);

@@ -33,8 +33,11 @@ pub fn draw(runs: &[Run]) -> String {
     for run in runs {
         if run.workspaces != workspaces {
             workspaces = run.workspaces;
-            let all =
-                if workspaces == 1 { "all in one workspace".to_owned() } else { format!("in {workspaces} workspaces") };
+            let all = if workspaces == 1 {
+                "all in one workspace".to_owned()
+            } else {
+                format!("in {workspaces} workspaces")
+            };
             y += LINE + 10;
             bars += &text("ink", 20, y, " font-weight=\"600\"", &all);
         }
@@ -51,7 +54,8 @@ pub fn draw(runs: &[Run]) -> String {
             0 => "none after the first turn".to_owned(),
             later => format!("{} after the first turn", grouped(later)),
         };
-        let number = format!("{}<tspan class=\"soft\" dx=\"8\">{after}</tspan>", grouped(run.statements));
+        let number =
+            format!("{}<tspan class=\"soft\" dx=\"8\">{after}</tspan>", grouped(run.statements));
         bars += &text("ink", LEFT + length as usize + 8, y, "", &number);
     }
     let height = y + 24;

@@ -47,8 +47,8 @@ impl Counter {
         Ok(counter)
     }
 
-    /// The statements that name one of the tables whose names begin like this, and no others: whatever else the server
-    /// does at the time is not counted.
+    /// The statements that name one of the tables whose names begin like this, and no others:
+    /// whatever else the server does at the time is not counted.
     pub async fn calls(&mut self, tables: &str) -> Result<Calls, BoxError> {
         let counted: Vec<(String, i64)> =
             sqlx::query_as(self.sql.clone()).bind(tables).fetch_all(&mut self.connection).await?;
@@ -57,7 +57,9 @@ impl Counter {
 }
 
 async fn create_extension(connection: &mut PgConnection) -> Result<(), BoxError> {
-    let created = sqlx::raw_sql("CREATE EXTENSION IF NOT EXISTS pg_stat_statements").execute(connection).await;
+    let created = sqlx::raw_sql("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
+        .execute(connection)
+        .await;
     created.map_err(|error| {
         format!("PostgreSQL's contrib module pg_stat_statements is needed (package postgresql-contrib): {error}")
     })?;
@@ -66,6 +68,7 @@ async fn create_extension(connection: &mut PgConnection) -> Result<(), BoxError>
 
 /// What was called between two counts.
 pub fn between(before: &Calls, after: &Calls) -> Calls {
-    let calls = after.iter().map(|(sql, calls)| (sql.clone(), calls - before.get(sql).unwrap_or(&0)));
+    let calls =
+        after.iter().map(|(sql, calls)| (sql.clone(), calls - before.get(sql).unwrap_or(&0)));
     calls.filter(|(_, calls)| *calls > 0).collect()
 }

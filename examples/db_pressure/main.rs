@@ -1,4 +1,5 @@
-//! What the turns of chats cost the database: 5,000 chats of 10 turns each, all in one workspace, and in 500 workspaces.
+//! What the turns of chats cost the database: 5,000 chats of 10 turns each, all in one workspace,
+//! and in 500 workspaces.
 //!
 //! ```text
 //! cargo run --release --example db_pressure --features postgres                        # a table
@@ -6,9 +7,10 @@
 //! cargo run --release --example db_pressure --features postgres -- --svg pressure.svg  # and a drawing
 //! ```
 //!
-//! Statements are counted by PostgreSQL itself (`pg_stat_statements`), in the database that `DATABASE_URL` names or in a
-//! server that is started for the purpose. The agents are in memory, so that turns wait for the database and for nothing
-//! else; one that was replaced hangs. The exit code is 1 if a number is not within its bound.
+//! Statements are counted by PostgreSQL itself (`pg_stat_statements`), in the database that
+//! `DATABASE_URL` names or in a server that is started for the purpose. The agents are in memory,
+//! so that turns wait for the database and for nothing else; one that was replaced hangs. The exit
+//! code is 1 if a number is not within its bound.
 #![allow(unreachable_pub)] // nothing is outside of an example
 
 mod chart;
@@ -31,7 +33,9 @@ use std::{
 };
 use tokio::{task::JoinSet, time::Instant};
 use tower::{Layer, ServiceExt, service_fn, util::BoxCloneSyncService};
-use tower_bound_agent::{Bindings, Bound, BoundAgentLayer, BoxError, DialAgent, DialSession, Error, SessionId};
+use tower_bound_agent::{
+    Bindings, Bound, BoundAgentLayer, BoxError, DialAgent, DialSession, Error, SessionId,
+};
 use world::{Connection, Rows, World};
 
 const CHATS: usize = 5_000;
@@ -46,7 +50,8 @@ const CONNECTIONS: u32 = 10;
 enum Way {
     /// The chat's workspace, its latest build, the agent of that: a query each.
     Resolve,
-    /// The agent that was remembered for the chat. Of a rebuild this way never learns, so there is none.
+    /// The agent that was remembered for the chat. Of a rebuild this way never learns, so there is
+    /// none.
     Load,
     /// This crate; no chat has an agent yet.
     FirstBind,
@@ -57,7 +62,8 @@ enum Way {
 }
 
 impl Way {
-    const ALL: [Self; 5] = [Self::Resolve, Self::Load, Self::FirstBind, Self::Rebuilt, Self::Warmed];
+    const ALL: [Self; 5] =
+        [Self::Resolve, Self::Load, Self::FirstBind, Self::Rebuilt, Self::Warmed];
 
     fn name(self) -> &'static str {
         match self {
@@ -129,13 +135,27 @@ async fn main() -> ExitCode {
 async fn measure(database: &Database) -> Result<bool, BoxError> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let json = arguments.iter().any(|argument| argument == "--json");
-    let svg = arguments.iter().position(|argument| argument == "--svg").map(|at| arguments.get(at + 1));
+    let svg =
+        arguments.iter().position(|argument| argument == "--svg").map(|at| arguments.get(at + 1));
     let svg = svg.map(|path| path.ok_or("--svg needs a path")).transpose()?;
 
     let mut counter = Counter::open(database).await?;
     if !json {
-        println!("{CHATS} chats of {TURNS} turns each, {AT_ONCE} at once over {CONNECTIONS} connections.\n");
-        println!("{}", row(["workspaces", "way", "statements", "after turn 1", "resolver", "seconds", "turns/s"]));
+        println!(
+            "{CHATS} chats of {TURNS} turns each, {AT_ONCE} at once over {CONNECTIONS} connections.\n"
+        );
+        println!(
+            "{}",
+            row([
+                "workspaces",
+                "way",
+                "statements",
+                "after turn 1",
+                "resolver",
+                "seconds",
+                "turns/s"
+            ])
+        );
         println!("{}", row(WIDTHS.map(|width| "─".repeat(width)).each_ref().map(String::as_str)));
     }
     let mut runs = Vec::new();
@@ -159,7 +179,11 @@ async fn measure(database: &Database) -> Result<bool, BoxError> {
     }
     for run in &runs {
         for wrong in &run.wrong {
-            eprintln!("NOT AS EXPECTED  {}, workspaces: {}: {wrong}", run.way.name(), run.workspaces);
+            eprintln!(
+                "NOT AS EXPECTED  {}, workspaces: {}: {wrong}",
+                run.way.name(),
+                run.workspaces
+            );
         }
     }
     if let Some(path) = svg {
@@ -177,7 +201,8 @@ impl Run {
         counter: &mut Counter,
     ) -> Result<Self, BoxError> {
         let pool = database.pool(CONNECTIONS).await?;
-        let world = Arc::new(World::create(pool.clone(), name, CHATS, workspaces, way.rows()).await?);
+        let world =
+            Arc::new(World::create(pool.clone(), name, CHATS, workspaces, way.rows()).await?);
         let before = counter.calls(name).await?;
         let began = Instant::now();
         let gateway = way.is_ours().then(|| Gateway::start(&world)).transpose()?;
@@ -206,7 +231,9 @@ impl Run {
 
         let bindings = world::table(name, "bindings");
         let counts = |sql: &str| !way.is_ours() || sql.contains(&bindings);
-        let sum = |calls: &Calls| calls.iter().filter(|(sql, _)| counts(sql)).map(|(_, calls)| calls).sum::<i64>();
+        let sum = |calls: &Calls| {
+            calls.iter().filter(|(sql, _)| counts(sql)).map(|(_, calls)| calls).sum::<i64>()
+        };
         let detail = counter::between(&before, &after);
         let run = Self {
             way,
@@ -241,7 +268,10 @@ impl Run {
                 !self.way.is_ours() || self.later == 0,
                 format!("{} statements after the first turn, not none", self.later),
             ),
-            (self.resolver <= questions, format!("{} resolver reads, not at most {questions}", self.resolver)),
+            (
+                self.resolver <= questions,
+                format!("{} resolver reads, not at most {questions}", self.resolver),
+            ),
             (differ == 0, format!("{differ} rows do not name the agent of the latest build")),
             ((dials > 0) == (rows == Rows::Stale), format!("{dials} dials of replaced agents")),
             (hanging == 0, format!("{hanging} dials of replaced agents were not cancelled")),
@@ -255,7 +285,13 @@ impl Run {
     }
 
     fn row(&self) -> String {
-        let numbers = [self.workspaces as i64, self.statements, self.later, self.resolver, self.rate() as i64];
+        let numbers = [
+            self.workspaces as i64,
+            self.statements,
+            self.later,
+            self.resolver,
+            self.rate() as i64,
+        ];
         let [workspaces, statements, later, resolver, rate] = numbers.map(grouped);
         let seconds = format!("{:.1}", self.took.as_secs_f64());
         row([&workspaces, self.way.name(), &statements, &later, &resolver, &seconds, &rate])
@@ -285,7 +321,8 @@ impl Gateway {
         let (resolver, agents) = (Arc::clone(world), world.agents.clone());
         let resolver = service_fn(move |ask| Arc::clone(&resolver).answer(ask));
         let layer = BoundAgentLayer::builder(world.store.clone(), resolver).build()?;
-        let dial = layer.layer(service_fn(move |ask: DialAgent| agents.clone().dial(ask.target.agent)));
+        let dial =
+            layer.layer(service_fn(move |ask: DialAgent| agents.clone().dial(ask.target.agent)));
         Ok(Self { bindings: layer.bindings(), dial: BoxCloneSyncService::new(dial) })
     }
 }
@@ -300,18 +337,36 @@ async fn turns(world: &Arc<World>, way: Way, gateway: Option<&Gateway>) -> Vec<S
             while let Some(chat) = world.chats.get(next.fetch_add(1, SeqCst)) {
                 let answered = connect(&world, way, gateway.as_ref(), chat.id).await?.ask().await?;
                 if answered != chat.agent {
-                    return Err(format!("chat {} was answered by {answered}, not by {}", chat.id, chat.agent).into());
+                    return Err(format!(
+                        "chat {} was answered by {answered}, not by {}",
+                        chat.id, chat.agent
+                    )
+                    .into());
                 }
             }
             Ok::<_, BoxError>(())
         });
     }
-    tasks.join_all().await.into_iter().filter_map(Result::err).map(|error| error.to_string()).take(3).collect()
+    tasks
+        .join_all()
+        .await
+        .into_iter()
+        .filter_map(Result::err)
+        .map(|error| error.to_string())
+        .take(3)
+        .collect()
 }
 
-async fn connect(world: &World, way: Way, gateway: Option<&Gateway>, chat: SessionId) -> Result<Connection, BoxError> {
+async fn connect(
+    world: &World,
+    way: Way,
+    gateway: Option<&Gateway>,
+    chat: SessionId,
+) -> Result<Connection, BoxError> {
     let agent = match (gateway, way) {
-        (Some(gateway), _) => return Ok(gateway.dial.clone().oneshot(chat.into()).await?.into_inner()),
+        (Some(gateway), _) => {
+            return Ok(gateway.dial.clone().oneshot(chat.into()).await?.into_inner());
+        }
         (None, Way::Resolve) => world.resolve(chat).await?,
         (None, _) => world.load(chat).await?,
     };
@@ -326,8 +381,12 @@ fn plain(sql: &str, name: &str) -> String {
 /// 1234567 as 1,234,567.
 fn grouped(number: i64) -> String {
     let digits = number.to_string();
-    let groups: Vec<&str> =
-        digits.as_bytes().rchunks(3).rev().map(|group| str::from_utf8(group).unwrap_or("")).collect();
+    let groups: Vec<&str> = digits
+        .as_bytes()
+        .rchunks(3)
+        .rev()
+        .map(|group| str::from_utf8(group).unwrap_or(""))
+        .collect();
     groups.join(",")
 }
 

@@ -95,7 +95,12 @@ impl World {
              FROM built JOIN unnest($1, $2) AS given (workspace, agent) USING (workspace)"
         ));
         for (number, agents) in [(1_i64, &stale), (2, &current)] {
-            sqlx::query(fill_builds.clone()).bind(&workspace_ids).bind(agents).bind(number).execute(&pool).await?;
+            sqlx::query(fill_builds.clone())
+                .bind(&workspace_ids)
+                .bind(agents)
+                .bind(number)
+                .execute(&pool)
+                .await?;
         }
         let (generation, bound) = match rows {
             Rows::Unbound => (None, None),
@@ -103,7 +108,8 @@ impl World {
             Rows::Current => (Some(2), Some(&current)),
         };
         let workspace_of_chat: Vec<Uuid> = of_chat.iter().map(|at| workspace_ids[*at]).collect();
-        let agent_of_chat: Vec<Option<Uuid>> = of_chat.iter().map(|at| bound.map(|agents| agents[*at])).collect();
+        let agent_of_chat: Vec<Option<Uuid>> =
+            of_chat.iter().map(|at| bound.map(|agents| agents[*at])).collect();
         sqlx::query(sql(format!("INSERT INTO {chat_table} SELECT * FROM unnest($1, $2)")))
             .bind(&chat_ids)
             .bind(&workspace_of_chat)
@@ -125,7 +131,8 @@ impl World {
         }
 
         let chats = of_chat.iter().zip(chat_ids);
-        let chats = chats.map(|(at, id)| Chat { id: id.into(), agent: current[*at].into() }).collect();
+        let chats =
+            chats.map(|(at, id)| Chat { id: id.into(), agent: current[*at].into() }).collect();
         let live = Arc::new(current.into_iter().map(AgentId::new).collect());
         Ok(Self {
             store,
@@ -210,7 +217,9 @@ impl Agents {
         }
         let (ours, mut its) = duplex(64);
         tokio::spawn(async move {
-            while its.read_u8().await.is_ok() && its.write_all(agent.as_uuid().as_bytes()).await.is_ok() {}
+            while its.read_u8().await.is_ok()
+                && its.write_all(agent.as_uuid().as_bytes()).await.is_ok()
+            {}
         });
         Ok(Connection(ours))
     }

@@ -53,7 +53,8 @@ impl Refused {
         self.status().1
     }
 
-    /// Which agent there is, is the gateway's to know: what it does not know is no fault of the client.
+    /// Which agent there is, is the gateway's to know: what it does not know is no fault of the
+    /// client.
     fn status(&self) -> (StatusCode, &'static str) {
         use StatusCode as Code;
         match self {
@@ -63,7 +64,9 @@ impl Refused {
             Self::Hop(refusal) => match refusal {
                 Refusal::Loop => (refusal.status(), "loop"),
                 Refusal::LastHop(_) => (refusal.status(), "last hop"),
-                Refusal::Connect | Refusal::Protocol | Refusal::Coding => (refusal.status(), "not supported"),
+                Refusal::Connect | Refusal::Protocol | Refusal::Coding => {
+                    (refusal.status(), "not supported")
+                }
                 _ => (refusal.status(), "bad request"),
             },
             Self::Agents(_) => (Code::BAD_GATEWAY, "bad response"),
@@ -86,9 +89,14 @@ impl Refused {
             Self::Agent(ClientError::Busy { .. }) => (Code::SERVICE_UNAVAILABLE, "busy"),
             Self::Agent(ClientError::NoResponse { .. }) => (Code::GATEWAY_TIMEOUT, "no response"),
             Self::Agent(ClientError::Unsent(_)) => (Code::SERVICE_UNAVAILABLE, "not processed"),
-            // The former agent may have carried it out: whether to repeat it is for the client to say.
-            Self::Agent(ClientError::Superseded { .. }) => (Code::SERVICE_UNAVAILABLE, "superseded"),
-            Self::Agent(error) if error.fault() == Fault::Caller => (Code::BAD_REQUEST, "body broke off"),
+            // The former agent may have carried it out: whether to repeat it is for the client to
+            // say.
+            Self::Agent(ClientError::Superseded { .. }) => {
+                (Code::SERVICE_UNAVAILABLE, "superseded")
+            }
+            Self::Agent(error) if error.fault() == Fault::Caller => {
+                (Code::BAD_REQUEST, "body broke off")
+            }
             // As above.
             Self::Agent(_) => (Code::BAD_GATEWAY, "broken off"),
             Self::Yard(_) => (Code::INTERNAL_SERVER_ERROR, "yard"),
@@ -123,14 +131,18 @@ impl IntoResponse for Refused {
             }
             after = match error {
                 ClientError::Dial(error) => error.retry_after(),
-                ClientError::Busy { .. } | ClientError::Unsent(_) | ClientError::Superseded { .. } => Some(SOON),
+                ClientError::Busy { .. }
+                | ClientError::Unsent(_)
+                | ClientError::Superseded { .. } => Some(SOON),
                 _ => None,
             };
         }
         body["says"] = says.into();
         let mut response = (status, Json(body)).into_response();
         if let Some(after) = after {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(after.as_secs_f64().ceil() as u64));
+            response
+                .headers_mut()
+                .insert(RETRY_AFTER, HeaderValue::from(after.as_secs_f64().ceil() as u64));
         }
         response
     }

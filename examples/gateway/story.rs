@@ -1,4 +1,5 @@
-//! The story that the gateway tells without arguments: a chat, its workspace, a rebuild that leaves a frozen agent behind.
+//! The story that the gateway tells without arguments: a chat, its workspace, a rebuild that leaves
+//! a frozen agent behind.
 
 use super::{BoxError, PATIENCE, serve, yard::Yard};
 use axum::{body::Body, http::Request};
@@ -28,7 +29,9 @@ pub(crate) async fn tell() -> Result<(), BoxError> {
     let gateway = format!("http://{}", listener.local_addr()?);
     let (end, ended) = oneshot::channel::<()>();
     let serving =
-        tokio::spawn(serve(listener, Vec::new(), PATIENCE, Yard::new(Vec::new()), async { drop(ended.await) }));
+        tokio::spawn(serve(listener, Vec::new(), PATIENCE, Yard::new(Vec::new()), async {
+            drop(ended.await)
+        }));
     let teller = Teller { client: Client::builder(TokioExecutor::new()).build_http(), gateway };
     let told = teller.tell().await;
     drop((teller, end));
@@ -44,20 +47,28 @@ impl Teller {
 
         let said = self.ask("POST", &echo, "hello").await?;
         said.tell("a chat that points nowhere", 404, |said| said.text.contains("not bound"))?;
-        let first = self.ask("POST", &format!("/workspaces/{workspace}/rebuild"), "").await?.agent_of_json()?;
+        let first = self
+            .ask("POST", &format!("/workspaces/{workspace}/rebuild"), "")
+            .await?
+            .agent_of_json()?;
         let said = self.ask("PUT", &format!("{chats}/workspace"), &workspace.to_string()).await?;
         said.tell("it is pointed at a workspace", 200, |_| true)?;
         let answers = |agent: String| {
-            move |said: &Said| said.agent.as_ref() == Some(&agent) && said.text == format!("{agent}\nhello")
+            move |said: &Said| {
+                said.agent.as_ref() == Some(&agent) && said.text == format!("{agent}\nhello")
+            }
         };
         let said = self.ask("POST", &echo, "hello").await?;
         said.tell("its first turn", 200, answers(first.clone()))?;
         let said = self.ask("POST", &echo, "hello").await?;
         said.tell("its second turn", 200, answers(first.clone()))?;
         let said = self.ask("GET", &chats, "").await?;
-        said.tell("  └ how it found its agent", 200, |said| said.text.contains("\"path\":\"Reused\""))?;
+        said.tell("  └ how it found its agent", 200, |said| {
+            said.text.contains("\"path\":\"Reused\"")
+        })?;
 
-        let second = self.ask("POST", &format!("/workspaces/{workspace}/rebuild?old=freeze"), "").await?;
+        let second =
+            self.ask("POST", &format!("/workspaces/{workspace}/rebuild?old=freeze"), "").await?;
         let second = second.agent_of_json()?;
         let said = self.ask("POST", &echo, "hello").await?;
         said.tell("rebuilt; the old agent is frozen", 200, answers(second.clone()))?;
@@ -67,7 +78,10 @@ impl Teller {
         said.tell("the workspace is stopped", 204, |_| true)?;
         let said = self.ask("POST", &echo, "hello").await?;
         said.tell("a turn", 503, |said| said.text.contains("\"stopped\""))?;
-        let third = self.ask("POST", &format!("/workspaces/{workspace}/start"), "").await?.agent_of_json()?;
+        let third = self
+            .ask("POST", &format!("/workspaces/{workspace}/start"), "")
+            .await?
+            .agent_of_json()?;
         let said = self.ask("POST", &echo, "hello").await?;
         said.tell("started again", 200, answers(third))
     }
@@ -84,7 +98,12 @@ impl Teller {
 }
 
 impl Said {
-    fn tell(&self, what: &str, status: u16, as_expected: impl Fn(&Self) -> bool) -> Result<(), BoxError> {
+    fn tell(
+        &self,
+        what: &str,
+        status: u16,
+        as_expected: impl Fn(&Self) -> bool,
+    ) -> Result<(), BoxError> {
         let text = self.text.replace('\n', " ");
         println!("{what:<34} {} {:>7.1} ms  {text}", self.status, self.ms);
         expect(self.status == status && as_expected(self), what)

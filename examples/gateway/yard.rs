@@ -1,5 +1,5 @@
-//! The yard: builds workspaces, that is, starts and ends agent processes, and knows which one serves a workspace now. In
-//! an application this is what starts containers, and a table of builds.
+//! The yard: builds workspaces, that is, starts and ends agent processes, and knows which one
+//! serves a workspace now. In an application this is what starts containers, and a table of builds.
 
 use serde::Deserialize;
 use std::{
@@ -70,11 +70,13 @@ impl Yard {
 
     /// Which agent serves a workspace now? What was never built here does not exist.
     pub(crate) fn resolve(&self, id: WorkspaceId) -> Resolution {
-        lock(&self.0.workspaces).get(&id).map_or(Resolution::Gone, |workspace| lock(&workspace.now).clone())
+        lock(&self.0.workspaces)
+            .get(&id)
+            .map_or(Resolution::Gone, |workspace| lock(&workspace.now).clone())
     }
 
-    /// Ends the agent, if there is one, and starts another one. `None` if that is to be in a workspace that exists and is
-    /// stopped, and it is not. Returns the new target and its process.
+    /// Ends the agent, if there is one, and starts another one. `None` if that is to be in a
+    /// workspace that exists and is stopped, and it is not. Returns the new target and its process.
     pub(crate) async fn build(
         &self,
         id: WorkspaceId,
@@ -83,7 +85,9 @@ impl Yard {
         let workspace = {
             let mut workspaces = lock(&self.0.workspaces);
             match rebuild {
-                Some(_) => Arc::clone(workspaces.entry(id).or_insert_with(|| Arc::new(Workspace::new()))),
+                Some(_) => {
+                    Arc::clone(workspaces.entry(id).or_insert_with(|| Arc::new(Workspace::new())))
+                }
                 None => match workspaces.get(&id) {
                     Some(workspace) => Arc::clone(workspace),
                     None => return Ok(None),
@@ -120,7 +124,8 @@ impl Yard {
         sleep(takes).await;
         let agent = AgentId::new(Uuid::new_v4());
         let started = self.spawn(agent).await?;
-        let target = Target::new(agent).with_generation(next_build()?).with_address(&*started.address);
+        let target =
+            Target::new(agent).with_generation(next_build()?).with_address(&*started.address);
         Ok((target, started))
     }
 
@@ -146,8 +151,9 @@ impl Yard {
         self.0.remains.wait().await;
     }
 
-    /// This program itself, as an agent: one binary is enough. It ends when its standard input is closed. The process
-    /// group of its own is for one that is frozen: if this process is killed, the system sends it a hang-up and wakes it.
+    /// This program itself, as an agent: one binary is enough. It ends when its standard input is
+    /// closed. The process group of its own is for one that is frozen: if this process is killed,
+    /// the system sends it a hang-up and wakes it.
     async fn spawn(&self, agent: AgentId) -> Result<Process, BoxError> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("agent").args(["--id", &agent.to_string()]).args(&self.0.arguments);
@@ -185,8 +191,8 @@ impl Workspace {
     }
 }
 
-/// Build numbers must go on after a restart of the gateway, since bindings do. A table of builds would count; the yard has
-/// none, and takes the time.
+/// Build numbers must go on after a restart of the gateway, since bindings do. A table of builds
+/// would count; the yard has none, and takes the time.
 fn next_build() -> Result<i64, BoxError> {
     Ok(i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?)
 }
@@ -194,7 +200,11 @@ fn next_build() -> Result<i64, BoxError> {
 async fn signal(child: &Child, signal: &str) -> io::Result<()> {
     let pid = child.id().ok_or(io::ErrorKind::NotFound)?;
     let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).status().await?;
-    if sent.success() { Ok(()) } else { Err(io::Error::other(format!("kill -{signal} {pid}: {sent}"))) }
+    if sent.success() {
+        Ok(())
+    } else {
+        Err(io::Error::other(format!("kill -{signal} {pid}: {sent}")))
+    }
 }
 
 /// Asks an agent for a head only, on a connection that can be used afterwards.

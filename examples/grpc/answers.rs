@@ -1,5 +1,5 @@
-//! A gRPC service with one method, which answers a question word by word. What `protoc` would write is written by hand,
-//! so that nobody needs it:
+//! A gRPC service with one method, which answers a question word by word. What `protoc` would write
+//! is written by hand, so that nobody needs it:
 //!
 //! ```proto
 //! service Agent { rpc Answer(Question) returns (stream Word); }
@@ -41,7 +41,8 @@ pub struct Word {
     pub agent: String,
 }
 
-/// Asks over any transport of tonic's. Whose agent is meant stands in the extensions, for a transport that looks there.
+/// Asks over any transport of tonic's. Whose agent is meant stands in the extensions, for a
+/// transport that looks there.
 pub async fn ask<T>(transport: T, chat: SessionId, text: &str) -> Result<Streaming<Word>, Status>
 where
     T: GrpcService<tonic::body::Body>,
@@ -54,7 +55,8 @@ where
     let mut question = Request::new(Question { text: text.to_owned() });
     question.extensions_mut().insert(chat);
     let method = PathAndQuery::from_static("/example.Agent/Answer");
-    let answer = grpc.server_streaming(question, method, ProstCodec::<Question, Word>::default()).await?;
+    let answer =
+        grpc.server_streaming(question, method, ProstCodec::<Question, Word>::default()).await?;
     Ok(answer.into_inner())
 }
 
@@ -68,7 +70,9 @@ impl Agent {
     pub async fn start(generation: i64) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let id = AgentId::new(Uuid::new_v4());
-        let target = Target::new(id).with_generation(generation).with_address(listener.local_addr()?.to_string());
+        let target = Target::new(id)
+            .with_generation(generation)
+            .with_address(listener.local_addr()?.to_string());
         let mut server = JoinSet::new();
         server.spawn(serve(listener, id));
         Ok(Self { target, server })
@@ -89,7 +93,9 @@ async fn serve(listener: TcpListener, id: AgentId) {
         });
         connections.spawn(async move {
             let server = auto::Builder::new(TokioExecutor::new()).http2_only();
-            let _ = server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).await;
+            let _ = server
+                .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
+                .await;
         });
     }
 }
@@ -98,7 +104,8 @@ type Words = std::pin::Pin<Box<dyn Stream<Item = Result<Word, Status>> + Send>>;
 
 /// Says every word of the question back, and takes its time for each.
 async fn answer(id: AgentId, question: Request<Question>) -> Result<Response<Words>, Status> {
-    let words: Vec<String> = question.into_inner().text.split_whitespace().map(str::to_owned).collect();
+    let words: Vec<String> =
+        question.into_inner().text.split_whitespace().map(str::to_owned).collect();
     let words = stream::iter(words).then(move |text| async move {
         sleep(Duration::from_millis(20)).await;
         Ok(Word { text, agent: id.to_string() })

@@ -1,5 +1,5 @@
-//! One idea: bindings may live anywhere. Here in a key-value service that compares versions; the store is in `store.rs`,
-//! and `tests/store_contract.rs` shows that it does what the layer expects.
+//! One idea: bindings may live anywhere. Here in a key-value service that compares versions; the
+//! store is in `store.rs`, and `tests/store_contract.rs` shows that it does what the layer expects.
 //!
 //! `cargo run --example own_store`
 
@@ -15,7 +15,8 @@ use tower_bound_agent::{BoundAgentLayer, BoxError, DialSession, Resolution, Revi
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let (old, new) = (Agent::start("old").await?, Agent::start("new").await?);
-    let (chat, workspace, authority) = (common::session(), common::workspace(), Authority::default());
+    let (chat, workspace, authority) =
+        (common::session(), common::workspace(), Authority::default());
     let resolver = authority.clone();
     let resolver = service_fn(move |ask| resolver.clone().resolve(ask));
 

@@ -1,4 +1,5 @@
-//! A store of bindings over a service that knows `get`, `put` at a version, and `scan`: etcd, DynamoDB, Redis with a script.
+//! A store of bindings over a service that knows `get`, `put` at a version, and `scan`: etcd,
+//! DynamoDB, Redis with a script.
 //!
 //! `tests/store_contract.rs` holds it to the contract, as it does with the stores of this crate.
 
@@ -14,7 +15,8 @@ use tower_bound_agent::{
 /// What stands under the key of a session.
 #[derive(Clone)]
 struct Record {
-    /// `None` once the session was deleted. The record stays, since its version must never be used again.
+    /// `None` once the session was deleted. The record stays, since its version must never be used
+    /// again.
     live: Option<Live>,
     previous: Option<Previous>,
 }
@@ -36,8 +38,8 @@ struct Live {
 }
 
 /// The service, here within this process. Nothing in it fails. Where it can: what was never sent is
-/// [`StoreError::Unavailable`], what it refused is [`Rejected`](StoreError::Rejected), and a write without an answer is
-/// [`Unknown`](StoreError::Unknown).
+/// [`StoreError::Unavailable`], what it refused is [`Rejected`](StoreError::Rejected), and a write
+/// without an answer is [`Unknown`](StoreError::Unknown).
 #[derive(Clone, Default)]
 struct Service(Arc<Mutex<Keys>>);
 
@@ -76,7 +78,8 @@ impl Service {
     /// The keys of a workspace in their order: an index, since this is asked at every rebuild.
     async fn scan(&self, workspace: WorkspaceId) -> Result<Vec<SessionId>, StoreError> {
         let all = &self.keys().sessions;
-        let there = |record: &Record| record.live.as_ref().is_some_and(|live| live.workspace == workspace);
+        let there =
+            |record: &Record| record.live.as_ref().is_some_and(|live| live.workspace == workspace);
         Ok(all.iter().filter(|(_, (_, record))| there(record)).map(|(key, _)| *key).collect())
     }
 }
@@ -104,8 +107,9 @@ impl Change {
 pub(crate) struct KeyValueStore(Service);
 
 impl KeyValueStore {
-    /// The one way in which a row changes: it is read, a change is decided on, and that is written if nobody else has
-    /// written in between; else all begins again. So what was decided on holds at the moment of the write.
+    /// The one way in which a row changes: it is read, a change is decided on, and that is written
+    /// if nobody else has written in between; else all begins again. So what was decided on holds
+    /// at the moment of the write.
     ///
     /// Returns the row as it is now, and whether it was written.
     async fn change(
@@ -122,8 +126,10 @@ impl KeyValueStore {
                 Change::Delete => None,
                 Change::Write(live) => Some(live),
             };
-            // An agent that has to go becomes the previous one; otherwise that stays, also in a record that is deleted.
-            let next = live.as_ref().and_then(|live| live.target.as_ref()).map(|target| target.agent);
+            // An agent that has to go becomes the previous one; otherwise that stays, also in a
+            // record that is deleted.
+            let next =
+                live.as_ref().and_then(|live| live.target.as_ref()).map(|target| target.agent);
             let gone = row.and_then(|row| row.target).filter(|gone| Some(gone.agent) != next);
             let gone = gone.map(|gone| Previous::new(gone.agent, gone.generation));
             let record = Record { live, previous: gone.or_else(|| found?.1.previous) };
@@ -134,8 +140,8 @@ impl KeyValueStore {
         }
     }
 
-    /// What a caller gets of a row: without its target, if that is of another epoch than its workspace's. The epoch is
-    /// read after the row, so that a reset in between is seen.
+    /// What a caller gets of a row: without its target, if that is of another epoch than its
+    /// workspace's. The epoch is read after the row, so that a reset in between is seen.
     async fn judged(&self, row: Option<Binding>) -> Result<Option<Binding>, StoreError> {
         let Some(mut row) = row else { return Ok(None) };
         let epoch = self.0.epoch(row.workspace).await?;
@@ -172,7 +178,11 @@ impl BindingStore for KeyValueStore {
         self.change(new.session, decide).await.map(swap)
     }
 
-    async fn compare_and_swap(&self, expected: Revision, new: NewBinding) -> Result<Swap, StoreError> {
+    async fn compare_and_swap(
+        &self,
+        expected: Revision,
+        new: NewBinding,
+    ) -> Result<Swap, StoreError> {
         let decide = |row: Option<&Binding>| match row {
             Some(row) if row.revision == expected => Change::write(&new),
             _ => Change::Leave,
@@ -180,7 +190,11 @@ impl BindingStore for KeyValueStore {
         self.change(new.session, decide).await.map(swap)
     }
 
-    async fn retarget(&self, session: SessionId, workspace: WorkspaceId) -> Result<Binding, StoreError> {
+    async fn retarget(
+        &self,
+        session: SessionId,
+        workspace: WorkspaceId,
+    ) -> Result<Binding, StoreError> {
         let decide = |row: Option<&Binding>| match row {
             Some(row) if row.workspace == workspace => Change::target(row, row.target.clone()),
             _ => Change::write(&NewBinding::new(session, workspace, None)),
@@ -191,11 +205,16 @@ impl BindingStore for KeyValueStore {
 
     async fn unbind(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
         // Also of a row without a target: the revision must grow.
-        let decide = |row: Option<&Binding>| row.map_or(Change::Leave, |row| Change::target(row, None));
+        let decide =
+            |row: Option<&Binding>| row.map_or(Change::Leave, |row| Change::target(row, None));
         Ok(self.change(session, decide).await?.0)
     }
 
-    async fn delete(&self, session: SessionId, expected: Option<Revision>) -> Result<bool, StoreError> {
+    async fn forget(
+        &self,
+        session: SessionId,
+        expected: Option<Revision>,
+    ) -> Result<bool, StoreError> {
         let decide = |row: Option<&Binding>| match row {
             Some(row) if expected.is_none_or(|expected| expected == row.revision) => Change::Delete,
             _ => Change::Leave,
@@ -205,7 +224,8 @@ impl BindingStore for KeyValueStore {
 
     async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
         // Two keys, and this service writes one at a time: what the parent held when it was read.
-        let parent = self.0.get(parent).await?.and_then(|(version, record)| row(parent, version, &record));
+        let parent =
+            self.0.get(parent).await?.and_then(|(version, record)| row(parent, version, &record));
         let decide = |row: Option<&Binding>| match (row, &parent) {
             (None, Some(parent)) => Change::target(parent, parent.target.clone()),
             _ => Change::Leave,
@@ -214,7 +234,8 @@ impl BindingStore for KeyValueStore {
     }
 
     async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<Reset, StoreError> {
-        // From here on no target of the workspace counts. The rows follow, so that the revision of each grows.
+        // From here on no target of the workspace counts. The rows follow, so that the revision of
+        // each grows.
         let epoch = self.0.raise(workspace).await?;
         let decide = |row: Option<&Binding>| match row {
             Some(row) if row.workspace == workspace => Change::target(row, None),
@@ -236,14 +257,19 @@ impl BindingStore for KeyValueStore {
         limit: u64,
     ) -> Result<u64, StoreError> {
         let is_behind = |target: &Target| match (stale.generation, current.generation) {
-            (Some(_), Some(newest)) => target.generation.is_some_and(|generation| generation < newest),
+            (Some(_), Some(newest)) => {
+                target.generation.is_some_and(|generation| generation < newest)
+            }
             _ => {
                 let there = target.agent == current.agent && target.address == current.address;
                 target.agent == stale.agent && target.generation.is_none() && !there
             }
         };
         let decide = |row: Option<&Binding>| match row {
-            Some(row) if (row.workspace, row.epoch) == (workspace, epoch) => match row.target.as_deref() {
+            Some(row) if (row.workspace, row.epoch) == (workspace, epoch) => match row
+                .target
+                .as_deref()
+            {
                 Some(target) if is_behind(target) => Change::target(row, Some(Arc::clone(current))),
                 _ => Change::Leave,
             },
@@ -261,7 +287,9 @@ impl BindingStore for KeyValueStore {
 
     async fn load_many(&self, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
         if sessions.len() > BATCH {
-            return Err(StoreError::Rejected(format!("{} sessions at once", sessions.len()).into()));
+            return Err(StoreError::Rejected(
+                format!("{} sessions at once", sessions.len()).into(),
+            ));
         }
         // Each once, also if it was named twice.
         let mut rows = Vec::new();

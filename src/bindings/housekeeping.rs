@@ -3,39 +3,44 @@
 use super::Bindings;
 use crate::{
     Error, ErrorKind,
-    statement::Kind,
+    gate::Kind,
     store::{BATCH, ErasedStore, Purged, StoreError},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::time::sleep;
 
 /// What a batch waits before it is tried again. After the last of them it has failed.
-const PAUSES: [Duration; 3] = [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(4)];
+const PAUSES: [Duration; 3] =
+    [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(4)];
 
 impl Bindings {
-    /// Forgets the sessions that nobody has used for longer than `idle`, in any process. Says how many.
+    /// Forgets the sessions that nobody has used for longer than `idle`, in any process. Says how
+    /// many.
     ///
-    /// To be called now and then, by one process or by all of them, while every process that uses sessions
-    /// [records it](crate::BoundAgentBuilder::record_use). A session whose use was never recorded counts from the creation
-    /// of its record. A session that is [in use](crate::InUse) stays, however long ago its connection was made.
-    /// `idle` should be days: a use counts once it was recorded, and until then a session that comes back after so long
-    /// may still be forgotten.
+    /// To be called now and then, by one process or by all of them, while every process that uses
+    /// sessions [records it](crate::BoundAgentBuilder::usage_interval). A session whose use was
+    /// never recorded counts from the creation of its record. A session that is [in
+    /// use](crate::InUse) stays, however long ago its connection was made. `idle` should be days: a
+    /// use counts once it was recorded, and until then a session that comes back after so long may
+    /// still be forgotten.
     ///
-    /// This goes in batches of 2,000 rows, each within the store timeout. A batch that fails for a reason that may pass
-    /// is tried again three times, over some five seconds; if its answer was lost, its rows are not in the number that
-    /// is returned.
+    /// This goes in batches of 2,000 rows, each within the store timeout. A batch that fails for a
+    /// reason that may pass is tried again three times, over some five seconds; if its answer was
+    /// lost, its rows are not in the number that is returned.
     ///
     /// # Errors
     ///
     /// What was forgotten before an error stays so. [`Store`](ErrorKind::Store); then
-    /// [`store_error`](Error::store_error) may be a [`StoreError::UseNotRecorded`], if use was not recorded for long
-    /// enough to tell, or a [`StoreError::Unsupported`]. [`OutcomeUnknown`](ErrorKind::OutcomeUnknown) if no answer came
-    /// for the last batch; [`Closed`](ErrorKind::Closed). While a batch has no answer no other one is sent: that is a
+    /// [`store_error`](Error::store_error) may be a [`StoreError::UseNotRecorded`], if use was not
+    /// recorded for long enough to tell, or a [`StoreError::Unsupported`].
+    /// [`OutcomeUnknown`](ErrorKind::OutcomeUnknown) if no answer came for the last batch;
+    /// [`Closed`](ErrorKind::Closed). While a batch has no answer no other one is sent: that is a
     /// [`StoreError::Unavailable`].
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the batch under way is carried out wholly or not at all, and no other one follows.
+    /// If the future is dropped, the batch under way is carried out wholly or not at all, and no
+    /// other one follows.
     ///
     /// # Example
     ///
@@ -52,7 +57,9 @@ impl Bindings {
     pub async fn purge_idle(&self, idle: Duration) -> Result<u64, Error> {
         let mut all = 0;
         loop {
-            let deleted = self.batch(move |store| async move { store.purge_idle(idle, BATCH as u64).await }).await?;
+            let deleted = self
+                .batch(move |store| async move { store.purge_idle(idle, BATCH as u64).await })
+                .await?;
             all += deleted;
             if deleted < BATCH as u64 {
                 return Ok(all);
@@ -60,21 +67,24 @@ impl Bindings {
         }
     }
 
-    /// Removes what is left of sessions that were forgotten at least seven days ago. Says how many rows are gone, and
-    /// how many wait for a later run.
+    /// Removes what is left of sessions that were forgotten at least seven days ago. Says how many
+    /// rows are gone, and how many wait for a later run.
     ///
     /// A row goes in two runs that are at least an hour apart (see
-    /// [`purge_deleted`](crate::store::BindingStore::purge_deleted) for why), so this is to be called again and again,
-    /// once a day or so. In batches as [`purge_idle`](Self::purge_idle) is, and with the same errors and cancel safety.
+    /// [`purge_forgotten`](crate::store::BindingStore::purge_forgotten) for why), so this is to be
+    /// called again and again, once a day or so. In batches as [`purge_idle`](Self::purge_idle) is,
+    /// and with the same errors and cancel safety.
     ///
     /// # Errors
     ///
-    /// [`Store`](ErrorKind::Store), [`OutcomeUnknown`](ErrorKind::OutcomeUnknown), [`Closed`](ErrorKind::Closed). What
-    /// was removed before an error stays so.
+    /// [`Store`](ErrorKind::Store), [`OutcomeUnknown`](ErrorKind::OutcomeUnknown),
+    /// [`Closed`](ErrorKind::Closed). What was removed before an error stays so.
     pub async fn purge_forgotten(&self) -> Result<Purged, Error> {
         let mut all = Purged::default();
         loop {
-            let purged = self.batch(|store| async move { store.purge_deleted(BATCH as u64).await }).await?;
+            let purged = self
+                .batch(|store| async move { store.purge_forgotten(BATCH as u64).await })
+                .await?;
             all = Purged::new(all.gone + purged.gone, purged.waiting);
             if purged.gone < BATCH as u64 {
                 return Ok(all);
@@ -82,8 +92,8 @@ impl Bindings {
         }
     }
 
-    /// Runs one batch, again if that may help. A batch that was carried out without an answer may be repeated: it finds
-    /// the next rows.
+    /// Runs one batch, again if that may help. A batch that was carried out without an answer may
+    /// be repeated: it finds the next rows.
     async fn batch<T, F>(&self, batch: impl Fn(Arc<dyn ErasedStore>) -> F) -> Result<T, Error>
     where
         T: Send + 'static,
@@ -93,7 +103,11 @@ impl Bindings {
         loop {
             self.open(None)?;
             let batch = batch(Arc::clone(&self.shared.store));
-            let error = match self.shared.send(Kind::Purge, |shared| async move { shared.answer(batch).await }).await {
+            let error = match self
+                .shared
+                .send(Kind::Purge, |shared| async move { shared.answer(batch).await })
+                .await
+            {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };

@@ -2,15 +2,16 @@
 
 use crate::{
     error::Cause,
-    shared::Shared,
-    statement::{Kind, no_answer},
+    gate::Kind,
+    state::{Shared, statement::no_answer},
     store::StoreError,
 };
 use futures_util::StreamExt;
 use std::sync::Arc;
 use tokio::{sync::mpsc, time::timeout};
 
-/// Loads the rows that were used last, in a task of its own, so that a query without an answer is not sent again.
+/// Loads the rows that were used last, in a task of its own, so that a query without an answer is
+/// not sent again.
 pub(super) async fn warm(shared: &Arc<Shared>, limit: u64) -> Result<u64, StoreError> {
     let within = shared.settings.store_timeout;
     let Ok(pass) = timeout(within, shared.one_of_a_kind.of(Kind::Warm).pass()).await else {
@@ -21,14 +22,14 @@ pub(super) async fn warm(shared: &Arc<Shared>, limit: u64) -> Result<u64, StoreE
     let task = Arc::clone(shared);
     let sent = shared.tasks.spawn(pass.hold(async move {
         let shared = task;
-        let tickets = shared.rows.tickets();
+        let tokens = shared.rows.read_tokens();
         let mut rows = shared.store.recent(limit);
         let mut warmed = 0;
         loop {
             match shared.answer(async { rows.next().await.transpose() }).await {
                 Ok(Some(row)) => {
-                    let ticket = shared.rows.ticket_of(tickets, row.session);
-                    shared.learn(row, ticket);
+                    let token = shared.rows.read_token_of(tokens, row.session);
+                    shared.learn(row, token);
                     warmed += 1;
                     // Nobody waits any more.
                     if tell.send(Ok(Some(warmed))).await.is_err() {

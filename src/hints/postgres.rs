@@ -38,56 +38,65 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// For a probe to be heard.
 const HEAR: Duration = Duration::from_secs(5);
 
-/// How many statements are run on a connection within the time after which the server ends one that says nothing.
+/// How many statements are run on a connection within the time after which the server ends one that
+/// says nothing.
 const STATEMENTS: u32 = 3;
 
-/// Between attempts to connect, at first and at last. A half more or less: replicas that have lost their connections at
-/// the same moment come back one after the other, and so do the gaps that they tell.
+/// Between attempts to connect, at first and at last. A half more or less: replicas that have lost
+/// their connections at the same moment come back one after the other, and so do the gaps that they
+/// tell.
 const PAUSES: [Duration; 2] = [Duration::from_millis(300), Duration::from_secs(5)];
 
 /// The payload that is sent only to be heard.
 const PROBE: &str = "probe";
 
-/// Hints through the LISTEN and NOTIFY of a PostgreSQL database, which every replica of an application has anyway.
+/// Hints through the LISTEN and NOTIFY of a PostgreSQL database, which every replica of an
+/// application has anyway.
 ///
-/// It costs two connections for each layer, never any of the pool's: one listens, one sends. What is sent within 50 ms
-/// goes in one statement, in which of the hints about one session or workspace only the newest is left. Nothing is sent
-/// as part of a repair or of a transaction of yours, since PostgreSQL lets transactions that notify commit one after
-/// the other.
+/// It costs two connections for each layer, never any of the pool's: one listens, one sends. What
+/// is sent within 50 ms goes in one statement, in which of the hints about one session or workspace
+/// only the newest is left. Nothing is sent as part of a repair or of a transaction of yours, since
+/// PostgreSQL lets transactions that notify commit one after the other.
 ///
-/// The stream of [`listen`](Hints::listen) does all of the work, both ways, while it is polled: the layer does that. No
-/// task is started. A hint that was sent waits for a stream of this value or of a clone; at most 10,000 different ones
-/// wait, and if there were more, every listener hears a [`Heard::Gap`] afterwards. What still waits when the layer is
-/// closed is lost.
+/// The stream of [`listen`](Hints::listen) does all of the work, both ways, while it is polled: the
+/// layer does that. No task is started. A hint that was sent waits for a stream of this value or of
+/// a clone; at most 10,000 different ones wait, and if there were more, every listener hears a
+/// [`Heard::Lagged`] afterwards. What still waits when the layer is closed is lost.
 ///
 /// # Gaps
 ///
-/// A [`Heard::Gap`] is told whenever the listening begins (anew), and for every payload that is not understood. Replicas
-/// that have lost their connections at the same moment tell it one after the other. So
-/// `NOTIFY agent_bindings` without any payload, by hand after rows were changed by hand, makes every replica look again.
-/// Correctness does not depend on hints; see the [module](super).
+/// A [`Heard::Lagged`] is told whenever the listening begins (anew), and for every payload that is
+/// not understood. Replicas that have lost their connections at the same moment tell it one after
+/// the other. So `NOTIFY agent_bindings` without any payload, by hand after rows were changed by
+/// hand, makes every replica look again. Correctness does not depend on hints; see the
+/// [module](super).
 ///
 /// # When the database is away
 ///
-/// The stream never ends. It connects again, after 300 ms at first and every 5 s at last, with the connection options
-/// that the pool has then, and says what is wrong (feature `tracing`). Every statement has a bound, and a *probe* that
-/// is sent every 30 s tells whether the listening connection still hears: if nothing is heard within 5 s, both
-/// connections are made anew. If only the sending connection is lost, only that one is: nothing was missed.
+/// The stream never ends. It connects again, after 300 ms at first and every 5 s at last, with the
+/// connection options that the pool has then, and says what is wrong (feature `tracing`). Every
+/// statement has a bound, and a *probe* that is sent every 30 s tells whether the listening
+/// connection still hears: if nothing is heard within 5 s, both connections are made anew. If only
+/// the sending connection is lost, only that one is: nothing was missed.
 ///
-/// Neither connection is idle: each runs a statement every 30 s, more often where the server's `idle_session_timeout`
-/// asks for it. If the server takes no writes any more, as after a failover, both are made anew.
+/// Neither connection is idle: each runs a statement every 30 s, more often where the server's
+/// `idle_session_timeout` asks for it. If the server takes no writes any more, as after a failover,
+/// both are made anew.
 ///
 /// # Poolers
 ///
-/// LISTEN silently does nothing through a pooler in transaction mode (PgBouncer's `pool_mode = transaction`). The probe
-/// finds that out: a warning is logged once (feature `tracing`), the stream says [`Heard::Gap`] every 30 s, and sending
-/// works as ever. So such a replica polls. Better give this value a pool whose options lead to the server itself, or to
-/// a pooler in session mode; the pool need not have any connection. Nothing here needs prepared statements.
+/// LISTEN silently does nothing through a pooler in transaction mode (PgBouncer's
+/// `pool_mode = transaction`). The probe finds that out: a warning is logged once (feature
+/// `tracing`), the stream says [`Heard::Lagged`] every 30 s, and sending works as ever. So such a
+/// replica polls. Better give this value a pool whose options lead to the server itself, or to a
+/// pooler in session mode; the pool need not have any connection. Nothing here needs prepared
+/// statements.
 ///
 /// # Cancel safety
 ///
-/// A stream that is dropped ends both connections and loses nothing that another stream of a clone could send. While
-/// the server does not answer at all, sqlx may hold on to the socket of the listening connection until that breaks.
+/// A stream that is dropped ends both connections and loses nothing that another stream of a clone
+/// could send. While the server does not answer at all, sqlx may hold on to the socket of the
+/// listening connection until that breaks.
 ///
 /// # Example
 ///
@@ -101,7 +110,7 @@ const PROBE: &str = "probe";
 /// let pool = sqlx::PgPool::connect("postgres://application@localhost/application").await?;
 /// let hints = PostgresHints::new(pool);
 /// let mut heard = std::pin::pin!(hints.listen());
-/// assert_eq!(heard.next().await, Some(Heard::Gap)); // it listens now
+/// assert_eq!(heard.next().await, Some(Heard::Lagged)); // it listens now
 /// let hint = Hint::new(1, About::Reset { workspace, epoch: None });
 /// hints.send(hint);
 /// assert_eq!(heard.next().await, Some(Heard::Hint(hint)));
@@ -129,7 +138,9 @@ impl fmt::Debug for PostgresHints {
 
 /// Not a channel name that this crate puts into a statement.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{name:?} is not a channel name of letters, digits and underscores that begins with a letter or underscore")]
+#[error(
+    "{name:?} is not a channel name of letters, digits and underscores that begins with a letter or underscore"
+)]
 #[non_exhaustive]
 pub struct ChannelNameError {
     /// What was given.
@@ -137,20 +148,25 @@ pub struct ChannelNameError {
 }
 
 impl PostgresHints {
-    /// Connects to where the pool's connections go, with the pool's options, once somebody listens. No connection of
-    /// the pool is used, and closing the pool changes nothing here.
+    /// Connects to where the pool's connections go, with the pool's options, once somebody listens.
+    /// No connection of the pool is used, and closing the pool changes nothing here.
     #[must_use]
     pub fn new(pool: PgPool) -> Self {
-        Self { pool, channel: DEFAULT_CHANNEL.into(), probe_interval: Duration::from_secs(30), queue: Arc::default() }
+        Self {
+            pool,
+            channel: DEFAULT_CHANNEL.into(),
+            probe_interval: Duration::from_secs(30),
+            queue: Arc::default(),
+        }
     }
 
-    /// Uses another channel than `agent_bindings`. Replicas hear each other if they use one channel of one database;
-    /// applications that share a database should not.
+    /// Uses another channel than `agent_bindings`. Replicas hear each other if they use one channel
+    /// of one database; applications that share a database should not.
     ///
     /// # Errors
     ///
-    /// If the name is anything but at most 48 ASCII letters, digits and underscores that do not begin with a digit. It
-    /// is quoted, so that upper and lower case differ.
+    /// If the name is anything but at most 48 ASCII letters, digits and underscores that do not
+    /// begin with a digit. It is quoted, so that upper and lower case differ.
     ///
     /// # Example
     ///
@@ -169,22 +185,25 @@ impl PostgresHints {
         Ok(Self { channel: name.into(), queue: Arc::default(), ..self })
     }
 
-    /// How often to find out whether the listening connection still hears. 30 s by default, at least 100 ms, at most 30
-    /// days.
+    /// How often to find out whether the listening connection still hears. 30 s by default, at
+    /// least 100 ms, at most 30 days.
     ///
-    /// It bounds how long hints are lost without a word, and how often a replica polls whose LISTEN does nothing.
+    /// It bounds how long hints are lost without a word, and how often a replica polls whose LISTEN
+    /// does nothing.
     #[must_use]
     pub fn with_probe_interval(self, interval: Duration) -> Self {
         Self { probe_interval: interval.clamp(Duration::from_millis(100), LONGEST), ..self }
     }
 
-    /// Two connections that have answered. The listening one comes last: sqlx waits for an answer even when it is
-    /// dropped, so it should be made only where answers can be had.
+    /// Two connections that have answered. The listening one comes last: sqlx waits for an answer
+    /// even when it is dropped, so it should be made only where answers can be had.
     async fn connect(&self) -> Result<(Sending, Listener), sqlx::Error> {
         let sending = self.connect_sending().await?;
-        // A new one each time, since its only connection may be in use for as long as a lost one takes to break.
+        // A new one each time, since its only connection may be in use for as long as a lost one
+        // takes to break.
         let pool = PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None);
-        let mut connection = PgListener::connect_with(&pool.connect_lazy_with(self.options())).await?;
+        let mut connection =
+            PgListener::connect_with(&pool.connect_lazy_with(self.options())).await?;
         connection.eager_reconnect(false);
         let takes_writes = takes_writes(&mut connection).await?;
         connection.listen(&self.channel).await?;
@@ -199,16 +218,23 @@ impl PostgresHints {
     async fn connect_sending(&self) -> Result<Sending, sqlx::Error> {
         let mut connection = PgConnection::connect_with(&self.options()).await?;
         // In milliseconds, whatever unit it was set in. There is none before PostgreSQL 14.
-        let ask = "SELECT CAST(setting AS BIGINT) FROM pg_settings WHERE name = 'idle_session_timeout'";
+        let ask =
+            "SELECT CAST(setting AS BIGINT) FROM pg_settings WHERE name = 'idle_session_timeout'";
         let idle = sqlx::raw_sql(ask).fetch_optional(&mut connection).await?;
-        let idle = idle.and_then(|row| row.try_get(0).ok()).and_then(|idle: i64| u64::try_from(idle).ok());
-        let idle = idle.filter(|idle| *idle > 0).map(|idle| Duration::from_millis(idle) / STATEMENTS);
-        Ok(Sending { connection, idle: idle.map_or(self.probe_interval, |idle| idle.min(self.probe_interval)) })
+        let idle =
+            idle.and_then(|row| row.try_get(0).ok()).and_then(|idle: i64| u64::try_from(idle).ok());
+        let idle =
+            idle.filter(|idle| *idle > 0).map(|idle| Duration::from_millis(idle) / STATEMENTS);
+        Ok(Sending {
+            connection,
+            idle: idle.map_or(self.probe_interval, |idle| idle.min(self.probe_interval)),
+        })
     }
 
     /// Sends what waits, on one connection after the other.
     async fn speak(&self, mut sending: Sending, probe: &Probe) -> Infallible {
-        let (mut pause, mut log) = (PAUSES[0], Log::new("hints cannot be sent to other processes, trying on"));
+        let (mut pause, mut log) =
+            (PAUSES[0], Log::new("hints cannot be sent to other processes, trying on"));
         loop {
             let began = Instant::now();
             // What connecting again helps against is no news.
@@ -247,7 +273,9 @@ impl PostgresHints {
             };
             let batch = self.queue.take();
             let mut statement = String::new();
-            for payload in batch.payloads().iter().map(String::as_str).chain(probes.then_some(PROBE)) {
+            for payload in
+                batch.payloads().iter().map(String::as_str).chain(probes.then_some(PROBE))
+            {
                 // Neither holds a quote.
                 statement.push_str(&format!("NOTIFY \"{}\", '{payload}';", self.channel));
             }
@@ -286,15 +314,23 @@ struct Listener {
 }
 
 impl Listener {
-    /// Says something, so that nobody takes the connection for unused, and learns whether it is still of use.
+    /// Says something, so that nobody takes the connection for unused, and learns whether it is
+    /// still of use.
     async fn keep_alive(&mut self) -> Result<(), BoxError> {
-        let takes_writes = timeout(ANSWER, takes_writes(&mut self.connection)).await.map_err(|_| "no answer")??;
-        if self.takes_writes && !takes_writes { Err("the server takes no writes any more".into()) } else { Ok(()) }
+        let takes_writes = timeout(ANSWER, takes_writes(&mut self.connection))
+            .await
+            .map_err(|_| "no answer")??;
+        if self.takes_writes && !takes_writes {
+            Err("the server takes no writes any more".into())
+        } else {
+            Ok(())
+        }
     }
 }
 
 async fn takes_writes(connection: &mut PgListener) -> Result<bool, sqlx::Error> {
-    let answer = sqlx::raw_sql("SHOW transaction_read_only").fetch_one(connection.acquire().await?).await?;
+    let answer =
+        sqlx::raw_sql("SHOW transaction_read_only").fetch_one(connection.acquire().await?).await?;
     Ok(answer.try_get::<String, _>(0)? == "off")
 }
 
@@ -344,7 +380,8 @@ impl Stream for Listening {
 }
 
 impl Drop for Listening {
-    /// A listening connection says goodbye in a task of sqlx's, which needs a runtime wherever this is dropped.
+    /// A listening connection says goodbye in a task of sqlx's, which needs a runtime wherever this
+    /// is dropped.
     fn drop(&mut self) {
         let _runtime = self.runtime.as_ref().map(Handle::enter);
         self.work = None;
@@ -396,8 +433,9 @@ impl Replica {
 
     /// Tells what it hears, beginning with a gap, until there is nothing to be heard any more.
     async fn hear(&mut self, mut listening: Listener, probe: &Probe, idle: Duration) -> End {
-        self.say(Heard::Gap).await;
-        // What came before the answer to LISTEN proves nothing: a pooler may have handed it over with the answer.
+        self.say(Heard::Lagged).await;
+        // What came before the answer to LISTEN proves nothing: a pooler may have handed it over
+        // with the answer.
         while let Some(early) = listening.connection.next_buffered() {
             self.tell(early.payload()).await;
         }
@@ -417,7 +455,8 @@ impl Replica {
                     _ => began + interval,
                 };
                 select! {
-                    // Before what is heard, which may be so much that nothing else would ever get its turn.
+                    // Before what is heard, which may be so much that nothing else would ever get
+                    // its turn.
                     biased;
                     () = sleep_until(speak_at) => {
                         if let Err(error) = listening.keep_alive().await {
@@ -466,7 +505,7 @@ impl Replica {
             }
         }
         if !understood {
-            self.say(Heard::Gap).await;
+            self.say(Heard::Lagged).await;
         }
     }
 

@@ -16,13 +16,14 @@ use std::{
 
 /// The body of an agent's response, as it comes.
 ///
-/// Read it to its end, trailers included, and the connection is used again; drop it earlier, and with HTTP/1 the
-/// connection is closed, with HTTP/2 only the stream. It belongs to its connection: after the binding has moved on, the
-/// connection stays open until the last body on it has ended.
+/// Read it to its end, trailers included, and the connection is used again; drop it earlier, and
+/// with HTTP/1 the connection is closed, with HTTP/2 only the stream. It belongs to its connection:
+/// after the binding has moved on, the connection stays open until the last body on it has ended.
 ///
-/// An error says that the agent or the connection to it broke in the middle. That has already been reported as stale
-/// ([`BoundHandle::report_stale`](crate::BoundHandle::report_stale)). [`http2_code`](super::http2_code) gives the reason
-/// that HTTP/2 has for it. What happens to the connection after the end of the body is not held against the agent.
+/// An error says that the agent or the connection to it broke in the middle. That has already been
+/// reported as stale ([`BoundHandle::report_stale`](crate::BoundHandle::report_stale)).
+/// [`http2_code`](super::http2_code) gives the reason that HTTP/2 has for it. What happens to the
+/// connection after the end of the body is not held against the agent.
 #[must_use = "a body that is dropped before its end closes an HTTP/1 connection"]
 pub struct AgentBody {
     incoming: Incoming,
@@ -56,7 +57,11 @@ impl<B: Send + 'static> Using for Lease<B> {
 }
 
 impl AgentBody {
-    pub(super) fn new<B: Send + 'static>(incoming: Incoming, lease: Lease<B>, progress: Arc<Progress>) -> Self {
+    pub(super) fn new<B: Send + 'static>(
+        incoming: Incoming,
+        lease: Lease<B>,
+        progress: Arc<Progress>,
+    ) -> Self {
         let using: Option<Box<dyn Using>> = if incoming.is_end_stream() {
             lease.ended(&progress);
             None
@@ -71,7 +76,10 @@ impl Body for AgentBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let polled = Pin::new(&mut self.incoming).poll_frame(cx);
         match &polled {
             Poll::Ready(Some(Ok(_))) if !self.incoming.is_end_stream() => {

@@ -4,18 +4,20 @@ use super::{
     AgentClientBuilder,
     body::AgentBody,
     builder::Settings,
-    connection::{Lease, Unanswered, open},
+    connection::{Lease, SendError, open},
     error::ClientError,
     outgoing::{Progress, Repeats, Source},
     pool::{Agent, Given, Key, Pool, Queued, Reserved, Taken, Wants},
     question::{Budget, Watch},
-    request::{Idempotent, Speaks, frame, prepare},
+    request::{HttpProtocol, Idempotent, frame, prepare},
 };
 use crate::{
     Bound, BoundAgent, BoundHandle, BoxError, DialAgent, DialSession,
-    call::{dialed_before, look_up_first},
-    race::news,
-    shared::Known,
+    dial::{
+        call::{dialed_before, look_up_first},
+        race::news,
+    },
+    state::Known,
 };
 use ::http::{Request, Response, request::Parts};
 use futures_util::future::BoxFuture;
@@ -36,15 +38,17 @@ use tower_service::Service;
 
 pub(super) type SessionOf = Arc<dyn Fn(&Parts) -> Option<DialSession> + Send + Sync>;
 
-/// An HTTP client whose hosts are sessions: sends each request to the agent that its session is bound to now.
+/// An HTTP client whose hosts are sessions: sends each request to the agent that its session is
+/// bound to now.
 ///
-/// The session stands in the request's extensions, as a [`SessionId`](crate::SessionId) or as a whole [`DialSession`]
-/// (with a workspace, with something for the dialer), or where
-/// [`session_from`](AgentClientBuilder::session_from) finds it. What the URI and the `Host` header say of a host is handed
-/// on to the agent and never decides what is dialed.
+/// The session stands in the request's extensions, as a [`SessionId`](crate::SessionId) or as a
+/// whole [`DialSession`] (with a workspace, with something for the dialer), or where
+/// [`session_from`](AgentClientBuilder::session_from) finds it. What the URI and the `Host` header
+/// say of a host is handed on to the agent and never decides what is dialed.
 ///
-/// Bodies and trailers are streamed both ways, never gathered. A response has the [`BoundHandle`] of its connection in
-/// its extensions; after an upgrade (`101`) `hyper::upgrade::on` gives the connection.
+/// Bodies and trailers are streamed both ways, never gathered. A response has the [`BoundHandle`]
+/// of its connection in its extensions; after an upgrade (`101`) `hyper::upgrade::on` gives the
+/// connection.
 ///
 /// ```
 /// use http_body_util::BodyExt;
@@ -79,8 +83,8 @@ pub(super) type SessionOf = Arc<dyn Fn(&Parts) -> Option<DialSession> + Send + S
 ///
 /// # Its type
 ///
-/// `S` is the dialer inside the layer, `B` the body of the requests. Where a type must be named, as in the state of an axum
-/// application, box it:
+/// `S` is the dialer inside the layer, `B` the body of the requests. Where a type must be named, as
+/// in the state of an axum application, box it:
 ///
 /// ```
 /// use http::{Request, Response};
@@ -95,56 +99,63 @@ pub(super) type SessionOf = Arc<dyn Fn(&Parts) -> Option<DialSession> + Send + S
 ///
 /// # The pool
 ///
-/// A connection is kept for the workspace and the target (agent, build, generation, address) that it was dialed for, and
-/// carries the requests of every session of that workspace. A dialer that gives a connection the rights of one session
-/// must not be used with this client.
+/// A connection is kept for the workspace and the target (agent, build, generation, address) that
+/// it was dialed for, and carries the requests of every session of that workspace. A dialer that
+/// gives a connection the rights of one session must not be used with this client.
 ///
-/// A request gets a connection that is there if its session would dial that very target now: then nobody is asked and
-/// nothing is dialed. A session that is not cached has its row looked up first, and then the same holds. A binding that is
-/// behind is repaired, and a session that is unbound is bound, as after a dial. What remains goes through the layer: a
-/// target to which there is no connection.
+/// A request gets a connection that is there if its session would dial that very target now: then
+/// nobody is asked and nothing is dialed. A session that is not cached has its row looked up first,
+/// and then the same holds. A binding that is behind is repaired, and a session that is unbound is
+/// bound, as after a dial. What remains goes through the layer: a target to which there is no
+/// connection.
 ///
-/// * When the workspace has a newer target, the connections to the old one go out of circulation at once. What has begun
-///   to be answered on them ends in its own time; the connection closes with its last request.
+/// * When the workspace has a newer target, the connections to the old one go out of circulation at
+///   once. What has begun to be answered on them ends in its own time; the connection closes with
+///   its last request.
 /// * A session that was pointed elsewhere never uses a connection of its former workspace.
-/// * A connection that was [reported](BoundHandle::report_stale), and each one that is older than a doubt about its agent,
-///   is not used again. While a doubt lasts, the connections made after it began are used, and the resolver is asked.
-/// * At [`max_connections`](AgentClientBuilder::max_connections) requests wait in one queue, and a connection that becomes
-///   free goes to the first of them.
-/// * An HTTP/2 agent is sent no more requests at once than it allows. Callers that give up are no burden for the others of
-///   their connection: streams are reset eight at a time, since servers end a connection on which many are reset at once
-///   (hyper's: 20). If more than 16 callers give up within two seconds in which the agent says nothing at all, that bound
-///   of the agent may be reached nonetheless.
+/// * A connection that was [reported](BoundHandle::report_stale), and each one that is older than a
+///   doubt about its agent, is not used again. While a doubt lasts, the connections made after it
+///   began are used, and the resolver is asked.
+/// * At [`max_connections`](AgentClientBuilder::max_connections) requests wait in one queue, and a
+///   connection that becomes free goes to the first of them.
+/// * An HTTP/2 agent is sent no more requests at once than it allows. Callers that give up are no
+///   burden for the others of their connection: streams are reset eight at a time, since servers
+///   end a connection on which many are reset at once (hyper's: 20). If more than 16 callers give
+///   up within two seconds in which the agent says nothing at all, that bound of the agent may be
+///   reached nonetheless.
 ///
 /// # Requests without an answer
 ///
-/// A process that hangs takes requests and does not answer them, and its workspace may have been rebuilt meanwhile. So a
-/// request without the head of its response is questioned, as a dial is: after
-/// [`question_after`](AgentClientBuilder::question_after) the resolver is asked in the background, and whatever this
-/// process learns in another way reaches the request at once.
+/// A process that hangs takes requests and does not answer them, and its workspace may have been
+/// rebuilt meanwhile. So a request without the head of its response is questioned, as a dial is:
+/// after [`question_after`](AgentClientBuilder::question_after) the resolver is asked in the
+/// background, and whatever this process learns in another way reaches the request at once.
 ///
 /// * If the same target is named, the request waits on.
-/// * If another one is named, a request that is marked as [`Idempotent`] is sent there, body and all. Any other one may
-///   have been seen, and ends with [`ClientError::Superseded`], unless
+/// * If another one is named, a request that is marked as [`Idempotent`] is sent there, body and
+///   all. Any other one may have been seen, and ends with [`ClientError::Superseded`], unless
 ///   [`end_superseded`](AgentClientBuilder::end_superseded) says that it waits.
 ///
 /// # Failures
 ///
-/// A request is handed to one connection. If that had ended before anything was sent, or HTTP/2 says that the agent has
-/// not processed the request (`REFUSED_STREAM`, or a `GOAWAY` that names an earlier stream as the last one) and nothing of
-/// its body was taken, the request goes to another one, up to three times. Otherwise the caller gets the error, since only
-/// it knows whether the request may be repeated; [`ClientError`] has a table. A connection that breaks in use, and an agent
-/// that does not answer in time, is reported as stale by the client itself. What happens to a connection after a complete
-/// answer, an orderly end or not, is not held against the agent.
+/// A request is handed to one connection. If that had ended before anything was sent, or HTTP/2
+/// says that the agent has not processed the request (`REFUSED_STREAM`, or a `GOAWAY` that names an
+/// earlier stream as the last one) and nothing of its body was taken, the request goes to another
+/// one, up to three times. Otherwise the caller gets the error, since only it knows whether the
+/// request may be repeated; [`ClientError`] has a table. A connection that breaks in use, and an
+/// agent that does not answer in time, is reported as stale by the client itself. What happens to a
+/// connection after a complete answer, an orderly end or not, is not held against the agent.
 ///
-/// A machine that is gone without a word is noticed by the dialer's [`watch_peer`](super::watch_peer), which alone notices
-/// it in the middle of a response; by [`response_header_timeout`](AgentClientBuilder::response_header_timeout) (60 s); and
-/// by the pings of HTTP/2, whose default (310 s) is what servers of gRPC tolerate, and which may be
+/// A machine that is gone without a word is noticed by the dialer's
+/// [`watch_peer`](super::watch_peer), which alone notices it in the middle of a response; by
+/// [`response_header_timeout`](AgentClientBuilder::response_header_timeout) (60 s); and by the
+/// pings of HTTP/2, whose default (310 s) is what servers of gRPC tolerate, and which may be
 /// [shorter](AgentClientBuilder::ping_interval) for others.
 ///
 /// # Readiness
 ///
-/// The client is always ready. The readiness of the dial service is asked for when something is dialed.
+/// The client is always ready. The readiness of the dial service is asked for when something is
+/// dialed.
 ///
 /// # Errors
 ///
@@ -152,13 +163,15 @@ pub(super) type SessionOf = Arc<dyn Fn(&Parts) -> Option<DialSession> + Send + S
 ///
 /// # Cancel safety
 ///
-/// The future of a call may be dropped at any time: with HTTP/1 its connection is closed, with HTTP/2 only its stream is
-/// reset, at once or a moment later. A call that was dropped while an HTTP/1 agent let it wait for longer than the
-/// validation delay leaves a doubt, as a dropped dial does.
+/// The future of a call may be dropped at any time: with HTTP/1 its connection is closed, with
+/// HTTP/2 only its stream is reset, at once or a moment later. A call that was dropped while an
+/// HTTP/1 agent let it wait for longer than the validation delay leaves a doubt, as a dropped dial
+/// does.
 ///
 /// # Clone
 ///
-/// Clones share the connections. The last one takes the idle connections with it; those in use end with their requests.
+/// Clones share the connections. The last one takes the idle connections with it; those in use end
+/// with their requests.
 pub struct AgentClient<S, B> {
     dial: BoundAgent<S>,
     inner: Arc<Inner<B>>,
@@ -171,7 +184,8 @@ struct Inner<B> {
     budget: Budget,
 }
 
-/// How often one request is sent, if each time it turns out that it was not processed or may be repeated.
+/// How often one request is sent, if each time it turns out that it was not processed or may be
+/// repeated.
 const MOST_SENT: u32 = 4;
 
 impl AgentClient<(), ()> {
@@ -241,10 +255,11 @@ where
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    /// Sends a request, as [`call`](Service::call) does. The client is always ready, so a shared one will do: there is
-    /// nothing to wait for first, and nothing to clone.
+    /// Sends a request, as [`call`](Service::call) does. The client is always ready, so a shared
+    /// one will do: there is nothing to wait for first, and nothing to clone.
     pub fn request(&self, request: Request<B>) -> AgentFuture {
-        // A clone has no readiness of the dial service, which is asked for when there is something to dial.
+        // A clone has no readiness of the dial service, which is asked for when there is something
+        // to dial.
         let call = Call { dial: self.dial.clone(), inner: Arc::clone(&self.inner) };
         AgentFuture { call: Box::pin(call.answer(request)) }
     }
@@ -298,8 +313,9 @@ where
         let marked = parts.extensions.get::<Idempotent>().is_some();
         let moves = marked || (settings.repeat_methods && parts.method.is_idempotent());
         let source = Source::new(body, if marked { Repeats::Recorded } else { Repeats::Untouched });
-        // HTTP/2 says of some requests that they were not processed, and they are gone all the same.
-        let copy = (moves || settings.speaks == Speaks::Http2).then(|| parts.clone());
+        // HTTP/2 says of some requests that they were not processed, and they are gone all the
+        // same.
+        let copy = (moves || settings.speaks == HttpProtocol::Http2).then(|| parts.clone());
         let again = || copy.clone().filter(|_| source.is_repeatable());
         let leaves = || settings.end_superseded || (moves && source.is_repeatable());
         inner.budget.earn();
@@ -325,19 +341,24 @@ where
                 Err(unanswered) => unanswered,
             };
             parts = match unanswered {
-                Unanswered::Failed(error) => return Err(error),
-                Unanswered::Superseded(newer) => match again().filter(|_| moves && sent < MOST_SENT) {
+                SendError::Failed(error) => return Err(error),
+                SendError::Superseded(newer) => match again().filter(|_| moves && sent < MOST_SENT)
+                {
                     Some(parts) => {
                         wants = Wants::Any;
                         parts
                     }
                     None => return Err(ClientError::Superseded { newer }),
                 },
-                Unanswered::Unsent { back, error, again: may } => {
+                SendError::Unsent { back, error, again: may } => {
                     let parts = back.map(|request| request.into_parts().0).or_else(again);
-                    // An HTTP/1 connection that has ended unnoticed is likely not the only one; the streams of an HTTP/2
-                    // connection that has ended have another one in common.
-                    wants = if settings.speaks == Speaks::Http1 || sent > 1 { Wants::Dial } else { Wants::Any };
+                    // An HTTP/1 connection that has ended unnoticed is likely not the only one; the
+                    // streams of an HTTP/2 connection that has ended have another one in common.
+                    wants = if settings.speaks == HttpProtocol::Http1 || sent > 1 {
+                        Wants::Dial
+                    } else {
+                        Wants::Any
+                    };
                     match parts.filter(|_| may && sent < MOST_SENT) {
                         Some(parts) => parts,
                         None => return Err(ClientError::Unsent(error)),
@@ -348,7 +369,11 @@ where
     }
 
     /// Returns a connection to what the session would dial now: one that is there, or a new one.
-    async fn lease(&mut self, ask: &DialSession, wants: Wants) -> Result<(Lease<B>, BoundHandle), ClientError> {
+    async fn lease(
+        &mut self,
+        ask: &DialSession,
+        wants: Wants,
+    ) -> Result<(Lease<B>, BoundHandle), ClientError> {
         let shared = Arc::clone(self.dial.shared());
         let mut deadline: Option<Instant> = None;
         let mut queued: Option<Queued<B>> = None;
@@ -366,15 +391,21 @@ where
                     start
                 }
             };
-            let Some(target) = start.choice.target.clone() else { return self.dialed(ask, None).await };
-            let agent = self.inner.pool.agent(Key::new(start.entry.workspace(), Arc::clone(&target)));
+            let Some(target) = start.choice.target.clone() else {
+                return self.dialed(ask, None).await;
+            };
+            let agent =
+                self.inner.pool.agent(Key::new(start.entry.workspace(), Arc::clone(&target)));
             if let Some(doubt) = start.choice.doubt {
                 agent.retire_before(doubt);
             }
             let wants = if start.choice.hold { Wants::Dial } else { wants };
-            // What was given while the request waited is good if the session would still dial the same.
-            let in_time = given.take().filter(|(of, _)| Arc::ptr_eq(of, &agent)).map(|(_, given)| given);
-            let taken = match (in_time, queued.take().filter(|queued| queued.is_for(&agent, wants))) {
+            // What was given while the request waited is good if the session would still dial the
+            // same.
+            let in_time =
+                given.take().filter(|(of, _)| Arc::ptr_eq(of, &agent)).map(|(_, given)| given);
+            let taken = match (in_time, queued.take().filter(|queued| queued.is_for(&agent, wants)))
+            {
                 (Some(given), _) => Taken::Given(given),
                 (None, Some(queued)) => Taken::Queued(queued),
                 (None, None) => agent.take(wants),
@@ -386,10 +417,13 @@ where
             match taken {
                 Taken::Given(Given::Lease(lease)) if lease.conn().is_retired() => drop(lease),
                 Taken::Given(Given::Lease(lease)) => {
-                    let handle = dialed_before(shared, start, target).of_connection(&lease.conn().handle);
+                    let handle =
+                        dialed_before(shared, start, target).of_connection(&lease.conn().handle);
                     return Ok((lease, handle));
                 }
-                Taken::Given(Given::Dial(reserved)) => return self.dialed(ask, Some(reserved)).await,
+                Taken::Given(Given::Dial(reserved)) => {
+                    return self.dialed(ask, Some(reserved)).await;
+                }
                 Taken::Queued(mut place) => {
                     let waited = self.inner.settings.wait_timeout;
                     let until = *deadline.get_or_insert_with(|| Instant::now() + waited);
@@ -410,8 +444,8 @@ where
         ask: &DialSession,
         reserved: Option<Reserved<B>>,
     ) -> Result<(Lease<B>, BoundHandle), ClientError> {
-        // Not asked for its readiness, which would be that of the wrapped service: the call itself asks for that when it has
-        // something to dial, and waits no longer than it may.
+        // Not asked for its readiness, which would be that of the wrapped service: the call itself
+        // asks for that when it has something to dial, and waits no longer than it may.
         let bound: Bound<S::Response> = match self.dial.call(ask.clone()).await {
             Ok(bound) => bound,
             Err(error) => {

@@ -8,9 +8,9 @@ use super::{
     outgoing::{Outgoing, Progress},
     pool::{Agent, Reserved},
     question::{Over, Watch},
-    request::Speaks,
+    request::HttpProtocol,
 };
-use crate::{BoundHandle, BoxError, InUse, LocalError, Target};
+use crate::{BoundHandle, BoxError, InUse, LocalError, Target, sync::lock};
 use ::http::{Request, Response, StatusCode, Version};
 use futures_util::future::BoxFuture;
 use http_body::Body;
@@ -23,7 +23,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError, Weak,
+        Arc, Mutex, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -35,7 +35,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// After so long a time in which the agent takes nothing of a body, other requests avoid its connection.
+/// After so long a time in which the agent takes nothing of a body, other requests avoid its
+/// connection.
 const STALLED: Duration = Duration::from_millis(500);
 
 /// What requests are sent with.
@@ -104,7 +105,8 @@ pub(super) struct Conn<B> {
     answered: AtomicU64,
     /// How often something was read from the transport.
     heard: AtomicU64,
-    /// HTTP/1: the task that drives it has ended, and nothing is left that takes or answers requests.
+    /// HTTP/1: the task that drives it has ended, and nothing is left that takes or answers
+    /// requests.
     gone: CancellationToken,
     /// To the task that drives it.
     back: mpsc::UnboundedSender<Back<B>>,
@@ -165,15 +167,15 @@ impl<B> Conn<B> {
 
     /// A request with a body is about to be sent over a shared connection.
     fn uploads(&self, progress: &Arc<Progress>) {
-        let mut uploads = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut uploads = lock(&self.uploads);
         uploads.retain(|upload| upload.upgrade().is_some_and(|progress| !progress.is_sent()));
         uploads.push(Arc::downgrade(progress));
     }
 
-    /// Returns `true` if the agent does not take a body that is under way: it may have filled the window that all requests
-    /// of the connection share.
+    /// Returns `true` if the agent does not take a body that is under way: it may have filled the
+    /// window that all requests of the connection share.
     pub(super) fn is_stalled(&self) -> bool {
-        let uploads = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
+        let uploads = lock(&self.uploads);
         uploads.iter().filter_map(Weak::upgrade).any(|progress| progress.is_stalled(STALLED))
     }
 
@@ -227,7 +229,16 @@ pub(super) struct Lease<B> {
 impl<B> Lease<B> {
     pub(super) fn new(conn: Arc<Conn<B>>, sender: Sender<B>, reused: bool) -> Self {
         let alone = matches!(sender, Sender::Http1(_));
-        Self { conn, sender: Some(sender), alone, reused, owed: false, ended: false, complete: false, in_use: None }
+        Self {
+            conn,
+            sender: Some(sender),
+            alone,
+            reused,
+            owed: false,
+            ended: false,
+            complete: false,
+            in_use: None,
+        }
     }
 
     pub(super) fn conn(&self) -> &Arc<Conn<B>> {
@@ -247,9 +258,10 @@ impl<B> Lease<B> {
         self.complete = progress.is_sent();
     }
 
-    /// The request or its response broke off with an error that speaks against the agent. On a shared connection it does
-    /// so only if the connection has failed, and not one stream; reported here already, since the caller may come again
-    /// before the task that drives the connection has reported it.
+    /// The request or its response broke off with an error that speaks against the agent. On a
+    /// shared connection it does so only if the connection has failed, and not one stream; reported
+    /// here already, since the caller may come again before the task that drives the connection has
+    /// reported it.
     pub(super) fn broke_off(&self, error: &hyper::Error) {
         if self.alone || error.is_timeout() || is_io(error) {
             self.conn.handle.report_stale();
@@ -264,7 +276,9 @@ impl<B> Drop for Lease<B> {
         }
         let agent = &self.conn.agent;
         match self.sender.take() {
-            Some(Sender::Http1(sender)) if sender.is_ready() => agent.put(&self.conn, Sender::Http1(sender)),
+            Some(Sender::Http1(sender)) if sender.is_ready() => {
+                agent.put(&self.conn, Sender::Http1(sender))
+            }
             Some(Sender::Http1(sender)) => {
                 let soon = self.complete.then(|| agent.returning());
                 // If the task has ended, so has the connection.
@@ -279,9 +293,9 @@ impl<B> Drop for Lease<B> {
 }
 
 /// Why a request has no response.
-pub(super) enum Unanswered<B> {
-    /// It was not sent, or the agent said that it has not processed it. With the request, if the connection gave it back,
-    /// and whether another connection may fare better.
+pub(super) enum SendError<B> {
+    /// It was not sent, or the agent said that it has not processed it. With the request, if the
+    /// connection gave it back, and whether another connection may fare better.
     Unsent {
         back: Option<Box<Request<Outgoing<B>>>>,
         error: hyper::Error,
@@ -296,18 +310,18 @@ impl<B> Lease<B>
 where
     B: Body + Unpin + Send + 'static,
 {
-    /// Sends the request and waits for the head of the response, for as long as `watch` lets it. `handle` is that of the
-    /// call.
+    /// Sends the request and waits for the head of the response, for as long as `watch` lets it.
+    /// `handle` is that of the call.
     pub(super) async fn send(
         mut self,
         request: Request<Outgoing<B>>,
         progress: &Arc<Progress>,
         handle: BoundHandle,
         watch: Watch<'_>,
-    ) -> Result<Response<AgentBody>, Unanswered<B>> {
+    ) -> Result<Response<AgentBody>, SendError<B>> {
         let Some(sender) = &mut self.sender else {
             // Never: it is there until the lease is dropped.
-            return Err(Unanswered::Failed(ClientError::Busy { waited: Duration::ZERO }));
+            return Err(SendError::Failed(ClientError::Busy { waited: Duration::ZERO }));
         };
         self.in_use = Some(handle.in_use());
         if !self.alone && !request.body().is_end_stream() {
@@ -315,15 +329,20 @@ where
         }
         let sending = sender.send(request);
         if !self.alone {
-            // A request that was handed over in the moment in which its connection ended is given back only when the last
-            // sender of that connection is gone.
+            // A request that was handed over in the moment in which its connection ended is given
+            // back only when the last sender of that connection is gone.
             self.sender = None;
         }
         let conn = Arc::clone(&self.conn);
         conn.owed.fetch_add(1, Ordering::Relaxed);
         self.owed = true;
-        let mut waiting =
-            Waiting { lease: Some(self), sending: Some(sending), handle: &handle, progress, given_up: true };
+        let mut waiting = Waiting {
+            lease: Some(self),
+            sending: Some(sending),
+            handle: &handle,
+            progress,
+            given_up: true,
+        };
         let gone = conn.gone.cancelled();
         let mut sent = select! {
             biased;
@@ -340,18 +359,22 @@ where
         waiting.given_up = false;
         drop(waiting);
         let Some(mut lease) = lease else {
-            return Err(Unanswered::Superseded(if let Err(Over::Superseded(target)) = sent { target } else { None }));
+            return Err(SendError::Superseded(if let Err(Over::Superseded(target)) = sent {
+                target
+            } else {
+                None
+            }));
         };
         let mut response = match sent {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => return Err(lease.failed(error)),
-            Err(_) => return Err(Unanswered::Failed(lease.silent(progress, watch.within))),
+            Err(_) => return Err(SendError::Failed(lease.silent(progress, watch.within))),
         };
         watch.answered(progress);
         lease.answered();
         if response.version() == Version::HTTP_10 {
-            // hyper would speak HTTP/1.0 from here on, which has no body of unknown length: it would be lost. The next
-            // request gets a new connection.
+            // hyper would speak HTTP/1.0 from here on, which has no body of unknown length: it
+            // would be lost. The next request gets a new connection.
             lease.conn.agent.retire(&lease.conn);
         }
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -365,22 +388,26 @@ where
         Ok(response.map(|incoming| AgentBody::new(incoming, lease, Arc::clone(progress))))
     }
 
-    fn failed(self, mut error: TrySendError<Request<Outgoing<B>>>) -> Unanswered<B> {
+    fn failed(self, mut error: TrySendError<Request<Outgoing<B>>>) -> SendError<B> {
         if let Some(request) = error.take_message() {
             if !self.reused {
                 self.conn.handle.report_stale();
             }
             let again = self.reused;
-            return Unanswered::Unsent { back: Some(Box::new(request)), error: error.into_error(), again };
+            return SendError::Unsent {
+                back: Some(Box::new(request)),
+                error: error.into_error(),
+                again,
+            };
         }
         let error = error.into_error();
         if is_unprocessed(&error) {
-            return Unanswered::Unsent { back: None, error, again: true };
+            return SendError::Unsent { back: None, error, again: true };
         }
         if is_evidence(&error) {
             self.broke_off(&error);
         }
-        Unanswered::Failed(ClientError::Send(error))
+        SendError::Failed(ClientError::Send(error))
     }
 
     /// Nothing came in time.
@@ -397,8 +424,8 @@ where
     }
 }
 
-/// A request that waits for its agent. Given up meanwhile, it leaves a doubt as a dropped dial does (HTTP/1), or its
-/// stream to the task that drives the connection (HTTP/2).
+/// A request that waits for its agent. Given up meanwhile, it leaves a doubt as a dropped dial does
+/// (HTTP/1), or its stream to the task that drives the connection (HTTP/2).
 struct Waiting<'a, B> {
     lease: Option<Lease<B>>,
     sending: Option<BoxFuture<'static, Sent<B>>>,
@@ -417,8 +444,8 @@ impl<B> Waiting<'_, B> {
         }
     }
 
-    /// The connection has ended. If it had not taken the request before that, the request is given back when the last
-    /// sender is gone.
+    /// The connection has ended. If it had not taken the request before that, the request is given
+    /// back when the last sender is gone.
     async fn given_back(&mut self) -> Result<Sent<B>, Over> {
         if let Some(lease) = &mut self.lease {
             lease.sender = None;
@@ -446,13 +473,15 @@ impl<B> Drop for Waiting<'_, B> {
             && self.given_up
             && !std::thread::panicking()
         {
-            // Callers that have less patience than this client would come back to a dead agent for ever.
+            // Callers that have less patience than this client would come back to a dead agent for
+            // ever.
             self.handle.dropped_waiting_since(since);
         }
     }
 }
 
-/// Returns `true` if an error speaks against the agent, and not against the request or this process.
+/// Returns `true` if an error speaks against the agent, and not against the request or this
+/// process.
 pub(super) fn is_evidence(error: &hyper::Error) -> bool {
     !error.is_user() && !LocalError::is_in(error)
 }
@@ -488,11 +517,11 @@ where
         gone: CancellationToken::new(),
         back,
     });
-    let io = Kept { io, conn: Arc::clone(&conn) };
+    let io = Transport { io, conn: Arc::clone(&conn) };
     let idle = settings.idle_timeout;
     let opened = match settings.speaks {
-        Speaks::Http1 => http1::open(io, &conn, returned, idle).await,
-        Speaks::Http2 => http2::open(io, &conn, returned, settings).await,
+        HttpProtocol::Http1 => http1::open(io, &conn, returned, idle).await,
+        HttpProtocol::Http2 => http2::open(io, &conn, returned, settings).await,
     };
     match opened {
         Ok(sender) => {
@@ -509,14 +538,14 @@ where
     }
 }
 
-/// The transport of a connection. Keeps alive what is known of it, and reports it if the machine at its other end is gone,
-/// or if it fails after an upgrade: nobody else here would see that.
-pub(super) struct Kept<C, B> {
+/// The transport of a connection. Keeps alive what is known of it, and reports it if the machine at
+/// its other end is gone, or if it fails after an upgrade: nobody else here would see that.
+pub(super) struct Transport<C, B> {
     io: C,
     conn: Arc<Conn<B>>,
 }
 
-impl<C, B> Kept<C, B> {
+impl<C, B> Transport<C, B> {
     fn noted<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if let Poll::Ready(Err(error)) = &polled
             && (is_unreachable(error) || self.conn.upgraded.load(Ordering::Relaxed))
@@ -528,8 +557,12 @@ impl<C, B> Kept<C, B> {
     }
 }
 
-impl<C: Read + Unpin, B> Read for Kept<C, B> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+impl<C: Read + Unpin, B> Read for Transport<C, B> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
         let read = Pin::new(&mut self.io).poll_read(cx, buf);
         if read.is_ready() {
             self.conn.heard.fetch_add(1, Ordering::Relaxed);
@@ -538,8 +571,12 @@ impl<C: Read + Unpin, B> Read for Kept<C, B> {
     }
 }
 
-impl<C: Write + Unpin, B> Write for Kept<C, B> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+impl<C: Write + Unpin, B> Write for Transport<C, B> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(cx, buf);
         self.noted(written)
     }

@@ -13,15 +13,17 @@ use tower_service::Service;
 
 type SessionOf = Arc<dyn Fn(&Uri) -> Option<DialSession> + Send + Sync>;
 
-/// A dial service as the connector of hyper-util's legacy client and of tonic; the session stands in the authority.
+/// A dial service as the connector of hyper-util's legacy client and of tonic; the session stands
+/// in the authority.
 ///
 /// The first label of the host is the session, as a hyphenated uuid; what follows is free:
-/// `http://6a2f41a3-c54c-4ae5-8b0a-0f7e0b7d9d52.agent/path`. [`authority`](Self::authority) writes it,
-/// [`session_from`](Self::session_from) reads another form. An authority that names no session is a [`NoSession`]
-/// error; no address is ever taken from it. The scheme is not looked at: TLS is the dialer's affair, or that of whoever
-/// wraps this connector.
+/// `http://6a2f41a3-c54c-4ae5-8b0a-0f7e0b7d9d52.agent/path`. [`authority`](Self::authority) writes
+/// it, [`session_from`](Self::session_from) reads another form. An authority that names no session
+/// is a [`NoSession`] error; no address is ever taken from it. The scheme is not looked at: TLS is
+/// the dialer's affair, or that of whoever wraps this connector.
 ///
-/// A response of hyper-util's client has the [`BoundHandle`](crate::BoundHandle) of its connection in its extensions.
+/// A response of hyper-util's client has the [`BoundHandle`](crate::BoundHandle) of its connection
+/// in its extensions.
 ///
 /// ```
 /// use hyper_util::{client::legacy::Client, rt::{TokioExecutor, TokioIo}};
@@ -57,18 +59,21 @@ type SessionOf = Arc<dyn Fn(&Uri) -> Option<DialSession> + Send + Sync>;
 ///
 /// # Traps
 ///
-/// * The pool of hyper-util's legacy client knows scheme and authority only, and no connector can take anything out of
-///   it: a session whose agent was replaced is served by the old one for as long as that connection lives. With this
-///   connector the promise of this crate holds only with `pool_max_idle_per_host(0)`, and for HTTP/1. With HTTP/2 the
-///   connection is shared while requests are under way even then. Pooling is the affair of
+/// * The pool of hyper-util's legacy client knows scheme and authority only, and no connector can
+///   take anything out of it: a session whose agent was replaced is served by the old one for as
+///   long as that connection lives. With this connector the promise of this crate holds only with
+///   `pool_max_idle_per_host(0)`, and for HTTP/1. With HTTP/2 the connection is shared while
+///   requests are under way even then. Pooling is the affair of
 ///   [`AgentClient`](super::AgentClient).
 /// * A tonic `Channel` keeps its one connection until it breaks, and dials again only then. Use
-///   [`AgentClient`](super::AgentClient) with HTTP/2 as the transport; or give a session's channel up when
-///   [`superseded`](crate::BoundHandle::superseded) resolves. A channel does not show its connection, so the handle must be
-///   taken on the way, with tower's `map_response` around the dial service: `dial.map_response(|bound| { … bound })`.
-/// * reqwest's `connector_layer` cannot be used: it wraps reqwest's own connector, whose request (the address) and
-///   response (the connection) are sealed types. A layer there can delay or refuse a connection; it can neither learn
-///   which host is asked for nor bring a connection of its own.
+///   [`AgentClient`](super::AgentClient) with HTTP/2 as the transport; or give a session's channel
+///   up when [`superseded`](crate::BoundHandle::superseded) resolves. A channel does not show its
+///   connection, so the handle must be taken on the way, with tower's `map_response` around the
+///   dial service: `dial.map_response(|bound| { … bound })`.
+/// * reqwest's `connector_layer` cannot be used: it wraps reqwest's own connector, whose request
+///   (the address) and response (the connection) are sealed types. A layer there can delay or
+///   refuse a connection; it can neither learn which host is asked for nor bring a connection of
+///   its own.
 #[derive(Clone)]
 pub struct Connector<D> {
     dial: D,
@@ -81,10 +86,13 @@ impl<D> Connector<D> {
         Self { dial, session: Arc::new(first_label) }
     }
 
-    /// Reads the session (and its workspace, and extensions for the dialer) from the address in another way. `None`
-    /// refuses the address.
+    /// Reads the session (and its workspace, and extensions for the dialer) from the address in
+    /// another way. `None` refuses the address.
     #[must_use]
-    pub fn session_from(mut self, session: impl Fn(&Uri) -> Option<DialSession> + Send + Sync + 'static) -> Self {
+    pub fn session_from(
+        mut self,
+        session: impl Fn(&Uri) -> Option<DialSession> + Send + Sync + 'static,
+    ) -> Self {
         self.session = Arc::new(session);
         self
     }
@@ -105,7 +113,8 @@ impl Connector<()> {
 /// The session that the first label of the host is.
 fn first_label(uri: &Uri) -> Option<DialSession> {
     let label = uri.host()?.split('.').next()?;
-    // Uuids have other forms than the hyphenated one; two names for one session would be two keys in a pool.
+    // Uuids have other forms than the hyphenated one; two names for one session would be two keys
+    // in a pool.
     (label.len() == 36).then_some(())?;
     label.parse().ok().map(DialSession::new)
 }

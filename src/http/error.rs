@@ -64,19 +64,21 @@ pub enum ClientError {
         /// How long the call waited for one.
         waited: Duration,
     },
-    /// The connection ended before the request was sent, or the agent said that it has not processed the request (HTTP/2:
-    /// a `GOAWAY` that names an earlier stream as the last one, or `REFUSED_STREAM`).
+    /// The connection ended before the request was sent, or the agent said that it has not
+    /// processed the request (HTTP/2: a `GOAWAY` that names an earlier stream as the last one, or
+    /// `REFUSED_STREAM`).
     #[error("the agent did not process the request")]
     Unsent(#[source] hyper::Error),
-    /// The request may have reached the agent, and no response came before this process learned that the session has
-    /// another agent, or points elsewhere.
+    /// The request may have reached the agent, and no response came before this process learned
+    /// that the session has another agent, or points elsewhere.
     #[error("the session has another agent, and the former one had not answered")]
     Superseded {
         /// What the session would dial now, if that is known.
         newer: Option<Arc<Target>>,
     },
-    /// The request may have reached the agent, and no response came: the connection broke, what came back was no HTTP,
-    /// or the body of the request failed. Whether it can be sent again is for the caller to say.
+    /// The request may have reached the agent, and no response came: the connection broke, what
+    /// came back was no HTTP, or the body of the request failed. Whether it can be sent again is
+    /// for the caller to say.
     #[error("the connection to the agent failed")]
     Send(#[source] hyper::Error),
     /// The agent took the request and did not begin to answer in time.
@@ -126,12 +128,15 @@ impl ClientError {
             Self::Busy { .. } => Fault::Here,
             Self::Send(error) if error.is_user() => Fault::Caller,
             Self::Send(error) | Self::Unsent(error) if is_network(error) => Fault::Network,
-            Self::Unsent(_) | Self::Send(_) | Self::NoResponse { .. } | Self::Superseded { .. } => Fault::Agent,
+            Self::Unsent(_) | Self::Send(_) | Self::NoResponse { .. } | Self::Superseded { .. } => {
+                Fault::Agent
+            }
         }
     }
 
-    /// Returns the code with which HTTP/2 ended the stream or the connection, as RFC 9113 §7 numbers it, if that is why
-    /// there is no response: 0x7 is `REFUSED_STREAM`, 0xb `ENHANCE_YOUR_CALM`.
+    /// Returns the code with which HTTP/2 ended the stream or the connection, as RFC 9113 §7
+    /// numbers it, if that is why there is no response: 0x7 is `REFUSED_STREAM`, 0xb
+    /// `ENHANCE_YOUR_CALM`.
     #[must_use]
     pub fn http2_code(&self) -> Option<u32> {
         match self {
@@ -141,8 +146,8 @@ impl ClientError {
     }
 }
 
-/// Returns the code with which HTTP/2 ended the stream or the connection, as RFC 9113 §7 numbers it, if that is what the
-/// error says. For the errors of [`AgentBody`](super::AgentBody).
+/// Returns the code with which HTTP/2 ended the stream or the connection, as RFC 9113 §7 numbers
+/// it, if that is what the error says. For the errors of [`AgentBody`](super::AgentBody).
 #[must_use]
 pub fn http2_code(error: &hyper::Error) -> Option<u32> {
     Some(http2(error)?.reason()?.into())
@@ -152,11 +157,12 @@ fn http2(error: &hyper::Error) -> Option<&h2::Error> {
     causes(error).find_map(|cause| cause.downcast_ref())
 }
 
-/// Returns `true` if the protocol says that the request was not processed (RFC 9113 §6.8, §8.7). A `GOAWAY` fails no
-/// other stream than those after the last one that it names.
+/// Returns `true` if the protocol says that the request was not processed (RFC 9113 §6.8, §8.7). A
+/// `GOAWAY` fails no other stream than those after the last one that it names.
 pub(super) fn is_unprocessed(error: &hyper::Error) -> bool {
     http2(error).is_some_and(|error| {
-        error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
+        error.is_remote()
+            && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
     })
 }
 
@@ -167,8 +173,9 @@ pub(super) fn wants_calm(error: &hyper::Error) -> bool {
 
 /// Returns `true` if the transport has failed.
 pub(super) fn is_io(error: &hyper::Error) -> bool {
-    causes(error)
-        .any(|cause| cause.is::<io::Error>() || cause.downcast_ref::<h2::Error>().is_some_and(h2::Error::is_io))
+    causes(error).any(|cause| {
+        cause.is::<io::Error>() || cause.downcast_ref::<h2::Error>().is_some_and(h2::Error::is_io)
+    })
 }
 
 /// Returns `true` if the system could not reach the machine of the agent.

@@ -1,7 +1,7 @@
 //! A connection of HTTP/1, driven to its end by a task of its own.
 
 use super::{
-    connection::{Back, Conn, Kept, Sender},
+    connection::{Back, Conn, Sender, Transport},
     outgoing::Outgoing,
     pool::Returning,
 };
@@ -27,11 +27,12 @@ pub(super) struct Returned<B> {
     pub(super) given_up: bool,
 }
 
-/// How long a connection that was given up may take to end in order. What the agent does not take would hold it for ever.
+/// How long a connection that was given up may take to end in order. What the agent does not take
+/// would hold it for ever.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 pub(super) async fn open<C, B>(
-    io: Kept<C, B>,
+    io: Transport<C, B>,
     conn: &Arc<Conn<B>>,
     back: mpsc::UnboundedReceiver<Back<B>>,
     idle: Duration,
@@ -51,8 +52,9 @@ where
     Ok(Sender::Http1(sender))
 }
 
-/// Drives a connection to its end. Ends with it, and holds nothing else up. What an error of the connection says about
-/// its agent, the request says that it has failed; if there is none, it says nothing.
+/// Drives a connection to its end. Ends with it, and holds nothing else up. What an error of the
+/// connection says about its agent, the request says that it has failed; if there is none, it says
+/// nothing.
 async fn drive<B>(
     connection: impl Future<Output = hyper::Result<()>>,
     conn: &Arc<Conn<B>>,
@@ -97,7 +99,8 @@ async fn drive<B>(
     conn.agent().retire(conn);
 }
 
-/// Returns whether the connection is ready for the next request; pending for ever while it was not given back.
+/// Returns whether the connection is ready for the next request; pending for ever while it was not
+/// given back.
 async fn ready<B>(returning: &mut Option<Returned<B>>) -> bool {
     match returning {
         Some(returned) => returned.sender.ready().await.is_ok(),

@@ -1,17 +1,18 @@
 //! A connection of HTTP/2, driven to its end by a task of its own.
 //!
-//! hyper divides such a connection in two: what moves the frames, and what takes requests. Both are driven by one task
-//! here. So no frame comes in between the two steps by which a request begins its stream, and a GOAWAY that fails a
-//! request proves that its stream is above the last one that the agent will process: were they two tasks, the request
-//! could fail although its stream had been opened in that moment and is carried out.
+//! hyper divides such a connection in two: what moves the frames, and what takes requests. Both are
+//! driven by one task here. So no frame comes in between the two steps by which a request begins
+//! its stream, and a GOAWAY that fails a request proves that its stream is above the last one that
+//! the agent will process: were they two tasks, the request could fail although its stream had been
+//! opened in that moment and is carried out.
 
 use super::{
     builder::Settings,
-    connection::{Back, Conn, Kept, Lease, Sender, Sent, is_evidence},
+    connection::{Back, Conn, Lease, Sender, Sent, Transport, is_evidence},
     error::{is_io, wants_calm},
     outgoing::Outgoing,
 };
-use crate::BoxError;
+use crate::{BoxError, sync::lock};
 use futures_util::future::BoxFuture;
 use http_body::Body;
 use hyper::{
@@ -24,7 +25,7 @@ use std::{
     collections::VecDeque,
     future::poll_fn,
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     task::Poll,
 };
 use tokio::{
@@ -40,13 +41,15 @@ const SMALLEST_WINDOW: u32 = 65_535;
 /// The largest window that HTTP/2 knows.
 const WINDOWS_AT_MOST: u32 = (1 << 31) - 1;
 
-/// Streams that are reset before the agent has said anything after that. Servers end a connection on which more than a few
-/// streams are reset before they were looked at: 20 in the case of hyper's.
+/// Streams that are reset before the agent has said anything after that. Servers end a connection
+/// on which more than a few streams are reset before they were looked at: 20 in the case of
+/// hyper's.
 const RESETS_AT_ONCE: usize = 8;
 /// After so long a silence some more are reset all the same.
 const RESETS_AGAIN: Duration = Duration::from_secs(2);
 
-/// Servers of gRPC end a connection that is pinged more often than every five minutes while nothing is sent.
+/// Servers of gRPC end a connection that is pinged more often than every five minutes while nothing
+/// is sent.
 pub(super) const TOLERATED_PING: Duration = Duration::from_secs(310);
 
 /// A stream that nobody waits for any more. Dropped, it is reset.
@@ -59,7 +62,8 @@ pub(super) struct Abandoned<B> {
 
 type Frames = BoxFuture<'static, ()>;
 
-/// Spawns what hyper begins, but keeps the first: what moves the frames, which is begun by the handshake.
+/// Spawns what hyper begins, but keeps the first: what moves the frames, which is begun by the
+/// handshake.
 #[derive(Clone)]
 struct KeepFirst {
     first: Arc<Mutex<First>>,
@@ -92,8 +96,8 @@ thread_local! {
     static DRIVES: Cell<bool> = const { Cell::new(false) };
 }
 
-/// While it exists, this thread polls what takes requests and moves frames. All that hyper begins then is about requests;
-/// what it begins elsewhere moves the bytes of a tunnel.
+/// While it exists, this thread polls what takes requests and moves frames. All that hyper begins
+/// then is about requests; what it begins elsewhere moves the bytes of a tunnel.
 struct Drives;
 
 impl Drives {
@@ -123,7 +127,7 @@ impl KeepFirst {
     }
 
     fn take(&self) -> Option<Frames> {
-        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut first = lock(&self.first);
         match std::mem::replace(&mut *first, First::Taken) {
             First::Here(frames) => Some(frames),
             First::Expected | First::Taken => None,
@@ -137,7 +141,7 @@ where
     F::Output: Send,
 {
     fn execute(&self, future: F) {
-        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut first = lock(&self.first);
         if let First::Expected = &*first {
             *first = First::Here(Box::pin(async move { drop(future.await) }));
         } else {
@@ -164,7 +168,7 @@ impl<B: Send> Tunnels for OfConn<B> {
 }
 
 pub(super) async fn open<C, B>(
-    io: Kept<C, B>,
+    io: Transport<C, B>,
     conn: &Arc<Conn<B>>,
     back: mpsc::UnboundedReceiver<Back<B>>,
     settings: &Settings,
@@ -182,16 +186,16 @@ where
     builder.keep_alive_interval(settings.ping_interval.map(|interval| interval.max(calm)));
     let (stream, all) = windows(settings.requests);
     builder.initial_stream_window_size(stream).initial_connection_window_size(all);
-    // One request begins before the agent has said how many it allows. One more than that, since hyper holds the last one
-    // that is allowed back until its stream is open.
+    // One request begins before the agent has said how many it allows. One more than that, since
+    // hyper holds the last one that is allowed back until its stream is open.
     builder.initial_max_send_streams(2);
     let (sender, connection) = builder.handshake(io).await?;
     tokio::spawn(drive(connection, executor.take(), Arc::clone(conn), back, settings.idle_timeout));
     Ok(Sender::Http2(sender))
 }
 
-/// The windows of a stream and of a connection that carries so many of them: all streams that nobody reads together leave
-/// room for one more.
+/// The windows of a stream and of a connection that carries so many of them: all streams that
+/// nobody reads together leave room for one more.
 fn windows(requests: usize) -> (u32, u32) {
     let streams = u32::try_from(requests).unwrap_or(u32::MAX).saturating_add(1);
     let stream = (WINDOWS_AT_MOST / streams).clamp(SMALLEST_WINDOW, LARGEST_WINDOW);
@@ -238,7 +242,7 @@ impl<B> Resets<B> {
 
 /// Drives a connection to its end. Ends with it, and holds nothing else up.
 async fn drive<C, B>(
-    connection: http2::Connection<Kept<C, B>, Outgoing<B>, KeepFirst>,
+    connection: http2::Connection<Transport<C, B>, Outgoing<B>, KeepFirst>,
     mut frames: Option<Frames>,
     conn: Arc<Conn<B>>,
     mut back: mpsc::UnboundedReceiver<Back<B>>,
@@ -307,8 +311,8 @@ async fn drive<C, B>(
     conn.agent().retire(&conn);
 }
 
-/// What the end of a connection says about its agent. An orderly end says nothing: servers close connections as they
-/// like. Nor does an end after which no request is left without its answer.
+/// What the end of a connection says about its agent. An orderly end says nothing: servers close
+/// connections as they like. Nor does an end after which no request is left without its answer.
 fn judge<B>(conn: &Conn<B>, end: hyper::Result<()>, is_owed: bool) {
     let Err(error) = end else { return };
     if wants_calm(&error) {
@@ -327,7 +331,10 @@ mod tests {
     fn the_windows_of_all_streams_fit_into_that_of_their_connection() {
         for requests in [1, 4, 100, 1_000, 10_000, 32_000] {
             let (stream, all) = windows(requests);
-            assert!(u64::from(stream) * (requests as u64 + 1) <= u64::from(all), "{requests}: {stream} of {all}");
+            assert!(
+                u64::from(stream) * (requests as u64 + 1) <= u64::from(all),
+                "{requests}: {stream} of {all}"
+            );
         }
         assert_eq!(windows(100), (512 * 1024, 101 * 512 * 1024));
         assert_eq!(windows(usize::MAX), (65_535, (1 << 31) - 1));

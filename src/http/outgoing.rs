@@ -1,10 +1,11 @@
 //! The body of a request, watched on its way out.
 
+use crate::sync::lock;
 use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll},
 };
 use tokio::time::{Duration, Instant};
@@ -12,7 +13,8 @@ use tokio::time::{Duration, Instant};
 /// How many bytes of a body are recorded, so that a repeatable request can be sent again.
 const MOST_RECORDED: usize = 64 * 1024;
 
-/// Whose turn it is while a request is under way. Shared by the request's body and the call that waits for the response.
+/// Whose turn it is while a request is under way. Shared by the request's body and the call that
+/// waits for the response.
 #[derive(Debug)]
 pub(super) struct Progress(Mutex<Turn>);
 
@@ -35,7 +37,8 @@ impl Progress {
         Arc::new(Self(Mutex::new(Turn::Queued(Instant::now()))))
     }
 
-    /// Returns `true` if the caller's body has failed, so that a broken connection says nothing about the agent.
+    /// Returns `true` if the caller's body has failed, so that a broken connection says nothing
+    /// about the agent.
     pub(super) fn has_failed(&self) -> bool {
         matches!(*self.turn(), Turn::Failed)
     }
@@ -56,7 +59,8 @@ impl Progress {
         }
     }
 
-    /// Returns `true` if the agent has not taken more of the body for so long, although there is more.
+    /// Returns `true` if the agent has not taken more of the body for so long, although there is
+    /// more.
     pub(super) fn is_stalled(&self, after: Duration) -> bool {
         matches!(*self.turn(), Turn::Agents(since) if since.elapsed() >= after)
     }
@@ -156,7 +160,8 @@ impl<B> Drop for Outgoing<B> {
         drop(turn);
         let mut held = lock(&self.source.0);
         // Nobody can send the rest any more, so the caller's body ends here.
-        let body = (held.attempt == self.attempt && held.touched && held.record.is_none()).then(|| held.body.take());
+        let body = (held.attempt == self.attempt && held.touched && held.record.is_none())
+            .then(|| held.body.take());
         drop(held);
         drop(body);
     }
@@ -166,12 +171,15 @@ impl<B: Body + Unpin> Body for Outgoing<B> {
     type Data = Bytes;
     type Error = B::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = &mut *self;
         let mut held = lock(&this.source.0);
         if held.attempt != this.attempt {
-            // Neither an end nor an error: the connection that asks is being closed, and its agent must not take what
-            // it has for the whole.
+            // Neither an end nor an error: the connection that asks is being closed, and its agent
+            // must not take what it has for the whole.
             return Poll::Pending;
         }
         if let Some(frame) = held.record.as_ref().and_then(|record| record.get(this.at)).cloned() {
@@ -194,7 +202,8 @@ impl<B: Body + Unpin> Body for Outgoing<B> {
             return Poll::Ready(None);
         };
         held.touched = true;
-        let frame = frame.map(|frame| frame.map_data(|mut data| data.copy_to_bytes(data.remaining())));
+        let frame =
+            frame.map(|frame| frame.map_data(|mut data| data.copy_to_bytes(data.remaining())));
         match &frame {
             Ok(frame) => {
                 held.note(frame);
@@ -260,8 +269,4 @@ impl From<Recorded> for Frame<Bytes> {
             Recorded::Trailers(trailers) => Self::trailers(trailers),
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -9,25 +9,27 @@
 //!                 closed ◀── retired        out of circulation: its last user holds it
 //! ```
 //!
-//! It goes out of circulation when its workspace has a later target, when it was reported or is older than a doubt, when
-//! it was idle for too long, and when it has ended. It is in circulation for one workspace and one target; a call that
-//! asks for it has just looked up that this is what its session would dial.
+//! It goes out of circulation when its workspace has a later target, when it was reported or is
+//! older than a doubt, when it was idle for too long, and when it has ended. It is in circulation
+//! for one workspace and one target; a call that asks for it has just looked up that this is what
+//! its session would dial.
 //!
-//! A request that finds neither a connection with room nor room for another connection waits in a queue. Everything that
-//! changes the state of an agent's connections ends with [`Agent::serve`], which hands what has become free to the first
-//! request of the queue: a later request never overtakes it.
+//! A request that finds neither a connection with room nor room for another connection waits in a
+//! queue. Everything that changes the state of an agent's connections ends with [`Agent::serve`],
+//! which hands what has become free to the first request of the queue: a later request never
+//! overtakes it.
 
 use super::{
     connection::{Conn, Lease, Sender},
     question::HeadTimes,
 };
-use crate::{BoundHandle, Target, WorkspaceId};
+use crate::{BoundHandle, Target, WorkspaceId, sync::lock};
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
     hash::{Hash, Hasher},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -57,7 +59,8 @@ impl Key {
 }
 
 impl Hash for Key {
-    /// Of the agent alone: hardly two targets differ in nothing but the rest, and every request is looked up by this.
+    /// Of the agent alone: hardly two targets differ in nothing but the rest, and every request is
+    /// looked up by this.
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.workspace.hash(state);
         self.target.agent.hash(state);
@@ -82,8 +85,8 @@ pub(super) struct Pool<B> {
     calm: Arc<AtomicBool>,
 }
 
-/// The connections to one agent. Held by its connections and by the calls that ask for one; goes when the last of them
-/// goes.
+/// The connections to one agent. Held by its connections and by the calls that ask for one; goes
+/// when the last of them goes.
 pub(super) struct Agent<B> {
     key: Key,
     agents: Weak<Agents<B>>,
@@ -95,17 +98,19 @@ pub(super) struct Agent<B> {
 }
 
 struct State<B> {
-    /// In circulation: an idle connection of HTTP/1, or any connection of HTTP/2. The most recently used one last.
+    /// In circulation: an idle connection of HTTP/1, or any connection of HTTP/2. The most recently
+    /// used one last.
     members: Vec<Member<B>>,
-    /// Connections that count against the limit: those being dialed, those in circulation, those in use. A connection of
-    /// HTTP/2 that went out of circulation does not: it only serves what it has begun.
+    /// Connections that count against the limit: those being dialed, those in circulation, those in
+    /// use. A connection of HTTP/2 that went out of circulation does not: it only serves what it
+    /// has begun.
     open: usize,
     /// Dials under way, and connections of HTTP/1 that are about to be ready again.
     dialing: usize,
     returning: usize,
     /// The requests that wait, first come first.
     waiting: VecDeque<Waiter<B>>,
-    tickets: u64,
+    tokens: u64,
     /// What was made before then does not come back into circulation.
     in_doubt_until: Option<Instant>,
     /// The client is gone: nothing is kept any more.
@@ -130,7 +135,7 @@ pub(super) enum Wants {
 }
 
 struct Waiter<B> {
-    ticket: u64,
+    token: u64,
     wants: Wants,
     /// The dial that it waited for came to nothing: it dials rather than to wait for the next one.
     alone: bool,
@@ -179,7 +184,7 @@ impl<B> Pool<B> {
                 dialing: 0,
                 returning: 0,
                 waiting: VecDeque::new(),
-                tickets: 0,
+                tokens: 0,
                 in_doubt_until: None,
                 closed: false,
             }),
@@ -251,8 +256,10 @@ impl<B> Agent<B> {
                 state.waiting.remove(next);
                 continue;
             }
-            // One that waits for a dial or a return of another request dials if there are more like it than that brings.
-            let may_dial = alone || wants == Wants::Dial || state.waiting.len() > state.expected(self.limits);
+            // One that waits for a dial or a return of another request dials if there are more like
+            // it than that brings.
+            let may_dial =
+                alone || wants == Wants::Dial || state.waiting.len() > state.expected(self.limits);
             match self.give(state, wants, |_| may_dial, lost) {
                 Some(given) => {
                     let Some(waiter) = state.waiting.remove(next) else { return };
@@ -284,7 +291,11 @@ impl<B> Agent<B> {
         }
         if state.open >= self.limits.connections {
             // An idle connection makes room for one that must be dialed.
-            let idle = state.members.iter().position(|member| member.users == 0).filter(|_| wants == Wants::Dial)?;
+            let idle = state
+                .members
+                .iter()
+                .position(|member| member.users == 0)
+                .filter(|_| wants == Wants::Dial)?;
             let idle = state.members.remove(idle);
             state.uncount(&idle.conn);
             lost.members.push(idle);
@@ -317,16 +328,17 @@ impl<B> Agent<B> {
         self.change(|state, lost| {
             if state.waiting.is_empty() {
                 // Asked only if nothing is found, since it looks at every connection.
-                let may_dial = |state: &State<B>| wants == Wants::Dial || state.expected(self.limits) == 0;
+                let may_dial =
+                    |state: &State<B>| wants == Wants::Dial || state.expected(self.limits) == 0;
                 if let Some(given) = self.give(state, wants, may_dial, lost) {
                     return Taken::Given(given);
                 }
             }
             let (given, place) = oneshot::channel();
-            state.tickets += 1;
-            let ticket = state.tickets;
-            state.waiting.push_back(Waiter { ticket, wants, alone: false, given });
-            Taken::Queued(Queued { agent: Arc::clone(self), ticket, wants, given: Some(place) })
+            state.tokens += 1;
+            let token = state.tokens;
+            state.waiting.push_back(Waiter { token, wants, alone: false, given });
+            Taken::Queued(Queued { agent: Arc::clone(self), token, wants, given: Some(place) })
         })
     }
 
@@ -341,12 +353,14 @@ impl<B> Agent<B> {
         self.reserved(&mut self.state())
     }
 
-    /// A new connection that can be shared is there, with its first user. It is left to that user alone if it is one
-    /// more than is needed.
+    /// A new connection that can be shared is there, with its first user. It is left to that user
+    /// alone if it is one more than is needed.
     pub(super) fn add(self: &Arc<Self>, conn: &Arc<Conn<B>>, sender: Sender<B>) {
-        let member = Member { conn: Arc::clone(conn), sender, users: 1, idle_since: Instant::now() };
+        let member =
+            Member { conn: Arc::clone(conn), sender, users: 1, idle_since: Instant::now() };
         self.change(|state, lost| {
-            let presumed = |member: &Member<B>| member.conn.streams().unwrap_or(self.limits.requests);
+            let presumed =
+                |member: &Member<B>| member.conn.streams().unwrap_or(self.limits.requests);
             let free = |member: &Member<B>| {
                 let room = presumed(member).min(self.limits.requests).saturating_sub(member.users);
                 if member.is_fit() && !member.conn.is_stalled() { room } else { 0 }
@@ -362,7 +376,8 @@ impl<B> Agent<B> {
 
     /// A connection that is not shared is ready for the next request.
     pub(super) fn put(self: &Arc<Self>, conn: &Arc<Conn<B>>, sender: Sender<B>) {
-        let member = Member { conn: Arc::clone(conn), sender, users: 0, idle_since: Instant::now() };
+        let member =
+            Member { conn: Arc::clone(conn), sender, users: 0, idle_since: Instant::now() };
         self.change(|state, lost| {
             let in_doubt = state.in_doubt_until.is_some_and(|doubt| conn.since() <= doubt);
             let is_over = state.open > self.limits.connections;
@@ -378,17 +393,22 @@ impl<B> Agent<B> {
     /// A request or a tunnel on a shared connection is done.
     pub(super) fn done(self: &Arc<Self>, conn: &Arc<Conn<B>>) {
         self.change(|state, _| {
-            if let Some(member) = state.members.iter_mut().find(|member| Arc::ptr_eq(&member.conn, conn)) {
+            if let Some(member) =
+                state.members.iter_mut().find(|member| Arc::ptr_eq(&member.conn, conn))
+            {
                 member.users -= 1;
                 member.idle_since = Instant::now();
             }
         });
     }
 
-    /// A request that is answered has become a tunnel, which uses the shared connection until it is [done](Self::done).
+    /// A request that is answered has become a tunnel, which uses the shared connection until it is
+    /// [done](Self::done).
     pub(super) fn tunnel(self: &Arc<Self>, conn: &Arc<Conn<B>>) {
         let mut state = self.state();
-        if let Some(member) = state.members.iter_mut().find(|member| Arc::ptr_eq(&member.conn, conn)) {
+        if let Some(member) =
+            state.members.iter_mut().find(|member| Arc::ptr_eq(&member.conn, conn))
+        {
             member.users += 1;
         }
     }
@@ -422,7 +442,8 @@ impl<B> Agent<B> {
         self.retire_if(|member| member.conn.since() <= doubt);
     }
 
-    /// Takes the connection out of circulation if it was idle for so long. Returns when to look again.
+    /// Takes the connection out of circulation if it was idle for so long. Returns when to look
+    /// again.
     pub(super) fn expire(self: &Arc<Self>, conn: &Arc<Conn<B>>, after: Duration) -> Instant {
         let now = Instant::now();
         self.retire_if(|member| {
@@ -453,8 +474,8 @@ impl<B> Agent<B> {
 }
 
 impl<B> State<B> {
-    /// The most recently used connection that has room for one more request. Those that are found to be lost on the way
-    /// to it go to `lost`; the others are not looked at.
+    /// The most recently used connection that has room for one more request. Those that are found
+    /// to be lost on the way to it go to `lost`; the others are not looked at.
     ///
     /// One on which an upload is stalled is found only if no other one may be dialed.
     fn find(&mut self, limits: Limits, lost: &mut Lost<B>) -> Option<usize> {
@@ -481,8 +502,11 @@ impl<B> State<B> {
         if limits.requests == 1 {
             return self.returning;
         }
-        let unannounced =
-            self.members.iter().filter(|member| member.is_fit() && member.conn.streams().is_none()).count();
+        let unannounced = self
+            .members
+            .iter()
+            .filter(|member| member.is_fit() && member.conn.streams().is_none())
+            .count();
         (self.dialing + unannounced) * (limits.requests - 1) + self.returning
     }
 
@@ -517,8 +541,8 @@ impl<B> Reserved<B> {
         self.connected = true;
     }
 
-    /// The dial came to nothing: the requests that waited for it dial themselves, rather than to wait for one dial after
-    /// the other.
+    /// The dial came to nothing: the requests that waited for it dial themselves, rather than to
+    /// wait for one dial after the other.
     pub(super) fn failed(self) {
         for waiter in &mut self.agent.state().waiting {
             waiter.alone = true;
@@ -551,7 +575,7 @@ impl<B> Drop for Returning<B> {
 /// A place in the queue. Dropped, it is given up, and so is what was given meanwhile.
 pub(super) struct Queued<B> {
     agent: Arc<Agent<B>>,
-    ticket: u64,
+    token: u64,
     wants: Wants,
     given: Option<oneshot::Receiver<Given<B>>>,
 }
@@ -577,7 +601,7 @@ impl<B> Drop for Queued<B> {
         let Some(mut given) = self.given.take() else { return };
         given.close();
         let late = given.try_recv();
-        self.agent.change(|state, _| state.waiting.retain(|waiter| waiter.ticket != self.ticket));
+        self.agent.change(|state, _| state.waiting.retain(|waiter| waiter.token != self.token));
         drop(late);
     }
 }
@@ -586,9 +610,4 @@ impl<B> fmt::Debug for Pool<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool").field("limits", &self.limits).finish_non_exhaustive()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing here panics with the lock held; a poisoned one still holds consistent facts.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

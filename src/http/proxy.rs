@@ -1,8 +1,9 @@
-//! The rules of a gateway: what crosses the hop from its client to the agent, and what crosses back.
+//! The rules of a gateway: what crosses the hop from its client to the agent, and what crosses
+//! back.
 //!
-//! [`AgentClient`](super::AgentClient) sends what it is given. A gateway that passes on the requests of others applies a
-//! [`Hop`] in between: [`Hop::request`] before the request is sent, and [`Exchange::response`] before the response is
-//! returned. The rules are these:
+//! [`AgentClient`](super::AgentClient) sends what it is given. A gateway that passes on the
+//! requests of others applies a [`Hop`] in between: [`Hop::request`] before the request is sent,
+//! and [`Exchange::response`] before the response is returned. The rules are these:
 //!
 //! | what | request | response | from |
 //! |---|---|---|---|
@@ -26,11 +27,13 @@
 //! | [`IDENTITY_HEADERS`] | removed | | |
 //! | [`COMMANDS_TO_PROXIES`] | | removed | |
 //!
-//! `100` and `103` are not passed on: hyper answers `Expect` itself, and reads over other informational responses.
+//! `100` and `103` are not passed on: hyper answers `Expect` itself, and reads over other
+//! informational responses.
 //!
-//! Servers that follow CGI and WSGI make one variable of `X-Real-IP`, `X_Real_IP` and, some of them, `X.Real.IP`. A name is
-//! therefore compared as if every other character than a letter or a digit were a hyphen, and another spelling of a header
-//! that has a rule here (or of `Host`, `Cookie`, `Authorization`, `Content-Type`) is removed.
+//! Servers that follow CGI and WSGI make one variable of `X-Real-IP`, `X_Real_IP` and, some of
+//! them, `X.Real.IP`. A name is therefore compared as if every other character than a letter or a
+//! digit were a hyphen, and another spelling of a header that has a rule here (or of `Host`,
+//! `Cookie`, `Authorization`, `Content-Type`) is removed.
 //!
 //! ```
 //! use http::{Request, Response, StatusCode};
@@ -92,7 +95,8 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 
 /// The rules of one gateway. The [module](self) lists them.
 ///
-/// Every setting has a default that is meant to be left alone. Clones share the rules, and cost no more than an `Arc`.
+/// Every setting has a default that is meant to be left alone. Clones share the rules, and cost no
+/// more than an `Arc`.
 #[derive(Clone)]
 #[must_use = "the rules do nothing until they are applied to a request"]
 pub struct Hop(Arc<Rules>);
@@ -127,18 +131,19 @@ impl Hop {
 
     /// Sets the name of this gateway in `Via`. The default is random: `hop-` and 32 digits.
     ///
-    /// A request whose `Via` lists the name is refused as a loop. Replicas that share a name notice a loop in its first
-    /// round; with the default, each of them notices only its own. Two gateways that are meant to be passed through one
-    /// after the other must have different names.
+    /// A request whose `Via` lists the name is refused as a loop. Replicas that share a name notice
+    /// a loop in its first round; with the default, each of them notices only its own. Two gateways
+    /// that are meant to be passed through one after the other must have different names.
     pub fn with_name(mut self, name: &Authority) -> Self {
         let name = name.as_str();
         self.rules().name = name.rsplit_once('@').map_or(name, |(_, host)| host).into();
         self
     }
 
-    /// Sets HTTP/2 as the version of the agents, as [`AgentClientBuilder::http2`](super::AgentClientBuilder::http2) does.
-    /// A WebSocket of an HTTP/1.1 client becomes an extended `CONNECT` (RFC 8441), which the agent must accept. The trailers
-    /// of a request are then sent as they come, whether or not `Trailer` announces them.
+    /// Sets HTTP/2 as the version of the agents, as
+    /// [`AgentClientBuilder::http2`](super::AgentClientBuilder::http2) does. A WebSocket of an
+    /// HTTP/1.1 client becomes an extended `CONNECT` (RFC 8441), which the agent must accept. The
+    /// trailers of a request are then sent as they come, whether or not `Trailer` announces them.
     pub fn with_http2_agents(mut self) -> Self {
         self.rules().agents_speak_http2 = true;
         self
@@ -146,34 +151,36 @@ impl Hop {
 
     /// Allows the upgrade to one more protocol than `websocket`, such as `spdy/3.1`.
     ///
-    /// What follows after the upgrade is opaque to the gateway and to each middleware in front of it: a client that may
-    /// upgrade to `h2c` sends requests that none of them has seen.
+    /// What follows after the upgrade is opaque to the gateway and to each middleware in front of
+    /// it: a client that may upgrade to `h2c` sends requests that none of them has seen.
     pub fn allow_upgrade(mut self, protocol: &str) -> Self {
         self.rules().protocols.push(protocol.into());
         self
     }
 
-    /// Keeps a cookie of the gateway's own from agents: it is removed from requests, and a response cannot set it.
+    /// Keeps a cookie of the gateway's own from agents: it is removed from requests, and a response
+    /// cannot set it.
     ///
-    /// Clients send a cookie to everything behind the gateway's host. An agent that reads the one in which the gateway
-    /// keeps its users signed in could act for them in other workspaces.
+    /// Clients send a cookie to everything behind the gateway's host. An agent that reads the one
+    /// in which the gateway keeps its users signed in could act for them in other workspaces.
     pub fn with_own_cookie(mut self, name: &str) -> Self {
         self.rules().cookies.push(name.into());
         self
     }
 
-    /// Removes one more header from requests, or every header whose name begins with what is before a `*`:
-    /// `x-tenant-*`.
+    /// Removes one more header from requests, or every header whose name begins with what is before
+    /// a `*`: `x-tenant-*`.
     pub fn remove(mut self, name: &str) -> Self {
         self.rules().removed.add(name);
         self
     }
 
-    /// Hands on a header of the [`IDENTITY_HEADERS`] or of the `X-Forwarded-` family, as it has come, or every one whose
-    /// name begins with what is before a `*`.
+    /// Hands on a header of the [`IDENTITY_HEADERS`] or of the `X-Forwarded-` family, as it has
+    /// come, or every one whose name begins with what is before a `*`.
     ///
-    /// Only for a gateway that is reached through a proxy which sets the header in each request. A gateway that
-    /// authenticates clients itself sets its own headers after [`request`](Self::request).
+    /// Only for a gateway that is reached through a proxy which sets the header in each request. A
+    /// gateway that authenticates clients itself sets its own headers after
+    /// [`request`](Self::request).
     pub fn hand_on(mut self, name: &str) -> Self {
         self.rules().handed_on.add(name);
         self
@@ -185,13 +192,14 @@ impl Hop {
 
     /// Makes of a request that was received one for the agent.
     ///
-    /// Must be called before the target of the request is changed, since the client may have named the host there. Leaves
-    /// the target in origin form. Headers that the gateway itself adds must be added afterwards: a client could have
-    /// them removed by naming them in `Connection`.
+    /// Must be called before the target of the request is changed, since the client may have named
+    /// the host there. Leaves the target in origin form. Headers that the gateway itself adds must
+    /// be added afterwards: a client could have them removed by naming them in `Connection`.
     ///
     /// # Errors
     ///
-    /// A [`Refusal`] has the status to answer. The request may have been changed, and must not be sent.
+    /// A [`Refusal`] has the status to answer. The request may have been changed, and must not be
+    /// sent.
     pub fn request<B>(&self, request: &mut Request<B>, client: &Peer) -> Result<Exchange, Refusal> {
         let rules = &*self.0;
         let version = request.version();
@@ -202,17 +210,19 @@ impl Hop {
             return Err(Refusal::Loop);
         }
         fields::count_down(request)?;
-        let framing = fields::framing(request.headers_mut(), version).map_err(|broken| match broken {
-            fields::Broken::Length => Refusal::Length,
-            fields::Broken::Coding => Refusal::Coding,
-        })?;
+        let framing =
+            fields::framing(request.headers_mut(), version).map_err(|broken| match broken {
+                fields::Broken::Length => Refusal::Length,
+                fields::Broken::Coding => Refusal::Coding,
+            })?;
         let asked = Asked::of(request, protocol, &rules.protocols, framing)?;
 
         let headers = request.headers_mut();
         let wants_trailers = version > Version::HTTP_10 && fields::lists(headers, &TE, b"trailers");
         fields::strip(headers);
         headers.remove(PROXY_AUTHORIZATION);
-        let removed = headers.keys().filter(|name| rules.removes(name.as_str())).cloned().collect::<Vec<_>>();
+        let removed =
+            headers.keys().filter(|name| rules.removes(name.as_str())).cloned().collect::<Vec<_>>();
         for name in removed {
             headers.remove(name);
         }
@@ -239,7 +249,8 @@ impl Hop {
         headers.insert(HOST, host);
         let target = request.uri().path_and_query().cloned();
         *request.uri_mut() = Uri::from(target.unwrap_or_else(|| PathAndQuery::from_static("/")));
-        *request.version_mut() = if rules.agents_speak_http2 { Version::HTTP_2 } else { Version::HTTP_11 };
+        *request.version_mut() =
+            if rules.agents_speak_http2 { Version::HTTP_2 } else { Version::HTTP_11 };
         Ok(Exchange { hop: self.clone(), version, upgrade: asked.map(|asked| (asked, on_upgrade)) })
     }
 }
@@ -262,7 +273,8 @@ impl fmt::Debug for Hop {
 }
 
 impl Rules {
-    /// Whether a header does not cross the hop. The headers that every hop removes are another matter.
+    /// Whether a header does not cross the hop. The headers that every hop removes are another
+    /// matter.
     fn removes(&self, name: &str) -> bool {
         let mapped = map(name);
         if self.handed_on.has(&mapped) {
@@ -338,13 +350,14 @@ pub struct Exchange {
 impl Exchange {
     /// Makes of the agent's response one for the client.
     ///
-    /// Returns the tunnel if the agent has switched to the protocol that the client has asked for. The response must then
-    /// be returned, and the tunnel [opened](Tunnel::open) in a task.
+    /// Returns the tunnel if the agent has switched to the protocol that the client has asked for.
+    /// The response must then be returned, and the tunnel [opened](Tunnel::open) in a task.
     ///
     /// # Errors
     ///
-    /// A [`BadResponse`]: the agent has answered what it may not. The response must be dropped, which closes an HTTP/1
-    /// connection that has switched protocols, and the client be answered `502`.
+    /// A [`BadResponse`]: the agent has answered what it may not. The response must be dropped,
+    /// which closes an HTTP/1 connection that has switched protocols, and the client be answered
+    /// `502`.
     pub fn response<B>(self, response: &mut Response<B>) -> Result<Option<Tunnel>, BadResponse> {
         let rules = &*self.hop.0;
         let agent = hyper::upgrade::on(&mut *response);
@@ -369,14 +382,19 @@ impl Exchange {
             fields::Broken::Length => BadResponse::Length,
             fields::Broken::Coding => BadResponse::Coding,
         })?;
-        let offered = (response.status() == StatusCode::UPGRADE_REQUIRED && self.version == Version::HTTP_11)
+        let offered = (response.status() == StatusCode::UPGRADE_REQUIRED
+            && self.version == Version::HTTP_11)
             .then(|| upgrade::offered(response.headers(), &rules.protocols))
             .flatten();
 
         let status = response.status();
         let headers = response.headers_mut();
         fields::strip(headers);
-        let removed = headers.keys().filter(|name| rules.commands.has(name.as_str())).cloned().collect::<Vec<_>>();
+        let removed = headers
+            .keys()
+            .filter(|name| rules.commands.has(name.as_str()))
+            .cloned()
+            .collect::<Vec<_>>();
         for name in removed {
             headers.remove(name);
         }

@@ -1,20 +1,22 @@
 //! Questions about agents that do not begin to answer.
 //!
-//! A request without the head of its response is questioned as a dial is: in the background, the resolver is asked
-//! whether its session would go elsewhere by now. The clock is another one than that of dials, since honest agents take
-//! their time; and there is a budget, so that agents which take longer than before do not bring back a query a request.
-//! What becomes known in any other way reaches a waiting request at once.
+//! A request without the head of its response is questioned as a dial is: in the background, the
+//! resolver is asked whether its session would go elsewhere by now. The clock is another one than
+//! that of dials, since honest agents take their time; and there is a budget, so that agents which
+//! take longer than before do not bring back a query a request. What becomes known in any other way
+//! reaches a waiting request at once.
 
 use super::outgoing::Progress;
 use crate::{
     BoundHandle, Target,
-    flight::{Missed, Seat},
-    shared::Validated,
+    single_flight::{Missed, Waiter},
+    state::Validated,
+    sync::lock,
 };
 use std::{
     future::pending,
     sync::{
-        Arc, Mutex, PoisonError, TryLockError,
+        Arc, Mutex, TryLockError,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
@@ -28,8 +30,8 @@ const UNWATCHED: Duration = Duration::from_millis(5);
 /// However late an agent's answers usually begin, a request is questioned after that.
 const LATEST: Duration = Duration::from_secs(15);
 
-/// How long an agent takes to begin its answers: a histogram whose buckets are powers of two of a millisecond, and in
-/// which what is old counts less and less.
+/// How long an agent takes to begin its answers: a histogram whose buckets are powers of two of a
+/// millisecond, and in which what is old counts less and less.
 #[derive(Debug, Default)]
 pub(super) struct HeadTimes(Mutex<Histogram>);
 
@@ -50,7 +52,8 @@ impl HeadTimes {
         let mut histogram = match self.0.try_lock() {
             Ok(histogram) => histogram,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            // A statistic that need not be complete, and no reason for requests to wait for each other.
+            // A statistic that need not be complete, and no reason for requests to wait for each
+            // other.
             Err(TryLockError::WouldBlock) => return,
         };
         histogram.counts[bucket.min(BUCKETS - 1)] += 1;
@@ -61,9 +64,10 @@ impl HeadTimes {
         }
     }
 
-    /// Returns how long a request waits before it is questioned: `floor`, or more than 95 of 100 answers took to begin.
+    /// Returns how long a request waits before it is questioned: `floor`, or more than 95 of 100
+    /// answers took to begin.
     fn question_after(&self, floor: Duration) -> Duration {
-        let histogram = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let histogram = lock(&self.0);
         let mut later = histogram.total / 20;
         for (bucket, count) in histogram.counts.iter().enumerate().rev() {
             if *count > later {
@@ -100,7 +104,9 @@ impl Budget {
     }
 
     fn spend(&self) -> bool {
-        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |saved| saved.checked_sub(PRICE)).is_ok()
+        self.0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |saved| saved.checked_sub(PRICE))
+            .is_ok()
     }
 }
 
@@ -140,7 +146,12 @@ impl Watch<'_> {
     }
 
     /// Resolves when the request is to wait no longer.
-    pub(super) async fn over(&self, handle: &BoundHandle, progress: &Progress, gone: impl Future<Output = ()>) -> Over {
+    pub(super) async fn over(
+        &self,
+        handle: &BoundHandle,
+        progress: &Progress,
+        gone: impl Future<Output = ()>,
+    ) -> Over {
         // One timer, which nearly every request drops before it fires.
         sleep(self.within.map_or(UNWATCHED, |within| within.min(UNWATCHED))).await;
         self.is_watched.store(true, Ordering::Relaxed);
@@ -159,7 +170,8 @@ impl Watch<'_> {
         loop {
             let now = Instant::now();
             let at = match progress.queued_since() {
-                // Counted from when the stream is open, but the connection may not take for ever to open it.
+                // Counted from when the stream is open, but the connection may not take for ever to
+                // open it.
                 Some(since) => since + self.queued_within + within,
                 // Not before then, if it is the caller's turn.
                 None => progress.silent_since().unwrap_or(now) + within,
@@ -167,17 +179,19 @@ impl Watch<'_> {
             if at <= now {
                 return;
             }
-            // A stream that was opened meanwhile ends earlier than it would have if it were still queued.
+            // A stream that was opened meanwhile ends earlier than it would have if it were still
+            // queued.
             sleep_until(at.min(now + within)).await;
         }
     }
 
-    /// Resolves when the session of the request would go elsewhere. Asks the resolver if the agent is late, or in doubt.
+    /// Resolves when the session of the request would go elsewhere. Asks the resolver if the agent
+    /// is late, or in doubt.
     async fn superseded(&self, handle: &BoundHandle, progress: &Progress) -> Option<Arc<Target>> {
         let (shared, mut entry, target) = handle.watched();
         let place = Arc::clone(&entry.place);
         let session = entry.row.session;
-        let mut question: Option<Seat<Validated>> = None;
+        let mut question: Option<Waiter<Validated>> = None;
         // Since when it is known that there is a doubt, so that each is asked about once.
         let mut asked: Option<Instant> = None;
         let mut not_before = Instant::now();
@@ -186,10 +200,12 @@ impl Watch<'_> {
             let (row_changed, place_changed) = (shared.rows.changed(session), place.changed());
             match shared.names_another(&entry, &target) {
                 Some(true) if (self.leaves)() => return shared.target_of(session),
-                // An agent that drains: nothing that becomes known later brings the session back to it.
+                // An agent that drains: nothing that becomes known later brings the session back to
+                // it.
                 Some(true) => return pending().await,
                 Some(false) => {}
-                // The cache did not keep the row, and there was an order since, perhaps another session's.
+                // The cache did not keep the row, and there was an order since, perhaps another
+                // session's.
                 None => match shared.read_since(session, Instant::now()).await {
                     Ok(Some(read)) if read.workspace() == entry.workspace() => {
                         entry = read;
@@ -204,9 +220,12 @@ impl Watch<'_> {
             let now = Instant::now();
             let mut look_again = None;
             if question.is_none() {
-                // What is reported of this very connection fails the request soon; whether its agent was replaced is for
-                // the next call to ask, which may be later than this.
-                let doubt = shared.choose(&entry).doubt.filter(|doubt| Some(*doubt) > asked && !handle.is_reported());
+                // What is reported of this very connection fails the request soon; whether its
+                // agent was replaced is for the next call to ask, which may be later than this.
+                let doubt = shared
+                    .choose(&entry)
+                    .doubt
+                    .filter(|doubt| Some(*doubt) > asked && !handle.is_reported());
                 if doubt.is_some() {
                     asked = doubt;
                     question = Some(shared.validate(&place));
@@ -246,9 +265,9 @@ impl Watch<'_> {
 }
 
 /// Returns when to ask again, if that is known; pending for ever while nothing was asked.
-async fn answered(question: &mut Option<Seat<Validated>>) -> Result<Instant, Missed> {
+async fn answered(question: &mut Option<Waiter<Validated>>) -> Result<Instant, Missed> {
     match question {
-        Some(seat) => seat.landed(None).await.map(|validated| validated.again),
+        Some(waiter) => waiter.result(None).await.map(|validated| validated.again),
         None => pending().await,
     }
 }

@@ -12,15 +12,17 @@ use hyper::ext::Protocol;
 
 /// The version that a client speaks with its agents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Speaks {
+pub(super) enum HttpProtocol {
     Http1,
     Http2,
 }
 
-/// Says of a request, in its extensions, that it may be sent again although the agent may have seen it.
+/// Says of a request, in its extensions, that it may be sent again although the agent may have seen
+/// it.
 ///
-/// If its session turns out to have another agent while the request waits for an answer of the former one, the request is
-/// sent to the new agent. Up to 64 KiB of its body are kept for that; a request whose body is longer ends with
+/// If its session turns out to have another agent while the request waits for an answer of the
+/// former one, the request is sent to the new agent. Up to 64 KiB of its body are kept for that; a
+/// request whose body is longer ends with
 /// [`ClientError::Superseded`](super::ClientError::Superseded), as one that is not marked.
 ///
 /// ```
@@ -35,25 +37,28 @@ pub struct Idempotent;
 /// For requests that name no host.
 const NAMELESS: &str = "agent";
 
-/// Gives the request the form of its version: the target in origin form and a `Host`, or an authority. What it says of a
-/// host is handed on to the agent, and is used for nothing else.
-pub(super) fn prepare(parts: &mut request::Parts, version: Speaks) -> Result<(), BadRequest> {
-    if parts.method == Method::CONNECT && (version == Speaks::Http1 || parts.extensions.get::<Protocol>().is_none()) {
+/// Gives the request the form of its version: the target in origin form and a `Host`, or an
+/// authority. What it says of a host is handed on to the agent, and is used for nothing else.
+pub(super) fn prepare(parts: &mut request::Parts, version: HttpProtocol) -> Result<(), BadRequest> {
+    if parts.method == Method::CONNECT
+        && (version == HttpProtocol::Http1 || parts.extensions.get::<Protocol>().is_none())
+    {
         return Err(BadRequest::Connect);
     }
-    if version == Speaks::Http2 && parts.headers.contains_key(header::UPGRADE) {
+    if version == HttpProtocol::Http2 && parts.headers.contains_key(header::UPGRADE) {
         return Err(BadRequest::Upgrade);
     }
     let authority = authority(&parts.uri, &parts.headers)?;
-    let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let path =
+        parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     match version {
-        Speaks::Http1 => {
+        HttpProtocol::Http1 => {
             let host = HeaderValue::from_str(authority.as_str()).map_err(|_| BadRequest::Host)?;
             parts.headers.insert(HOST, host);
             parts.uri = Uri::from(path);
             parts.version = Version::HTTP_11;
         }
-        Speaks::Http2 => {
+        HttpProtocol::Http2 => {
             parts.headers.remove(HOST);
             let uri = Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(path);
             parts.uri = uri.build().map_err(|_| BadRequest::Host)?;
@@ -63,20 +68,23 @@ pub(super) fn prepare(parts: &mut request::Parts, version: Speaks) -> Result<(),
     Ok(())
 }
 
-/// Announces a body of unknown length where hyper would not send it: with `GET` and `HEAD` over HTTP/1 it takes a body for
-/// empty whose length is not given.
-pub(super) fn frame(parts: &mut request::Parts, body: &impl Body, version: Speaks) {
+/// Announces a body of unknown length where hyper would not send it: with `GET` and `HEAD` over
+/// HTTP/1 it takes a body for empty whose length is not given.
+pub(super) fn frame(parts: &mut request::Parts, body: &impl Body, version: HttpProtocol) {
     let is_unknown = !body.is_end_stream() && body.size_hint().exact().is_none();
-    if version == Speaks::Http1
+    if version == HttpProtocol::Http1
         && is_unknown
         && [Method::GET, Method::HEAD].contains(&parts.method)
-        && ![header::CONTENT_LENGTH, header::UPGRADE].iter().any(|name| parts.headers.contains_key(name))
+        && ![header::CONTENT_LENGTH, header::UPGRADE]
+            .iter()
+            .any(|name| parts.headers.contains_key(name))
     {
         parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
 }
 
-/// Of an absolute target its authority, else the `Host` (RFC 9112 §3.2.2). Never with a user or a password.
+/// Of an absolute target its authority, else the `Host` (RFC 9112 §3.2.2). Never with a user or a
+/// password.
 fn authority(uri: &Uri, headers: &HeaderMap) -> Result<Authority, BadRequest> {
     let mut hosts = headers.get_all(HOST).iter();
     let named = match (uri.authority(), hosts.next()) {
@@ -93,11 +101,14 @@ fn authority(uri: &Uri, headers: &HeaderMap) -> Result<Authority, BadRequest> {
 
 #[cfg(test)]
 mod tests {
-    use super::{BadRequest, Speaks, prepare};
+    use super::{BadRequest, HttpProtocol, prepare};
     use ::http::{Request, header::HOST};
     use hyper::ext::Protocol;
 
-    fn prepared(request: ::http::request::Builder, version: Speaks) -> Result<(String, Option<String>), BadRequest> {
+    fn prepared(
+        request: ::http::request::Builder,
+        version: HttpProtocol,
+    ) -> Result<(String, Option<String>), BadRequest> {
         let (mut parts, ()) = request.body(()).unwrap().into_parts();
         prepare(&mut parts, version)?;
         let host = parts.headers.get(HOST).map(|host| host.to_str().unwrap().to_owned());
@@ -111,8 +122,18 @@ mod tests {
             ("/a?b=c", None, ("/a?b=c", "agent"), "http://agent/a?b=c"),
             ("/a", Some("app.example:81"), ("/a", "app.example:81"), "http://app.example:81/a"),
             ("/a", Some(""), ("/a", "agent"), "http://agent/a"),
-            ("http://one.example/a", Some("two.example"), ("/a", "one.example"), "http://one.example/a"),
-            ("https://one.example:8443", None, ("/", "one.example:8443"), "http://one.example:8443/"),
+            (
+                "http://one.example/a",
+                Some("two.example"),
+                ("/a", "one.example"),
+                "http://one.example/a",
+            ),
+            (
+                "https://one.example:8443",
+                None,
+                ("/", "one.example:8443"),
+                "http://one.example:8443/",
+            ),
             ("http://me:secret@one.example/a", None, ("/a", "one.example"), "http://one.example/a"),
             ("http://[::1]:80/a", None, ("/a", "[::1]:80"), "http://[::1]:80/a"),
         ];
@@ -121,15 +142,19 @@ mod tests {
                 let request = Request::get(target);
                 if let Some(host) = host { request.header(HOST, host) } else { request }
             };
-            let http1 = prepared(request(), Speaks::Http1).unwrap();
+            let http1 = prepared(request(), HttpProtocol::Http1).unwrap();
             assert_eq!(http1, (path.to_owned(), Some(sent.to_owned())), "{target}");
-            assert_eq!(prepared(request(), Speaks::Http2).unwrap(), (uri.to_owned(), None), "{target}");
+            assert_eq!(
+                prepared(request(), HttpProtocol::Http2).unwrap(),
+                (uri.to_owned(), None),
+                "{target}"
+            );
         }
     }
 
     #[test]
     fn what_would_be_understood_differently_by_others_is_refused() {
-        for version in [Speaks::Http1, Speaks::Http2] {
+        for version in [HttpProtocol::Http1, HttpProtocol::Http2] {
             let hosts = Request::get("/").header(HOST, "a").header(HOST, "b");
             assert_eq!(prepared(hosts, version), Err(BadRequest::Host));
             for host in ["a b", "a/b", "ü", "http://a"] {
@@ -139,11 +164,13 @@ mod tests {
             let connect = Request::connect("10.0.0.1:22");
             assert_eq!(prepared(connect, version), Err(BadRequest::Connect));
         }
-        let upgrade = || Request::get("/").header("upgrade", "websocket").header("connection", "upgrade");
-        assert_eq!(prepared(upgrade(), Speaks::Http2), Err(BadRequest::Upgrade));
-        assert!(prepared(upgrade(), Speaks::Http1).is_ok());
-        let extended = || Request::connect("http://a/chat").extension(Protocol::from_static("websocket"));
-        assert_eq!(prepared(extended(), Speaks::Http1), Err(BadRequest::Connect));
-        assert!(prepared(extended(), Speaks::Http2).is_ok());
+        let upgrade =
+            || Request::get("/").header("upgrade", "websocket").header("connection", "upgrade");
+        assert_eq!(prepared(upgrade(), HttpProtocol::Http2), Err(BadRequest::Upgrade));
+        assert!(prepared(upgrade(), HttpProtocol::Http1).is_ok());
+        let extended =
+            || Request::connect("http://a/chat").extension(Protocol::from_static("websocket"));
+        assert_eq!(prepared(extended(), HttpProtocol::Http1), Err(BadRequest::Connect));
+        assert!(prepared(extended(), HttpProtocol::Http2).is_ok());
     }
 }

@@ -4,16 +4,18 @@ use socket2::{SockRef, TcpKeepalive};
 use std::{io, time::Duration};
 use tokio::net::TcpStream;
 
-/// Makes a TCP connection fail within about this time (at least 4 s, in whole seconds) once the machine at its other
-/// end is gone without a word.
+/// Makes a TCP connection fail within about this time (at least 4 s, in whole seconds) once the
+/// machine at its other end is gone without a word.
 ///
-/// For dialers: `watch_peer(&stream, Duration::from_secs(20))?` after `TcpStream::connect`. Without it a connection on
-/// which nothing comes back ends when the system gives up, after 15 minutes or never. An idle connection is probed (TCP
-/// keep-alive); on Linux and Android what was sent must be acknowledged in time as well (`TCP_USER_TIMEOUT`), and
-/// elsewhere only an idle connection is watched.
+/// For dialers: `watch_peer(&stream, Duration::from_secs(20))?` after `TcpStream::connect`. Without
+/// it a connection on which nothing comes back ends when the system gives up, after 15 minutes or
+/// never. An idle connection is probed (TCP keep-alive); on Linux and Android what was sent must be
+/// acknowledged in time as well (`TCP_USER_TIMEOUT`), and elsewhere only an idle connection is
+/// watched.
 ///
-/// A process that hangs on a machine that lives is not noticed by this: its system acknowledges for it. For that there
-/// are HTTP/2 pings and [`response_header_timeout`](super::AgentClientBuilder::response_header_timeout).
+/// A process that hangs on a machine that lives is not noticed by this: its system acknowledges for
+/// it. For that there are HTTP/2 pings and
+/// [`response_header_timeout`](super::AgentClientBuilder::response_header_timeout).
 ///
 /// # Errors
 ///

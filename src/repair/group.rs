@@ -4,17 +4,19 @@ use super::{Repairs, Task};
 use crate::{
     Repair,
     binding::Behind,
-    directory::GroupRepair,
     hints::About,
     store::{BATCH, StoreError},
+    workspace::GroupRepair,
 };
 use std::sync::Arc;
 
-/// In one try. More rows than these are written by the next one; a store that never comes to an end holds nobody up.
+/// In one try. More rows than these are written by the next one; a store that never comes to an end
+/// holds nobody up.
 const MOST_STATEMENTS: usize = 1_000;
 
 impl Task {
-    /// One try. If not all could be written, what was written by then stays, and is not found again.
+    /// One try. If not all could be written, what was written by then stays, and is not found
+    /// again.
     pub(super) async fn write_group(&self, behind: Behind) -> Result<Repair, StoreError> {
         let Self { shared, entry, target, .. } = self;
         let place = &entry.place;
@@ -30,16 +32,24 @@ impl Task {
                 return Ok(Repair::Lost);
             }
             let began = shared.rows.moment();
-            let statement = shared.store.replace_agent(place.workspace(), place.epoch(), stale, target, BATCH as u64);
+            let statement = shared.store.replace_agent(
+                place.workspace(),
+                place.epoch(),
+                stale,
+                target,
+                BATCH as u64,
+            );
             if self.answer(statement).await? < BATCH as u64 {
                 break began;
             }
         };
         let landed = shared.rows.moment();
-        // Known before the list is looked at: who asks from here on finds it landed, who has asked is on the list.
+        // Known before the list is looked at: who asks from here on finds it landed, who has asked
+        // is on the list.
         place.repaired(GroupRepair { behind, target: Arc::clone(target), began, landed });
         for entry in shared.repairs.take_entries(&self.key) {
-            // Takes over what was written; a row that the statements have missed gets a repair of its own.
+            // Takes over what was written; a row that the statements have missed gets a repair of
+            // its own.
             Repairs::begin(shared, &entry, target, false);
         }
         let (workspace, epoch) = (place.workspace(), Some(place.epoch()));

@@ -3,8 +3,9 @@
 use super::Task;
 use crate::{
     Binding, Repair, Revision, Target,
+    cache::CachedRow,
+    clock::Seen,
     hints::About,
-    rows::{Entry, Seen},
     store::{NewBinding, StoreError, Swap},
 };
 use std::sync::Arc;
@@ -20,20 +21,24 @@ enum Lost {
     Done,
     /// The row stays as it is.
     Drop,
-    /// The row stays as it is, and what it names is not ordered against what answered here: it is to be validated.
+    /// The row stays as it is, and what it names is not ordered against what answered here: it is
+    /// to be validated.
     Doubt,
     /// The row is known to be behind: once more, from this revision.
     Again(Revision),
 }
 
-fn lost(entry: &Entry, target: &Target, winner: Option<&Binding>) -> Lost {
-    let Some(winner) = winner.filter(|winner| winner.workspace == entry.workspace()) else { return Lost::Drop };
+fn lost(entry: &CachedRow, target: &Target, winner: Option<&Binding>) -> Lost {
+    let Some(winner) = winner.filter(|winner| winner.workspace == entry.workspace()) else {
+        return Lost::Drop;
+    };
     if winner.epoch != entry.place.epoch() {
         // What answered is of an epoch that has ended.
         return Lost::Drop;
     }
     let Some(named) = &winner.target else {
-        // Unbound by somebody's order. But where no row was known at all, an unbound one is just the place to write to.
+        // Unbound by somebody's order. But where no row was known at all, an unbound one is just
+        // the place to write to.
         return if entry.stored { Lost::Drop } else { Lost::Again(winner.revision) };
     };
     if entry.is_ahead() && entry.row.target.as_ref().is_some_and(|target| named.is(target)) {
@@ -43,7 +48,8 @@ fn lost(entry: &Entry, target: &Target, winner: Option<&Binding>) -> Lost {
     match (named.generation, target.generation) {
         (Some(theirs), Some(mine)) if theirs < mine => Lost::Again(winner.revision),
         (Some(theirs), Some(mine)) if theirs > mine => Lost::Drop,
-        // Also if only one of the two has a number: there is no doubt about a place that has just answered.
+        // Also if only one of the two has a number: there is no doubt about a place that has just
+        // answered.
         _ if named.same_place(target) => Lost::Done,
         (Some(_), Some(_)) => Lost::Drop,
         _ => Lost::Doubt,
@@ -51,8 +57,9 @@ fn lost(entry: &Entry, target: &Target, winner: Option<&Binding>) -> Lost {
 }
 
 impl Task {
-    /// Whether a row that this process has written itself names what the repair's target has replaced.
-    fn has_replaced(&self, written: &Entry) -> bool {
+    /// Whether a row that this process has written itself names what the repair's target has
+    /// replaced.
+    fn has_replaced(&self, written: &CachedRow) -> bool {
         matches!(written.seen(), Seen::Written(_))
             && written.workspace() == self.entry.workspace()
             && written.row.revision > self.entry.row.revision
@@ -66,22 +73,27 @@ impl Task {
         let Self { shared, entry, target, .. } = self;
         let session = entry.row.session;
         let epoch = entry.place.epoch();
-        let new = NewBinding::new(session, entry.workspace(), Some(Arc::clone(target))).with_epoch(epoch);
+        let new =
+            NewBinding::new(session, entry.workspace(), Some(Arc::clone(target))).with_epoch(epoch);
         let mut expected = entry.stored.then_some(entry.row.revision);
-        // An earlier repair of the session, for which this one has waited, may have written the row since.
-        if let Some(current) = shared.rows.get(session).filter(|current| self.has_replaced(current)) {
+        // An earlier repair of the session, for which this one has waited, may have written the row
+        // since.
+        if let Some(current) = shared.rows.get(session).filter(|current| self.has_replaced(current))
+        {
             expected = Some(current.row.revision);
         }
         for _ in 0..MOST_SWAPS {
-            let ticket = shared.rows.ticket(session);
+            let token = shared.rows.read_token(session);
             let swap = match expected {
-                Some(revision) => self.answer(shared.store.compare_and_swap(revision, new.clone())).await,
+                Some(revision) => {
+                    self.answer(shared.store.compare_and_swap(revision, new.clone())).await
+                }
                 None => self.answer(shared.store.create(new.clone())).await,
             };
             let winner = match swap? {
                 // The epoch has ended in the meantime: the row is unbound.
                 Swap::Applied(row) if row.epoch != epoch => {
-                    shared.learn_written(row, ticket);
+                    shared.learn_written(row, token);
                     return Ok(Repair::Lost);
                 }
                 Swap::Applied(row) => {
@@ -89,7 +101,7 @@ impl Task {
                     if entry.row.target.is_some() {
                         shared.tell(About::Session { session, revision: Some(row.revision) });
                     }
-                    let written = shared.learn_written(row, ticket);
+                    let written = shared.learn_written(row, token);
                     shared.usage.hand_over(entry, &written);
                     return Ok(Repair::Written);
                 }
@@ -101,7 +113,7 @@ impl Task {
                     if let (Lost::Doubt, Some(named)) = (verdict, &winner.target) {
                         entry.place.doubt_agent(named.agent, Instant::now());
                     }
-                    shared.learn(winner, ticket);
+                    shared.learn(winner, token);
                 }
                 // Deleted: the next call finds that out.
                 None => shared.rows.remove(session),

@@ -1,13 +1,17 @@
 //! Targets and rows to test with.
 
 use super::*;
-use crate::{AgentId, Binding, Epoch, Revision, directory::Directory, settings::Settings};
+use crate::{
+    AgentId, Binding, Epoch, Revision, WorkspaceId, settings::Settings, workspace::Workspaces,
+};
 use Needed::{Group, Nothing, Own};
 use uuid::Uuid;
 
-/// A letter for its agent, a number for its generation: `a5`, or `a` without one; `a@x` has an address.
+/// A letter for its agent, a number for its generation: `a5`, or `a` without one; `a@x` has an
+/// address.
 pub(super) fn target(text: &str) -> Arc<Target> {
-    let (place, address) = text.split_once('@').map_or((text, None), |(place, address)| (place, Some(address)));
+    let (place, address) =
+        text.split_once('@').map_or((text, None), |(place, address)| (place, Some(address)));
     let (agent, generation) = place.split_at(1);
     let mut target = Target::new(AgentId::new(Uuid::from_u128(agent.as_bytes()[0].into())));
     if !generation.is_empty() {
@@ -20,15 +24,16 @@ pub(super) fn target(text: &str) -> Arc<Target> {
 }
 
 pub(super) fn row(workspace: u128, target: Option<Arc<Target>>, revision: i64) -> Binding {
-    let (session, workspace) = (SessionId::new(Uuid::from_u128(1)), WorkspaceId::new(Uuid::from_u128(workspace)));
+    let (session, workspace) =
+        (SessionId::new(Uuid::from_u128(1)), WorkspaceId::new(Uuid::from_u128(workspace)));
     Binding::new(session, workspace, target, Revision::new(revision))
 }
 
 /// The row that a call went by, at revision 3, in workspace 1.
-pub(super) fn entry(stored: bool) -> Arc<Entry> {
+pub(super) fn entry(stored: bool) -> Arc<CachedRow> {
     let row = row(1, Some(target("z1")), 3);
-    let place = Directory::new(&Settings::default()).place(row.workspace, Epoch::default());
-    Entry::new(row, place, stored, Instant::now())
+    let place = Workspaces::new(&Settings::default()).place(row.workspace, Epoch::default());
+    CachedRow::new(row, place, stored, Instant::now())
 }
 
 #[test]
@@ -59,7 +64,11 @@ fn a_row_is_written_if_it_does_not_name_what_answered() {
     ];
     for (row, answered, expected) in table {
         let row = row.map(target);
-        assert_eq!(needed(row.as_ref(), true, &target(answered)), expected, "{row:?} and {answered}");
+        assert_eq!(
+            needed(row.as_ref(), true, &target(answered)),
+            expected,
+            "{row:?} and {answered}"
+        );
         // A row that the store did not give is written by itself, whatever the call took it for.
         assert_eq!(needed(row.as_ref(), false, &target(answered)), Own, "{row:?} and {answered}");
     }

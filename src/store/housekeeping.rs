@@ -1,6 +1,7 @@
 //! Housekeeping: when which rows may go, decided once for every store of this crate.
 //!
-//! Times are milliseconds of the process's wall clock. Nothing else in this crate reads them, and no order comes from them.
+//! Times are milliseconds of the process's wall clock. Nothing else in this crate reads them, and
+//! no order comes from them.
 
 use super::{StoreError, at_most_a_batch, chunk};
 use crate::SessionId;
@@ -9,10 +10,11 @@ use std::time::{Duration, SystemTime};
 /// How long a deleted row is kept in any case.
 const KEPT: i64 = 7 * 24 * 60 * 60 * 1000;
 
-/// How long after the floor was raised it may be relied on: an INSERT under way may still use the one that it has read.
+/// How long after the floor was raised it may be relied on: an INSERT under way may still use the
+/// one that it has read.
 const SETTLED: i64 = 60 * 60 * 1000;
 
-/// What became of [`purge_deleted`](super::BindingStore::purge_deleted).
+/// What became of [`purge_forgotten`](super::BindingStore::purge_forgotten).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Purged {
@@ -50,22 +52,43 @@ impl Memory {
     }
 }
 
-/// The steps, each of them one statement. Every condition holds on the row that is written, when it is written.
-pub(super) trait Keeps: Sync {
+/// The steps, each of them one statement. Every condition holds on the row that is written, when it
+/// is written.
+pub(super) trait Housekeeping: Sync {
     fn memory(&self) -> impl Future<Output = Result<Memory, StoreError>> + Send;
 
-    /// Records a use at `now` in those of these rows that are not deleted, and not used later already.
-    fn mark_used(&self, sessions: &[SessionId], now: i64) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Records a use at `now` in those of these rows that are not deleted, and not used later
+    /// already.
+    fn mark_used(
+        &self,
+        sessions: &[SessionId],
+        now: i64,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Records that use was recorded at `now`. If the last time is before `continuous`, from now on.
-    fn mark_recorded(&self, now: i64, continuous: i64, gap: i64)
-    -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Records that use was recorded at `now`. If the last time is before `continuous`, from now
+    /// on.
+    fn mark_recorded(
+        &self,
+        now: i64,
+        continuous: i64,
+        gap: i64,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Deletes rows that were used last before a time.
-    fn delete_idle(&self, before: i64, now: i64, limit: u64) -> impl Future<Output = Result<u64, StoreError>> + Send;
+    fn delete_idle(
+        &self,
+        before: i64,
+        now: i64,
+        limit: u64,
+    ) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
     /// Deletes rows whose use was never recorded, and that were created before a time.
-    fn delete_unused(&self, before: i64, now: i64, limit: u64) -> impl Future<Output = Result<u64, StoreError>> + Send;
+    fn delete_unused(
+        &self,
+        before: i64,
+        now: i64,
+        limit: u64,
+    ) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
     /// Removes rows that were deleted before a time, and whose revision is not above `floor`.
     fn remove_deleted(
@@ -76,10 +99,18 @@ pub(super) trait Keeps: Sync {
     ) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
     /// How many rows were deleted before a time, and the greatest of their revisions.
-    fn deleted_before(&self, before: i64) -> impl Future<Output = Result<(u64, i64), StoreError>> + Send;
+    fn deleted_before(
+        &self,
+        before: i64,
+    ) -> impl Future<Output = Result<(u64, i64), StoreError>> + Send;
 
     /// Raises the floor, unless it is as high already or was raised after `settled`.
-    fn raise_floor(&self, to: i64, now: i64, settled: i64) -> impl Future<Output = Result<(), StoreError>> + Send;
+    fn raise_floor(
+        &self,
+        to: i64,
+        now: i64,
+        settled: i64,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
 pub(super) fn milliseconds_now() -> i64 {
@@ -95,7 +126,12 @@ fn system_time(milliseconds: i64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(milliseconds).unwrap_or(0))
 }
 
-pub(super) async fn touch(db: &impl Keeps, used: &[SessionId], interval: Duration, now: i64) -> Result<(), StoreError> {
+pub(super) async fn touch(
+    db: &impl Housekeeping,
+    used: &[SessionId],
+    interval: Duration,
+    now: i64,
+) -> Result<(), StoreError> {
     at_most_a_batch(used)?;
     if !used.is_empty() {
         db.mark_used(used, now).await?;
@@ -105,35 +141,49 @@ pub(super) async fn touch(db: &impl Keeps, used: &[SessionId], interval: Duratio
     db.mark_recorded(now, now.saturating_sub(gap), gap).await
 }
 
-pub(super) async fn purge_idle(db: &impl Keeps, idle: Duration, limit: u64, now: i64) -> Result<u64, StoreError> {
+pub(super) async fn purge_idle(
+    db: &impl Housekeeping,
+    idle: Duration,
+    limit: u64,
+    now: i64,
+) -> Result<u64, StoreError> {
     let before = now.saturating_sub(milliseconds(idle));
     match db.memory().await?.recorded_since(now) {
         Some(since) if since <= before => {
             let limit = chunk(limit);
             let idle = db.delete_idle(before, now, limit).await?;
             // Use was recorded all the time since then, so that a row which has none was not used.
-            Ok(idle + if idle < limit { db.delete_unused(before, now, limit - idle).await? } else { 0 })
+            Ok(idle
+                + if idle < limit { db.delete_unused(before, now, limit - idle).await? } else { 0 })
         }
         since => Err(StoreError::UseNotRecorded { since: since.map(system_time) }),
     }
 }
 
-pub(super) async fn purge_deleted(db: &impl Keeps, limit: u64, now: i64) -> Result<Purged, StoreError> {
-    let (limit, before, settled) = (chunk(limit), now.saturating_sub(KEPT), now.saturating_sub(SETTLED));
+pub(super) async fn purge_forgotten(
+    db: &impl Housekeeping,
+    limit: u64,
+    now: i64,
+) -> Result<Purged, StoreError> {
+    let (limit, before, settled) =
+        (chunk(limit), now.saturating_sub(KEPT), now.saturating_sub(SETTLED));
     let memory = db.memory().await?;
     let gone = match memory.floor_raised_at {
-        Some(raised_at) if raised_at <= settled => db.remove_deleted(before, memory.floor, limit).await?,
+        Some(raised_at) if raised_at <= settled => {
+            db.remove_deleted(before, memory.floor, limit).await?
+        }
         _ => 0,
     };
     let (waiting, greatest) = db.deleted_before(before).await?;
-    // Not while there may be more below the floor: once it is raised, an hour has to pass again before a row may go.
+    // Not while there may be more below the floor: once it is raised, an hour has to pass again
+    // before a row may go.
     if gone < limit && greatest > memory.floor {
         db.raise_floor(greatest, now, settled).await?;
     }
     Ok(Purged { gone, waiting })
 }
 
-/// The verbs of a [`BindingStore`](super::BindingStore) that [`Keeps`].
+/// The verbs of a [`BindingStore`](super::BindingStore) that [`Housekeeping`].
 macro_rules! verbs {
     () => {
         async fn touch(
@@ -144,13 +194,20 @@ macro_rules! verbs {
             use $crate::store::housekeeping;
             housekeeping::touch(self, used, interval, housekeeping::milliseconds_now()).await
         }
-        async fn purge_idle(&self, idle: std::time::Duration, limit: u64) -> Result<u64, $crate::store::StoreError> {
+        async fn purge_idle(
+            &self,
+            idle: std::time::Duration,
+            limit: u64,
+        ) -> Result<u64, $crate::store::StoreError> {
             use $crate::store::housekeeping;
             housekeeping::purge_idle(self, idle, limit, housekeeping::milliseconds_now()).await
         }
-        async fn purge_deleted(&self, limit: u64) -> Result<$crate::store::Purged, $crate::store::StoreError> {
+        async fn purge_forgotten(
+            &self,
+            limit: u64,
+        ) -> Result<$crate::store::Purged, $crate::store::StoreError> {
             use $crate::store::housekeeping;
-            housekeeping::purge_deleted(self, limit, housekeeping::milliseconds_now()).await
+            housekeeping::purge_forgotten(self, limit, housekeeping::milliseconds_now()).await
         }
     };
 }

@@ -2,28 +2,33 @@
 
 use super::{
     BindingStore, NewBinding, Reset, StoreError, Swap, UsedByLayer, at_most_a_batch, chunk,
-    housekeeping::{self, Keeps, Memory, milliseconds_now},
+    housekeeping::{self, Housekeeping, Memory, milliseconds_now},
 };
-use crate::{Binding, Epoch, Previous, Revision, SessionId, Target, WorkspaceId, binding::Behind};
+use crate::{
+    Binding, Epoch, Previous, Revision, SessionId, Target, WorkspaceId, binding::Behind, sync::lock,
+};
 use futures_util::{Stream, stream};
 use std::{
     cmp::Reverse,
     collections::{HashMap, HashSet},
     fmt,
     ops::{Deref, DerefMut},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
-/// A store in this process's memory, for tests and for programs whose sessions end with the process.
+/// A store in this process's memory, for tests and for programs whose sessions end with the
+/// process.
 ///
-/// It keeps the whole contract of [`BindingStore`]. Clones share their rows; once there are several layers over them, each
-/// reads its rows again in the background, since the others may have written them. A deleted row leaves a small record behind
-/// that keeps its revision from being used again, until [`purge_deleted`](BindingStore::purge_deleted) removes it. The
-/// verbs that are not about given sessions look at every row.
+/// It keeps the whole contract of [`BindingStore`]. Clones share their rows; once there are several
+/// layers over them, each reads its rows again in the background, since the others may have written
+/// them. A deleted row leaves a small record behind that keeps its revision from being used again,
+/// until [`purge_forgotten`](BindingStore::purge_forgotten) removes it. The verbs that are not
+/// about given sessions look at every row.
 ///
 /// # Cancel safety
 ///
-/// No verb ever waits: a future that was polled once has done all of its work, one that was not has done nothing.
+/// No verb ever waits: a future that was polled once has done all of its work, one that was not has
+/// done nothing.
 ///
 /// # Example
 ///
@@ -150,7 +155,8 @@ impl Row {
         Some(binding.with_previous(self.previous).with_epoch(live.epoch))
     }
 
-    /// The one place where a row changes: the revision grows, and an agent that has to go becomes the previous one.
+    /// The one place where a row changes: the revision grows, and an agent that has to go becomes
+    /// the previous one.
     fn write(&mut self, live: Option<Live>) {
         let gone = self.live.take().and_then(|live| live.target);
         if let Some(gone) = gone {
@@ -167,7 +173,7 @@ impl Row {
     }
 
     /// [`write`](Self::write) for a row that goes.
-    fn delete(&mut self, now: i64) {
+    fn forget(&mut self, now: i64) {
         self.write(None);
         self.last_used = None;
         self.deleted_at = now;
@@ -181,10 +187,11 @@ impl MemoryStore {
         Self::default()
     }
 
-    /// Nothing under this lock waits or calls foreign code. If something panics all the same, every row is whole, since
-    /// it is changed by plain assignments only: a poisoned lock is no reason to refuse service.
+    /// Nothing under this lock waits or calls foreign code. If something panics all the same, every
+    /// row is whole, since it is changed by plain assignments only: a poisoned lock is no reason to
+    /// refuse service.
     fn rows(&self) -> MutexGuard<'_, Rows> {
-        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.rows)
     }
 }
 
@@ -208,15 +215,25 @@ impl BindingStore for MemoryStore {
         })
     }
 
-    async fn compare_and_swap(&self, expected: Revision, new: NewBinding) -> Result<Swap, StoreError> {
+    async fn compare_and_swap(
+        &self,
+        expected: Revision,
+        new: NewBinding,
+    ) -> Result<Swap, StoreError> {
         let mut rows = self.rows();
         Ok(match rows.binding(new.session) {
-            Some(read) if read.revision == expected => Swap::Applied(rows.write(new.session, new.into())),
+            Some(read) if read.revision == expected => {
+                Swap::Applied(rows.write(new.session, new.into()))
+            }
             winner => Swap::Conflict(winner),
         })
     }
 
-    async fn retarget(&self, session: SessionId, workspace: WorkspaceId) -> Result<Binding, StoreError> {
+    async fn retarget(
+        &self,
+        session: SessionId,
+        workspace: WorkspaceId,
+    ) -> Result<Binding, StoreError> {
         let mut rows = self.rows();
         let there = rows.live(session).filter(|live| live.workspace == workspace).cloned();
         let live = there.unwrap_or_else(|| NewBinding::new(session, workspace, None).into());
@@ -225,15 +242,21 @@ impl BindingStore for MemoryStore {
 
     async fn unbind(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
         let mut rows = self.rows();
-        let Some(workspace) = rows.live(session).map(|live| live.workspace) else { return Ok(None) };
+        let Some(workspace) = rows.live(session).map(|live| live.workspace) else {
+            return Ok(None);
+        };
         Ok(Some(rows.write(session, NewBinding::new(session, workspace, None).into())))
     }
 
-    async fn delete(&self, session: SessionId, expected: Option<Revision>) -> Result<bool, StoreError> {
+    async fn forget(
+        &self,
+        session: SessionId,
+        expected: Option<Revision>,
+    ) -> Result<bool, StoreError> {
         let mut rows = self.rows();
         let row = rows.get_mut(&session).filter(|row| row.live.is_some());
         let row = row.filter(|row| expected.is_none_or(|expected| expected.get() == row.revision));
-        Ok(row.map(|row| row.delete(milliseconds_now())).is_some())
+        Ok(row.map(|row| row.forget(milliseconds_now())).is_some())
     }
 
     async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
@@ -272,8 +295,12 @@ impl BindingStore for MemoryStore {
         let mut chosen: Vec<_> = rows
             .iter_mut()
             .filter(|(_, row)| {
-                let live = row.live.as_ref().filter(|live| live.workspace == workspace && live.epoch == epoch);
-                live.and_then(|live| live.target.as_ref()).is_some_and(|target| behind.includes(target, current))
+                let live = row
+                    .live
+                    .as_ref()
+                    .filter(|live| live.workspace == workspace && live.epoch == epoch);
+                live.and_then(|live| live.target.as_ref())
+                    .is_some_and(|target| behind.includes(target, current))
             })
             .collect();
         chosen.sort_unstable_by_key(|(session, _)| **session);
@@ -303,7 +330,8 @@ impl BindingStore for MemoryStore {
 
     fn recent(&self, limit: u64) -> impl Stream<Item = Result<Binding, StoreError>> + Send {
         let rows = self.rows();
-        let live = rows.iter().filter_map(|(session, row)| Some((row.last_used, rows.binding(*session)?)));
+        let live =
+            rows.iter().filter_map(|(session, row)| Some((row.last_used, rows.binding(*session)?)));
         let mut live: Vec<_> = live.collect();
         live.sort_by_key(|(last_used, _)| Reverse(*last_used));
         live.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
@@ -313,7 +341,7 @@ impl BindingStore for MemoryStore {
     housekeeping::verbs! {}
 }
 
-impl Keeps for MemoryStore {
+impl Housekeeping for MemoryStore {
     async fn memory(&self) -> Result<Memory, StoreError> {
         Ok(self.rows().memory)
     }
@@ -338,9 +366,11 @@ impl Keeps for MemoryStore {
 
     async fn delete_idle(&self, before: i64, now: i64, limit: u64) -> Result<u64, StoreError> {
         let mut rows = self.rows();
-        let idle = rows.values_mut().filter(|row| row.last_used.is_some_and(|last_used| last_used < before));
+        let idle = rows
+            .values_mut()
+            .filter(|row| row.last_used.is_some_and(|last_used| last_used < before));
         let chunk = idle.take(usize::try_from(limit).unwrap_or(usize::MAX));
-        Ok(chunk.map(|row| row.delete(now)).count() as u64)
+        Ok(chunk.map(|row| row.forget(now)).count() as u64)
     }
 
     async fn delete_unused(&self, before: i64, now: i64, limit: u64) -> Result<u64, StoreError> {
@@ -348,14 +378,17 @@ impl Keeps for MemoryStore {
         let unused = rows.values_mut().filter(|row| row.live.is_some() && row.last_used.is_none());
         let unused = unused.filter(|row| row.created_at < before);
         let chunk = unused.take(usize::try_from(limit).unwrap_or(usize::MAX));
-        Ok(chunk.map(|row| row.delete(now)).count() as u64)
+        Ok(chunk.map(|row| row.forget(now)).count() as u64)
     }
 
     async fn remove_deleted(&self, before: i64, floor: i64, limit: u64) -> Result<u64, StoreError> {
         let mut rows = self.rows();
         let mut gone = 0;
         rows.retain(|_, row| {
-            let goes = gone < limit && row.live.is_none() && row.deleted_at < before && row.revision <= floor;
+            let goes = gone < limit
+                && row.live.is_none()
+                && row.deleted_at < before
+                && row.revision <= floor;
             gone += u64::from(goes);
             !goes
         });
@@ -370,7 +403,8 @@ impl Keeps for MemoryStore {
 
     async fn raise_floor(&self, to: i64, now: i64, settled: i64) -> Result<(), StoreError> {
         let memory = &mut self.rows().memory;
-        if memory.floor < to && memory.floor_raised_at.is_none_or(|raised_at| raised_at <= settled) {
+        if memory.floor < to && memory.floor_raised_at.is_none_or(|raised_at| raised_at <= settled)
+        {
             (memory.floor, memory.floor_raised_at) = (to, Some(now));
         }
         Ok(())

@@ -41,15 +41,17 @@ pub use wrapper::StoreWrapper;
 /// Why a store did not do what it was asked.
 ///
 /// The first three differ in what is known about a write: [`Unavailable`](Self::Unavailable) and
-/// [`Rejected`](Self::Rejected) mean that nothing was written, [`Unknown`](Self::Unknown) that nobody can tell.
+/// [`Rejected`](Self::Rejected) mean that nothing was written, [`Unknown`](Self::Unknown) that
+/// nobody can tell.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// The database could not be asked (no connection, pool exhausted, locked for too long). Nothing was written; worth
-    /// another try.
+    /// The database could not be asked (no connection, pool exhausted, locked for too long).
+    /// Nothing was written; worth another try.
     #[error("the store is unavailable")]
     Unavailable(#[source] BoxError),
-    /// The statement was sent and no answer came. If it was a write, it may or may not have been carried out.
+    /// The statement was sent and no answer came. If it was a write, it may or may not have been
+    /// carried out.
     #[error("the store did not answer")]
     Unknown(#[source] BoxError),
     /// The database answered with an error. Nothing was written.
@@ -58,7 +60,8 @@ pub enum StoreError {
     /// A row holds what no store of this crate writes.
     #[error("the row cannot be read")]
     Corrupt(#[source] BoxError),
-    /// The database does not let the application in, or not do this. Nothing was written, and trying again will not help.
+    /// The database does not let the application in, or not do this. Nothing was written, and
+    /// trying again will not help.
     #[error("{place} denies access")]
     Denied {
         /// The database, and the table.
@@ -66,8 +69,8 @@ pub enum StoreError {
         /// What the database said.
         source: BoxError,
     },
-    /// A chunk of a group repair has left out rows that somebody else has locked, and has written all others that were
-    /// behind. To be repeated later.
+    /// A chunk of a group repair has left out rows that somebody else has locked, and has written
+    /// all others that were behind. To be repeated later.
     #[error("rows that are locked were left out, after {written} were written")]
     LeftOut {
         /// How many rows were written.
@@ -113,15 +116,17 @@ pub enum StoreError {
         /// Which one.
         verb: &'static str,
     },
-    /// Nobody can tell which rows are idle: use has not been recorded for so long, or not without a gap, or not up to
-    /// now. Nothing was written.
+    /// Nobody can tell which rows are idle: use has not been recorded for so long, or not without a
+    /// gap, or not up to now. Nothing was written.
     #[error("the use of sessions has not been recorded for that long")]
     UseNotRecorded {
         /// Since when it has been; `None` if it is not recorded now.
         since: Option<SystemTime>,
     },
     /// Not a table name that this crate puts into a statement.
-    #[error("{name:?} is not a table name of letters, digits and underscores that begins with a letter or underscore")]
+    #[error(
+        "{name:?} is not a table name of letters, digits and underscores that begins with a letter or underscore"
+    )]
     TableName {
         /// What was given.
         name: String,
@@ -145,7 +150,11 @@ pub struct NewBinding {
 impl NewBinding {
     /// A record to be written.
     #[must_use]
-    pub const fn new(session: SessionId, workspace: WorkspaceId, target: Option<Arc<Target>>) -> Self {
+    pub const fn new(
+        session: SessionId,
+        workspace: WorkspaceId,
+        target: Option<Arc<Target>>,
+    ) -> Self {
         Self { session, workspace, target, epoch: Epoch::new(0) }
     }
 
@@ -185,7 +194,8 @@ pub enum Swap {
     Conflict(Option<Binding>),
 }
 
-/// The most sessions that one call names, and the most rows that one call of a verb in chunks writes.
+/// The most sessions that one call names, and the most rows that one call of a verb in chunks
+/// writes.
 pub const BATCH: usize = 2_000;
 
 /// What a chunk may write at most.
@@ -197,103 +207,127 @@ fn chunk(limit: u64) -> u64 {
 fn at_most_a_batch(sessions: &[SessionId]) -> Result<(), StoreError> {
     match sessions.len() {
         ..=BATCH => Ok(()),
-        more => Err(StoreError::Rejected(format!("{more} sessions, and {BATCH} are the most at once").into())),
+        more => Err(StoreError::Rejected(
+            format!("{more} sessions, and {BATCH} are the most at once").into(),
+        )),
     }
 }
 
 /// The contract of a store.
 ///
-/// Implementors write `async fn`, and those of a store around another one implement [`StoreWrapper`]. Ten verbs are needed. Those of housekeeping (`recent`, `touch`, `purge_idle`,
-/// `purge_deleted`) are what a store may lack; nothing else of this crate needs them. In this crate's repository
-/// `examples/own_store` is a store over a service that compares versions, and `tests/store_contract.rs` is this contract as
-/// tests: copy them.
+/// Implementors write `async fn`, and those of a store around another one implement
+/// [`StoreWrapper`]. Ten verbs are needed. Those of housekeeping (`recent`, `touch`, `purge_idle`,
+/// `purge_forgotten`) are what a store may lack; nothing else of this crate needs them. In this
+/// crate's repository `examples/own_store` is a store over a service that compares versions, and
+/// `tests/store_contract.rs` is this contract as tests: copy them.
 ///
 /// * **Every verb is one atomic statement** on one row, but those that say otherwise.
-/// * **Revisions** grow with every write of a row, also with one that leaves it as it was, and are never reused for a
-///   session: a row that was deleted and is created again continues above its last revision.
-/// * **`previous`** is kept by the store: when a write replaces a row's target by one of another agent, or removes it,
-///   the agent that was there becomes `previous`; otherwise `previous` stays. A deletion is such a write, and what it
-///   leaves behind is found there by the next creation.
-/// * **Epochs** are kept by the store, one number a workspace: 0 until the first `reset_workspace`, which raises it. A row
-///   keeps the epoch in which its target was learned, and a target of another epoch than its workspace's *does not
-///   count*: whoever reads the row gets an unbound one. So a write that was on its way during a reset, whichever of the
-///   two the database puts first, brings back no target of the epoch before. Every row that is returned says the epoch
-///   of its workspace.
-/// * **Orders** (`retarget`, `unbind`, `reset_workspace`) do not compare, and write a row that holds already what they ask
-///   for: a repair that read it before is then too late.
+/// * **Revisions** grow with every write of a row, also with one that leaves it as it was, and are
+///   never reused for a session: a row that was deleted and is created again continues above its
+///   last revision.
+/// * **`previous`** is kept by the store: when a write replaces a row's target by one of another
+///   agent, or removes it, the agent that was there becomes `previous`; otherwise `previous` stays.
+///   A deletion is such a write, and what it leaves behind is found there by the next creation.
+/// * **Epochs** are kept by the store, one number a workspace: 0 until the first `reset_workspace`,
+///   which raises it. A row keeps the epoch in which its target was learned, and a target of
+///   another epoch than its workspace's *does not count*: whoever reads the row gets an unbound
+///   one. So a write that was on its way during a reset, whichever of the two the database puts
+///   first, brings back no target of the epoch before. Every row that is returned says the epoch of
+///   its workspace.
+/// * **Orders** (`retarget`, `unbind`, `reset_workspace`) do not compare, and write a row that
+///   holds already what they ask for: a repair that read it before is then too late.
 ///
 /// # Errors
 ///
-/// A [`StoreError`], above all with the difference between "nothing was written" and "unknown". After an unknown write the
-/// row is read, and a repair is sent again. The layer drops a call after its
-/// [`store_timeout`](crate::BoundAgentBuilder::store_timeout); that counts as unknown too.
+/// A [`StoreError`], above all with the difference between "nothing was written" and "unknown".
+/// After an unknown write the row is read, and a repair is sent again. The layer drops a call after
+/// its [`store_timeout`](crate::BoundAgentBuilder::store_timeout); that counts as unknown too.
 ///
 /// # Cancel safety
 ///
 /// A future that is dropped leaves a row as it was or as it was to be, never in between.
 pub trait BindingStore: Send + Sync + 'static {
-    /// Reads a row; `None` if there is none or it was deleted. Sees every write that ended before it began.
-    fn load(&self, session: SessionId) -> impl Future<Output = Result<Option<Binding>, StoreError>> + Send;
+    /// Reads a row; `None` if there is none or it was deleted. Sees every write that ended before
+    /// it began.
+    fn load(
+        &self,
+        session: SessionId,
+    ) -> impl Future<Output = Result<Option<Binding>, StoreError>> + Send;
 
-    /// Writes a row that must not exist yet; else the conflict holds the row that does. As the rule about epochs says, the
-    /// row is unbound if the target is of an epoch that has ended.
+    /// Writes a row that must not exist yet; else the conflict holds the row that does. As the rule
+    /// about epochs says, the row is unbound if the target is of an epoch that has ended.
     fn create(&self, new: NewBinding) -> impl Future<Output = Result<Swap, StoreError>> + Send;
 
-    /// Replaces workspace and target of a row whose revision must be `expected`; else the conflict holds the row as it is.
-    /// As the rule about epochs says, the row is unbound if the target is of an epoch that has ended.
+    /// Replaces workspace and target of a row whose revision must be `expected`; else the conflict
+    /// holds the row as it is. As the rule about epochs says, the row is unbound if the target is
+    /// of an epoch that has ended.
     fn compare_and_swap(
         &self,
         expected: Revision,
         new: NewBinding,
     ) -> impl Future<Output = Result<Swap, StoreError>> + Send;
 
-    /// The order to point a session at a workspace, whatever was there; creates the row if there is none. The target is
-    /// dropped if the workspace changes and kept if it does not.
+    /// The order to point a session at a workspace, whatever was there; creates the row if there is
+    /// none. The target is dropped if the workspace changes and kept if it does not.
     fn retarget(
         &self,
         session: SessionId,
         workspace: WorkspaceId,
     ) -> impl Future<Output = Result<Binding, StoreError>> + Send;
 
-    /// The order to drop a row's target and keep its workspace; `None` if there is no row. The revision of a row without a
-    /// target grows as well.
-    fn unbind(&self, session: SessionId) -> impl Future<Output = Result<Option<Binding>, StoreError>> + Send;
+    /// The order to drop a row's target and keep its workspace; `None` if there is no row. The
+    /// revision of a row without a target grows as well.
+    fn unbind(
+        &self,
+        session: SessionId,
+    ) -> impl Future<Output = Result<Option<Binding>, StoreError>> + Send;
 
-    /// Deletes a row, if `expected` is given only at that revision. Says whether there was one to delete.
-    fn delete(
+    /// Deletes a row, if `expected` is given only at that revision. Says whether there was one to
+    /// delete.
+    fn forget(
         &self,
         session: SessionId,
         expected: Option<Revision>,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// Creates `child` with the workspace and target of the *row* of `parent`, in one statement; not with its `previous`.
-    /// The conflict holds the row of `child` if there is one (also if `parent` has none), else `None`: there is no row of
-    /// `parent`.
-    fn inherit(&self, child: SessionId, parent: SessionId) -> impl Future<Output = Result<Swap, StoreError>> + Send;
+    /// Creates `child` with the workspace and target of the *row* of `parent`, in one statement;
+    /// not with its `previous`. The conflict holds the row of `child` if there is one (also if
+    /// `parent` has none), else `None`: there is no row of `parent`.
+    fn inherit(
+        &self,
+        child: SessionId,
+        parent: SessionId,
+    ) -> impl Future<Output = Result<Swap, StoreError>> + Send;
 
-    /// The order to begin the next epoch of a workspace, also of one without rows, and to drop the targets of all of its
-    /// rows. Says how many rows there are: the revision of one without a target grows as well.
-    fn reset_workspace(&self, workspace: WorkspaceId) -> impl Future<Output = Result<Reset, StoreError>> + Send;
+    /// The order to begin the next epoch of a workspace, also of one without rows, and to drop the
+    /// targets of all of its rows. Says how many rows there are: the revision of one without a
+    /// target grows as well.
+    fn reset_workspace(
+        &self,
+        workspace: WorkspaceId,
+    ) -> impl Future<Output = Result<Reset, StoreError>> + Send;
 
-    /// One chunk of a group repair: writes `current`, which was learned in `epoch`, into rows of the workspace that are
-    /// *behind* it, and says into how many. To be repeated until it says 0.
+    /// One chunk of a group repair: writes `current`, which was learned in `epoch`, into rows of
+    /// the workspace that are *behind* it, and says into how many. To be repeated until it says 0.
     ///
-    /// A row whose target is of another epoch is never behind. If `stale` and `current` both have a generation, every row of a smaller generation than `current`'s is behind.
-    /// Else it is every row without a generation that names the agent of `stale`, and not already the agent and address
-    /// of `current`. A row without a target is never behind, nor one that was deleted.
+    /// A row whose target is of another epoch is never behind. If `stale` and `current` both have a
+    /// generation, every row of a smaller generation than `current`'s is behind. Else it is every
+    /// row without a generation that names the agent of `stale`, and not already the agent and
+    /// address of `current`. A row without a target is never behind, nor one that was deleted.
     ///
-    /// The whole condition holds on the row that is written, at the moment it is written: a row that was retargeted
-    /// meanwhile stays as it was ordered. Each row that is written gets a revision and a `previous` as from
-    /// [`compare_and_swap`](Self::compare_and_swap). Nothing that somebody else is writing is waited for: where rows
-    /// can be locked, a locked one is left out. Rows are chosen, and locked, in the order of their sessions.
+    /// The whole condition holds on the row that is written, at the moment it is written: a row
+    /// that was retargeted meanwhile stays as it was ordered. Each row that is written gets a
+    /// revision and a `previous` as from [`compare_and_swap`](Self::compare_and_swap). Nothing that
+    /// somebody else is writing is waited for: where rows can be locked, a locked one is left out.
+    /// Rows are chosen, and locked, in the order of their sessions.
     ///
-    /// `limit` is the most rows to write; above [`BATCH`] it means [`BATCH`]. Repeating a call whose outcome is unknown
-    /// does no harm.
+    /// `limit` is the most rows to write; above [`BATCH`] it means [`BATCH`]. Repeating a call
+    /// whose outcome is unknown does no harm.
     ///
     /// # Errors
     ///
-    /// [`StoreError::LeftOut`] if fewer rows than the limit were written because others are locked: the layer tries
-    /// again later, until none is left.
+    /// [`StoreError::LeftOut`] if fewer rows than the limit were written because others are locked:
+    /// the layer tries again later, until none is left.
     fn replace_agent(
         &self,
         workspace: WorkspaceId,
@@ -303,35 +337,40 @@ pub trait BindingStore: Send + Sync + 'static {
         limit: u64,
     ) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
-    /// Reads those of at most [`BATCH`] rows that exist, in any order, each once, also if it is named twice. In one
-    /// statement.
+    /// Reads those of at most [`BATCH`] rows that exist, in any order, each once, also if it is
+    /// named twice. In one statement.
     ///
     /// # Errors
     ///
     /// The stores of this crate refuse more sessions ([`StoreError::Rejected`]).
-    fn load_many(&self, sessions: &[SessionId]) -> impl Future<Output = Result<Vec<Binding>, StoreError>> + Send;
+    fn load_many(
+        &self,
+        sessions: &[SessionId],
+    ) -> impl Future<Output = Result<Vec<Binding>, StoreError>> + Send;
 
-    /// Whether anybody but the layer that asks may write the rows. A layer over a store that nobody else writes does not
-    /// read rows again in the background. It asks again from time to time.
+    /// Whether anybody but the layer that asks may write the rows. A layer over a store that nobody
+    /// else writes does not read rows again in the background. It asks again from time to time.
     ///
     /// A store around another one says what that says: see [`StoreWrapper`].
     fn shared(&self) -> bool {
         true
     }
 
-    /// A layer works over this store for as long as it holds the value. For stores that count their layers.
+    /// A layer works over this store for as long as it holds the value. For stores that count their
+    /// layers.
     #[doc(hidden)]
     fn used_by_layer(&self) -> UsedByLayer {
         UsedByLayer::default()
     }
 
-    /// Housekeeping: the rows that were used last, at most `limit` of them, the latest first. Rows whose use was never
-    /// recorded come last. One query, and the rows are handed on as they arrive.
+    /// Housekeeping: the rows that were used last, at most `limit` of them, the latest first. Rows
+    /// whose use was never recorded come last. One query, and the rows are handed on as they
+    /// arrive.
     ///
     /// # Errors
     ///
-    /// A row that cannot be read is an item of its own; anything else ends the stream. As the other verbs of housekeeping:
-    /// [`StoreError::Unsupported`] from a store that does not have it.
+    /// A row that cannot be read is an item of its own; anything else ends the stream. As the other
+    /// verbs of housekeeping: [`StoreError::Unsupported`] from a store that does not have it.
     ///
     /// # Cancel safety
     ///
@@ -341,44 +380,60 @@ pub trait BindingStore: Send + Sync + 'static {
         stream::once(ready(Err(unsupported("recent"))))
     }
 
-    /// Housekeeping: records that these sessions, at most [`BATCH`], are in use now, and that use is recorded every
-    /// `interval`, also if there are none.
+    /// Housekeeping: records that these sessions, at most [`BATCH`], are in use now, and that use
+    /// is recorded every `interval`, also if there are none.
     ///
-    /// The revision stays. The last use of a row never moves back, a deleted row is not touched, and a row that somebody
-    /// else is writing at this moment is left out rather than waited for. Where no call comes for more than twice the
-    /// interval and a minute, the record has a gap, and [`purge_idle`](Self::purge_idle) starts to count anew.
+    /// The revision stays. The last use of a row never moves back, a deleted row is not touched,
+    /// and a row that somebody else is writing at this moment is left out rather than waited for.
+    /// Where no call comes for more than twice the interval and a minute, the record has a gap, and
+    /// [`purge_idle`](Self::purge_idle) starts to count anew.
     ///
     /// The times are those of the process's wall clock. Nothing but housekeeping reads them.
-    fn touch(&self, used: &[SessionId], interval: Duration) -> impl Future<Output = Result<(), StoreError>> + Send {
+    fn touch(
+        &self,
+        used: &[SessionId],
+        interval: Duration,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send {
         let _ = (used, interval);
         ready(Err(unsupported("touch")))
     }
 
-    /// Housekeeping: deletes, as [`delete`](Self::delete) does, at most `limit` rows (above [`BATCH`] it means
-    /// [`BATCH`]) whose recorded last use is longer ago than `idle`. Says how many; to be repeated while it says `limit`.
+    /// Housekeeping: deletes, as [`forget`](Self::forget) does, at most `limit` rows (above
+    /// [`BATCH`] it means [`BATCH`]) whose recorded last use is longer ago than `idle`. Says how
+    /// many; to be repeated while it says `limit`.
     ///
-    /// A row whose use was never recorded counts from its creation. One that has no time of creation is kept. `idle` should be far longer than the interval at which use is
-    /// recorded: a use that is not recorded yet does not count.
+    /// A row whose use was never recorded counts from its creation. One that has no time of
+    /// creation is kept. `idle` should be far longer than the interval at which use is recorded: a
+    /// use that is not recorded yet does not count.
     ///
     /// # Errors
     ///
-    /// [`StoreError::UseNotRecorded`], without a statement that writes, unless use has been recorded for at least
-    /// `idle`, without a gap, up to now.
-    fn purge_idle(&self, idle: Duration, limit: u64) -> impl Future<Output = Result<u64, StoreError>> + Send {
+    /// [`StoreError::UseNotRecorded`], without a statement that writes, unless use has been
+    /// recorded for at least `idle`, without a gap, up to now.
+    fn purge_idle(
+        &self,
+        idle: Duration,
+        limit: u64,
+    ) -> impl Future<Output = Result<u64, StoreError>> + Send {
         let _ = (idle, limit);
         ready(Err(unsupported("purge_idle")))
     }
 
-    /// Housekeeping: removes what is left of rows that were deleted at least seven days ago, at most `limit` of them
-    /// (above [`BATCH`] it means [`BATCH`]). To be repeated while `gone` is `limit`, and to be run again some day.
+    /// Housekeeping: removes what is left of rows that were deleted at least seven days ago, at
+    /// most `limit` of them (above [`BATCH`] it means [`BATCH`]). To be repeated while `gone` is
+    /// `limit`, and to be run again some day.
     ///
-    /// Such a row keeps its revisions from being used again, so it goes in two runs. One raises the floor above which new
-    /// rows start to the revisions of the rows that wait. The next removes the rows that are not above the floor, if that
-    /// was raised at least an hour ago: a write that began before may still use the old one. A transaction that has read
-    /// for longer than that must not create rows at an isolation level that shows it old data.
-    fn purge_deleted(&self, limit: u64) -> impl Future<Output = Result<Purged, StoreError>> + Send {
+    /// Such a row keeps its revisions from being used again, so it goes in two runs. One raises the
+    /// floor above which new rows start to the revisions of the rows that wait. The next removes
+    /// the rows that are not above the floor, if that was raised at least an hour ago: a write that
+    /// began before may still use the old one. A transaction that has read for longer than that
+    /// must not create rows at an isolation level that shows it old data.
+    fn purge_forgotten(
+        &self,
+        limit: u64,
+    ) -> impl Future<Output = Result<Purged, StoreError>> + Send {
         let _ = limit;
-        ready(Err(unsupported("purge_deleted")))
+        ready(Err(unsupported("purge_forgotten")))
     }
 }
 
@@ -395,13 +450,15 @@ const fn unsupported(verb: &'static str) -> StoreError {
 
 /// A store whose orders can be part of the caller's own transaction.
 ///
-/// An application calls [`Bindings::select_workspace_in`](crate::Bindings::select_workspace_in), which has an example.
+/// An application calls [`Bindings::retarget_in`](crate::Bindings::retarget_in), which has an
+/// example.
 pub trait TransactionalStore: BindingStore {
-    /// The connection that a transaction of this database runs on; `&mut tx` and `&mut pooled` coerce to it.
+    /// The connection that a transaction of this database runs on; `&mut tx` and `&mut pooled`
+    /// coerce to it.
     type Connection: Send;
 
-    /// [`BindingStore::retarget`] on the caller's connection, as part of whatever transaction is open on it. The layer does
-    /// not hear of it.
+    /// [`BindingStore::retarget`] on the caller's connection, as part of whatever transaction is
+    /// open on it. The layer does not hear of it.
     ///
     /// # Errors
     ///
@@ -419,7 +476,10 @@ pub trait TransactionalStore: BindingStore {
 }
 
 impl<St: BindingStore> BindingStore for Arc<St> {
-    fn load(&self, session: SessionId) -> impl Future<Output = Result<Option<Binding>, StoreError>> + Send {
+    fn load(
+        &self,
+        session: SessionId,
+    ) -> impl Future<Output = Result<Option<Binding>, StoreError>> + Send {
         (**self).load(session)
     }
     fn create(&self, new: NewBinding) -> impl Future<Output = Result<Swap, StoreError>> + Send {
@@ -439,20 +499,30 @@ impl<St: BindingStore> BindingStore for Arc<St> {
     ) -> impl Future<Output = Result<Binding, StoreError>> + Send {
         (**self).retarget(session, workspace)
     }
-    fn unbind(&self, session: SessionId) -> impl Future<Output = Result<Option<Binding>, StoreError>> + Send {
+    fn unbind(
+        &self,
+        session: SessionId,
+    ) -> impl Future<Output = Result<Option<Binding>, StoreError>> + Send {
         (**self).unbind(session)
     }
-    fn delete(
+    fn forget(
         &self,
         session: SessionId,
         expected: Option<Revision>,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send {
-        (**self).delete(session, expected)
+        (**self).forget(session, expected)
     }
-    fn inherit(&self, child: SessionId, parent: SessionId) -> impl Future<Output = Result<Swap, StoreError>> + Send {
+    fn inherit(
+        &self,
+        child: SessionId,
+        parent: SessionId,
+    ) -> impl Future<Output = Result<Swap, StoreError>> + Send {
         (**self).inherit(child, parent)
     }
-    fn reset_workspace(&self, workspace: WorkspaceId) -> impl Future<Output = Result<Reset, StoreError>> + Send {
+    fn reset_workspace(
+        &self,
+        workspace: WorkspaceId,
+    ) -> impl Future<Output = Result<Reset, StoreError>> + Send {
         (**self).reset_workspace(workspace)
     }
     fn replace_agent(
@@ -465,7 +535,10 @@ impl<St: BindingStore> BindingStore for Arc<St> {
     ) -> impl Future<Output = Result<u64, StoreError>> + Send {
         (**self).replace_agent(workspace, epoch, stale, current, limit)
     }
-    fn load_many(&self, sessions: &[SessionId]) -> impl Future<Output = Result<Vec<Binding>, StoreError>> + Send {
+    fn load_many(
+        &self,
+        sessions: &[SessionId],
+    ) -> impl Future<Output = Result<Vec<Binding>, StoreError>> + Send {
         (**self).load_many(sessions)
     }
     fn shared(&self) -> bool {
@@ -477,14 +550,25 @@ impl<St: BindingStore> BindingStore for Arc<St> {
     fn recent(&self, limit: u64) -> impl Stream<Item = Result<Binding, StoreError>> + Send {
         (**self).recent(limit)
     }
-    fn touch(&self, used: &[SessionId], interval: Duration) -> impl Future<Output = Result<(), StoreError>> + Send {
+    fn touch(
+        &self,
+        used: &[SessionId],
+        interval: Duration,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send {
         (**self).touch(used, interval)
     }
-    fn purge_idle(&self, idle: Duration, limit: u64) -> impl Future<Output = Result<u64, StoreError>> + Send {
+    fn purge_idle(
+        &self,
+        idle: Duration,
+        limit: u64,
+    ) -> impl Future<Output = Result<u64, StoreError>> + Send {
         (**self).purge_idle(idle, limit)
     }
-    fn purge_deleted(&self, limit: u64) -> impl Future<Output = Result<Purged, StoreError>> + Send {
-        (**self).purge_deleted(limit)
+    fn purge_forgotten(
+        &self,
+        limit: u64,
+    ) -> impl Future<Output = Result<Purged, StoreError>> + Send {
+        (**self).purge_forgotten(limit)
     }
 }
 
@@ -492,11 +576,27 @@ impl<St: BindingStore> BindingStore for Arc<St> {
 pub(crate) trait ErasedStore: Send + Sync + 'static {
     fn load(&self, session: SessionId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>>;
     fn create(&self, new: NewBinding) -> BoxFuture<'_, Result<Swap, StoreError>>;
-    fn compare_and_swap(&self, expected: Revision, new: NewBinding) -> BoxFuture<'_, Result<Swap, StoreError>>;
-    fn retarget(&self, session: SessionId, workspace: WorkspaceId) -> BoxFuture<'_, Result<Binding, StoreError>>;
+    fn compare_and_swap(
+        &self,
+        expected: Revision,
+        new: NewBinding,
+    ) -> BoxFuture<'_, Result<Swap, StoreError>>;
+    fn retarget(
+        &self,
+        session: SessionId,
+        workspace: WorkspaceId,
+    ) -> BoxFuture<'_, Result<Binding, StoreError>>;
     fn unbind(&self, session: SessionId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>>;
-    fn delete(&self, session: SessionId, expected: Option<Revision>) -> BoxFuture<'_, Result<bool, StoreError>>;
-    fn inherit(&self, child: SessionId, parent: SessionId) -> BoxFuture<'_, Result<Swap, StoreError>>;
+    fn forget(
+        &self,
+        session: SessionId,
+        expected: Option<Revision>,
+    ) -> BoxFuture<'_, Result<bool, StoreError>>;
+    fn inherit(
+        &self,
+        child: SessionId,
+        parent: SessionId,
+    ) -> BoxFuture<'_, Result<Swap, StoreError>>;
     fn reset_workspace(&self, workspace: WorkspaceId) -> BoxFuture<'_, Result<Reset, StoreError>>;
     fn replace_agent<'a>(
         &'a self,
@@ -506,13 +606,20 @@ pub(crate) trait ErasedStore: Send + Sync + 'static {
         current: &'a Arc<Target>,
         limit: u64,
     ) -> BoxFuture<'a, Result<u64, StoreError>>;
-    fn load_many<'a>(&'a self, sessions: &'a [SessionId]) -> BoxFuture<'a, Result<Vec<Binding>, StoreError>>;
+    fn load_many<'a>(
+        &'a self,
+        sessions: &'a [SessionId],
+    ) -> BoxFuture<'a, Result<Vec<Binding>, StoreError>>;
     fn shared(&self) -> bool;
     fn used_by_layer(&self) -> UsedByLayer;
     fn recent(&self, limit: u64) -> BoxStream<'_, Result<Binding, StoreError>>;
-    fn touch<'a>(&'a self, used: &'a [SessionId], interval: Duration) -> BoxFuture<'a, Result<(), StoreError>>;
+    fn touch<'a>(
+        &'a self,
+        used: &'a [SessionId],
+        interval: Duration,
+    ) -> BoxFuture<'a, Result<(), StoreError>>;
     fn purge_idle(&self, idle: Duration, limit: u64) -> BoxFuture<'_, Result<u64, StoreError>>;
-    fn purge_deleted(&self, limit: u64) -> BoxFuture<'_, Result<Purged, StoreError>>;
+    fn purge_forgotten(&self, limit: u64) -> BoxFuture<'_, Result<Purged, StoreError>>;
 }
 
 impl<St: BindingStore> ErasedStore for St {
@@ -522,19 +629,35 @@ impl<St: BindingStore> ErasedStore for St {
     fn create(&self, new: NewBinding) -> BoxFuture<'_, Result<Swap, StoreError>> {
         Box::pin(BindingStore::create(self, new))
     }
-    fn compare_and_swap(&self, expected: Revision, new: NewBinding) -> BoxFuture<'_, Result<Swap, StoreError>> {
+    fn compare_and_swap(
+        &self,
+        expected: Revision,
+        new: NewBinding,
+    ) -> BoxFuture<'_, Result<Swap, StoreError>> {
         Box::pin(BindingStore::compare_and_swap(self, expected, new))
     }
-    fn retarget(&self, session: SessionId, workspace: WorkspaceId) -> BoxFuture<'_, Result<Binding, StoreError>> {
+    fn retarget(
+        &self,
+        session: SessionId,
+        workspace: WorkspaceId,
+    ) -> BoxFuture<'_, Result<Binding, StoreError>> {
         Box::pin(BindingStore::retarget(self, session, workspace))
     }
     fn unbind(&self, session: SessionId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
         Box::pin(BindingStore::unbind(self, session))
     }
-    fn delete(&self, session: SessionId, expected: Option<Revision>) -> BoxFuture<'_, Result<bool, StoreError>> {
-        Box::pin(BindingStore::delete(self, session, expected))
+    fn forget(
+        &self,
+        session: SessionId,
+        expected: Option<Revision>,
+    ) -> BoxFuture<'_, Result<bool, StoreError>> {
+        Box::pin(BindingStore::forget(self, session, expected))
     }
-    fn inherit(&self, child: SessionId, parent: SessionId) -> BoxFuture<'_, Result<Swap, StoreError>> {
+    fn inherit(
+        &self,
+        child: SessionId,
+        parent: SessionId,
+    ) -> BoxFuture<'_, Result<Swap, StoreError>> {
         Box::pin(BindingStore::inherit(self, child, parent))
     }
     fn reset_workspace(&self, workspace: WorkspaceId) -> BoxFuture<'_, Result<Reset, StoreError>> {
@@ -550,7 +673,10 @@ impl<St: BindingStore> ErasedStore for St {
     ) -> BoxFuture<'a, Result<u64, StoreError>> {
         Box::pin(BindingStore::replace_agent(self, workspace, epoch, stale, current, limit))
     }
-    fn load_many<'a>(&'a self, sessions: &'a [SessionId]) -> BoxFuture<'a, Result<Vec<Binding>, StoreError>> {
+    fn load_many<'a>(
+        &'a self,
+        sessions: &'a [SessionId],
+    ) -> BoxFuture<'a, Result<Vec<Binding>, StoreError>> {
         Box::pin(BindingStore::load_many(self, sessions))
     }
     fn shared(&self) -> bool {
@@ -562,13 +688,17 @@ impl<St: BindingStore> ErasedStore for St {
     fn recent(&self, limit: u64) -> BoxStream<'_, Result<Binding, StoreError>> {
         Box::pin(BindingStore::recent(self, limit))
     }
-    fn touch<'a>(&'a self, used: &'a [SessionId], interval: Duration) -> BoxFuture<'a, Result<(), StoreError>> {
+    fn touch<'a>(
+        &'a self,
+        used: &'a [SessionId],
+        interval: Duration,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(BindingStore::touch(self, used, interval))
     }
     fn purge_idle(&self, idle: Duration, limit: u64) -> BoxFuture<'_, Result<u64, StoreError>> {
         Box::pin(BindingStore::purge_idle(self, idle, limit))
     }
-    fn purge_deleted(&self, limit: u64) -> BoxFuture<'_, Result<Purged, StoreError>> {
-        Box::pin(BindingStore::purge_deleted(self, limit))
+    fn purge_forgotten(&self, limit: u64) -> BoxFuture<'_, Result<Purged, StoreError>> {
+        Box::pin(BindingStore::purge_forgotten(self, limit))
     }
 }

@@ -11,9 +11,9 @@ use super::{
     BindingStore, NewBinding, Reset, StoreError, Swap, TransactionalStore, at_most_a_batch, chunk,
     housekeeping::{self, milliseconds_now},
     sql::{
-        self, DEFAULT_TABLE, Patience, Value,
+        self, Backoff, DEFAULT_TABLE, Value,
         attempts::Stage,
-        lent::Lent,
+        lent::CloseOnDrop,
         server::{self, Failed, ServerAttempts, Table},
     },
 };
@@ -24,71 +24,81 @@ use sqlx::{Connection, MySql, MySqlConnection, MySqlPool, SqlStr, mysql::MySqlRo
 use statements::Statements;
 use std::{fmt, sync::Arc, time::Duration};
 
-/// A store in a MySQL (8.0.16 or later) or MariaDB (10.6 or later) database, over a pool that the application already
-/// has.
+/// A store in a MySQL (8.0.16 or later) or MariaDB (10.6 or later) database, over a pool that the
+/// application already has.
 ///
-/// A deleted session leaves a small row without workspace behind, which keeps its revision from being used again.
-/// Clones share the pool.
+/// A deleted session leaves a small row without workspace behind, which keeps its revision from
+/// being used again. Clones share the pool.
 ///
-/// The *orders* ([`unbind`](BindingStore::unbind), [`reset_workspace`](BindingStore::reset_workspace)) also raise the
-/// revision of a row that has no target: a repair that read it before the order then fails to write after it.
+/// The *orders* ([`unbind`](BindingStore::unbind),
+/// [`reset_workspace`](BindingStore::reset_workspace)) also raise the revision of a row that has no
+/// target: a repair that read it before the order then fails to write after it.
 ///
 /// # What a verb is
 ///
-/// MySQL has no `RETURNING` for what was updated. So a verb that returns the row it wrote is a short transaction: the
-/// write, and a read of the row. It is atomic at every isolation level, since the write comes first. Each write is one
-/// statement that carries its whole condition, and locks the row until the commit: nobody can change the row between
-/// the write and the read, and a transaction always reads what it wrote itself. If the write's condition did not hold,
-/// the transaction is rolled back, and what it read is the row that stands in the way.
+/// MySQL has no `RETURNING` for what was updated. So a verb that returns the row it wrote is a
+/// short transaction: the write, and a read of the row. It is atomic at every isolation level,
+/// since the write comes first. Each write is one statement that carries its whole condition, and
+/// locks the row until the commit: nobody can change the row between the write and the read, and a
+/// transaction always reads what it wrote itself. If the write's condition did not hold, the
+/// transaction is rolled back, and what it read is the row that stands in the way.
 ///
-/// [`create`](BindingStore::create) and [`inherit`](BindingStore::inherit) first *claim* the row: an upsert that locks
-/// it, and inserts a deleted one if there is none. What follows then is a plain `UPDATE`, and whether it found what it
-/// needed is not to be guessed from the number of rows that an upsert says it affected.
+/// [`create`](BindingStore::create) and [`inherit`](BindingStore::inherit) first *claim* the row:
+/// an upsert that locks it, and inserts a deleted one if there is none. What follows then is a
+/// plain `UPDATE`, and whether it found what it needed is not to be guessed from the number of rows
+/// that an upsert says it affected.
 ///
-/// [`load`](BindingStore::load), [`load_many`](BindingStore::load_many), [`delete`](BindingStore::delete) and
-/// [`recent`](BindingStore::recent) are one statement without a transaction.
-/// [`reset_workspace`](BindingStore::reset_workspace) is a transaction that raises the epoch and drops the targets. What writes to some rows of many ([`replace_agent`](BindingStore::replace_agent), housekeeping) is a
-/// transaction of a read that locks them, and a statement that writes them.
+/// [`load`](BindingStore::load), [`load_many`](BindingStore::load_many),
+/// [`forget`](BindingStore::forget) and [`recent`](BindingStore::recent) are one statement without
+/// a transaction. [`reset_workspace`](BindingStore::reset_workspace) is a transaction that raises
+/// the epoch and drops the targets. What writes to some rows of many
+/// ([`replace_agent`](BindingStore::replace_agent), housekeeping) is a transaction of a read that
+/// locks them, and a statement that writes them.
 ///
 /// # What the database must be
 ///
-/// The tables are InnoDB ([`check`](Self::check) insists on it), and the pool's connections have `autocommit` on, as it
-/// is by default. A transaction that the database undid for the sake of others (deadlocks, 1213) is begun again for at
-/// most some four seconds, and never one whose outcome is unknown.
+/// The tables are InnoDB ([`check`](Self::check) insists on it), and the pool's connections have
+/// `autocommit` on, as it is by default. A transaction that the database undid for the sake of
+/// others (deadlocks, 1213) is begun again for at most some four seconds, and never one whose
+/// outcome is unknown.
 ///
 /// # Locks
 ///
 /// MariaDB ends a statement that waits longer than 4 s for what somebody else has locked
-/// ([`with_lock_timeout`](Self::with_lock_timeout)): nothing was written ([`StoreError::Unavailable`]), and the connection
-/// goes back to the pool. The limit is part of the statement and leaves the settings of the connection alone. In MySQL,
-/// which has no such thing, set `innodb_lock_wait_timeout` for the connections of the pool.
+/// ([`with_lock_timeout`](Self::with_lock_timeout)): nothing was written
+/// ([`StoreError::Unavailable`]), and the connection goes back to the pool. The limit is part of
+/// the statement and leaves the settings of the connection alone. In MySQL, which has no such
+/// thing, set `innodb_lock_wait_timeout` for the connections of the pool.
 ///
 /// # After a failover
 ///
-/// A connection whose server takes no writes any more (1290, 1792, 1836), has ended the session or does not let its user
-/// do what a new connection's may do is closed, and the verb is carried out on another one: at once for as many connections
-/// a minute as the pool has, then with pauses for at most some four seconds. What only reads is also read again if its
-/// connection breaks.
+/// A connection whose server takes no writes any more (1290, 1792, 1836), has ended the session or
+/// does not let its user do what a new connection's may do is closed, and the verb is carried out
+/// on another one: at once for as many connections a minute as the pool has, then with pauses for
+/// at most some four seconds. What only reads is also read again if its connection breaks.
 ///
 /// # Versions
 ///
-/// The tests of this crate run on MariaDB 10.11, at each isolation level but READ UNCOMMITTED. The SQL keeps to what
-/// MySQL 8.0 documents as well; it has not been run there.
+/// The tests of this crate run on MariaDB 10.11, at each isolation level but READ UNCOMMITTED. The
+/// SQL keeps to what MySQL 8.0 documents as well; it has not been run there.
 ///
-/// Reads must see the writes that ended before: give it a pool of the primary, not of a replica that lags behind.
+/// Reads must see the writes that ended before: give it a pool of the primary, not of a replica
+/// that lags behind.
 ///
 /// # What housekeeping costs
 ///
-/// Two indexes beside the one of the workspaces. That of the last uses has an entry for each row, and
-/// [`touch`](BindingStore::touch) moves one for each session in use; through it a start reads the rows used last, and a
-/// purge finds the idle ones, without looking at the others. So has that of the deleted rows, which MySQL cannot limit
-/// to them; it changes when a row is deleted or comes back.
+/// Two indexes beside the one of the workspaces. That of the last uses has an entry for each row,
+/// and [`touch`](BindingStore::touch) moves one for each session in use; through it a start reads
+/// the rows used last, and a purge finds the idle ones, without looking at the others. So has that
+/// of the deleted rows, which MySQL cannot limit to them; it changes when a row is deleted or comes
+/// back.
 ///
 /// # Cancel safety
 ///
-/// A verb whose future is dropped was carried out wholly or not at all. Nobody learns which of the two it was: read the
-/// row. Its connection is closed rather than given back to the pool: sqlx cannot tell in which state it was left, and a
-/// transaction that stayed open would swallow the writes of whoever got the connection next.
+/// A verb whose future is dropped was carried out wholly or not at all. Nobody learns which of the
+/// two it was: read the row. Its connection is closed rather than given back to the pool: sqlx
+/// cannot tell in which state it was left, and a transaction that stayed open would swallow the
+/// writes of whoever got the connection next.
 ///
 /// # Example
 ///
@@ -123,12 +133,12 @@ impl fmt::Debug for MySqlStore {
 }
 
 impl MySqlStore {
-    /// The tables and their index, as [`set_up`](Self::set_up) creates them: for teams that run migrations of their
-    /// own.
+    /// The tables and their index, as [`set_up`](Self::set_up) creates them: for teams that run
+    /// migrations of their own.
     ///
-    /// To be run as it is, as often as one likes; it changes nothing that exists. MySQL commits after every statement
-    /// that creates something, also inside a transaction. For a table of another name replace every `agent_bindings` in
-    /// it.
+    /// To be run as it is, as often as one likes; it changes nothing that exists. MySQL commits
+    /// after every statement that creates something, also inside a transaction. For a table of
+    /// another name replace every `agent_bindings` in it.
     ///
     /// # Example
     ///
@@ -143,9 +153,10 @@ impl MySqlStore {
     /// ```
     pub const SCHEMA: &str = schema::SCHEMA;
 
-    /// Works over a pool that the application already has, and takes it as it is: no setting is changed, nothing is
-    /// created or read. The rows are expected in the table `agent_bindings` of the connection's database; see
-    /// [`set_up`](Self::set_up) and [`with_table`](Self::with_table).
+    /// Works over a pool that the application already has, and takes it as it is: no setting is
+    /// changed, nothing is created or read. The rows are expected in the table `agent_bindings` of
+    /// the connection's database; see [`set_up`](Self::set_up) and
+    /// [`with_table`](Self::with_table).
     ///
     /// # Example
     ///
@@ -160,10 +171,13 @@ impl MySqlStore {
     #[must_use]
     pub fn new(pool: MySqlPool) -> Self {
         let options = pool.connect_options();
-        let database = options.get_database().map_or_else(String::new, |database| format!(" {database}"));
+        let database =
+            options.get_database().map_or_else(String::new, |database| format!(" {database}"));
         let server = match options.get_socket() {
             Some(socket) => format!("MySQL database{database} at {}", socket.display()),
-            None => format!("MySQL database{database} at {}:{}", options.get_host(), options.get_port()),
+            None => {
+                format!("MySQL database{database} at {}:{}", options.get_host(), options.get_port())
+            }
         };
         let lock_timeout = server::LOCK_TIMEOUT;
         Self { pool, table: table(server, DEFAULT_TABLE.to_owned(), lock_timeout), lock_timeout }
@@ -171,13 +185,13 @@ impl MySqlStore {
 
     /// Keeps the rows in another table. Touches nothing: call [`set_up`](Self::set_up) afterwards.
     ///
-    /// Whether upper and lower case differ depends on the server. Two stores of one database must not have tables of
-    /// which one is called like the other and `_meta`.
+    /// Whether upper and lower case differ depends on the server. Two stores of one database must
+    /// not have tables of which one is called like the other and `_meta`.
     ///
     /// # Errors
     ///
-    /// [`StoreError::TableName`] if the name is anything but at most 48 ASCII letters, digits and underscores that do
-    /// not begin with a digit.
+    /// [`StoreError::TableName`] if the name is anything but at most 48 ASCII letters, digits and
+    /// underscores that do not begin with a digit.
     ///
     /// # Example
     ///
@@ -193,16 +207,18 @@ impl MySqlStore {
         Ok(Self { table: table(self.table.place.server.clone(), name, self.lock_timeout), ..self })
     }
 
-    /// How long a statement waits in MariaDB for what somebody else has locked. 4 s by default; in whole seconds, at least
-    /// one, at most a day.
+    /// How long a statement waits in MariaDB for what somebody else has locked. 4 s by default; in
+    /// whole seconds, at least one, at most a day.
     ///
-    /// The server ends the statement then, and the verb fails with [`StoreError::Unavailable`]. Choose it below the
-    /// layer's [`store_timeout`](crate::BoundAgentBuilder::store_timeout): a statement that the layer has stopped waiting
-    /// for runs in the server until that ends it. A shorter timeout of the connection stays in force. It does not apply to
-    /// [`retarget_in`](TransactionalStore::retarget_in): a transaction of the caller's has the caller's settings.
+    /// The server ends the statement then, and the verb fails with [`StoreError::Unavailable`].
+    /// Choose it below the layer's [`store_timeout`](crate::BoundAgentBuilder::store_timeout): a
+    /// statement that the layer has stopped waiting for runs in the server until that ends it. A
+    /// shorter timeout of the connection stays in force. It does not apply to
+    /// [`retarget_in`](TransactionalStore::retarget_in): a transaction of the caller's has the
+    /// caller's settings.
     ///
-    /// MySQL has no such setting of a single statement. There, set `innodb_lock_wait_timeout` (50 s by default) for the
-    /// connections of the pool.
+    /// MySQL has no such setting of a single statement. There, set `innodb_lock_wait_timeout` (50 s
+    /// by default) for the connections of the pool.
     ///
     /// # Example
     ///
@@ -216,21 +232,28 @@ impl MySqlStore {
     #[must_use]
     pub fn with_lock_timeout(self, timeout: Duration) -> Self {
         let (place, lock_timeout) = (&self.table.place, server::lock_timeout(timeout));
-        Self { table: table(place.server.clone(), place.table.clone(), lock_timeout), lock_timeout, ..self }
+        Self {
+            table: table(place.server.clone(), place.table.clone(), lock_timeout),
+            lock_timeout,
+            ..self
+        }
     }
 
-    /// Creates what is missing of the tables and their index, by running [`SCHEMA`](Self::SCHEMA) for this store's
-    /// table. What exists is only verified, never altered. Many processes may do so at once.
+    /// Creates what is missing of the tables and their index, by running [`SCHEMA`](Self::SCHEMA)
+    /// for this store's table. What exists is only verified, never altered. Many processes may do
+    /// so at once.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Schema`] if a table exists and is not what this version needs, [`StoreError::SchemaTooNew`] if a
-    /// newer version of this crate made it, [`StoreError::Denied`] if the login is wrong or may not create tables,
+    /// [`StoreError::Schema`] if a table exists and is not what this version needs,
+    /// [`StoreError::SchemaTooNew`] if a newer version of this crate made it,
+    /// [`StoreError::Denied`] if the login is wrong or may not create tables,
     /// [`StoreError::Unavailable`] if the server cannot be reached.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, some of it may have been created. Calling it again is always right, and completes it.
+    /// If the future is dropped, some of it may have been created. Calling it again is always
+    /// right, and completes it.
     ///
     /// # Example
     ///
@@ -244,7 +267,7 @@ impl MySqlStore {
     /// ```
     pub async fn set_up(&self) -> Result<(), StoreError> {
         let place = &self.table.place;
-        let (mut patience, mut attempts) = (Patience::of_a_set_up(), self.attempts());
+        let (mut patience, mut attempts) = (Backoff::of_a_set_up(), self.attempts());
         loop {
             let mut lent = self.lend().await?;
             match schema::set_up(lent.connection(), place).await {
@@ -252,18 +275,24 @@ impl MySqlStore {
                     lent.give_back();
                     return server::verdict(place, found);
                 }
-                Err(error) if server::again(&mut patience, &error, failure::concurrent_set_up).await => {}
-                Err(error) => attempts.again(Failed { stage: Stage::Sent, error, connection: lent.close() }).await?,
+                Err(error)
+                    if server::again(&mut patience, &error, failure::concurrent_set_up).await => {}
+                Err(error) => {
+                    attempts
+                        .again(Failed { stage: Stage::Sent, error, connection: lent.close() })
+                        .await?
+                }
             }
         }
     }
 
-    /// Verifies that the tables are what this version needs, and creates nothing: for applications whose migrations are
-    /// run elsewhere.
+    /// Verifies that the tables are what this version needs, and creates nothing: for applications
+    /// whose migrations are run elsewhere.
     ///
     /// # Errors
     ///
-    /// As for [`set_up`](Self::set_up); a table that is missing is a [`StoreError::Schema`] as well.
+    /// As for [`set_up`](Self::set_up); a table that is missing is a [`StoreError::Schema`] as
+    /// well.
     ///
     /// # Cancel safety
     ///
@@ -322,9 +351,9 @@ impl MySqlStore {
         self.table.place.failed(stage, failure::meaning, error)
     }
 
-    async fn lend(&self) -> Result<Lent<MySql>, StoreError> {
+    async fn lend(&self) -> Result<CloseOnDrop<MySql>, StoreError> {
         let connection = self.pool.acquire().await;
-        connection.map(Lent::new).map_err(|error| self.failed(Stage::NothingWritten, error))
+        connection.map(CloseOnDrop::new).map_err(|error| self.failed(Stage::NothingWritten, error))
     }
 
     fn attempts(&self) -> ServerAttempts<'_> {
@@ -367,8 +396,13 @@ impl MySqlStore {
         }
     }
 
-    /// Runs writes and a read as one transaction, which is committed if the last of the writes found its row.
-    async fn write(&self, writes: &[Statement<'_>], read: Statement<'_>) -> Result<Written, StoreError> {
+    /// Runs writes and a read as one transaction, which is committed if the last of the writes
+    /// found its row.
+    async fn write(
+        &self,
+        writes: &[Statement<'_>],
+        read: Statement<'_>,
+    ) -> Result<Written, StoreError> {
         let mut attempts = self.attempts();
         loop {
             match transaction(self.lend().await?, writes, read).await {
@@ -405,16 +439,21 @@ impl Written {
 
 /// Whether the writes were committed, and the rows that were read.
 async fn transaction(
-    lent: Lent<MySql>,
+    lent: CloseOnDrop<MySql>,
     writes: &[Statement<'_>],
     read: Statement<'_>,
 ) -> Result<(bool, Vec<MySqlRow>), Failed<MySql>> {
-    in_transaction(lent, |(applied, _)| *applied, async |connection| steps(connection, writes, read).await).await
+    in_transaction(
+        lent,
+        |(applied, _)| *applied,
+        async |connection| steps(connection, writes, read).await,
+    )
+    .await
 }
 
 /// Takes these steps in a transaction, which is committed if what they return asks for it.
 async fn in_transaction<T>(
-    mut lent: Lent<MySql>,
+    mut lent: CloseOnDrop<MySql>,
     commits: impl FnOnce(&T) -> bool,
     steps: impl AsyncFnOnce(&mut MySqlConnection) -> Result<T, sqlx::Error>,
 ) -> Result<T, Failed<MySql>> {
@@ -439,7 +478,11 @@ async fn in_transaction<T>(
         }
     };
     if commits(&done) {
-        transaction.commit().await.map_err(|error| Failed { stage: Stage::Sent, error, connection: None })?;
+        transaction.commit().await.map_err(|error| Failed {
+            stage: Stage::Sent,
+            error,
+            connection: None,
+        })?;
     } else {
         transaction.rollback().await.map_err(|error| unwritten(error, None))?;
     }
@@ -472,21 +515,31 @@ impl BindingStore for MySqlStore {
         let [workspace, agent, build, generation, address] = sql::content(&new);
         let now = Value::Number(Some(milliseconds_now()));
         let filled = [workspace, agent, build, generation, address, new.epoch.into(), now, session];
-        let written = self.write(&[(claim, &[session]), (fill, &filled)], (load, &[session])).await?;
+        let written =
+            self.write(&[(claim, &[session]), (fill, &filled)], (load, &[session])).await?;
         Ok(written.swap(new.session))
     }
 
-    async fn compare_and_swap(&self, expected: Revision, new: NewBinding) -> Result<Swap, StoreError> {
+    async fn compare_and_swap(
+        &self,
+        expected: Revision,
+        new: NewBinding,
+    ) -> Result<Swap, StoreError> {
         let Statements { compare_and_swap, load, .. } = &self.table.statements;
         let session = new.session.into();
         let [workspace, agent, build, generation, address] = sql::content(&new);
         let (epoch, expected) = (new.epoch.into(), expected.into());
-        let values = [agent, agent, address, build, generation, agent, epoch, workspace, session, expected];
+        let values =
+            [agent, agent, address, build, generation, agent, epoch, workspace, session, expected];
         let written = self.write(&[(compare_and_swap, &values)], (load, &[session])).await?;
         Ok(written.swap(new.session))
     }
 
-    async fn retarget(&self, session: SessionId, workspace: WorkspaceId) -> Result<Binding, StoreError> {
+    async fn retarget(
+        &self,
+        session: SessionId,
+        workspace: WorkspaceId,
+    ) -> Result<Binding, StoreError> {
         let Statements { retarget, load, .. } = &self.table.statements;
         let values = statements::retarget(session, workspace);
         let written = self.write(&[(retarget, &values)], (load, &[session.into()])).await?;
@@ -499,7 +552,11 @@ impl BindingStore for MySqlStore {
         Ok(written.rows.into_iter().next().filter(|_| written.applied))
     }
 
-    async fn delete(&self, session: SessionId, expected: Option<Revision>) -> Result<bool, StoreError> {
+    async fn forget(
+        &self,
+        session: SessionId,
+        expected: Option<Revision>,
+    ) -> Result<bool, StoreError> {
         let expected = Value::Number(expected.map(Revision::get));
         let values = [Value::Number(Some(milliseconds_now())), session.into(), expected, expected];
         Ok(self.changed((&self.table.statements.delete, &values)).await? > 0)
@@ -510,7 +567,8 @@ impl BindingStore for MySqlStore {
         let (session, parent) = (child.into(), parent.into());
         let inherited = [parent, Value::Number(Some(milliseconds_now())), session];
         // If the parent is not there, the read finds no child: a claimed row counts as deleted.
-        let written = self.write(&[(claim, &[session]), (inherit, &inherited)], (load, &[session])).await?;
+        let written =
+            self.write(&[(claim, &[session]), (inherit, &inherited)], (load, &[session])).await?;
         Ok(written.swap(child))
     }
 
@@ -533,11 +591,13 @@ impl BindingStore for MySqlStore {
         match Behind::of(stale, current) {
             Behind::Generation(_) => {
                 let values = [workspace, epoch, generation];
-                self.replace(older, Condition { values: &values, among: &[], limit }, &assigned).await
+                self.replace(older, Condition { values: &values, among: &[], limit }, &assigned)
+                    .await
             }
             Behind::Agent(stale) => {
                 let values = [workspace, epoch, Value::Id(Some(stale.into_uuid())), agent, address];
-                self.replace(of_agent, Condition { values: &values, among: &[], limit }, &assigned).await
+                self.replace(of_agent, Condition { values: &values, among: &[], limit }, &assigned)
+                    .await
             }
         }
     }
@@ -560,17 +620,20 @@ impl BindingStore for MySqlStore {
 
 /// Of a statement without a condition: it writes, or it fails.
 fn the_row(rows: Vec<Binding>) -> Result<Binding, StoreError> {
-    rows.into_iter().next().ok_or_else(|| StoreError::Rejected("the row that was just written is not there".into()))
+    rows.into_iter()
+        .next()
+        .ok_or_else(|| StoreError::Rejected("the row that was just written is not there".into()))
 }
 
 impl TransactionalStore for MySqlStore {
     type Connection = MySqlConnection;
 
-    /// One statement that writes, and one that reads the row. Outside of a transaction, as on a connection straight from
-    /// the pool, the row that is returned may be one that another process wrote in between.
+    /// One statement that writes, and one that reads the row. Outside of a transaction, as on a
+    /// connection straight from the pool, the row that is returned may be one that another process
+    /// wrote in between.
     ///
-    /// An error is never followed by another try here: what a deadlock undid is the caller's whole transaction
-    /// ([`StoreError::Unavailable`]), and the caller may begin it again.
+    /// An error is never followed by another try here: what a deadlock undid is the caller's whole
+    /// transaction ([`StoreError::Unavailable`]), and the caller may begin it again.
     async fn retarget_in(
         &self,
         connection: &mut MySqlConnection,
@@ -583,7 +646,8 @@ impl TransactionalStore for MySqlStore {
             .execute(&mut *connection)
             .await
             .map_err(failed)?;
-        let rows = sql::query(load, &[session.into()]).fetch_all(connection).await.map_err(failed)?;
+        let rows =
+            sql::query(load, &[session.into()]).fetch_all(connection).await.map_err(failed)?;
         the_row(sql::bindings(rows)?)
     }
 }

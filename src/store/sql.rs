@@ -14,9 +14,13 @@ pub(super) mod server;
 use super::Reset;
 use super::{NewBinding, StoreError, housekeeping::Memory};
 use crate::{
-    AgentId, Binding, BoxError, BuildId, Epoch, Generation, Previous, Revision, SessionId, Target, WorkspaceId, jitter,
+    AgentId, Binding, BoxError, BuildId, Epoch, Generation, Previous, Revision, SessionId, Target,
+    WorkspaceId, jitter,
 };
-use sqlx::{AssertSqlSafe, ColumnIndex, Database, Decode, Encode, Row, SqlSafeStr, SqlStr, Type, query::Query};
+use sqlx::{
+    AssertSqlSafe, ColumnIndex, Database, Decode, Encode, Row, SqlSafeStr, SqlStr, Type,
+    query::Query,
+};
 use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
@@ -27,7 +31,8 @@ pub(super) const DEFAULT_TABLE: &str = "agent_bindings";
 /// What this version of the crate writes and can work with.
 const VERSION: i64 = 1;
 
-/// Leaves room for `_workspace` in the 63 bytes that the strictest of the databases allows for a name.
+/// Leaves room for `_workspace` in the 63 bytes that the strictest of the databases allows for a
+/// name.
 const LONGEST_NAME: usize = 48;
 
 const COLUMNS: [&str; 13] = [
@@ -83,10 +88,15 @@ pub(crate) fn is_plain(name: &str) -> bool {
 
 /// A schema for a table; the text itself for the default one.
 pub(super) fn schema_for(schema: &'static str, table: &str) -> SqlStr {
-    if table == DEFAULT_TABLE { schema.into_sql_str() } else { statement(schema.replace(DEFAULT_TABLE, table)) }
+    if table == DEFAULT_TABLE {
+        schema.into_sql_str()
+    } else {
+        statement(schema.replace(DEFAULT_TABLE, table))
+    }
 }
 
-/// Of the name of a table, which was checked, and text of this crate. In an `Arc`, so that each use is a cheap clone.
+/// Of the name of a table, which was checked, and text of this crate. In an `Arc`, so that each use
+/// is a cheap clone.
 pub(super) fn statement(text: String) -> SqlStr {
     AssertSqlSafe(Arc::<str>::from(text)).into_sql_str()
 }
@@ -120,7 +130,8 @@ impl Tables {
         column_named(&self.meta, "schema_version").is_some()
     }
 
-    /// Compares them with what this version needs. `kinds` says of which type a column must be, if that matters.
+    /// Compares them with what this version needs. `kinds` says of which type a column must be, if
+    /// that matters.
     pub(super) fn judged(
         &self,
         place: &(impl ToString + ?Sized),
@@ -128,7 +139,8 @@ impl Tables {
         version: Option<i64>,
         kinds: fn(&str) -> Option<&'static str>,
     ) -> Found {
-        let wrong = |what: String| Found::Wrong(StoreError::Schema { place: place.to_string(), what });
+        let wrong =
+            |what: String| Found::Wrong(StoreError::Schema { place: place.to_string(), what });
         // The version first: a newer schema may well lack a column of this one.
         match version {
             Some(found) if found > VERSION => {
@@ -136,7 +148,9 @@ impl Tables {
                 return Found::Wrong(StoreError::SchemaTooNew { place, found, supported: VERSION });
             }
             Some(found) if found < VERSION => {
-                return wrong(format!("schema version {found} was never released, {VERSION} is needed"));
+                return wrong(format!(
+                    "schema version {found} was never released, {VERSION} is needed"
+                ));
             }
             _ => {}
         }
@@ -152,7 +166,10 @@ impl Tables {
                     return wrong(format!("table {table} has no column {needed}"));
                 };
                 if let Some(kind) = kinds(needed).filter(|kind| *kind != column.kind) {
-                    return wrong(format!("column {needed} of table {table} is {}, not {kind}", column.kind));
+                    return wrong(format!(
+                        "column {needed} of table {table} is {}, not {kind}",
+                        column.kind
+                    ));
                 }
             }
         }
@@ -228,8 +245,9 @@ pub(super) fn number<'a>(number: u64) -> Value<'a> {
     Value::Number(Some(i64::try_from(number).unwrap_or(i64::MAX)))
 }
 
-/// Sessions as the values of a list in a statement, where a parameter cannot be an array. The last one is repeated up to
-/// a power of two, so that lists of every length need few texts, which connections keep prepared.
+/// Sessions as the values of a list in a statement, where a parameter cannot be an array. The last
+/// one is repeated up to a power of two, so that lists of every length need few texts, which
+/// connections keep prepared.
 #[cfg(any(feature = "sqlite", feature = "mysql"))]
 pub(super) fn listed<'a>(sessions: &[SessionId]) -> Vec<Value<'a>> {
     let mut values: Vec<Value<'a>> = sessions.iter().map(|session| Value::from(*session)).collect();
@@ -280,7 +298,9 @@ pub(super) fn memory(numbers: &[Option<i64>]) -> Result<Memory, StoreError> {
 #[cfg(feature = "postgres")]
 pub(super) fn reset(numbers: &[Option<i64>]) -> Result<Reset, StoreError> {
     match *numbers {
-        [Some(rows), Some(epoch)] => Ok(Reset::new(u64::try_from(rows).unwrap_or(0), Epoch::new(epoch))),
+        [Some(rows), Some(epoch)] => {
+            Ok(Reset::new(u64::try_from(rows).unwrap_or(0), Epoch::new(epoch)))
+        }
         _ => Err(no_epoch()),
     }
 }
@@ -351,29 +371,31 @@ where
         None => return Err(format!("session {session} has a target without an agent").into()),
     };
     let previous_generation = number("previous_generation")?.map(Generation::new);
-    let previous = id("previous_agent")?.map(|agent| Previous::new(AgentId::new(agent), previous_generation));
+    let previous =
+        id("previous_agent")?.map(|agent| Previous::new(AgentId::new(agent), previous_generation));
     let workspace = WorkspaceId::new(id("workspace")?.ok_or_else(|| there("workspace"))?);
     let revision = Revision::new(number("revision")?.ok_or_else(|| there("revision"))?);
     let binding = Binding::new(session, workspace, target, revision).with_previous(previous);
-    let epoch = |column: &str| Ok::<_, BoxError>(Epoch::new(number(column)?.ok_or_else(|| there(column))?));
+    let epoch =
+        |column: &str| Ok::<_, BoxError>(Epoch::new(number(column)?.ok_or_else(|| there(column))?));
     Ok(binding.with_epoch(epoch("epoch")?).in_epoch(epoch("workspace_epoch")?))
 }
 
 /// How long to go on with what failed because others were at the same work.
-pub(super) struct Patience {
+pub(super) struct Backoff {
     until: Instant,
     pause: Duration,
     longest: Duration,
 }
 
-impl Patience {
+impl Backoff {
     /// A set-up while other processes set up the same tables.
     pub(super) fn of_a_set_up() -> Self {
         Self::new(Duration::from_secs(10), Duration::from_millis(100))
     }
 
-    /// A statement that the database undid. Below the layer's default for one statement, 5 s; but PostgreSQL takes a
-    /// second to find a deadlock, and more than one may have to be waited for.
+    /// A statement that the database undid. Below the layer's default for one statement, 5 s; but
+    /// PostgreSQL takes a second to find a deadlock, and more than one may have to be waited for.
     #[cfg(any(feature = "postgres", feature = "mysql"))]
     pub(super) fn of_a_verb() -> Self {
         Self::new(Duration::from_secs(4), Duration::from_millis(50))
@@ -409,7 +431,9 @@ mod tests {
             assert_eq!(table_name(good.to_owned()).ok().as_deref(), Some(good));
         }
         let long = "x".repeat(49);
-        for bad in ["", "2t", "a b", "a\"b", "a'b", "a`b", "a;b", "a.b", "a-b", "täble", "a\0b", &long] {
+        for bad in
+            ["", "2t", "a b", "a\"b", "a'b", "a`b", "a;b", "a.b", "a-b", "täble", "a\0b", &long]
+        {
             assert!(
                 matches!(table_name(bad.to_owned()), Err(StoreError::TableName { name }) if name == bad),
                 "{bad:?}"
@@ -420,7 +444,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn patience_ends() {
         let began = Instant::now();
-        let mut patience = Patience::of_a_set_up();
+        let mut patience = Backoff::of_a_set_up();
         let mut times = 0;
         while patience.wait().await {
             times += 1;

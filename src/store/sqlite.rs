@@ -6,9 +6,9 @@ mod schema;
 use super::{
     NewBinding, Reset, StoreError, Swap, TransactionalStore,
     sql::{
-        self, DEFAULT_TABLE, Found, Patience, Value,
+        self, Backoff, DEFAULT_TABLE, Found, Value,
         attempts::{Attempts, Replacements, Stage, only_reads},
-        one_statement::{self, LIST, Runs, Statements, one_statement_a_verb},
+        one_statement::{self, LIST, RunStatement, Statements, one_statement_a_verb},
     },
 };
 use crate::{Binding, BoxError, Epoch, Revision, SessionId, Target, WorkspaceId};
@@ -30,37 +30,41 @@ const BUSY: Duration = Duration::from_secs(5);
 
 /// A store in a SQLite file or database.
 ///
-/// [`open`](Self::open) takes a path and does everything; [`new`](Self::new) works over a pool that the application
-/// already has, and leaves set-up and settings to it. Clones share the pool.
+/// [`open`](Self::open) takes a path and does everything; [`new`](Self::new) works over a pool that
+/// the application already has, and leaves set-up and settings to it. Clones share the pool.
 ///
 /// Every verb is one statement, compiled once per connection by sqlx, but
-/// [`reset_workspace`](super::BindingStore::reset_workspace), which is a transaction of two. If a verb does not write
-/// because a row stands in the way, a second statement reads that row. A deleted session leaves a small row without workspace behind, which keeps
-/// its revision from being used again.
+/// [`reset_workspace`](super::BindingStore::reset_workspace), which is a transaction of two. If a
+/// verb does not write because a row stands in the way, a second statement reads that row. A
+/// deleted session leaves a small row without workspace behind, which keeps its revision from being
+/// used again.
 ///
-/// The *orders* ([`unbind`](super::BindingStore::unbind), [`reset_workspace`](super::BindingStore::reset_workspace)) also raise the
-/// revision of a row that has no target: a repair that read it before the order then fails to write after it.
+/// The *orders* ([`unbind`](super::BindingStore::unbind),
+/// [`reset_workspace`](super::BindingStore::reset_workspace)) also raise the revision of a row that
+/// has no target: a repair that read it before the order then fails to write after it.
 ///
 /// # Locks, and files that are replaced
 ///
-/// SQLite lets one connection write at a time, and the others wait for as long as the pool's `busy_timeout` says (5 s after
-/// [`open`](Self::open)): it ends every wait by itself, whether anybody still waits for the verb or not.
+/// SQLite lets one connection write at a time, and the others wait for as long as the pool's
+/// `busy_timeout` says (5 s after [`open`](Self::open)): it ends every wait by itself, whether
+/// anybody still waits for the verb or not.
 ///
-/// A connection that takes no writes, since it was told so, since the file could only be read when it was opened, or since
-/// another file was put in its place, is closed, and the statement is run on another one. A database in memory keeps its
-/// connection.
+/// A connection that takes no writes, since it was told so, since the file could only be read when
+/// it was opened, or since another file was put in its place, is closed, and the statement is run
+/// on another one. A database in memory keeps its connection.
 ///
 /// # What housekeeping costs
 ///
-/// Two indexes beside the one of the workspaces. That of the last uses has an entry for each row that was not deleted,
-/// and [`touch`](super::BindingStore::touch) moves one for each session in use; through it a start reads the rows used
-/// last, and a purge finds the idle ones, without looking at the others. That of the deleted rows has an entry for each
-/// of these only.
+/// Two indexes beside the one of the workspaces. That of the last uses has an entry for each row
+/// that was not deleted, and [`touch`](super::BindingStore::touch) moves one for each session in
+/// use; through it a start reads the rows used last, and a purge finds the idle ones, without
+/// looking at the others. That of the deleted rows has an entry for each of these only.
 ///
 /// # Cancel safety
 ///
-/// A verb whose future is dropped was carried out wholly or not at all, and the connection goes back to the pool once
-/// the statement has ended. Nobody learns which of the two it was: read the row.
+/// A verb whose future is dropped was carried out wholly or not at all, and the connection goes
+/// back to the pool once the statement has ended. Nobody learns which of the two it was: read the
+/// row.
 ///
 /// # Example
 ///
@@ -99,7 +103,11 @@ struct Table {
 impl Table {
     fn new(file: PathBuf, table: String) -> Arc<Self> {
         let replacements = Replacements::default();
-        Arc::new(Self { statements: Statements::for_table(&table), place: Place { file, table }, replacements })
+        Arc::new(Self {
+            statements: Statements::for_table(&table),
+            place: Place { file, table },
+            replacements,
+        })
     }
 }
 
@@ -114,11 +122,11 @@ impl fmt::Debug for SqliteStore {
 }
 
 impl SqliteStore {
-    /// The tables and their index, as [`set_up`](Self::set_up) creates them: for teams that run migrations of their
-    /// own.
+    /// The tables and their index, as [`set_up`](Self::set_up) creates them: for teams that run
+    /// migrations of their own.
     ///
-    /// To be run as it is, inside a transaction or not, as often as one likes; it changes nothing that exists. For a
-    /// table of another name replace every `agent_bindings` in it.
+    /// To be run as it is, inside a transaction or not, as often as one likes; it changes nothing
+    /// that exists. For a table of another name replace every `agent_bindings` in it.
     ///
     /// # Example
     ///
@@ -135,25 +143,29 @@ impl SqliteStore {
     /// ```
     pub const SCHEMA: &str = schema::SCHEMA;
 
-    /// Opens a file of the store's own; creates it, and the tables, if they are missing. Its directory must exist.
+    /// Opens a file of the store's own; creates it, and the tables, if they are missing. Its
+    /// directory must exist.
     ///
-    /// Any number of processes may do so at once. If they meet, this waits and tries again for at most some fifteen
-    /// seconds.
+    /// Any number of processes may do so at once. If they meet, this waits and tries again for at
+    /// most some fifteen seconds.
     ///
-    /// The file is put into [WAL mode](https://www.sqlite.org/wal.html), in which readers do not wait for a writer,
-    /// with `synchronous = NORMAL`: a crash of the process loses nothing, a loss of power may lose the last commits but
-    /// never harms the file. A lost repair is repaired again; who cannot bear to lose the last order passes a pool with
-    /// other settings to [`new`](Self::new).
+    /// The file is put into [WAL mode](https://www.sqlite.org/wal.html), in which readers do not
+    /// wait for a writer, with `synchronous = NORMAL`: a crash of the process loses nothing, a loss
+    /// of power may lose the last commits but never harms the file. A lost repair is repaired
+    /// again; who cannot bear to lose the last order passes a pool with other settings to
+    /// [`new`](Self::new).
     ///
     /// # Errors
     ///
-    /// [`StoreError::Open`] if the file cannot be opened, created or written, or the path is not one (`:memory:`, a
-    /// URL); [`StoreError::NotADatabase`]; [`StoreError::Schema`] and [`StoreError::SchemaTooNew`] if the tables are
-    /// not what this version needs (they are not altered); [`StoreError::Unavailable`] if the file stayed locked.
+    /// [`StoreError::Open`] if the file cannot be opened, created or written, or the path is not
+    /// one (`:memory:`, a URL); [`StoreError::NotADatabase`]; [`StoreError::Schema`] and
+    /// [`StoreError::SchemaTooNew`] if the tables are not what this version needs (they are not
+    /// altered); [`StoreError::Unavailable`] if the file stayed locked.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the file may exist with or without its tables. Opening it again completes it.
+    /// If the future is dropped, the file may exist with or without its tables. Opening it again
+    /// completes it.
     ///
     /// # Example
     ///
@@ -176,21 +188,21 @@ impl SqliteStore {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .synchronous(SqliteSynchronous::Normal)
-            // Not `.journal_mode(Wal)`: sqlx would send it on every connection, while the file remembers it. See
-            // `attempt`.
+            // Not `.journal_mode(Wal)`: sqlx would send it on every connection, while the file
+            // remembers it. See `attempt`.
             .busy_timeout(BUSY);
         let pool = SqlitePoolOptions::new()
-            // Every connection is a thread. Measured with 16 tasks: reads gain up to four connections, and writers,
-            // which SQLite lets in one at a time, lose nothing yet by the sleep with which it makes the other ones
-            // wait.
+            // Every connection is a thread. Measured with 16 tasks: reads gain up to four
+            // connections, and writers, which SQLite lets in one at a time, lose nothing yet by the
+            // sleep with which it makes the other ones wait.
             .max_connections(4)
             .acquire_timeout(BUSY)
-            // Nothing on the other side would be relieved by closing a connection; closing the last one even means a
-            // checkpoint, and a new log for the next.
+            // Nothing on the other side would be relieved by closing a connection; closing the last
+            // one even means a checkpoint, and a new log for the next.
             .idle_timeout(None)
             .max_lifetime(None)
-            // The pool tests a connection when it comes back. A second test is a trip to the connection's thread per
-            // verb.
+            // The pool tests a connection when it comes back. A second test is a trip to the
+            // connection's thread per verb.
             .test_before_acquire(false)
             .connect_lazy_with(options.clone().create_if_missing(true));
         let store = Self::new(pool);
@@ -200,16 +212,16 @@ impl SqliteStore {
         Ok(store)
     }
 
-    /// Works over a pool that the application already has, and takes it as it is: no setting is changed, nothing is
-    /// created or read. The rows are expected in the table `agent_bindings`; see [`set_up`](Self::set_up) and
-    /// [`with_table`](Self::with_table).
+    /// Works over a pool that the application already has, and takes it as it is: no setting is
+    /// changed, nothing is created or read. The rows are expected in the table `agent_bindings`;
+    /// see [`set_up`](Self::set_up) and [`with_table`](Self::with_table).
     ///
-    /// The pool's settings decide what a loss of power may lose (`synchronous`) and how long a verb waits for another
-    /// connection's write (`busy_timeout`).
+    /// The pool's settings decide what a loss of power may lose (`synchronous`) and how long a verb
+    /// waits for another connection's write (`busy_timeout`).
     ///
-    /// A database in memory ends with its connection. It needs a pool of exactly one that is never closed, as below:
-    /// without `test_before_acquire(false)` also a caller who goes away while sqlx tests the connection takes it, and
-    /// every row, with him.
+    /// A database in memory ends with its connection. It needs a pool of exactly one that is never
+    /// closed, as below: without `test_before_acquire(false)` also a caller who goes away while
+    /// sqlx tests the connection takes it, and every row, with him.
     ///
     /// # Example
     ///
@@ -233,13 +245,14 @@ impl SqliteStore {
 
     /// Keeps the rows in another table. Touches nothing: call [`set_up`](Self::set_up) afterwards.
     ///
-    /// Two stores of one database must not have tables of which one is called like the other and `_meta`. SQLite sees
-    /// no difference between upper and lower case.
+    /// Two stores of one database must not have tables of which one is called like the other and
+    /// `_meta`. SQLite sees no difference between upper and lower case.
     ///
     /// # Errors
     ///
-    /// [`StoreError::TableName`] if the name is anything but at most 48 ASCII letters, digits and underscores that do
-    /// not begin with a digit, or begins with `sqlite_` in any case, which SQLite reserves.
+    /// [`StoreError::TableName`] if the name is anything but at most 48 ASCII letters, digits and
+    /// underscores that do not begin with a digit, or begins with `sqlite_` in any case, which
+    /// SQLite reserves.
     ///
     /// # Example
     ///
@@ -255,18 +268,21 @@ impl SqliteStore {
         Ok(Self { table: Table::new(self.table.place.file.clone(), name), ..self })
     }
 
-    /// Creates what is missing of the tables and their index, by running [`SCHEMA`](Self::SCHEMA) for this store's
-    /// table. What exists is only verified, never altered. Many processes may do so at once.
+    /// Creates what is missing of the tables and their index, by running [`SCHEMA`](Self::SCHEMA)
+    /// for this store's table. What exists is only verified, never altered. Many processes may do
+    /// so at once.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Schema`] if a table exists and is not what this version needs, [`StoreError::SchemaTooNew`] if a
-    /// newer version of this crate made it, [`StoreError::Open`] if the database cannot be opened or written,
-    /// [`StoreError::Unavailable`] if it stayed locked.
+    /// [`StoreError::Schema`] if a table exists and is not what this version needs,
+    /// [`StoreError::SchemaTooNew`] if a newer version of this crate made it, [`StoreError::Open`]
+    /// if the database cannot be opened or written, [`StoreError::Unavailable`] if it stayed
+    /// locked.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, either all of it was created or nothing. Calling it again is always right.
+    /// If the future is dropped, either all of it was created or nothing. Calling it again is
+    /// always right.
     ///
     /// # Example
     ///
@@ -282,12 +298,13 @@ impl SqliteStore {
         self.settle(Journal::AsItIs).await
     }
 
-    /// Verifies that the tables are what this version needs, and creates nothing: for applications whose migrations are
-    /// run elsewhere.
+    /// Verifies that the tables are what this version needs, and creates nothing: for applications
+    /// whose migrations are run elsewhere.
     ///
     /// # Errors
     ///
-    /// As for [`set_up`](Self::set_up); a table that is missing is a [`StoreError::Schema`] as well.
+    /// As for [`set_up`](Self::set_up); a table that is missing is a [`StoreError::Schema`] as
+    /// well.
     ///
     /// # Cancel safety
     ///
@@ -305,7 +322,8 @@ impl SqliteStore {
     /// ```
     pub async fn check(&self) -> Result<(), StoreError> {
         let Table { place, statements, .. } = &*self.table;
-        let found = async { schema::look(&mut *self.pool.acquire().await?, place, statements).await };
+        let found =
+            async { schema::look(&mut *self.pool.acquire().await?, place, statements).await };
         match found.await.map_err(|error| place.not_opened(error))? {
             Found::Ready => Ok(()),
             Found::Incomplete(what) => Err(place.schema(what)),
@@ -315,8 +333,8 @@ impl SqliteStore {
 
     /// The pool that this store works over.
     ///
-    /// Closing it ends the store. After [`open`](Self::open), `store.pool().close().await` waits until the file is
-    /// closed.
+    /// Closing it ends the store. After [`open`](Self::open), `store.pool().close().await` waits
+    /// until the file is closed.
     ///
     /// # Example
     ///
@@ -339,11 +357,11 @@ impl SqliteStore {
 
     /// Sets up, again and again if others do so at the same moment.
     ///
-    /// SQLite's own waiting is not enough: it does not wait where two connections could wait for each other, as on the
-    /// change to WAL, and the caller's pool may not wait at all.
+    /// SQLite's own waiting is not enough: it does not wait where two connections could wait for
+    /// each other, as on the change to WAL, and the caller's pool may not wait at all.
     async fn settle(&self, journal: Journal) -> Result<(), StoreError> {
         let place = &self.table.place;
-        let (mut patience, mut attempts) = (Patience::of_a_set_up(), self.attempts());
+        let (mut patience, mut attempts) = (Backoff::of_a_set_up(), self.attempts());
         loop {
             let mut connection = match self.pool.acquire().await {
                 Ok(connection) => connection,
@@ -371,7 +389,8 @@ impl SqliteStore {
         Attempts::new(&self.table.replacements, self.pool.options().get_max_connections())
     }
 
-    /// The outer error is the database's, which may be worth another try; the inner one is the verdict.
+    /// The outer error is the database's, which may be worth another try; the inner one is the
+    /// verdict.
     async fn attempt(
         &self,
         connection: &mut SqliteConnection,
@@ -383,11 +402,13 @@ impl SqliteStore {
             if let Found::Wrong(error) = schema::look(connection, place, statements).await? {
                 return Ok(Err(error));
             }
-            let mode: String = sqlx::query_scalar("PRAGMA journal_mode = WAL").fetch_one(&mut *connection).await?;
+            let mode: String =
+                sqlx::query_scalar("PRAGMA journal_mode = WAL").fetch_one(&mut *connection).await?;
             if !mode.eq_ignore_ascii_case("wal") {
-                // Where there is no shared memory, SQLite stays with what it had. With `synchronous = NORMAL` that is
-                // not safe.
-                let source = format!("it cannot be put into WAL mode, its journal mode stays {mode}").into();
+                // Where there is no shared memory, SQLite stays with what it had. With
+                // `synchronous = NORMAL` that is not safe.
+                let source =
+                    format!("it cannot be put into WAL mode, its journal mode stays {mode}").into();
                 return Ok(Err(StoreError::Open { path: place.file.clone(), source }));
             }
         }
@@ -398,9 +419,13 @@ impl SqliteStore {
         self.table.place.failed(error)
     }
 
-    /// Runs a statement to its end, on another connection if the first one does not lead to where it can be run. Returns
-    /// the rows, and how many were changed.
-    async fn run(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<(Vec<SqliteRow>, u64), StoreError> {
+    /// Runs a statement to its end, on another connection if the first one does not lead to where
+    /// it can be run. Returns the rows, and how many were changed.
+    async fn run(
+        &self,
+        sql: &SqlStr,
+        values: &[Value<'_>],
+    ) -> Result<(Vec<SqliteRow>, u64), StoreError> {
         let stage = if only_reads(sql.as_str()) { Stage::Reads } else { Stage::Sent };
         let mut attempts = self.attempts();
         loop {
@@ -420,8 +445,9 @@ impl SqliteStore {
 
 /// Runs a statement to its end. Returns the rows, and how many were changed.
 ///
-/// Not only to its first row: sqlx then resets the statement, the implicit transaction ends in that reset, and an error
-/// of the commit is lost: a write that was rolled back would look like one that was made.
+/// Not only to its first row: sqlx then resets the statement, the implicit transaction ends in that
+/// reset, and an error of the commit is lost: a write that was rolled back would look like one that
+/// was made.
 async fn run_on(
     connection: &mut SqliteConnection,
     sql: &SqlStr,
@@ -438,8 +464,8 @@ async fn run_on(
     Ok((rows, changed))
 }
 
-/// Begins the next epoch of a workspace, and drops the targets of its rows, which nobody else writes in between. Returns
-/// the epoch, and how many rows there are.
+/// Begins the next epoch of a workspace, and drops the targets of its rows, which nobody else
+/// writes in between. Returns the epoch, and how many rows there are.
 async fn reset_on(
     connection: &mut SqliteConnection,
     statements: &Statements,
@@ -460,21 +486,25 @@ enum Journal {
     AsItIs,
 }
 
-/// What SQLite would take for something else than a file is refused. Absolute, since the pool opens connections later,
-/// when the process may have gone to another directory.
+/// What SQLite would take for something else than a file is refused. Absolute, since the pool opens
+/// connections later, when the process may have gone to another directory.
 fn plain_path(path: &Path) -> Result<PathBuf, StoreError> {
     let refused = |source: BoxError| StoreError::Open { path: path.to_owned(), source };
     if path.as_os_str() == ":memory:" {
-        let why = "a database in memory belongs to one connection: give `SqliteStore::new` a pool of one";
+        let why =
+            "a database in memory belongs to one connection: give `SqliteStore::new` a pool of one";
         return Err(refused(why.into()));
     }
     if path.to_str().is_some_and(|text| text.starts_with("file:") || text.starts_with("sqlite:")) {
-        return Err(refused("this is a URL, not a path: give `SqliteStore::new` a pool that was made from it".into()));
+        return Err(refused(
+            "this is a URL, not a path: give `SqliteStore::new` a pool that was made from it"
+                .into(),
+        ));
     }
     std::path::absolute(path).map_err(|error| refused(error.into()))
 }
 
-impl Runs for SqliteStore {
+impl RunStatement for SqliteStore {
     fn statements(&self) -> &Statements {
         &self.table.statements
     }
@@ -507,35 +537,64 @@ impl Runs for SqliteStore {
     }
 
     /// One writer at a time: nothing is locked, and nothing is left out.
-    async fn replaced(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<(u64, bool), StoreError> {
+    async fn replaced(
+        &self,
+        sql: &SqlStr,
+        values: &[Value<'_>],
+    ) -> Result<(u64, bool), StoreError> {
         Ok((self.changed(sql, values).await?, false))
     }
 
-    async fn numbers(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<Vec<Option<i64>>, StoreError> {
+    async fn numbers(
+        &self,
+        sql: &SqlStr,
+        values: &[Value<'_>],
+    ) -> Result<Vec<Option<i64>>, StoreError> {
         sql::numbers(&self.run(sql, values).await?.0)
     }
 
-    async fn rows_of(&self, sql: &SqlStr, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
+    async fn rows_of(
+        &self,
+        sql: &SqlStr,
+        sessions: &[SessionId],
+    ) -> Result<Vec<Binding>, StoreError> {
         let (sql, values) = with_list(sql, None, sessions);
         self.rows(&sql, &values).await
     }
 
-    async fn changed_of(&self, sql: &SqlStr, value: Value<'_>, sessions: &[SessionId]) -> Result<u64, StoreError> {
+    async fn changed_of(
+        &self,
+        sql: &SqlStr,
+        value: Value<'_>,
+        sessions: &[SessionId],
+    ) -> Result<u64, StoreError> {
         let (sql, values) = with_list(sql, Some(value), sessions);
         self.changed(&sql, &values).await
     }
 
-    fn stream(&self, sql: &SqlStr, limit: u64) -> impl Stream<Item = Result<Binding, StoreError>> + Send {
+    fn stream(
+        &self,
+        sql: &SqlStr,
+        limit: u64,
+    ) -> impl Stream<Item = Result<Binding, StoreError>> + Send {
         let rows = sql::query(sql, &[sql::number(limit)]).fetch(&self.pool);
         rows.map(|row| sql::binding(&row.map_err(|error| self.failed(error))?))
     }
 }
 
 /// Puts the list of sessions into a statement, after the value that it has before.
-fn with_list<'a>(sql: &SqlStr, value: Option<Value<'a>>, sessions: &[SessionId]) -> (SqlStr, Vec<Value<'a>>) {
+fn with_list<'a>(
+    sql: &SqlStr,
+    value: Option<Value<'a>>,
+    sessions: &[SessionId],
+) -> (SqlStr, Vec<Value<'a>>) {
     let list = sql::listed(sessions);
     let first = if value.is_some() { 2 } else { 1 };
-    let places = (first..).take(list.len()).map(|number| format!("?{number}")).collect::<Vec<_>>().join(", ");
+    let places = (first..)
+        .take(list.len())
+        .map(|number| format!("?{number}"))
+        .collect::<Vec<_>>()
+        .join(", ");
     let sql = sql::statement(sql.as_str().replace(LIST, &format!("({places})")));
     (sql, value.into_iter().chain(list).collect())
 }
@@ -552,7 +611,8 @@ impl TransactionalStore for SqliteStore {
         workspace: WorkspaceId,
     ) -> Result<Binding, StoreError> {
         let (sql, values) = self.table.statements.retarget_in(session, workspace);
-        let (rows, _) = run_on(connection, sql, &values).await.map_err(|error| self.failed(error))?;
+        let (rows, _) =
+            run_on(connection, sql, &values).await.map_err(|error| self.failed(error))?;
         one_statement::the_row(sql::bindings(rows)?)
     }
 }

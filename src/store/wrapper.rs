@@ -7,9 +7,10 @@ use std::{sync::Arc, time::Duration};
 
 /// A store around another one: it passes every verb on that it does not define itself.
 ///
-/// Whatever implements it is a [`BindingStore`]. A wrapper that implements [`BindingStore`] itself must pass every method
-/// on by hand, also those that have a default: one that leaves out [`shared`](BindingStore::shared) makes the layer read
-/// rows again that nobody else writes, and one that leaves out the verbs of housekeeping has none.
+/// Whatever implements it is a [`BindingStore`]. A wrapper that implements [`BindingStore`] itself
+/// must pass every method on by hand, also those that have a default: one that leaves out
+/// [`shared`](BindingStore::shared) makes the layer read rows again that nobody else writes, and
+/// one that leaves out the verbs of housekeeping has none.
 ///
 /// # Example
 ///
@@ -59,7 +60,10 @@ pub trait StoreWrapper: Send + Sync + 'static {
     fn inner(&self) -> &Self::Inner;
 
     /// [`BindingStore::load`].
-    fn load(&self, session: SessionId) -> impl Future<Output = Result<Option<Binding>, StoreError>> + Send {
+    fn load(
+        &self,
+        session: SessionId,
+    ) -> impl Future<Output = Result<Option<Binding>, StoreError>> + Send {
         self.inner().load(session)
     }
 
@@ -87,26 +91,36 @@ pub trait StoreWrapper: Send + Sync + 'static {
     }
 
     /// [`BindingStore::unbind`].
-    fn unbind(&self, session: SessionId) -> impl Future<Output = Result<Option<Binding>, StoreError>> + Send {
+    fn unbind(
+        &self,
+        session: SessionId,
+    ) -> impl Future<Output = Result<Option<Binding>, StoreError>> + Send {
         self.inner().unbind(session)
     }
 
-    /// [`BindingStore::delete`].
-    fn delete(
+    /// [`BindingStore::forget`].
+    fn forget(
         &self,
         session: SessionId,
         expected: Option<Revision>,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send {
-        self.inner().delete(session, expected)
+        self.inner().forget(session, expected)
     }
 
     /// [`BindingStore::inherit`].
-    fn inherit(&self, child: SessionId, parent: SessionId) -> impl Future<Output = Result<Swap, StoreError>> + Send {
+    fn inherit(
+        &self,
+        child: SessionId,
+        parent: SessionId,
+    ) -> impl Future<Output = Result<Swap, StoreError>> + Send {
         self.inner().inherit(child, parent)
     }
 
     /// [`BindingStore::reset_workspace`].
-    fn reset_workspace(&self, workspace: WorkspaceId) -> impl Future<Output = Result<Reset, StoreError>> + Send {
+    fn reset_workspace(
+        &self,
+        workspace: WorkspaceId,
+    ) -> impl Future<Output = Result<Reset, StoreError>> + Send {
         self.inner().reset_workspace(workspace)
     }
 
@@ -123,7 +137,10 @@ pub trait StoreWrapper: Send + Sync + 'static {
     }
 
     /// [`BindingStore::load_many`].
-    fn load_many(&self, sessions: &[SessionId]) -> impl Future<Output = Result<Vec<Binding>, StoreError>> + Send {
+    fn load_many(
+        &self,
+        sessions: &[SessionId],
+    ) -> impl Future<Output = Result<Vec<Binding>, StoreError>> + Send {
         self.inner().load_many(sessions)
     }
 
@@ -138,23 +155,37 @@ pub trait StoreWrapper: Send + Sync + 'static {
     }
 
     /// [`BindingStore::touch`].
-    fn touch(&self, used: &[SessionId], interval: Duration) -> impl Future<Output = Result<(), StoreError>> + Send {
+    fn touch(
+        &self,
+        used: &[SessionId],
+        interval: Duration,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send {
         self.inner().touch(used, interval)
     }
 
     /// [`BindingStore::purge_idle`].
-    fn purge_idle(&self, idle: Duration, limit: u64) -> impl Future<Output = Result<u64, StoreError>> + Send {
+    fn purge_idle(
+        &self,
+        idle: Duration,
+        limit: u64,
+    ) -> impl Future<Output = Result<u64, StoreError>> + Send {
         self.inner().purge_idle(idle, limit)
     }
 
-    /// [`BindingStore::purge_deleted`].
-    fn purge_deleted(&self, limit: u64) -> impl Future<Output = Result<Purged, StoreError>> + Send {
-        self.inner().purge_deleted(limit)
+    /// [`BindingStore::purge_forgotten`].
+    fn purge_forgotten(
+        &self,
+        limit: u64,
+    ) -> impl Future<Output = Result<Purged, StoreError>> + Send {
+        self.inner().purge_forgotten(limit)
     }
 }
 
 impl<W: StoreWrapper> BindingStore for W {
-    fn load(&self, session: SessionId) -> impl Future<Output = Result<Option<Binding>, StoreError>> + Send {
+    fn load(
+        &self,
+        session: SessionId,
+    ) -> impl Future<Output = Result<Option<Binding>, StoreError>> + Send {
         StoreWrapper::load(self, session)
     }
     fn create(&self, new: NewBinding) -> impl Future<Output = Result<Swap, StoreError>> + Send {
@@ -174,20 +205,30 @@ impl<W: StoreWrapper> BindingStore for W {
     ) -> impl Future<Output = Result<Binding, StoreError>> + Send {
         StoreWrapper::retarget(self, session, workspace)
     }
-    fn unbind(&self, session: SessionId) -> impl Future<Output = Result<Option<Binding>, StoreError>> + Send {
+    fn unbind(
+        &self,
+        session: SessionId,
+    ) -> impl Future<Output = Result<Option<Binding>, StoreError>> + Send {
         StoreWrapper::unbind(self, session)
     }
-    fn delete(
+    fn forget(
         &self,
         session: SessionId,
         expected: Option<Revision>,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send {
-        StoreWrapper::delete(self, session, expected)
+        StoreWrapper::forget(self, session, expected)
     }
-    fn inherit(&self, child: SessionId, parent: SessionId) -> impl Future<Output = Result<Swap, StoreError>> + Send {
+    fn inherit(
+        &self,
+        child: SessionId,
+        parent: SessionId,
+    ) -> impl Future<Output = Result<Swap, StoreError>> + Send {
         StoreWrapper::inherit(self, child, parent)
     }
-    fn reset_workspace(&self, workspace: WorkspaceId) -> impl Future<Output = Result<Reset, StoreError>> + Send {
+    fn reset_workspace(
+        &self,
+        workspace: WorkspaceId,
+    ) -> impl Future<Output = Result<Reset, StoreError>> + Send {
         StoreWrapper::reset_workspace(self, workspace)
     }
     fn replace_agent(
@@ -200,7 +241,10 @@ impl<W: StoreWrapper> BindingStore for W {
     ) -> impl Future<Output = Result<u64, StoreError>> + Send {
         StoreWrapper::replace_agent(self, workspace, epoch, stale, current, limit)
     }
-    fn load_many(&self, sessions: &[SessionId]) -> impl Future<Output = Result<Vec<Binding>, StoreError>> + Send {
+    fn load_many(
+        &self,
+        sessions: &[SessionId],
+    ) -> impl Future<Output = Result<Vec<Binding>, StoreError>> + Send {
         StoreWrapper::load_many(self, sessions)
     }
     fn shared(&self) -> bool {
@@ -212,13 +256,24 @@ impl<W: StoreWrapper> BindingStore for W {
     fn recent(&self, limit: u64) -> impl Stream<Item = Result<Binding, StoreError>> + Send {
         StoreWrapper::recent(self, limit)
     }
-    fn touch(&self, used: &[SessionId], interval: Duration) -> impl Future<Output = Result<(), StoreError>> + Send {
+    fn touch(
+        &self,
+        used: &[SessionId],
+        interval: Duration,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send {
         StoreWrapper::touch(self, used, interval)
     }
-    fn purge_idle(&self, idle: Duration, limit: u64) -> impl Future<Output = Result<u64, StoreError>> + Send {
+    fn purge_idle(
+        &self,
+        idle: Duration,
+        limit: u64,
+    ) -> impl Future<Output = Result<u64, StoreError>> + Send {
         StoreWrapper::purge_idle(self, idle, limit)
     }
-    fn purge_deleted(&self, limit: u64) -> impl Future<Output = Result<Purged, StoreError>> + Send {
-        StoreWrapper::purge_deleted(self, limit)
+    fn purge_forgotten(
+        &self,
+        limit: u64,
+    ) -> impl Future<Output = Result<Purged, StoreError>> + Send {
+        StoreWrapper::purge_forgotten(self, limit)
     }
 }

@@ -3,7 +3,9 @@
 use crate::support::*;
 use std::sync::{Arc, Mutex};
 use tokio::time::{sleep, timeout};
-use tower_bound_agent::{BoundAgentLayer, Event, OwnedEvent, Repair, Resolution, store::BindingStore};
+use tower_bound_agent::{
+    BoundAgentLayer, Event, OwnedEvent, Repair, Resolution, store::BindingStore,
+};
 
 /// Every event so far.
 #[derive(Clone, Default)]
@@ -12,7 +14,11 @@ pub(crate) struct Log(Arc<Mutex<Vec<OwnedEvent>>>);
 impl Log {
     pub(crate) fn layer(&self, world: &World) -> BoundAgentLayer {
         let log = self.clone();
-        world.builder().observer(move |event: &Event<'_>| log.0.lock().unwrap().push(event.to_owned())).build().unwrap()
+        world
+            .builder()
+            .observer(move |event: &Event<'_>| log.0.lock().unwrap().push(event.to_owned()))
+            .build()
+            .unwrap()
     }
 
     /// What was seen since the last look, a line each.
@@ -27,21 +33,35 @@ impl Log {
 
 fn line(event: &OwnedEvent) -> String {
     match event {
-        OwnedEvent::Dialed { target, took, error: None, .. } => format!("dialed {} in {took:?}", target.agent),
+        OwnedEvent::Dialed { target, took, error: None, .. } => {
+            format!("dialed {} in {took:?}", target.agent)
+        }
         OwnedEvent::Dialed { target, took, error: Some(error), .. } => {
             format!("failed {} in {took:?}: {error}", target.agent)
         }
         OwnedEvent::Validated { took, answer: Ok(Resolution::Running(target)), .. } => {
             format!("validated {} in {took:?}", target.agent)
         }
-        OwnedEvent::Validated { took, answer: Ok(other), .. } => format!("validated {other:?} in {took:?}"),
-        OwnedEvent::Validated { took, answer: Err(error), .. } => format!("no answer in {took:?}: {error}"),
-        OwnedEvent::Switched { from, to, .. } => format!("switched from {} to {}", from.agent, to.agent),
-        OwnedEvent::Repaired { target, repair, .. } => format!("repaired {}: {repair:?}", target.agent),
-        OwnedEvent::WorkspaceRepaired { target, repair, .. } => format!("all repaired {}: {repair:?}", target.agent),
+        OwnedEvent::Validated { took, answer: Ok(other), .. } => {
+            format!("validated {other:?} in {took:?}")
+        }
+        OwnedEvent::Validated { took, answer: Err(error), .. } => {
+            format!("no answer in {took:?}: {error}")
+        }
+        OwnedEvent::Switched { from, to, .. } => {
+            format!("switched from {} to {}", from.agent, to.agent)
+        }
+        OwnedEvent::Repaired { target, repair, .. } => {
+            format!("repaired {}: {repair:?}", target.agent)
+        }
+        OwnedEvent::WorkspaceRepaired { target, repair, .. } => {
+            format!("all repaired {}: {repair:?}", target.agent)
+        }
         OwnedEvent::Used { target, dials, .. } => format!("used {}, {dials} dials", target.agent),
         OwnedEvent::ReportedStale { target, .. } => format!("reported {}", target.agent),
-        OwnedEvent::DroppedInFlight { target, pending, .. } => format!("dropped {} after {pending:?}", target.agent),
+        OwnedEvent::DroppedInFlight { target, pending, .. } => {
+            format!("dropped {} after {pending:?}", target.agent)
+        }
         other => panic!("an event that this test does not know: {other:?}"),
     }
 }
@@ -102,7 +122,13 @@ async fn an_observer_sees_every_kind_of_event() {
     let dropped = timeout(ms(40), call(&dial, chat)).await;
     assert!(dropped.is_err());
     let lines = log.take();
-    assert_eq!(lines, ["no answer in 0ns: the resolver is broken".to_owned(), format!("dropped {agent} after 40ms")]);
+    assert_eq!(
+        lines,
+        [
+            "no answer in 0ns: the resolver is broken".to_owned(),
+            format!("dropped {agent} after 40ms")
+        ]
+    );
 
     world.does(&target, Does::Fail(ms(5)));
     world.says(ws, Says::Is(Resolution::Stopped));
@@ -122,7 +148,7 @@ async fn an_observer_sees_every_kind_of_event() {
     assert!(lines.contains(&format!("repaired {}: Retrying", moved.agent)), "{lines:?}");
     assert!(lines.contains(&format!("switched from {agent} to {}", moved.agent)), "{lines:?}");
     world.store.on_writes(Fault::None);
-    world.store.elsewhere().delete(chat, None).await.unwrap();
+    world.store.elsewhere().forget(chat, None).await.unwrap();
     sleep(ms(200)).await;
     assert_eq!(log.take(), [format!("repaired {}: Lost", moved.agent)]);
 
@@ -134,7 +160,10 @@ async fn an_observer_sees_every_kind_of_event() {
     assert_eq!(layer.bindings().flush().await, 1);
     let lines = log.take();
     assert!(lines.contains(&format!("all repaired {}: Retrying", new.agent)), "{lines:?}");
-    assert!(lines.contains(&format!("switched from {} to {}", moved.agent, new.agent)), "{lines:?}");
+    assert!(
+        lines.contains(&format!("switched from {} to {}", moved.agent, new.agent)),
+        "{lines:?}"
+    );
     world.store.on_writes(Fault::None);
     sleep(ms(200)).await;
     assert_eq!(log.take(), [format!("all repaired {}: Written", new.agent)]);
@@ -168,14 +197,25 @@ async fn an_event_of_its_own_says_what_the_event_said() {
     assert_eq!(layer.bindings().flush().await, 0);
     let events = std::mem::take(&mut *log.0.lock().unwrap());
     let OwnedEvent::Used {
-        session, workspace, target, path, dials, validations, decided_in, dialed_in, repair, ..
+        session,
+        workspace,
+        target,
+        kind: path,
+        dials,
+        validations,
+        decided_in,
+        dialed_in,
+        repair,
+        ..
     } = &events[3]
     else {
         panic!("{events:?}");
     };
     assert_eq!((*session, *workspace, target), (chat, ws, &new));
-    assert_eq!(*path, tower_bound_agent::Path::Switched { from: Arc::new(old) });
+    assert_eq!(*path, tower_bound_agent::OutcomeKind::Switched { from: Arc::new(old) });
     assert_eq!((*dials, *validations, *decided_in, *dialed_in), (2, 1, ms(250), ms(0)));
     assert_eq!(*repair, Repair::Pending);
-    assert!(matches!(&events[0], OwnedEvent::Validated { answer: Ok(Resolution::Running(said)), .. } if *said == new));
+    assert!(
+        matches!(&events[0], OwnedEvent::Validated { answer: Ok(Resolution::Running(said)), .. } if *said == new)
+    );
 }

@@ -23,7 +23,7 @@ async fn an_order_whose_future_is_dropped_is_carried_out() {
     let chat = world.bind(&layer, ws).await;
     world.store.on_writes(Fault::Slow(ms(50)));
     let bindings = layer.bindings();
-    let dropped = tokio::time::timeout(ms(10), bindings.select_workspace(chat, other)).await;
+    let dropped = tokio::time::timeout(ms(10), bindings.retarget(chat, other)).await;
     assert!(dropped.is_err());
     sleep(ms(50)).await;
     assert_eq!(world.row(chat).unwrap().workspace, other);
@@ -44,7 +44,7 @@ async fn an_order_whose_answer_was_lost_is_a_success_because_the_row_shows_it() 
     world.store.on_writes(Fault::LostAnswer);
 
     let before = world.counts();
-    let row = bindings.select_workspace(chat, other).await.unwrap();
+    let row = bindings.retarget(chat, other).await.unwrap();
     assert_eq!((row.workspace, Some(row)), (other, world.row(chat)));
     assert_eq!(world.counts() - before, counts(0, 0, 1, 1), "sent once, read once");
     assert_eq!(bindings.get(chat).await.unwrap().unwrap().workspace, other);
@@ -55,10 +55,12 @@ async fn an_order_whose_answer_was_lost_is_a_success_because_the_row_shows_it() 
     assert_eq!((row.workspace, row.target), (ws, None));
     assert_eq!(world.counts() - before, counts(0, 0, 1, 1));
 
-    world.store.elsewhere().delete(chat, None).await.unwrap();
+    world.store.elsewhere().forget(chat, None).await.unwrap();
     let row = world.store.elsewhere().load(parent).await.unwrap().unwrap();
     let bound = NewBinding::new(parent, ws, Some(Arc::new(target.clone())));
-    let Swap::Applied(_) = world.store.elsewhere().compare_and_swap(row.revision, bound).await.unwrap() else {
+    let Swap::Applied(_) =
+        world.store.elsewhere().compare_and_swap(row.revision, bound).await.unwrap()
+    else {
         panic!("the row has changed")
     };
     let before = world.counts();
@@ -73,7 +75,8 @@ async fn an_order_whose_answer_was_lost_is_a_success_because_the_row_shows_it() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_order_that_was_lost_has_an_unknown_outcome_and_the_row_is_read_at_each_call_until_it_shows_it() {
+async fn an_order_that_was_lost_has_an_unknown_outcome_and_the_row_is_read_at_each_call_until_it_shows_it()
+ {
     let world = World::new();
     let (ws, old) = world.workspace();
     let (other, target) = world.workspace();
@@ -82,7 +85,7 @@ async fn an_order_that_was_lost_has_an_unknown_outcome_and_the_row_is_read_at_ea
     let chat = world.bind(&layer, ws).await;
     world.store.on_writes(Fault::LostRequest);
     let before = world.counts();
-    let error = layer.bindings().select_workspace(chat, other).await.unwrap_err();
+    let error = layer.bindings().retarget(chat, other).await.unwrap_err();
     assert!(is_unknown(&error), "{error:?}");
     assert_eq!(error.session(), Some(chat));
     assert_eq!(world.counts() - before, counts(0, 0, 1, 1), "never sent again");
@@ -114,10 +117,11 @@ async fn an_order_that_never_arrives_is_waited_for_a_minute() {
     let chat = world.bind(&layer, ws).await;
     world.store.on_writes(Fault::LostRequest);
     let begin = Instant::now();
-    assert!(is_unknown(&layer.bindings().select_workspace(chat, other).await.unwrap_err()));
+    assert!(is_unknown(&layer.bindings().retarget(chat, other).await.unwrap_err()));
     world.store.on_writes(Fault::None);
     let before = world.counts();
-    for (after, reads) in [(0, 1), (30_000, 2), (59_999, 3), (60_000, 4), (60_001, 4), (90_000, 4)] {
+    for (after, reads) in [(0, 1), (30_000, 2), (59_999, 3), (60_000, 4), (60_001, 4), (90_000, 4)]
+    {
         at(begin, ms(after)).await;
         assert_eq!(call(&dial, chat).await.unwrap().agent, old.agent);
         assert_eq!((world.counts() - before).r, reads, "after {after} ms");
@@ -130,12 +134,14 @@ async fn an_order_without_any_answer_ends_after_the_store_timeout() {
     let (ws, old) = world.workspace();
     let (other, _) = world.workspace();
     let layer = world.layer();
-    for (reads, after) in [(Fault::None, Duration::from_secs(5)), (Fault::Hang, Duration::from_secs(10))] {
+    for (reads, after) in
+        [(Fault::None, Duration::from_secs(5)), (Fault::Hang, Duration::from_secs(10))]
+    {
         let chat = world.bind(&layer, ws).await;
         world.store.on_writes(Fault::Hang);
         world.store.on_reads(reads);
         let (before, begin) = (world.counts(), Instant::now());
-        let error = layer.bindings().select_workspace(chat, other).await.unwrap_err();
+        let error = layer.bindings().retarget(chat, other).await.unwrap_err();
         assert!(is_unknown(&error), "{error:?}");
         assert_eq!((begin.elapsed(), world.counts() - before), (after, counts(0, 0, 1, 1)));
         world.store.on_all(Fault::None);
@@ -155,7 +161,8 @@ async fn every_order_that_was_lost_says_so_and_is_sent_once() {
     let (ws, _) = world.workspace();
     let layer = world.layer();
     let bindings = layer.bindings();
-    let (a, b, parent) = (world.bind(&layer, ws).await, world.bind(&layer, ws).await, world.bind(&layer, ws).await);
+    let (a, b, parent) =
+        (world.bind(&layer, ws).await, world.bind(&layer, ws).await, world.bind(&layer, ws).await);
     world.store.on_writes(Fault::LostRequest);
 
     let before = world.counts();
@@ -170,7 +177,7 @@ async fn every_order_that_was_lost_says_so_and_is_sent_once() {
 
     // Late arrivals are seen by the next call.
     world.store.on_writes(Fault::None);
-    world.store.elsewhere().delete(b, None).await.unwrap();
+    world.store.elsewhere().forget(b, None).await.unwrap();
     assert_eq!(call(&world.dial(&layer), b).await.unwrap_err().kind(), &ErrorKind::NotBound);
 }
 
@@ -186,7 +193,7 @@ async fn an_order_to_a_store_that_is_down_changes_nothing() {
 
     let before = world.counts();
     let errors = [
-        bindings.select_workspace(chat, other).await.unwrap_err(),
+        bindings.retarget(chat, other).await.unwrap_err(),
         bindings.unbind(chat).await.unwrap_err(),
         bindings.forget(chat).await.unwrap_err(),
         bindings.inherit(session(), chat).await.unwrap_err(),

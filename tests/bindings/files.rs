@@ -8,7 +8,7 @@ use tokio::{
     time::{Duration, timeout},
 };
 use tower_bound_agent::{
-    Bound, BoundAgentLayer, Error, ErrorKind, Path, Retargeted,
+    Bound, BoundAgentLayer, Error, ErrorKind, OutcomeKind, Retargeted,
     sqlx::{self, SqliteConnection},
     store::{SqliteStore, StoreError},
 };
@@ -39,7 +39,7 @@ impl File {
 
     async fn order(&self, connection: &mut SqliteConnection) -> Retargeted {
         let Case { layer, chat, other, .. } = &self.case;
-        layer.bindings().select_workspace_in(&self.store, connection, *chat, *other).await.unwrap()
+        layer.bindings().retarget_in(&self.store, connection, *chat, *other).await.unwrap()
     }
 
     /// A call whose dial of the old agent is pending.
@@ -80,7 +80,7 @@ async fn a_commit_to_a_file_moves_the_pending_call_and_the_next_one() {
     let bound = timeout(BOUND, under_way).await.unwrap().unwrap().unwrap();
     assert_eq!((bound.agent, bound.workspace()), (file.case.new.agent, file.case.other));
     assert_eq!(file.case.layer.bindings().flush().await, 0);
-    assert_eq!(file.call().await.outcome().path, Path::Reused);
+    assert_eq!(file.call().await.outcome().kind, OutcomeKind::Reused);
     assert_eq!(file.tap.reads(), reads);
     assert_eq!(file.case.world.live_dials(), 0);
 }
@@ -146,7 +146,7 @@ async fn a_guard_that_is_dropped_with_its_transaction_costs_a_read_a_call() {
         assert_eq!(file.tap.reads(), reads + n);
     }
     // A later order of this process shows a greater revision, and that ends the doubt.
-    file.case.layer.bindings().select_workspace(file.case.chat, file.case.other).await.unwrap();
+    file.case.layer.bindings().retarget(file.case.chat, file.case.other).await.unwrap();
     for _ in 0..3 {
         assert_eq!(file.call().await.agent, file.case.new.agent);
     }
@@ -160,13 +160,16 @@ async fn a_transaction_on_a_database_without_the_table_is_the_stores_error() {
     let other = SqliteStore::open(folder.path().join("other.db")).await.unwrap();
     let mut tx = other.pool().begin().await.unwrap();
     let tables: Vec<(String,)> =
-        sqlx::query_as("SELECT name FROM sqlite_master WHERE type = 'table'").fetch_all(&mut *tx).await.unwrap();
+        sqlx::query_as("SELECT name FROM sqlite_master WHERE type = 'table'")
+            .fetch_all(&mut *tx)
+            .await
+            .unwrap();
     for (table,) in tables {
         let drop = sqlx::AssertSqlSafe(format!("DROP TABLE \"{table}\""));
         sqlx::query(drop).execute(&mut *tx).await.unwrap();
     }
     let bindings = file.case.layer.bindings();
-    let order = bindings.select_workspace_in(&file.store, &mut tx, file.case.chat, file.case.other).await;
+    let order = bindings.retarget_in(&file.store, &mut tx, file.case.chat, file.case.other).await;
     let error = order.unwrap_err();
     assert_eq!(error.kind(), &ErrorKind::Store);
     assert!(error.store_error().unwrap().is::<StoreError>());

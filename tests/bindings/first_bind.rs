@@ -1,11 +1,12 @@
-//! Sessions without an agent, without a record, with a parent; many calls at once; a store that is down.
+//! Sessions without an agent, without a record, with a parent; many calls at once; a store that is
+//! down.
 
 use crate::support::*;
 use crate::{settled, start};
 use std::{collections::HashSet, error::Error as _};
 use tokio::time::{Duration, Instant, sleep};
 use tower_bound_agent::{
-    DialSession, ErrorKind, Path, Repair, Resolution, Revision,
+    DialSession, ErrorKind, OutcomeKind, Repair, Resolution, Revision,
     store::{BindingStore, StoreError},
 };
 
@@ -21,11 +22,17 @@ async fn an_unbound_session_asks_first_and_dials_then() {
     let begin = Instant::now();
     let bound = call(&world.dial(&layer), chat).await.unwrap();
     assert_eq!((begin.elapsed(), bound.agent), (ms(40), target.agent));
-    assert_eq!((bound.outcome().path.clone(), bound.outcome().validations), (Path::FirstBind, 1));
+    assert_eq!(
+        (bound.outcome().kind.clone(), bound.outcome().validations),
+        (OutcomeKind::FirstBind, 1)
+    );
     assert_eq!(layer.bindings().flush().await, 0);
     assert_eq!(world.counts(), counts(1, 1, 1, 1));
     let row = world.row(chat).unwrap();
-    assert_eq!((row.target.as_deref(), row.previous, row.revision), (Some(&target), None, Revision::new(2)));
+    assert_eq!(
+        (row.target.as_deref(), row.previous, row.revision),
+        (Some(&target), None, Revision::new(2))
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -41,26 +48,26 @@ async fn an_unbound_session_dials_what_another_session_knows() {
     world.store.elsewhere().retarget(cold, ws).await.unwrap();
     let before = world.counts();
     let bound = call(&dial, cold).await.unwrap();
-    assert_eq!((bound.outcome().path.clone(), bound.agent), (Path::FirstBind, target.agent));
+    assert_eq!((bound.outcome().kind.clone(), bound.agent), (OutcomeKind::FirstBind, target.agent));
     assert_eq!(layer.bindings().flush().await, 0);
     assert_eq!(world.counts() - before, counts(1, 0, 1, 1));
 
     // Cached: by order.
     let cached = session();
-    layer.bindings().select_workspace(cached, ws).await.unwrap();
+    layer.bindings().retarget(cached, ws).await.unwrap();
     let before = world.counts();
     let bound = call(&dial, cached).await.unwrap();
-    assert_eq!((bound.outcome().path.clone(), bound.agent), (Path::FirstBind, target.agent));
+    assert_eq!((bound.outcome().kind.clone(), bound.agent), (OutcomeKind::FirstBind, target.agent));
     assert_eq!(layer.bindings().flush().await, 0);
     assert_eq!(world.counts() - before, counts(1, 0, 0, 1));
 
     // As if bound: a hanging agent is questioned after the delay.
     world.rebuild(ws, &target, Does::Hang);
     let hangs = session();
-    layer.bindings().select_workspace(hangs, ws).await.unwrap();
+    layer.bindings().retarget(hangs, ws).await.unwrap();
     let (before, begin) = (world.counts(), Instant::now());
     let bound = call(&dial, hangs).await.unwrap();
-    assert_eq!((begin.elapsed(), bound.outcome().path.clone()), (ms(250), Path::FirstBind));
+    assert_eq!((begin.elapsed(), bound.outcome().kind.clone()), (ms(250), OutcomeKind::FirstBind));
     assert_ne!(bound.agent, target.agent);
     assert_eq!(layer.bindings().flush().await, 0);
     assert_eq!(world.counts() - before, counts(2, 1, 0, 1));
@@ -74,8 +81,8 @@ async fn an_unbound_session_asks_before_it_dials_an_agent_in_doubt() {
     world.bind(&layer, ws).await;
     let new = world.rebuild(ws, &old, Does::Answer(Duration::ZERO));
     let chat = session();
-    layer.bindings().select_workspace(chat, ws).await.unwrap();
-    layer.bindings().doubt_workspace(ws);
+    layer.bindings().retarget(chat, ws).await.unwrap();
+    layer.bindings().revalidate_workspace(ws);
 
     let before = world.counts();
     let bound = call(&world.dial(&layer), chat).await.unwrap();
@@ -87,7 +94,10 @@ async fn an_unbound_session_asks_before_it_dials_an_agent_in_doubt() {
 #[tokio::test(start_paused = true)]
 async fn an_unbound_session_of_a_workspace_that_does_not_run_dials_nothing() {
     for (says, kind) in [
-        (Resolution::Starting { retry_after: Some(ms(700)) }, ErrorKind::Starting { retry_after: Some(ms(700)) }),
+        (
+            Resolution::Starting { retry_after: Some(ms(700)) },
+            ErrorKind::Starting { retry_after: Some(ms(700)) },
+        ),
         (Resolution::Stopped, ErrorKind::Stopped),
         (Resolution::Gone, ErrorKind::Gone),
     ] {
@@ -96,7 +106,7 @@ async fn an_unbound_session_of_a_workspace_that_does_not_run_dials_nothing() {
         world.says(ws, Says::Is(says));
         let layer = world.layer();
         let chat = session();
-        layer.bindings().select_workspace(chat, ws).await.unwrap();
+        layer.bindings().retarget(chat, ws).await.unwrap();
 
         let before = world.counts();
         let error = call(&world.dial(&layer), chat).await.unwrap_err();
@@ -115,8 +125,8 @@ async fn a_denial_answers_the_calls_of_the_next_second_that_have_nothing_to_dial
     let layer = world.layer();
     let dial = world.dial(&layer);
     let (chat, other) = (session(), session());
-    layer.bindings().select_workspace(chat, ws).await.unwrap();
-    layer.bindings().select_workspace(other, ws).await.unwrap();
+    layer.bindings().retarget(chat, ws).await.unwrap();
+    layer.bindings().retarget(other, ws).await.unwrap();
 
     let before = world.counts();
     for chat in [chat, chat, other, chat, other, chat, chat, other, chat, chat] {
@@ -133,7 +143,7 @@ async fn a_denial_answers_the_calls_of_the_next_second_that_have_nothing_to_dial
     // Nor older than a doubt.
     world.runs(ws, &target);
     sleep(ms(1)).await;
-    layer.bindings().doubt_workspace(ws);
+    layer.bindings().revalidate_workspace(ws);
     assert_eq!(call(&dial, chat).await.unwrap().agent, target.agent);
     assert_eq!(layer.bindings().flush().await, 0);
     assert_eq!(world.counts() - before, counts(1, 3, 2, 1));
@@ -148,15 +158,17 @@ async fn a_denial_that_was_just_heard_does_not_outlive_an_order_to_another_works
     let layer = world.layer();
     let dial = world.dial(&layer);
     let chat = session();
-    layer.bindings().select_workspace(chat, stopped).await.unwrap();
+    layer.bindings().retarget(chat, stopped).await.unwrap();
     assert_eq!(call(&dial, chat).await.unwrap_err().kind(), &ErrorKind::Stopped);
-    layer.bindings().select_workspace(chat, ws).await.unwrap();
+    layer.bindings().retarget(chat, ws).await.unwrap();
     assert_eq!(call(&dial, chat).await.unwrap().agent, target.agent);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_resolver_that_fails_or_hangs_leaves_an_unbound_session_without_a_dial() {
-    for (says, after) in [(Says::Fails, ms(0)), (Says::Panics, ms(0)), (Says::Hangs, Duration::from_secs(5))] {
+    for (says, after) in
+        [(Says::Fails, ms(0)), (Says::Panics, ms(0)), (Says::Hangs, Duration::from_secs(5))]
+    {
         let world = World::new();
         let (ws, _) = world.workspace();
         world.says(ws, says);
@@ -173,7 +185,8 @@ async fn a_resolver_that_fails_or_hangs_leaves_an_unbound_session_without_a_dial
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unbound_session_that_was_pointed_elsewhere_meanwhile_is_not_told_that_its_old_workspace_is_stopped() {
+async fn an_unbound_session_that_was_pointed_elsewhere_meanwhile_is_not_told_that_its_old_workspace_is_stopped()
+ {
     let world = World::new();
     let (stopped, _) = world.workspace();
     world.says(stopped, Says::Is(Resolution::Stopped));
@@ -204,7 +217,7 @@ async fn what_was_said_to_be_stopped_is_not_dialed_for_an_unbound_session() {
     assert_eq!(call(&dial, bound).await.unwrap_err().kind(), &ErrorKind::Stopped);
 
     let chat = session();
-    layer.bindings().select_workspace(chat, ws).await.unwrap();
+    layer.bindings().retarget(chat, ws).await.unwrap();
     let before = world.counts();
     assert_eq!(call(&dial, chat).await.unwrap_err().kind(), &ErrorKind::Stopped);
     assert_eq!(world.counts() - before, counts(0, 0, 0, 0));
@@ -237,7 +250,7 @@ async fn a_child_inherits_in_one_statement() {
     assert_eq!(world.counts() - before, counts(0, 0, 0, 1));
 
     let bound = call(&world.dial(&layer), child).await.unwrap();
-    assert_eq!((bound.agent, bound.outcome().path.clone()), (target.agent, Path::Reused));
+    assert_eq!((bound.agent, bound.outcome().kind.clone()), (target.agent, OutcomeKind::Reused));
     assert_eq!(world.counts() - before, counts(1, 0, 0, 1));
 }
 
@@ -263,7 +276,10 @@ async fn a_child_that_exists_in_the_workspace_keeps_what_it_has() {
 
     let (before, held) = (world.counts(), world.row(child).unwrap());
     let row = layer.bindings().inherit(child, parent).await.unwrap();
-    assert_eq!((row.workspace, row.target.as_deref(), row.revision), (ws, Some(&target), held.revision));
+    assert_eq!(
+        (row.workspace, row.target.as_deref(), row.revision),
+        (ws, Some(&target), held.revision)
+    );
     // The statement, and the parent's row to compare with.
     assert_eq!(world.counts() - before, counts(0, 0, 1, 1));
     assert_eq!(world.row(child), Some(held));
@@ -321,7 +337,9 @@ async fn a_repair_of_the_parent_helps_the_child_and_the_other_way_round() {
         let (before, begin) = (world.counts(), Instant::now());
         let bound = call(&dial, other).await.unwrap();
         assert_eq!((begin.elapsed(), bound.agent), (ms(0), new.agent));
-        assert!(matches!(&bound.outcome().path, Path::Switched { from } if from.agent == old.agent));
+        assert!(
+            matches!(&bound.outcome().kind, OutcomeKind::Switched { from } if from.agent == old.agent)
+        );
         assert_eq!(layer.bindings().flush().await, 0);
         // One statement has written both rows.
         assert_eq!(bound.outcome().repair(), Repair::NotNeeded);
@@ -339,10 +357,14 @@ async fn sixteen_calls_of_a_session_without_a_record_share_a_read_and_a_write() 
     let dial = world.dial(&layer);
     let chat = session();
     world.store.on_all(Fault::Slow(ms(10)));
-    let calls: Vec<_> = (0..16).map(|_| start(&dial, DialSession::new(chat).in_workspace(ws))).collect();
+    let calls: Vec<_> =
+        (0..16).map(|_| start(&dial, DialSession::new(chat).in_workspace(ws))).collect();
     for call in calls {
         let bound = call.await.unwrap().unwrap();
-        assert_eq!((bound.agent, bound.outcome().path.clone()), (target.agent, Path::FirstBind));
+        assert_eq!(
+            (bound.agent, bound.outcome().kind.clone()),
+            (target.agent, OutcomeKind::FirstBind)
+        );
     }
     assert_eq!(layer.bindings().flush().await, 0);
     assert_eq!(world.counts(), counts(16, 1, 1, 1));
@@ -384,7 +406,7 @@ async fn no_order_is_lost_among_many_calls_of_one_session() {
             .iter()
             .map(|(ws, _)| {
                 let (bindings, ws) = (layer.bindings(), *ws);
-                tokio::spawn(async move { (ws, bindings.select_workspace(chat, ws).await) })
+                tokio::spawn(async move { (ws, bindings.retarget(chat, ws).await) })
             })
             .collect();
         let mut revisions = HashSet::new();
@@ -399,7 +421,8 @@ async fn no_order_is_lost_among_many_calls_of_one_session() {
         for call in calls {
             match call.await.unwrap() {
                 Ok(bound) => {
-                    let (_, target) = places.iter().find(|(ws, _)| *ws == bound.workspace()).unwrap();
+                    let (_, target) =
+                        places.iter().find(|(ws, _)| *ws == bound.workspace()).unwrap();
                     assert_eq!(bound.agent, target.agent, "a pair that never existed");
                 }
                 Err(error) => assert_eq!(error.kind(), &ErrorKind::Retargeted),
@@ -455,14 +478,17 @@ async fn a_store_that_hangs_is_an_error_of_a_cold_session_after_the_store_timeou
 
 #[tokio::test(start_paused = true)]
 async fn a_row_that_cannot_be_created_is_an_error_and_is_not_created_later() {
-    for (fault, after) in [(Fault::Unavailable, ms(0)), (Fault::LostRequest, ms(0)), (Fault::Hang, ms(5_000))] {
+    for (fault, after) in
+        [(Fault::Unavailable, ms(0)), (Fault::LostRequest, ms(0)), (Fault::Hang, ms(5_000))]
+    {
         let world = World::new();
         let (ws, _) = world.workspace();
         let layer = world.layer();
         let chat = session();
         world.store.on_writes(fault);
         let begin = Instant::now();
-        let error = call(&world.dial(&layer), DialSession::new(chat).in_workspace(ws)).await.unwrap_err();
+        let error =
+            call(&world.dial(&layer), DialSession::new(chat).in_workspace(ws)).await.unwrap_err();
         assert_eq!((begin.elapsed(), error.kind()), (after, &ErrorKind::Store));
         assert!(error.store_error().is_some());
         assert_eq!((world.counts(), world.live_connections()), (counts(1, 1, 1, 1), 0));
@@ -477,7 +503,9 @@ async fn strangers_create_nothing() {
     let world = World::new();
     let layer = world.layer();
     let dial = world.dial(&layer);
-    for says in [Says::Is(Resolution::Gone), Says::Is(Resolution::Stopped), Says::Fails, Says::Hangs] {
+    for says in
+        [Says::Is(Resolution::Gone), Says::Is(Resolution::Stopped), Says::Fails, Says::Hangs]
+    {
         for _ in 0..60 {
             let (ws, _) = world.workspace();
             world.says(ws, says.clone());
@@ -505,7 +533,7 @@ async fn a_session_without_a_record_is_read_once_a_second() {
     assert_eq!(world.counts(), counts(0, 0, 2, 0));
 
     // A command of this process ends it.
-    layer.bindings().select_workspace(chat, ws).await.unwrap();
+    layer.bindings().retarget(chat, ws).await.unwrap();
     assert_eq!(call(&dial, chat).await.unwrap().agent, target.agent);
 }
 
@@ -553,7 +581,10 @@ async fn a_row_that_another_process_made_here_meanwhile_is_bound() {
     sleep(ms(50)).await;
     world.store.elsewhere().retarget(chat, ws).await.unwrap();
     let bound = under_way.await.unwrap().unwrap();
-    assert_eq!((bound.outcome().repair(), world.row_agent(chat)), (Repair::Written, Some(target.agent)));
+    assert_eq!(
+        (bound.outcome().repair(), world.row_agent(chat)),
+        (Repair::Written, Some(target.agent))
+    );
     assert_eq!(world.counts(), counts(1, 1, 1, 2));
 }
 
@@ -571,7 +602,7 @@ async fn a_session_is_served_without_the_store_if_it_names_its_workspace_and_is_
 
     let before = world.counts();
     let bound = call(&dial, DialSession::new(chat).in_workspace(ws)).await.unwrap();
-    assert_eq!((bound.agent, bound.outcome().path.clone()), (target.agent, Path::FirstBind));
+    assert_eq!((bound.agent, bound.outcome().kind.clone()), (target.agent, OutcomeKind::FirstBind));
     settled().await;
     assert_eq!(bound.outcome().repair(), Repair::Retrying);
     assert_eq!(world.counts() - before, counts(1, 1, 1, 1));
@@ -585,13 +616,16 @@ async fn a_session_is_served_without_the_store_if_it_names_its_workspace_and_is_
 
     world.store.on_all(Fault::None);
     sleep(ms(200)).await;
-    assert_eq!((bound.outcome().repair(), again.outcome().repair()), (Repair::Written, Repair::Written));
+    assert_eq!(
+        (bound.outcome().repair(), again.outcome().repair()),
+        (Repair::Written, Repair::Written)
+    );
     assert_eq!(world.counts() - before, counts(1, 0, 1, 1));
     let row = world.row(chat).unwrap();
     assert_eq!((row.workspace, row.target.as_deref(), row.previous), (ws, Some(&target), None));
 
     let before = world.counts();
-    assert_eq!(call(&dial, chat).await.unwrap().outcome().path, Path::Reused);
+    assert_eq!(call(&dial, chat).await.unwrap().outcome().kind, OutcomeKind::Reused);
     assert_eq!(world.counts() - before, counts(1, 0, 0, 0));
 }
 
@@ -608,7 +642,10 @@ async fn a_session_whose_row_cannot_be_created_is_served_without_it() {
     assert_eq!(world.counts(), counts(1, 1, 1, 1));
     world.store.on_writes(Fault::None);
     sleep(ms(200)).await;
-    assert_eq!((bound.outcome().repair(), world.row_agent(chat)), (Repair::Written, Some(target.agent)));
+    assert_eq!(
+        (bound.outcome().repair(), world.row_agent(chat)),
+        (Repair::Written, Some(target.agent))
+    );
     assert_eq!(world.counts(), counts(1, 1, 1, 2));
 }
 
@@ -645,7 +682,8 @@ async fn what_was_served_without_the_store_is_written_into_an_unbound_row_and_ov
     }
 }
 
-/// Another call that has waited for the same write fails first, after which nobody tries to write any more.
+/// Another call that has waited for the same write fails first, after which nobody tries to write
+/// any more.
 #[tokio::test(start_paused = true)]
 async fn no_call_takes_a_row_for_created_that_could_not_be_created() {
     let world = World::new();
@@ -655,7 +693,8 @@ async fn no_call_takes_a_row_for_created_that_could_not_be_created() {
     world.bind(&layer, ws).await;
     let ask = DialSession::new(session()).in_workspace(ws);
     world.store.on_writes(Fault::Unavailable);
-    // From here on it is known that there is no row, so that the next calls come to the write at once.
+    // From here on it is known that there is no row, so that the next calls come to the write at
+    // once.
     assert_eq!(call(&dial, ask.clone()).await.unwrap_err().kind(), &ErrorKind::Store);
     while layer.bindings().flush().await > 0 {
         sleep(ms(1)).await;

@@ -6,7 +6,7 @@ use tokio::{
     task::JoinHandle,
     time::{Duration, Instant, sleep},
 };
-use tower_bound_agent::{BoundHandle, ErrorKind, Path, Resolution, Status, Target};
+use tower_bound_agent::{BoundHandle, ErrorKind, OutcomeKind, Resolution, Status, Target};
 
 #[tokio::test(start_paused = true)]
 async fn a_doubted_workspace_is_validated_in_parallel_with_the_next_dial() {
@@ -17,7 +17,7 @@ async fn a_doubted_workspace_is_validated_in_parallel_with_the_next_dial() {
     let chat = world.bind(&layer, ws).await;
     let new = world.rebuild(ws, &old, Does::Answer(ms(0)));
     world.resolver_takes(ws, ms(50));
-    layer.bindings().doubt_workspace(ws);
+    layer.bindings().revalidate_workspace(ws);
 
     // The old agent lives and answers before the verdict: one failed or fast dial proves nothing.
     let (before, begin) = (world.counts(), Instant::now());
@@ -41,7 +41,7 @@ async fn a_verdict_of_a_doubted_workspace_switches_a_dial_that_is_pending() {
     let chat = world.bind(&layer, ws).await;
     let new = world.rebuild(ws, &old, Does::Answer(ms(100)));
     world.resolver_takes(ws, ms(50));
-    layer.bindings().doubt_workspace(ws);
+    layer.bindings().revalidate_workspace(ws);
     let (before, begin) = (world.counts(), Instant::now());
     let bound = call(&dial, chat).await.unwrap();
     assert_eq!((begin.elapsed(), bound.agent), (ms(50), new.agent));
@@ -60,7 +60,7 @@ async fn a_doubt_reaches_the_calls_under_way() {
     let (before, begin) = (world.counts(), Instant::now());
     let calls = chats.map(|chat| start(&dial, chat));
     at(begin, ms(100)).await;
-    layer.bindings().doubt_workspace(ws);
+    layer.bindings().revalidate_workspace(ws);
     for call in calls {
         assert_eq!(call.await.unwrap().unwrap().agent, new.agent);
     }
@@ -77,8 +77,8 @@ async fn a_doubt_is_answered_once() {
     let layer = world.layer();
     let dial = world.dial(&layer);
     let chat = world.bind(&layer, ws).await;
-    layer.bindings().doubt_workspace(ws);
-    layer.bindings().doubt_workspace(workspace()); // nobody uses that one
+    layer.bindings().revalidate_workspace(ws);
+    layer.bindings().revalidate_workspace(workspace()); // nobody uses that one
     let before = world.counts();
     for _ in 0..3 {
         assert_eq!(call(&dial, chat).await.unwrap().agent, target.agent);
@@ -105,12 +105,12 @@ async fn after_a_report_the_ready_dial_is_held_until_the_verdict() {
     assert_eq!((begin.elapsed(), free.agent), (ms(0), target.agent));
     let bound = held.await.unwrap().unwrap();
     assert_eq!((begin.elapsed(), bound.agent), (ms(100), target.agent));
-    assert_eq!(bound.outcome().path, Path::Confirmed);
+    assert_eq!(bound.outcome().kind, OutcomeKind::Confirmed);
     assert_eq!(world.counts() - before, counts(2, 1, 0, 0));
 
     // Answered: nothing is held any more.
     let begin = Instant::now();
-    assert_eq!(call(&dial, chat).await.unwrap().outcome().path, Path::Reused);
+    assert_eq!(call(&dial, chat).await.unwrap().outcome().kind, OutcomeKind::Reused);
     assert_eq!((begin.elapsed(), world.counts() - before), (ms(0), counts(3, 1, 0, 0)));
 }
 
@@ -207,7 +207,7 @@ async fn a_report_of_what_is_superseded_changes_nothing() {
     stale.report_stale();
     assert_eq!(log.reports(), 0);
     let before = world.counts();
-    assert_eq!(call(&dial, chat).await.unwrap().outcome().path, Path::Reused);
+    assert_eq!(call(&dial, chat).await.unwrap().outcome().kind, OutcomeKind::Reused);
     settled().await;
     assert_eq!(world.counts() - before, counts(1, 0, 0, 0));
 }
@@ -221,7 +221,7 @@ async fn a_report_of_a_workspace_that_the_session_has_left_does_not_slow_the_ses
     let dial = world.dial(&layer);
     let chat = world.bind(&layer, ws).await;
     let left = call(&dial, chat).await.unwrap();
-    layer.bindings().select_workspace(chat, other).await.unwrap();
+    layer.bindings().retarget(chat, other).await.unwrap();
     call(&dial, chat).await.unwrap();
     layer.bindings().flush().await;
     left.report_stale();
@@ -286,10 +286,15 @@ async fn current_asks_if_the_last_verdict_is_older_than_five_seconds() {
     let begin = Instant::now();
     let chat = world.bind(&layer, ws).await; // validates
     let before = world.counts();
-    for (after, validations) in [(0, 0), (5_000, 0), (5_001, 1), (5_001, 1), (10_001, 1), (10_002, 2)] {
+    for (after, validations) in
+        [(0, 0), (5_000, 0), (5_001, 1), (5_001, 1), (10_001, 1), (10_002, 2)]
+    {
         at(begin, ms(after)).await;
         let current = layer.bindings().current(chat).await.unwrap();
-        assert_eq!((current.session, current.workspace, current.status), (chat, ws, Status::Running));
+        assert_eq!(
+            (current.session, current.workspace, current.status),
+            (chat, ws, Status::Running)
+        );
         assert_eq!(current.target.as_deref(), Some(&target));
         assert_eq!(world.counts() - before, counts(0, validations, 0, 0), "after {after} ms");
     }
@@ -355,7 +360,7 @@ async fn current_asks_about_a_doubt_whatever_the_age_of_the_verdict() {
     let layer = world.layer();
     let chat = world.bind(&layer, ws).await;
     sleep(ms(10)).await;
-    layer.bindings().doubt_workspace(ws);
+    layer.bindings().revalidate_workspace(ws);
     let before = world.counts();
     layer.bindings().current(chat).await.unwrap();
     assert_eq!(world.counts() - before, counts(0, 1, 0, 0));

@@ -15,8 +15,8 @@ use tower_bound_agent::{
     store::{BATCH, BindingStore, NewBinding, Purged, StoreError},
 };
 
-/// Rows that were used a moment ago, which is longer than no time at all; every other one was only created then, and never
-/// used.
+/// Rows that were used a moment ago, which is longer than no time at all; every other one was only
+/// created then, and never used.
 async fn used(world: &World, rows: usize) -> (BoundAgentLayer, Vec<SessionId>) {
     let (ws, _) = world.workspace();
     let store = world.store.elsewhere();
@@ -78,7 +78,10 @@ async fn a_refusal_is_typed_and_final() {
     let (layer, sessions) = used(&world, 1).await;
     let before = (Instant::now(), world.counts());
     let error = layer.bindings().purge_idle(Duration::from_secs(3600)).await.unwrap_err();
-    assert!(matches!(said(&error), (ErrorKind::Store, StoreError::UseNotRecorded { since: Some(_) })), "{error:?}");
+    assert!(
+        matches!(said(&error), (ErrorKind::Store, StoreError::UseNotRecorded { since: Some(_) })),
+        "{error:?}"
+    );
     assert_eq!((before.0.elapsed(), world.counts() - before.1), (ms(0), counts(0, 0, 0, 1)));
     assert_eq!(left(&world, &sessions).await, 1);
     assert_eq!(error.session(), None);
@@ -119,12 +122,20 @@ async fn what_does_not_pass_fails_after_three_more_tries() {
             _ => false,
         };
         assert!(expected, "{fault:?}: {error:?}");
-        assert_eq!((begin.elapsed(), world.counts() - before), (took, counts(0, 0, 0, 4)), "{fault:?}");
+        assert_eq!(
+            (begin.elapsed(), world.counts() - before),
+            (took, counts(0, 0, 0, 4)),
+            "{fault:?}"
+        );
         assert_eq!(left(&world, &sessions).await, left_over, "{fault:?}");
 
         let before = world.counts();
         let error = layer.bindings().purge_forgotten().await.unwrap_err();
-        assert_eq!(matches!(error.kind(), ErrorKind::Store), fault == Fault::Unavailable, "{fault:?}: {error:?}");
+        assert_eq!(
+            matches!(error.kind(), ErrorKind::Store),
+            fault == Fault::Unavailable,
+            "{fault:?}: {error:?}"
+        );
         assert_eq!(world.counts() - before, counts(0, 0, 0, 4), "{fault:?}");
     }
 }
@@ -136,9 +147,13 @@ async fn a_batch_without_an_answer_is_not_sent_again() {
     world.store.on_writes(Fault::Hang);
     let (begin, before) = (Instant::now(), world.counts());
     let error = layer.bindings().purge_idle(Duration::ZERO).await.unwrap_err();
-    // Each of the four tries waits a store timeout: the first for the answer, the others to be sent.
+    // Each of the four tries waits a store timeout: the first for the answer, the others to be
+    // sent.
     assert!(matches!(said(&error), (ErrorKind::Store, StoreError::Unavailable(_))), "{error:?}");
-    assert_eq!((begin.elapsed(), world.counts() - before), (ms(5_250 + 4 * 5_000), counts(0, 0, 0, 1)));
+    assert_eq!(
+        (begin.elapsed(), world.counts() - before),
+        (ms(5_250 + 4 * 5_000), counts(0, 0, 0, 1))
+    );
     assert_eq!(left(&world, &sessions).await, 2);
 }
 
@@ -199,21 +214,35 @@ async fn forgotten_sessions_are_removed_in_two_runs() {
 
     let directory = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(directory.path().join("bindings.db")).await.unwrap();
-    let run = async |sql: &'static str| sqlx::raw_sql(sql).execute(store.pool()).await.unwrap().rows_affected();
+    let run = async |sql: &'static str| {
+        sqlx::raw_sql(sql).execute(store.pool()).await.unwrap().rows_affected()
+    };
     let world = World::new();
-    let layer = BoundAgentLayer::builder(std::sync::Arc::new(store.clone()), world.resolver()).build().unwrap();
+    let layer = BoundAgentLayer::builder(std::sync::Arc::new(store.clone()), world.resolver())
+        .build()
+        .unwrap();
     let bindings = layer.bindings();
     let (chat, other) = (session(), session());
     for session in [chat, other] {
-        bindings.select_workspace(session, workspace()).await.unwrap();
+        bindings.retarget(session, workspace()).await.unwrap();
     }
     assert!(bindings.forget(chat).await.unwrap());
-    assert_eq!(run("UPDATE agent_bindings SET deleted_at = 7 WHERE deleted_at IS NOT NULL").await, 1);
+    assert_eq!(
+        run("UPDATE agent_bindings SET deleted_at = 7 WHERE deleted_at IS NOT NULL").await,
+        1
+    );
     assert_eq!(bindings.purge_forgotten().await.unwrap(), Purged::new(0, 1));
-    assert_eq!(bindings.purge_forgotten().await.unwrap(), Purged::new(0, 1), "the hour has not passed");
-    assert_eq!(run("UPDATE agent_bindings_meta SET floor_raised_at = floor_raised_at - 3600000").await, 1);
+    assert_eq!(
+        bindings.purge_forgotten().await.unwrap(),
+        Purged::new(0, 1),
+        "the hour has not passed"
+    );
+    assert_eq!(
+        run("UPDATE agent_bindings_meta SET floor_raised_at = floor_raised_at - 3600000").await,
+        1
+    );
     assert_eq!(bindings.purge_forgotten().await.unwrap(), Purged::new(1, 0));
-    let row = bindings.select_workspace(chat, workspace()).await.unwrap();
+    let row = bindings.retarget(chat, workspace()).await.unwrap();
     assert_eq!(row.revision.get(), 3, "above what it had");
     assert!(bindings.get(other).await.unwrap().is_some());
 }

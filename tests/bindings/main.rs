@@ -1,4 +1,5 @@
-//! Bindings: rows that are not there yet, orders and their faults, repairs that lose, the handles and what they tell.
+//! Bindings: rows that are not there yet, orders and their faults, repairs that lose, the handles
+//! and what they tell.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -28,7 +29,11 @@ use tower_bound_agent::{Bound, DialSession, Error};
 /// A call in a task of its own.
 fn start<S>(dial: &S, ask: impl Into<DialSession>) -> JoinHandle<Result<Bound<Conn>, Error>>
 where
-    S: Service<DialSession, Response = Bound<Conn>, Error = Error, Future: Send> + Clone + Send + Sync + 'static,
+    S: Service<DialSession, Response = Bound<Conn>, Error = Error, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
 {
     let (dial, ask) = (dial.clone(), ask.into());
     tokio::spawn(async move { call(&dial, ask).await })

@@ -9,8 +9,8 @@ use tokio::{
 };
 use tower::{Layer, ServiceExt};
 use tower_bound_agent::{
-    Bound, BoundAgentLayer, DialSession, Error, ErrorKind, Path, Previous, Repair, Resolution, Revision, SessionId,
-    Status, WorkspaceId, store::BindingStore,
+    Bound, BoundAgentLayer, DialSession, Error, ErrorKind, OutcomeKind, Previous, Repair,
+    Resolution, Revision, SessionId, Status, WorkspaceId, store::BindingStore,
 };
 
 #[tokio::test(start_paused = true)]
@@ -29,18 +29,24 @@ async fn a_pending_call_moves_at_the_instant_of_the_order() {
         let (before, begin) = (world.counts(), Instant::now());
         let under_way = start(&world.dial(&layer), chat);
         at(begin, ms(100)).await;
-        let row = layer.bindings().select_workspace(chat, other).await.unwrap();
+        let row = layer.bindings().retarget(chat, other).await.unwrap();
         assert_eq!((row.workspace, row.target.clone()), (other, None));
         let bound = under_way.await.unwrap().unwrap();
-        assert_eq!((begin.elapsed(), bound.agent, bound.workspace()), (ms(100), target.agent, other));
-        assert_eq!(bound.outcome().path, Path::FirstBind);
+        assert_eq!(
+            (begin.elapsed(), bound.agent, bound.workspace()),
+            (ms(100), target.agent, other)
+        );
+        assert_eq!(bound.outcome().kind, OutcomeKind::FirstBind);
         assert_eq!((bound.outcome().dials, bound.outcome().decided_in), (2, ms(100)));
         assert_eq!(layer.bindings().flush().await, 0);
         // The order and the first bind; a question only if nobody here knew the workspace.
         assert_eq!(world.counts() - before, counts(2, u64::from(!known), 0, 2));
         assert_eq!((world.live_dials(), world.live_connections()), (0, 1));
         let last = world.dialed().pop().unwrap();
-        assert_eq!((last.0, last.1.workspace, last.1.target.agent), (begin + ms(100), other, target.agent));
+        assert_eq!(
+            (last.0, last.1.workspace, last.1.target.agent),
+            (begin + ms(100), other, target.agent)
+        );
     }
 }
 
@@ -55,9 +61,12 @@ async fn a_call_that_has_moved_tells_of_every_question_that_it_asked() {
     let (before, begin) = (world.counts(), Instant::now());
     let under_way = start(&world.dial(&layer), chat);
     at(begin, ms(300)).await;
-    layer.bindings().select_workspace(chat, other).await.unwrap();
+    layer.bindings().retarget(chat, other).await.unwrap();
     let bound = under_way.await.unwrap().unwrap();
-    assert_eq!((bound.agent, bound.outcome().dials, bound.outcome().validations), (target.agent, 2, 2));
+    assert_eq!(
+        (bound.agent, bound.outcome().dials, bound.outcome().validations),
+        (target.agent, 2, 2)
+    );
     assert_eq!((world.counts() - before).v, 2);
 }
 
@@ -69,12 +78,12 @@ async fn a_call_that_waits_for_the_resolver_moves_at_the_instant_of_the_order() 
     let (other, target) = world.workspace();
     let layer = world.layer();
     let chat = session();
-    layer.bindings().select_workspace(chat, ws).await.unwrap();
+    layer.bindings().retarget(chat, ws).await.unwrap();
 
     let (before, begin) = (world.counts(), Instant::now());
     let under_way = start(&world.dial(&layer), chat);
     at(begin, ms(700)).await;
-    layer.bindings().select_workspace(chat, other).await.unwrap();
+    layer.bindings().retarget(chat, other).await.unwrap();
     assert_eq!(under_way.await.unwrap().unwrap().agent, target.agent);
     assert_eq!(begin.elapsed(), ms(700));
     assert_eq!(layer.bindings().flush().await, 0);
@@ -82,16 +91,19 @@ async fn a_call_that_waits_for_the_resolver_moves_at_the_instant_of_the_order() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_to_the_old_workspace_is_dropped_if_the_order_lands_while_the_dial_is_polled() {
+async fn a_connection_to_the_old_workspace_is_dropped_if_the_order_lands_while_the_dial_is_polled()
+{
     let world = World::new();
     let (ws, old) = world.workspace();
     let (other, target) = world.workspace();
     let layer = world.layer();
     let chat = world.bind(&layer, ws).await;
 
-    // The end of a transaction is the one order that lands at once, so it can be put inside of a poll.
+    // The end of a transaction is the one order that lands at once, so it can be put inside of a
+    // poll.
     let mut transaction = Staged::default();
-    let guard = layer.bindings().select_workspace_in(&world.store, &mut transaction, chat, other).await.unwrap();
+    let guard =
+        layer.bindings().retarget_in(&world.store, &mut transaction, chat, other).await.unwrap();
     transaction.commit(&world.store).await;
     let guard = Arc::new(Mutex::new(Some(guard)));
     let during = Arc::clone(&guard);
@@ -131,7 +143,7 @@ async fn no_living_old_agent_is_returned_to_a_call_that_began_before_the_order()
         let under_way = start(&world.dial(&layer), chat);
         world.store.on_writes(Fault::Slow(ms(takes)));
         let bindings = layer.bindings();
-        let order = tokio::spawn(async move { bindings.select_workspace(chat, other).await });
+        let order = tokio::spawn(async move { bindings.retarget(chat, other).await });
         let bound = under_way.await.unwrap().unwrap();
         assert_eq!(bound.agent, expected);
         order.await.unwrap().unwrap();
@@ -139,7 +151,7 @@ async fn no_living_old_agent_is_returned_to_a_call_that_began_before_the_order()
         assert_eq!(call(&world.dial(&layer), chat).await.unwrap().agent, target.agent);
         world.store.on_writes(Fault::None);
         layer.bindings().flush().await;
-        layer.bindings().select_workspace(chat, ws).await.unwrap();
+        layer.bindings().retarget(chat, ws).await.unwrap();
         world.does(&old, Does::Answer(ms(0)));
         assert_eq!(call(&world.dial(&layer), chat).await.unwrap().agent, old.agent);
         world.does(&old, Does::Answer(ms(100)));
@@ -160,7 +172,7 @@ async fn a_session_that_is_pointed_elsewhere_again_and_again_runs_out_of_dials()
     let under_way = start(&world.dial(&layer), chat);
     for (n, (ws, _)) in places.iter().enumerate().skip(1) {
         at(begin, ms(50 * n as u64)).await;
-        layer.bindings().select_workspace(chat, *ws).await.unwrap();
+        layer.bindings().retarget(chat, *ws).await.unwrap();
     }
     let error = under_way.await.unwrap().unwrap_err();
     assert_eq!((begin.elapsed(), error.kind()), (ms(150), &ErrorKind::Retargeted));
@@ -178,10 +190,10 @@ async fn an_order_to_the_workspace_where_a_session_is_keeps_its_agent_and_its_pe
     let (before, begin) = (world.counts(), Instant::now());
     let under_way = start(&world.dial(&layer), chat);
     at(begin, ms(100)).await;
-    let row = layer.bindings().select_workspace(chat, ws).await.unwrap();
+    let row = layer.bindings().retarget(chat, ws).await.unwrap();
     assert_eq!(row.target.as_deref(), Some(&target));
     let bound = under_way.await.unwrap().unwrap();
-    assert_eq!((begin.elapsed(), bound.outcome().path.clone()), (ms(200), Path::Reused));
+    assert_eq!((begin.elapsed(), bound.outcome().kind.clone()), (ms(200), OutcomeKind::Reused));
     assert_eq!(layer.bindings().flush().await, 0);
     assert_eq!(world.counts() - before, counts(1, 0, 0, 1));
 }
@@ -192,7 +204,7 @@ async fn an_order_creates_the_record_of_a_session_that_has_none() {
     let (ws, target) = world.workspace();
     let layer = world.layer();
     let chat = session();
-    let row = layer.bindings().select_workspace(chat, ws).await.unwrap();
+    let row = layer.bindings().retarget(chat, ws).await.unwrap();
     assert_eq!((row.workspace, row.target, row.revision), (ws, None, Revision::new(1)));
     assert_eq!(world.counts(), counts(0, 0, 0, 1));
     assert_eq!(layer.bindings().get(chat).await.unwrap().unwrap().workspace, ws);
@@ -214,7 +226,7 @@ async fn unbind_drops_the_target_and_keeps_the_workspace() {
 
     // The resolver names the agent again, which is then dialed.
     let bound = call(&world.dial(&layer), chat).await.unwrap();
-    assert_eq!((bound.agent, bound.outcome().path.clone()), (target.agent, Path::FirstBind));
+    assert_eq!((bound.agent, bound.outcome().kind.clone()), (target.agent, OutcomeKind::FirstBind));
     assert_eq!(layer.bindings().flush().await, 0);
     assert_eq!(world.counts() - before, counts(1, 1, 0, 2));
 
@@ -252,7 +264,7 @@ async fn a_dropped_agent_that_the_resolver_confirms_is_in_no_doubt_for_the_other
     assert_eq!(layer.bindings().flush().await, 0);
     let before = world.counts();
     let bound = call(&world.dial(&layer), other).await.unwrap();
-    assert_eq!((bound.agent, bound.outcome().path.clone()), (target.agent, Path::Reused));
+    assert_eq!((bound.agent, bound.outcome().kind.clone()), (target.agent, OutcomeKind::Reused));
     assert_eq!(world.counts() - before, counts(1, 0, 0, 0));
 }
 
@@ -264,7 +276,7 @@ async fn unbind_asks_the_resolver_if_the_agent_is_in_doubt() {
     let chat = world.bind(&layer, ws).await;
     let new = world.rebuild(ws, &old, Does::Answer(ms(0)));
     layer.bindings().unbind(chat).await.unwrap();
-    layer.bindings().doubt_workspace(ws);
+    layer.bindings().revalidate_workspace(ws);
     let before = world.counts();
     assert_eq!(call(&world.dial(&layer), chat).await.unwrap().agent, new.agent);
     assert_eq!(layer.bindings().flush().await, 0);
@@ -289,7 +301,7 @@ async fn a_forgotten_session_is_not_bound_and_continues_above_its_last_revision(
     assert!(!layer.bindings().forget(chat).await.unwrap(), "there is nothing to forget");
 
     let bound = call(&dial, DialSession::new(chat).in_workspace(ws)).await.unwrap();
-    assert_eq!((bound.agent, bound.outcome().path.clone()), (target.agent, Path::FirstBind));
+    assert_eq!((bound.agent, bound.outcome().kind.clone()), (target.agent, OutcomeKind::FirstBind));
     assert_eq!(layer.bindings().flush().await, 0);
     assert!(world.row(chat).unwrap().revision.get() >= last.get() + 2, "forgotten, bound");
 }
@@ -312,7 +324,8 @@ async fn a_pending_call_of_a_forgotten_session_ends_at_that_instant() {
         assert!(layer.bindings().forget(chat).await.unwrap());
         settled().await;
         if named {
-            // A caller that names its workspace has the dial of its agent begun anew, and its session created after that.
+            // A caller that names its workspace has the dial of its agent begun anew, and its
+            // session created after that.
             assert!(!under_way.is_finished());
             assert_eq!(world.row(chat), None);
             assert_eq!(world.counts() - before, counts(2, 0, 1, 1));
@@ -393,7 +406,7 @@ async fn a_resolver_whose_generations_start_again_needs_the_order_to_reset() {
     assert_eq!(world.counts() - before, counts(0, 0, 0, 1));
 
     let bound = call(&dial, chat).await.unwrap();
-    assert_eq!((bound.agent, bound.outcome().path.clone()), (new.agent, Path::FirstBind));
+    assert_eq!((bound.agent, bound.outcome().kind.clone()), (new.agent, OutcomeKind::FirstBind));
     assert_eq!(layer.bindings().flush().await, 0);
     assert_eq!(world.counts() - before, counts(1, 1, 1, 2));
     assert_eq!(world.row(chat).unwrap().previous, Some(Previous::new(old.agent, old.generation)));
@@ -406,7 +419,7 @@ async fn a_resolver_whose_generations_start_again_needs_the_order_to_reset() {
     // From here on as ever.
     let before = world.counts();
     for chat in [chat, other] {
-        assert_eq!(call(&dial, chat).await.unwrap().outcome().path, Path::Reused);
+        assert_eq!(call(&dial, chat).await.unwrap().outcome().kind, OutcomeKind::Reused);
     }
     assert_eq!(world.counts() - before, counts(2, 0, 0, 0));
     assert_eq!(world.row(untouched), kept);
@@ -514,15 +527,23 @@ async fn a_repair_that_was_under_way_when_the_workspace_was_reset_writes_nothing
         assert_eq!(layer.bindings().reset_workspace(ws).await.unwrap(), 1);
         let reset = world.row(chat);
         assert_eq!(layer.bindings().flush().await, 0);
-        assert_eq!((bound.outcome().repair(), world.row(chat)), (repair, reset.clone()), "{writes:?}");
+        assert_eq!(
+            (bound.outcome().repair(), world.row(chat)),
+            (repair, reset.clone()),
+            "{writes:?}"
+        );
         assert_eq!(reset.unwrap().target, None);
-        // Nothing of it is left in the cache either: the row is read, the resolver asked, the session bound anew. What the
-        // losing one has read by then is the row as it is.
+        // Nothing of it is left in the cache either: the row is read, the resolver asked, the
+        // session bound anew. What the losing one has read by then is the row as it is.
         let before = world.counts();
         let bound = call(&world.dial(&layer), chat).await.unwrap();
-        assert_eq!((bound.agent, &bound.outcome().path), (new.agent, &Path::FirstBind));
+        assert_eq!((bound.agent, &bound.outcome().kind), (new.agent, &OutcomeKind::FirstBind));
         assert_eq!(layer.bindings().flush().await, 0);
-        assert_eq!(world.counts() - before, counts(1, 1, u64::from(writes == Writes::Group), 1), "{writes:?}");
+        assert_eq!(
+            world.counts() - before,
+            counts(1, 1, u64::from(writes == Writes::Group), 1),
+            "{writes:?}"
+        );
     }
 }
 
@@ -540,15 +561,21 @@ async fn a_row_keeps_the_agent_before_through_switch_and_rebind() {
     call(&dial, chat).await.unwrap();
     assert_eq!(layer.bindings().flush().await, 0);
     let row = world.row(chat).unwrap();
-    assert_eq!((row.target.as_deref(), row.previous), (Some(&b), Some(Previous::new(a.agent, a.generation))));
+    assert_eq!(
+        (row.target.as_deref(), row.previous),
+        (Some(&b), Some(Previous::new(a.agent, a.generation)))
+    );
     assert_eq!(layer.bindings().get(chat).await.unwrap(), Some(row));
 
-    layer.bindings().select_workspace(chat, other).await.unwrap();
+    layer.bindings().retarget(chat, other).await.unwrap();
     assert_eq!(world.row(chat).unwrap().previous, Some(Previous::new(b.agent, b.generation)));
     call(&dial, chat).await.unwrap();
     assert_eq!(layer.bindings().flush().await, 0);
     let row = world.row(chat).unwrap();
-    assert_eq!((row.target.as_deref(), row.previous), (Some(&c), Some(Previous::new(b.agent, b.generation))));
+    assert_eq!(
+        (row.target.as_deref(), row.previous),
+        (Some(&c), Some(Previous::new(b.agent, b.generation)))
+    );
     assert_eq!(layer.bindings().get(chat).await.unwrap(), Some(row));
 }
 
@@ -647,7 +674,7 @@ async fn an_unbound_session_says_so_on_a_page() {
     let (ws, target) = world.workspace();
     let layer = world.layer();
     let chat = session();
-    layer.bindings().select_workspace(chat, ws).await.unwrap();
+    layer.bindings().retarget(chat, ws).await.unwrap();
     let current = layer.bindings().current(chat).await.unwrap();
     assert_eq!((current.workspace, current.target.as_deref()), (ws, Some(&target)));
     assert_eq!((current.status, world.counts()), (Status::Running, counts(0, 1, 0, 1)));

@@ -5,13 +5,13 @@ use crate::{at, settled};
 use std::sync::Arc;
 use tokio::time::{Instant, timeout};
 use tower_bound_agent::{
-    Binding, Bound, BoundAgentLayer, DialSession, ErrorKind, Path, Previous, Repair, RepairMode, SessionId, Target,
-    WorkspaceId,
+    Binding, Bound, BoundAgentLayer, DialSession, ErrorKind, OutcomeKind, Previous, Repair,
+    RepairMode, SessionId, Target, WorkspaceId,
     store::{BindingStore, NewBinding, Swap},
 };
 
-/// A call has switched to another agent of the same build or, without generations, bound its session for the first time;
-/// its own repair is on its way to the store for another 100 ms.
+/// A call has switched to another agent of the same build or, without generations, bound its
+/// session for the first time; its own repair is on its way to the store for another 100 ms.
 struct Losing {
     world: World,
     layer: BoundAgentLayer,
@@ -58,10 +58,12 @@ impl Losing {
     async fn ended(&self, repair: Repair, writes: u64) {
         assert_eq!(self.layer.bindings().flush().await, 0);
         assert_eq!(self.bound.outcome().repair(), repair);
-        // Without generations the row was unbound, so the resolver was asked before anything was dialed.
+        // Without generations the row was unbound, so the resolver was asked before anything was
+        // dialed.
         let dials = if self.new.generation.is_some() { 2 } else { 1 };
         assert_eq!(self.world.counts() - self.before, counts(dials, 1, 0, writes));
-        // A question that begins after the row was read is a later word than the row, on the paused clock too.
+        // A question that begins after the row was read is a later word than the row, on the paused
+        // clock too.
         settled().await;
         self.world.store.on_writes(Fault::None);
     }
@@ -69,7 +71,9 @@ impl Losing {
     /// The next call of the session: what it costs, and what it brings.
     async fn next(&self) -> (Counts, Result<Bound<Conn>, ErrorKind>) {
         let before = self.world.counts();
-        let bound = call(&self.world.dial(&self.layer), self.chat).await.map_err(|error| error.kind().clone());
+        let bound = call(&self.world.dial(&self.layer), self.chat)
+            .await
+            .map_err(|error| error.kind().clone());
         settled().await;
         (self.world.counts() - before, bound)
     }
@@ -87,14 +91,14 @@ async fn a_row_that_names_the_target_already_is_a_success() {
     assert_eq!(case.world.row(case.chat), Some(row));
     let (cost, bound) = case.next().await;
     let bound = bound.unwrap();
-    assert_eq!((cost, bound.outcome().path.clone()), (counts(1, 0, 0, 0), Path::Reused));
+    assert_eq!((cost, bound.outcome().kind.clone()), (counts(1, 0, 0, 0), OutcomeKind::Reused));
     assert!(!case.superseded().await);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_repair_of_a_row_that_is_gone_is_dropped() {
     let case = Losing::new(Some(3)).await;
-    assert!(case.world.store.elsewhere().delete(case.chat, None).await.unwrap());
+    assert!(case.world.store.elsewhere().forget(case.chat, None).await.unwrap());
     case.ended(Repair::Lost, 1).await;
     assert_eq!(case.world.row(case.chat), None);
     assert!(case.superseded().await);
@@ -112,7 +116,10 @@ async fn a_repair_of_a_row_that_was_unbound_is_dropped() {
     let (cost, bound) = case.next().await;
     let bound = bound.unwrap();
     assert_eq!((cost, bound.agent), (counts(1, 0, 0, 1), case.new.agent));
-    assert_eq!((bound.outcome().path.clone(), bound.outcome().repair()), (Path::FirstBind, Repair::Written));
+    assert_eq!(
+        (bound.outcome().kind.clone(), bound.outcome().repair()),
+        (OutcomeKind::FirstBind, Repair::Written)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -140,7 +147,10 @@ async fn a_winner_of_a_greater_generation_is_adopted() {
     assert!(case.superseded().await);
     let (cost, bound) = case.next().await;
     let bound = bound.unwrap();
-    assert_eq!((cost, bound.agent, bound.outcome().path.clone()), (counts(1, 0, 0, 0), newer.agent, Path::Reused));
+    assert_eq!(
+        (cost, bound.agent, bound.outcome().kind.clone()),
+        (counts(1, 0, 0, 0), newer.agent, OutcomeKind::Reused)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -165,7 +175,10 @@ async fn a_winner_of_a_smaller_generation_is_written_over() {
     assert_eq!(row.target.as_deref(), Some(&case.new));
     assert_eq!(row.previous, Some(Previous::new(between.agent, between.generation)));
     let (cost, bound) = case.next().await;
-    assert_eq!((cost, bound.unwrap().outcome().path.clone()), (counts(1, 0, 0, 0), Path::Reused));
+    assert_eq!(
+        (cost, bound.unwrap().outcome().kind.clone()),
+        (counts(1, 0, 0, 0), OutcomeKind::Reused)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -183,7 +196,8 @@ async fn a_row_that_is_behind_is_written_over_three_times_at_most() {
         } else {
             case.ended(Repair::Lost, 4).await;
             assert_eq!(case.world.row(case.chat), Some(last));
-            // It is known to be behind all the same: the next call dials the newer one and repairs it.
+            // It is known to be behind all the same: the next call dials the newer one and repairs
+            // it.
             let (cost, bound) = case.next().await;
             assert_eq!((cost, bound.unwrap().agent), (counts(1, 0, 0, 1), case.new.agent));
             assert_eq!(case.world.row_agent(case.chat), Some(case.new.agent));
@@ -218,7 +232,10 @@ async fn a_winner_that_nothing_orders_and_that_the_resolver_confirms_stays() {
     assert_eq!((cost, bound.unwrap().agent), (counts(1, 1, 0, 0), other.agent));
     for _ in 0..3 {
         let (cost, bound) = case.next().await;
-        assert_eq!((cost, bound.unwrap().outcome().path.clone()), (counts(1, 0, 0, 0), Path::Reused));
+        assert_eq!(
+            (cost, bound.unwrap().outcome().kind.clone()),
+            (counts(1, 0, 0, 0), OutcomeKind::Reused)
+        );
     }
 }
 
@@ -242,9 +259,15 @@ async fn a_winner_that_nothing_orders_is_in_doubt_also_if_no_resolver_was_asked_
     let first = call(&dial, chat).await.unwrap();
     assert_eq!(first.agent, named.agent);
     let winner = NewBinding::new(chat, ws, Some(Arc::new(other.clone())));
-    assert!(matches!(store.compare_and_swap(unbound.revision, winner).await.unwrap(), Swap::Applied(_)));
+    assert!(matches!(
+        store.compare_and_swap(unbound.revision, winner).await.unwrap(),
+        Swap::Applied(_)
+    ));
     assert_eq!(layer.bindings().flush().await, 0);
-    assert_eq!((first.outcome().repair(), world.counts() - before), (Repair::Lost, counts(1, 0, 1, 1)));
+    assert_eq!(
+        (first.outcome().repair(), world.counts() - before),
+        (Repair::Lost, counts(1, 0, 1, 1))
+    );
     settled().await;
 
     let before = world.counts();
@@ -269,11 +292,17 @@ async fn a_repair_whose_answer_was_lost_leaves_the_row_as_after_once() {
         let bound = call(&case.world.dial(&case.layer), case.chat).await.unwrap();
         assert_eq!(case.layer.bindings().flush().await, 1);
         let row = case.world.row(case.chat).unwrap();
-        assert_eq!((row.target.as_deref(), bound.outcome().repair()), (Some(&newer), Repair::Retrying));
+        assert_eq!(
+            (row.target.as_deref(), bound.outcome().repair()),
+            (Some(&newer), Repair::Retrying)
+        );
         // Sent again: it finds the row as it was to be.
         case.world.store.on_writes(Fault::None);
         tokio::time::sleep(ms(150)).await;
-        assert_eq!((case.world.row(case.chat), bound.outcome().repair()), (Some(row), Repair::Written));
+        assert_eq!(
+            (case.world.row(case.chat), bound.outcome().repair()),
+            (Some(row), Repair::Written)
+        );
         assert_eq!(case.world.counts() - before, counts(2, 1, 0, 2));
         old = newer;
     }
@@ -294,7 +323,9 @@ async fn a_connection_that_waits_for_its_repair_follows_a_winner_of_a_greater_ge
     at(begin, ms(300)).await;
     let row = world.row(chat).unwrap();
     let new = NewBinding::new(chat, ws, Some(Arc::new(newest.clone())));
-    let Swap::Applied(row) = world.store.elsewhere().compare_and_swap(row.revision, new).await.unwrap() else {
+    let Swap::Applied(row) =
+        world.store.elsewhere().compare_and_swap(row.revision, new).await.unwrap()
+    else {
         panic!("the row has changed")
     };
     let bound = under_way.await.unwrap().unwrap();
@@ -318,9 +349,13 @@ async fn a_connection_that_waits_for_its_repair_follows_an_order() {
         let under_way = crate::start(&world.dial(&layer), chat);
         at(begin, ms(300)).await;
         world.store.on_writes(Fault::None);
-        layer.bindings().select_workspace(chat, other).await.unwrap();
+        layer.bindings().retarget(chat, other).await.unwrap();
         let bound = under_way.await.unwrap().unwrap();
-        assert_eq!((begin.elapsed(), bound.agent, bound.workspace()), (ms(350), target.agent, other), "{writes:?}");
+        assert_eq!(
+            (begin.elapsed(), bound.agent, bound.workspace()),
+            (ms(350), target.agent, other),
+            "{writes:?}"
+        );
         assert_eq!((world.live_dials(), world.live_connections()), (0, 1));
         // What was ordered is what is in the row.
         let row = world.row(chat).unwrap();
@@ -365,7 +400,7 @@ async fn what_was_written_before_an_order_is_not_taken_for_the_repair_of_what_th
     layer.bindings().unbind(chat).await.unwrap();
     let before = world.counts();
     let second = call(&world.dial(&layer), chat).await.unwrap();
-    assert_eq!((second.agent, &second.outcome().path), (new.agent, &Path::FirstBind));
+    assert_eq!((second.agent, &second.outcome().kind), (new.agent, &OutcomeKind::FirstBind));
     assert_eq!(layer.bindings().flush().await, 0);
     assert_eq!([first, second].map(|bound| bound.outcome().repair()), [Repair::Written; 2]);
     assert_eq!(world.row_agent(chat), Some(new.agent), "bound anew");

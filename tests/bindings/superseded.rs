@@ -6,7 +6,9 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
-use tower_bound_agent::{BoundAgentLayer, BoundHandle, DialSession, Resolution, SessionId, WorkspaceId};
+use tower_bound_agent::{
+    BoundAgentLayer, BoundHandle, DialSession, Resolution, SessionId, WorkspaceId,
+};
 
 /// Whether a binding has ended by now.
 async fn has_ended(handle: &BoundHandle) -> bool {
@@ -23,7 +25,11 @@ fn watch(handle: &BoundHandle) -> JoinHandle<Instant> {
 }
 
 /// Two handles of one session: of the call that bound it, and of one that found it bound.
-async fn handles(world: &World, layer: &BoundAgentLayer, ws: WorkspaceId) -> (SessionId, [BoundHandle; 2]) {
+async fn handles(
+    world: &World,
+    layer: &BoundAgentLayer,
+    ws: WorkspaceId,
+) -> (SessionId, [BoundHandle; 2]) {
     let chat = session();
     let dial = world.dial(layer);
     let first = call(&dial, DialSession::new(chat).in_workspace(ws)).await.unwrap();
@@ -67,7 +73,7 @@ async fn a_binding_ends_with_an_order() {
         if forget {
             layer.bindings().forget(chat).await.unwrap();
         } else {
-            layer.bindings().select_workspace(chat, other).await.unwrap();
+            layer.bindings().retarget(chat, other).await.unwrap();
         }
         for watched in watched {
             let ended = timeout(ms(10), watched).await.expect("told").unwrap();
@@ -89,18 +95,18 @@ async fn a_binding_does_not_end_with_what_does_not_move_it() {
     let neighbours = [world.bind(&layer, ws).await, world.bind(&layer, ws).await];
     let watched = handles.each_ref().map(watch);
 
-    layer.bindings().doubt_workspace(ws);
+    layer.bindings().revalidate_workspace(ws);
     call(&dial, chat).await.unwrap();
     handles[0].report_stale();
     call(&dial, chat).await.unwrap();
-    layer.bindings().select_workspace(chat, ws).await.unwrap();
+    layer.bindings().retarget(chat, ws).await.unwrap();
     layer.bindings().unbind(chat).await.unwrap();
     assert_eq!(call(&dial, chat).await.unwrap().agent, target.agent);
     layer.bindings().flush().await;
     layer.bindings().forget(neighbours[0]).await.unwrap();
-    layer.bindings().select_workspace(neighbours[1], world.workspace().0).await.unwrap();
+    layer.bindings().retarget(neighbours[1], world.workspace().0).await.unwrap();
     world.says(ws, Says::Fails);
-    layer.bindings().doubt_workspace(ws);
+    layer.bindings().revalidate_workspace(ws);
     call(&dial, chat).await.unwrap();
     world.says(ws, Says::Is(Resolution::Stopped));
     world.does(&target, Does::Hang);
@@ -121,8 +127,8 @@ async fn a_binding_ends_although_its_row_was_evicted() {
         let dial = world.dial(&layer);
         let (chat, handles) = handles(&world, &layer, ws).await;
         let watched = handles.each_ref().map(watch);
-        // Until the row is no longer cached: then it cannot be had while the store is down. Asked rarely, since asking
-        // is a use of it, and the cache keeps what is used often.
+        // Until the row is no longer cached: then it cannot be had while the store is down. Asked
+        // rarely, since asking is a use of it, and the cache keeps what is used often.
         let crowded = async || {
             for _ in 0..20 {
                 for _ in 0..64 {
@@ -157,7 +163,7 @@ async fn a_binding_ends_although_its_row_was_evicted() {
             }
             "forget" => assert!(layer.bindings().forget(chat).await.unwrap()),
             _ => {
-                layer.bindings().select_workspace(chat, elsewhere).await.unwrap();
+                layer.bindings().retarget(chat, elsewhere).await.unwrap();
             }
         }
         if order == "select and evict" {
@@ -165,7 +171,10 @@ async fn a_binding_ends_although_its_row_was_evicted() {
             crowded().await;
         } else {
             for watched in watched {
-                timeout(ms(10), watched).await.unwrap_or_else(|_| panic!("{order}: not told")).unwrap();
+                timeout(ms(10), watched)
+                    .await
+                    .unwrap_or_else(|_| panic!("{order}: not told"))
+                    .unwrap();
             }
         }
         for handle in &handles {
@@ -201,7 +210,7 @@ async fn a_read_from_before_the_record_was_there_ends_no_binding() {
     let read = tokio::spawn(async move { bindings.get(chat).await.unwrap() });
     settled().await;
     world.store.on_reads(Fault::None);
-    layer.bindings().select_workspace(chat, ws).await.unwrap();
+    layer.bindings().retarget(chat, ws).await.unwrap();
     let dial = world.dial(&layer);
     assert_eq!(call(&dial, chat).await.unwrap().agent, target.agent);
     assert_eq!(layer.bindings().flush().await, 0);

@@ -1,9 +1,12 @@
-//! The order inside of the caller's own transaction: nothing is known before its end, everything at its end.
+//! The order inside of the caller's own transaction: nothing is known before its end, everything at
+//! its end.
 
 use crate::support::*;
 use crate::{at, start};
 use tokio::time::Instant;
-use tower_bound_agent::{BoundAgentLayer, ErrorKind, Path, Retargeted, SessionId, Target, WorkspaceId};
+use tower_bound_agent::{
+    BoundAgentLayer, ErrorKind, OutcomeKind, Retargeted, SessionId, Target, WorkspaceId,
+};
 
 /// A session that is bound in one workspace and about to be pointed at another one.
 pub(crate) struct Case {
@@ -32,7 +35,7 @@ impl Case {
 
     async fn order(&self, transaction: &mut Staged) -> Retargeted {
         let Self { world, layer, chat, other, .. } = self;
-        layer.bindings().select_workspace_in(&world.store, transaction, *chat, *other).await.unwrap()
+        layer.bindings().retarget_in(&world.store, transaction, *chat, *other).await.unwrap()
     }
 }
 
@@ -45,7 +48,7 @@ async fn nothing_is_known_before_the_commit_and_everything_after_it() {
     assert_eq!(case.world.counts() - before, counts(0, 0, 0, 1));
 
     let bound = call(&case.dial, case.chat).await.unwrap();
-    assert_eq!((bound.agent, bound.outcome().path.clone()), (case.old.agent, Path::Reused));
+    assert_eq!((bound.agent, bound.outcome().kind.clone()), (case.old.agent, OutcomeKind::Reused));
     assert_eq!(case.world.counts() - before, counts(1, 0, 0, 1));
 
     transaction.commit(&case.world.store).await;
@@ -96,11 +99,17 @@ async fn after_a_guard_was_dropped_the_row_is_read_at_each_call_for_a_minute() {
     drop(case.order(&mut Staged::default()).await);
     let before = case.world.counts();
     for (n, (after, reads)) in
-        [(0, 1), (1, 2), (30_000, 3), (59_999, 4), (60_000, 5), (60_001, 5), (120_000, 5)].into_iter().enumerate()
+        [(0, 1), (1, 2), (30_000, 3), (59_999, 4), (60_000, 5), (60_001, 5), (120_000, 5)]
+            .into_iter()
+            .enumerate()
     {
         at(begin, ms(after)).await;
         assert_eq!(call(&case.dial, case.chat).await.unwrap().agent, case.old.agent);
-        assert_eq!(case.world.counts() - before, counts(n as u64 + 1, 0, reads, 0), "after {after} ms");
+        assert_eq!(
+            case.world.counts() - before,
+            counts(n as u64 + 1, 0, reads, 0),
+            "after {after} ms"
+        );
     }
 }
 
@@ -188,7 +197,7 @@ async fn a_commit_that_is_told_late_does_not_undo_a_later_order() {
     let mut transaction = Staged::default();
     let guard = case.order(&mut transaction).await;
     transaction.commit(&case.world.store).await;
-    case.layer.bindings().select_workspace(case.chat, third).await.unwrap();
+    case.layer.bindings().retarget(case.chat, third).await.unwrap();
     guard.committed();
     let before = case.world.counts();
     assert_eq!(call(&case.dial, case.chat).await.unwrap().agent, target.agent);
@@ -201,7 +210,8 @@ async fn an_order_in_a_transaction_that_fails_is_the_stores_error() {
     case.world.store.on_writes(Fault::Unavailable);
     let mut transaction = Staged::default();
     let bindings = case.layer.bindings();
-    let order = bindings.select_workspace_in(&case.world.store, &mut transaction, case.chat, case.other).await;
+    let order =
+        bindings.retarget_in(&case.world.store, &mut transaction, case.chat, case.other).await;
     let error = order.unwrap_err();
     assert_eq!((error.kind(), error.session()), (&ErrorKind::Store, Some(case.chat)));
     let before = case.world.counts();

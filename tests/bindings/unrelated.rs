@@ -1,4 +1,5 @@
-//! What happens to other sessions wakes nobody, costs no read and ends no call, however little the cache can keep.
+//! What happens to other sessions wakes nobody, costs no read and ends no call, however little the
+//! cache can keep.
 
 use crate::{settled, support::*};
 use std::{
@@ -37,7 +38,12 @@ fn watch(handles: &[BoundHandle]) -> (Vec<JoinHandle<()>>, Arc<AtomicUsize>) {
 }
 
 /// Connections of so many sessions, each called once more after it was bound.
-async fn handles(world: &World, layer: &BoundAgentLayer, ws: WorkspaceId, n: usize) -> Vec<(SessionId, BoundHandle)> {
+async fn handles(
+    world: &World,
+    layer: &BoundAgentLayer,
+    ws: WorkspaceId,
+    n: usize,
+) -> Vec<(SessionId, BoundHandle)> {
     let dial = world.dial(layer);
     let mut handles = Vec::new();
     for _ in 0..n {
@@ -50,22 +56,24 @@ async fn handles(world: &World, layer: &BoundAgentLayer, ws: WorkspaceId, n: usi
 #[tokio::test(start_paused = true)]
 async fn handles_are_woken_for_their_own_session_only() {
     let world = World::new();
-    let [(ws, _), (crowd, _), (elsewhere, _)] = [world.workspace(), world.workspace(), world.workspace()];
+    let [(ws, _), (crowd, _), (elsewhere, _)] =
+        [world.workspace(), world.workspace(), world.workspace()];
     let layer = world.layer();
-    let (chats, handles): (Vec<_>, Vec<_>) = handles(&world, &layer, ws, 2_000).await.into_iter().unzip();
+    let (chats, handles): (Vec<_>, Vec<_>) =
+        handles(&world, &layer, ws, 2_000).await.into_iter().unzip();
     let (watched, polls) = watch(&handles);
     settled().await;
     assert_eq!(polls.swap(0, Relaxed), 2_000);
 
     for _ in 0..200 {
         let other = world.bind(&layer, crowd).await;
-        layer.bindings().select_workspace(other, elsewhere).await.unwrap();
+        layer.bindings().retarget(other, elsewhere).await.unwrap();
         layer.bindings().forget(other).await.unwrap();
     }
     settled().await;
     assert_eq!(polls.load(Relaxed), 0, "woken for others");
 
-    layer.bindings().select_workspace(chats[7], elsewhere).await.unwrap();
+    layer.bindings().retarget(chats[7], elsewhere).await.unwrap();
     layer.bindings().forget(chats[8]).await.unwrap();
     settled().await;
     assert_eq!(polls.load(Relaxed), 2);
@@ -78,27 +86,34 @@ async fn handles_are_woken_for_their_own_session_only() {
 async fn handles_whose_rows_were_evicted_read_nothing_for_others() {
     for capacity in [1, 4, 16] {
         let world = World::new();
-        let [(ws, _), (crowd, _), (elsewhere, _)] = [world.workspace(), world.workspace(), world.workspace()];
+        let [(ws, _), (crowd, _), (elsewhere, _)] =
+            [world.workspace(), world.workspace(), world.workspace()];
         let layer = world.builder().cache_capacity(capacity).build().unwrap();
-        let (chats, handles): (Vec<_>, Vec<_>) = handles(&world, &layer, ws, 200).await.into_iter().unzip();
+        let (chats, handles): (Vec<_>, Vec<_>) =
+            handles(&world, &layer, ws, 200).await.into_iter().unzip();
         let (watched, polls) = watch(&handles);
         settled().await;
         let others: Vec<_> = (0..500).map(|_| session()).collect();
         let before = world.counts();
         polls.store(0, Relaxed);
         for other in &others {
-            layer.bindings().select_workspace(*other, crowd).await.unwrap();
-            layer.bindings().select_workspace(*other, elsewhere).await.unwrap();
+            layer.bindings().retarget(*other, crowd).await.unwrap();
+            layer.bindings().retarget(*other, elsewhere).await.unwrap();
         }
         settled().await;
         // A row that is evicted, or comes back, is no news.
-        assert_eq!((world.counts() - before, polls.load(Relaxed)), (counts(0, 0, 0, 1_000), 0), "{capacity}");
+        assert_eq!(
+            (world.counts() - before, polls.load(Relaxed)),
+            (counts(0, 0, 0, 1_000), 0),
+            "{capacity}"
+        );
 
-        // Its own is noticed all the same: also by who asks only later, and after the row has left the cache again.
-        layer.bindings().select_workspace(chats[7], elsewhere).await.unwrap();
+        // Its own is noticed all the same: also by who asks only later, and after the row has left
+        // the cache again.
+        layer.bindings().retarget(chats[7], elsewhere).await.unwrap();
         layer.bindings().forget(chats[8]).await.unwrap();
         for other in &others {
-            layer.bindings().select_workspace(*other, crowd).await.unwrap();
+            layer.bindings().retarget(*other, crowd).await.unwrap();
         }
         settled().await;
         let ended: Vec<usize> = (0..200).filter(|n| watched[*n].is_finished()).collect();
@@ -115,7 +130,8 @@ async fn handles_whose_rows_were_evicted_read_nothing_for_others() {
 async fn calls_are_not_moved_by_commands_for_others() {
     for capacity in [1, 4, 16] {
         let world = World::new();
-        let [(ws, target), (crowd, _), (elsewhere, _)] = [world.workspace(), world.workspace(), world.workspace()];
+        let [(ws, target), (crowd, _), (elsewhere, _)] =
+            [world.workspace(), world.workspace(), world.workspace()];
         let layer = world.builder().cache_capacity(capacity).build().unwrap();
         let dial = world.dial(&layer);
         let mut chats = Vec::new();
@@ -136,7 +152,7 @@ async fn calls_are_not_moved_by_commands_for_others() {
             for turn in 0.. {
                 for other in &others {
                     let to = if turn % 2 == 0 { crowd } else { elsewhere };
-                    layer.bindings().select_workspace(*other, to).await.unwrap();
+                    layer.bindings().retarget(*other, to).await.unwrap();
                     layer.bindings().forget(session()).await.unwrap();
                 }
                 sleep(ms(1)).await;

@@ -42,7 +42,8 @@ impl Case {
     pub(super) async fn new() -> Option<Self> {
         let (server, behind) = servers()?;
         let reader = store(pool(&options(server.folder())));
-        until_true("the server takes connections", async || reader.pool().acquire().await.is_ok()).await;
+        until_true("the server takes connections", async || reader.pool().acquire().await.is_ok())
+            .await;
         reader.set_up().await.unwrap();
         Some(Self { server, _behind: behind, world: World::new(), reader })
     }
@@ -51,12 +52,12 @@ impl Case {
         options(self.server.folder())
     }
 
-    /// A layer over a store, with a long delay, so that a busy machine is not taken for a slow agent, and without reads that
-    /// no call asks for.
+    /// A layer over a store, with a long delay, so that a busy machine is not taken for a slow
+    /// agent, and without reads that no call asks for.
     pub(super) fn builder(&self, store: &Tap<Store>) -> BoundAgentBuilder {
         BoundAgentLayer::builder(store.clone(), self.world.resolver())
             .validation_delay(Duration::from_secs(1))
-            .row_check(None)
+            .refresh_interval(None)
     }
 
     /// A workspace whose agent takes a moment, with bound and cached sessions.
@@ -80,7 +81,8 @@ impl Case {
 
     /// The workspace has another agent by now, and the old one does as told from now on.
     pub(super) fn rebuild(&self, workspace: &Workspace, old_does: Does) -> Target {
-        let new = self.world.agent(workspace.target.generation.map(|generation| generation.get() + 1));
+        let new =
+            self.world.agent(workspace.target.generation.map(|generation| generation.get() + 1));
         self.world.does(&new, Does::Answer(ms(1)));
         // In this order, so that nobody finds the old one dead and is told that it is the one.
         self.world.runs(workspace.id, &new);
@@ -94,7 +96,12 @@ impl Case {
     }
 
     /// Each of these rows names the new agent, and was written once since then.
-    async fn each_was_written_once(&self, before: &BTreeMap<SessionId, Binding>, workspace: &Workspace, new: &Target) {
+    async fn each_was_written_once(
+        &self,
+        before: &BTreeMap<SessionId, Binding>,
+        workspace: &Workspace,
+        new: &Target,
+    ) {
         let after = self.rows(&workspace.sessions).await;
         for session in &workspace.sessions {
             let (before, after) = (&before[session], &after[session]);

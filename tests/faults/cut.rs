@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::proxy::{Cut, Proxy};
-use tower_bound_agent::{Bindings, Error, ErrorKind, Path, Repair, store::StoreError};
+use tower_bound_agent::{Bindings, Error, ErrorKind, OutcomeKind, Repair, store::StoreError};
 
 /// A case, and a store whose connections go through a proxy.
 async fn behind_a_proxy() -> Option<(Case, Proxy<Wire>, Tap<Store>)> {
@@ -22,9 +22,14 @@ enum Order {
 impl Order {
     const ALL: [Self; 3] = [Self::Select, Self::Unbind, Self::Forget];
 
-    async fn give(self, bindings: &Bindings, session: SessionId, other: &Workspace) -> Result<(), Error> {
+    async fn give(
+        self,
+        bindings: &Bindings,
+        session: SessionId,
+        other: &Workspace,
+    ) -> Result<(), Error> {
         match self {
-            Self::Select => bindings.select_workspace(session, other.id).await.map(drop),
+            Self::Select => bindings.retarget(session, other.id).await.map(drop),
             Self::Unbind => bindings.unbind(session).await.map(drop),
             Self::Forget => bindings.forget(session).await.map(drop),
         }
@@ -34,7 +39,8 @@ impl Order {
     fn is_done(self, before: &Binding, after: Option<&Binding>, other: &Workspace) -> bool {
         let Some(after) = after else { return self == Self::Forget };
         let workspace = if self == Self::Select { other.id } else { before.workspace };
-        (after.workspace, after.target.as_ref(), after.revision.get()) == (workspace, None, before.revision.get() + 1)
+        (after.workspace, after.target.as_ref(), after.revision.get())
+            == (workspace, None, before.revision.get() + 1)
     }
 
     /// What makes it happen.
@@ -57,9 +63,16 @@ async fn an_order_whose_answer_was_cut_off_is_a_success_because_the_row_shows_it
         let rows = case.rows(&[session]).await;
         proxy.cut(Cut::Answer, order.last_statement());
         let before = (store.reads(), store.writes());
-        order.give(&layer.bindings(), session, &other).await.unwrap_or_else(|error| panic!("{order:?}: {error:?}"));
+        order
+            .give(&layer.bindings(), session, &other)
+            .await
+            .unwrap_or_else(|error| panic!("{order:?}: {error:?}"));
         assert!(proxy.has_cut(), "{order:?}");
-        assert_eq!((store.reads(), store.writes()), (before.0 + 1, before.1 + 1), "{order:?}: sent once, read once");
+        assert_eq!(
+            (store.reads(), store.writes()),
+            (before.0 + 1, before.1 + 1),
+            "{order:?}: sent once, read once"
+        );
         let row = case.rows(&[session]).await.remove(&session);
         assert!(order.is_done(&rows[&session], row.as_ref(), &other), "{order:?}: {row:?}");
         assert_eq!(layer.bindings().get(session).await.unwrap(), row, "{order:?}");
@@ -67,7 +80,8 @@ async fn an_order_whose_answer_was_cut_off_is_a_success_because_the_row_shows_it
 }
 
 #[tokio::test]
-async fn an_order_that_was_cut_off_before_the_server_got_it_has_an_unknown_outcome_and_the_next_call_reads_the_row() {
+async fn an_order_that_was_cut_off_before_the_server_got_it_has_an_unknown_outcome_and_the_next_call_reads_the_row()
+ {
     let Some((case, proxy, store)) = behind_a_proxy().await else { return };
     let layer = case.builder(&store).build().unwrap();
     let (workspace, other) = (case.workspace(&layer, 3).await, case.workspace(&layer, 0).await);
@@ -79,10 +93,18 @@ async fn an_order_that_was_cut_off_before_the_server_got_it_has_an_unknown_outco
         assert!(proxy.has_cut(), "{order:?}");
         assert_eq!(error.kind(), &ErrorKind::OutcomeUnknown, "{order:?}: {error:?}");
         assert!(matches!(store_error(&error), StoreError::Unknown(_)), "{order:?}: {error:?}");
-        assert_eq!((store.reads(), store.writes()), (before.0 + 1, before.1 + 1), "{order:?}: never sent again");
+        assert_eq!(
+            (store.reads(), store.writes()),
+            (before.0 + 1, before.1 + 1),
+            "{order:?}: never sent again"
+        );
         let bound = call(&case.world.dial(&layer), session).await.unwrap();
         assert_eq!(bound.agent, workspace.target.agent, "{order:?}");
-        assert_eq!((store.reads(), store.writes()), (before.0 + 2, before.1 + 1), "{order:?}: the row was read");
+        assert_eq!(
+            (store.reads(), store.writes()),
+            (before.0 + 2, before.1 + 1),
+            "{order:?}: the row was read"
+        );
     }
     assert_eq!(case.rows(&workspace.sessions).await, rows);
 }
@@ -98,10 +120,14 @@ async fn an_order_that_was_cut_off_before_its_commit_has_changed_nothing_and_say
         for cut in [Cut::Statement, Cut::Answer] {
             proxy.cut(cut, statement);
             let before = (store.reads(), store.writes());
-            let error = order.give(&layer.bindings(), workspace.sessions[0], &other).await.unwrap_err();
+            let error =
+                order.give(&layer.bindings(), workspace.sessions[0], &other).await.unwrap_err();
             assert!(proxy.has_cut(), "{order:?}");
             assert_eq!(error.kind(), &ErrorKind::Store, "{order:?}: {error:?}");
-            assert!(matches!(store_error(&error), StoreError::Unavailable(_)), "{order:?}: {error:?}");
+            assert!(
+                matches!(store_error(&error), StoreError::Unavailable(_)),
+                "{order:?}: {error:?}"
+            );
             assert_eq!((store.reads(), store.writes()), (before.0, before.1 + 1), "{order:?}");
             assert_eq!(case.rows(&workspace.sessions).await, rows, "{order:?}");
         }
@@ -122,13 +148,16 @@ async fn a_repair_that_was_cut_off_or_whose_answer_was_is_written_once() {
         for session in &workspace.sessions {
             let bound = call(&case.world.dial(&layer), *session).await.unwrap();
             assert_eq!(bound.agent, new.agent);
-            assert!(matches!(bound.outcome().path, Path::Switched { .. }));
+            assert!(matches!(bound.outcome().kind, OutcomeKind::Switched { .. }));
             all.push(bound);
         }
         until_true("it is written", async || layer.bindings().flush().await == 0).await;
         assert!(proxy.has_cut(), "{cut:?}");
         for bound in all {
-            assert!(matches!(bound.outcome().repair(), Repair::Written | Repair::NotNeeded), "{cut:?}");
+            assert!(
+                matches!(bound.outcome().repair(), Repair::Written | Repair::NotNeeded),
+                "{cut:?}"
+            );
         }
         case.each_was_written_once(&rows, &workspace, &new).await;
         let before = case.world.counts();

@@ -11,8 +11,8 @@ use tower_bound_agent::{BoundAgentLayer, hints::PostgresHints};
 
 const LISTENERS: &str = "FROM pg_stat_activity WHERE query LIKE 'LISTEN%'";
 
-/// Two replicas that hear each other by hints alone: no row is read in the background without them. The hints of the first
-/// go through the proxy.
+/// Two replicas that hear each other by hints alone: no row is read in the background without them.
+/// The hints of the first go through the proxy.
 struct Replicas {
     case: Case,
     proxy: Proxy<Wire>,
@@ -28,7 +28,8 @@ impl Replicas {
         let [store, other] = [(); 2].map(|()| Tap::over(store(pool(&case.options()))));
         let hints = PostgresHints::new(pool(&options(proxy.folder())));
         let here = case.builder(&store).hints(hints).build().unwrap();
-        let there = case.builder(&other).hints(PostgresHints::new(pool(&case.options()))).build().unwrap();
+        let there =
+            case.builder(&other).hints(PostgresHints::new(pool(&case.options()))).build().unwrap();
         Some(Self { case, proxy, store, here, there })
     }
 
@@ -44,7 +45,11 @@ impl Replicas {
     async fn listening(&self, replicas: i64) {
         until_true("they listen", async || {
             let listeners = AssertSqlSafe(format!("SELECT count(*) {LISTENERS}"));
-            sqlx::query_scalar::<_, i64>(listeners).fetch_one(self.case.reader.pool()).await.unwrap() == replicas
+            sqlx::query_scalar::<_, i64>(listeners)
+                .fetch_one(self.case.reader.pool())
+                .await
+                .unwrap()
+                == replicas
         })
         .await;
     }
@@ -57,7 +62,8 @@ impl Replicas {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_another_replica_did_while_nothing_was_heard_is_noticed_once_something_is_heard_again() {
+async fn what_another_replica_did_while_nothing_was_heard_is_noticed_once_something_is_heard_again()
+{
     let Some(mut replicas) = Replicas::new().await else { return };
     let (busy, rebuilt, other) =
         (replicas.workspace(20).await, replicas.workspace(20).await, replicas.workspace(1).await);
@@ -66,7 +72,7 @@ async fn what_another_replica_did_while_nothing_was_heard_is_noticed_once_someth
     let load = Load::start(&replicas.case.world, &replicas.here, &groups);
     let bindings = replicas.there.bindings();
     load.go_on(&groups.concat(), 2).await;
-    bindings.select_workspace(busy.sessions[0], other.id).await.unwrap();
+    bindings.retarget(busy.sessions[0], other.id).await.unwrap();
     load.talks_to(&busy.sessions[..1], other.target.agent).await;
 
     // Both lose their connection, and this one finds no other.
@@ -74,10 +80,10 @@ async fn what_another_replica_did_while_nothing_was_heard_is_noticed_once_someth
     let end = AssertSqlSafe(format!("SELECT pg_terminate_backend(pid) {LISTENERS}"));
     sqlx::query(end).execute(replicas.case.reader.pool()).await.unwrap();
     replicas.listening(1).await;
-    bindings.select_workspace(busy.sessions[1], other.id).await.unwrap();
+    bindings.retarget(busy.sessions[1], other.id).await.unwrap();
     // The old agent lives, and only the other replica is told.
     let new = replicas.case.rebuild(&rebuilt, Does::Answer(ms(1)));
-    bindings.doubt_workspace(rebuilt.id);
+    bindings.revalidate_workspace(rebuilt.id);
     let dial = replicas.case.world.dial(&replicas.there);
     until_true("the other replica has switched", async || {
         call(&dial, rebuilt.sessions[0]).await.unwrap().agent == new.agent
@@ -95,7 +101,8 @@ async fn what_another_replica_did_while_nothing_was_heard_is_noticed_once_someth
     println!("noticed {:?} after the proxy came back", before.1.elapsed());
     load.talks_to(&busy.sessions[2..], busy.target.agent).await;
     assert_eq!(replicas.here.bindings().flush().await, 0);
-    // The first bind of the session that was pointed elsewhere, and the group that was not known to be written.
+    // The first bind of the session that was pointed elsewhere, and the group that was not known to
+    // be written.
     assert!(replicas.store.writes() - before.0 <= 2);
     load.end().await;
     replicas.close().await;
@@ -107,9 +114,11 @@ async fn sessions_go_on_through_a_storm_of_hints() {
     let (busy, other) = (replicas.workspace(50).await, replicas.workspace(1).await);
     replicas.listening(2).await;
     let (before, began) = (replicas.case.world.counts(), Instant::now());
-    let load = Load::start(&replicas.case.world, &replicas.here, std::slice::from_ref(&busy.sessions));
+    let load =
+        Load::start(&replicas.case.world, &replicas.here, std::slice::from_ref(&busy.sessions));
     load.go_on(&busy.sessions, 2).await;
-    // Of sessions that nobody knows, of sessions in use whose rows will never show what is said, and no hints at all.
+    // Of sessions that nobody knows, of sessions in use whose rows will never show what is said,
+    // and no hints at all.
     let known: Vec<_> = busy.sessions.iter().map(|session| session.into_uuid()).collect();
     let storm = "SELECT pg_notify('agent_bindings', CASE i % 3
             WHEN 0 THEN '1:s:000000000000feed:' || replace(gen_random_uuid()::text, '-', '') || ':' || i
@@ -119,7 +128,7 @@ async fn sessions_go_on_through_a_storm_of_hints() {
     for _ in 0..5 {
         sqlx::query(storm).bind(&known).execute(replicas.case.reader.pool()).await.unwrap();
     }
-    replicas.there.bindings().select_workspace(busy.sessions[0], other.id).await.unwrap();
+    replicas.there.bindings().retarget(busy.sessions[0], other.id).await.unwrap();
     load.talks_to(&busy.sessions[..1], other.target.agent).await;
     let noticed = began.elapsed();
     load.go_on(&busy.sessions, 20).await;

@@ -23,7 +23,10 @@ struct Denied {
 }
 
 /// Takes the table away under sessions that make turns, and rebuilds a workspace.
-async fn without_the_table(take_away: &'static [&'static str], expected: fn(&StoreError) -> bool) -> Option<Denied> {
+async fn without_the_table(
+    take_away: &'static [&'static str],
+    expected: fn(&StoreError) -> bool,
+) -> Option<Denied> {
     let case = Case::new().await?;
     run(&case, LET_GUEST_IN).await;
     let store = Tap::over(store(pool(&case.options().username("guest"))));
@@ -42,12 +45,15 @@ async fn without_the_table(take_away: &'static [&'static str], expected: fn(&Sto
     };
     check(call(&case.world.dial(&layer), cold).await.unwrap_err());
     check(
-        call(&case.world.dial(&layer), tower_bound_agent::DialSession::new(session()).in_workspace(busy.id))
-            .await
-            .unwrap_err(),
+        call(
+            &case.world.dial(&layer),
+            tower_bound_agent::DialSession::new(session()).in_workspace(busy.id),
+        )
+        .await
+        .unwrap_err(),
     );
     let (reads, writes) = (store.reads(), store.writes());
-    check(layer.bindings().select_workspace(busy.sessions[0], rebuilt.id).await.unwrap_err());
+    check(layer.bindings().retarget(busy.sessions[0], rebuilt.id).await.unwrap_err());
     check(layer.bindings().unbind(busy.sessions[0]).await.unwrap_err());
     check(layer.bindings().forget(busy.sessions[0]).await.unwrap_err());
     check(layer.bindings().inherit(session(), busy.sessions[0]).await.unwrap_err());
@@ -67,8 +73,11 @@ async fn without_the_table(take_away: &'static [&'static str], expected: fn(&Sto
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_do_not_notice_that_access_is_revoked_and_repairs_wait_until_it_is_granted() {
-    let denied = without_the_table(REVOKE, |error| matches!(error, StoreError::Denied { .. })).await;
-    let Some(Denied { case, layer, busy, rebuilt, new, rows, cold, turns, before }) = denied else { return };
+    let denied =
+        without_the_table(REVOKE, |error| matches!(error, StoreError::Denied { .. })).await;
+    let Some(Denied { case, layer, busy, rebuilt, new, rows, cold, turns, before }) = denied else {
+        return;
+    };
     run(&case, GRANT).await;
     until_true("everything is written", async || layer.bindings().flush().await == 0).await;
     case.each_was_written_once(&rows, &rebuilt, &new).await;
@@ -96,7 +105,7 @@ async fn sessions_do_not_notice_that_the_table_is_dropped_and_orders_work_in_a_n
     assert_eq!(call(&dial, busy.sessions[0]).await.unwrap().agent, busy.target.agent, "cached");
     for (workspace, agent) in [(&busy, busy.target.agent), (&rebuilt, new.agent)] {
         let session = workspace.sessions[0];
-        let row = layer.bindings().select_workspace(session, workspace.id).await.unwrap();
+        let row = layer.bindings().retarget(session, workspace.id).await.unwrap();
         assert_eq!(Some(&row), case.rows(&[session]).await.get(&session));
         assert_eq!(call(&dial, session).await.unwrap().agent, agent);
     }

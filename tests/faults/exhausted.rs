@@ -4,7 +4,11 @@ use super::*;
 use tokio::time::Instant;
 use tower_bound_agent::{ErrorKind, store::StoreError};
 
-async fn sessions_do_not_notice(acquire: Duration, store_timeout: Duration, order_fails: ErrorKind) {
+async fn sessions_do_not_notice(
+    acquire: Duration,
+    store_timeout: Duration,
+    order_fails: ErrorKind,
+) {
     let Some(case) = Case::new().await else { return };
     let options = pool_options().max_connections(2).acquire_timeout(acquire);
     let store = Tap::over(store(options.connect_lazy_with(case.options())));
@@ -24,10 +28,12 @@ async fn sessions_do_not_notice(acquire: Duration, store_timeout: Duration, orde
     assert_eq!(error.kind(), &ErrorKind::Store, "{error:?}");
     assert!(begin.elapsed() < within, "{:?}", begin.elapsed());
     let begin = Instant::now();
-    let error = ends(bindings.select_workspace(busy.sessions[0], rebuilt.id)).await.unwrap_err();
+    let error = ends(bindings.retarget(busy.sessions[0], rebuilt.id)).await.unwrap_err();
     assert_eq!(error.kind(), &order_fails, "{error:?}");
     match order_fails {
-        ErrorKind::Store => assert!(matches!(store_error(&error), StoreError::Unavailable(_)), "{error:?}"),
+        ErrorKind::Store => {
+            assert!(matches!(store_error(&error), StoreError::Unavailable(_)), "{error:?}")
+        }
         _ => assert!(matches!(store_error(&error), StoreError::Unknown(_)), "{error:?}"),
     }
     // Twice: it looks whether the row shows an order whose outcome is unknown.
@@ -43,7 +49,8 @@ async fn sessions_do_not_notice(acquire: Duration, store_timeout: Duration, orde
     drop(held);
     until_true("everything is written", async || layer.bindings().flush().await == 0).await;
     case.each_was_written_once(&rows, &rebuilt, &new).await;
-    // An order whose outcome is unknown waits for its connection, and is carried out once there is one.
+    // An order whose outcome is unknown waits for its connection, and is carried out once there is
+    // one.
     let carried_out = order_fails == ErrorKind::OutcomeUnknown;
     let ordered = if carried_out { (rebuilt.id, new.agent) } else { (busy.id, busy.target.agent) };
     let read = async || case.rows(&busy.sessions[..1]).await[&busy.sessions[0]].workspace;

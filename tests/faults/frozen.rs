@@ -7,14 +7,16 @@ use tower_bound_agent::{Bindings, Error, ErrorKind, Revision, store::StoreError}
 /// How a pool and a layer wait.
 #[derive(Clone, Copy)]
 struct Waits {
-    /// The pool asks a connection whether it is alive before it lends it: then nothing is ever sent to a frozen server.
+    /// The pool asks a connection whether it is alive before it lends it: then nothing is ever sent
+    /// to a frozen server.
     asks_first: bool,
     acquire: Duration,
     store: Duration,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sessions_do_not_notice_that_the_server_is_frozen_and_what_was_asked_of_it_is_done_once_or_not_at_all() {
+async fn sessions_do_not_notice_that_the_server_is_frozen_and_what_was_asked_of_it_is_done_once_or_not_at_all()
+ {
     let Some(mut case) = Case::new().await else { return };
     let cautious = Waits { asks_first: true, acquire: ms(1000), store: ms(2000) };
     let rash = Waits { asks_first: false, acquire: ms(5000), store: ms(1500) };
@@ -23,7 +25,8 @@ async fn sessions_do_not_notice_that_the_server_is_frozen_and_what_was_asked_of_
 
     case.server.freeze();
     let end = Instant::now() + Duration::from_secs(20);
-    let (new_of_cautious, new_of_rash) = tokio::join!(cautious.while_frozen(&case, end), rash.while_frozen(&case, end));
+    let (new_of_cautious, new_of_rash) =
+        tokio::join!(cautious.while_frozen(&case, end), rash.while_frozen(&case, end));
     case.server.thaw();
 
     let sides = [(cautious, new_of_cautious), (rash, new_of_rash)];
@@ -31,7 +34,11 @@ async fn sessions_do_not_notice_that_the_server_is_frozen_and_what_was_asked_of_
         until_true("everything is written", async || side.bindings().flush().await == 0).await;
     }
     // What was sent has ended with the connection that it was sent on, or that is back in its pool.
-    let pools = [case.reader.pool(), sides[0].0.store.elsewhere().pool(), sides[1].0.store.elsewhere().pool()];
+    let pools = [
+        case.reader.pool(),
+        sides[0].0.store.elsewhere().pool(),
+        sides[1].0.store.elsewhere().pool(),
+    ];
     until_true("each connection is idle or gone", async || {
         let all = pools.iter().map(|pool| i64::from(pool.size())).sum::<i64>();
         let there = match CONNECTIONS {
@@ -59,7 +66,8 @@ async fn sessions_do_not_notice_that_the_server_is_frozen_and_what_was_asked_of_
 
 const CONNECTIONS_OF_A_SIDE: u32 = 12;
 
-/// Has each statement prepared on each connection, so that what is sent from then on is the statement itself.
+/// Has each statement prepared on each connection, so that what is sent from then on is the
+/// statement itself.
 async fn warm_up(store: &Store) {
     let (workspace, all) = (workspace(), [(); CONNECTIONS_OF_A_SIDE as usize].map(|()| session()));
     let new = |session| NewBinding::new(session, workspace, None);
@@ -78,7 +86,7 @@ async fn warm_up(store: &Store) {
     back().await;
     join_all(all.map(|parent| store.inherit(session(), parent))).await;
     back().await;
-    join_all(all.map(|session| store.delete(session, None))).await;
+    join_all(all.map(|session| store.forget(session, None))).await;
     back().await;
 }
 
@@ -93,7 +101,8 @@ struct Side {
     /// As well, and it is rebuilt meanwhile.
     rebuilt: Workspace,
     rebuilt_rows: BTreeMap<SessionId, Binding>,
-    /// Its sessions are given orders: to point at the other one, to be unbound, to be forgotten; the child inherits.
+    /// Its sessions are given orders: to point at the other one, to be unbound, to be forgotten;
+    /// the child inherits.
     ordered: Workspace,
     other: Workspace,
     rows: BTreeMap<SessionId, Binding>,
@@ -104,18 +113,35 @@ struct Side {
 
 impl Side {
     async fn new(case: &Case, waits: Waits) -> Self {
-        let pool = pool_options().test_before_acquire(waits.asks_first).acquire_timeout(waits.acquire);
-        let store = Tap::over(store(pool.max_connections(CONNECTIONS_OF_A_SIDE).connect_lazy_with(case.options())));
+        let pool =
+            pool_options().test_before_acquire(waits.asks_first).acquire_timeout(waits.acquire);
+        let store = Tap::over(store(
+            pool.max_connections(CONNECTIONS_OF_A_SIDE).connect_lazy_with(case.options()),
+        ));
         warm_up(store.elsewhere()).await;
         let layer = case.builder(&store).store_timeout(waits.store).build().unwrap();
         let (busy, rebuilt) = (case.workspace(&layer, 50).await, case.workspace(&layer, 20).await);
         let (ordered, other) = (case.workspace(&layer, 4).await, case.workspace(&layer, 1).await);
         let (child, cold) = (session(), case.cold_session(&other).await);
         let groups = [busy.sessions.clone(), rebuilt.sessions.clone()];
-        let (rebuilt_rows, rows) = (case.rows(&rebuilt.sessions).await, case.rows(&ordered.sessions).await);
+        let (rebuilt_rows, rows) =
+            (case.rows(&rebuilt.sessions).await, case.rows(&ordered.sessions).await);
         let load = Load::start(&case.world, &layer, &groups);
         load.go_on(&groups.concat(), 2).await;
-        Self { waits, store, layer, load, busy, rebuilt, rebuilt_rows, ordered, other, rows, child, cold }
+        Self {
+            waits,
+            store,
+            layer,
+            load,
+            busy,
+            rebuilt,
+            rebuilt_rows,
+            ordered,
+            other,
+            rows,
+            child,
+            cold,
+        }
     }
 
     fn bindings(&self) -> Bindings {
@@ -125,9 +151,11 @@ impl Side {
     /// Returns the target of the rebuild.
     async fn while_frozen(&self, case: &Case, end: Instant) -> Target {
         let (bindings, reads) = (self.bindings(), self.store.reads());
-        let [to_select, to_unbind, to_forget, parent] = self.ordered.sessions[..] else { panic!("four of them") };
+        let [to_select, to_unbind, to_forget, parent] = self.ordered.sessions[..] else {
+            panic!("four of them")
+        };
         tokio::join!(
-            self.fails(bindings.select_workspace(to_select, self.other.id)),
+            self.fails(bindings.retarget(to_select, self.other.id)),
             self.fails(bindings.unbind(to_unbind)),
             self.fails(bindings.forget(to_forget)),
             self.fails(bindings.inherit(self.child, parent)),
@@ -138,7 +166,11 @@ impl Side {
         let begin = Instant::now();
         let error = ends(call(&case.world.dial(&self.layer), self.cold)).await.unwrap_err();
         assert_eq!(error.kind(), &ErrorKind::Store, "{error:?}");
-        assert!(begin.elapsed() < self.waits.acquire.min(self.waits.store) + SLACK, "{:?}", begin.elapsed());
+        assert!(
+            begin.elapsed() < self.waits.acquire.min(self.waits.store) + SLACK,
+            "{:?}",
+            begin.elapsed()
+        );
 
         let new = case.rebuild(&self.rebuilt, Does::Fail(ms(1)));
         self.load.talks_to(&self.rebuilt.sessions, new.agent).await;
@@ -167,7 +199,9 @@ impl Side {
 
     async fn after_the_thaw(&self, case: &Case, new: &Target) {
         case.each_was_written_once(&self.rebuilt_rows, &self.rebuilt, new).await;
-        let [to_select, to_unbind, to_forget, parent] = self.ordered.sessions[..] else { panic!("four of them") };
+        let [to_select, to_unbind, to_forget, parent] = self.ordered.sessions[..] else {
+            panic!("four of them")
+        };
         let mut rows = case.rows(&self.ordered.sessions).await;
         assert_eq!(rows[&parent], self.rows[&parent]);
         let child = case.reader.load(self.child).await.unwrap();
@@ -176,7 +210,9 @@ impl Side {
         let dial = case.world.dial(&self.layer);
         let (own, other) = (self.ordered.target.agent, self.other.target.agent);
         let before = self.store.reads();
-        for (session, order) in [(to_select, "select"), (to_unbind, "unbind"), (to_forget, "forget")] {
+        for (session, order) in
+            [(to_select, "select"), (to_unbind, "unbind"), (to_forget, "forget")]
+        {
             let (was, is) = (&self.rows[&session], rows.remove(&session));
             let said = call(&dial, session).await;
             if is.as_ref() == Some(was) {
@@ -189,7 +225,8 @@ impl Side {
                 continue;
             }
             let is = is.unwrap();
-            let (workspace, agent) = if order == "select" { (self.other.id, other) } else { (self.ordered.id, own) };
+            let (workspace, agent) =
+                if order == "select" { (self.other.id, other) } else { (self.ordered.id, own) };
             assert_eq!((is.workspace, is.target), (workspace, None), "{order}");
             assert_eq!(is.revision.get(), was.revision.get() + 1, "{order}, once");
             assert_eq!(said.unwrap().agent, agent, "{order}");
@@ -199,13 +236,18 @@ impl Side {
         match (child, call(&dial, self.child).await) {
             (Some(child), said) => {
                 happened.push("inherit");
-                assert_eq!((child.workspace, &child.target), (self.ordered.id, &rows[&parent].target));
+                assert_eq!(
+                    (child.workspace, &child.target),
+                    (self.ordered.id, &rows[&parent].target)
+                );
                 assert_eq!(said.unwrap().agent, own);
             }
             (None, said) => assert_eq!(said.unwrap_err().kind(), &ErrorKind::NotBound),
         }
-        // What was sent is waited for, and what of a transaction was not sent follows, whoever has stopped waiting.
-        let expected: &[&str] = if self.waits.asks_first { &[] } else { &["select", "unbind", "forget", "inherit"] };
+        // What was sent is waited for, and what of a transaction was not sent follows, whoever has
+        // stopped waiting.
+        let expected: &[&str] =
+            if self.waits.asks_first { &[] } else { &["select", "unbind", "forget", "inherit"] };
         assert_eq!(happened, expected);
         assert_eq!(call(&dial, self.cold).await.unwrap().agent, other);
     }

@@ -5,7 +5,8 @@ use tokio::runtime::Handle;
 use tower_bound_agent::Repair;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sessions_do_not_notice_that_the_server_is_killed_and_each_row_of_a_rebuild_meanwhile_is_written_once() {
+async fn sessions_do_not_notice_that_the_server_is_killed_and_each_row_of_a_rebuild_meanwhile_is_written_once()
+ {
     let Some(mut case) = Case::new().await else { return };
     let store = Tap::over(store(pool(&case.options())));
     store.elsewhere().check().await.unwrap();
@@ -55,7 +56,11 @@ async fn sessions_do_not_notice_that_the_server_is_killed_and_each_row_of_a_rebu
     let (turns, longest) = load.end().await;
     let counts = case.world.counts() - before;
     // The first session of a workspace dials the old agent, and asks; the others know.
-    assert_eq!((counts.d, counts.v, store.writes()), (turns + 5, 5, writes), "the longest took {longest:?}");
+    assert_eq!(
+        (counts.d, counts.v, store.writes()),
+        (turns + 5, 5, writes),
+        "the longest took {longest:?}"
+    );
     assert_eq!(layer.bindings().close(Duration::from_secs(5)).await, 0);
     no_task_is_left(tasks).await;
     println!("{KIND}: {turns} turns, the longest took {longest:?}");

@@ -1,9 +1,10 @@
 //! The application holds rows in a transaction.
 //!
-//! Of one session and verb there is one statement at a time: a row that is locked, or whose insert is not committed, keeps one
-//! connection of the pool, however many calls come in, and the server ends the wait after the lock timeout. More sessions
-//! in that state keep one connection each while a call waits for the row to be created, and no more than
-//! `background_connections` of them all while no call waits.
+//! Of one session and verb there is one statement at a time: a row that is locked, or whose insert
+//! is not committed, keeps one connection of the pool, however many calls come in, and the server
+//! ends the wait after the lock timeout. More sessions in that state keep one connection each while
+//! a call waits for the row to be created, and no more than `background_connections` of them all
+//! while no call waits.
 
 use super::*;
 use std::{collections::BTreeSet, env};
@@ -20,9 +21,12 @@ use tower_bound_agent::{
 const CONNECTIONS: u32 = 8;
 const FREE: u32 = CONNECTIONS - 1;
 
-/// Longer than the lock timeout and the store timeout together. `LOCKED_ROW_SECONDS` sets another time.
+/// Longer than the lock timeout and the store timeout together. `LOCKED_ROW_SECONDS` sets another
+/// time.
 fn how_long() -> Duration {
-    let seconds = env::var("LOCKED_ROW_SECONDS").ok().map(|seconds| seconds.parse().expect("a number of seconds"));
+    let seconds = env::var("LOCKED_ROW_SECONDS")
+        .ok()
+        .map(|seconds| seconds.parse().expect("a number of seconds"));
     Duration::from_secs(seconds.unwrap_or(12))
 }
 
@@ -31,12 +35,16 @@ async fn are_free(pool: &Pool, connections: u32) {
     let mut held = Vec::new();
     for number in 0..connections {
         let connection = timeout(Duration::from_secs(2), pool.acquire()).await;
-        held.push(connection.unwrap_or_else(|_| panic!("no connection {number} for the application")).unwrap());
+        held.push(
+            connection
+                .unwrap_or_else(|_| panic!("no connection {number} for the application"))
+                .unwrap(),
+        );
     }
 }
 
-/// Looks until the time is over. Every look finds one statement at most, and some find one. Returns the longest wait of
-/// the application for its own statement.
+/// Looks until the time is over. Every look finds one statement at most, and some find one. Returns
+/// the longest wait of the application for its own statement.
 async fn stay_free(store: &Tap<Store>, mut meanwhile: impl FnMut()) -> Duration {
     let (begin, pool) = (Instant::now(), store.elsewhere().pool());
     let (mut longest, mut running) = (Duration::ZERO, BTreeSet::new());
@@ -56,7 +64,8 @@ async fn stay_free(store: &Tap<Store>, mut meanwhile: impl FnMut()) -> Duration 
 
 async fn scene() -> Option<(Case, Tap<Store>, BoundAgentLayer, Workspace)> {
     let case = Case::new().await?;
-    let options = pool_options().max_connections(CONNECTIONS).acquire_timeout(Duration::from_secs(5));
+    let options =
+        pool_options().max_connections(CONNECTIONS).acquire_timeout(Duration::from_secs(5));
     let store = Tap::over(store(options.connect_lazy_with(case.options())));
     let layer = case.builder(&store).build().unwrap();
     let workspace = case.workspace(&layer, 3).await;
@@ -67,7 +76,8 @@ async fn scene() -> Option<(Case, Tap<Store>, BoundAgentLayer, Workspace)> {
 async fn a_row_that_the_application_holds_for_long_keeps_one_connection() {
     let Some((case, store, layer, workspace)) = scene().await else { return };
     let held = workspace.sessions[0];
-    // A row without a target: its repair is its own, and waits. That of a group leaves out what is locked.
+    // A row without a target: its repair is its own, and waits. That of a group leaves out what is
+    // locked.
     layer.bindings().unbind(held).await.unwrap();
     let mut transaction = case.reader.pool().begin().await.unwrap();
     case.reader.retarget_in(&mut transaction, held, workspace.id).await.unwrap();
@@ -81,7 +91,10 @@ async fn a_row_that_the_application_holds_for_long_keeps_one_connection() {
     })
     .await;
     let longest = stay_free(&store, || {}).await;
-    println!("{KIND}: {FREE} of {CONNECTIONS} were free for {:?}, SELECT 1 took {longest:?} at most", how_long());
+    println!(
+        "{KIND}: {FREE} of {CONNECTIONS} were free for {:?}, SELECT 1 took {longest:?} at most",
+        how_long()
+    );
     load.go_on(&workspace.sessions, 10).await;
     transaction.rollback().await.unwrap();
     until_true("everything is written", async || layer.bindings().flush().await == 0).await;
@@ -114,13 +127,19 @@ async fn a_row_whose_insert_is_not_committed_keeps_one_connection() {
         }
     })
     .await;
-    println!("{KIND}: {FREE} of {CONNECTIONS} were free for {:?}, SELECT 1 took {longest:?} at most", how_long());
+    println!(
+        "{KIND}: {FREE} of {CONNECTIONS} were free for {:?}, SELECT 1 took {longest:?} at most",
+        how_long()
+    );
     let mut failed = 0;
     while let Some(ended) = ends(calls.join_next()).await {
         // Nobody can create the row: the turn fails, and says so.
         if let Some(turn) = ended.unwrap() {
             let error = turn.unwrap_err();
-            assert!(matches!(store_error(&error), StoreError::Unavailable(_) | StoreError::Unknown(_)), "{error:?}");
+            assert!(
+                matches!(store_error(&error), StoreError::Unavailable(_) | StoreError::Unknown(_)),
+                "{error:?}"
+            );
             failed += 1;
         }
     }
@@ -134,7 +153,8 @@ async fn a_row_whose_insert_is_not_committed_keeps_one_connection() {
     assert_eq!(layer.bindings().close(Duration::from_secs(5)).await, 0);
 }
 
-/// The row that the group repair has left out is pending until it is written, whether or not its session is called again.
+/// The row that the group repair has left out is pending until it is written, whether or not its
+/// session is called again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_repair_is_pending_until_the_row_that_was_locked_is_written() {
     let Some((case, store, layer, workspace)) = scene().await else { return };

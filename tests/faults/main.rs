@@ -1,7 +1,8 @@
-//! What calls, orders and repairs do while the database server fails: killed, frozen, cut off, out of connections, closed to
-//! us. Through the layer, on servers of each test's own, in real time.
+//! What calls, orders and repairs do while the database server fails: killed, frozen, cut off, out
+//! of connections, closed to us. Through the layer, on servers of each test's own, in real time.
 //!
-//! The tests stand in the files of `cases.rs`, once, and are compiled for each database. What differs is beside it.
+//! The tests stand in the files of `cases.rs`, once, and are compiled for each database. What
+//! differs is beside it.
 #![cfg(all(unix, any(feature = "postgres", feature = "mysql")))]
 
 #[cfg(feature = "mysql")]

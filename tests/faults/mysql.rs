@@ -39,13 +39,15 @@ mod engine {
     /// How an upsert and an update begin, if what makes them happen is another statement.
     pub(super) const BEFORE_THE_COMMIT: Option<[&str; 2]> = Some(["INSERT", "UPDATE"]);
 
-    pub(super) const LET_GUEST_IN: &[&str] = &["CREATE USER guest@localhost", GRANT[0], GRANT[1], GRANT[2]];
+    pub(super) const LET_GUEST_IN: &[&str] =
+        &["CREATE USER guest@localhost", GRANT[0], GRANT[1], GRANT[2]];
     pub(super) const GRANT: &[&str] = &[
         "GRANT SELECT, INSERT, UPDATE ON agent_bindings TO guest@localhost",
         "GRANT SELECT ON agent_bindings_meta TO guest@localhost",
         "GRANT SELECT, INSERT, UPDATE ON agent_bindings_epochs TO guest@localhost",
     ];
-    pub(super) const REVOKE: &[&str] = &["REVOKE SELECT, INSERT, UPDATE ON agent_bindings FROM guest@localhost"];
+    pub(super) const REVOKE: &[&str] =
+        &["REVOKE SELECT, INSERT, UPDATE ON agent_bindings FROM guest@localhost"];
     pub(super) const DROP: &[&str] = &["DROP TABLE agent_bindings"];
 
     /// The packets of the client.
@@ -58,7 +60,8 @@ mod engine {
 
     impl proxy::Wire for Wire {
         fn message(&mut self, bytes: &[u8]) -> Option<(usize, Option<String>)> {
-            let length = u32::from_le_bytes([*bytes.first()?, *bytes.get(1)?, *bytes.get(2)?, 0]) as usize;
+            let length =
+                u32::from_le_bytes([*bytes.first()?, *bytes.get(1)?, *bytes.get(2)?, 0]) as usize;
             let (number, content) = (bytes.get(3)?, bytes.get(4..4 + length)?);
             // Without the setting of a statement's own, which stands in a comment before it.
             let text = || {

@@ -26,7 +26,11 @@ pub(crate) mod engine {
     }
 
     pub(crate) fn options(folder: &Path) -> Options {
-        Options::new_without_pgpass().socket(folder).port(5432).username("test").database("postgres")
+        Options::new_without_pgpass()
+            .socket(folder)
+            .port(5432)
+            .username("test")
+            .database("postgres")
     }
 
     /// The socket that these options lead to.
@@ -39,7 +43,8 @@ pub(crate) mod engine {
     /// How an upsert and an update begin, if what makes them happen is another statement.
     pub(crate) const BEFORE_THE_COMMIT: Option<[&str; 2]> = None;
 
-    pub(crate) const LET_GUEST_IN: &[&str] = &["CREATE ROLE guest LOGIN", GRANT[0], GRANT[1], GRANT[2]];
+    pub(crate) const LET_GUEST_IN: &[&str] =
+        &["CREATE ROLE guest LOGIN", GRANT[0], GRANT[1], GRANT[2]];
     pub(crate) const GRANT: &[&str] = &[
         "GRANT SELECT, INSERT, UPDATE ON agent_bindings TO guest",
         "GRANT SELECT ON agent_bindings_meta TO guest",
@@ -62,7 +67,8 @@ pub(crate) mod engine {
             let length = bytes.get(kind..kind + 4)?.try_into().unwrap();
             let end = kind + u32::from_be_bytes(length) as usize;
             let mut texts = bytes.get(kind + 4..end)?.split(|byte| *byte == 0);
-            let mut text = || String::from_utf8_lossy(texts.next().unwrap_or_default()).into_owned();
+            let mut text =
+                || String::from_utf8_lossy(texts.next().unwrap_or_default()).into_owned();
             let runs = match bytes[0] {
                 _ if !self.greeted => None,
                 // Parse: a name, and the text.
@@ -71,7 +77,9 @@ pub(crate) mod engine {
                     None
                 }
                 // Bind: the portal, and the name of the statement. What runs it comes along.
-                b'B' => Some((text(), self.prepared.get(&text()).cloned()).1.expect("it was prepared")),
+                b'B' => {
+                    Some((text(), self.prepared.get(&text()).cloned()).1.expect("it was prepared"))
+                }
                 b'Q' => Some(text()),
                 _ => None,
             };

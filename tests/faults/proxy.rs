@@ -1,4 +1,5 @@
-//! A socket before the server's, which loses one statement, or the answer to it, and the connection with it.
+//! A socket before the server's, which loses one statement, or the answer to it, and the connection
+//! with it.
 
 use std::{
     io,
@@ -25,7 +26,8 @@ pub(crate) enum Cut {
 
 /// What a client says to a server, in the protocol of the database.
 pub(crate) trait Wire: Default + Send + 'static {
-    /// The length of the first message, if all of it is there, and the SQL that it makes the server run.
+    /// The length of the first message, if all of it is there, and the SQL that it makes the server
+    /// run.
     fn message(&mut self, bytes: &[u8]) -> Option<(usize, Option<String>)>;
 }
 

@@ -1,4 +1,5 @@
-//! A workspace is reset while other processes know greater generations, and while a transaction moves its sessions.
+//! A workspace is reset while other processes know greater generations, and while a transaction
+//! moves its sessions.
 
 use super::*;
 use crate::resets::*;
@@ -10,7 +11,8 @@ async fn a_process_that_knows_greater_generations_does_not_write_them_back() {
     greater_generations_are_not_written_back(|| case.reader.clone()).await;
 }
 
-/// One session enters the workspace and one leaves it, in a transaction that ends while the reset is under way or after it.
+/// One session enters the workspace and one leaves it, in a transaction that ends while the reset
+/// is under way or after it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_retarget_that_is_not_committed_when_the_workspace_is_reset_ends_as_it_was_ordered() {
     for commit in [true, false] {
@@ -27,8 +29,8 @@ async fn a_retarget_that_is_not_committed_when_the_workspace_is_reset_ends_as_it
         let mut transaction = case.reader.pool().begin().await.unwrap();
         let orders = a.layer.bindings();
         let guards = [
-            orders.select_workspace_in(&case.reader, &mut transaction, leaves, other).await.unwrap(),
-            orders.select_workspace_in(&case.reader, &mut transaction, enters, ws).await.unwrap(),
+            orders.retarget_in(&case.reader, &mut transaction, leaves, other).await.unwrap(),
+            orders.retarget_in(&case.reader, &mut transaction, enters, ws).await.unwrap(),
         ];
         let ends = async {
             // The reset waits for the rows of the transaction by then, or has ended.
@@ -45,12 +47,13 @@ async fn a_retarget_that_is_not_committed_when_the_workspace_is_reset_ends_as_it
         let (reset, ()) = tokio::join!(reset.reset_workspace(ws), ends);
         let rows = reset.unwrap();
         assert!(if commit { (1..=2).contains(&rows) } else { rows == 2 }, "{rows}, {commit}");
-        // The first row that is read anew tells the other process of the reset; until then its cache is served.
+        // The first row that is read anew tells the other process of the reset; until then its
+        // cache is served.
         let first = a.bind(ws).await;
         let (here, there) = if commit { (enters, leaves) } else { (leaves, enters) };
         all_reach(&world, store, [&a, &b], &[stays, first], &restarted).await;
-        // What the other process has in its cache of a session that the transaction has moved is served until it is read
-        // again, which is not at issue here.
+        // What the other process has in its cache of a session that the transaction has moved is
+        // served until it is read again, which is not at issue here.
         let unaware = if commit { &Process::new(&world, store()) } else { &b };
         all_reach(&world, store, [&a, unaware], &[here], &restarted).await;
         all_reach(&world, store, [&a, unaware], &[there], &elsewhere).await;

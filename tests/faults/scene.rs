@@ -38,7 +38,10 @@ pub(crate) async fn ends<T>(what: impl Future<Output = T>) -> T {
 
 /// What the store said in an error of a call or an order.
 pub(crate) fn store_error(error: &Error) -> &StoreError {
-    error.store_error().and_then(|cause| cause.downcast_ref()).unwrap_or_else(|| panic!("{error:?}"))
+    error
+        .store_error()
+        .and_then(|cause| cause.downcast_ref())
+        .unwrap_or_else(|| panic!("{error:?}"))
 }
 
 /// The turns of one session so far.
@@ -104,15 +107,20 @@ impl Load {
 
     /// Until each of them has made so many turns more.
     pub(crate) async fn go_on(&self, sessions: &[SessionId], more: u64) {
-        let goals: Vec<_> = sessions.iter().map(|session| (*session, self.turns(*session).all + more)).collect();
-        until_true("the turns go on", async || goals.iter().all(|(session, goal)| self.turns(*session).all >= *goal))
-            .await;
+        let goals: Vec<_> =
+            sessions.iter().map(|session| (*session, self.turns(*session).all + more)).collect();
+        until_true("the turns go on", async || {
+            goals.iter().all(|(session, goal)| self.turns(*session).all >= *goal)
+        })
+        .await;
     }
 
     /// Until each of them talks to this agent.
     pub(crate) async fn talks_to(&self, sessions: &[SessionId], agent: AgentId) {
         until_true("they talk to the new agent", async || {
-            sessions.iter().all(|session| self.turns(*session).last.is_some_and(|(last, _)| last == agent))
+            sessions
+                .iter()
+                .all(|session| self.turns(*session).last.is_some_and(|(last, _)| last == agent))
         })
         .await;
     }
@@ -120,12 +128,15 @@ impl Load {
     /// Until one of them is told that its repair has failed for now.
     pub(crate) async fn is_retrying(&self, sessions: &[SessionId]) {
         until_true("a write has failed", async || {
-            sessions.iter().any(|session| self.turns(*session).last.is_some_and(|(_, last)| last == Repair::Retrying))
+            sessions.iter().any(|session| {
+                self.turns(*session).last.is_some_and(|(_, last)| last == Repair::Retrying)
+            })
         })
         .await;
     }
 
-    /// Lets the turns end that have begun. There was no error, and no repair was given up. Says how many turns there were, and how long the longest was.
+    /// Lets the turns end that have begun. There was no error, and no repair was given up. Says how
+    /// many turns there were, and how long the longest was.
     pub(crate) async fn end(mut self) -> (u64, Duration) {
         self.stop.store(true, Ordering::Relaxed);
         while let Some(task) = self.tasks.join_next().await {
@@ -144,5 +155,8 @@ impl Load {
 
 /// Until there are no more tasks than before.
 pub(crate) async fn no_task_is_left(before: usize) {
-    until_true("the tasks have ended", async || Handle::current().metrics().num_alive_tasks() <= before).await;
+    until_true("the tasks have ended", async || {
+        Handle::current().metrics().num_alive_tasks() <= before
+    })
+    .await;
 }

@@ -18,11 +18,21 @@ async fn a_gigabyte_goes_each_way_in_bounded_memory() {
     let up = gateway.url(&format!("/chats/{chat}/take"));
     let send = format!("head -c {GIGABYTE} /dev/zero | curl -sS -m 300 -X POST -T - '{up}'");
     let Some(_) = run("curl", &["--version"]).await else { return };
-    let output = tokio::process::Command::new("sh").args(["-c", &send]).kill_on_drop(true).output().await.unwrap();
+    let output = tokio::process::Command::new("sh")
+        .args(["-c", &send])
+        .kill_on_drop(true)
+        .output()
+        .await
+        .unwrap();
     assert_eq!(text(&output.stdout), format!("{GIGABYTE}\n"), "{}", text(&output.stderr));
     let down = gateway.url(&format!("/chats/{chat}/give?bytes={GIGABYTE}"));
     let receive = ["-sS", "-m", "300", "-o", "/dev/null", "-w", "%{size_download}", &down];
-    let output = tokio::process::Command::new("curl").args(receive).kill_on_drop(true).output().await.unwrap();
+    let output = tokio::process::Command::new("curl")
+        .args(receive)
+        .kill_on_drop(true)
+        .output()
+        .await
+        .unwrap();
     assert_eq!(text(&output.stdout), GIGABYTE.to_string(), "{}", text(&output.stderr));
     let peak = gateway.peak_memory();
     assert!(peak < MOST, "{} MB, before {} MB", peak >> 20, before >> 20);
@@ -33,8 +43,11 @@ async fn a_gigabyte_goes_each_way_in_bounded_memory() {
 async fn a_client_that_does_not_read_stops_its_agent() {
     let gateway = Gateway::start(&[]);
     let (chat, ..) = gateway.chat().await;
-    let mut client =
-        begin(&gateway, &format!("GET /chats/{chat}/give?bytes={GIGABYTE} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+    let mut client = begin(
+        &gateway,
+        &format!("GET /chats/{chat}/give?bytes={GIGABYTE} HTTP/1.1\r\nHost: a\r\n\r\n"),
+    )
+    .await;
     let mut some = [0; 64 * 1024];
     assert!(soon(client.read(&mut some)).await.unwrap() > 0);
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
@@ -54,7 +67,9 @@ async fn a_client_that_vanishes_in_the_middle_of_a_body_is_no_evidence_against_t
     let identity = format!("/chats/{chat}/identity");
     gateway.get(&identity).await;
     let held = gateway.held().await;
-    let upload = format!("POST /chats/{chat}/take HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nsome of it");
+    let upload = format!(
+        "POST /chats/{chat}/take HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nsome of it"
+    );
     let download = format!("GET /chats/{chat}/give?bytes={GIGABYTE} HTTP/1.1\r\nHost: a\r\n\r\n");
     let events = format!("GET /chats/{chat}/events HTTP/1.1\r\nHost: a\r\n\r\n");
     for sent in [&upload, &download, &events] {
@@ -80,7 +95,9 @@ async fn an_agent_that_dies_in_the_middle_breaks_the_body_off_and_is_not_asked_a
     let mut reading = begin(&gateway, &sent).await;
     let mut some = [0; 1024];
     assert!(soon(reading.read(&mut some)).await.unwrap() > 0);
-    let sent = format!("POST /chats/{chat}/take HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nsome of it");
+    let sent = format!(
+        "POST /chats/{chat}/take HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nsome of it"
+    );
     let mut sending = begin(&gateway, &sent).await;
     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     signal(agent.pid, "KILL");

@@ -37,13 +37,22 @@ async fn curl_talks_to_the_bound_agent_in_every_version() {
         if rebuilt {
             agent = gateway.rebuild(workspace, "?old=leave").await;
         }
-        for (version, spoken) in [("--http1.1", "1.1"), ("--http2-prior-knowledge", "2"), ("--http1.0", "1")] {
+        for (version, spoken) in
+            [("--http1.1", "1.1"), ("--http2-prior-knowledge", "2"), ("--http1.0", "1")]
+        {
             let form = "|%{http_code} %{http_version}";
-            let Some(output) = run("curl", &["-sS", version, "--data", "hello", "-w", form, &url]).await else {
+            let Some(output) =
+                run("curl", &["-sS", version, "--data", "hello", "-w", form, &url]).await
+            else {
                 return;
             };
             let said = text(&output.stdout);
-            assert_eq!(said, format!("{}\nhello|200 {spoken}", agent.id), "{version}: {}", text(&output.stderr));
+            assert_eq!(
+                said,
+                format!("{}\nhello|200 {spoken}", agent.id),
+                "{version}: {}",
+                text(&output.stderr)
+            );
         }
     }
 }
@@ -114,8 +123,14 @@ async fn wrk_sees_no_error() {
     let (chat, _, _) = gateway.chat().await;
     gateway.get(&format!("/chats/{chat}/identity")).await;
     let url = gateway.url(&format!("/chats/{chat}/identity"));
-    let Some(output) = run("wrk", &["-t1", "-c32", "-d3s", "--timeout", "20s", &url]).await else { return };
+    let Some(output) = run("wrk", &["-t1", "-c32", "-d3s", "--timeout", "20s", &url]).await else {
+        return;
+    };
     let said = text(&output.stdout);
-    assert!(output.status.success() && said.contains("Requests/sec"), "{said}{}", text(&output.stderr));
+    assert!(
+        output.status.success() && said.contains("Requests/sec"),
+        "{said}{}",
+        text(&output.stderr)
+    );
     assert!(!said.contains("Non-2xx") && !said.contains("Socket errors"), "{said}");
 }

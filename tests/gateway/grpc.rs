@@ -37,7 +37,9 @@ async fn tonic_streams_from_the_agent_that_is_bound_now() {
     let resolver = service_fn({
         let running = Arc::clone(&running);
         move |_: ResolveWorkspace| {
-            std::future::ready(Ok::<_, BoxError>(Resolution::Running(running.lock().unwrap().clone())))
+            std::future::ready(Ok::<_, BoxError>(Resolution::Running(
+                running.lock().unwrap().clone(),
+            )))
         }
     });
     let layer = BoundAgentLayer::builder(MemoryStore::new(), resolver).build().unwrap();
@@ -45,13 +47,16 @@ async fn tonic_streams_from_the_agent_that_is_bound_now() {
         let dials = Arc::clone(&dials);
         move |ask: DialAgent| {
             dials.fetch_add(1, SeqCst);
-            async move { TcpStream::connect(ask.target.address.as_deref().unwrap()).await.map(TokioIo::new) }
+            async move {
+                TcpStream::connect(ask.target.address.as_deref().unwrap()).await.map(TokioIo::new)
+            }
         }
     }));
-    layer.bindings().select_workspace(chat, workspace).await.unwrap();
+    layer.bindings().retarget(chat, workspace).await.unwrap();
     let client = AgentClient::builder().http2().build(dial.clone());
     let address = format!("http://{}", Connector::authority(chat));
-    let channel = Endpoint::from_shared(address).unwrap().connect_with_connector_lazy(Connector::new(dial));
+    let channel =
+        Endpoint::from_shared(address).unwrap().connect_with_connector_lazy(Connector::new(dial));
 
     let long = "one two three four five six seven eight nine ten";
     let over_channel = agents(ask(channel.clone(), chat, long).await.unwrap()).await;
@@ -61,7 +66,7 @@ async fn tonic_streams_from_the_agent_that_is_bound_now() {
     assert_eq!((again, dials.load(SeqCst)), (vec![first.name()], 2), "one connection, two streams");
 
     *running.lock().unwrap() = second.target.clone();
-    layer.bindings().doubt_workspace(workspace);
+    layer.bindings().revalidate_workspace(workspace);
     layer.bindings().current(chat).await.unwrap();
     let moved = agents(ask(client.clone(), chat, long).await.unwrap()).await;
     assert_eq!((moved, dials.load(SeqCst)), (vec![second.name(); 10], 3));

@@ -22,8 +22,8 @@ use std::collections::HashSet;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 use tower_bound_agent::http::proxy::{Hop, Peer};
 
-/// Headers that proxies in front of applications set to say who the client is, where it came from or what it asked for.
-/// Written down here a second time, and not read from the product.
+/// Headers that proxies in front of applications set to say who the client is, where it came from
+/// or what it asked for. Written down here a second time, and not read from the product.
 const IDENTITY: &[&str] = &[
     "Forwarded",
     "X-Forwarded",
@@ -169,7 +169,8 @@ async fn no_identity_header_of_a_client_reaches_the_agent() {
     let (chat, ..) = gateway.chat().await;
     let mut passed = Vec::new();
     for some in IDENTITY.chunks(40) {
-        let mut sent = format!("GET /chats/{chat}/head HTTP/1.1\r\nHost: app\r\nConnection: close\r\n");
+        let mut sent =
+            format!("GET /chats/{chat}/head HTTP/1.1\r\nHost: app\r\nConnection: close\r\n");
         for name in some {
             sent += &format!("{name}: forged\r\n");
         }
@@ -177,7 +178,12 @@ async fn no_identity_header_of_a_client_reaches_the_agent() {
         sent += "X-User-Agent: grpc-web\r\nX-Request-Id: 7\r\nX-Auth-Token: mine\r\nX-Client-Version: 2\r\n\r\n";
         let seen = seen_by_agent(&gateway.raw(sent).await);
         passed.extend(seen.iter().filter(|line| line.ends_with("forged")).cloned());
-        for kept in ["x-user-agent: grpc-web", "x-request-id: 7", "x-auth-token: mine", "x-client-version: 2"] {
+        for kept in [
+            "x-user-agent: grpc-web",
+            "x-request-id: 7",
+            "x-auth-token: mine",
+            "x-client-version: 2",
+        ] {
             assert!(seen.iter().any(|line| line == kept), "{kept}: {seen:?}");
         }
     }
@@ -193,7 +199,8 @@ async fn the_forwarding_headers_are_those_of_the_gateway() {
          X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-For: 7.7.7.7\r\nX-Forwarded-Proto: https\r\n\r\n"
     );
     let seen = seen_by_agent(&gateway.raw(sent).await);
-    let forwarding: HashSet<_> = seen.iter().filter(|line| line.starts_with("x-forwarded-")).cloned().collect();
+    let forwarding: HashSet<_> =
+        seen.iter().filter(|line| line.starts_with("x-forwarded-")).cloned().collect();
     let expected = [
         "x-forwarded-for: 127.0.0.1".to_owned(),
         "x-forwarded-host: app.example".to_owned(),
@@ -232,14 +239,16 @@ async fn the_wish_for_another_protocol_than_websocket_is_not_handed_on() {
     }
 }
 
-/// An agent answers `101`, whatever it was asked: that is a tunnel only if it is what the client has asked for.
+/// An agent answers `101`, whatever it was asked: that is a tunnel only if it is what the client
+/// has asked for.
 #[tokio::test]
 async fn a_tunnel_is_granted_only_for_what_was_asked_and_answered() {
     let gateway = Gateway::start(&[]);
     let (chat, _, agent) = gateway.chat().await;
     // The key and its answer are those of RFC 6455 §1.3.
     let (key, accept) = ("dGhlIHNhbXBsZSBub25jZQ==", "s3pPLMBiTxaQ9kYGzzhZRbK%2BxOo=");
-    let websocket = format!("Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n");
+    let websocket =
+        format!("Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n");
     let table = [
         ("h2c for h2c", "Upgrade: h2c\r\n".to_owned(), "?to=h2c".to_owned(), 502),
         ("h2c for nothing", String::new(), "?to=h2c".to_owned(), 502),
@@ -247,8 +256,18 @@ async fn a_tunnel_is_granted_only_for_what_was_asked_and_answered() {
         ("h2c for a socket", websocket.clone(), format!("?to=h2c&accept={accept}"), 502),
         ("both for a socket", websocket.clone(), format!("?to=websocket,h2c&accept={accept}"), 502),
         ("a socket without an accept", websocket.clone(), "?to=websocket".to_owned(), 502),
-        ("a socket with another accept", websocket.clone(), "?to=websocket&accept=AAAA".to_owned(), 502),
-        ("a socket without a key", "Upgrade: websocket\r\n".into(), format!("?to=websocket&accept={accept}"), 502),
+        (
+            "a socket with another accept",
+            websocket.clone(),
+            "?to=websocket&accept=AAAA".to_owned(),
+            502,
+        ),
+        (
+            "a socket without a key",
+            "Upgrade: websocket\r\n".into(),
+            format!("?to=websocket&accept={accept}"),
+            502,
+        ),
         ("a socket for a socket", websocket, format!("?to=WebSocket&accept={accept}"), 101),
     ];
     for (what, asked, query, status) in table {
@@ -269,17 +288,19 @@ async fn a_tunnel_is_granted_only_for_what_was_asked_and_answered() {
     assert_eq!(gateway.get(&format!("/chats/{chat}/identity")).await.text, agent.id);
 }
 
-/// A connection that speaks HTTP/2, as a browser's. Its task must be able to end while the gateway is waited for: that takes a
-/// runtime with a thread more.
+/// A connection that speaks HTTP/2, as a browser's. Its task must be able to end while the gateway
+/// is waited for: that takes a runtime with a thread more.
 async fn http2(gateway: &Gateway) -> http2::SendRequest<Empty<Bytes>> {
     let stream = TcpStream::connect(&gateway.address).await.unwrap();
-    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    let (sender, connection) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(async move { drop(connection.await) });
     sender
 }
 
 async fn ask(gateway: &Gateway, request: axum::http::request::Builder) -> (Response<()>, String) {
-    let response = soon(http2(gateway).await.send_request(request.body(Empty::new()).unwrap())).await.unwrap();
+    let response =
+        soon(http2(gateway).await.send_request(request.body(Empty::new()).unwrap())).await.unwrap();
     let (head, body) = response.into_parts();
     let bytes = soon(body.collect()).await.unwrap().to_bytes();
     (Response::from_parts(head, ()), String::from_utf8_lossy(&bytes).into_owned())
@@ -290,13 +311,18 @@ async fn the_cookies_of_http2_are_joined_for_the_agent() {
     let gateway = Gateway::start(&[]);
     let (chat, ..) = gateway.chat().await;
     let url = gateway.url(&format!("/chats/{chat}/head"));
-    let request = Request::get(url).header("cookie", "a=1").header("x-a", "b").header("cookie", "c=2; d=3");
+    let request =
+        Request::get(url).header("cookie", "a=1").header("x-a", "b").header("cookie", "c=2; d=3");
     let (_, seen) = ask(&gateway, request.header("cookie", "e=4")).await;
     let cookies: Vec<_> = seen.lines().filter(|line| line.starts_with("cookie")).collect();
     assert_eq!(cookies, ["cookie: a=1; c=2; d=3; e=4"]);
 }
 
-fn socket_of_http2(gateway: &Gateway, path: &str, protocol: &'static str) -> axum::http::request::Builder {
+fn socket_of_http2(
+    gateway: &Gateway,
+    path: &str,
+    protocol: &'static str,
+) -> axum::http::request::Builder {
     Request::builder()
         .method(Method::CONNECT)
         .uri(gateway.url(path))
@@ -311,10 +337,14 @@ async fn a_web_socket_of_an_http2_client_goes_through() {
     let (chat, workspace, agent) = gateway.chat().await;
     let request = socket_of_http2(&gateway, &format!("/chats/{chat}/socket"), "websocket");
     let mut sender = http2(&gateway).await;
-    let response: Response<Incoming> = soon(sender.send_request(request.body(Empty::new()).unwrap())).await.unwrap();
+    let response: Response<Incoming> =
+        soon(sender.send_request(request.body(Empty::new()).unwrap())).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
-    let names: HashSet<_> = response.headers().keys().map(|name| name.as_str().to_owned()).collect();
-    assert!(names.is_disjoint(&HashSet::from(["upgrade", "connection", "sec-websocket-accept"].map(str::to_owned))));
+    let names: HashSet<_> =
+        response.headers().keys().map(|name| name.as_str().to_owned()).collect();
+    assert!(names.is_disjoint(&HashSet::from(
+        ["upgrade", "connection", "sec-websocket-accept"].map(str::to_owned)
+    )));
     let upgrade: OnUpgrade = hyper::upgrade::on(response);
     let upgraded: Upgraded = soon(upgrade).await.unwrap();
     let mut socket = WebSocket::after_handshake(TokioIo::new(upgraded), Role::Client);
@@ -322,7 +352,8 @@ async fn a_web_socket_of_an_http2_client_goes_through() {
         assert_eq!(soon(say(&mut socket, words)).await.unwrap(), format!("{} {words}", agent.id));
     }
     // Other requests go on beside it.
-    let request = Request::get(gateway.url(&format!("/chats/{chat}/identity"))).body(Empty::new()).unwrap();
+    let request =
+        Request::get(gateway.url(&format!("/chats/{chat}/identity"))).body(Empty::new()).unwrap();
     let other = soon(sender.send_request(request)).await.unwrap();
     assert_eq!(soon(other.into_body().collect()).await.unwrap().to_bytes(), agent.id);
     gateway.rebuild(workspace, "?old=leave").await;
@@ -330,7 +361,8 @@ async fn a_web_socket_of_an_http2_client_goes_through() {
     assert!(ended.is_err(), "the tunnel ends when the agent was replaced");
 }
 
-/// To a client of HTTP/2 any success is the tunnel: an agent that answers the upgrade with a page must not become one.
+/// To a client of HTTP/2 any success is the tunnel: an agent that answers the upgrade with a page
+/// must not become one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_web_socket_of_an_http2_client_needs_an_agent_that_switches() {
     let gateway = Gateway::start(&[]);
@@ -355,17 +387,22 @@ async fn a_request_that_comes_back_is_a_loop() {
     let gateway = Gateway::start(&[]);
     let (chat, ..) = gateway.chat().await;
     let url = gateway.url(&format!("/chats/{chat}/head"));
-    let (_, seen) = ask(&gateway, Request::get(&url).header("via", "1.1 front (a, b), 1.0 other")).await;
+    let (_, seen) =
+        ask(&gateway, Request::get(&url).header("via", "1.1 front (a, b), 1.0 other")).await;
     let vias: Vec<_> = seen.lines().filter_map(|line| line.strip_prefix("via: ")).collect();
-    let (first, own) = vias.join(", ").rsplit_once(", ").map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    let (first, own) =
+        vias.join(", ").rsplit_once(", ").map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
     assert_eq!(first, "1.1 front (a, b), 1.0 other");
     let name = own.strip_prefix("2 ").unwrap_or_else(|| panic!("{own}")).to_owned();
-    for via in [own.clone(), format!("1.1 {name}"), format!("1.0 a, HTTP/1.1 {} (x)", name.to_uppercase())] {
+    for via in
+        [own.clone(), format!("1.1 {name}"), format!("1.0 a, HTTP/1.1 {} (x)", name.to_uppercase())]
+    {
         let (response, text) = ask(&gateway, Request::get(&url).header("via", &via)).await;
         assert_eq!(response.status(), StatusCode::LOOP_DETECTED, "{via}: {text}");
         assert!(!response.headers().contains_key("x-agent"), "{via}");
     }
-    let (response, _) = ask(&gateway, Request::get(&url).header("via", format!("1.1 not-{name}"))).await;
+    let (response, _) =
+        ask(&gateway, Request::get(&url).header("via", format!("1.1 not-{name}"))).await;
     assert_eq!(response.status(), StatusCode::OK);
 }
 
@@ -386,7 +423,8 @@ async fn max_forwards_is_counted_down_and_ends_here_at_zero() {
     ];
     for (method, sent, status, seen) in table {
         let (response, text) =
-            ask(&gateway, Request::builder().method(method).uri(&url).header("max-forwards", sent)).await;
+            ask(&gateway, Request::builder().method(method).uri(&url).header("max-forwards", sent))
+                .await;
         assert_eq!(response.status().as_u16(), status, "{method} {sent}: {text}");
         let left = text.lines().find_map(|line| line.strip_prefix("max-forwards: "));
         assert_eq!(left, seen, "{method} {sent}: {text}");
@@ -395,10 +433,14 @@ async fn max_forwards_is_counted_down_and_ends_here_at_zero() {
     }
 }
 
-/// All headers, one line each, in an order of their own. Without those that a server sets for its own connection.
+/// All headers, one line each, in an order of their own. Without those that a server sets for its
+/// own connection.
 fn headers_of(headers: &HeaderMap) -> Vec<String> {
-    let lines = headers.iter().map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value.as_bytes())));
-    let is_servers = |line: &String| line.starts_with("date: ") || line.starts_with("transfer-encoding: ");
+    let lines = headers
+        .iter()
+        .map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value.as_bytes())));
+    let is_servers =
+        |line: &String| line.starts_with("date: ") || line.starts_with("transfer-encoding: ");
     let mut lines: Vec<_> = lines.filter(|line| !is_servers(line)).collect();
     lines.sort_unstable();
     lines
@@ -410,7 +452,8 @@ async fn the_gateway_gives_the_answers_of_the_rules() {
     let gateway = Gateway::start(&["--name", "gateway.example"]);
     let (chat, _, agent) = gateway.chat().await;
     let hop = Hop::new().with_name(&"gateway.example".parse().unwrap());
-    let peer = Peer::new([127, 0, 0, 1].into()).with_prefix(format!("/chats/{chat}").parse().unwrap());
+    let peer =
+        Peer::new([127, 0, 0, 1].into()).with_prefix(format!("/chats/{chat}").parse().unwrap());
     let table: &[(&str, &[(&str, &str)])] = &[
         ("GET", &[("host", "app.example")]),
         ("GET", &[("host", "app.example"), ("host", "app.example")]),
@@ -418,14 +461,47 @@ async fn the_gateway_gives_the_answers_of_the_rules() {
         ("GET", &[("host", "me@app.example")]),
         (
             "GET",
-            &[("host", "a"), ("connection", "close, x-mine, te"), ("x-mine", "1"), ("te", "trailers"), ("x-b", "2")],
+            &[
+                ("host", "a"),
+                ("connection", "close, x-mine, te"),
+                ("x-mine", "1"),
+                ("te", "trailers"),
+                ("x-b", "2"),
+            ],
         ),
-        ("GET", &[("host", "a"), ("connection", "upgrade"), ("upgrade", "h2c"), ("http2-settings", "AAMAAABk")]),
+        (
+            "GET",
+            &[
+                ("host", "a"),
+                ("connection", "upgrade"),
+                ("upgrade", "h2c"),
+                ("http2-settings", "AAMAAABk"),
+            ],
+        ),
         ("GET", &[("host", "a"), ("connection", "upgrade"), ("upgrade", "websocket")]),
-        ("GET", &[("host", "a"), ("cookie", "a=b"), ("cookie", "c=d"), ("authorization", "Bearer x")]),
-        ("GET", &[("host", "a"), ("via", "1.0 other"), ("max-forwards", "0"), ("trailer", "x-sum, x-forwarded-user")]),
+        (
+            "GET",
+            &[("host", "a"), ("cookie", "a=b"), ("cookie", "c=d"), ("authorization", "Bearer x")],
+        ),
+        (
+            "GET",
+            &[
+                ("host", "a"),
+                ("via", "1.0 other"),
+                ("max-forwards", "0"),
+                ("trailer", "x-sum, x-forwarded-user"),
+            ],
+        ),
         ("GET", &[("host", "a"), ("via", "1.1 GATEWAY.example")]),
-        ("GET", &[("host", "a"), ("x-forwarded-for", "6.6.6.6"), ("remote_user", "root"), ("x-ssl-client-cert", "x")]),
+        (
+            "GET",
+            &[
+                ("host", "a"),
+                ("x-forwarded-for", "6.6.6.6"),
+                ("remote_user", "root"),
+                ("x-ssl-client-cert", "x"),
+            ],
+        ),
         ("OPTIONS", &[("host", "a"), ("max-forwards", "7")]),
         ("OPTIONS", &[("host", "a"), ("max-forwards", "0")]),
         ("TRACE", &[("host", "a"), ("max-forwards", "0")]),
@@ -449,15 +525,23 @@ async fn the_gateway_gives_the_answers_of_the_rules() {
             Ok(_) => {
                 let mut seen = seen_by_agent(&answer);
                 seen.sort_unstable();
-                assert_eq!((status, seen), (200, headers_of(request.headers())), "{method} {headers:?}: {answer}");
+                assert_eq!(
+                    (status, seen),
+                    (200, headers_of(request.headers())),
+                    "{method} {headers:?}: {answer}"
+                );
             }
-            Err(refusal) => assert_eq!(status, refusal.status().as_u16(), "{method} {headers:?}: {answer}"),
+            Err(refusal) => {
+                assert_eq!(status, refusal.status().as_u16(), "{method} {headers:?}: {answer}")
+            }
         }
     }
-    // The other direction: what the agent answers to who asks it itself, and what the gateway makes of that.
+    // The other direction: what the agent answers to who asks it itself, and what the gateway makes
+    // of that.
     for path in ["/hops", "/identity", "/give?bytes=3", "/missing", "/switch?to=h2c"] {
         let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
-        let direct = Request::get(format!("http://{}{path}", agent.address)).body(Empty::new()).unwrap();
+        let direct =
+            Request::get(format!("http://{}{path}", agent.address)).body(Empty::new()).unwrap();
         let mut direct = soon(client.request(direct)).await.unwrap();
         let mut request = Request::get("/").header("host", "a").body(()).unwrap();
         let exchange = hop.request(&mut request, &peer).unwrap();
@@ -467,7 +551,9 @@ async fn the_gateway_gives_the_answers_of_the_rules() {
         });
         let passed = gateway.get(&format!("/chats/{chat}{path}")).await;
         match expected {
-            Ok(expected) => assert_eq!((passed.status, headers_of(&passed.headers)), expected, "{path}"),
+            Ok(expected) => {
+                assert_eq!((passed.status, headers_of(&passed.headers)), expected, "{path}")
+            }
             Err(_) => assert_eq!(passed.status, 502, "{path}"),
         }
     }

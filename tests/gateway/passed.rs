@@ -3,7 +3,8 @@
 use crate::process::Gateway;
 use uuid::Uuid;
 
-/// The head of the request as the agent saw it: without the status line and the headers of its answer.
+/// The head of the request as the agent saw it: without the status line and the headers of its
+/// answer.
 fn seen_by_agent(answer: &str) -> &str {
     answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer}")).1
 }
@@ -52,15 +53,29 @@ async fn the_client_does_not_see_what_is_between_agent_and_gateway() {
 async fn a_path_is_handed_on_as_it_is() {
     let gateway = Gateway::start(&[]);
     let (chat, _, agent) = gateway.chat().await;
-    let paths = ["/head", "/head?", "/head?x=/chats/", "//head", "/%68ead", "/a/../head", "/", "/workspace", "/ü"];
+    let paths = [
+        "/head",
+        "/head?",
+        "/head?x=/chats/",
+        "//head",
+        "/%68ead",
+        "/a/../head",
+        "/",
+        "/workspace",
+        "/ü",
+    ];
     for path in paths {
-        let sent = format!("GET /chats/{chat}{path} HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n");
+        let sent =
+            format!("GET /chats/{chat}{path} HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n");
         let answer = gateway.raw(sent).await;
         // Whatever the agent makes of it: it was the agent.
         assert!(answer.contains(&format!("x-agent: {}", agent.id)), "{path}: {answer}");
         let found = answer.starts_with("HTTP/1.1 200");
         assert_eq!(found, path.starts_with("/head"), "{path}: {answer}");
-        assert!(!found || seen_by_agent(&answer).starts_with(&format!("GET {path} ")), "{path}: {answer}");
+        assert!(
+            !found || seen_by_agent(&answer).starts_with(&format!("GET {path} ")),
+            "{path}: {answer}"
+        );
     }
 }
 
@@ -71,9 +86,16 @@ async fn a_host_decides_nothing() {
     let (other, _, other_agent) = gateway.chat().await;
     gateway.get(&format!("/chats/{other}/identity")).await;
     let their_address = gateway.get(&format!("/chats/{other}")).await;
-    let hosts = [format!("{other}.agent"), gateway.address.clone(), "169.254.169.254".into(), "127.0.0.1:1".into()];
+    let hosts = [
+        format!("{other}.agent"),
+        gateway.address.clone(),
+        "169.254.169.254".into(),
+        "127.0.0.1:1".into(),
+    ];
     for host in hosts {
-        let sent = format!("GET /chats/{chat}/identity HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        let sent = format!(
+            "GET /chats/{chat}/identity HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+        );
         let answer = gateway.raw(sent).await;
         assert_eq!(seen_by_agent(&answer), agent.id, "{host}");
     }

@@ -90,7 +90,14 @@ impl Gateway {
     }
 
     pub async fn ask(&self, method: &str, path: &str, body: impl Into<Body>) -> Answer {
-        self.send(axum::http::Request::builder().method(method).uri(self.url(path)).body(body.into()).unwrap()).await
+        self.send(
+            axum::http::Request::builder()
+                .method(method)
+                .uri(self.url(path))
+                .body(body.into())
+                .unwrap(),
+        )
+        .await
     }
 
     pub async fn send(&self, request: axum::http::Request<Body>) -> Answer {
@@ -115,7 +122,8 @@ impl Gateway {
     /// A new chat that points there.
     pub async fn point(&self, workspace: Uuid) -> Uuid {
         let chat = Uuid::new_v4();
-        let pointed = self.ask("PUT", &format!("/chats/{chat}/workspace"), workspace.to_string()).await;
+        let pointed =
+            self.ask("PUT", &format!("/chats/{chat}/workspace"), workspace.to_string()).await;
         assert_eq!(pointed.status, 200, "{pointed:?}");
         chat
     }
@@ -158,7 +166,8 @@ impl Gateway {
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 
-    /// Its tasks, and its open files but those of the database, of which its pool opens as many as it needs.
+    /// Its tasks, and its open files but those of the database, of which its pool opens as many as
+    /// it needs.
     pub async fn held(&self) -> (u64, usize) {
         let tasks = self.get("/stats").await.json()["tasks"].as_u64().unwrap();
         let files = fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();

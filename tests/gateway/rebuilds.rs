@@ -1,5 +1,5 @@
-//! Rebuilds under load: many chats at once, and old agents that are killed, frozen, silent, or go on as if nothing had
-//! happened.
+//! Rebuilds under load: many chats at once, and old agents that are killed, frozen, silent, or go
+//! on as if nothing had happened.
 
 use crate::clients::{say, socket};
 use crate::process::{Agent, Gateway, is_alive};
@@ -32,7 +32,8 @@ const BOUND: Duration = Duration::from_secs(30);
 
 struct Workspace {
     id: Uuid,
-    /// The last generation whose rebuild was answered: nothing that is sent from then on may be answered by an older one.
+    /// The last generation whose rebuild was answered: nothing that is sent from then on may be
+    /// answered by an older one.
     floor: AtomicI64,
 }
 
@@ -83,15 +84,21 @@ impl Load {
         self.ended(format!("{what}: {status} {error}"));
     }
 
-    /// A request that must not be carried out twice: it is begun, and takes its time before it is answered, so that some
-    /// are begun by an agent that does not come to answer them. Whether it was answered.
+    /// A request that must not be carried out twice: it is begun, and takes its time before it is
+    /// answered, so that some are begun by an agent that does not come to answer them. Whether it
+    /// was answered.
     async fn request(&self, index: usize, chat: Uuid) -> bool {
         let (key, floor) = (Uuid::new_v4().to_string(), self.workspaces[index].floor.load(SeqCst));
         let pause = chat.as_u128() % 4 * 100;
-        let request = axum::http::Request::post(self.gateway.url(&format!("/chats/{chat}/echo?pause_ms={pause}")));
-        let request = request.header("idempotency-key", &key).body(Body::from(key.clone())).unwrap();
-        let response =
-            timeout(BOUND, self.client.request(request)).await.expect("an answer").expect("the gateway lives");
+        let request = axum::http::Request::post(
+            self.gateway.url(&format!("/chats/{chat}/echo?pause_ms={pause}")),
+        );
+        let request =
+            request.header("idempotency-key", &key).body(Body::from(key.clone())).unwrap();
+        let response = timeout(BOUND, self.client.request(request))
+            .await
+            .expect("an answer")
+            .expect("the gateway lives");
         let (head, body) = response.into_parts();
         let whole = timeout(BOUND, body.collect()).await.expect("an end");
         let signed = head.headers.get("x-agent").map(|agent| agent.to_str().unwrap().to_owned());
@@ -109,8 +116,13 @@ impl Load {
                 self.ended("request: broke off in the middle".into());
             }
             (None, body) => {
-                let said: serde_json::Value = serde_json::from_slice(&body.unwrap().to_bytes()).unwrap();
-                self.check_failure(head.status.as_u16(), said["error"].as_str().unwrap(), "request");
+                let said: serde_json::Value =
+                    serde_json::from_slice(&body.unwrap().to_bytes()).unwrap();
+                self.check_failure(
+                    head.status.as_u16(),
+                    said["error"].as_str().unwrap(),
+                    "request",
+                );
             }
         }
         false
@@ -121,12 +133,19 @@ impl Load {
         let floor = self.workspaces[index].floor.load(SeqCst);
         let uri = self.gateway.url(&format!("/chats/{chat}/events?every_ms=200"));
         let request = axum::http::Request::get(uri).body(Body::empty()).unwrap();
-        let response =
-            timeout(BOUND, self.client.request(request)).await.expect("an answer").expect("the gateway lives");
+        let response = timeout(BOUND, self.client.request(request))
+            .await
+            .expect("an answer")
+            .expect("the gateway lives");
         let (head, mut body) = response.into_parts();
         let Some(agent) = head.headers.get("x-agent") else {
-            let said: serde_json::Value = serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap();
-            return self.check_failure(head.status.as_u16(), said["error"].as_str().unwrap(), "events");
+            let said: serde_json::Value =
+                serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap();
+            return self.check_failure(
+                head.status.as_u16(),
+                said["error"].as_str().unwrap(),
+                "events",
+            );
         };
         let agent = agent.to_str().unwrap().to_owned();
         self.check(&agent, floor, "events");
@@ -147,7 +166,8 @@ impl Load {
     /// Talks until the socket ends, or nothing is said for a while.
     async fn talk(&self, index: usize, chat: Uuid) {
         let floor = self.workspaces[index].floor.load(SeqCst);
-        let opened = timeout(BOUND, socket(&self.gateway.address, &format!("/chats/{chat}/socket"))).await;
+        let opened =
+            timeout(BOUND, socket(&self.gateway.address, &format!("/chats/{chat}/socket"))).await;
         let mut socket = match opened.expect("an answer") {
             Ok(socket) => socket,
             Err(WebSocketError::InvalidStatusCode(status @ (502..=504))) => {
@@ -158,7 +178,9 @@ impl Load {
         let end = Instant::now() + Duration::from_secs(5);
         while !self.over.load(SeqCst) && Instant::now() < end {
             match timeout(Duration::from_secs(3), say(&mut socket, "hello")).await {
-                Ok(Ok(answer)) => self.check(answer.strip_suffix(" hello").unwrap(), floor, "a socket"),
+                Ok(Ok(answer)) => {
+                    self.check(answer.strip_suffix(" hello").unwrap(), floor, "a socket")
+                }
                 Ok(Err(_)) => return self.ended("socket: broke off".into()),
                 Err(_) => return self.ended("socket: fell silent".into()),
             }
@@ -248,10 +270,13 @@ async fn two_hundred_chats_survive_a_rebuild_every_second() {
     for workspace in &load.workspaces {
         load.gateway.ask("POST", &format!("/workspaces/{}/stop", workspace.id), "").await;
     }
-    let Some(Load { gateway, agents, client, .. }) = Arc::into_inner(load) else { panic!("a client goes on") };
+    let Some(Load { gateway, agents, client, .. }) = Arc::into_inner(load) else {
+        panic!("a client goes on")
+    };
     drop(client);
     gateway.holds_at_most(held).await;
     assert!(gateway.end().success());
-    let alive: Vec<_> = agents.into_inner().unwrap().into_iter().filter(|agent| is_alive(agent.pid)).collect();
+    let alive: Vec<_> =
+        agents.into_inner().unwrap().into_iter().filter(|agent| is_alive(agent.pid)).collect();
     assert!(alive.is_empty(), "{alive:?}");
 }

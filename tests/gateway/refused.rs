@@ -38,11 +38,27 @@ async fn malformed_ids_hosts_and_targets_are_refused_and_nothing_is_asked_of_the
     case("a host with a path", at(&path, "Host: a/b\r\n"), 400);
     case("a host with a space", at(&path, "Host: a b\r\n"), 400);
     case("an empty host", at(&path, "Host:\r\n"), 400);
-    case("absolute, another host", at(&format!("http://evil.example{path}"), "Host: evil.example\r\n"), 400);
-    case("absolute, another port", at(&format!("http://127.0.0.1:1{path}"), "Host: 127.0.0.1:1\r\n"), 400);
-    case("absolute, not as in Host", at(&format!("http://{us}{path}"), "Host: evil.example\r\n"), 400);
+    case(
+        "absolute, another host",
+        at(&format!("http://evil.example{path}"), "Host: evil.example\r\n"),
+        400,
+    );
+    case(
+        "absolute, another port",
+        at(&format!("http://127.0.0.1:1{path}"), "Host: 127.0.0.1:1\r\n"),
+        400,
+    );
+    case(
+        "absolute, not as in Host",
+        at(&format!("http://{us}{path}"), "Host: evil.example\r\n"),
+        400,
+    );
     case("absolute, with a user", at(&format!("http://evil.example@{us}{path}"), &host), 400);
-    case("a tunnel", format!("CONNECT 127.0.0.1:22 HTTP/1.1\r\nHost: 127.0.0.1:22\r\n{key}\r\n"), 404);
+    case(
+        "a tunnel",
+        format!("CONNECT 127.0.0.1:22 HTTP/1.1\r\nHost: 127.0.0.1:22\r\n{key}\r\n"),
+        404,
+    );
     case("two lengths", at(&path, "Host: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n"), 400);
     case("a coding that nobody knows", at(&path, "Host: a\r\nTransfer-Encoding: x, y\r\n"), 400);
     case("a header with a line break", at(&path, "Host: a\r\nX: a\r\n b: c\r\n"), 400);
@@ -71,10 +87,13 @@ async fn malformed_ids_hosts_and_targets_are_refused_and_nothing_is_asked_of_the
 async fn a_request_cannot_be_hidden_in_the_body_of_another() {
     let gateway = Gateway::start(&[]);
     let (chat, ..) = gateway.chat().await;
-    let hidden = format!("GET /chats/{chat}/echo HTTP/1.1\r\nHost: a\r\nidempotency-key: hidden\r\n\r\n");
-    for framing in
-        ["Transfer-Encoding: chunked\r\n", "Transfer-Encoding : chunked\r\n", "Transfer-Encoding: identity\r\n"]
-    {
+    let hidden =
+        format!("GET /chats/{chat}/echo HTTP/1.1\r\nHost: a\r\nidempotency-key: hidden\r\n\r\n");
+    for framing in [
+        "Transfer-Encoding: chunked\r\n",
+        "Transfer-Encoding : chunked\r\n",
+        "Transfer-Encoding: identity\r\n",
+    ] {
         // By the one header the hidden one is the body, by the other it is the next request.
         let sent = format!(
             "POST /chats/{chat}/take HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{framing}Content-Length: {}\r\n\r\n0\r\n\r\n{hidden}",
@@ -95,7 +114,8 @@ async fn workspaces_have_ids_as_well() {
     }
     let chat = uuid::Uuid::new_v4();
     for body in ["", "x", &"a".repeat(3_000_000), "10.0.0.1:80"] {
-        let refused = gateway.ask("PUT", &format!("/chats/{chat}/workspace"), body.to_owned()).await;
+        let refused =
+            gateway.ask("PUT", &format!("/chats/{chat}/workspace"), body.to_owned()).await;
         assert!([400, 413].contains(&refused.status), "{refused:?}");
     }
     assert_eq!(gateway.get(&format!("/chats/{chat}")).await.status, 404);

@@ -80,12 +80,13 @@ async fn every_reason_has_a_status() {
     assert_eq!(last["error"], "unreachable");
 }
 
-/// Errors of HTTP, as hyper has them: a connection that ended before the request was sent, after it was sent, and one
-/// whose request broke off.
+/// Errors of HTTP, as hyper has them: a connection that ended before the request was sent, after it
+/// was sent, and one whose request broke off.
 async fn hypers() -> [hyper::Error; 3] {
     let connect = async || {
         let (ours, theirs) = tokio::io::duplex(1024);
-        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(ours)).await.unwrap();
+        let (sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(ours)).await.unwrap();
         (sender, connection, theirs)
     };
     let (mut sender, connection, _theirs) = connect().await;
@@ -101,18 +102,23 @@ async fn hypers() -> [hyper::Error; 3] {
     let breaks = Body::new(http_body_util::StreamBody::new(futures_util::stream::iter([Err::<
         hyper::body::Frame<bytes::Bytes>,
         _,
-    >("the client is gone")])));
-    let broken = soon(sender.send_request(Request::post("/").body(breaks).unwrap())).await.unwrap_err();
+    >(
+        "the client is gone",
+    )])));
+    let broken =
+        soon(sender.send_request(Request::post("/").body(breaks).unwrap())).await.unwrap_err();
     drop(connection);
     assert!(broken.is_user(), "{broken:?}");
     [unsent, sent, broken]
 }
 
 #[tokio::test]
-async fn every_error_of_the_client_has_a_status_and_says_whether_the_agent_may_have_seen_the_request() {
+async fn every_error_of_the_client_has_a_status_and_says_whether_the_agent_may_have_seen_the_request()
+ {
     let second = Duration::from_secs(1);
     let [unsent, sent, broken] = hypers().await;
-    // the error; the status, the word, whether it is certain that it was not processed, when to try again
+    // the error; the status, the word, whether it is certain that it was not processed, when to try
+    // again
     let table = [
         (ClientError::NoSession, 400, "bad request", true, None),
         (ClientError::Request(BadRequest::Connect), 400, "bad request", true, None),
@@ -126,7 +132,8 @@ async fn every_error_of_the_client_has_a_status_and_says_whether_the_agent_may_h
     for (error, status, word, is_unsent, after) in table {
         let what = format!("{error:?}");
         let response = Refused::Agent(error).into_response();
-        let retry_after = response.headers().get(RETRY_AFTER).map(|after| after.to_str().unwrap().to_owned());
+        let retry_after =
+            response.headers().get(RETRY_AFTER).map(|after| after.to_str().unwrap().to_owned());
         assert_eq!((response.status().as_u16(), retry_after.as_deref()), (status, after), "{what}");
         let body = response.into_body().collect().await.unwrap().to_bytes();
         let said: serde_json::Value = serde_json::from_slice(&body).unwrap();
@@ -149,7 +156,10 @@ async fn a_request_that_waits_for_a_replaced_agent_is_told_so() {
     };
     let (answer, new) = tokio::join!(posting, rebuilding);
     assert_eq!(said(&answer), (503, "superseded".into()));
-    assert_eq!((&answer.headers["retry-after"], &answer.json()["unsent"]), (&"1".parse().unwrap(), &false.into()));
+    assert_eq!(
+        (&answer.headers["retry-after"], &answer.json()["unsent"]),
+        (&"1".parse().unwrap(), &false.into())
+    );
     assert_eq!(gateway.ask("POST", &path, "once").await.agent(), Some(&*new.id));
 }
 
@@ -160,13 +170,18 @@ async fn a_request_may_say_which_workspace_it_is_meant_for() {
     let (_, other, _) = gateway.chat().await;
     let chat = Uuid::new_v4();
     let ask = async |workspace: &str| {
-        let request = Request::get(gateway.url(&format!("/chats/{chat}/head"))).header("x-workspace", workspace);
+        let request = Request::get(gateway.url(&format!("/chats/{chat}/head")))
+            .header("x-workspace", workspace);
         gateway.send(request.body(Body::empty()).unwrap()).await
     };
     for malformed in ["", "x", &workspace.simple().to_string()] {
         assert_eq!(said(&ask(malformed).await), (400, "bad request".into()), "{malformed}");
     }
-    assert_eq!(gateway.get(&format!("/chats/{chat}")).await.status, 404, "nothing is bound by that");
+    assert_eq!(
+        gateway.get(&format!("/chats/{chat}")).await.status,
+        404,
+        "nothing is bound by that"
+    );
     // Bound by its first request, and then confirmed by each that names the same.
     for path in ["FirstBind", "Reused"] {
         let answer = ask(&workspace.to_string()).await;
@@ -217,7 +232,8 @@ async fn the_end_lets_requests_come_to_theirs_and_leaves_no_process_behind() {
     request.write_all(b"last").await.unwrap();
     let mut rest = Vec::new();
     soon(request.read_to_end(&mut rest)).await.unwrap();
-    let answer = format!("{}{}", String::from_utf8_lossy(&some[..read]), String::from_utf8_lossy(&rest));
+    let answer =
+        format!("{}{}", String::from_utf8_lossy(&some[..read]), String::from_utf8_lossy(&rest));
     assert!(answer.contains("last"), "{answer}");
     assert!(ending.await.unwrap().success());
     for pid in [first.pid, second.pid, third.pid] {
@@ -270,7 +286,11 @@ async fn another_agent_at_the_same_address_is_not_talked_to() {
 async fn squatter(address: &str) -> tokio::process::Child {
     for _ in 0..200 {
         let mut command = tokio::process::Command::new(program());
-        command.args(["agent", "--listen", address]).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+        command
+            .args(["agent", "--listen", address])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true);
         let mut agent = command.stderr(Stdio::null()).spawn().unwrap();
         let mut line = String::new();
         let mut output = BufReader::new(agent.stdout.take().unwrap());

@@ -1,5 +1,5 @@
-//! Hints through PostgreSQL. The server is that of `tests/servers`; each test has a channel and an application name of
-//! its own there.
+//! Hints through PostgreSQL. The server is that of `tests/servers`; each test has a channel and an
+//! application name of its own there.
 #![cfg(all(feature = "postgres", unix))]
 
 mod proxy;
@@ -39,7 +39,14 @@ fn written(origin: u64, session: u128, revision: i64) -> Hint {
 
 fn repaired(origin: u64, workspace: u128, generation: impl Into<Option<i64>>) -> Hint {
     let workspace = WorkspaceId::new(Uuid::from_u128(workspace));
-    Hint::new(origin, About::Workspace { workspace, generation: generation.into().map(Generation::new), epoch: None })
+    Hint::new(
+        origin,
+        About::Workspace {
+            workspace,
+            generation: generation.into().map(Generation::new),
+            epoch: None,
+        },
+    )
 }
 
 /// A channel, and a connection to look at what happens there.
@@ -72,7 +79,7 @@ impl Scene {
 
     async fn replica(&self) -> Replica {
         let mut replica = Replica::new(self.hints());
-        assert_eq!(replica.next().await, Heard::Gap);
+        assert_eq!(replica.next().await, Heard::Lagged);
         replica
     }
 
@@ -91,7 +98,8 @@ impl Scene {
 
     /// The server's processes for this application; with the statement that they ran last.
     async fn processes(&mut self, statement: &str) -> Vec<i32> {
-        let look = "SELECT pid FROM pg_stat_activity WHERE application_name = $1 AND query LIKE $2 || '%'";
+        let look =
+            "SELECT pid FROM pg_stat_activity WHERE application_name = $1 AND query LIKE $2 || '%'";
         let look = sqlx::query_scalar(look).bind(&self.name).bind(statement);
         look.fetch_all(&mut self.admin).await.unwrap()
     }
@@ -133,7 +141,8 @@ impl Replica {
         timeout(PATIENCE, self.heard.recv()).await.expect("something to hear").expect("no end")
     }
 
-    /// Nothing else has come before this hint but another one, which was sent when a connection was lost.
+    /// Nothing else has come before this hint but another one, which was sent when a connection was
+    /// lost.
     async fn hears_after(&mut self, doubled: Hint, hint: Hint) {
         loop {
             match self.next().await {
@@ -162,7 +171,12 @@ impl Witness {
     async fn payloads_before(&mut self, end: Hint) -> Vec<String> {
         let mut payloads = Vec::new();
         loop {
-            let payload = timeout(PATIENCE, self.0.recv()).await.expect("a payload").unwrap().payload().to_owned();
+            let payload = timeout(PATIENCE, self.0.recv())
+                .await
+                .expect("a payload")
+                .unwrap()
+                .payload()
+                .to_owned();
             assert!(payload.len() <= 4_000, "{} bytes", payload.len());
             if payload == end.to_string() {
                 return payloads;
@@ -187,7 +201,10 @@ async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
 async fn a_hint_goes_to_every_replica_and_keeps_its_origin() {
     let Some(scene) = Scene::new().await else { return };
     let (mut one, mut other) = (scene.replica().await, scene.replica().await);
-    let reset = Hint::new(u64::MAX, About::Reset { workspace: WorkspaceId::new(Uuid::from_u128(3)), epoch: None });
+    let reset = Hint::new(
+        u64::MAX,
+        About::Reset { workspace: WorkspaceId::new(Uuid::from_u128(3)), epoch: None },
+    );
     for hint in [written(1, 1, 7), repaired(1, 2, 5), repaired(1, 2, None), reset] {
         one.hints.send(hint);
         one.hears(hint).await;
@@ -203,7 +220,7 @@ async fn a_hint_goes_to_every_replica_and_keeps_its_origin() {
 async fn the_longest_interval_there_is_means_no_second_probe() {
     let Some(scene) = Scene::new().await else { return };
     let mut replica = Replica::new(scene.hints().with_probe_interval(Duration::MAX));
-    assert_eq!(replica.next().await, Heard::Gap);
+    assert_eq!(replica.next().await, Heard::Lagged);
     let sender = scene.replica().await;
     sender.hints.send(written(1, 1, 1));
     replica.hears(written(1, 1, 1)).await;
@@ -215,7 +232,7 @@ async fn another_channel_is_not_heard() {
     let hints = scene.hints();
     let mut other = Replica::new(hints.clone().with_channel(&elsewhere.name).unwrap());
     let mut one = Replica::new(hints);
-    assert_eq!([one.next().await, other.next().await], [Heard::Gap; 2]);
+    assert_eq!([one.next().await, other.next().await], [Heard::Lagged; 2]);
     for round in 0..8 {
         one.hints.send(written(1, 1, round));
         one.hears(written(1, 1, round)).await;
@@ -227,14 +244,18 @@ async fn another_channel_is_not_heard() {
 #[tokio::test]
 async fn of_hints_about_the_same_only_the_newest_is_sent() {
     let Some(scene) = Scene::new().await else { return };
-    let (one, mut other, mut witness) = (scene.replica().await, scene.replica().await, scene.witness().await);
+    let (one, mut other, mut witness) =
+        (scene.replica().await, scene.replica().await, scene.witness().await);
     for generation in (500..=1_000).chain(1..500) {
         one.hints.send(repaired(1, 1, generation));
     }
     other.hears(repaired(1, 1, 1_000)).await;
     one.hints.send(written(1, 1, 1));
     other.hears(written(1, 1, 1)).await;
-    assert_eq!(witness.payloads_before(written(1, 1, 1)).await, [repaired(1, 1, 1_000).to_string()]);
+    assert_eq!(
+        witness.payloads_before(written(1, 1, 1)).await,
+        [repaired(1, 1, 1_000).to_string()]
+    );
 }
 
 #[tokio::test]
@@ -258,8 +279,12 @@ async fn what_is_sent_within_a_short_time_goes_together() {
 async fn hints_that_say_different_things_are_all_sent() {
     let Some(scene) = Scene::new().await else { return };
     let (one, mut other) = (scene.replica().await, scene.replica().await);
-    let removed = Hint::new(1, About::Session { session: SessionId::new(Uuid::from_u128(1)), revision: None });
-    let reset = Hint::new(1, About::Reset { workspace: WorkspaceId::new(Uuid::from_u128(1)), epoch: None });
+    let removed = Hint::new(
+        1,
+        About::Session { session: SessionId::new(Uuid::from_u128(1)), revision: None },
+    );
+    let reset =
+        Hint::new(1, About::Reset { workspace: WorkspaceId::new(Uuid::from_u128(1)), epoch: None });
     let different = HashSet::from([
         written(1, 1, 5),
         written(2, 1, 5),
@@ -284,7 +309,8 @@ async fn hints_that_say_different_things_are_all_sent() {
 #[tokio::test]
 async fn many_hints_share_few_payloads() {
     let Some(scene) = Scene::new().await else { return };
-    let (one, mut other, mut witness) = (scene.replica().await, scene.replica().await, scene.witness().await);
+    let (one, mut other, mut witness) =
+        (scene.replica().await, scene.replica().await, scene.witness().await);
     for session in 0..10_000 {
         one.hints.send(written(1, session, 1));
     }
@@ -317,7 +343,7 @@ async fn what_finds_no_room_is_a_gap_for_everyone() {
         }
     }
     assert_eq!(heard, (0..10_000).map(|session| written(1, session, 2)).collect());
-    assert_eq!(one.next().await, Heard::Gap); // listens
+    assert_eq!(one.next().await, Heard::Lagged); // listens
     one.hints.send(written(1, 1, 3));
     other.hears(written(1, 1, 3)).await; // no other gap
     assert_eq!(gaps, 1);
@@ -330,14 +356,17 @@ async fn a_payload_that_is_no_hint_is_a_gap() {
     let good = written(1, 1, 1);
     for strange in ["", "gap", "9:x:y", "what?", " ", "Probe", &"ä".repeat(3_900)] {
         scene.notify(strange).await;
-        assert_eq!(one.next().await, Heard::Gap, "{strange:?}");
+        assert_eq!(one.next().await, Heard::Lagged, "{strange:?}");
     }
     scene.notify(&format!("2:new:kind {good}")).await;
     one.hears(good).await;
-    assert_eq!(one.next().await, Heard::Gap);
+    assert_eq!(one.next().await, Heard::Lagged);
     // By hand.
-    sqlx::raw_sql(AssertSqlSafe(format!("NOTIFY {}", scene.name))).execute(&mut scene.admin).await.unwrap();
-    assert_eq!(one.next().await, Heard::Gap);
+    sqlx::raw_sql(AssertSqlSafe(format!("NOTIFY {}", scene.name)))
+        .execute(&mut scene.admin)
+        .await
+        .unwrap();
+    assert_eq!(one.next().await, Heard::Lagged);
     scene.notify("probe").await;
     scene.notify(&good.to_string()).await;
     one.hears(good).await;
@@ -347,34 +376,37 @@ async fn a_payload_that_is_no_hint_is_a_gap() {
 #[tokio::test]
 async fn bytes_that_are_no_text_are_survived() {
     let Some(mut scene) = Scene::new().await else { return };
-    let create =
-        format!("CREATE DATABASE {} ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0", scene.name);
+    let create = format!(
+        "CREATE DATABASE {} ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0",
+        scene.name
+    );
     sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut scene.admin).await.unwrap();
     let options = scene.options.clone().database(&scene.name);
     let mut one = Replica::new(scene.hints_with(options.clone()));
-    assert_eq!(one.next().await, Heard::Gap);
+    assert_eq!(one.next().await, Heard::Lagged);
     let mut raw = PgConnection::connect_with(&options).await.unwrap();
     let notify = format!("SET client_encoding = 'SQL_ASCII'; NOTIFY {}, E'\\xff'", scene.name);
     sqlx::raw_sql(AssertSqlSafe(notify)).execute(&mut raw).await.unwrap();
-    assert_eq!(one.next().await, Heard::Gap);
+    assert_eq!(one.next().await, Heard::Lagged);
     one.hints.send(written(1, 1, 1));
     one.hears(written(1, 1, 1)).await;
     let drop = format!("DROP DATABASE {} WITH (FORCE)", scene.name);
     sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut scene.admin).await.unwrap();
 }
 
-/// The listener is not even polled meanwhile: what it has not taken waits in the server, not in memory here.
+/// The listener is not even polled meanwhile: what it has not taken waits in the server, not in
+/// memory here.
 #[tokio::test]
 async fn a_storm_of_payloads_is_heard_to_the_end() {
     let Some(mut scene) = Scene::new().await else { return };
     let mut heard: BoxStream<'_, _> = scene.hints().listen().boxed();
-    assert_eq!(timeout(PATIENCE, heard.next()).await.unwrap(), Some(Heard::Gap));
+    assert_eq!(timeout(PATIENCE, heard.next()).await.unwrap(), Some(Heard::Lagged));
     let listening = scene.processes("LISTEN").await;
     let storm = "SELECT count(pg_notify($1, CASE n % 2 WHEN 0 THEN 'garbage ' || n || repeat('x', 50)
             ELSE '1:s:1:' || lpad(to_hex(n), 32, '0') || ':1' END)) FROM generate_series(1, 50000) n";
     sqlx::query(storm).bind(&scene.name).execute(&mut scene.admin).await.unwrap();
     for n in 1..=50_000 {
-        let expected = if n % 2 == 0 { Heard::Gap } else { Heard::Hint(written(1, n, 1)) };
+        let expected = if n % 2 == 0 { Heard::Lagged } else { Heard::Hint(written(1, n, 1)) };
         assert_eq!(timeout(PATIENCE, heard.next()).await.unwrap(), Some(expected));
     }
     assert_eq!(scene.processes("LISTEN").await, listening);
@@ -386,11 +418,11 @@ async fn a_listening_connection_that_is_lost_is_one_gap() {
     let mut proxy = Proxy::new(scene.options.clone());
     proxy.open();
     let mut one = Replica::new(scene.hints_with(proxy.options()));
-    assert_eq!(one.next().await, Heard::Gap);
+    assert_eq!(one.next().await, Heard::Lagged);
     let began = Instant::now();
     for round in 1..=8 {
         scene.kill("LISTEN").await;
-        assert_eq!(one.next().await, Heard::Gap);
+        assert_eq!(one.next().await, Heard::Lagged);
         one.hints.send(written(1, 1, round));
         one.hears_after(written(1, 1, round - 1), written(1, 1, round)).await;
     }
@@ -432,7 +464,7 @@ async fn a_server_that_ends_idle_sessions_ends_neither_connection() {
     let options = scene.options.clone().options([("idle_session_timeout", "1000")]);
     for interval in [ms(300), Duration::from_secs(30)] {
         let mut one = Replica::new(scene.hints_with(options.clone()).with_probe_interval(interval));
-        assert_eq!(one.next().await, Heard::Gap);
+        assert_eq!(one.next().await, Heard::Lagged);
         let processes = scene.processes("").await;
         assert_eq!(processes.len(), 2);
         sleep(ms(4_000)).await;
@@ -451,10 +483,11 @@ async fn replicas_that_lose_their_connections_at_once_do_not_tell_it_at_once() {
     for _ in 0..12 {
         replicas.push(scene.replica().await);
     }
-    let kill = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = $1";
+    let kill =
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = $1";
     sqlx::query(kill).bind(&scene.name).execute(&mut scene.admin).await.unwrap();
     let gaps = futures_util::future::join_all(replicas.iter_mut().map(async |replica| {
-        assert_eq!(replica.next().await, Heard::Gap);
+        assert_eq!(replica.next().await, Heard::Lagged);
         Instant::now()
     }));
     let gaps = gaps.await;
@@ -468,7 +501,7 @@ async fn clones_send_for_each_other() {
     let (one, mut other) = (scene.replica().await, scene.replica().await);
     let clone = one.hints.clone();
     let mut second = Replica::new(clone.clone());
-    assert_eq!(second.next().await, Heard::Gap);
+    assert_eq!(second.next().await, Heard::Lagged);
     for round in 0..10 {
         clone.send(written(1, 1, round));
         second.hears(written(1, 1, round)).await;
@@ -478,7 +511,7 @@ async fn clones_send_for_each_other() {
     clone.send(written(1, 1, 10)); // to nobody
     let mut third = Replica::new(clone);
     other.hears(written(1, 1, 10)).await;
-    assert_eq!(third.next().await, Heard::Gap);
+    assert_eq!(third.next().await, Heard::Lagged);
 }
 
 #[tokio::test]
@@ -489,7 +522,7 @@ async fn what_one_stream_was_about_to_send_is_sent_by_another() {
     for (first, turns) in [(true, 1), (true, 2), (false, 1), (false, 2)] {
         let hints = scene.hints().with_probe_interval(Duration::from_secs(3600)); // with which it would be sent as well
         let (mut one, mut second) = (Replica::new(hints.clone()), Replica::new(hints.clone()));
-        assert_eq!([one.next().await, second.next().await], [Heard::Gap; 2]);
+        assert_eq!([one.next().await, second.next().await], [Heard::Lagged; 2]);
         for turn in 0..turns {
             hints.send(written(1, 0, turn));
             one.hears(written(1, 0, turn)).await;
@@ -518,10 +551,10 @@ async fn where_listen_does_nothing_there_is_a_gap_at_each_interval_until_it_work
     warnings::collect();
     let mut other = scene.replica().await;
     let mut deaf = Replica::new(scene.hints_with(proxy.options()).with_probe_interval(ms(300)));
-    assert_eq!(deaf.next().await, Heard::Gap);
+    assert_eq!(deaf.next().await, Heard::Lagged);
     let began = Instant::now();
     for round in 1..=4 {
-        assert_eq!(deaf.next().await, Heard::Gap);
+        assert_eq!(deaf.next().await, Heard::Lagged);
         assert!(began.elapsed() >= ms(290) * round, "{:?}", began.elapsed());
     }
     assert!(proxy.accepted() <= 2 * 6, "{}", proxy.accepted());
@@ -532,7 +565,9 @@ async fn where_listen_does_nothing_there_is_a_gap_at_each_interval_until_it_work
     proxy.be(Mode::Faithful);
     until("a hint is heard", async || {
         other.hints.send(written(2, 1, 1));
-        timeout(ms(100), async { while deaf.next().await != Heard::Hint(written(2, 1, 1)) {} }).await.is_ok()
+        timeout(ms(100), async { while deaf.next().await != Heard::Hint(written(2, 1, 1)) {} })
+            .await
+            .is_ok()
     })
     .await;
     // And no gaps any more: several intervals pass.
@@ -558,7 +593,7 @@ async fn where_nothing_is_said_nothing_is_lost() {
     proxy.open();
     let mut witness = scene.witness().await;
     let mut quiet = Replica::new(scene.hints_with(proxy.options()).with_probe_interval(ms(200)));
-    assert_eq!(quiet.next().await, Heard::Gap);
+    assert_eq!(quiet.next().await, Heard::Lagged);
     for _ in 0..8 {
         let probe = timeout(PATIENCE, witness.0.recv()).await.expect("a probe").unwrap();
         assert_eq!(probe.payload(), "probe");
@@ -575,7 +610,7 @@ async fn a_listening_connection_that_hears_no_more_is_replaced() {
     proxy.open();
     warnings::collect();
     let mut one = Replica::new(scene.hints_with(proxy.options()).with_probe_interval(ms(300)));
-    assert_eq!(one.next().await, Heard::Gap);
+    assert_eq!(one.next().await, Heard::Lagged);
     one.hints.send(written(1, 1, 1));
     one.hears(written(1, 1, 1)).await;
     assert_eq!(proxy.accepted(), 2);
@@ -583,7 +618,7 @@ async fn a_listening_connection_that_hears_no_more_is_replaced() {
     proxy.be(Mode::Deaf);
     until("others are tried", async || proxy.accepted() > 2).await;
     proxy.be(Mode::Faithful);
-    assert_eq!(one.next().await, Heard::Gap);
+    assert_eq!(one.next().await, Heard::Lagged);
     one.hints.send(written(1, 1, 2));
     one.hears(written(1, 1, 2)).await;
     warnings::assert_count("", 0); // at once, and not after it was found out what helps
@@ -597,7 +632,7 @@ async fn a_server_that_stops_stops_nothing_here() {
     proxy.open();
     let mut other = scene.replica().await;
     let mut one = Replica::new(scene.hints_with(proxy.options()));
-    assert_eq!(one.next().await, Heard::Gap);
+    assert_eq!(one.next().await, Heard::Lagged);
     one.hints.send(written(1, 1, 1));
     one.hears(written(1, 1, 1)).await;
     other.hears(written(1, 1, 1)).await;
@@ -609,7 +644,8 @@ async fn a_server_that_stops_stops_nothing_here() {
     assert_eq!(other.heard.recv().now_or_never(), None);
     assert_eq!(proxy.accepted(), 3); // no spinning
     proxy.be(Mode::Faithful);
-    // The first was sent, and nobody had said so: it is sent again. The listening connection has missed nothing.
+    // The first was sent, and nobody had said so: it is sent again. The listening connection has
+    // missed nothing.
     let mut left = HashSet::from([written(1, 1, 2), written(1, 2, 1)]);
     while !left.is_empty() {
         let Heard::Hint(hint) = other.next().await else { panic!("a gap") };
@@ -640,7 +676,7 @@ async fn a_login_that_fails_is_tried_again_with_the_options_of_then() {
     warnings::assert_count("password authentication failed", 1);
     warnings::assert_count("", 1);
     pool.set_connect_options(proxy.options());
-    assert_eq!(one.next().await, Heard::Gap);
+    assert_eq!(one.next().await, Heard::Lagged);
     one.hints.send(written(1, 1, 1));
     one.hears(written(1, 1, 1)).await;
 }
@@ -656,7 +692,7 @@ async fn a_server_that_is_not_there_yet_is_waited_for() {
     warnings::assert_count("", 1);
     assert_eq!(one.heard.recv().now_or_never(), None);
     proxy.open();
-    assert_eq!(one.next().await, Heard::Gap);
+    assert_eq!(one.next().await, Heard::Lagged);
     one.hears(written(1, 1, 1)).await;
 }
 
@@ -665,7 +701,7 @@ async fn a_pool_that_is_closed_changes_nothing() {
     let Some(scene) = Scene::new().await else { return };
     let pool = scene.pool(scene.options.clone());
     let mut one = Replica::new(PostgresHints::new(pool.clone()).with_channel(&scene.name).unwrap());
-    assert_eq!(one.next().await, Heard::Gap);
+    assert_eq!(one.next().await, Heard::Lagged);
     timeout(PATIENCE, pool.close()).await.unwrap();
     one.hints.send(written(1, 1, 1));
     one.hears(written(1, 1, 1)).await;
@@ -678,8 +714,11 @@ async fn a_stream_that_is_dropped_leaves_neither_connection_nor_task() {
     // Until it listens, and its probe was heard.
     let all = polls_and_drop(&mut scene, usize::MAX).await.0;
     assert!(all > 10, "{all}");
-    // sqlx yields 819 times for a password: not all of these. But around the first connection, and to the very end.
-    let some = (0..10).chain((10..all).step_by(97)).chain(all.saturating_sub(840)..all.saturating_sub(810));
+    // sqlx yields 819 times for a password: not all of these. But around the first connection, and
+    // to the very end.
+    let some = (0..10)
+        .chain((10..all).step_by(97))
+        .chain(all.saturating_sub(840)..all.saturating_sub(810));
     let mut were_there = HashSet::new();
     for polls in some.chain(all.saturating_sub(20)..=all) {
         were_there.insert(polls_and_drop(&mut scene, polls).await.1);
@@ -687,8 +726,8 @@ async fn a_stream_that_is_dropped_leaves_neither_connection_nor_task() {
     assert_eq!(were_there, HashSet::from([0, 1, 2]));
 }
 
-/// How often the stream wanted to be polled before it had done all, at most so often; and how many connections there
-/// were when it was dropped.
+/// How often the stream wanted to be polled before it had done all, at most so often; and how many
+/// connections there were when it was dropped.
 async fn polls_and_drop(scene: &mut Scene, most: usize) -> (usize, usize) {
     let hints = scene.hints();
     hints.send(written(1, 1, 1)); // goes with the probe
@@ -719,11 +758,15 @@ async fn polls_and_drop(scene: &mut Scene, most: usize) -> (usize, usize) {
 #[test]
 fn a_stream_may_outlive_its_runtime() {
     for runtime_first in [false, true] {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         let stream = runtime.block_on(async {
             let scene = Scene::new().await?;
             let mut stream = scene.hints().listen().boxed();
-            assert_eq!(timeout(PATIENCE, stream.next()).await.unwrap(), Some(Heard::Gap));
+            assert_eq!(timeout(PATIENCE, stream.next()).await.unwrap(), Some(Heard::Lagged));
             Some((stream, scene.hints().listen().boxed(), scene))
         });
         let Some((stream, never_polled, mut scene)) = stream else { return };
@@ -732,7 +775,8 @@ fn a_stream_may_outlive_its_runtime() {
             drop((stream, never_polled));
         } else {
             drop((stream, never_polled));
-            runtime.block_on(until("nothing is left", async || scene.processes("").await.is_empty()));
+            runtime
+                .block_on(until("nothing is left", async || scene.processes("").await.is_empty()));
         }
     }
 }
@@ -788,7 +832,9 @@ mod warnings {
     impl<S: Subscriber> Layer<S> for Collect {
         fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
             let metadata = event.metadata();
-            if metadata.target().starts_with("tower_bound_agent") && *metadata.level() <= Level::WARN {
+            if metadata.target().starts_with("tower_bound_agent")
+                && *metadata.level() <= Level::WARN
+            {
                 let mut text = Text(String::new());
                 event.record(&mut text);
                 WARNINGS.lock().unwrap().push((thread::current().id(), text.0));
@@ -796,7 +842,8 @@ mod warnings {
         }
     }
 
-    /// For all threads: with a collector for each, what one thread has found out about a callsite holds for another.
+    /// For all threads: with a collector for each, what one thread has found out about a callsite
+    /// holds for another.
     pub(crate) fn collect() {
         static ONCE: Once = Once::new();
         ONCE.call_once(|| tracing_subscriber::registry().with(Collect).init());

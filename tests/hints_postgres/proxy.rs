@@ -20,7 +20,8 @@ use tokio::{
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Mode {
     Faithful,
-    /// Like a pooler in transaction mode: notifications reach nobody, but for one that comes with the answer to LISTEN.
+    /// Like a pooler in transaction mode: notifications reach nobody, but for one that comes with
+    /// the answer to LISTEN.
     Deaf,
     /// Like a server that is stopped: accepts, and nothing goes through.
     Frozen,
@@ -55,8 +56,10 @@ impl Proxy {
     }
 
     pub(crate) fn open(&mut self) {
-        let listener = UnixListener::bind(socket(self.folder.path(), self.server.get_port())).unwrap();
-        let (server, mode, accepted) = (self.server.clone(), self.mode.clone(), self.accepted.clone());
+        let listener =
+            UnixListener::bind(socket(self.folder.path(), self.server.get_port())).unwrap();
+        let (server, mode, accepted) =
+            (self.server.clone(), self.mode.clone(), self.accepted.clone());
         self.running = Some(tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
@@ -90,7 +93,9 @@ fn socket(folder: &Path, port: u16) -> PathBuf {
 
 async fn carry(client: UnixStream, server: Options, mode: watch::Receiver<Mode>) {
     let server: Box<dyn Duplex> = match server.get_socket() {
-        Some(folder) => Box::new(UnixStream::connect(socket(folder, server.get_port())).await.unwrap()),
+        Some(folder) => {
+            Box::new(UnixStream::connect(socket(folder, server.get_port())).await.unwrap())
+        }
         None => Box::new(TcpStream::connect((server.get_host(), server.get_port())).await.unwrap()),
     };
     let ((from_client, to_client), (from_server, to_server)) = (split(client), split(server));

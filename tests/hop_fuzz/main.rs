@@ -1,8 +1,8 @@
-//! Random requests and responses through `proxy::Hop`, `AgentClient` and hyper, in memory: nothing panics, and what comes out
-//! at the other side keeps the rules.
+//! Random requests and responses through `proxy::Hop`, `AgentClient` and hyper, in memory: nothing
+//! panics, and what comes out at the other side keeps the rules.
 //!
-//! Runs for two seconds, or for `FUZZ_SECONDS`, from the first case on, or from `FUZZ_FROM`. A failure prints its case;
-//! `FUZZ_CASE` runs that one alone.
+//! Runs for two seconds, or for `FUZZ_SECONDS`, from the first case on, or from `FUZZ_FROM`. A
+//! failure prints its case; `FUZZ_CASE` runs that one alone.
 //!
 //! ```text
 //! FUZZ_SECONDS=3600 cargo test --features http --test hop_fuzz -- --nocapture
@@ -17,7 +17,9 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{Request, Response, Version};
 use http_body_util::{BodyExt, Full};
-use hyper::{body::Incoming, client::conn::http2, ext::Protocol, service::service_fn as hyper_service};
+use hyper::{
+    body::Incoming, client::conn::http2, ext::Protocol, service::service_fn as hyper_service,
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
@@ -39,8 +41,8 @@ use tokio::{
 };
 use tower::{Layer, service_fn, util::BoxCloneSyncService};
 use tower_bound_agent::{
-    AgentId, BoundAgentLayer, BoxError, DialAgent, DialSession, Resolution, ResolveWorkspace, SessionId, Target,
-    WorkspaceId,
+    AgentId, BoundAgentLayer, BoxError, DialAgent, DialSession, Resolution, ResolveWorkspace,
+    SessionId, Target, WorkspaceId,
     http::{
         AgentClient,
         proxy::{Hop, Peer},
@@ -50,7 +52,8 @@ use tower_bound_agent::{
 use uuid::Uuid;
 
 const NAME: &str = "gate.example";
-/// Set by the gateway: one number for each request that it sends. What the agent reads without one was smuggled.
+/// Set by the gateway: one number for each request that it sends. What the agent reads without one
+/// was smuggled.
 const NUMBER: &str = "fuzz-number";
 /// Nothing takes long here; the clock goes on only if everything waits.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -84,7 +87,11 @@ fn what_crosses_a_hop_keeps_the_rules() {
     // A runtime for so many cases: what one leaves behind is gone with it.
     while alone.is_none() && began.elapsed().as_secs() < seconds || alone == Some(case) {
         let last = if alone.is_some() { case } else { case + 999 };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
         let sums = runtime.block_on(run(case..=last));
         counted = [counted[0] + sums[0], counted[1] + sums[1]];
         case = last + 1;
@@ -121,7 +128,11 @@ async fn run(cases: std::ops::RangeInclusive<u64>) -> [u64; 2] {
     [gateway.sent.load(SeqCst), gateway.agent.requests()]
 }
 
-async fn http1(random: &mut Random, mut client: DuplexStream, gateway: &Gateway) -> Result<(), String> {
+async fn http1(
+    random: &mut Random,
+    mut client: DuplexStream,
+    gateway: &Gateway,
+) -> Result<(), String> {
     let sent = random::request(random);
     client.write_all(&sent).await.unwrap();
     let mut said = Vec::new();
@@ -131,12 +142,18 @@ async fn http1(random: &mut Random, mut client: DuplexStream, gateway: &Gateway)
 }
 
 async fn http2(random: &mut Random, client: DuplexStream) {
-    let Ok((mut sender, connection)) = http2::handshake(TokioExecutor::new(), TokioIo::new(client)).await else {
+    let Ok((mut sender, connection)) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(client)).await
+    else {
         return;
     };
     let connection = tokio::spawn(connection);
-    let uri =
-        random.pick(&["http://app.example/a?b", "https://app.example/", "http://me@app.example/", "http://a,b/x"]);
+    let uri = random.pick(&[
+        "http://app.example/a?b",
+        "https://app.example/",
+        "http://me@app.example/",
+        "http://a,b/x",
+    ]);
     let mut request = Request::builder().uri(uri).method(random.pick(random::METHODS));
     if random.one_in(4) {
         let protocol = random.pick(&["websocket", "WebSocket", "h2c", "connect-udp"]);
@@ -170,7 +187,9 @@ impl Gateway {
             std::future::ready(Ok::<_, BoxError>(TokioIo::new(ours)))
         }));
         Self {
-            client: AgentClient::builder().response_header_timeout(PATIENCE / 4).build(layer.layer(dialer)),
+            client: AgentClient::builder()
+                .response_header_timeout(PATIENCE / 4)
+                .build(layer.layer(dialer)),
             agent,
             hop: Hop::new().with_name(&NAME.parse().unwrap()),
             next: Hop::new().with_name(&"next.example".parse().unwrap()),
@@ -189,7 +208,11 @@ impl Gateway {
         });
         let mut server = auto::Builder::new(TokioExecutor::new());
         server.http2().enable_connect_protocol();
-        let _ = timeout(PATIENCE * 2, server.serve_connection_with_upgrades(TokioIo::new(stream), service)).await;
+        let _ = timeout(
+            PATIENCE * 2,
+            server.serve_connection_with_upgrades(TokioIo::new(stream), service),
+        )
+        .await;
     }
 
     async fn pass_on(&self, mut request: Request<Incoming>) -> Response<Body> {
@@ -204,17 +227,21 @@ impl Gateway {
         request.headers_mut().insert(NUMBER, number.into());
         let ask = DialSession::new(self.session).in_workspace(WorkspaceId::new(Uuid::from_u128(3)));
         request.extensions_mut().insert(ask);
-        let Ok(mut response) = self.client.request(request.map(Body::new)).await else { return answer(502) };
+        let Ok(mut response) = self.client.request(request.map(Body::new)).await else {
+            return answer(502);
+        };
         match exchange.response(&mut response) {
             Ok(None) => {}
             Ok(Some(tunnel)) => {
                 self.switched.store(true, SeqCst);
-                // The only key that the random clients of HTTP/1.1 have; those of HTTP/2 get another one each time.
+                // The only key that the random clients of HTTP/1.1 have; those of HTTP/2 get
+                // another one each time.
                 self.agent.has_accepted("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
                 tokio::spawn(async move {
                     let Ok((client, agent)) = tunnel.open().await else { return };
                     let (mut client, mut agent) = (TokioIo::new(client), TokioIo::new(agent));
-                    let _ = timeout(PATIENCE / 4, copy_bidirectional(&mut client, &mut agent)).await;
+                    let _ =
+                        timeout(PATIENCE / 4, copy_bidirectional(&mut client, &mut agent)).await;
                 });
             }
             Err(_) => return answer(502),
@@ -224,7 +251,8 @@ impl Gateway {
 
     /// The next hop finds nothing more to do.
     fn again<B>(&self, request: &Request<B>, client: &Peer) {
-        let mut second = Request::builder().method(request.method()).uri(request.uri()).body(()).unwrap();
+        let mut second =
+            Request::builder().method(request.method()).uri(request.uri()).body(()).unwrap();
         *second.headers_mut() = request.headers().clone();
         // The framing of the body is hyper's to set.
         assert_eq!(request.version(), Version::HTTP_11);

@@ -195,7 +195,11 @@ fn headers(random: &mut Random, into: &mut Vec<u8>) {
 pub fn valid_headers(random: &mut Random) -> Vec<(http::HeaderName, http::HeaderValue)> {
     let pairs = (0..random.below(12)).map(|_| (name(random), value(random)));
     let pairs = pairs.collect::<Vec<_>>().into_iter();
-    pairs.filter_map(|(name, value)| Some((name.parse().ok()?, http::HeaderValue::from_bytes(&value).ok()?))).collect()
+    pairs
+        .filter_map(|(name, value)| {
+            Some((name.parse().ok()?, http::HeaderValue::from_bytes(&value).ok()?))
+        })
+        .collect()
 }
 
 fn body(random: &mut Random, into: &mut Vec<u8>) {
@@ -217,7 +221,10 @@ fn mutate(random: &mut Random, bytes: &mut Vec<u8>) {
             1 if at < bytes.len() => drop(bytes.remove(at)),
             _ => bytes.insert(
                 at.min(bytes.len()),
-                *random.pick(&[b"\r", b"\n", b"\0", b" ", b":", b",", b"\t", b"("]).first().unwrap_or(&b' '),
+                *random
+                    .pick(&[b"\r", b"\n", b"\0", b" ", b":", b",", b"\t", b"("])
+                    .first()
+                    .unwrap_or(&b' '),
             ),
         }
     }
@@ -228,12 +235,14 @@ pub fn request(random: &mut Random) -> Vec<u8> {
     let mut bytes = Vec::new();
     if random.one_in(8) {
         let start = "GET /a HTTP/1.1\r\nhost: app.example\r\nconnection: upgrade\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
-        let upgrade = random.pick(&["websocket", "WebSocket", "h2c", "h2c, websocket", "websocket, h2c"]);
+        let upgrade =
+            random.pick(&["websocket", "WebSocket", "h2c", "h2c, websocket", "websocket, h2c"]);
         return format!("{start}upgrade: {upgrade}\r\n\r\nfollows").into_bytes();
     }
     for _ in 0..1 + random.below(2) {
-        let version =
-            random.pick(&["HTTP/1.1", "HTTP/1.1", "HTTP/1.1", "HTTP/1.1", "HTTP/1.0", "HTTP/1.2", "HTTP/2.0"]);
+        let version = random.pick(&[
+            "HTTP/1.1", "HTTP/1.1", "HTTP/1.1", "HTTP/1.1", "HTTP/1.0", "HTTP/1.2", "HTTP/2.0",
+        ]);
         let target = random.pick(TARGETS);
         let target = if random.one_in(2) { "/a" } else { target };
         bytes.extend(format!("{} {target} {version}\r\n", random.pick(METHODS)).into_bytes());
@@ -257,18 +266,23 @@ pub fn request(random: &mut Random) -> Vec<u8> {
 /// The bytes of an answer.
 pub fn answer(random: &mut Random) -> Vec<u8> {
     if random.one_in(6) {
-        let (upgrade, accept) =
-            (random.pick(&["websocket", "WebSocket", "h2c", "websocket, h2c", ""]), random.pick(VALUES));
+        let (upgrade, accept) = (
+            random.pick(&["websocket", "WebSocket", "h2c", "websocket, h2c", ""]),
+            random.pick(VALUES),
+        );
         let accept = if random.one_in(2) { "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" } else { accept };
         let head = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n";
-        return format!("{head}upgrade: {upgrade}\r\nsec-websocket-accept: {accept}\r\n\r\n").into_bytes();
+        return format!("{head}upgrade: {upgrade}\r\nsec-websocket-accept: {accept}\r\n\r\n")
+            .into_bytes();
     }
     // Whole answers, after which a connection could be used again.
     if random.one_in(8) {
-        return b"HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 2\r\n\r\nok".to_vec();
+        return b"HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 2\r\n\r\nok"
+            .to_vec();
     }
     if random.one_in(8) {
-        return b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n".to_vec();
+        return b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"
+            .to_vec();
     }
     let version = random.pick(&["HTTP/1.1", "HTTP/1.1", "HTTP/1.1", "HTTP/1.0", "HTTP/2.0"]);
     let status = random.pick(&[

@@ -1,4 +1,5 @@
-//! A reader that accepts only what the rules allow. Written without the product's code, and without hyper's.
+//! A reader that accepts only what the rules allow. Written without the product's code, and without
+//! hyper's.
 
 use crate::{NAME, NUMBER};
 use std::{
@@ -7,7 +8,8 @@ use std::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
-/// The agent: answers each request with the bytes of the case, and notes each rule that a request breaks.
+/// The agent: answers each request with the bytes of the case, and notes each rule that a request
+/// breaks.
 #[derive(Clone, Default)]
 pub struct Agent(Arc<Mutex<State>>);
 
@@ -41,7 +43,10 @@ impl Agent {
         let mut state = self.0.lock().unwrap();
         let answer = lossy(&state.answer);
         let lower = answer.to_ascii_lowercase();
-        if !(answer.contains(accept) && lower.contains("upgrade: websocket") && lower.starts_with("http/1.1 101 ")) {
+        if !(answer.contains(accept)
+            && lower.contains("upgrade: websocket")
+            && lower.starts_with("http/1.1 101 "))
+        {
             state.broken.push(format!("a tunnel for {answer:?}"));
         }
     }
@@ -52,12 +57,17 @@ impl Agent {
             if stream.write_all(&answer).await.is_err() {
                 return;
             }
-            let (old, switches) = (answer.starts_with(b"HTTP/1.0"), answer.starts_with(b"HTTP/1.1 101"));
+            let (old, switches) =
+                (answer.starts_with(b"HTTP/1.0"), answer.starts_with(b"HTTP/1.1 101"));
             if old || switches {
                 let mut rest = Vec::new();
                 let _ = stream.read_to_end(&mut rest).await;
                 if !rest.is_empty() && !asks_to_switch {
-                    self.blame(format!("used again after {:?}: {head:?} then {:?}", lossy(&answer), lossy(&rest)));
+                    self.blame(format!(
+                        "used again after {:?}: {head:?} then {:?}",
+                        lossy(&answer),
+                        lossy(&rest)
+                    ));
                 }
                 return;
             }
@@ -113,7 +123,9 @@ impl Agent {
     async fn chunks(&self, stream: &mut DuplexStream) -> Option<Result<(), String>> {
         loop {
             let size = line(stream).await?;
-            let Ok(size) = usize::from_str_radix(&size, 16) else { return Some(Err(format!("a chunk of {size:?}"))) };
+            let Ok(size) = usize::from_str_radix(&size, 16) else {
+                return Some(Err(format!("a chunk of {size:?}")));
+            };
             if size == 0 {
                 break;
             }
@@ -160,7 +172,11 @@ pub enum Framing {
 
 /// What servers that follow CGI make of a name.
 fn plain(name: &str) -> String {
-    name.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter.to_ascii_lowercase() } else { '-' }).collect()
+    name.chars()
+        .map(
+            |letter| if letter.is_ascii_alphanumeric() { letter.to_ascii_lowercase() } else { '-' },
+        )
+        .collect()
 }
 
 /// Names and values.
@@ -177,7 +193,8 @@ fn lines(head: &str) -> Result<(&str, Fields<'_>), String> {
     }
     let headers = lines.map(|line| {
         let (name, value) = line.split_once(':').ok_or(format!("no header: {line:?}"))?;
-        let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        let is_token =
+            |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
         if name.is_empty() || !name.bytes().all(is_token) {
             return Err(format!("no name: {name:?}"));
         }
@@ -197,7 +214,9 @@ fn check_request(head: &str) -> Result<(Framing, String, bool), String> {
     if !(target.starts_with('/') || target == "*") {
         return Err("the target".into());
     }
-    let all = |name: &str| headers.iter().filter(|header| header.0 == name).map(|header| header.1).collect::<Vec<_>>();
+    let all = |name: &str| {
+        headers.iter().filter(|header| header.0 == name).map(|header| header.1).collect::<Vec<_>>()
+    };
     let at_most = |name: &str, allowed: &[&str]| match all(name)[..] {
         [] => Ok(None),
         [value] if allowed.is_empty() || allowed.contains(&value) => Ok(Some(value)),
@@ -221,8 +240,17 @@ fn check_request(head: &str) -> Result<(Framing, String, bool), String> {
             "proxy-authorization",
             "forwarded",
         ];
-        let one_spelling =
-            ["host", "connection", "te", "transfer-encoding", "content-length", "upgrade", "via", "cookie", "expect"];
+        let one_spelling = [
+            "host",
+            "connection",
+            "te",
+            "transfer-encoding",
+            "content-length",
+            "upgrade",
+            "via",
+            "cookie",
+            "expect",
+        ];
         if NEVER.contains(&plain.as_str())
             || is_identity.contains(&plain.as_str())
             || plain.starts_with("x-forwarded") && !is_own
@@ -237,7 +265,10 @@ fn check_request(head: &str) -> Result<(Framing, String, bool), String> {
     exactly("x-forwarded-host", host)?;
     at_most("cookie", &[])?;
     let vias = all("via").join(", ");
-    let own = vias.split(|letter| ", \t()".contains(letter)).filter(|word| word.eq_ignore_ascii_case(NAME)).count();
+    let own = vias
+        .split(|letter| ", \t()".contains(letter))
+        .filter(|word| word.eq_ignore_ascii_case(NAME))
+        .count();
     if own != 1 || !vias.ends_with(NAME) {
         return Err(format!("via: {vias}"));
     }
@@ -272,8 +303,8 @@ fn check_request(head: &str) -> Result<(Framing, String, bool), String> {
     Ok((framing, number, upgrade))
 }
 
-/// Checks the head of the first response on a connection of HTTP/1. `switched`: the gateway has granted a tunnel, be it to a
-/// later request.
+/// Checks the head of the first response on a connection of HTTP/1. `switched`: the gateway has
+/// granted a tunnel, be it to a later request.
 pub fn check_response(bytes: &[u8], switched: bool) -> Result<(), String> {
     let mut text = lossy(bytes);
     while let Some(rest) = text.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n") {
@@ -286,21 +317,29 @@ pub fn check_response(bytes: &[u8], switched: bool) -> Result<(), String> {
     let head = &text[..end + 4];
     let broken = |what: &str| Err(format!("{what}: {head:?}"));
     let (first, headers) = lines(head).map_err(|what| format!("{what}: {head:?}"))?;
-    let status =
-        first.strip_prefix("HTTP/1.1 ").or_else(|| first.strip_prefix("HTTP/1.0 ")).and_then(|rest| rest.get(..3));
-    let Some(status) = status.filter(|status| status.bytes().all(|byte| byte.is_ascii_digit())) else {
+    let status = first
+        .strip_prefix("HTTP/1.1 ")
+        .or_else(|| first.strip_prefix("HTTP/1.0 "))
+        .and_then(|rest| rest.get(..3));
+    let Some(status) = status.filter(|status| status.bytes().all(|byte| byte.is_ascii_digit()))
+    else {
         return broken("the first line");
     };
     if status == "101" && !switched || status.starts_with('1') && status != "101" {
         return broken("the status");
     }
     let all = |name: &str| {
-        headers.iter().filter(|header| header.0.eq_ignore_ascii_case(name)).map(|header| header.1).collect::<Vec<_>>()
+        headers
+            .iter()
+            .filter(|header| header.0.eq_ignore_ascii_case(name))
+            .map(|header| header.1)
+            .collect::<Vec<_>>()
     };
     for (name, _) in &headers {
         let name = name.to_ascii_lowercase();
         if NEVER.contains(&name.as_str())
-            || ["te", "proxy-authenticate", "x-accel-redirect", "x-sendfile"].contains(&name.as_str())
+            || ["te", "proxy-authenticate", "x-accel-redirect", "x-sendfile"]
+                .contains(&name.as_str())
         {
             return broken("a header has crossed");
         }
@@ -310,15 +349,18 @@ pub fn check_response(bytes: &[u8], switched: bool) -> Result<(), String> {
         return broken("upgrade");
     }
     let options = all("connection").join(", ");
-    if options
-        .split(", ")
-        .any(|option| !(["", "close", "keep-alive"].contains(&option) || option == "upgrade" && upgrades))
-    {
+    if options.split(", ").any(|option| {
+        !(["", "close", "keep-alive"].contains(&option) || option == "upgrade" && upgrades)
+    }) {
         return broken("connection");
     }
     match (&all("transfer-encoding")[..], &all("content-length")[..]) {
         (["chunked"], []) | ([], []) => Ok(()),
-        ([], [length]) if length.bytes().all(|byte| byte.is_ascii_digit()) && !length.is_empty() => Ok(()),
+        ([], [length])
+            if length.bytes().all(|byte| byte.is_ascii_digit()) && !length.is_empty() =>
+        {
+            Ok(())
+        }
         _ => broken("the framing"),
     }
 }

@@ -6,17 +6,22 @@ use http_body_util::BodyExt;
 use hyper_util::{client::legacy::Client as Legacy, rt::TokioExecutor};
 use std::error::Error as _;
 use tower_bound_agent::{
-    BoundHandle, DialSession, Error, ErrorKind, Path, Resolution,
+    BoundHandle, DialSession, Error, ErrorKind, OutcomeKind, Resolution,
     http::{Connector, NoSession},
 };
 
 type Hyper = Legacy<Connector<tower_bound_agent::BoundAgent<Dialer>>, Sends>;
 
 fn unpooled(net: &Net) -> Hyper {
-    Legacy::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(Connector::new(net.dial()))
+    Legacy::builder(TokioExecutor::new())
+        .pool_max_idle_per_host(0)
+        .build(Connector::new(net.dial()))
 }
 
-async fn get_from(client: &Hyper, authority: &str) -> Result<(String, BoundHandle), hyper_util::client::legacy::Error> {
+async fn get_from(
+    client: &Hyper,
+    authority: &str,
+) -> Result<(String, BoundHandle), hyper_util::client::legacy::Error> {
     let request = ::http::Request::get(format!("http://{authority}/")).body(empty()).unwrap();
     let response = soon(client.request(request)).await?;
     let handle = response.extensions().get::<BoundHandle>().unwrap().clone();
@@ -35,7 +40,7 @@ async fn a_connection_for_each_request_is_to_the_agent_that_is_bound_now() {
     for _ in 0..3 {
         let (said, handle) = get_from(&client, &authority).await.unwrap();
         assert_eq!(said, old.target.agent.to_string());
-        assert_eq!((handle.session(), &handle.outcome().path), (chat, &Path::Reused));
+        assert_eq!((handle.session(), &handle.outcome().kind), (chat, &OutcomeKind::Reused));
     }
     assert_eq!((net.counts() - before, old.accepted() - accepted), (counts(3, 0, 0, 0), 3));
     // The old one lives; that there is a new one was found out by somebody else.
@@ -70,9 +75,15 @@ async fn an_authority_that_names_no_session_is_refused_and_never_dialed() {
     let (before, accepted) = (net.counts(), agent.accepted());
     let address = agent.target.address.clone().unwrap();
     let braced = chat.into_uuid().simple().to_string();
-    for authority in
-        [&*address, "localhost", "agent", &format!("x.{chat}"), &braced, &format!("{chat}x.agent"), "[::1]"]
-    {
+    for authority in [
+        &*address,
+        "localhost",
+        "agent",
+        &format!("x.{chat}"),
+        &braced,
+        &format!("{chat}x.agent"),
+        "[::1]",
+    ] {
         let error = get_from(&client, authority).await.unwrap_err();
         assert!(error.is_connect(), "{authority}: {error:?}");
         let refused = error.source().and_then(|error| error.downcast_ref::<NoSession>());
@@ -99,7 +110,7 @@ async fn the_layers_error_is_the_cause_of_hypers() {
     let chat = net.bind(ws).await;
     net.layer.bindings().unbind(chat).await.unwrap();
     net.says(ws, Resolution::Stopped);
-    net.layer.bindings().doubt_workspace(ws);
+    net.layer.bindings().revalidate_workspace(ws);
     assert_eq!(kind(chat).await, ErrorKind::Stopped);
 }
 
@@ -108,10 +119,12 @@ async fn an_application_reads_its_own_addresses() {
     let (net, agent) = (Net::new(), Agent::start(1).await);
     let ws = net.workspace(&agent);
     let chat = session();
-    let connector = Connector::new(net.dial())
-        .session_from(move |uri| (uri.host()? == "my-chat").then(|| DialSession::new(chat).in_workspace(ws)));
-    let client: Hyper = Legacy::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
+    let connector = Connector::new(net.dial()).session_from(move |uri| {
+        (uri.host()? == "my-chat").then(|| DialSession::new(chat).in_workspace(ws))
+    });
+    let client: Hyper =
+        Legacy::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
     let (_, handle) = get_from(&client, "my-chat").await.unwrap();
-    assert_eq!((handle.session(), &handle.outcome().path), (chat, &Path::FirstBind));
+    assert_eq!((handle.session(), &handle.outcome().kind), (chat, &OutcomeKind::FirstBind));
     assert!(get_from(&client, Connector::authority(chat).as_str()).await.unwrap_err().is_connect());
 }

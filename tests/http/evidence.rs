@@ -36,7 +36,9 @@ async fn answers_and_resets(answer: &'static [u8]) -> Target {
 }
 
 async fn a_connection_that_breaks_after_a_complete_answer_is_no_evidence() {
-    let target = answers_and_resets(b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 3\r\n\r\nno\n").await;
+    let target =
+        answers_and_resets(b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 3\r\n\r\nno\n")
+            .await;
     let (net, ws) = (Net::new(), workspace());
     net.says(ws, Resolution::Running(target));
     let chat = net.bind(ws).await;
@@ -44,8 +46,9 @@ async fn a_connection_that_breaks_after_a_complete_answer_is_no_evidence() {
     let before = net.counts();
     for dials in 1..4 {
         let (mut sender, body) = http_body_util::channel::Channel::<Bytes>::new(1);
-        let sending =
-            tokio::spawn(async move { while sender.send_data(Bytes::from_static(&[7; 64 * 1024])).await.is_ok() {} });
+        let sending = tokio::spawn(async move {
+            while sender.send_data(Bytes::from_static(&[7; 64 * 1024])).await.is_ok() {}
+        });
         let response = send(&client, post_("/", chat, Sends::new(body))).await.unwrap();
         assert_eq!(response.status(), 413);
         assert_eq!(text(response).await, "no\n");
@@ -56,7 +59,10 @@ async fn a_connection_that_breaks_after_a_complete_answer_is_no_evidence() {
 }
 
 /// A chat on an agent, and what is counted from here on.
-async fn started(speaks: Speaks, set: impl FnOnce(AgentClientBuilder) -> AgentClientBuilder) -> Scene {
+async fn started(
+    speaks: Speaks,
+    set: impl FnOnce(AgentClientBuilder) -> AgentClientBuilder,
+) -> Scene {
     let (net, agent) = (Net::new(), Agent::start(1).await);
     let ws = net.workspace(&agent);
     let chat = net.bind(ws).await;
@@ -79,7 +85,8 @@ impl Scene {
         send(&self.client, get_(path, self.chat)).await.unwrap_err()
     }
 
-    /// What the error says: whether the agent may have processed the request, and whose fault it is.
+    /// What the error says: whether the agent may have processed the request, and whose fault it
+    /// is.
     #[track_caller]
     fn says(error: &ClientError, is_unsent: bool, fault: Fault) {
         assert_eq!((error.is_unsent(), error.fault()), (is_unsent, fault), "{error:?}");
@@ -89,7 +96,8 @@ impl Scene {
     async fn next(&self, dials: u64, validations: u64) {
         turn(&self.client, "/", self.chat).await;
         let made = || self.net.counts() - self.before;
-        until(&format!("{validations} validations: {:?}", made()), || made().v >= validations).await;
+        until(&format!("{validations} validations: {:?}", made()), || made().v >= validations)
+            .await;
         assert_eq!((made().d, made().v), (dials, validations));
     }
 }
@@ -103,7 +111,8 @@ async fn a_request_without_a_session_or_a_host_is_the_callers_fault() {
         let error = send(&scene.client, nobodys).await.unwrap_err();
         assert!(matches!(error, ClientError::NoSession));
         Scene::says(&error, true, Fault::Caller);
-        let connect = ::http::Request::connect("10.0.0.1:22").extension(scene.chat).body(empty()).unwrap();
+        let connect =
+            ::http::Request::connect("10.0.0.1:22").extension(scene.chat).body(empty()).unwrap();
         let error = send(&scene.client, connect).await.unwrap_err();
         assert!(matches!(error, ClientError::Request(_)));
         Scene::says(&error, true, Fault::Caller);
@@ -119,7 +128,9 @@ async fn the_layers_error_is_the_fault_of_what_it_names() {
         Scene::says(&error, true, Fault::Caller);
         scene.agent.kill().await;
         let error = scene.failed("/").await;
-        assert!(matches!(&error, ClientError::Dial(error) if *error.kind() == ErrorKind::Unreachable { newer: None }));
+        assert!(
+            matches!(&error, ClientError::Dial(error) if *error.kind() == ErrorKind::Unreachable { newer: None })
+        );
         Scene::says(&error, true, Fault::Agent);
         scene.net.layer.bindings().close(Duration::ZERO).await;
         let error = scene.failed("/").await;
@@ -131,7 +142,8 @@ async fn the_layers_error_is_the_fault_of_what_it_names() {
 async fn a_dial_that_fails_in_this_process_is_its_own_fault() {
     let scene = started(Speaks::Http1, |builder| builder).await;
     // No free descriptor.
-    let dialer = service_fn(async |_: DialAgent| Err::<Io, _>(std::io::Error::from_raw_os_error(24)));
+    let dialer =
+        service_fn(async |_: DialAgent| Err::<Io, _>(std::io::Error::from_raw_os_error(24)));
     let client = AgentClient::new(scene.net.layer.layer(dialer));
     let error = soon(client.oneshot(get_("/", scene.chat))).await.unwrap_err();
     assert!(matches!(&error, ClientError::Dial(error) if *error.kind() == ErrorKind::Local));
@@ -188,14 +200,19 @@ async fn a_body_that_fails_is_the_callers_fault() {
     for speaks in BOTH {
         let scene = started(speaks, |builder| builder).await;
         let (mut sender, body) = http_body_util::channel::Channel::<Bytes, std::io::Error>::new(1);
-        let waiting = tokio::spawn(scene.client.request(post_("/take", scene.chat, Sends::new(body))));
+        let waiting =
+            tokio::spawn(scene.client.request(post_("/take", scene.chat, Sends::new(body))));
         until("it has arrived", || scene.agent.requests() == 1).await;
         sender.send_data("some".into()).await.unwrap();
         sender.abort(std::io::Error::other("the caller has gone"));
         // The agent may have answered that it did not get the rest.
         if let Err(error) = soon(waiting).await.unwrap() {
             assert!(matches!(error, ClientError::Send(_)));
-            Scene::says(&error, false, if speaks == Speaks::Http1 { Fault::Caller } else { error.fault() });
+            Scene::says(
+                &error,
+                false,
+                if speaks == Speaks::Http1 { Fault::Caller } else { error.fault() },
+            );
         }
         scene.next(if speaks == Speaks::Http1 { 2 } else { 1 }, 0).await;
     }

@@ -35,7 +35,8 @@ async fn a_killed_agents_connections_lead_to_a_dial_hence_to_the_new_agent() {
         old.kill().await;
         net.runs(ws, &new);
         let before = net.counts();
-        // The old one's socket is closed, so its dial fails; whether the pool has noticed or not, nobody is told.
+        // The old one's socket is closed, so its dial fails; whether the pool has noticed or not,
+        // nobody is told.
         assert_eq!(turn(&client, "/", chat).await, new.target.agent.to_string());
         assert_eq!(net.layer.bindings().flush().await, 0);
         assert_eq!(net.counts() - before, counts(2, 1, 0, 1), "{speaks:?}");
@@ -43,8 +44,8 @@ async fn a_killed_agents_connections_lead_to_a_dial_hence_to_the_new_agent() {
     }
 }
 
-/// What woke the test came before the end of the connection, in one look at both: so the request is under way to a
-/// connection whose end is known to nobody yet.
+/// What woke the test came before the end of the connection, in one look at both: so the request is
+/// under way to a connection whose end is known to nobody yet.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_request_that_never_left_is_sent_on_a_new_connection_and_seen_once() {
@@ -88,13 +89,23 @@ impl tokio::io::AsyncRead for NoBuffers {
 }
 
 impl tokio::io::AsyncWrite for NoBuffers {
-    fn poll_write(self: std::pin::Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<std::io::Result<usize>> {
+    fn poll_write(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut Context<'_>,
+        _: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
         Poll::Ready(Err(Io::OutOfMemory.into()))
     }
-    fn poll_flush(self: std::pin::Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_flush(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<std::io::Result<()>> {
         Poll::Ready(Ok(()))
     }
-    fn poll_shutdown(self: std::pin::Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_shutdown(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<std::io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 }
@@ -142,7 +153,8 @@ async fn an_agent_that_dies_before_it_answers_fails_the_request_once_and_raises_
 
 async fn an_agent_that_dies_in_the_middle_of_a_body_fails_the_body_and_raises_a_doubt() {
     for speaks in BOTH {
-        // One that takes the same address for itself: only a doubt can tell it from the one that was bound.
+        // One that takes the same address for itself: only a doubt can tell it from the one that
+        // was bound.
         let (net, mut old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
         let ws = net.workspace(&old);
         let chat = net.bind(ws).await;
@@ -185,7 +197,10 @@ async fn a_silent_agent_is_given_up_in_time_and_the_next_turn_validates() {
         let begin = Instant::now();
         let error = send(&client, get_("/", chat)).await.unwrap_err();
         let took = begin.elapsed();
-        assert!(matches!(error, ClientError::NoResponse { within: MOMENT }) && !error.is_unsent(), "{error:?}");
+        assert!(
+            matches!(error, ClientError::NoResponse { within: MOMENT }) && !error.is_unsent(),
+            "{error:?}"
+        );
         assert!(took >= MOMENT && took < MOMENT * 10, "{took:?}");
         net.runs(ws, &new);
         let before = net.counts();
@@ -234,7 +249,8 @@ async fn callers_with_less_patience_than_the_client_do_not_come_back_to_a_silent
     old.freeze();
     net.runs(ws, &new);
     assert!(timeout(MOMENT, client.clone().oneshot(get_("/", chat))).await.is_err());
-    // The system of the old one accepts. If its dial wins over the validation that runs beside it, that serves the next.
+    // The system of the old one accepts. If its dial wins over the validation that runs beside it,
+    // that serves the next.
     let before = net.counts();
     let _ = timeout(MOMENT, client.clone().oneshot(get_("/", chat))).await;
     until("the verdict", || (net.counts() - before).v == 1).await;
@@ -296,7 +312,11 @@ async fn what_answers_no_http_is_no_agent() {
         let error = send(&client, get_("/", chat)).await.unwrap_err();
         // With HTTP/2 the agent may have spoken before the request was sent.
         assert!(matches!(error, ClientError::Send(_) | ClientError::Unsent(_)), "{error:?}");
-        assert_eq!(net.counts() - before, counts(1, u64::from(speaks == Speaks::Http2), 0, 0), "{speaks:?}");
+        assert_eq!(
+            net.counts() - before,
+            counts(1, u64::from(speaks == Speaks::Http2), 0, 0),
+            "{speaks:?}"
+        );
     }
 }
 
@@ -328,7 +348,10 @@ async fn a_closed_layer_gives_no_connection_although_there_is_one() {
         turn(&client, "/", chat).await;
         net.layer.bindings().close(Duration::ZERO).await;
         let error = send(&client, get_("/", chat)).await.unwrap_err();
-        assert!(matches!(&error, ClientError::Dial(error) if *error.kind() == ErrorKind::Closed), "{error:?}");
+        assert!(
+            matches!(&error, ClientError::Dial(error) if *error.kind() == ErrorKind::Closed),
+            "{error:?}"
+        );
     }
 }
 
@@ -375,7 +398,11 @@ async fn a_dial_service_that_is_never_ready_fails_the_request_in_the_dial_timeou
         let mut request = get_("/", chat);
         request.extensions_mut().insert(DialSession::new(chat).in_workspace(ws));
         let began = Instant::now();
-        match timeout(Duration::from_secs(60), client.request(request)).await.expect("in time").unwrap_err() {
+        match timeout(Duration::from_secs(60), client.request(request))
+            .await
+            .expect("in time")
+            .unwrap_err()
+        {
             ClientError::Dial(error) => {
                 assert!(matches!(error.kind(), ErrorKind::TimedOut { .. }), "{begun}: {error:?}");
                 assert_eq!(error.session(), Some(chat));
@@ -386,7 +413,8 @@ async fn a_dial_service_that_is_never_ready_fails_the_request_in_the_dial_timeou
     }
 }
 
-/// A server that closes each connection right after a few answers, in the moment in which the next request may come.
+/// A server that closes each connection right after a few answers, in the moment in which the next
+/// request may come.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_request_on_a_connection_that_ends_in_that_moment_is_never_left_without_an_answer() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -398,14 +426,18 @@ async fn a_request_on_a_connection_that_ends_in_that_moment_is_never_left_withou
                 let mut some = [0; 4096];
                 for _ in 0..3 {
                     if stream.read(&mut some).await.is_ok_and(|read| read > 0) {
-                        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+                        let _ =
+                            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
                     }
                 }
             });
         }
     });
     let (net, ws) = (Net::new(), workspace());
-    net.says(ws, Resolution::Running(Target::new(agent()).with_generation(1).with_address(address)));
+    net.says(
+        ws,
+        Resolution::Running(Target::new(agent()).with_generation(1).with_address(address)),
+    );
     let chat = net.bind(ws).await;
     let client = net.client_with(Speaks::Http1, |builder| builder.question_after(None));
     let mut callers = tokio::task::JoinSet::new();
@@ -413,7 +445,10 @@ async fn a_request_on_a_connection_that_ends_in_that_moment_is_never_left_withou
         let client = client.clone();
         callers.spawn(async move {
             for _ in 0..250 {
-                match timeout(Duration::from_secs(10), client.request(get_("/", chat))).await.expect("an answer") {
+                match timeout(Duration::from_secs(10), client.request(get_("/", chat)))
+                    .await
+                    .expect("an answer")
+                {
                     Ok(response) => drop(text(response).await),
                     Err(error) => assert!(matches!(error, ClientError::Send(_)), "{error:?}"),
                 }

@@ -41,7 +41,10 @@ impl Heard {
     /// All values of a header, in lower case names.
     pub fn all(&self, name: &str) -> Vec<&str> {
         let lines = self.head.lines().skip(1).filter_map(|line| line.split_once(": "));
-        lines.filter(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value).collect()
+        lines
+            .filter(|(found, _)| found.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value)
+            .collect()
     }
 }
 
@@ -104,7 +107,10 @@ async fn read_request(stream: &mut TcpStream) -> Option<(String, String)> {
     let head = read_until(stream, |read| read.ends_with(b"\r\n\r\n")).await?;
     let value = |name: &str| {
         let lines = head.lines().filter_map(|line| line.split_once(": "));
-        lines.filter(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.to_owned()).next()
+        lines
+            .filter(|(found, _)| found.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.to_owned())
+            .next()
     };
     let body = match (value("transfer-encoding"), value("content-length")) {
         (Some(_), _) => read_until(stream, |read| read.ends_with(b"0\r\n\r\n")).await?,
@@ -194,7 +200,10 @@ async fn pass_on(
     chat: SessionId,
 ) -> ::http::Response<Body> {
     let answer = |status: u16, says: String| {
-        ::http::Response::builder().status(status).body(Body::new(Full::new(Bytes::from(says)))).unwrap()
+        ::http::Response::builder()
+            .status(status)
+            .body(Body::new(Full::new(Bytes::from(says))))
+            .unwrap()
     };
     let exchange = match hop.request(&mut request, &Peer::new(peer.ip())) {
         Ok(exchange) => exchange,
@@ -203,13 +212,16 @@ async fn pass_on(
     request.extensions_mut().insert(chat);
     let mut response = match client.request(request.map(Body::new)).await {
         Ok(response) => response,
-        Err(error) => return answer(502, format!("{error}: {:?}", std::error::Error::source(&error))),
+        Err(error) => {
+            return answer(502, format!("{error}: {:?}", std::error::Error::source(&error)));
+        }
     };
     match exchange.response(&mut response) {
         Ok(Some(tunnel)) => {
             tokio::spawn(async move {
                 let Ok((client, agent)) = tunnel.open().await else { return };
-                let _ = copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(agent)).await;
+                let _ =
+                    copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(agent)).await;
             });
         }
         Ok(None) => {}

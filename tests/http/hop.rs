@@ -1,4 +1,5 @@
-//! A gateway between clients and agents of other versions: `proxy::Hop` around the client, on real sockets.
+//! A gateway between clients and agents of other versions: `proxy::Hop` around the client, on real
+//! sockets.
 
 use crate::{
     front::{Front, Heard, RawAgent},
@@ -16,8 +17,10 @@ use tower_bound_agent::{SessionId, http::proxy::Hop};
 
 /// A body whose length nobody knows before its end.
 fn streamed(parts: &[&'static str]) -> Body {
-    let frames: Vec<_> =
-        parts.iter().map(|part| Ok::<_, Infallible>(BodyFrame::data(Bytes::from_static(part.as_bytes())))).collect();
+    let frames: Vec<_> = parts
+        .iter()
+        .map(|part| Ok::<_, Infallible>(BodyFrame::data(Bytes::from_static(part.as_bytes()))))
+        .collect();
     Body::new(StreamBody::new(futures_util::stream::iter(frames)))
 }
 
@@ -78,7 +81,10 @@ async fn a_body_of_unknown_length_arrives_whatever_the_method() {
     // None is announced where there is none.
     send(&client, get_("/", chat)).await.unwrap();
     let heard = agent.heard().pop().unwrap();
-    assert!(heard.all("transfer-encoding").is_empty() && heard.all("content-length").is_empty(), "{heard:?}");
+    assert!(
+        heard.all("transfer-encoding").is_empty() && heard.all("content-length").is_empty(),
+        "{heard:?}"
+    );
 }
 
 /// What the client's version, and the agent's, look like on the other side.
@@ -88,23 +94,51 @@ async fn a_response_has_the_version_and_the_framing_of_the_client() {
         ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", "200", "ok"),
         ("HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok", "200", "ok"),
         ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", "200", "ok"),
-        ("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", "200", "ok"),
-        ("HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", "200", "ok"),
-        ("HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", "502", "coding"),
-        ("HTTP/1.1 101 Switching\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n", "502", "switched"),
+        (
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
+            "200",
+            "ok",
+        ),
+        (
+            "HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
+            "200",
+            "ok",
+        ),
+        (
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+            "502",
+            "coding",
+        ),
+        (
+            "HTTP/1.1 101 Switching\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n",
+            "502",
+            "switched",
+        ),
     ];
     for (answer, status, body) in table {
         let (agent, net, chat) = scene(answer).await;
         let front = Front::start(net.client(Speaks::Http1), Hop::new(), chat).await;
-        let sent = |version: &str| format!("GET /a HTTP/{version}\r\nhost: app\r\nconnection: close\r\n\r\n");
+        let sent = |version: &str| {
+            format!("GET /a HTTP/{version}\r\nhost: app\r\nconnection: close\r\n\r\n")
+        };
         let new = front.raw(sent("1.1")).await;
-        assert!(new.starts_with(&format!("HTTP/1.1 {status} ")) && new.contains(body), "{answer}: {new}");
+        assert!(
+            new.starts_with(&format!("HTTP/1.1 {status} ")) && new.contains(body),
+            "{answer}: {new}"
+        );
         // An HTTP/1.0 client never sees chunks, and is answered in its version.
         let old = front.raw(sent("1.0")).await;
-        assert!(old.starts_with(&format!("HTTP/1.0 {status} ")) && old.contains(body), "{answer}: {old}");
+        assert!(
+            old.starts_with(&format!("HTTP/1.0 {status} ")) && old.contains(body),
+            "{answer}: {old}"
+        );
         assert!(!old.contains("transfer-encoding"), "{old}");
         let (status2, seen) = http2(&front, ::http::Request::get("http://app/a")).await;
-        assert_eq!((status2.to_string().as_str(), seen.contains(body)), (status, true), "{answer}: {seen}");
+        assert_eq!(
+            (status2.to_string().as_str(), seen.contains(body)),
+            (status, true),
+            "{answer}: {seen}"
+        );
         for heard in agent.heard() {
             assert!(heard.head.starts_with("GET /a HTTP/1.1\r\n"), "{heard:?}");
             assert_eq!(heard.all("host"), ["app"]);
@@ -114,13 +148,16 @@ async fn a_response_has_the_version_and_the_framing_of_the_client() {
 
 async fn connect2(front: &Front) -> http2::SendRequest<Empty<Bytes>> {
     let stream = TcpStream::connect(front.address).await.unwrap();
-    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    let (sender, connection) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(async move { drop(connection.await) });
     sender
 }
 
 async fn http2(front: &Front, request: ::http::request::Builder) -> (u16, String) {
-    let response = soon(connect2(front).await.send_request(request.body(Empty::new()).unwrap())).await.unwrap();
+    let response = soon(connect2(front).await.send_request(request.body(Empty::new()).unwrap()))
+        .await
+        .unwrap();
     let status = response.status().as_u16();
     let bytes = soon(response.into_body().collect()).await.unwrap().to_bytes();
     (status, String::from_utf8_lossy(&bytes).into_owned())
@@ -134,9 +171,21 @@ async fn a_request_is_framed_anew_for_the_agent() {
     let chunked = "5\r\nsmall\r\n0\r\n\r\n";
     let table = [
         ("a length", "POST", "1.1", "content-length: 5\r\n\r\nsmall".to_owned(), "small"),
-        ("a length twice", "POST", "1.1", "content-length: 5\r\ncontent-length: 5\r\n\r\nsmall".into(), "small"),
+        (
+            "a length twice",
+            "POST",
+            "1.1",
+            "content-length: 5\r\ncontent-length: 5\r\n\r\nsmall".into(),
+            "small",
+        ),
         ("chunks", "POST", "1.1", format!("transfer-encoding: chunked\r\n\r\n{chunked}"), chunked),
-        ("chunks of a GET", "GET", "1.1", format!("transfer-encoding: chunked\r\n\r\n{chunked}"), chunked),
+        (
+            "chunks of a GET",
+            "GET",
+            "1.1",
+            format!("transfer-encoding: chunked\r\n\r\n{chunked}"),
+            chunked,
+        ),
         (
             "chunks and a length",
             "POST",
@@ -155,12 +204,18 @@ async fn a_request_is_framed_anew_for_the_agent() {
     ];
     for (what, method, version, rest, body) in table {
         let before = agent.heard().len();
-        let said = front.raw(format!("{method} /a HTTP/{version}\r\nhost: app\r\nconnection: close\r\n{rest}")).await;
+        let said = front
+            .raw(format!("{method} /a HTTP/{version}\r\nhost: app\r\nconnection: close\r\n{rest}"))
+            .await;
         assert!(said.starts_with(&format!("HTTP/{version} 204 ")), "{what}: {said}");
         let heard = agent.heard();
         assert_eq!(heard.len(), before + 1, "{what}: {heard:?}");
         let heard = heard.last().unwrap();
-        assert_eq!((heard.body.as_str(), heard.all("connection").len()), (body, 0), "{what}: {heard:?}");
+        assert_eq!(
+            (heard.body.as_str(), heard.all("connection").len()),
+            (body, 0),
+            "{what}: {heard:?}"
+        );
         let framed = heard.all("content-length").len() + heard.all("transfer-encoding").len();
         assert_eq!(framed, 1, "{what}: {heard:?}");
         assert!(heard.head.starts_with(&format!("{method} /a HTTP/1.1\r\n")), "{what}: {heard:?}");
@@ -172,7 +227,9 @@ async fn a_request_is_framed_anew_for_the_agent() {
         "content-length: 5\r\ncontent-length: 6\r\n\r\nsmall",
         "transfer-encoding: chunked\r\ntransfer-encoding: identity\r\n\r\n0\r\n\r\n",
     ] {
-        let said = front.raw(format!("POST /a HTTP/1.1\r\nhost: app\r\nconnection: close\r\n{rest}")).await;
+        let said = front
+            .raw(format!("POST /a HTTP/1.1\r\nhost: app\r\nconnection: close\r\n{rest}"))
+            .await;
         let status = said.split(' ').nth(1).unwrap_or_default();
         assert!(["400", "501"].contains(&status), "{rest}: {said}");
     }
@@ -181,7 +238,8 @@ async fn a_request_is_framed_anew_for_the_agent() {
 
 #[tokio::test]
 async fn an_expectation_is_met_and_handed_on() {
-    let (agent, net, chat) = scene("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n").await;
+    let (agent, net, chat) =
+        scene("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n").await;
     let front = Front::start(net.client(Speaks::Http1), Hop::new(), chat).await;
     for (version, handed_on) in [("1.1", 1), ("1.0", 0)] {
         let sent = format!(
@@ -190,7 +248,11 @@ async fn an_expectation_is_met_and_handed_on() {
         let said = front.raw(sent).await;
         assert!(said.contains(&format!("HTTP/{version} 204 ")), "{said}");
         let heard = agent.heard().pop().unwrap();
-        assert_eq!((heard.all("expect").len(), heard.body.as_str()), (handed_on, "ok"), "{heard:?}");
+        assert_eq!(
+            (heard.all("expect").len(), heard.body.as_str()),
+            (handed_on, "ok"),
+            "{heard:?}"
+        );
     }
 }
 
@@ -220,12 +282,19 @@ async fn a_tunnel_outlives_the_idle_timeout() {
         let (agent, net) = (Agent::start(1).await, Net::new());
         let chat = net.bind(net.workspace(&agent)).await;
         let hop = if agents == Speaks::Http2 { Hop::new().with_http2_agents() } else { Hop::new() };
-        let client = net.client_with(agents, |builder| builder.idle_timeout(Duration::from_millis(100)));
+        let client =
+            net.client_with(agents, |builder| builder.idle_timeout(Duration::from_millis(100)));
         let front = Front::start(client, hop, chat).await;
         let mut socket = soon(socket_of_http2(&front)).await.0;
         for words in ["early", "late"] {
-            soon(socket.write_frame(Frame::text(Payload::Borrowed(words.as_bytes())))).await.unwrap();
-            assert_eq!(&soon(socket.read_frame()).await.unwrap().payload[..], words.as_bytes(), "{agents:?}");
+            soon(socket.write_frame(Frame::text(Payload::Borrowed(words.as_bytes()))))
+                .await
+                .unwrap();
+            assert_eq!(
+                &soon(socket.read_frame()).await.unwrap().payload[..],
+                words.as_bytes(),
+                "{agents:?}"
+            );
             tokio::time::sleep(Duration::from_millis(600)).await;
         }
         drop(socket);
@@ -242,10 +311,15 @@ async fn socket_of_http1(front: &Front) -> WebSocket<TokioIo<Upgraded>> {
         .header("sec-websocket-key", handshake::generate_key())
         .header("sec-websocket-version", "13");
     let stream = TcpStream::connect(front.address).await.unwrap();
-    handshake::client(&TokioExecutor::new(), request.body(Empty::<Bytes>::new()).unwrap(), stream).await.unwrap().0
+    handshake::client(&TokioExecutor::new(), request.body(Empty::<Bytes>::new()).unwrap(), stream)
+        .await
+        .unwrap()
+        .0
 }
 
-async fn socket_of_http2(front: &Front) -> (WebSocket<TokioIo<Upgraded>>, http2::SendRequest<Empty<Bytes>>) {
+async fn socket_of_http2(
+    front: &Front,
+) -> (WebSocket<TokioIo<Upgraded>>, http2::SendRequest<Empty<Bytes>>) {
     let request = ::http::Request::connect("http://app/talk").header("sec-websocket-version", "13");
     let request = request.extension(Protocol::from_static("websocket")).body(Empty::new()).unwrap();
     let mut sender = connect2(front).await;
@@ -257,7 +331,9 @@ async fn socket_of_http2(front: &Front) -> (WebSocket<TokioIo<Upgraded>>, http2:
 
 async fn talk(mut socket: WebSocket<TokioIo<Upgraded>>) {
     for words in ["one", &"long ".repeat(50_000)] {
-        soon(socket.write_frame(Frame::text(Payload::Owned(words.as_bytes().to_vec())))).await.unwrap();
+        soon(socket.write_frame(Frame::text(Payload::Owned(words.as_bytes().to_vec()))))
+            .await
+            .unwrap();
         let answer = soon(socket.read_frame()).await.unwrap();
         assert_eq!((answer.opcode, &answer.payload[..]), (OpCode::Text, words.as_bytes()));
     }
@@ -266,12 +342,15 @@ async fn talk(mut socket: WebSocket<TokioIo<Upgraded>>) {
     assert!(end.is_err() || end.is_ok_and(|frame| frame.opcode == OpCode::Close));
 }
 
-/// An agent that needs no `HTTP2-Settings` answers `101` to a wish for `h2c`; what follows would pass every check in front.
+/// An agent that needs no `HTTP2-Settings` answers `101` to a wish for `h2c`; what follows would
+/// pass every check in front.
 #[tokio::test]
 async fn h2c_is_not_smuggled_through_an_agent_that_grants_it() {
     let grants = |heard: &Heard| match heard.all("upgrade").first() {
         Some(protocol) => {
-            format!("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: {protocol}\r\n\r\n")
+            format!(
+                "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: {protocol}\r\n\r\n"
+            )
         }
         None => "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nplain".to_owned(),
     };
@@ -284,10 +363,19 @@ async fn h2c_is_not_smuggled_through_an_agent_that_grants_it() {
                 http2-settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     let front = Front::start(net.client(Speaks::Http1), Hop::new(), chat).await;
     let said = front.raw(sent.replace("upgrade, ", "upgrade, close, ")).await;
-    assert!(said.starts_with("HTTP/1.1 200 ") && said.contains("plain") && !said.contains("SM"), "{said}");
-    assert!(agent.heard().iter().all(|heard| !heard.head.contains("h2c") && !heard.head.contains("http2")));
+    assert!(
+        said.starts_with("HTTP/1.1 200 ") && said.contains("plain") && !said.contains("SM"),
+        "{said}"
+    );
+    assert!(
+        agent
+            .heard()
+            .iter()
+            .all(|heard| !heard.head.contains("h2c") && !heard.head.contains("http2"))
+    );
     // Unless the caller allows it.
-    let front = Front::start(net.client(Speaks::Http1), Hop::new().allow_upgrade("h2c"), chat).await;
+    let front =
+        Front::start(net.client(Speaks::Http1), Hop::new().allow_upgrade("h2c"), chat).await;
     let said = front.tunnel(sent).await;
     assert!(said.starts_with("HTTP/1.1 101 ") && said.contains("SM"), "{said}");
 }

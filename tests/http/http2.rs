@@ -1,4 +1,5 @@
-//! HTTP/2 agents with limits of their own, and what HTTP/2 says about requests that were not processed.
+//! HTTP/2 agents with limits of their own, and what HTTP/2 says about requests that were not
+//! processed.
 
 use crate::net::*;
 use bytes::Bytes;
@@ -23,7 +24,8 @@ use tokio::{
 };
 use tower::{Layer, service_fn};
 use tower_bound_agent::{
-    AgentId, BoundAgentLayer, BoxError, DialAgent, DialSession, Resolution, ResolveWorkspace, Target,
+    AgentId, BoundAgentLayer, BoxError, DialAgent, DialSession, Resolution, ResolveWorkspace,
+    Target,
     http::{AgentClient, ClientError, Fault, http2_code},
     store::MemoryStore,
 };
@@ -59,7 +61,8 @@ async fn requests_above_the_stream_limit_of_an_agent_use_another_connection() {
     assert_eq!(net.counts() - before, counts(2, 0, 0, 0));
 }
 
-async fn requests_above_the_stream_limit_wait_at_the_connection_limit_and_the_agent_is_not_blamed() {
+async fn requests_above_the_stream_limit_wait_at_the_connection_limit_and_the_agent_is_not_blamed()
+{
     let agent = Agent::with(1, |server| {
         server.http2().max_concurrent_streams(10);
     })
@@ -77,7 +80,10 @@ async fn requests_above_the_stream_limit_wait_at_the_connection_limit_and_the_ag
     }
     let begin = Instant::now();
     let error = send(&client, get_("/", chat)).await.unwrap_err();
-    assert!(matches!(error, ClientError::Busy { waited } if waited == wait) && error.is_unsent(), "{error:?}");
+    assert!(
+        matches!(error, ClientError::Busy { waited } if waited == wait) && error.is_unsent(),
+        "{error:?}"
+    );
     assert!(begin.elapsed() >= wait);
     // The next one gets the first place that is free.
     let waiting = {
@@ -124,7 +130,9 @@ async fn a_slow_answer_on_a_connection_that_answers_other_streams_is_no_evidence
     let agent = Agent::start(1).await;
     let net = Net::new();
     let chat = net.bind(net.workspace(&agent)).await;
-    let client = net.client_with(Speaks::Http2, |builder| builder.response_header_timeout(Duration::from_millis(400)));
+    let client = net.client_with(Speaks::Http2, |builder| {
+        builder.response_header_timeout(Duration::from_millis(400))
+    });
     let before = net.counts();
     let slow = {
         let client = client.clone();
@@ -150,7 +158,8 @@ async fn responses_that_nobody_reads_do_not_stop_other_requests() {
         unread.push(send(&client, get_("/large", chat)).await.unwrap());
     }
     sleep(Duration::from_millis(200)).await;
-    let small = timeout(Duration::from_secs(5), turn(&client, "/small", chat)).await.expect("an answer");
+    let small =
+        timeout(Duration::from_secs(5), turn(&client, "/small", chat)).await.expect("an answer");
     assert_eq!(small.len(), 4 * 1024);
     let large = soon(unread.pop().unwrap().into_body().collect()).await.unwrap().to_bytes();
     assert_eq!(large.len(), 8 * 1024 * 1024);
@@ -164,8 +173,9 @@ async fn an_upload_that_the_agent_does_not_take_does_not_stop_those_that_come_af
     let client = net.client(Speaks::Http2);
     let before = net.counts();
     let (mut sender, body) = http_body_util::channel::Channel::<Bytes>::new(1);
-    let sending =
-        tokio::spawn(async move { while sender.send_data(Bytes::from_static(&[7; 64 * 1024])).await.is_ok() {} });
+    let sending = tokio::spawn(async move {
+        while sender.send_data(Bytes::from_static(&[7; 64 * 1024])).await.is_ok() {}
+    });
     let stalled = {
         let client = client.clone();
         tokio::spawn(async move { send(&client, post_("/hold", one, Sends::new(body))).await })
@@ -197,7 +207,8 @@ async fn callers_that_give_up_at_once_do_not_end_the_connection_of_others() {
     for _ in 0..5 {
         // It has other things to do for a moment, and finds all that came meanwhile at once.
         agent.freeze();
-        let calls: Vec<_> = (0..60).map(|_| tokio::spawn(client.request(get_("/hang", chat)))).collect();
+        let calls: Vec<_> =
+            (0..60).map(|_| tokio::spawn(client.request(get_("/hang", chat)))).collect();
         sleep(Duration::from_millis(50)).await;
         for call in calls {
             call.abort();
@@ -242,7 +253,8 @@ impl Frames {
             .with_generation(1)
             .with_address(listener.local_addr().unwrap().to_string());
         let carried_out = Arc::<Mutex<HashMap<String, u64>>>::default();
-        let (counted, streams, accepted) = (Arc::clone(&carried_out), Arc::default(), Arc::<AtomicU64>::default());
+        let (counted, streams, accepted) =
+            (Arc::clone(&carried_out), Arc::default(), Arc::<AtomicU64>::default());
         let (begun, connections) = (Arc::clone(&streams), Arc::clone(&accepted));
         let server = tokio::spawn(async move {
             let mut served = JoinSet::new();
@@ -250,7 +262,12 @@ impl Frames {
                 let (stream, _) = listener.accept().await.unwrap();
                 stream.set_nodelay(true).unwrap();
                 accepted.fetch_add(1, SeqCst);
-                served.spawn(Self::connection(stream, does, Arc::clone(&counted), Arc::clone(&begun)));
+                served.spawn(Self::connection(
+                    stream,
+                    does,
+                    Arc::clone(&counted),
+                    Arc::clone(&begun),
+                ));
             }
         });
         Self { target, carried_out, streams, connections, server }
@@ -290,7 +307,8 @@ impl Frames {
         }
     }
 
-    /// So many callers, each of them with so many requests one after the other; says how many failed.
+    /// So many callers, each of them with so many requests one after the other; says how many
+    /// failed.
     async fn asked(&self, callers: usize, requests: usize, body: &'static str) -> Vec<ClientError> {
         let (net, ws) = (Net::new(), crate::support::workspace());
         net.says(ws, Resolution::Running(self.target.clone()));
@@ -353,7 +371,11 @@ async fn a_refused_request_whose_body_was_touched_fails_and_is_unsent() {
     let agent = Frames::start(Does::Resets(1, Reason::REFUSED_STREAM)).await;
     let failed = agent.asked(1, 1, "some").await;
     assert_eq!(failed.len(), 1);
-    assert!(matches!(failed[0], ClientError::Unsent(_)) && failed[0].is_unsent(), "{:?}", failed[0]);
+    assert!(
+        matches!(failed[0], ClientError::Unsent(_)) && failed[0].is_unsent(),
+        "{:?}",
+        failed[0]
+    );
     assert_eq!((failed[0].fault(), failed[0].http2_code()), (Fault::Agent, Some(7)));
 }
 
@@ -372,12 +394,14 @@ async fn a_stream_that_the_agent_resets_is_not_sent_again() {
         assert_eq!((error.fault(), error.http2_code()), (Fault::Agent, Some(2)));
     }
     assert_eq!((failed.len(), agent.streams.load(SeqCst)), (2, 2));
-    // Neither the connection nor the binding is to blame: there is one dial for both, and no question.
+    // Neither the connection nor the binding is to blame: there is one dial for both, and no
+    // question.
     assert_eq!(agent.connections.load(SeqCst), 2, "one was to bind");
 }
 
-/// A server that reads and writes frames itself, on a stream of this process: answers each request with a head and no end,
-/// answers pings, and tells when they came. Like servers of gRPC it has had enough when the third ping came too early.
+/// A server that reads and writes frames itself, on a stream of this process: answers each request
+/// with a head and no end, answers pings, and tells when they came. Like servers of gRPC it has had
+/// enough when the third ping came too early.
 async fn counts_pings(mut io: DuplexStream, pings: Arc<Mutex<Vec<Instant>>>) -> io::Result<()> {
     fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
         let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
@@ -423,7 +447,9 @@ async fn silent_streams_are_pinged_no_more_often_than_servers_of_grpc_tolerate()
     for interval in [None, Some(Duration::from_secs(10))] {
         let pings = Arc::<Mutex<Vec<Instant>>>::default();
         let resolver = service_fn(async |_: ResolveWorkspace| {
-            Ok::<_, BoxError>(Resolution::Running(Target::new(AgentId::new(Uuid::nil())).with_generation(1)))
+            Ok::<_, BoxError>(Resolution::Running(
+                Target::new(AgentId::new(Uuid::nil())).with_generation(1),
+            ))
         });
         let layer = BoundAgentLayer::builder(MemoryStore::new(), resolver).build().unwrap();
         let seen = Arc::clone(&pings);

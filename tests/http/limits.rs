@@ -15,7 +15,11 @@ fn at_most(connections: usize) -> NonZeroUsize {
     NonZeroUsize::new(connections).unwrap()
 }
 
-fn begin(client: &Client, path: &'static str, chat: SessionId) -> JoinHandle<Result<String, ClientError>> {
+fn begin(
+    client: &Client,
+    path: &'static str,
+    chat: SessionId,
+) -> JoinHandle<Result<String, ClientError>> {
     let client = client.clone();
     tokio::spawn(async move { Ok(text(send(&client, get_(path, chat)).await?).await) })
 }
@@ -47,19 +51,29 @@ async fn who_waits_too_long_is_told_that_all_are_busy_and_nothing_is_wrong_with_
         let chat = net.bind(net.workspace(&agent)).await;
         let wait = Duration::from_millis(100);
         let client = net.client_with(speaks, |builder| {
-            builder.max_connections(at_most(1)).max_requests_per_connection(at_most(1)).wait_timeout(wait)
+            builder
+                .max_connections(at_most(1))
+                .max_requests_per_connection(at_most(1))
+                .wait_timeout(wait)
         });
         let before = net.counts();
         let first = begin(&client, "/hang", chat);
         until("it has arrived", || agent.requests() == 1).await;
         let begun = Instant::now();
         let error = send(&client, get_("/", chat)).await.unwrap_err();
-        assert!(matches!(error, ClientError::Busy { waited } if waited == wait) && error.is_unsent(), "{error:?}");
+        assert!(
+            matches!(error, ClientError::Busy { waited } if waited == wait) && error.is_unsent(),
+            "{error:?}"
+        );
         assert!(begun.elapsed() >= wait);
         agent.seen.go_on.notify_one();
         assert_eq!(soon(first).await.unwrap().unwrap(), "at last");
         turn(&client, "/", chat).await;
-        assert_eq!((net.counts() - before, agent.requests()), (counts(1, 0, 0, 0), 2), "{speaks:?}");
+        assert_eq!(
+            (net.counts() - before, agent.requests()),
+            (counts(1, 0, 0, 0), 2),
+            "{speaks:?}"
+        );
     }
 }
 
@@ -67,7 +81,9 @@ async fn who_waits_for_a_connection_to_an_agent_that_is_replaced_goes_to_the_new
     let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
     let ws = net.workspace(&old);
     let chat = net.bind(ws).await;
-    let client = net.client_with(Speaks::Http1, |builder| builder.max_connections(at_most(1)).end_superseded(false));
+    let client = net.client_with(Speaks::Http1, |builder| {
+        builder.max_connections(at_most(1)).end_superseded(false)
+    });
     let first = begin(&client, "/hang", chat);
     until("it has arrived", || old.requests() == 1).await;
     let waiting = begin(&client, "/", chat);
@@ -84,7 +100,9 @@ async fn the_connection_of_an_upgrade_counts_until_it_is_closed() {
     let (net, agent) = (Net::new(), Agent::start(1).await);
     let chat = net.bind(net.workspace(&agent)).await;
     let wait = Duration::from_millis(100);
-    let client = net.client_with(Speaks::Http1, |builder| builder.max_connections(at_most(1)).wait_timeout(wait));
+    let client = net.client_with(Speaks::Http1, |builder| {
+        builder.max_connections(at_most(1)).wait_timeout(wait)
+    });
     let response = send(&client, upgrade(chat)).await.unwrap();
     let upgraded = soon(hyper::upgrade::on(response)).await.unwrap();
     let error = send(&client, get_("/", chat)).await.unwrap_err();
@@ -103,7 +121,9 @@ async fn tunnels_over_http2_count_as_requests() {
     let net = Net::new();
     let chat = net.bind(net.workspace(&agent)).await;
     let wait = Duration::from_millis(300);
-    let client = net.client_with(Speaks::Http2, |builder| builder.max_connections(at_most(2)).wait_timeout(wait));
+    let client = net.client_with(Speaks::Http2, |builder| {
+        builder.max_connections(at_most(2)).wait_timeout(wait)
+    });
     let before = net.counts();
     turn(&client, "/", chat).await;
     let mut tunnels = Vec::new();
@@ -113,7 +133,8 @@ async fn tunnels_over_http2_count_as_requests() {
         tunnels.push(soon(hyper::upgrade::on(response)).await.unwrap());
         assert_eq!(net.counts() - before, counts(if open <= 3 { 1 } else { 2 }, 0, 0, 0), "{open}");
     }
-    // The agent takes no more on either of its connections, and the request is not sent to wait there.
+    // The agent takes no more on either of its connections, and the request is not sent to wait
+    // there.
     let error = send(&client, get_("/", chat)).await.unwrap_err();
     assert!(matches!(error, ClientError::Busy { .. }), "{error:?}");
     for _ in 0..6 {
@@ -130,7 +151,8 @@ async fn a_shared_connection_with_a_tunnel_is_not_idle() {
     let idle = Duration::from_millis(200);
     let client = net.client_with(Speaks::Http2, |builder| builder.idle_timeout(idle));
     let before = net.counts();
-    let tunnel = soon(hyper::upgrade::on(send(&client, extended(chat)).await.unwrap())).await.unwrap();
+    let tunnel =
+        soon(hyper::upgrade::on(send(&client, extended(chat)).await.unwrap())).await.unwrap();
     sleep(idle * 4).await;
     turn(&client, "/", chat).await;
     assert_eq!(net.counts() - before, counts(1, 0, 0, 0));
@@ -152,7 +174,10 @@ async fn a_shared_connection_that_is_full_is_followed_by_another_one() {
     }
     until("as many as two carry", || agent.requests() == 6).await;
     sleep(Duration::from_millis(50)).await;
-    assert_eq!((agent.requests(), agent.accepted() - accepted, (net.counts() - before).d), (6, 2, 2));
+    assert_eq!(
+        (agent.requests(), agent.accepted() - accepted, (net.counts() - before).d),
+        (6, 2, 2)
+    );
     for _ in 0..8 {
         agent.seen.go_on.notify_one();
         soon(turns.join_next()).await.unwrap().unwrap();
@@ -181,8 +206,9 @@ async fn the_time_of_an_agent_does_not_run_while_the_request_waits_for_a_connect
     let (net, agent) = (Net::new(), Agent::start(1).await);
     let chat = net.bind(net.workspace(&agent)).await;
     let within = Duration::from_millis(300);
-    let client =
-        net.client_with(Speaks::Http1, |builder| builder.max_connections(at_most(1)).response_header_timeout(within));
+    let client = net.client_with(Speaks::Http1, |builder| {
+        builder.max_connections(at_most(1)).response_header_timeout(within)
+    });
     let first = send(&client, get_("/half", chat)).await.unwrap();
     let second = begin(&client, "/", chat);
     sleep(within * 2).await;
@@ -195,10 +221,12 @@ async fn a_dropped_call_gives_its_place_back_whatever_it_was_waiting_for() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
         let chat = net.bind(net.workspace(&agent)).await;
-        let client = net
-            .client_with(speaks, |builder| builder.max_connections(at_most(1)).max_requests_per_connection(at_most(2)));
+        let client = net.client_with(speaks, |builder| {
+            builder.max_connections(at_most(1)).max_requests_per_connection(at_most(2))
+        });
         for polls in 1..60 {
-            let mut calls: Vec<_> = (0..3).map(|_| client.clone().oneshot(get_("/", chat)).boxed().fuse()).collect();
+            let mut calls: Vec<_> =
+                (0..3).map(|_| client.clone().oneshot(get_("/", chat)).boxed().fuse()).collect();
             for _ in 0..polls {
                 for call in &mut calls {
                     let _ = futures_util::poll!(call);
@@ -338,7 +366,7 @@ async fn requests_in_doubt_respect_the_connection_limit() {
     let chat = net.bind(ws).await;
     let client = net.client_with(Speaks::Http1, |builder| builder.max_connections(at_most(8)));
     net.resolver_hangs(true);
-    net.layer.bindings().doubt_workspace(ws);
+    net.layer.bindings().revalidate_workspace(ws);
     let (before, accepted) = (net.counts(), agent.accepted());
     let mut chats = JoinSet::new();
     for _ in 0..50 {
@@ -372,20 +400,24 @@ async fn requests_in_doubt_that_wait_for_a_connection_ask_the_resolver() {
     let first = begin(&client, "/hang", chat);
     until("it has arrived", || old.requests() == 1).await;
     net.runs(ws, &new);
-    net.layer.bindings().doubt_workspace(ws);
+    net.layer.bindings().revalidate_workspace(ws);
     let begun = Instant::now();
     assert_eq!(turn(&client, "/", chat).await, new.target.agent.to_string());
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     first.abort();
 }
 
-/// Callers that come, wait and give up at any moment: no place is lost, and no connection too many is made.
+/// Callers that come, wait and give up at any moment: no place is lost, and no connection too many
+/// is made.
 async fn storm(speaks: Speaks) {
     let (net, agent) = (Net::new(), Agent::start(1).await);
     let chat = net.bind(net.workspace(&agent)).await;
     agent.has_open(0).await;
     let client = net.client_with(speaks, |builder| {
-        builder.max_connections(at_most(3)).max_requests_per_connection(at_most(2)).question_after(None)
+        builder
+            .max_connections(at_most(3))
+            .max_requests_per_connection(at_most(2))
+            .question_after(None)
     });
     let mut callers = JoinSet::new();
     for caller in 0..24_u64 {
@@ -403,7 +435,9 @@ async fn storm(speaks: Speaks) {
             }
         });
     }
-    while let Some(done) = timeout(Duration::from_secs(60), callers.join_next()).await.expect("in time") {
+    while let Some(done) =
+        timeout(Duration::from_secs(60), callers.join_next()).await.expect("in time")
+    {
         done.unwrap();
     }
     // As many as there may be, at once.

@@ -5,8 +5,8 @@ mod support;
 
 mod net;
 
-/// Makes tests of these functions, on a runtime of one thread and on one of several. One that is not listed is not used,
-/// which the compiler says.
+/// Makes tests of these functions, on a runtime of one thread and on one of several. One that is
+/// not listed is not used, which the compiler says.
 macro_rules! on_both_runtimes {
     ($($test:ident,)*) => {
         mod on_one_thread {

@@ -1,13 +1,14 @@
-//! What happens to healthy connections when the binding moves: the very next request goes to the new agent, and what is
-//! under way ends in its own time.
+//! What happens to healthy connections when the binding moves: the very next request goes to the
+//! new agent, and what is under way ends in its own time.
 
 use crate::net::*;
 use crate::support::{Fault, session};
 use http_body_util::BodyExt;
 use std::time::Duration;
-use tower_bound_agent::{BoundHandle, Path, Repair, RepairMode};
+use tower_bound_agent::{BoundHandle, OutcomeKind, Repair, RepairMode};
 
-async fn after_a_rebuild_that_is_known_the_next_turn_is_the_new_agents_and_the_old_connections_close() {
+async fn after_a_rebuild_that_is_known_the_next_turn_is_the_new_agents_and_the_old_connections_close()
+ {
     for speaks in BOTH {
         let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
         let ws = net.workspace(&old);
@@ -21,8 +22,8 @@ async fn after_a_rebuild_that_is_known_the_next_turn_is_the_new_agents_and_the_o
         old.has_open(0).await;
         let (before, requests) = (net.counts(), old.requests());
         let response = send(&client, get_("/", chat)).await.unwrap();
-        let path = &response.extensions().get::<BoundHandle>().unwrap().outcome().path;
-        assert!(matches!(path, Path::Switched { from } if **from == old.target), "{path:?}");
+        let path = &response.extensions().get::<BoundHandle>().unwrap().outcome().kind;
+        assert!(matches!(path, OutcomeKind::Switched { from } if **from == old.target), "{path:?}");
         assert_eq!(text(response).await, new.target.agent.to_string());
         assert_eq!(net.layer.bindings().flush().await, 0);
         for _ in 0..3 {
@@ -50,8 +51,11 @@ async fn after_a_rebuild_all_sessions_of_the_workspace_move_to_one_connection_an
         let (before, accepted) = (net.counts(), new.accepted());
         for chat in &chats {
             let response = send(&client, get_("/", *chat)).await.unwrap();
-            let path = &response.extensions().get::<BoundHandle>().unwrap().outcome().path;
-            assert!(matches!(path, Path::Switched { from } if **from == old.target), "{path:?}");
+            let path = &response.extensions().get::<BoundHandle>().unwrap().outcome().kind;
+            assert!(
+                matches!(path, OutcomeKind::Switched { from } if **from == old.target),
+                "{path:?}"
+            );
             assert_eq!(text(response).await, new.target.agent.to_string());
         }
         assert_eq!(net.layer.bindings().flush().await, 0);
@@ -61,7 +65,10 @@ async fn after_a_rebuild_all_sessions_of_the_workspace_move_to_one_connection_an
             let row = net.store.peek(*chat).unwrap();
             assert_eq!(row.target.as_deref(), Some(&new.target));
             let response = send(&client, get_("/", *chat)).await.unwrap();
-            assert_eq!(response.extensions().get::<BoundHandle>().unwrap().outcome().path, Path::Reused);
+            assert_eq!(
+                response.extensions().get::<BoundHandle>().unwrap().outcome().kind,
+                OutcomeKind::Reused
+            );
             text(response).await;
         }
         assert_eq!((net.counts() - before).d, 1, "{speaks:?}");
@@ -76,13 +83,16 @@ async fn a_new_session_of_a_known_workspace_is_bound_by_a_turn_on_a_connection_t
         let client = net.client(speaks);
         turn(&client, "/", first).await;
         let chat = session();
-        net.layer.bindings().select_workspace(chat, ws).await.unwrap();
+        net.layer.bindings().retarget(chat, ws).await.unwrap();
         let before = net.counts();
         let response = send(&client, get_("/", chat)).await.unwrap();
         let handle = response.extensions().get::<BoundHandle>().unwrap().clone();
         text(response).await;
         assert_eq!(net.layer.bindings().flush().await, 0);
-        assert_eq!((&handle.outcome().path, handle.outcome().repair()), (&Path::FirstBind, Repair::Written));
+        assert_eq!(
+            (&handle.outcome().kind, handle.outcome().repair()),
+            (&OutcomeKind::FirstBind, Repair::Written)
+        );
         assert_eq!(net.counts() - before, counts(0, 0, 0, 1), "{speaks:?}");
         assert_eq!(net.store.peek(chat).unwrap().target.as_deref(), Some(&agent.target));
     }
@@ -96,7 +106,7 @@ async fn a_call_that_is_to_end_only_after_its_repair_is_dialed() {
     let client = net.client(Speaks::Http1);
     turn(&client, "/", first).await;
     let chat = session();
-    net.layer.bindings().select_workspace(chat, ws).await.unwrap();
+    net.layer.bindings().retarget(chat, ws).await.unwrap();
     net.store.on_writes(Fault::Slow(Duration::from_millis(300)));
     let before = net.counts();
     let response = send(&client, get_("/", chat)).await.unwrap();
@@ -105,14 +115,15 @@ async fn a_call_that_is_to_end_only_after_its_repair_is_dialed() {
     assert_eq!(net.counts() - before, counts(1, 0, 0, 1));
 }
 
-async fn after_a_retarget_the_next_turn_is_the_other_workspaces_and_its_old_one_keeps_its_connections() {
+async fn after_a_retarget_the_next_turn_is_the_other_workspaces_and_its_old_one_keeps_its_connections()
+ {
     for speaks in BOTH {
         let (net, here, there) = (Net::new(), Agent::start(1).await, Agent::start(1).await);
         let (ws, other) = (net.workspace(&here), net.workspace(&there));
         let chats = [net.bind(ws).await, net.bind(ws).await];
         let client = net.client(speaks);
         turn(&client, "/", chats[0]).await;
-        net.layer.bindings().select_workspace(chats[0], other).await.unwrap();
+        net.layer.bindings().retarget(chats[0], other).await.unwrap();
         let before = net.counts();
         assert_eq!(turn(&client, "/", chats[0]).await, there.target.agent.to_string());
         assert_eq!(net.layer.bindings().flush().await, 0);
@@ -187,12 +198,16 @@ async fn a_connection_that_is_found_to_be_lost_is_left_for_the_one_used_before_i
     response.extensions().get::<BoundHandle>().unwrap().report_stale();
     drop(response);
     // Two at once; the second one comes back last.
-    let (one, other) = (send(&client, get_("/", chat)).await.unwrap(), send(&client, get_("/", chat)).await.unwrap());
+    let (one, other) = (
+        send(&client, get_("/", chat)).await.unwrap(),
+        send(&client, get_("/", chat)).await.unwrap(),
+    );
     let handle = other.extensions().get::<BoundHandle>().unwrap().clone();
     text(one).await;
     text(other).await;
     let (before, accepted) = (net.counts(), agent.accepted());
-    // Too soon after the first one to raise a doubt. Nothing else runs between this and the look for a connection.
+    // Too soon after the first one to raise a doubt. Nothing else runs between this and the look
+    // for a connection.
     handle.report_stale();
     assert_eq!(turn(&client, "/", chat).await, agent.target.agent.to_string());
     assert_eq!((net.counts() - before, agent.accepted() - accepted), (counts(0, 0, 0, 0), 0));
@@ -230,7 +245,7 @@ async fn a_hint_makes_the_next_turn_dial_and_validate_and_no_connection_older_th
         if speaks == Speaks::Http1 {
             turn(&client, "/", chat).await;
         }
-        net.layer.bindings().doubt_workspace(ws);
+        net.layer.bindings().revalidate_workspace(ws);
         let before = net.counts();
         turn(&client, "/", chat).await;
         until("the verdict", || (net.counts() - before).v == 1).await;

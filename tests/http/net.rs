@@ -1,4 +1,5 @@
-//! Agents on real sockets, and lines to them that can be cut. Everything is counted; every wait has a bound.
+//! Agents on real sockets, and lines to them that can be cut. Everything is counted; every wait has
+//! a bound.
 #![allow(unreachable_pub)]
 
 use crate::support::{Tap, session, workspace};
@@ -39,8 +40,8 @@ use tokio::{
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_bound_agent::{
-    AgentId, BoundAgent, BoundAgentBuilder, BoundAgentLayer, BoxError, DialAgent, DialSession, Observer, Resolution,
-    ResolveWorkspace, SessionId, Target, WorkspaceId,
+    AgentId, BoundAgent, BoundAgentBuilder, BoundAgentLayer, BoxError, DialAgent, DialSession,
+    Observer, Resolution, ResolveWorkspace, SessionId, Target, WorkspaceId,
     http::{AgentBody, AgentClient, AgentClientBuilder, ClientError, watch_peer},
     store::MemoryStore,
 };
@@ -116,7 +117,8 @@ impl Agent {
     pub fn on_its_own_thread(generation: i64) -> Self {
         let (sender, started) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
                 sender.send(Self::start(generation).await).unwrap();
                 std::future::pending::<()>().await;
@@ -130,18 +132,24 @@ impl Agent {
         self.closing.notify_waiters();
     }
 
-    fn on(listener: TcpListener, generation: i64, set: fn(&mut auto::Builder<TokioExecutor>)) -> Self {
+    fn on(
+        listener: TcpListener,
+        generation: i64,
+        set: fn(&mut auto::Builder<TokioExecutor>),
+    ) -> Self {
         let address = listener.local_addr().unwrap().to_string();
         let seen = Arc::new(Seen::default());
         let (serving, served) = watch::channel(true);
         let id = AgentId::new(Uuid::new_v4());
         let closing = Arc::new(Notify::new());
-        let server = tokio::spawn(serve(listener, Arc::clone(&seen), id, served, Arc::clone(&closing), set));
+        let server =
+            tokio::spawn(serve(listener, Arc::clone(&seen), id, served, Arc::clone(&closing), set));
         let target = Target::new(id).with_generation(generation).with_address(address);
         Self { target, seen, serving, closing, server }
     }
 
-    /// Its machine goes silent: what is open stays open, what is new is accepted, and nothing is read or written.
+    /// Its machine goes silent: what is open stays open, what is new is accepted, and nothing is
+    /// read or written.
     pub fn freeze(&self) {
         self.serving.send_replace(false);
     }
@@ -169,7 +177,10 @@ impl Agent {
         self.seen.requests.load(SeqCst)
     }
     pub async fn has_open(&self, connections: i64) {
-        until(&format!("{connections} open connections, not {}", self.open()), || self.open() == connections).await;
+        until(&format!("{connections} open connections, not {}", self.open()), || {
+            self.open() == connections
+        })
+        .await;
     }
 }
 
@@ -244,7 +255,11 @@ impl Drop for Line {
 }
 
 impl AsyncRead for Line {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         std::task::ready!(self.poll_served(cx));
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
@@ -258,7 +273,11 @@ impl AsyncRead for Line {
 }
 
 impl AsyncWrite for Line {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         std::task::ready!(self.poll_served(cx));
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
@@ -275,7 +294,10 @@ fn app(seen: Arc<Seen>, id: AgentId) -> Router {
     Router::new()
         .route("/", get(move || async move { id.to_string() }))
         .route("/head", any(head))
-        .route("/echo", post(async |request: Request| Response::new(Body::new(request.into_body()))))
+        .route(
+            "/echo",
+            post(async |request: Request| Response::new(Body::new(request.into_body()))),
+        )
         .route("/take", post(take))
         .route("/hang", any(hang))
         .route("/early", post(early))
@@ -352,7 +374,9 @@ fn channel() -> (http_body_util::channel::Sender<Bytes, BoxError>, Response) {
 /// As much as anybody takes.
 async fn endless() -> Response {
     let (mut sender, response) = channel();
-    tokio::spawn(async move { while sender.send_data(Bytes::from_static(&[7; 16 * 1024])).await.is_ok() {} });
+    tokio::spawn(async move {
+        while sender.send_data(Bytes::from_static(&[7; 16 * 1024])).await.is_ok() {}
+    });
     response
 }
 
@@ -409,7 +433,12 @@ pub fn counts(d: u64, v: u64, r: u64, w: u64) -> Counts {
 impl std::ops::Sub for Counts {
     type Output = Counts;
     fn sub(self, before: Counts) -> Counts {
-        Counts { d: self.d - before.d, v: self.v - before.v, r: self.r - before.r, w: self.w - before.w }
+        Counts {
+            d: self.d - before.d,
+            v: self.v - before.v,
+            r: self.r - before.r,
+            w: self.w - before.w,
+        }
     }
 }
 
@@ -501,7 +530,8 @@ impl Net {
                 said.ok_or("no such workspace")
             }
         });
-        // What is counted must not depend on how fast the machine is: no dial here is late, however busy it is.
+        // What is counted must not depend on how fast the machine is: no dial here is late, however
+        // busy it is.
         let builder = BoundAgentLayer::builder(store.clone(), resolver).validation_delay(PATIENCE);
         let layer = set(builder).build().unwrap();
         Self { registers, store, layer }
@@ -531,7 +561,8 @@ impl Net {
         self.registers.hangs.store(hangs, SeqCst);
     }
 
-    /// How long each dial takes before it begins to connect. Longer than the validation delay would make it a doubt.
+    /// How long each dial takes before it begins to connect. Longer than the validation delay would
+    /// make it a doubt.
     pub fn dial_takes(&self, takes: Duration) {
         *self.registers.dial_takes.lock().unwrap() = takes;
     }
@@ -555,16 +586,22 @@ impl Net {
         self.client_with(speaks, |builder| builder)
     }
 
-    pub fn client_with(&self, speaks: Speaks, set: impl FnOnce(AgentClientBuilder) -> AgentClientBuilder) -> Client {
+    pub fn client_with(
+        &self,
+        speaks: Speaks,
+        set: impl FnOnce(AgentClientBuilder) -> AgentClientBuilder,
+    ) -> Client {
         let builder = AgentClient::builder();
         let builder = if speaks == Speaks::Http1 { builder.http1() } else { builder.http2() };
         set(builder.question_after(PATIENCE)).build(self.dial())
     }
 
-    /// Binds a session the usual way, waits for the write, and leaves it cached. Leaves no connection behind.
+    /// Binds a session the usual way, waits for the write, and leaves it cached. Leaves no
+    /// connection behind.
     pub async fn bind(&self, workspace: WorkspaceId) -> SessionId {
         let chat = session();
-        let bound = self.dial().oneshot(DialSession::new(chat).in_workspace(workspace)).await.unwrap();
+        let bound =
+            self.dial().oneshot(DialSession::new(chat).in_workspace(workspace)).await.unwrap();
         assert_eq!(self.layer.bindings().flush().await, 0);
         // The agent has accepted it and closed it, so that it is not counted later on.
         let mut stream = bound.into_inner().into_inner();
@@ -575,14 +612,19 @@ impl Net {
 
     /// What another session of the workspace finds out.
     pub async fn learn(&self, workspace: WorkspaceId) {
-        self.layer.bindings().doubt_workspace(workspace);
+        self.layer.bindings().revalidate_workspace(workspace);
         let other = self.bind(workspace).await;
         self.layer.bindings().current(other).await.unwrap();
     }
 
     pub fn counts(&self) -> Counts {
         let Registers { dials, validations, .. } = &*self.registers;
-        counts(dials.load(SeqCst), validations.load(SeqCst), self.store.reads(), self.store.writes())
+        counts(
+            dials.load(SeqCst),
+            validations.load(SeqCst),
+            self.store.reads(),
+            self.store.writes(),
+        )
     }
 }
 
@@ -660,9 +702,10 @@ impl Leftovers {
     pub async fn still_none(&self) {
         let metrics = tokio::runtime::Handle::current().metrics();
         let tasks = || metrics.num_alive_tasks();
-        until(&format!("{} tasks after {:?}, not {}", self.tasks, self.began.elapsed(), tasks()), || {
-            tasks() <= self.tasks
-        })
+        until(
+            &format!("{} tasks after {:?}, not {}", self.tasks, self.began.elapsed(), tasks()),
+            || tasks() <= self.tasks,
+        )
         .await;
     }
 }

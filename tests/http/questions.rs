@@ -1,4 +1,5 @@
-//! Requests without an answer: the resolver is asked about their agent, and what becomes known reaches them.
+//! Requests without an answer: the resolver is asked about their agent, and what becomes known
+//! reaches them.
 
 use crate::net::*;
 use crate::support::{session, workspace};
@@ -19,8 +20,8 @@ use tokio::{
 };
 use tower::{Layer, service_fn};
 use tower_bound_agent::{
-    AgentId, BoundAgentLayer, BoundHandle, BoxError, DialAgent, DialSession, Resolution, ResolveWorkspace, SessionId,
-    Target,
+    AgentId, BoundAgentLayer, BoundHandle, BoxError, DialAgent, DialSession, Resolution,
+    ResolveWorkspace, SessionId, Target,
     http::{AgentClient, AgentClientBuilder, ClientError, Fault, Idempotent},
     store::MemoryStore,
 };
@@ -36,7 +37,8 @@ async fn chats_of_a_frozen_agent_that_was_rebuilt_fail_at_most_once_and_within_s
         for _ in 0..200 {
             chats.push(net.bind(ws).await);
         }
-        let client = net.client_with(speaks, |builder| builder.question_after(Duration::from_secs(2)));
+        let client =
+            net.client_with(speaks, |builder| builder.question_after(Duration::from_secs(2)));
         let mut warm = JoinSet::new();
         for chat in chats.clone() {
             let client = client.clone();
@@ -83,7 +85,10 @@ async fn chats_of_a_frozen_agent_that_was_rebuilt_fail_at_most_once_and_within_s
 }
 
 /// A chat whose agent is frozen, with a connection that is kept, and rebuilt without a word.
-async fn frozen(speaks: Speaks, set: impl FnOnce(AgentClientBuilder) -> AgentClientBuilder) -> Scene {
+async fn frozen(
+    speaks: Speaks,
+    set: impl FnOnce(AgentClientBuilder) -> AgentClientBuilder,
+) -> Scene {
     // Nor does the answer that bound the chat count for longer than a moment.
     let net = Net::new().with(|builder| builder.revalidate_every(Duration::from_millis(10)));
     let (old, new) = (Agent::start(1).await, Agent::start(2).await);
@@ -161,7 +166,11 @@ async fn a_marked_request_whose_body_goes_on_is_sent_to_the_new_agent_from_its_b
             }
         });
         let response = soon(waiting).await.unwrap().unwrap();
-        assert_eq!(text(response).await, format!("one two three {}", "more ".repeat(20)), "{speaks:?}");
+        assert_eq!(
+            text(response).await,
+            format!("one two three {}", "more ".repeat(20)),
+            "{speaks:?}"
+        );
         soon(sending).await.unwrap();
         assert_eq!((old.requests(), new.requests()), (1, 1), "{speaks:?}");
     }
@@ -175,7 +184,8 @@ async fn a_marked_request_whose_body_is_longer_than_what_is_recorded_ends() {
         request.extensions_mut().insert(Idempotent);
         let waiting = tokio::spawn(client.request(request));
         for _ in 0..4 {
-            if timeout(AFTER, sender.send_data(Bytes::from_static(&[7; 32 * 1024]))).await.is_err() {
+            if timeout(AFTER, sender.send_data(Bytes::from_static(&[7; 32 * 1024]))).await.is_err()
+            {
                 break;
             }
         }
@@ -190,7 +200,8 @@ async fn idempotent_methods_are_sent_to_the_new_agent_if_a_setting_says_so() {
     for speaks in BOTH {
         let Scene { old, new, chat, client, .. } =
             frozen(speaks, |builder| builder.repeat_idempotent_methods(true)).await;
-        let (get, post) = (turn(&client, "/", chat), send(&client, post_("/echo", chat, full("once"))));
+        let (get, post) =
+            (turn(&client, "/", chat), send(&client, post_("/echo", chat, full("once"))));
         let (get, post) = tokio::join!(get, post);
         assert_eq!(get, new.target.agent.to_string());
         assert!(matches!(post, Err(ClientError::Superseded { .. })), "{post:?}");
@@ -217,10 +228,10 @@ async fn what_becomes_known_reaches_a_waiting_request_at_once() {
                 }
                 "doubt" => {
                     net.runs(ws, &new);
-                    net.layer.bindings().doubt_workspace(ws);
+                    net.layer.bindings().revalidate_workspace(ws);
                 }
                 _ => {
-                    net.layer.bindings().select_workspace(chat, other).await.unwrap();
+                    net.layer.bindings().retarget(chat, other).await.unwrap();
                 }
             }
             let error = soon(waiting).await.unwrap().unwrap_err();
@@ -232,8 +243,11 @@ async fn what_becomes_known_reaches_a_waiting_request_at_once() {
 
 type Connecting = Ready<Result<Duplex, BoxError>>;
 
-/// A client whose agents are in this process and answer after so long, on a paused clock; and what is asked.
-fn slow_agents(takes: Duration) -> (BoundAgentLayer, impl Fn(DialAgent) -> Connecting + Clone, Arc<AtomicU64>) {
+/// A client whose agents are in this process and answer after so long, on a paused clock; and what
+/// is asked.
+fn slow_agents(
+    takes: Duration,
+) -> (BoundAgentLayer, impl Fn(DialAgent) -> Connecting + Clone, Arc<AtomicU64>) {
     let asked = Arc::new(AtomicU64::new(0));
     let count = Arc::clone(&asked);
     let resolver = service_fn(move |ask: ResolveWorkspace| {
@@ -248,7 +262,10 @@ fn slow_agents(takes: Duration) -> (BoundAgentLayer, impl Fn(DialAgent) -> Conne
             sleep(takes).await;
             Ok::<_, BoxError>(::http::Response::new(http_body_util::Empty::<Bytes>::new()))
         });
-        tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(theirs), service));
+        tokio::spawn(
+            hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(theirs), service),
+        );
         ready(Ok(TokioIo::new(ours)))
     };
     (layer, dialer, asked)

@@ -8,7 +8,7 @@ use std::{
 };
 use tokio::task::JoinSet;
 use tower_bound_agent::{
-    BoundHandle, DialSession, Event, Path,
+    BoundHandle, DialSession, Event, OutcomeKind,
     http::{AgentClient, ClientError},
 };
 
@@ -29,7 +29,7 @@ async fn an_ordinary_turn_dials_nothing_and_asks_nobody() {
         let response = send(&client, get_("/", chat)).await.unwrap();
         let handle = response.extensions().get::<BoundHandle>().unwrap();
         assert_eq!((handle.session(), handle.target()), (chat, &agent.target));
-        assert_eq!((&handle.outcome().path, handle.outcome().dials), (&Path::Reused, 0));
+        assert_eq!((&handle.outcome().kind, handle.outcome().dials), (&OutcomeKind::Reused, 0));
     }
 }
 
@@ -82,7 +82,10 @@ async fn the_first_turn_of_a_session_binds_it() {
         let mut request = get_("/", chat);
         request.extensions_mut().insert(DialSession::new(chat).in_workspace(ws));
         let response = send(&client, request).await.unwrap();
-        assert_eq!(response.extensions().get::<BoundHandle>().unwrap().outcome().path, Path::FirstBind);
+        assert_eq!(
+            response.extensions().get::<BoundHandle>().unwrap().outcome().kind,
+            OutcomeKind::FirstBind
+        );
         text(response).await;
         assert_eq!(net.layer.bindings().flush().await, 0);
         turn(&client, "/", chat).await;
@@ -132,7 +135,9 @@ async fn what_a_request_says_of_a_host_is_handed_on_and_never_dialed() {
         let said = text(send(&client, request).await.unwrap()).await;
         let said: Vec<_> = said.lines().collect();
         match speaks {
-            Speaks::Http1 => assert_eq!(said, [format!("GET /head?q=1 {version}"), format!("host: {address}")]),
+            Speaks::Http1 => {
+                assert_eq!(said, [format!("GET /head?q=1 {version}"), format!("host: {address}")])
+            }
             Speaks::Http2 => assert_eq!(said, [format!("GET http://{address}/head?q=1 {version}")]),
         }
     }
@@ -148,7 +153,8 @@ async fn a_request_that_names_no_session_or_cannot_be_sent_is_refused_before_any
         let nobodys = ::http::Request::get("/").body(empty()).unwrap();
         let error = send(&client, nobodys).await.unwrap_err();
         assert!(matches!(error, ClientError::NoSession) && error.is_unsent(), "{error:?}");
-        let connect = ::http::Request::connect("10.0.0.1:22").extension(chat).body(empty()).unwrap();
+        let connect =
+            ::http::Request::connect("10.0.0.1:22").extension(chat).body(empty()).unwrap();
         let error = send(&client, connect).await.unwrap_err();
         assert!(matches!(error, ClientError::Request(_)) && error.is_unsent(), "{error:?}");
     }
@@ -158,10 +164,12 @@ async fn a_request_that_names_no_session_or_cannot_be_sent_is_refused_before_any
 async fn the_session_can_be_found_anywhere_in_the_request() {
     let (net, agent) = (Net::new(), Agent::start(1).await);
     let chat = net.bind(net.workspace(&agent)).await;
-    let builder = AgentClient::builder()
-        .session_from(|request| Some(DialSession::new(request.headers.get("x-chat")?.to_str().ok()?.parse().ok()?)));
+    let builder = AgentClient::builder().session_from(|request| {
+        Some(DialSession::new(request.headers.get("x-chat")?.to_str().ok()?.parse().ok()?))
+    });
     let client: Client = builder.build(net.dial());
-    let request = ::http::Request::get("/").header("x-chat", chat.to_string()).body(empty()).unwrap();
+    let request =
+        ::http::Request::get("/").header("x-chat", chat.to_string()).body(empty()).unwrap();
     assert_eq!(text(send(&client, request).await.unwrap()).await, agent.target.agent.to_string());
     let error = send(&client, get_("/", chat)).await.unwrap_err();
     assert!(matches!(error, ClientError::NoSession));

@@ -36,7 +36,9 @@ fn made(length: u64) -> (Sends, Arc<AtomicU64>) {
     let made = Arc::new(AtomicU64::new(0));
     let count = Arc::clone(&made);
     tokio::spawn(async move {
-        while count.load(SeqCst) < length && sender.send_data(Bytes::from_static(CHUNK)).await.is_ok() {
+        while count.load(SeqCst) < length
+            && sender.send_data(Bytes::from_static(CHUNK)).await.is_ok()
+        {
             count.fetch_add(CHUNK.len() as u64, SeqCst);
         }
     });
@@ -60,7 +62,10 @@ async fn trailers_pass_both_ways() {
             tokio::spawn(async move { text(send(&client, request).await.unwrap()).await })
         };
         sender.send_data("1234".into()).await.unwrap();
-        sender.send_trailers([("x-sum".parse().unwrap(), "4".parse().unwrap())].into_iter().collect()).await.unwrap();
+        sender
+            .send_trailers([("x-sum".parse().unwrap(), "4".parse().unwrap())].into_iter().collect())
+            .await
+            .unwrap();
         drop(sender);
         assert_eq!(soon(answer).await.unwrap(), "4 4", "{speaks:?}");
         assert_eq!(agent.accepted(), 2, "{speaks:?}: one was to bind");
@@ -107,7 +112,8 @@ async fn who_does_not_read_holds_the_agent_back() {
     }
 }
 
-async fn a_caller_that_vanishes_in_the_middle_leaves_nothing_behind_and_says_nothing_of_the_agent() {
+async fn a_caller_that_vanishes_in_the_middle_leaves_nothing_behind_and_says_nothing_of_the_agent()
+{
     for speaks in BOTH {
         let (net, agent, chat, client) = started(speaks).await;
         let leftovers = Leftovers::none();
@@ -131,7 +137,10 @@ async fn a_caller_that_vanishes_in_the_middle_leaves_nothing_behind_and_says_not
         sender.send_data("some".into()).await.unwrap();
         sender.abort(std::io::Error::other("the caller has gone"));
         let failed = soon(fails).await.unwrap();
-        assert!(failed.is_err() || soon(failed.unwrap().into_body().collect()).await.is_ok(), "{speaks:?}");
+        assert!(
+            failed.is_err() || soon(failed.unwrap().into_body().collect()).await.is_ok(),
+            "{speaks:?}"
+        );
         let open = if speaks == Speaks::Http1 { 0 } else { 1 };
         agent.has_open(open).await;
 
@@ -149,7 +158,8 @@ async fn a_caller_whose_body_fails_in_the_middle_of_the_answer_says_nothing_of_t
         let (net, _agent, chat, client) = started(speaks).await;
         let before = net.counts();
         let (mut sender, body) = Channel::<Bytes, std::io::Error>::new(1);
-        let mut answer = send(&client, post_("/echo", chat, Sends::new(body))).await.unwrap().into_body();
+        let mut answer =
+            send(&client, post_("/echo", chat, Sends::new(body))).await.unwrap().into_body();
         sender.send_data("some".into()).await.unwrap();
         assert_eq!(soon(answer.frame()).await.unwrap().unwrap().into_data().unwrap(), "some");
         sender.abort(std::io::Error::other("the caller has gone"));
@@ -184,7 +194,8 @@ async fn a_websocket_is_a_connection_of_its_own_that_ends_in_its_own_time() {
     assert_eq!(response.status(), 101);
     let handle = response.extensions().get::<BoundHandle>().unwrap().clone();
     let upgraded = soon(hyper::upgrade::on(response)).await.unwrap();
-    let mut socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await;
+    let mut socket =
+        WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await;
     // It was the idle connection, so the next turn needs another one.
     turn(&client, "/", chat).await;
     assert_eq!(net.counts() - before, counts(1, 0, 0, 0));

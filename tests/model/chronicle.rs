@@ -2,7 +2,9 @@
 
 use crate::plant::Plant;
 use tokio::time::Instant;
-use tower_bound_agent::{Binding, Resolution, Revision, SessionId, Target, WorkspaceId, store::StoreError};
+use tower_bound_agent::{
+    Binding, Resolution, Revision, SessionId, Target, WorkspaceId, store::StoreError,
+};
 
 /// Of two that fall into one instant, one is earlier.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
@@ -89,10 +91,16 @@ impl Chronicle {
     }
 
     /// The question of this process about the workspace has ended. There is one at a time.
-    pub(crate) fn answered(&mut self, process: usize, workspace: WorkspaceId, said: Result<Resolution, String>) {
+    pub(crate) fn answered(
+        &mut self,
+        process: usize,
+        workspace: WorkspaceId,
+        said: Result<Resolution, String>,
+    ) {
         let now = self.now();
         let mut open = self.questions.iter_mut().rev().filter(|question| question.ended.is_none());
-        let asked = open.find(|question| (question.process, question.workspace) == (process, workspace));
+        let asked =
+            open.find(|question| (question.process, question.workspace) == (process, workspace));
         asked.expect("what is answered was asked").ended = Some((now, said));
     }
 
@@ -109,7 +117,8 @@ impl Chronicle {
     }
 
     pub(crate) fn hears_of(&mut self, process: usize, workspace: WorkspaceId, target: &Target) {
-        let known = self.heard_of.iter().any(|known| known.process == process && known.target == *target);
+        let known =
+            self.heard_of.iter().any(|known| known.process == process && known.target == *target);
         if !known {
             let at = self.now();
             self.heard_of.push(HeardOf { process, workspace, at, target: target.clone() });
@@ -117,9 +126,20 @@ impl Chronicle {
     }
 
     /// The latest generation of a workspace that the process had heard of by then.
-    pub(crate) fn generation_known(&self, process: usize, workspace: WorkspaceId, by: Instant) -> Option<i64> {
-        let heard = self.heard_of.iter().filter(|heard| heard.process == process && heard.workspace == workspace);
-        heard.filter(|heard| heard.at.at <= by).filter_map(|heard| Some(heard.target.generation?.get())).max()
+    pub(crate) fn generation_known(
+        &self,
+        process: usize,
+        workspace: WorkspaceId,
+        by: Instant,
+    ) -> Option<i64> {
+        let heard = self
+            .heard_of
+            .iter()
+            .filter(|heard| heard.process == process && heard.workspace == workspace);
+        heard
+            .filter(|heard| heard.at.at <= by)
+            .filter_map(|heard| Some(heard.target.generation?.get()))
+            .max()
     }
 }
 

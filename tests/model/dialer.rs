@@ -46,7 +46,8 @@ impl Service<DialAgent> for Dialer {
         let CallId(id) = *ask.extensions.get().expect("the caller's extensions");
         let mut state = self.plant.state();
         let agent = &state.agents[&ask.target.agent];
-        let (does, fits) = (agent.does, agent.workspace == ask.workspace && agent.target == *ask.target);
+        let (does, fits) =
+            (agent.does, agent.workspace == ask.workspace && agent.target == *ask.target);
         if !fits {
             state.broken.push(format!("{id}: dials a pair that never was: {ask:?}"));
         }
@@ -73,7 +74,13 @@ impl Service<DialAgent> for Dialer {
                 Does::Hang => std::future::pending().await,
             }
         };
-        Dialing { dial: Box::pin(dial), plant: self.plant.clone(), process: self.process, id, agent: ask.target.agent }
+        Dialing {
+            dial: Box::pin(dial),
+            plant: self.plant.clone(),
+            process: self.process,
+            id,
+            agent: ask.target.agent,
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! What a call may fail with: each error tells of something that was true between the call's begin and its end.
+//! What a call may fail with: each error tells of something that was true between the call's begin
+//! and its end.
 
 use crate::{
     DIAL_TIMEOUT, STORE_TIMEOUT,
@@ -20,8 +21,8 @@ impl Plant {
         state.calls.get_mut(&id).expect("a call that was begun").began = Some((now, floor, well));
     }
 
-    /// Whether this may disturb a call, whatever the layers do about it. Doubts, rumours and the end of other calls and
-    /// processes may not.
+    /// Whether this may disturb a call, whatever the layers do about it. Doubts, rumours and the
+    /// end of other calls and processes may not.
     pub(crate) fn disturbed_by(&self, op: &Op) {
         match op {
             Op::Rebuild { .. }
@@ -58,7 +59,8 @@ impl Plant {
         let call = &calls[&id];
         let (began, floor, well) = call.began.expect("a call that has ended was polled");
         let closing = closing.contains(&call.process);
-        let case = Case { chronicle, knows: &knows[call.process], call, began, floor, now, closing };
+        let case =
+            Case { chronicle, knows: &knows[call.process], call, began, floor, now, closing };
         let calm = well && chronicle.disturbed < began.number;
         let judged = case.judge(error).and_then(|()| match error.kind() {
             ErrorKind::NotBound | ErrorKind::WorkspaceMismatch { .. } | ErrorKind::Closed => Ok(()),
@@ -73,7 +75,8 @@ impl Plant {
 }
 
 impl State {
-    /// Nothing is broken that a call of this process could notice, not even by an answer that is under way.
+    /// Nothing is broken that a call of this process could notice, not even by an answer that is
+    /// under way.
     fn is_well(&self, process: usize) -> bool {
         let since = self.chronicle.disturbed;
         let runs = |ws: &Workspace| {
@@ -131,7 +134,10 @@ impl<'a> Case<'a> {
                 or(sights.any(|sight| sight.revision >= self.floor), "a later row was known")
             }
             ErrorKind::WorkspaceMismatch { bound, asked } => {
-                or(self.call.named == Some(*asked) && bound != asked, "that is not what was named")?;
+                or(
+                    self.call.named == Some(*asked) && bound != asked,
+                    "that is not what was named",
+                )?;
                 or(self.found(|found| matches!(found, Found::Row(_))), "no row was read")?;
                 or(self.pointed_at(*bound), "the row did not point there")
             }
@@ -139,7 +145,9 @@ impl<'a> Case<'a> {
                 or(self.call.dials.len() == 3, "there was a dial left")?;
                 or(self.was_moved(), "the session was not moved")
             }
-            ErrorKind::Starting { .. } | ErrorKind::Stopped | ErrorKind::Gone => self.judge_denial(error.kind()),
+            ErrorKind::Starting { .. } | ErrorKind::Stopped | ErrorKind::Gone => {
+                self.judge_denial(error.kind())
+            }
             ErrorKind::Unreachable { newer: None } => self.judge_unreachable(),
             ErrorKind::Unreachable { newer: Some(newer) } => {
                 or(self.call.dials.len() == 3, "there was a dial left")?;
@@ -178,7 +186,10 @@ impl<'a> Case<'a> {
         let refused = self.call.dials.iter().any(|dial| dial.connected == Some(false));
         or(dial.is_none() || refused, "no dial failed")?;
         let store = error.store_error().map(ToString::to_string);
-        or(store.is_some() == (*error.kind() == ErrorKind::Store), "the store's error is missing, or not called for")?;
+        or(
+            store.is_some() == (*error.kind() == ErrorKind::Store),
+            "the store's error is missing, or not called for",
+        )?;
         if let Some(text) = store {
             let told = |found: &Found| match found {
                 Found::Error(Some(told)) => *told == text,
@@ -189,38 +200,55 @@ impl<'a> Case<'a> {
             or(late || self.found(told), "no statement failed with that")?;
         }
         let validation = error.validation_error().map(ToString::to_string);
-        or(validation.is_some() || *error.kind() != ErrorKind::Resolver, "the resolver's error is missing")?;
+        or(
+            validation.is_some() || *error.kind() != ErrorKind::Resolver,
+            "the resolver's error is missing",
+        )?;
         match validation.as_deref() {
             None => Ok(()),
             Some("no answer yet") => {
-                let mut questions = self.chronicle.questions.iter().filter(|question| self.is_own(question));
+                let mut questions =
+                    self.chronicle.questions.iter().filter(|question| self.is_own(question));
                 // A busy caller hears of the answer later.
                 let unheard = |at: &Moment| at.at + ms(self.call.lag) >= self.now.at;
-                let open = |question: &Question| question.ended.as_ref().is_none_or(|(at, _)| unheard(at));
+                let open =
+                    |question: &Question| question.ended.as_ref().is_none_or(|(at, _)| unheard(at));
                 or(questions.any(open), "nothing is being asked")
             }
             Some("the answer is older than what is known (a lagging replica?)") => {
                 let older = |question: &Question, target: &Target| match target.generation {
                     Some(generation) => {
-                        let known = self.chronicle.generation_known(question.process, question.workspace, self.now.at);
+                        let known = self.chronicle.generation_known(
+                            question.process,
+                            question.workspace,
+                            self.now.at,
+                        );
                         known > Some(generation.get())
                     }
-                    None => self.knows.newest.get(&question.workspace).is_some_and(|(agent, _)| *agent != target.agent),
+                    None => self
+                        .knows
+                        .newest
+                        .get(&question.workspace)
+                        .is_some_and(|(agent, _)| *agent != target.agent),
                 };
                 let mut answers = self.answers();
-                let found =
-                    answers.any(|(q, said)| matches!(said, Ok(Resolution::Running(target)) if older(q, target)));
+                let found = answers.any(
+                    |(q, said)| matches!(said, Ok(Resolution::Running(target)) if older(q, target)),
+                );
                 or(found, "no answer was older")
             }
-            Some(text) => {
-                or(self.answers().any(|(_, said)| matches!(said, Err(told) if told == text)), "no question ended so")
-            }
+            Some(text) => or(
+                self.answers().any(|(_, said)| matches!(said, Err(told) if told == text)),
+                "no question ended so",
+            ),
         }
     }
 
-    /// There was nothing to dial, and the resolver has said why within the last second, perhaps before the call.
+    /// There was nothing to dial, and the resolver has said why within the last second, perhaps
+    /// before the call.
     fn was_just_denied(&self, kind: &ErrorKind) -> bool {
-        let mut questions = self.chronicle.questions.iter().filter(|question| self.is_own(question));
+        let mut questions =
+            self.chronicle.questions.iter().filter(|question| self.is_own(question));
         let heard = |question: &Question| {
             let Some((at, said)) = &question.ended else { return false };
             as_error(said).as_ref() == Some(kind) && self.now.at - at.at <= ms(1_000)
@@ -235,18 +263,23 @@ impl<'a> Case<'a> {
         let denials = || self.answers().filter(|(_, said)| as_error(said).as_ref() == Some(kind));
         or(denials().next().is_some(), "nobody said so")?;
         // Not by an answer that was on its way before anybody had a doubt.
-        let fresh = |question: &Question| question.began.at >= self.began.at || self.was_doubted_before(question);
+        let fresh = |question: &Question| {
+            question.began.at >= self.began.at || self.was_doubted_before(question)
+        };
         or(denials().any(|(question, _)| fresh(question)), "that was before the call")?;
         let read_since = denials().filter(|(question, _)| fresh(question)).any(|(question, _)| {
             let said = question.ended.as_ref().expect("only what has ended").0;
             self.readings().any(|reading| {
                 let pointed = match &reading.ended {
                     // What is known to be later than what was read is what counts.
-                    Some((at, Found::Row(row))) if *at < self.now => self
-                        .sights()
-                        .any(|sight| sight.revision >= row.revision && sight.workspace == Some(question.workspace)),
+                    Some((at, Found::Row(row))) if *at < self.now => self.sights().any(|sight| {
+                        sight.revision >= row.revision
+                            && sight.workspace == Some(question.workspace)
+                    }),
                     // A session without a row is to be created where its caller says.
-                    Some((at, Found::Nothing)) => *at < self.now && self.call.named == Some(question.workspace),
+                    Some((at, Found::Nothing)) => {
+                        *at < self.now && self.call.named == Some(question.workspace)
+                    }
                     Some((at, Found::Error(_))) => *at < self.now,
                     _ => false,
                 };
@@ -263,7 +296,8 @@ impl<'a> Case<'a> {
         or(failed(last), "the last dial did not fail")?;
         let twice = dials.len() > 1 && dials[dials.len() - 2].target.agent == last.target.agent;
         or(dials.len() == 3 || twice && failed(&dials[dials.len() - 2]), "there was a dial left")?;
-        let newest = self.chronicle.generation_known(self.call.process, last.workspace, self.now.at);
+        let newest =
+            self.chronicle.generation_known(self.call.process, last.workspace, self.now.at);
         let known = last.target.generation.map(|generation| generation.get());
         or(known >= newest || dials.len() == 3, "a later agent was known")
     }
@@ -278,8 +312,13 @@ impl<'a> Case<'a> {
             LastVerdict::Unknown => true,
             LastVerdict::Same => said(&|said| matches!(said, Resolution::Running(_))),
             LastVerdict::Superseded => {
-                let mut heard = self.chronicle.heard_of.iter().filter(|heard| heard.process == self.call.process);
-                said(&|said| matches!(said, Resolution::Running(_))) || heard.any(|heard| heard.at >= self.began)
+                let mut heard = self
+                    .chronicle
+                    .heard_of
+                    .iter()
+                    .filter(|heard| heard.process == self.call.process);
+                said(&|said| matches!(said, Resolution::Running(_)))
+                    || heard.any(|heard| heard.at >= self.began)
             }
             LastVerdict::Starting => said(&|said| matches!(said, Resolution::Starting { .. })),
             LastVerdict::Stopped => said(&|said| *said == Resolution::Stopped),
@@ -292,16 +331,21 @@ impl<'a> Case<'a> {
     /// Where the session pointed, as this process had seen it when the call began, and since.
     fn sights(&self) -> impl Iterator<Item = &'a Sight> {
         let (process, session) = (self.call.process, self.call.session);
-        self.chronicle.sights.iter().filter(move |sight| (sight.process, sight.session) == (process, session))
+        self.chronicle
+            .sights
+            .iter()
+            .filter(move |sight| (sight.process, sight.session) == (process, session))
     }
 
     fn pointed_at(&self, workspace: WorkspaceId) -> bool {
-        self.sights().any(|sight| sight.workspace == Some(workspace) && sight.revision >= self.floor)
+        self.sights()
+            .any(|sight| sight.workspace == Some(workspace) && sight.revision >= self.floor)
     }
 
     fn was_moved(&self) -> bool {
         let uncertain = self.knows.unkept.contains_key(&self.call.session);
-        let mut places = self.sights().filter(|sight| sight.revision >= self.floor).map(|sight| sight.workspace);
+        let mut places =
+            self.sights().filter(|sight| sight.revision >= self.floor).map(|sight| sight.workspace);
         let first = places.next();
         uncertain || places.any(|place| Some(place) != first)
     }
@@ -309,13 +353,18 @@ impl<'a> Case<'a> {
     /// The statements that may have been made for this call.
     fn readings(&self) -> impl Iterator<Item = &'a Reading> {
         let (process, session) = (self.call.process, self.call.session);
-        self.chronicle.readings.iter().filter(move |reading| (reading.process, reading.session) == (process, session))
+        self.chronicle
+            .readings
+            .iter()
+            .filter(move |reading| (reading.process, reading.session) == (process, session))
     }
 
-    /// Whether a reading has found no row in the call's time, or one that began within the second before.
+    /// Whether a reading has found no row in the call's time, or one that began within the second
+    /// before.
     fn was_absent(&self) -> bool {
         let recent = |reading: &Reading| {
-            matches!(reading.ended, Some((_, Found::Nothing))) && self.began.at - reading.began.at <= ms(1_000)
+            matches!(reading.ended, Some((_, Found::Nothing)))
+                && self.began.at - reading.began.at <= ms(1_000)
         };
         self.found(|found| *found == Found::Nothing) || self.readings().any(recent)
     }
@@ -326,8 +375,8 @@ impl<'a> Case<'a> {
         ended.any(|(at, found)| *at > self.began && wanted(found))
     }
 
-    /// Whether a store timeout has passed since then without an answer to a statement that had been sent before: such a one
-    /// is not sent again.
+    /// Whether a store timeout has passed since then without an answer to a statement that had been
+    /// sent before: such a one is not sent again.
     fn waited_in_vain(&self, since: Moment) -> bool {
         let waited = |reading: &Reading| {
             let until = reading.ended.as_ref().map_or(self.now, |(at, _)| *at);
@@ -352,13 +401,20 @@ impl<'a> Case<'a> {
 
     fn knows_of(&self, workspace: WorkspaceId, target: &Target) -> bool {
         let mut heard = self.chronicle.heard_of.iter();
-        heard.any(|heard| heard.process == self.call.process && heard.workspace == workspace && heard.target == *target)
+        heard.any(|heard| {
+            heard.process == self.call.process
+                && heard.workspace == workspace
+                && heard.target == *target
+        })
     }
 
     /// Whether somebody here had doubted the workspace's agent before this was asked.
     fn was_doubted_before(&self, question: &Question) -> bool {
-        let mut doubts = self.chronicle.doubts.iter().filter(|(process, _)| *process == question.process);
-        let heard = |heard: &&HeardOf| (heard.process, heard.workspace) == (question.process, question.workspace);
+        let mut doubts =
+            self.chronicle.doubts.iter().filter(|(process, _)| *process == question.process);
+        let heard = |heard: &&HeardOf| {
+            (heard.process, heard.workspace) == (question.process, question.workspace)
+        };
         // Without generations a row and an answer that contradict each other are a doubt as well.
         let mut others = self.chronicle.heard_of.iter().filter(heard).skip(1);
         doubts.any(|(_, doubted)| *doubted < question.began)
@@ -368,7 +424,9 @@ impl<'a> Case<'a> {
 
 fn as_error(said: &Result<Resolution, String>) -> Option<ErrorKind> {
     match said.as_ref().ok()? {
-        Resolution::Starting { retry_after } => Some(ErrorKind::Starting { retry_after: *retry_after }),
+        Resolution::Starting { retry_after } => {
+            Some(ErrorKind::Starting { retry_after: *retry_after })
+        }
         Resolution::Stopped => Some(ErrorKind::Stopped),
         Resolution::Gone => Some(ErrorKind::Gone),
         _ => None,

@@ -41,18 +41,29 @@ impl Plant {
             }
         };
         if usize::from(bound.outcome().dials) != call.dials.len() {
-            broken.push(format!("{id}: told {:?}, {} dials started", bound.outcome(), call.dials.len()));
+            broken.push(format!(
+                "{id}: told {:?}, {} dials started",
+                bound.outcome(),
+                call.dials.len()
+            ));
         }
-        if bound.agent != bound.target().agent || agents[&bound.agent].workspace != bound.workspace() {
+        if bound.agent != bound.target().agent
+            || agents[&bound.agent].workspace != bound.workspace()
+        {
             broken.push(format!("{id}: a pair that never was: {bound:?}"));
             return;
         }
-        // Where no row is kept each call goes by the one that it has read itself, and learns nothing of the others'.
+        // Where no row is kept each call goes by the one that it has read itself, and learns
+        // nothing of the others'.
         let began = Instant::now() - took;
         let kept = knows.unkept.get(&session).is_none_or(|until| *until < began);
         match knows.rows.get(&session) {
-            Some(Ok((revision, workspace, since))) if bound.workspace() != *workspace && (kept || *since < began) => {
-                broken.push(format!("{id}: known to point at {workspace} by {revision}, served {bound:?}"));
+            Some(Ok((revision, workspace, since)))
+                if bound.workspace() != *workspace && (kept || *since < began) =>
+            {
+                broken.push(format!(
+                    "{id}: known to point at {workspace} by {revision}, served {bound:?}"
+                ));
             }
             Some(Err(since)) if kept || *since < began => {
                 let since = since.elapsed();
@@ -62,11 +73,21 @@ impl Plant {
             None => broken.push(format!("{id}: no row was read, served {bound:?}")),
         }
         if let Some(generation) = bound.target().generation
-            && knows.generations.get(&bound.workspace()).is_some_and(|known| generation.get() < *known)
+            && knows
+                .generations
+                .get(&bound.workspace())
+                .is_some_and(|known| generation.get() < *known)
         {
-            broken.push(format!("{id}: generation {:?} is known, served {bound:?}", knows.generations));
+            broken.push(format!(
+                "{id}: generation {:?} is known, served {bound:?}",
+                knows.generations
+            ));
         }
-        if knows.replaced.get(&bound.workspace()).is_some_and(|replaced| replaced.contains(&bound.agent)) {
+        if knows
+            .replaced
+            .get(&bound.workspace())
+            .is_some_and(|replaced| replaced.contains(&bound.agent))
+        {
             broken.push(format!("{id}: known to be replaced, served {bound:?}"));
         }
     }

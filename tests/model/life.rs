@@ -10,8 +10,8 @@ pub(crate) enum Op {
         ws: usize,
         old: Does,
     },
-    /// The agent before the present one serves again, as the other one of a standby pair does. In a workspace whose builds
-    /// are numbered: a rebuild.
+    /// The agent before the present one serves again, as the other one of a standby pair does. In a
+    /// workspace whose builds are numbered: a rebuild.
     Return {
         ws: usize,
         old: Does,
@@ -86,7 +86,8 @@ pub(crate) enum Op {
     Flush {
         process: usize,
     },
-    /// A process ends in the middle of everything, and another one takes its place. What it has begun goes on.
+    /// A process ends in the middle of everything, and another one takes its place. What it has
+    /// begun goes on.
     Restart {
         process: usize,
     },
@@ -145,7 +146,8 @@ pub(crate) enum Fault {
     Late(u64),
     /// Carried out after so long whether or not somebody still waits; no answer.
     Overdue(u64),
-    /// A statement that repairs a workspace leaves out the rows of these chats, a bit for each, as if they were locked.
+    /// A statement that repairs a workspace leaves out the rows of these chats, a bit for each, as
+    /// if they were locked.
     Skips(u8),
 }
 
@@ -237,8 +239,8 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// One life: whether each workspace has generations, whether calls wait for their repairs, what becomes of hints if there
-/// are any, and what happens.
+/// One life: whether each workspace has generations, whether calls wait for their repairs, what
+/// becomes of hints if there are any, and what happens.
 #[derive(Clone, Debug)]
 pub(crate) struct Life {
     pub(crate) numbered: [bool; WORKSPACES],
@@ -249,7 +251,11 @@ pub(crate) struct Life {
 
 impl Op {
     /// The same with other sessions and workspaces.
-    pub(crate) fn renamed(mut self, chats: impl Fn(&mut usize), workspaces: impl Fn(&mut usize)) -> Self {
+    pub(crate) fn renamed(
+        mut self,
+        chats: impl Fn(&mut usize),
+        workspaces: impl Fn(&mut usize),
+    ) -> Self {
         match &mut self {
             Self::Rebuild { ws, .. }
             | Self::Return { ws, .. }
@@ -290,17 +296,28 @@ impl Op {
 
 pub(crate) fn life() -> impl Strategy<Value = Life> {
     let ops = prop::collection::vec(op(), 1..70);
-    // In a small world more happens to the same few, and in one where not everything breaks there is more to break.
-    let world = (0..CHATS, 1..=CHATS, 1..=WORKSPACES, prop::bool::weighted(0.4), prop::bool::weighted(0.4));
+    // In a small world more happens to the same few, and in one where not everything breaks there
+    // is more to break.
+    let world =
+        (0..CHATS, 1..=CHATS, 1..=WORKSPACES, prop::bool::weighted(0.4), prop::bool::weighted(0.4));
     let hints = prop::option::weighted(0.6, prop::collection::vec(fate(), 0..12));
     let lives = (any::<[bool; WORKSPACES]>(), prop::bool::weighted(0.2), hints, world, ops);
-    lives.prop_map(|(numbered, before_return, hints, (first, chats, workspaces, calm_store, calm_resolver), ops)| {
-        let ops = ops.into_iter().filter(|op| match op {
-            Op::Store { .. } => !calm_store,
-            Op::Resolver { .. } => !calm_resolver,
-            _ => true,
-        });
-        let ops = ops.map(|op| op.renamed(|n| *n = (first + *n % chats) % CHATS, |n| *n %= workspaces));
-        Life { numbered, before_return, hints, ops: ops.collect() }
-    })
+    lives.prop_map(
+        |(
+            numbered,
+            before_return,
+            hints,
+            (first, chats, workspaces, calm_store, calm_resolver),
+            ops,
+        )| {
+            let ops = ops.into_iter().filter(|op| match op {
+                Op::Store { .. } => !calm_store,
+                Op::Resolver { .. } => !calm_resolver,
+                _ => true,
+            });
+            let ops = ops
+                .map(|op| op.renamed(|n| *n = (first + *n % chats) % CHATS, |n| *n %= workspaces));
+            Life { numbered, before_return, hints, ops: ops.collect() }
+        },
+    )
 }

@@ -1,12 +1,14 @@
 //! Random lives of a few sessions and workspaces, watched by a plain model.
 //!
-//! Two processes (two layers) share one store. They never hear of each other, or in other lives by hints that are lost,
-//! late, doubled, reordered and made up. Workspaces are rebuilt, stopped and started; agents hang, refuse or live on; the
-//! resolver lags, fails and hangs; statements are late, lost, or carried out after they were given up; the statements
-//! that repair a workspace leave rows out; sessions are retargeted, unbound, forgotten and inherited through either
-//! process or past both; calls are dropped anywhere. What must hold all the time is checked at the moment it happens, by
-//! the store, the resolver, the dialer, the observer and the caller: a connection by what is known ([`judge`]), an error by
-//! what has happened ([`errors`]). What must hold in the end is checked once everything is well again.
+//! Two processes (two layers) share one store. They never hear of each other, or in other lives by
+//! hints that are lost, late, doubled, reordered and made up. Workspaces are rebuilt, stopped and
+//! started; agents hang, refuse or live on; the resolver lags, fails and hangs; statements are
+//! late, lost, or carried out after they were given up; the statements that repair a workspace
+//! leave rows out; sessions are retargeted, unbound, forgotten and inherited through either process
+//! or past both; calls are dropped anywhere. What must hold all the time is checked at the moment
+//! it happens, by the store, the resolver, the dialer, the observer and the caller: a connection by
+//! what is known ([`judge`]), an error by what has happened ([`errors`]). What must hold in the end
+//! is checked once everything is well again.
 
 #[path = "../support/wire.rs"]
 mod wire;
@@ -43,8 +45,8 @@ fn chat(n: usize) -> SessionId {
     SessionId::new(Uuid::from_u128(0xc0 + n as u128))
 }
 
-/// A session that no order ever touches: every process has its row, so that what is known of the workspace is never given
-/// up.
+/// A session that no order ever touches: every process has its row, so that what is known of the
+/// workspace is never given up.
 fn pin(ws: usize) -> SessionId {
     SessionId::new(Uuid::from_u128(0xf0 + ws as u128))
 }
@@ -60,7 +62,8 @@ fn sessions() -> impl Iterator<Item = SessionId> {
 
 #[test]
 fn random_lives_keep_to_the_rules() {
-    let mut config = Config { failure_persistence: None, max_shrink_iters: 20_000, ..Config::default() };
+    let mut config =
+        Config { failure_persistence: None, max_shrink_iters: 20_000, ..Config::default() };
     if std::env::var_os("PROPTEST_CASES").is_none() {
         config.cases = 1_000;
     }

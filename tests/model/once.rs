@@ -7,7 +7,8 @@ use crate::{
     wire::Fate,
 };
 
-/// Lives that broke a rule once: here, or in a library that was changed to see whether that would be noticed.
+/// Lives that broke a rule once: here, or in a library that was changed to see whether that would
+/// be noticed.
 #[test]
 pub(crate) fn lives_that_once_broke_a_rule() {
     use By::{Elsewhere, Process};
@@ -23,7 +24,11 @@ pub(crate) fn lives_that_once_broke_a_rule() {
                 Op::Retarget { by: Elsewhere, chat: 0, ws: 1 },
                 Op::Rebuild { ws: 0, old: Does::Answer(3_000) },
                 Op::Retarget { by: Elsewhere, chat: 0, ws: 0 },
-                Op::Resolver { process: 0, ws: 0, answers: Answers { how: How::Lags(1), after: 4_000, early: false } },
+                Op::Resolver {
+                    process: 0,
+                    ws: 0,
+                    answers: Answers { how: How::Lags(1), after: 4_000, early: false },
+                },
                 call(1, 0),
                 call(0, 0),
                 Op::Advance { ms: 260 },
@@ -61,7 +66,11 @@ pub(crate) fn lives_that_once_broke_a_rule() {
             "a denial that is older than what is dialed ends no call",
             vec![
                 Op::Rebuild { ws: 0, old: Does::Fail(0) },
-                Op::Resolver { process: 0, ws: 0, answers: Answers { how: How::Right, after: 4_000, early: false } },
+                Op::Resolver {
+                    process: 0,
+                    ws: 0,
+                    answers: Answers { how: How::Right, after: 4_000, early: false },
+                },
                 call(1, 0),
                 call(0, 0),
                 Op::Restart { process: 1 },
@@ -208,7 +217,12 @@ pub(crate) fn lives_that_once_broke_a_rule() {
         ),
         (
             "a row that was left out, and read again later, is not taken for repaired",
-            vec![store(0, none, Fault::Skips(3)), Op::Rebuild { ws: 0, old: Does::Fail(0) }, call(0, 1), Op::Yield],
+            vec![
+                store(0, none, Fault::Skips(3)),
+                Op::Rebuild { ws: 0, old: Does::Fail(0) },
+                call(0, 1),
+                Op::Yield,
+            ],
         ),
         (
             "a generation that was only heard of costs nobody a connection",
@@ -339,8 +353,13 @@ pub(crate) fn lives_that_once_broke_a_rule() {
     for (what, ops) in stories {
         for numbered in [[false; WORKSPACES], [true; WORKSPACES]] {
             for before_return in [false, true] {
-                for hints in [None, Some(vec![]), Some(vec![Fate::Twice(400, 0), Fate::After(60), Fate::Lost])] {
-                    let life = Life { numbered, before_return, hints: hints.clone(), ops: ops.clone() };
+                for hints in [
+                    None,
+                    Some(vec![]),
+                    Some(vec![Fate::Twice(400, 0), Fate::After(60), Fate::Lost]),
+                ] {
+                    let life =
+                        Life { numbered, before_return, hints: hints.clone(), ops: ops.clone() };
                     if let Err(broken) = play(life) {
                         panic!("{what}, hints {hints:?}: {broken}");
                     }

@@ -44,7 +44,8 @@ pub(crate) struct State {
     /// Connections that their callers hold.
     pub(crate) held: Vec<Bound<Conn>>,
     pub(crate) chronicle: Chronicle,
-    /// The processes whose layers are being closed or were, and those of which closing has returned.
+    /// The processes whose layers are being closed or were, and those of which closing has
+    /// returned.
     pub(crate) closing: HashSet<usize>,
     pub(crate) closed: HashSet<usize>,
     pub(crate) broken: Vec<String>,
@@ -89,7 +90,8 @@ pub(crate) struct Call {
     /// The workspace that the caller named.
     pub(crate) named: Option<WorkspaceId>,
     pub(crate) lag: u64,
-    /// When it was polled first, how far the process had seen the row by then, and whether nothing was broken.
+    /// When it was polled first, how far the process had seen the row by then, and whether nothing
+    /// was broken.
     pub(crate) began: Option<(Moment, Revision, bool)>,
     pub(crate) dials: Vec<Dial>,
     /// Those that were not dropped yet.
@@ -106,7 +108,8 @@ pub(crate) struct Dial {
 /// What a process has been told, by its resolver and its store.
 #[derive(Default)]
 pub(crate) struct Knowledge {
-    /// Of each session the latest row, and since when that is known; `Err` since when it is known to be deleted.
+    /// Of each session the latest row, and since when that is known; `Err` since when it is known
+    /// to be deleted.
     pub(crate) rows: HashMap<SessionId, Result<(Revision, WorkspaceId, Instant), Instant>>,
     /// Until when no row of a session is kept: an order of this process had an unknown outcome.
     pub(crate) unkept: HashMap<SessionId, Instant>,
@@ -114,16 +117,16 @@ pub(crate) struct Knowledge {
     pub(crate) floors: HashMap<SessionId, Revision>,
     /// The greatest generation of each workspace.
     pub(crate) generations: HashMap<WorkspaceId, i64>,
-    /// Without generations: the agent that the latest question was answered with, when that question began, and the
-    /// agents that it has replaced.
+    /// Without generations: the agent that the latest question was answered with, when that
+    /// question began, and the agents that it has replaced.
     pub(crate) newest: HashMap<WorkspaceId, (AgentId, Instant)>,
     pub(crate) replaced: HashMap<WorkspaceId, HashSet<AgentId>>,
     /// Agents that answered a dial of this process.
     pub(crate) connected: HashSet<AgentId>,
     /// Of each session the row that was seen last, and whether a write found it in its way.
     pub(crate) last: HashMap<SessionId, (Binding, bool)>,
-    /// The repairs of a workspace that have landed, here or by what was heard: up to which generation or, without, from
-    /// which agent to which.
+    /// The repairs of a workspace that have landed, here or by what was heard: up to which
+    /// generation or, without, from which agent to which.
     pub(crate) landed: HashMap<WorkspaceId, i64>,
     pub(crate) landed_from: HashSet<(AgentId, AgentId)>,
 }
@@ -149,16 +152,19 @@ impl Plant {
         let mut state = self.state();
         let build = &mut state.workspaces[ws];
         let number = build.builds.len();
-        let mut target = Target::new(AgentId::new(Uuid::from_u128((0xa0 + ws as u128) << 64 | number as u128)));
+        let mut target =
+            Target::new(AgentId::new(Uuid::from_u128((0xa0 + ws as u128) << 64 | number as u128)));
         if build.numbered {
             target = target.with_generation(number as i64 + 1);
         }
         build.builds.push(target.clone());
-        let agent = Agent { workspace: workspace(ws), target: target.clone(), does: Does::Answer(0) };
+        let agent =
+            Agent { workspace: workspace(ws), target: target.clone(), does: Does::Answer(0) };
         state.agents.insert(target.agent, agent);
     }
 
-    /// The agent before the present one serves again, unless builds are numbered: then it is a later build.
+    /// The agent before the present one serves again, unless builds are numbered: then it is a
+    /// later build.
     pub(crate) fn build_again(&self, ws: usize) {
         let before = {
             let state = self.state();
@@ -197,14 +203,18 @@ impl Plant {
             let Some(row) = self.row(session) else { continue };
             let mut state = self.state();
             if let Some(target) = &row.target
-                && state.agents.get(&target.agent).is_none_or(|a| a.workspace != row.workspace || a.target != **target)
+                && state
+                    .agents
+                    .get(&target.agent)
+                    .is_none_or(|a| a.workspace != row.workspace || a.target != **target)
             {
                 state.broken.push(format!("a torn row: {row:?}"));
             }
         }
     }
 
-    /// Process `process` has read or written this row, or found it `in_the_way` of what it wanted to write.
+    /// Process `process` has read or written this row, or found it `in_the_way` of what it wanted
+    /// to write.
     pub(crate) fn sees(&self, process: usize, row: &Binding, in_the_way: bool) {
         let mut state = self.state();
         state.chronicle.sees(process, row);
@@ -240,15 +250,20 @@ impl Plant {
         Revision::new(self.state().deleted.get(&session).copied().unwrap_or(0))
     }
 
-    pub(crate) fn delete(&self, session: SessionId) -> bool {
+    pub(crate) fn forget(&self, session: SessionId) -> bool {
         let Some(row) = self.row(session) else { return false };
         // A deletion is a revision too.
         self.state().deleted.insert(session, row.revision.get() + 1);
-        self.store.delete(session, None).now_or_never().expect("the memory store never waits").unwrap()
+        self.store
+            .forget(session, None)
+            .now_or_never()
+            .expect("the memory store never waits")
+            .unwrap()
     }
 
-    /// Carries out a statement that repairs a workspace, and checks what it has done to every row. Nothing of another
-    /// workspace is touched, nothing unbound, nothing that is not behind; what is written is written once and whole.
+    /// Carries out a statement that repairs a workspace, and checks what it has done to every row.
+    /// Nothing of another workspace is touched, nothing unbound, nothing that is not behind; what
+    /// is written is written once and whole.
     pub(crate) fn replace(
         &self,
         workspace: WorkspaceId,
@@ -272,13 +287,15 @@ impl Plant {
         let written = if left_out {
             let chosen = before.iter().filter(|row| behind(row).is_some() && !skipped(row.session));
             let writes = chosen.map(|row| {
-                let new = NewBinding::new(row.session, workspace, Some(Arc::clone(current))).with_epoch(epoch);
+                let new = NewBinding::new(row.session, workspace, Some(Arc::clone(current)))
+                    .with_epoch(epoch);
                 let swap = self.store.compare_and_swap(row.revision, new).now_or_never();
                 assert!(matches!(swap, Some(Ok(Swap::Applied(_)))));
             });
             writes.count() as u64
         } else {
-            let written = self.store.replace_agent(workspace, epoch, stale, current, limit).now_or_never();
+            let written =
+                self.store.replace_agent(workspace, epoch, stale, current, limit).now_or_never();
             written.expect("the memory store never waits").unwrap()
         };
         let mut broken = Vec::new();
@@ -289,11 +306,14 @@ impl Plant {
             if behind(&old).is_some() && !skipped(old.session) {
                 changed += 1;
                 expected.revision = Revision::new(old.revision.get() + 1);
-                expected.previous = old.target.as_ref().map(|left| Previous::new(left.agent, left.generation));
+                expected.previous =
+                    old.target.as_ref().map(|left| Previous::new(left.agent, left.generation));
                 expected.target = Some(Arc::clone(current));
             }
             if new.as_ref() != Some(&expected) {
-                broken.push(format!("{stale:?} replaced by {current:?} in {workspace}: {old:?} became {new:?}"));
+                broken.push(format!(
+                    "{stale:?} replaced by {current:?} in {workspace}: {old:?} became {new:?}"
+                ));
             }
         }
         if written != changed {
@@ -303,7 +323,13 @@ impl Plant {
         written
     }
 
-    pub(crate) fn answered(&self, process: usize, workspace: WorkspaceId, target: &Target, began: Instant) {
+    pub(crate) fn answered(
+        &self,
+        process: usize,
+        workspace: WorkspaceId,
+        target: &Target,
+        began: Instant,
+    ) {
         let mut state = self.state();
         state.chronicle.hears_of(process, workspace, target);
         let knows = &mut state.knows[process];

@@ -38,8 +38,10 @@ impl Process {
             state.knows.len() - 1
         };
         let watched = plant.clone();
-        let mut builder =
-            BoundAgentLayer::builder(Probe { process, plant: plant.clone() }, resolver(plant.clone(), process));
+        let mut builder = BoundAgentLayer::builder(
+            Probe { process, plant: plant.clone() },
+            resolver(plant.clone(), process),
+        );
         if let Some(wire) = wire {
             builder = builder.hints(Ear { process, plant: plant.clone(), wire: wire.clone() });
         }

@@ -14,12 +14,15 @@ use tower_bound_agent::{BoxError, Resolution, ResolveWorkspace, WorkspaceId};
 pub(crate) fn resolver(
     plant: Plant,
     process: usize,
-) -> impl Service<ResolveWorkspace, Response = Resolution, Error = BoxError, Future: Send> + Clone + Send {
+) -> impl Service<ResolveWorkspace, Response = Resolution, Error = BoxError, Future: Send> + Clone + Send
+{
     service_fn(move |ask: ResolveWorkspace| {
         let plant = plant.clone();
         async move {
             let _asking = Asking::begin(&plant, process, ask.workspace);
-            let ws = (0..WORKSPACES).find(|ws| workspace(*ws) == ask.workspace).expect("a known workspace");
+            let ws = (0..WORKSPACES)
+                .find(|ws| workspace(*ws) == ask.workspace)
+                .expect("a known workspace");
             let answers = plant.state().answers.get(&(process, ask.workspace)).copied();
             let answers = answers.unwrap_or(Answers { how: How::Right, after: 0, early: true });
             let says = || {

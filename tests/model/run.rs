@@ -44,11 +44,22 @@ pub(crate) struct Run {
 impl Run {
     pub(crate) async fn begin(life: &Life) -> Self {
         let plant = Plant::new(life.numbered);
-        let repair = if life.before_return { RepairMode::BeforeReturn } else { RepairMode::Background };
+        let repair =
+            if life.before_return { RepairMode::BeforeReturn } else { RepairMode::Background };
         let wire = life.hints.clone().map(Wire::new);
         let processes = [0, 1].map(|_| Process::start(&plant, repair, wire.as_ref()));
         let (calls, others, ended) = (Vec::new(), Vec::new(), Vec::new());
-        let mut run = Self { plant, repair, wire, rumoured: false, processes, ended, calls, others, next_id: 0 };
+        let mut run = Self {
+            plant,
+            repair,
+            wire,
+            rumoured: false,
+            processes,
+            ended,
+            calls,
+            others,
+            next_id: 0,
+        };
         for process in 0..PROCESSES {
             for ws in 0..WORKSPACES {
                 run.spawn(process, pin(ws), Some(ws), 0).await.unwrap().expect("all is well");
@@ -64,7 +75,13 @@ impl Run {
         run
     }
 
-    pub(crate) fn spawn(&mut self, process: usize, session: SessionId, named: Option<usize>, lag: u64) -> Called {
+    pub(crate) fn spawn(
+        &mut self,
+        process: usize,
+        session: SessionId,
+        named: Option<usize>,
+        lag: u64,
+    ) -> Called {
         self.next_id += 1;
         let id = self.next_id;
         let mut ask = DialSession::new(session).with_extension(CallId(id));
@@ -83,7 +100,14 @@ impl Run {
                 dial.oneshot(ask).await
             };
             let result = Lagging { future: call, pause: None, lag }.await;
-            plant.returned(Ended { process, session, id, took: began.elapsed(), lag, result: &result });
+            plant.returned(Ended {
+                process,
+                session,
+                id,
+                took: began.elapsed(),
+                lag,
+                result: &result,
+            });
             result.map(|bound| {
                 let handle = bound.handle().clone();
                 plant.hold(bound);
@@ -92,13 +116,20 @@ impl Run {
         })
     }
 
-    pub(crate) fn order(&mut self, process: usize, order: impl Future<Output = Result<(), Error>> + Send + 'static) {
+    pub(crate) fn order(
+        &mut self,
+        process: usize,
+        order: impl Future<Output = Result<(), Error>> + Send + 'static,
+    ) {
         let (plant, began, id) = (self.plant.clone(), Instant::now(), self.processes[process].id);
         self.others.push(tokio::spawn(async move {
             let result = order.await;
             // At most three statements: the order, a look at the row, and one at the parent's.
             if began.elapsed() > ms(15_001) {
-                plant.state().broken.push(format!("{process}: an order that took {:?}", began.elapsed()));
+                plant
+                    .state()
+                    .broken
+                    .push(format!("{process}: an order that took {:?}", began.elapsed()));
             }
             if let Err(error) = &result
                 && let (ErrorKind::OutcomeUnknown, Some(session)) = (error.kind(), error.session())
@@ -116,7 +147,10 @@ impl Run {
                         | ErrorKind::WorkspaceMismatch { .. }
                 )
             {
-                plant.state().broken.push(format!("{process}: an order that failed with {error:?}"));
+                plant
+                    .state()
+                    .broken
+                    .push(format!("{process}: an order that failed with {error:?}"));
             }
         }));
     }
@@ -157,7 +191,8 @@ impl Run {
                     next.bindings.get(pin(ws)).await.expect("all is well");
                 }
                 let closed = std::mem::replace(&mut self.processes[process], next);
-                let (plant, id, bindings) = (self.plant.clone(), closed.id, closed.bindings.clone());
+                let (plant, id, bindings) =
+                    (self.plant.clone(), closed.id, closed.bindings.clone());
                 plant.state().closing.insert(id);
                 self.ended.push(closed);
                 self.others.push(tokio::spawn(async move {
@@ -187,7 +222,7 @@ impl Run {
             Op::Doubt { process, ws } => {
                 let Process { id, bindings, .. } = &self.processes[process];
                 self.plant.state().chronicle.doubt(*id);
-                bindings.doubt_workspace(workspace(ws));
+                bindings.revalidate_workspace(workspace(ws));
             }
             Op::Retarget { by: By::Elsewhere, chat: n, ws } => {
                 store.retarget(chat(n), workspace(ws)).await.unwrap();
@@ -196,14 +231,15 @@ impl Run {
                 store.unbind(chat(n)).await.unwrap();
             }
             Op::Forget { by: By::Elsewhere, chat: n } => {
-                self.plant.delete(chat(n));
+                self.plant.forget(chat(n));
             }
             Op::Inherit { by: By::Elsewhere, child, parent } => {
                 let _ = store.inherit(chat(child), chat(parent)).await.unwrap();
             }
             Op::Retarget { by: By::Process(process), chat: n, ws } => {
                 let bindings = self.processes[process].bindings.clone();
-                let order = async move { bindings.select_workspace(chat(n), workspace(ws)).await.map(drop) };
+                let order =
+                    async move { bindings.retarget(chat(n), workspace(ws)).await.map(drop) };
                 self.order(process, order);
             }
             Op::Unbind { by: By::Process(process), chat: n } => {
@@ -216,11 +252,16 @@ impl Run {
             }
             Op::Inherit { by: By::Process(process), child, parent } => {
                 let bindings = self.processes[process].bindings.clone();
-                self.order(process, async move { bindings.inherit(chat(child), chat(parent)).await.map(drop) });
+                self.order(process, async move {
+                    bindings.inherit(chat(child), chat(parent)).await.map(drop)
+                });
             }
             Op::Look { process, chat: n, current } => self.look(process, chat(n), current),
             Op::RumourOfChat { chat: n, revision } => {
-                self.say(About::Session { session: chat(n), revision: revision.map(Revision::new) });
+                self.say(About::Session {
+                    session: chat(n),
+                    revision: revision.map(Revision::new),
+                });
             }
             Op::RumourOfWorkspace { ws, generation } => {
                 self.rumoured = true;
@@ -232,7 +273,7 @@ impl Run {
             }
             Op::Gap => {
                 if let Some(wire) = &self.wire {
-                    wire.say(Heard::Gap);
+                    wire.say(Heard::Lagged);
                 }
             }
             Op::Flush { process } => {
@@ -264,7 +305,10 @@ impl Run {
             let Ok(Some(row)) = bindings.get(session).await else { return };
             // A deletion that was seen is a revision too.
             if seen.is_some_and(|seen| row.revision < seen) {
-                plant.state().broken.push(format!("{process}: {row:?} is shown, {seen:?} was seen before"));
+                plant
+                    .state()
+                    .broken
+                    .push(format!("{process}: {row:?} is shown, {seen:?} was seen before"));
             }
         }));
     }
@@ -293,5 +337,7 @@ pub(crate) async fn live(life: Life) -> Result<(), String> {
 
 pub(crate) fn play(life: Life) -> Result<(), String> {
     let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-    runtime.block_on(async { timeout(Duration::from_secs(86_400), live(life)).await.expect("an end within a day") })
+    runtime.block_on(async {
+        timeout(Duration::from_secs(86_400), live(life)).await.expect("an end within a day")
+    })
 }

@@ -13,8 +13,8 @@ use tokio::{runtime::Handle, time::sleep};
 use tower_bound_agent::ErrorKind;
 
 impl Run {
-    /// Everything is well again: in the end each session is on the agent that serves its workspace, in its row and in
-    /// both processes.
+    /// Everything is well again: in the end each session is on the agent that serves its workspace,
+    /// in its row and in both processes.
     pub(crate) async fn settle(mut self) -> Result<(), String> {
         {
             let mut state = self.plant.state();
@@ -22,8 +22,9 @@ impl Run {
             state.answers.clear();
             state.chronicle.disturb();
             self.wire.iter().for_each(Wire::heal);
-            // A process that caches a binding which another one has moved dials its agent for as long as that answers:
-            // that nothing runs anywhere for a while makes each of them read its rows.
+            // A process that caches a binding which another one has moved dials its agent for as
+            // long as that answers: that nothing runs anywhere for a while makes each of them read
+            // its rows.
             for workspace in &mut state.workspaces {
                 workspace.status = Status::Stopped;
             }
@@ -31,8 +32,8 @@ impl Run {
                 agent.does = Does::Hang;
             }
         }
-        // Past every timeout, every retry, the time for which a row that may have been changed is read, and the time after
-        // which a statement without an answer is sent again.
+        // Past every timeout, every retry, the time for which a row that may have been changed is
+        // read, and the time after which a statement without an answer is sent again.
         sleep(ms(150_000)).await;
         for called in std::mem::take(&mut self.calls) {
             match called.await {
@@ -60,7 +61,8 @@ impl Run {
         }
         // Doubts that were asked about in vain are asked about again.
         sleep(ms(20_000)).await;
-        // The resolver is asked four times before it is believed that a generation was never reached.
+        // The resolver is asked four times before it is believed that a generation was never
+        // reached.
         let last = if self.rumoured { 6 } else { 2 };
         for turn in 0..=last {
             for process in 0..PROCESSES {
@@ -69,21 +71,27 @@ impl Run {
                     let written = self.writes(process);
                     let called = self.spawn(process, chat(n), None, 0).await.expect("no panic");
                     let left = self.processes[process].bindings.flush().await;
-                    let (row, dials) = (self.plant.row(chat(n)), self.plant.state().calls[&id].dials.len());
+                    let (row, dials) =
+                        (self.plant.row(chat(n)), self.plant.state().calls[&id].dials.len());
                     let what = format!("turn {turn}, process {process}, {row:?}");
                     match (called, &row) {
                         (Err(error), None) if *error.kind() == ErrorKind::NotBound => continue,
                         (Ok(handle), Some(row)) => {
-                            let ws = (0..WORKSPACES).find(|ws| workspace(*ws) == row.workspace).unwrap();
+                            let ws =
+                                (0..WORKSPACES).find(|ws| workspace(*ws) == row.workspace).unwrap();
                             let current = self.plant.current(ws);
-                            let cached = self.processes[process].bindings.get(chat(n)).await.unwrap();
+                            let cached =
+                                self.processes[process].bindings.get(chat(n)).await.unwrap();
                             let unwritten = self.writes(process) == written;
-                            let steady = turn < last || (dials == 1 && handle.outcome().validations == 0 && unwritten);
+                            let steady = turn < last
+                                || (dials == 1 && handle.outcome().validations == 0 && unwritten);
                             let right = *handle.target() == current
                                 && row.target.as_deref() == Some(&current)
                                 && cached.as_ref() == Some(row);
                             if !right || !steady || left > 0 {
-                                return Err(format!("{what}: not on {current:?} but {handle:?}, cached {cached:?}"));
+                                return Err(format!(
+                                    "{what}: not on {current:?} but {handle:?}, cached {cached:?}"
+                                ));
                             }
                         }
                         (called, _) => return Err(format!("{what}: {called:?}")),

@@ -80,15 +80,18 @@ impl Probe {
         }
     }
 
-    pub(crate) fn learn_row(&self, session: SessionId) -> impl Fn(&Option<Binding>, Revision) + Send {
+    pub(crate) fn learn_row(
+        &self,
+        session: SessionId,
+    ) -> impl Fn(&Option<Binding>, Revision) + Send {
         move |row, deleted_at| match row {
             Some(row) => self.plant.sees(self.process, row, false),
             None => self.plant.misses(self.process, session, deleted_at),
         }
     }
 
-    /// A row that was behind when it was seen is repaired with all others of its workspace, and by itself only if that has
-    /// missed it.
+    /// A row that was behind when it was seen is repaired with all others of its workspace, and by
+    /// itself only if that has missed it.
     pub(crate) fn check_own(&self, expected: Revision, new: &NewBinding) {
         let mut state = self.plant.state();
         let State { knows, broken, .. } = &mut *state;
@@ -99,7 +102,9 @@ impl Probe {
             return;
         }
         let group_landed = match target.generation {
-            Some(generation) => landed.get(&new.workspace).is_some_and(|landed| *landed >= generation.get()),
+            Some(generation) => {
+                landed.get(&new.workspace).is_some_and(|landed| *landed >= generation.get())
+            }
             None => landed_from.contains(&(named.agent, target.agent)),
         };
         if !group_landed {
@@ -122,19 +127,32 @@ impl Probe {
         if !knows.connected.contains(&current.agent) {
             broken.push(format!("{what}: the agent has not answered"));
         }
-        let later = |generation: i64| knows.generations.get(&workspace).is_some_and(|known| *known > generation);
+        let later = |generation: i64| {
+            knows.generations.get(&workspace).is_some_and(|known| *known > generation)
+        };
         if current.generation.is_some_and(|generation| later(generation.get()))
-            || knows.replaced.get(&workspace).is_some_and(|replaced| replaced.contains(&current.agent))
+            || knows
+                .replaced
+                .get(&workspace)
+                .is_some_and(|replaced| replaced.contains(&current.agent))
         {
             broken.push(format!("{what}: a later agent is known"));
         }
-        if current.generation.is_some() && stale.generation >= current.generation || stale == current {
+        if current.generation.is_some() && stale.generation >= current.generation
+            || stale == current
+        {
             broken.push(format!("{what}: is not behind"));
         }
     }
 
     /// What every write of a layer's own accord must be. Looked at in the same moment as the write.
-    pub(crate) fn check_repair(plant: &Plant, process: usize, new: &NewBinding, old: Option<&Binding>, swap: &Swap) {
+    pub(crate) fn check_repair(
+        plant: &Plant,
+        process: usize,
+        new: &NewBinding,
+        old: Option<&Binding>,
+        swap: &Swap,
+    ) {
         let (Swap::Applied(row), Some(target)) = (swap, &new.target) else { return };
         let mut state = plant.state();
         let mut broken = Vec::new();
@@ -148,7 +166,8 @@ impl Probe {
             if old.workspace != new.workspace {
                 broken.push(format!("a repair that undoes an order: {old:?}, {new:?}"));
             }
-            let generations = old.target.as_ref().map(|target| target.generation).zip(Some(target.generation));
+            let generations =
+                old.target.as_ref().map(|target| target.generation).zip(Some(target.generation));
             if let Some((Some(old), Some(new))) = generations
                 && new <= old
             {
@@ -186,7 +205,11 @@ impl BindingStore for Probe {
         }));
         swap
     }
-    async fn compare_and_swap(&self, expected: Revision, new: NewBinding) -> Result<Swap, StoreError> {
+    async fn compare_and_swap(
+        &self,
+        expected: Revision,
+        new: NewBinding,
+    ) -> Result<Swap, StoreError> {
         self.check_own(expected, &new);
         let (plant, process, session) = (self.plant.clone(), self.process, new.session);
         let statement = async move {
@@ -197,20 +220,35 @@ impl BindingStore for Probe {
         };
         self.statement(true, session, statement, self.learn_swap(session)).await
     }
-    async fn retarget(&self, session: SessionId, workspace: WorkspaceId) -> Result<Binding, StoreError> {
+    async fn retarget(
+        &self,
+        session: SessionId,
+        workspace: WorkspaceId,
+    ) -> Result<Binding, StoreError> {
         let store = self.plant.store.clone();
         let statement = async move { store.retarget(session, workspace).await };
-        self.statement(true, session, statement, |row, _| self.plant.sees(self.process, row, false)).await
+        self.statement(true, session, statement, |row, _| self.plant.sees(self.process, row, false))
+            .await
     }
     async fn unbind(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
         let store = self.plant.store.clone();
-        self.statement(true, session, async move { store.unbind(session).await }, self.learn_row(session)).await
+        self.statement(
+            true,
+            session,
+            async move { store.unbind(session).await },
+            self.learn_row(session),
+        )
+        .await
     }
-    async fn delete(&self, session: SessionId, expected: Option<Revision>) -> Result<bool, StoreError> {
+    async fn forget(
+        &self,
+        session: SessionId,
+        expected: Option<Revision>,
+    ) -> Result<bool, StoreError> {
         assert_eq!(expected, None, "no layer deletes but by order");
         let plant = self.plant.clone();
         let learn = |_: &bool, at| self.plant.misses(self.process, session, at);
-        self.statement(true, session, async move { Ok(plant.delete(session)) }, learn).await
+        self.statement(true, session, async move { Ok(plant.forget(session)) }, learn).await
     }
     async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
         let store = self.plant.store.clone();
@@ -236,7 +274,8 @@ impl BindingStore for Probe {
             _ => 0,
         };
         let (plant, from, to) = (self.plant.clone(), stale.clone(), Arc::clone(current));
-        let statement = async move { Ok(plant.replace(workspace, epoch, &from, &to, skipped, limit)) };
+        let statement =
+            async move { Ok(plant.replace(workspace, epoch, &from, &to, skipped, limit)) };
         let landed = |_: &u64, _| {
             let knows = &mut self.plant.state().knows[self.process];
             match current.generation {
@@ -254,7 +293,8 @@ impl BindingStore for Probe {
         let statement = async move {
             // A deletion that is seen is a revision too, looked up in the same moment.
             let missing = sessions.iter().filter(|session| plant.row(**session).is_none());
-            let missing: Vec<_> = missing.map(|session| (*session, plant.deleted_at(*session))).collect();
+            let missing: Vec<_> =
+                missing.map(|session| (*session, plant.deleted_at(*session))).collect();
             Ok((plant.store.load_many(&sessions).await?, missing))
         };
         let learn = |(rows, missing): &(Vec<Binding>, Vec<(SessionId, Revision)>), _| {
@@ -269,7 +309,12 @@ impl BindingStore for Probe {
 pub(crate) struct Repairing(pub(crate) Plant, (usize, WorkspaceId, Option<AgentId>, AgentId));
 
 impl Repairing {
-    pub(crate) fn begin(probe: &Probe, workspace: WorkspaceId, stale: &Target, current: &Target) -> Self {
+    pub(crate) fn begin(
+        probe: &Probe,
+        workspace: WorkspaceId,
+        stale: &Target,
+        current: &Target,
+    ) -> Self {
         let from = current.generation.is_none().then_some(stale.agent);
         let repair = (probe.process, workspace, from, current.agent);
         let mut state = probe.plant.state();

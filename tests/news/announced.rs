@@ -2,10 +2,10 @@
 
 use super::*;
 use futures_util::FutureExt;
-use tower_bound_agent::{ErrorKind, Path, Resolution, hints::LocalHints};
+use tower_bound_agent::{ErrorKind, OutcomeKind, Resolution, hints::LocalHints};
 
-/// A session that is bound and cached, whose old agent lives, and the agent that was built since: the resolver does not
-/// know of it.
+/// A session that is bound and cached, whose old agent lives, and the agent that was built since:
+/// the resolver does not know of it.
 async fn built(world: &World) -> (Process, SessionId, WorkspaceId, Target, Target) {
     let process = Process::new(world, |builder| builder);
     let (ws, old) = world.workspace();
@@ -21,11 +21,15 @@ async fn a_reported_rebuild_is_never_again_served_by_the_old_agent() {
     let before = world.counts();
     assert!(process.bindings().announce(ws, new.clone()));
     settle().await;
-    assert_eq!(world.counts() - before, counts(0, 0, 0, 0), "nobody is asked, and nothing is written");
+    assert_eq!(
+        world.counts() - before,
+        counts(0, 0, 0, 0),
+        "nobody is asked, and nothing is written"
+    );
     assert_eq!(world.row(chat).unwrap().target.unwrap().generation.unwrap().get(), 1);
     let bound = process.call(chat).await;
     assert_eq!(bound.agent, new.agent);
-    assert!(matches!(bound.outcome().path, Path::Switched { .. }));
+    assert!(matches!(bound.outcome().kind, OutcomeKind::Switched { .. }));
     process.bindings().flush().await;
     assert_eq!(world.counts() - before, counts(1, 0, 0, 1), "written once it has answered");
     assert_eq!(world.row_agent(chat), Some(new.agent));
@@ -88,7 +92,10 @@ async fn an_older_generation_is_ignored() {
     let before = world.counts();
     let (older, without) = (world.agent(Some(0)), world.agent(None));
     assert!(!process.bindings().announce(ws, older));
-    assert!(!process.bindings().announce(ws, without), "a number that was known cannot be unlearned");
+    assert!(
+        !process.bindings().announce(ws, without),
+        "a number that was known cannot be unlearned"
+    );
     assert_eq!(process.call(chat).await.agent, old.agent);
     assert_eq!(world.counts() - before, counts(1, 0, 0, 0));
     assert!(!superseded.is_finished());
@@ -101,7 +108,7 @@ async fn the_target_that_is_known_changes_nothing_and_answers_doubts() {
     let superseded = watch(&process.call(chat).await.into_parts().1);
     settle().await;
     let before = world.counts();
-    process.bindings().doubt_workspace(ws);
+    process.bindings().revalidate_workspace(ws);
     assert!(process.bindings().announce(ws, old.clone()));
     settle().await;
     assert_eq!(process.call(chat).await.agent, old.agent);
@@ -156,7 +163,8 @@ async fn the_rows_of_all_sessions_follow_the_first_answer() {
 async fn other_processes_ask_their_resolver() {
     let world = World::new();
     let hints = LocalHints::new();
-    let [here, there] = [0, 1].map(|_| Process::new(&world, |builder| builder.hints(hints.clone())));
+    let [here, there] =
+        [0, 1].map(|_| Process::new(&world, |builder| builder.hints(hints.clone())));
     let (ws, old) = world.workspace();
     let chat = world.bind(&here.layer, ws).await;
     there.call(chat).await;
@@ -169,7 +177,11 @@ async fn other_processes_ask_their_resolver() {
     let bound = there.call(chat).await;
     assert_eq!(bound.agent, new.agent);
     there.bindings().flush().await;
-    assert_eq!(world.counts() - before, counts(2, 1, 0, 1), "it was not written by the one who has announced it");
+    assert_eq!(
+        world.counts() - before,
+        counts(2, 1, 0, 1),
+        "it was not written by the one who has announced it"
+    );
     assert_eq!(world.row_agent(chat), Some(new.agent));
 }
 
@@ -180,15 +192,23 @@ async fn a_question_is_asked_now_and_its_answer_acted_upon() {
     let superseded = watch(&process.call(chat).await.into_parts().1);
     settle().await;
     let before = world.counts();
-    assert_eq!(process.bindings().validate_workspace(ws).await.unwrap(), Resolution::Running(old.clone()));
+    assert_eq!(
+        process.bindings().validate_workspace(ws).await.unwrap(),
+        Resolution::Running(old.clone())
+    );
     assert!(!superseded.is_finished());
     let new = world.rebuild(ws, &old, Does::Answer(ms(0)));
-    assert_eq!(process.bindings().validate_workspace(ws).await.unwrap(), Resolution::Running(new.clone()));
+    assert_eq!(
+        process.bindings().validate_workspace(ws).await.unwrap(),
+        Resolution::Running(new.clone())
+    );
     superseded.await.unwrap();
     assert_eq!(world.counts() - before, counts(0, 2, 0, 0));
     assert_eq!(process.call(chat).await.agent, new.agent);
 
-    for resolution in [Resolution::Starting { retry_after: Some(ms(70)) }, Resolution::Stopped, Resolution::Gone] {
+    for resolution in
+        [Resolution::Starting { retry_after: Some(ms(70)) }, Resolution::Stopped, Resolution::Gone]
+    {
         world.says(ws, Says::Is(resolution.clone()));
         assert_eq!(process.bindings().validate_workspace(ws).await.unwrap(), resolution);
     }
@@ -207,7 +227,10 @@ async fn a_question_under_way_that_began_earlier_is_no_answer() {
     let began = Instant::now();
     let also = process.bindings();
     let (one, two) = tokio::join!(second.validate_workspace(ws), also.validate_workspace(ws));
-    assert_eq!((one.unwrap(), two.unwrap()), (Resolution::Running(new.clone()), Resolution::Running(new)));
+    assert_eq!(
+        (one.unwrap(), two.unwrap()),
+        (Resolution::Running(new.clone()), Resolution::Running(new))
+    );
     assert_eq!(began.elapsed(), ms(150));
     assert_eq!(asking.await.unwrap().unwrap(), Resolution::Running(old));
     assert_eq!(world.counts().v, 2);
@@ -217,7 +240,12 @@ async fn a_question_under_way_that_began_earlier_is_no_answer() {
 async fn a_question_without_an_answer_is_an_error() {
     let world = World::new();
     let (process, _, ws, _, _) = built(&world).await;
-    for says in [Says::Fails, Says::Hangs, Says::Panics, Says::Is(Resolution::Running(world.agent(Some(0))))] {
+    for says in [
+        Says::Fails,
+        Says::Hangs,
+        Says::Panics,
+        Says::Is(Resolution::Running(world.agent(Some(0)))),
+    ] {
         world.says(ws, says.clone());
         let before = world.counts();
         let error = process.bindings().validate_workspace(ws).await.unwrap_err();

@@ -1,5 +1,5 @@
-//! The rows that are read again in the background: which, by how many statements, and what becomes of those that cannot be
-//! read.
+//! The rows that are read again in the background: which, by how many statements, and what becomes
+//! of those that cannot be read.
 
 use super::*;
 
@@ -16,7 +16,9 @@ async fn retargeted(world: &World, chats: &[SessionId]) -> (WorkspaceId, Target)
 async fn left_behind(process: &Process, chats: &[SessionId], elsewhere: WorkspaceId) -> usize {
     let mut left = 0;
     for chat in chats {
-        left += usize::from(process.bindings().get(*chat).await.unwrap().unwrap().workspace != elsewhere);
+        left += usize::from(
+            process.bindings().get(*chat).await.unwrap().unwrap().workspace != elsewhere,
+        );
     }
     left
 }
@@ -32,7 +34,8 @@ async fn one_unreadable_row_of_20_000_hides_no_other_one() {
     let before = world.counts();
     sleep(ms(30_001)).await;
     let read = (world.counts() - before).r;
-    // Ten statements, one of which is halved until the row is alone: 2,000 are halved ten or eleven times.
+    // Ten statements, one of which is halved until the row is alone: 2,000 are halved ten or eleven
+    // times.
     assert!((10 + 20..=10 + 22).contains(&read), "{read} statements");
     assert_eq!(left_behind(&process, &chats, elsewhere).await, 1);
 
@@ -131,7 +134,9 @@ async fn rows_that_nobody_uses_are_read_in_sixteen_checks() {
 #[tokio::test(start_paused = true)]
 async fn a_handle_that_waits_is_told_though_the_cache_has_not_kept_its_row() {
     let world = World::new();
-    let process = Process::new(&world, |builder| builder.row_check(Duration::from_secs(30)).cache_capacity(1));
+    let process = Process::new(&world, |builder| {
+        builder.refresh_interval(Duration::from_secs(30)).cache_capacity(1)
+    });
     let (ws, target) = world.workspace();
     let chats = used(&world, &process, ws, &target, 1).await;
     let superseded = watch(process.call(chats[0]).await.handle());
@@ -151,7 +156,7 @@ mod events {
         let failed = Failed::default();
         let log = Arc::clone(&failed);
         let process = Process::new(world, |builder| {
-            builder.row_check(Duration::from_secs(30)).observer(move |event: &Event<'_>| {
+            builder.refresh_interval(Duration::from_secs(30)).observer(move |event: &Event<'_>| {
                 if let OwnedEvent::RefreshFailed { rows, error, .. } = event.into() {
                     log.lock().unwrap().push((rows, error));
                 }
@@ -185,7 +190,10 @@ mod events {
         used(&world, &process, ws, &target, 9_000).await;
         world.store.fail_bulk_reads_at(2);
         sleep(ms(30_001)).await;
-        assert_eq!(taken(&failed), [(4_000, "the store is unavailable: down on purpose".to_owned())]);
+        assert_eq!(
+            taken(&failed),
+            [(4_000, "the store is unavailable: down on purpose".to_owned())]
+        );
         world.store.fail_bulk_reads_at(0);
         sleep(ms(30_001)).await;
         assert_eq!(taken(&failed), []);
@@ -233,7 +241,8 @@ mod events {
     }
 }
 
-/// How long a check keeps its thread from other tasks, as a task sees it that does nothing but yield.
+/// How long a check keeps its thread from other tasks, as a task sees it that does nothing but
+/// yield.
 #[test]
 #[ignore = "a measurement; best with --release"]
 fn how_long_a_check_holds_its_thread() {
@@ -242,7 +251,7 @@ fn how_long_a_check_holds_its_thread() {
         runtime.block_on(async {
             let world = World::new();
             let process =
-                Process::new(&world, |builder| builder.row_check(Duration::from_secs(5)).cache_capacity(rows));
+                Process::new(&world, |builder| builder.refresh_interval(Duration::from_secs(5)).cache_capacity(rows));
             let (ws, target) = world.workspace();
             let mut chats = Vec::new();
             for _ in 0..rows {

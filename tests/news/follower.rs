@@ -1,4 +1,5 @@
-//! What is heard: streams that never pause, generations that nobody reaches, gaps, and hints beside a check.
+//! What is heard: streams that never pause, generations that nobody reaches, gaps, and hints beside
+//! a check.
 
 use super::*;
 use futures_util::{Stream, stream};
@@ -20,7 +21,11 @@ impl Radio {
     }
 
     fn says_rebuilt(&self, workspace: WorkspaceId, generation: i64) {
-        let about = About::Workspace { workspace, generation: Some(Generation::new(generation)), epoch: None };
+        let about = About::Workspace {
+            workspace,
+            generation: Some(Generation::new(generation)),
+            epoch: None,
+        };
         self.says(Heard::Hint(Hint::new(1, about)));
     }
 }
@@ -31,7 +36,9 @@ impl Hints for Radio {
     fn listen(&self) -> impl Stream<Item = Heard> + Send + 'static {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.0.lock().unwrap().push(sender);
-        stream::unfold(receiver, |mut receiver| async move { receiver.recv().await.map(|heard| (heard, receiver)) })
+        stream::unfold(receiver, |mut receiver| async move {
+            receiver.recv().await.map(|heard| (heard, receiver))
+        })
     }
 }
 
@@ -54,7 +61,8 @@ fn a_stream_that_is_always_ready_leaves_the_thread_to_others() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let world = World::new();
-            let process = Process::new(&world, |builder| builder.hints(Chatter).record_use(ms(20)));
+            let process =
+                Process::new(&world, |builder| builder.hints(Chatter).usage_interval(ms(20)));
             let (ws, _) = world.workspace();
             let chat = world.bind(&process.layer, ws).await;
             let before = world.counts();
@@ -93,8 +101,13 @@ async fn a_generation_that_nobody_reaches_keeps_no_row_from_being_written() {
             assert_eq!(process.call(*chat).await.agent, new.agent);
         }
         assert_eq!(process.bindings().flush().await, 0);
-        let unwritten = chats.iter().filter(|chat| world.row_agent(**chat) != Some(new.agent)).count();
-        assert_eq!((unwritten, (world.counts() - before).w), (0, 1), "one group repair after a hint of {generation}");
+        let unwritten =
+            chats.iter().filter(|chat| world.row_agent(**chat) != Some(new.agent)).count();
+        assert_eq!(
+            (unwritten, (world.counts() - before).w),
+            (0, 1),
+            "one group repair after a hint of {generation}"
+        );
         old = new;
     }
 }
@@ -110,12 +123,13 @@ async fn a_gap_raises_four_doubts_at_a_time_and_first_where_connections_are_held
         let chats = used(&world, &process, ws, &target, 1).await;
         workspaces.push((ws, chats[0]));
     }
-    let held: Vec<_> = [process.call(workspaces[17].1).await, process.call(workspaces[18].1).await].into();
+    let held: Vec<_> =
+        [process.call(workspaces[17].1).await, process.call(workspaces[18].1).await].into();
     // So that only these two are in use: the others were seen to be idle since.
     let _ = process.bindings().in_use(workspaces[0].0);
     settle().await;
     let (before, began) = (world.counts(), Instant::now());
-    radio.says(Heard::Gap);
+    radio.says(Heard::Lagged);
     sleep(Duration::from_secs(60)).await;
     assert_eq!((world.counts() - before).v, 2, "those who hold connections ask, and nobody else");
     assert!(world.asked().iter().rev().take(2).all(|(at, _)| *at - began < ms(500)));
@@ -126,7 +140,7 @@ async fn a_gap_raises_four_doubts_at_a_time_and_first_where_connections_are_held
     settle().await;
 
     // As many calls as there may be: a question for each doubt, and not all of them at once.
-    radio.says(Heard::Gap);
+    radio.says(Heard::Lagged);
     let began = Instant::now();
     let before = world.counts();
     let mut most_at_once = 0;
@@ -142,7 +156,8 @@ async fn a_gap_raises_four_doubts_at_a_time_and_first_where_connections_are_held
         sleep(ms(10)).await;
     }
     assert_eq!((last, most_at_once), (20, 4));
-    let asked: Vec<Duration> = world.asked().iter().rev().take(20).map(|(at, _)| *at - began).collect();
+    let asked: Vec<Duration> =
+        world.asked().iter().rev().take(20).map(|(at, _)| *at - began).collect();
     let took = asked.iter().max().unwrap();
     assert!((ms(200)..=ms(700)).contains(took), "in {took:?}");
 }
@@ -151,7 +166,9 @@ async fn a_gap_raises_four_doubts_at_a_time_and_first_where_connections_are_held
 async fn after_a_gap_every_row_is_read_and_not_more_often_than_the_interval() {
     let world = World::new();
     let radio = Radio::default();
-    let process = Process::new(&world, |builder| builder.hints(radio.clone()).row_check(Duration::from_secs(30)));
+    let process = Process::new(&world, |builder| {
+        builder.hints(radio.clone()).refresh_interval(Duration::from_secs(30))
+    });
     let (ws, target) = world.workspace();
     let chats = used(&world, &process, ws, &target, 9_000).await;
     sleep(ms(30_001)).await;
@@ -160,16 +177,17 @@ async fn after_a_gap_every_row_is_read_and_not_more_often_than_the_interval() {
         world.store.elsewhere().retarget(*chat, elsewhere).await.unwrap();
     }
     let before = world.counts();
-    radio.says(Heard::Gap);
+    radio.says(Heard::Lagged);
     sleep(ms(1)).await;
     assert_eq!((world.counts() - before).r, 5);
     for chat in &chats {
         assert_eq!(process.bindings().get(*chat).await.unwrap().unwrap().workspace, elsewhere);
     }
-    // A carrier that breaks each second costs a part of the rows each time, and all of them each half minute.
+    // A carrier that breaks each second costs a part of the rows each time, and all of them each
+    // half minute.
     let before = world.counts();
     for _ in 0..29 {
-        radio.says(Heard::Gap);
+        radio.says(Heard::Lagged);
         sleep(ms(1_000)).await;
     }
     let read = (world.counts() - before).r;
@@ -183,7 +201,9 @@ async fn after_a_gap_every_row_is_read_and_not_more_often_than_the_interval() {
 async fn a_hint_does_not_wait_for_the_statements_of_a_check() {
     let world = World::new();
     let radio = Radio::default();
-    let process = Process::new(&world, |builder| builder.hints(radio.clone()).row_check(Duration::from_secs(30)));
+    let process = Process::new(&world, |builder| {
+        builder.hints(radio.clone()).refresh_interval(Duration::from_secs(30))
+    });
     let (ws, target) = world.workspace();
     let chats = used(&world, &process, ws, &target, 10_000).await;
     sleep(ms(29_999)).await;
@@ -192,7 +212,8 @@ async fn a_hint_does_not_wait_for_the_statements_of_a_check() {
     sleep(ms(500)).await;
     let (elsewhere, target) = world.workspace();
     let row = world.store.elsewhere().retarget(chats[9_999], elsewhere).await.unwrap();
-    let about = About::Session { session: row.session, revision: Some(Revision::new(row.revision.get())) };
+    let about =
+        About::Session { session: row.session, revision: Some(Revision::new(row.revision.get())) };
     radio.says(Heard::Hint(Hint::new(1, about)));
     sleep(ms(1_001)).await;
     assert_eq!(process.call(chats[9_999]).await.agent, target.agent);

@@ -3,14 +3,19 @@
 use super::*;
 use futures_util::{FutureExt, TryStreamExt};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use tower_bound_agent::{Event, OwnedEvent, Path, SessionInUse};
+use tower_bound_agent::{Event, OutcomeKind, OwnedEvent, SessionInUse};
 
 fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
 fn listed(process: &Process, workspace: WorkspaceId) -> Vec<(SessionId, u32)> {
-    process.bindings().in_use(workspace).into_iter().map(|in_use| (in_use.session, in_use.connections)).collect()
+    process
+        .bindings()
+        .in_use(workspace)
+        .into_iter()
+        .map(|in_use| (in_use.session, in_use.connections))
+        .collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -24,7 +29,9 @@ async fn a_session_is_in_use_while_a_connection_is_held() {
     let first = process.call(chat).await;
     let second = process.call(chat).await.map(|conn| (conn, "wrapped"));
     let in_use = process.bindings().in_use(ws);
-    let [SessionInUse { session, target: to, connections, since, .. }] = &in_use[..] else { panic!("{in_use:?}") };
+    let [SessionInUse { session, target: to, connections, since, .. }] = &in_use[..] else {
+        panic!("{in_use:?}")
+    };
     assert_eq!((*session, &**to, *connections), (chat, &target, 2));
     assert!(since.elapsed() <= secs(1), "{:?}", since.elapsed());
     assert_eq!(listed(&process, other), []);
@@ -59,15 +66,19 @@ async fn connections_to_other_targets_than_the_row_names_are_listed_as_well() {
     let chat = session();
     // A first bind, and a switch: the rows are written after the connections were handed out.
     let first = process.call(DialSession::new(chat).in_workspace(ws)).await;
-    assert_eq!(first.outcome().path, Path::FirstBind);
+    assert_eq!(first.outcome().kind, OutcomeKind::FirstBind);
     assert_eq!(listed(&process, ws), [(chat, 1)]);
     process.bindings().flush().await;
     let new = world.rebuild(ws, &old, Does::Hang);
     let second = process.call(chat).await;
     process.bindings().flush().await;
     let third = process.call(chat).await;
-    let mut agents: Vec<_> =
-        process.bindings().in_use(ws).into_iter().map(|held| (held.target.agent, held.connections)).collect();
+    let mut agents: Vec<_> = process
+        .bindings()
+        .in_use(ws)
+        .into_iter()
+        .map(|held| (held.target.agent, held.connections))
+        .collect();
     agents.sort_unstable_by_key(|(_, connections)| *connections);
     assert_eq!(agents, [(old.agent, 1), (new.agent, 2)]);
     drop((first, second, third));
@@ -93,7 +104,7 @@ async fn what_is_held_is_recorded_and_told_once_an_interval() {
     let told = Arc::<Mutex<Vec<SessionId>>>::default();
     let log = Arc::clone(&told);
     let process = Process::new(&world, |builder| {
-        builder.record_use(secs(60)).observer(move |event: &Event<'_>| {
+        builder.usage_interval(secs(60)).observer(move |event: &Event<'_>| {
             if let OwnedEvent::InUse { session, .. } = event.into() {
                 log.lock().unwrap().push(session);
             }
@@ -123,7 +134,7 @@ async fn use_that_cannot_be_recorded_is_told_and_recorded_the_next_time() {
     let failed = Arc::new(AtomicU64::new(0));
     let log = Arc::clone(&failed);
     let process = Process::new(&world, |builder| {
-        builder.record_use(secs(60)).observer(move |event: &Event<'_>| {
+        builder.usage_interval(secs(60)).observer(move |event: &Event<'_>| {
             if let OwnedEvent::UseNotRecorded { sessions, error, .. } = event.into() {
                 assert_eq!(error, "the store is unavailable: down on purpose");
                 log.fetch_add(sessions, SeqCst);
@@ -178,10 +189,11 @@ async fn an_agent_is_drained_when_its_last_connection_is_gone() {
 
 #[test]
 fn nothing_is_lost_between_threads_that_hold_and_release() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
     runtime.block_on(async {
         let world = World::new();
-        let process = Arc::new(Process::new(&world, |builder| builder.record_use(ms(1))));
+        let process = Arc::new(Process::new(&world, |builder| builder.usage_interval(ms(1))));
         let (ws, target) = world.workspace();
         let chats = used(&world, &process, ws, &target, 4).await;
         let tasks: Vec<_> = (0..8)
@@ -191,7 +203,9 @@ fn nothing_is_lost_between_threads_that_hold_and_release() {
                     for _ in 0..2_000 {
                         let bound = process.call(chat).await;
                         let in_use = process.bindings().in_use(bound.workspace());
-                        assert!(in_use.iter().any(|held| held.session == chat && held.connections > 0));
+                        assert!(
+                            in_use.iter().any(|held| held.session == chat && held.connections > 0)
+                        );
                     }
                 })
             })
@@ -224,19 +238,25 @@ async fn a_session_whose_connection_is_held_is_not_purged() {
     let (ws, _) = world.workspace();
     let [here, there] = [0, 1].map(|_| {
         let builder = BoundAgentLayer::builder(store.clone(), world.resolver());
-        builder.row_check(None).record_use(ms(20)).build().unwrap()
+        builder.refresh_interval(None).usage_interval(ms(20)).build().unwrap()
     });
     let (held, idle) = (world.bind(&here, ws).await, world.bind(&here, ws).await);
     let bound = call(&world.dial(&here), held).await.unwrap();
     sleep(ms(200)).await;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
     // Both were used last eight days ago, and use has been recorded since then.
-    let table = sqlx::query("UPDATE agent_bindings SET last_used = ?1").bind(now - 8 * DAY).execute(store.pool());
+    let table = sqlx::query("UPDATE agent_bindings SET last_used = ?1")
+        .bind(now - 8 * DAY)
+        .execute(store.pool());
     assert_eq!(table.await.unwrap().rows_affected(), 2);
-    let since = sqlx::query("UPDATE agent_bindings_meta SET use_recorded_since = ?1").bind(now - 9 * DAY);
+    let since =
+        sqlx::query("UPDATE agent_bindings_meta SET use_recorded_since = ?1").bind(now - 9 * DAY);
     assert_eq!(since.execute(store.pool()).await.unwrap().rows_affected(), 1);
     sleep(ms(500)).await;
-    assert_eq!(there.bindings().purge_idle(Duration::from_secs(7 * 24 * 60 * 60)).await.unwrap(), 1);
+    assert_eq!(
+        there.bindings().purge_idle(Duration::from_secs(7 * 24 * 60 * 60)).await.unwrap(),
+        1
+    );
     assert!(store.load(held).await.unwrap().is_some());
     assert!(store.load(idle).await.unwrap().is_none());
     drop(bound);

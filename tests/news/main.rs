@@ -1,4 +1,5 @@
-//! How news reaches those who hold or wait: rows that are read again, doubts, announcements, sessions in use.
+//! How news reaches those who hold or wait: rows that are read again, doubts, announcements,
+//! sessions in use.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -28,14 +29,14 @@ struct Process {
 
 impl Process {
     fn new(world: &World, set: impl FnOnce(BoundAgentBuilder) -> BoundAgentBuilder) -> Self {
-        let layer = set(world.builder().row_check(None)).build().unwrap();
+        let layer = set(world.builder().refresh_interval(None)).build().unwrap();
         let dial = world.dial(&layer);
         Self { layer, dial }
     }
 
     /// One that reads its rows again every 30 s.
     fn checking(world: &World) -> Self {
-        Self::new(world, |builder| builder.row_check(Duration::from_secs(30)))
+        Self::new(world, |builder| builder.refresh_interval(Duration::from_secs(30)))
     }
 
     async fn call(&self, ask: impl Into<DialSession>) -> tower_bound_agent::Bound<Conn> {
@@ -55,7 +56,13 @@ async fn settle() {
 }
 
 /// Sessions that are bound, and that the process has used.
-async fn used(world: &World, process: &Process, workspace: WorkspaceId, target: &Target, n: usize) -> Vec<SessionId> {
+async fn used(
+    world: &World,
+    process: &Process,
+    workspace: WorkspaceId,
+    target: &Target,
+    n: usize,
+) -> Vec<SessionId> {
     let mut chats = Vec::new();
     for _ in 0..n {
         let chat = session();

@@ -1,4 +1,5 @@
-//! Connections that nobody uses, and handles that wait: what makes them hear of a rebuild, and what that costs.
+//! Connections that nobody uses, and handles that wait: what makes them hear of a rebuild, and what
+//! that costs.
 
 use super::*;
 use tower_bound_agent::{Resolution, hints::LocalHints};
@@ -24,7 +25,7 @@ async fn a_doubt_starts_one_question_for_a_handle_that_waits() {
     world.rebuild(ws, &old, Does::Answer(ms(0)));
     world.resolver_takes(ws, ms(20));
     let (before, began) = (world.counts(), Instant::now());
-    process.bindings().doubt_workspace(ws);
+    process.bindings().revalidate_workspace(ws);
     assert_eq!(superseded.await.unwrap() - began, ms(20));
     assert_eq!(world.counts() - before, counts(0, 1, 0, 0));
 }
@@ -43,7 +44,7 @@ async fn a_doubt_starts_one_question_for_100_handles_and_connections() {
     }
     settle().await;
     let before = world.counts();
-    process.bindings().doubt_workspace(ws);
+    process.bindings().revalidate_workspace(ws);
     sleep(Duration::from_secs(3600)).await;
     assert_eq!(world.counts() - before, counts(0, 1, 0, 0), "nothing has changed");
     assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
@@ -51,7 +52,7 @@ async fn a_doubt_starts_one_question_for_100_handles_and_connections() {
     world.rebuild(ws, &old, Does::Answer(ms(0)));
     world.resolver_takes(ws, ms(20));
     let (before, began) = (world.counts(), Instant::now());
-    process.bindings().doubt_workspace(ws);
+    process.bindings().revalidate_workspace(ws);
     for waiting in waiting {
         assert_eq!(waiting.await.unwrap() - began, ms(20));
     }
@@ -67,7 +68,7 @@ async fn a_doubt_starts_one_question_for_a_connection_that_is_held() {
     let bound = process.call(chat).await;
     let new = world.rebuild(ws, &old, Does::Answer(ms(0)));
     let before = world.counts();
-    process.bindings().doubt_workspace(ws);
+    process.bindings().revalidate_workspace(ws);
     settle().await;
     assert_eq!(world.counts() - before, counts(0, 1, 0, 0));
     drop(bound);
@@ -82,7 +83,7 @@ async fn nobody_who_holds_or_waits_is_no_question() {
     let (bound, handle) = there.call(chat).await.into_parts();
     drop((bound, handle.superseded(), handle.clone()));
     let before = world.counts();
-    there.bindings().doubt_workspace(ws);
+    there.bindings().revalidate_workspace(ws);
     let new = world.rebuild(ws, &old, Does::Hang);
     assert_eq!(here.call(chat).await.agent, new.agent);
     here.bindings().flush().await;
@@ -120,7 +121,7 @@ async fn a_question_that_began_before_the_doubt_is_followed_by_one_more() {
     world.rebuild(ws, &old, Does::Answer(ms(0)));
     world.resolver_takes(ws, ms(100));
     let (before, began) = (world.counts(), Instant::now());
-    process.bindings().doubt_workspace(ws);
+    process.bindings().revalidate_workspace(ws);
     assert_eq!(superseded.await.unwrap() - began, ms(150));
     assert_eq!((world.counts() - before).v, 1);
     assert_eq!(asking.await.unwrap().unwrap(), Resolution::Running(old));
@@ -136,7 +137,7 @@ async fn a_resolver_that_fails_is_asked_again_less_and_less_often() {
     settle().await;
     world.says(ws, Says::Fails);
     let (before, began) = (world.counts(), Instant::now());
-    process.bindings().doubt_workspace(ws);
+    process.bindings().revalidate_workspace(ws);
     let mut asked = Vec::new();
     for seconds in [1, 2, 4, 8, 15, 15] {
         sleep(Duration::from_secs(seconds)).await;
@@ -157,7 +158,7 @@ async fn a_workspace_that_is_stopped_is_asked_about_once() {
     settle().await;
     world.says(ws, Says::Is(Resolution::Stopped));
     let before = world.counts();
-    process.bindings().doubt_workspace(ws);
+    process.bindings().revalidate_workspace(ws);
     sleep(Duration::from_secs(3600)).await;
     assert_eq!((world.counts() - before).v, 1);
     assert!(!superseded.is_finished());
@@ -192,7 +193,7 @@ async fn after_close_nobody_is_asked() {
     settle().await;
     assert_eq!(process.bindings().close(Duration::from_secs(5)).await, 0);
     let before = world.counts();
-    process.bindings().doubt_workspace(ws);
+    process.bindings().revalidate_workspace(ws);
     sleep(Duration::from_secs(3600)).await;
     assert_eq!(world.counts() - before, counts(0, 0, 0, 0));
 }
@@ -202,7 +203,11 @@ fn a_doubt_may_be_raised_outside_of_a_runtime() {
     let world = World::new();
     let process = Process::new(&world, |builder| builder);
     let (ws, old) = world.workspace();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
     let [superseded] = runtime.block_on(async {
         let chat = world.bind(&process.layer, ws).await;
         let superseded = watch(&process.call(chat).await.into_parts().1);
@@ -210,7 +215,7 @@ fn a_doubt_may_be_raised_outside_of_a_runtime() {
         [superseded]
     });
     world.rebuild(ws, &old, Does::Answer(ms(0)));
-    process.bindings().doubt_workspace(ws);
+    process.bindings().revalidate_workspace(ws);
     runtime.block_on(superseded).unwrap();
 }
 
@@ -226,7 +231,7 @@ async fn a_handle_whose_row_the_cache_has_not_kept_hears_of_an_order_by_a_hint()
     used(&world, &there, ws, &target, 50).await;
     settle().await;
     let (before, began) = (world.counts(), Instant::now());
-    here.bindings().select_workspace(chats[0], world.workspace().0).await.unwrap();
+    here.bindings().retarget(chats[0], world.workspace().0).await.unwrap();
     assert!(superseded.await.unwrap() - began <= ms(200));
     let cost = world.counts() - before;
     assert!(cost.r <= 2 && cost.w == 1, "{cost:?}");

@@ -2,7 +2,7 @@
 
 use crate::{scene::*, support::*};
 use tower::Layer;
-use tower_bound_agent::{Path, Target};
+use tower_bound_agent::{OutcomeKind, Target};
 
 /// Two targets without generations that serve the workspace in turn.
 type Pair = (Target, Target);
@@ -16,7 +16,8 @@ fn two_addresses_of_one_agent(world: &World) -> Pair {
     (agent.clone().with_address("10.0.0.1:9000"), agent.with_address("10.0.0.2:9000"))
 }
 
-/// Only the target that serves the workspace answers: the dialer tells the two apart by their address as well.
+/// Only the target that serves the workspace answers: the dialer tells the two apart by their
+/// address as well.
 fn serves(s: &Scene, pair: &Pair, serving: &Target) {
     s.world.runs(s.ws, serving);
     s.world.answers_only(&[&pair.0, &pair.1], serving);
@@ -40,7 +41,10 @@ async fn every_switch_between_two_targets_without_generations_is_written() {
             for (n, chat) in chats.into_iter().enumerate() {
                 let bound = call(&s.dial(), chat).await.unwrap();
                 assert_eq!(bound.target(), to);
-                assert!(matches!(bound.outcome().path, Path::Switched { .. }), "switch {switch}");
+                assert!(
+                    matches!(bound.outcome().kind, OutcomeKind::Switched { .. }),
+                    "switch {switch}"
+                );
                 assert_eq!(s.layer.bindings().flush().await, 0);
                 // The first call asks and repairs the rows of both.
                 let expected = if n == 0 { counts(2, 1, 0, 1) } else { counts(1, 0, 0, 0) };
@@ -48,12 +52,20 @@ async fn every_switch_between_two_targets_without_generations_is_written() {
             }
             for (chat, before) in chats.into_iter().zip(before) {
                 let row = s.world.row(chat).unwrap();
-                assert_eq!((row.target.as_deref(), row.revision.get()), (Some(to), before + 1), "switch {switch}");
+                assert_eq!(
+                    (row.target.as_deref(), row.revision.get()),
+                    (Some(to), before + 1),
+                    "switch {switch}"
+                );
             }
             // A process that starts now dials what serves the workspace.
             let layer = s.world.layer();
             let bound = call(&layer.layer(s.world.dialer()), chats[1]).await.unwrap();
-            assert_eq!((bound.target(), &bound.outcome().path), (to, &Path::Reused), "switch {switch}");
+            assert_eq!(
+                (bound.target(), &bound.outcome().kind),
+                (to, &OutcomeKind::Reused),
+                "switch {switch}"
+            );
             assert_eq!(layer.bindings().close(ms(0)).await, 0);
             assert_eq!(s.did().await, counts(1, 0, 1, 0));
             from = to;

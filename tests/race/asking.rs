@@ -17,7 +17,10 @@ async fn a_dial_that_hangs_is_asked_about_at_doubling_intervals() {
         s.old_does(Does::Hang);
         let begin = Instant::now();
         let (took, error) = s.call().await;
-        assert_eq!((took, error.unwrap_err().kind()), (ms(30_000), &ErrorKind::TimedOut { last: LastVerdict::Same }));
+        assert_eq!(
+            (took, error.unwrap_err().kind()),
+            (ms(30_000), &ErrorKind::TimedOut { last: LastVerdict::Same })
+        );
         assert_eq!(s.asked_since(begin), LOOKS.map(ms));
         assert_eq!(s.did().await, counts(1, 5, 0, 0));
     }
@@ -29,7 +32,8 @@ async fn the_intervals_stop_growing_at_fifteen_seconds() {
     s.old_does(Does::Hang);
     let begin = Instant::now();
     s.call().await.1.unwrap_err();
-    let looks = [250, 2_250, 6_250, 14_250, 29_250, 44_250, 59_250, 74_250, 89_250, 104_250, 119_250];
+    let looks =
+        [250, 2_250, 6_250, 14_250, 29_250, 44_250, 59_250, 74_250, 89_250, 104_250, 119_250];
     assert_eq!(s.asked_since(begin), looks.map(ms));
 }
 
@@ -74,7 +78,10 @@ async fn calls_that_began_together_share_every_question() {
         while let Some(done) = calls.join_next().await {
             let (took, error) = done.unwrap();
             let last = LastVerdict::Same;
-            assert_eq!((took, error.unwrap_err().kind()), (ms(30_000), &ErrorKind::TimedOut { last }));
+            assert_eq!(
+                (took, error.unwrap_err().kind()),
+                (ms(30_000), &ErrorKind::TimedOut { last })
+            );
         }
         assert_eq!(s.asked_since(begin), LOOKS.map(ms));
         assert_eq!((s.did().await, s.world.most_validating()), (counts(20, 5, 0, 0), 1));
@@ -88,7 +95,8 @@ async fn what_one_call_learns_moves_the_others_at_that_instant() {
         let chats = s.sessions(2).await;
         s.did().await;
         let new = s.rebuild();
-        // The second call begins 200 later: it has not waited for its own delay when the first one learns.
+        // The second call begins 200 later: it has not waited for its own delay when the first one
+        // learns.
         let first = call_in(&s, chats[0], 0);
         let second = call_in(&s, chats[1], 200);
         let ((took, one), (later, two)) = tokio::join!(first, second);
@@ -156,14 +164,16 @@ async fn calls_that_hang_since_different_times_ask_again_together() {
     // Each has a doubt of its own to ask about. Whoever asks then asks for all.
     let own = (0..20).map(|i| 250 + 50 * i);
     let together = [1_200 + 2_000, 3_200 + 4_000, 7_200 + 8_000];
-    let asked: Vec<_> = world.asked().iter().filter(|(at, _)| *at >= begin).map(|(at, _)| *at - begin).collect();
+    let asked: Vec<_> =
+        world.asked().iter().filter(|(at, _)| *at >= begin).map(|(at, _)| *at - begin).collect();
     assert_eq!(asked, own.chain(together).map(ms).collect::<Vec<_>>());
     assert_eq!(world.counts() - before, counts(20, 23, 0, 0));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_newer_target_that_comes_at_the_end_of_the_delay_is_dialed_without_a_question() {
-    // The task of the call is polled for the first time when both have happened, as on a busy machine.
+    // The task of the call is polled for the first time when both have happened, as on a busy
+    // machine.
     for late in [0, 100] {
         let mut s = Scene::new(Some(5)).await;
         s.old_does(Does::Hang);

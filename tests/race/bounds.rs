@@ -3,7 +3,7 @@
 use crate::{scene::*, support::*};
 use tokio::time::{Duration, Instant, sleep};
 use tower::{Layer, limit::ConcurrencyLimitLayer};
-use tower_bound_agent::{DialSession, ErrorKind, Path, Repair, RepairMode, Target};
+use tower_bound_agent::{DialSession, ErrorKind, OutcomeKind, Repair, RepairMode, Target};
 
 /// The resolver names each of these in turn, from the instant that the one before fails on.
 async fn rebuilt_again_and_again(s: &Scene, every: u64, targets: &[Target]) {
@@ -17,14 +17,16 @@ async fn rebuilt_again_and_again(s: &Scene, every: u64, targets: &[Target]) {
 async fn a_third_dial_may_still_answer() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
-        let (b, c) = (s.world.agent(generation.map(|g| g + 1)), s.world.agent(generation.map(|g| g + 2)));
+        let (b, c) =
+            (s.world.agent(generation.map(|g| g + 1)), s.world.agent(generation.map(|g| g + 2)));
         s.old_does(Does::Fail(ms(100)));
         s.world.does(&b, Does::Fail(ms(100)));
         let rebuilds = [b.clone(), c.clone()];
-        let (took, bound) = meanwhile(50, rebuilt_again_and_again(&s, 100, &rebuilds), s.call()).await;
+        let (took, bound) =
+            meanwhile(50, rebuilt_again_and_again(&s, 100, &rebuilds), s.call()).await;
         let bound = bound.unwrap();
         assert_eq!((took, bound.agent, bound.outcome().dials), (ms(200), c.agent, 3));
-        assert!(matches!(&bound.outcome().path, Path::Switched { from } if **from == s.old));
+        assert!(matches!(&bound.outcome().kind, OutcomeKind::Switched { from } if **from == s.old));
         assert_eq!(s.did().await, counts(3, 2, 0, 1));
         assert_eq!(s.row_agent(), Some(c.agent));
         assert_eq!(s.world.dialed_agents()[1..], [s.old.agent, b.agent, c.agent]);
@@ -66,13 +68,16 @@ async fn a_fourth_dial_that_a_hanging_third_one_would_need_is_not_started() {
         let rebuilds = async {
             for target in &newer {
                 s.world.runs(s.ws, target);
-                s.layer.bindings().doubt_workspace(s.ws);
+                s.layer.bindings().revalidate_workspace(s.ws);
                 sleep(ms(100)).await;
             }
         };
         let (took, error) = meanwhile(50, rebuilds, s.call()).await;
         let named = Some(newer[2].clone().into());
-        assert_eq!((took, error.unwrap_err().kind()), (ms(250), &ErrorKind::Unreachable { newer: named }));
+        assert_eq!(
+            (took, error.unwrap_err().kind()),
+            (ms(250), &ErrorKind::Unreachable { newer: named })
+        );
         assert_eq!(s.did().await, counts(3, 3, 0, 0));
         s.nothing_is_left();
     }
@@ -82,14 +87,19 @@ async fn a_fourth_dial_that_a_hanging_third_one_would_need_is_not_started() {
 async fn a_redial_that_would_be_the_fourth_is_not_started() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
-        let (b, c) = (s.world.agent(generation.map(|g| g + 1)), s.world.agent(generation.map(|g| g + 2)));
+        let (b, c) =
+            (s.world.agent(generation.map(|g| g + 1)), s.world.agent(generation.map(|g| g + 2)));
         s.old_does(Does::Fail(ms(100)));
         s.world.does(&b, Does::Fail(ms(100)));
         s.world.does(&c, Does::Fail(ms(100)));
         let rebuilds = [b, c.clone()];
-        let (took, error) = meanwhile(50, rebuilt_again_and_again(&s, 100, &rebuilds), s.call()).await;
+        let (took, error) =
+            meanwhile(50, rebuilt_again_and_again(&s, 100, &rebuilds), s.call()).await;
         // There is no newer one than those that were dialed.
-        assert_eq!((took, error.unwrap_err().kind()), (ms(300), &ErrorKind::Unreachable { newer: None }));
+        assert_eq!(
+            (took, error.unwrap_err().kind()),
+            (ms(300), &ErrorKind::Unreachable { newer: None })
+        );
         assert_eq!(s.did().await, counts(3, 3, 0, 0));
         s.nothing_is_left();
     }
@@ -110,7 +120,7 @@ async fn restarts_count_and_a_fourth_dial_is_retargeted() {
         }
         let retargets = async {
             for ws in &others {
-                s.layer.bindings().select_workspace(s.chat, *ws).await.unwrap();
+                s.layer.bindings().retarget(s.chat, *ws).await.unwrap();
                 sleep(ms(100)).await;
             }
         };
@@ -126,7 +136,8 @@ async fn restarts_count_and_a_fourth_dial_is_retargeted() {
 #[tokio::test(start_paused = true)]
 async fn restarts_within_one_workspace_are_not_retargeted() {
     for generation in BOTH {
-        let mut s = Scene::with(generation, |builder| builder.repair(RepairMode::BeforeReturn)).await;
+        let mut s =
+            Scene::with(generation, |builder| builder.repair(RepairMode::BeforeReturn)).await;
         let newer: Vec<_> = (1..=3).map(|n| s.world.agent(generation.map(|g| g + n))).collect();
         s.old_does(Does::Hang);
         s.world.store.on_writes(Fault::Slow(ms(1_000)));
@@ -134,14 +145,17 @@ async fn restarts_within_one_workspace_are_not_retargeted() {
         let rebuilds = async {
             for target in &newer {
                 s.world.runs(s.ws, target);
-                s.layer.bindings().doubt_workspace(s.ws);
+                s.layer.bindings().revalidate_workspace(s.ws);
                 s.layer.bindings().current(s.chat).await.unwrap();
                 sleep(ms(900)).await;
             }
         };
         let (took, error) = meanwhile(50, rebuilds, s.call()).await;
         let named = Some(newer[2].clone().into());
-        assert_eq!((took, error.unwrap_err().kind()), (ms(2_050), &ErrorKind::Unreachable { newer: named }));
+        assert_eq!(
+            (took, error.unwrap_err().kind()),
+            (ms(2_050), &ErrorKind::Unreachable { newer: named })
+        );
         assert_eq!(s.did().await, counts(3, 3, 0, 2));
         s.nothing_is_left();
     }
@@ -157,12 +171,15 @@ async fn dials_of_two_workspaces_count_together() {
     let next = s.world.agent(Some(6));
     s.world.does(&next, Does::Fail(ms(100)));
     let retarget = async {
-        s.layer.bindings().select_workspace(s.chat, other).await.unwrap();
+        s.layer.bindings().retarget(s.chat, other).await.unwrap();
         sleep(ms(50)).await;
         s.world.runs(other, &next);
     };
     let (took, error) = meanwhile(50, retarget, s.call()).await;
-    assert_eq!((took, error.unwrap_err().kind()), (ms(250), &ErrorKind::Unreachable { newer: None }));
+    assert_eq!(
+        (took, error.unwrap_err().kind()),
+        (ms(250), &ErrorKind::Unreachable { newer: None })
+    );
     assert_eq!(s.world.dialed_agents()[1..], [s.old.agent, there.agent, next.agent]);
     assert_eq!(s.did().await.d, 3);
 }
@@ -177,7 +194,10 @@ async fn row_17_a_switch_whose_dial_fails_persists_nothing() {
             s.world.does(&new, Does::Fail(ms(10)));
             let (took, error) = s.call().await;
             // The new target has a redial of its own, after a question of its own.
-            assert_eq!((took, error.unwrap_err().kind()), (ms(270), &ErrorKind::Unreachable { newer: None }));
+            assert_eq!(
+                (took, error.unwrap_err().kind()),
+                (ms(270), &ErrorKind::Unreachable { newer: None })
+            );
             assert_eq!(s.did().await, counts(3, 2, 0, 0));
             assert_eq!(s.world.dialed_agents()[1..], [s.old.agent, new.agent, new.agent]);
             sleep(Duration::from_secs(600)).await;
@@ -190,7 +210,10 @@ async fn row_17_a_switch_whose_dial_fails_persists_nothing() {
             let bound = bound.unwrap();
             assert_eq!((took, bound.agent, bound.outcome().dials), (ms(0), new.agent, 1));
             assert_eq!(s.did().await, counts(1, 0, 0, 1));
-            assert_eq!((s.row_agent(), bound.outcome().repair()), (Some(new.agent), Repair::Written));
+            assert_eq!(
+                (s.row_agent(), bound.outcome().repair()),
+                (Some(new.agent), Repair::Written)
+            );
         }
     }
 }

@@ -10,7 +10,7 @@ use std::{
 };
 use tokio::time::{Duration, Instant, sleep};
 use tower::{Layer, ServiceExt, service_fn};
-use tower_bound_agent::{DialAgent, DialSession, ErrorKind, Path, Redial, Repair};
+use tower_bound_agent::{DialAgent, DialSession, ErrorKind, OutcomeKind, Redial, Repair};
 
 #[tokio::test(start_paused = true)]
 async fn a_cached_binding_is_dialed_without_asking_anybody() {
@@ -20,7 +20,7 @@ async fn a_cached_binding_is_dialed_without_asking_anybody() {
     let dial = world.dial(&layer);
     let chat = session();
     let bound = call(&dial, DialSession::new(chat).in_workspace(ws)).await.unwrap();
-    assert_eq!((bound.outcome().path.clone(), bound.agent), (Path::FirstBind, target.agent));
+    assert_eq!((bound.outcome().kind.clone(), bound.agent), (OutcomeKind::FirstBind, target.agent));
     layer.bindings().flush().await;
     // Cold: one read, one question, one dial, one first bind.
     assert_eq!(world.counts(), counts(1, 1, 1, 1));
@@ -29,7 +29,10 @@ async fn a_cached_binding_is_dialed_without_asking_anybody() {
     let before = world.counts();
     for _ in 0..10 {
         let bound = call(&dial, chat).await.unwrap();
-        assert_eq!((bound.outcome().path.clone(), bound.outcome().repair()), (Path::Reused, Repair::NotNeeded));
+        assert_eq!(
+            (bound.outcome().kind.clone(), bound.outcome().repair()),
+            (OutcomeKind::Reused, Repair::NotNeeded)
+        );
     }
     assert_eq!(world.counts() - before, counts(10, 0, 0, 0));
 }
@@ -43,12 +46,18 @@ async fn row_1_an_agent_that_answers_before_the_delay_is_used_without_a_question
             let (took, bound) = s.call().await;
             let bound = bound.unwrap();
             assert_eq!((took, bound.agent), (ms(takes), s.old.agent));
-            assert_eq!((&bound.outcome().path, bound.outcome().repair()), (&Path::Reused, Repair::NotNeeded));
+            assert_eq!(
+                (&bound.outcome().kind, bound.outcome().repair()),
+                (&OutcomeKind::Reused, Repair::NotNeeded)
+            );
             assert_eq!((bound.outcome().dials, bound.outcome().validations), (1, 0));
             assert_eq!((bound.outcome().decided_in, bound.outcome().dialed_in), (ms(0), ms(takes)));
             assert_eq!(s.did().await, counts(1, 0, 0, 0));
         }
-        assert_eq!(s.log.seen(), [Seen::Dialed(s.old.agent, true), Seen::Used(s.old.agent)].repeat(3));
+        assert_eq!(
+            s.log.seen(),
+            [Seen::Dialed(s.old.agent, true), Seen::Used(s.old.agent)].repeat(3)
+        );
     }
 }
 
@@ -60,7 +69,10 @@ async fn row_2_a_slow_dial_to_the_named_agent_is_waited_for() {
         s.resolver_takes(100);
         let (took, bound) = s.call().await;
         let bound = bound.unwrap();
-        assert_eq!((took, bound.agent, &bound.outcome().path), (ms(1_000), s.old.agent, &Path::Confirmed));
+        assert_eq!(
+            (took, bound.agent, &bound.outcome().kind),
+            (ms(1_000), s.old.agent, &OutcomeKind::Confirmed)
+        );
         assert_eq!(s.did().await, counts(1, 1, 0, 0));
     }
 }
@@ -77,7 +89,9 @@ async fn a_slow_dial_to_a_replaced_agent_is_switched_after_the_delay() {
     let (before, begin) = (world.counts(), Instant::now());
     let bound = call(&dial, chat).await.unwrap();
     assert_eq!((begin.elapsed(), bound.agent), (ms(250), new.agent));
-    assert!(matches!(&bound.outcome().path, Path::Switched { from } if from.agent == old.agent));
+    assert!(
+        matches!(&bound.outcome().kind, OutcomeKind::Switched { from } if from.agent == old.agent)
+    );
     assert_eq!(layer.bindings().flush().await, 0);
     assert_eq!(world.counts() - before, counts(2, 1, 0, 1));
     assert_eq!(world.row_agent(chat), Some(new.agent));
@@ -96,7 +110,7 @@ async fn row_3_what_the_stale_dial_still_brings_is_never_used() {
         let bound = bound.unwrap();
         // 250 of delay, 50 of question, 200 of dial: the stale dial would have been first, at 400.
         assert_eq!((took, bound.agent), (ms(500), new.agent));
-        assert!(matches!(&bound.outcome().path, Path::Switched { from } if **from == s.old));
+        assert!(matches!(&bound.outcome().kind, OutcomeKind::Switched { from } if **from == s.old));
         assert_eq!((bound.outcome().dials, bound.outcome().validations), (2, 1));
         assert_eq!((bound.outcome().decided_in, bound.outcome().dialed_in), (ms(300), ms(200)));
         assert_eq!(s.did().await, counts(2, 1, 0, 1));
@@ -152,7 +166,10 @@ async fn row_6_without_an_answer_the_dial_goes_on_and_nothing_is_written() {
             s.says(says);
             let (took, bound) = s.call().await;
             let bound = bound.unwrap();
-            assert_eq!((took, bound.agent, &bound.outcome().path), (ms(1_000), s.old.agent, &Path::Reused));
+            assert_eq!(
+                (took, bound.agent, &bound.outcome().kind),
+                (ms(1_000), s.old.agent, &OutcomeKind::Reused)
+            );
             assert_eq!(s.did().await, counts(1, validations, 0, 0));
             sleep(Duration::from_secs(60)).await;
             assert_eq!(s.did().await, counts(0, 0, 0, 0));
@@ -184,7 +201,9 @@ async fn row_7_a_failed_dial_asks_at_once_and_switches() {
             let (took, bound) = s.call().await;
             let bound = bound.unwrap();
             assert_eq!((took, bound.agent), (ms(after), new.agent));
-            assert!(matches!(&bound.outcome().path, Path::Switched { from } if **from == s.old));
+            assert!(
+                matches!(&bound.outcome().kind, OutcomeKind::Switched { from } if **from == s.old)
+            );
             assert_eq!(s.asked_since(begin), [ms(after)]);
             assert_eq!(s.did().await, counts(2, 1, 0, 1));
             assert_eq!(s.row_agent(), Some(new.agent));
@@ -201,7 +220,10 @@ async fn row_8_a_failed_dial_to_the_named_agent_is_repeated_once() {
         let heals = async { s.old_does(Does::Answer(ms(30))) };
         let (took, bound) = meanwhile(120, heals, s.call()).await;
         let bound = bound.unwrap();
-        assert_eq!((took, bound.agent, &bound.outcome().path), (ms(180), s.old.agent, &Path::Redialed));
+        assert_eq!(
+            (took, bound.agent, &bound.outcome().kind),
+            (ms(180), s.old.agent, &OutcomeKind::Redialed)
+        );
         assert_eq!((bound.outcome().dials, bound.outcome().validations), (2, 1));
         assert_eq!(s.did().await, counts(2, 1, 0, 0));
     }
@@ -254,7 +276,10 @@ async fn row_9_a_validation_that_hangs_leads_to_one_redial_after_the_delay() {
         let (took, bound) = meanwhile(349, heals, s.call()).await;
         let bound = bound.unwrap();
         // It failed at 100, and one delay later it is dialed again.
-        assert_eq!((took, bound.agent, &bound.outcome().path), (ms(380), s.old.agent, &Path::Redialed));
+        assert_eq!(
+            (took, bound.agent, &bound.outcome().kind),
+            (ms(380), s.old.agent, &OutcomeKind::Redialed)
+        );
         assert_eq!(s.asked_since(begin), [ms(100)]);
         assert_eq!(s.did().await, counts(2, 1, 0, 0));
     }
@@ -306,9 +331,13 @@ async fn row_10_a_dial_that_fails_after_it_was_confirmed_is_validated_anew() {
         let mut s = Scene::new(generation).await;
         s.old_does(Does::Fail(ms(1_000)));
         let begin = Instant::now();
-        let (took, bound) = meanwhile(500, async { s.old_does(Does::Answer(ms(10))) }, s.call()).await;
+        let (took, bound) =
+            meanwhile(500, async { s.old_does(Does::Answer(ms(10))) }, s.call()).await;
         let bound = bound.unwrap();
-        assert_eq!((took, bound.agent, &bound.outcome().path), (ms(1_010), s.old.agent, &Path::Redialed));
+        assert_eq!(
+            (took, bound.agent, &bound.outcome().kind),
+            (ms(1_010), s.old.agent, &OutcomeKind::Redialed)
+        );
         assert_eq!(s.asked_since(begin), [ms(250), ms(1_000)]);
         assert_eq!(s.did().await, counts(2, 2, 0, 0));
     }
@@ -323,7 +352,10 @@ async fn row_11_a_connection_is_returned_at_once_and_the_validation_serves_the_n
         s.resolver_takes(100);
         let (took, bound) = s.call().await;
         let bound = bound.unwrap();
-        assert_eq!((took, bound.agent, bound.outcome().repair()), (ms(300), s.old.agent, Repair::NotNeeded));
+        assert_eq!(
+            (took, bound.agent, bound.outcome().repair()),
+            (ms(300), s.old.agent, Repair::NotNeeded)
+        );
         let superseded = bound.handle().superseded();
         assert_eq!(s.did().await, counts(1, 1, 0, 0));
 
@@ -348,9 +380,13 @@ async fn row_12_a_rebuild_during_a_confirmed_dial_is_found_by_asking_again() {
             s.old_does(Does::Hang);
             let new = s.world.agent(generation.map(|g| g + 1));
             let begin = Instant::now();
-            let (took, bound) = meanwhile(rebuilt, async { s.world.runs(s.ws, &new) }, s.call()).await;
+            let (took, bound) =
+                meanwhile(rebuilt, async { s.world.runs(s.ws, &new) }, s.call()).await;
             assert_eq!((took, bound.unwrap().agent), (ms(found), new.agent));
-            let looks = [250, 2_250, 6_250, 14_250, 29_250].map(ms).into_iter().filter(|at| *at <= ms(found));
+            let looks = [250, 2_250, 6_250, 14_250, 29_250]
+                .map(ms)
+                .into_iter()
+                .filter(|at| *at <= ms(found));
             assert_eq!(s.asked_since(begin), looks.collect::<Vec<_>>());
             let validations = s.asked_since(begin).len() as u64;
             assert_eq!(s.did().await, counts(2, validations, 0, 1));

@@ -3,7 +3,7 @@
 use crate::{scene::*, support::*};
 use std::sync::Arc;
 use tokio::time::{Duration, Instant, sleep};
-use tower_bound_agent::{ErrorKind, Generation, Path, Repair, Resolution, Target};
+use tower_bound_agent::{ErrorKind, Generation, OutcomeKind, Repair, Resolution, Target};
 
 fn same_place(target: &Target, generation: Option<i64>) -> Target {
     let mut target = target.clone();
@@ -20,7 +20,10 @@ async fn a_newer_generation_of_the_same_place_keeps_the_dial_and_the_row_follows
         s.world.runs(s.ws, &same_place(&s.old, said));
         let (took, got) = s.call().await;
         let got = got.unwrap();
-        assert_eq!((took, got.agent, &got.outcome().path), (ms(400), s.old.agent, &Path::Confirmed));
+        assert_eq!(
+            (took, got.agent, &got.outcome().kind),
+            (ms(400), s.old.agent, &OutcomeKind::Confirmed)
+        );
         assert_eq!(s.did().await, counts(1, 1, 0, 1));
         assert_eq!(got.outcome().repair(), Repair::Written);
         assert_eq!(s.row().target.unwrap().generation, said.map(Generation::new));
@@ -40,7 +43,7 @@ async fn a_newer_generation_of_the_same_place_answers_a_failed_dial_with_a_redia
     s.resolver_takes(50);
     let (took, got) = meanwhile(120, async { s.old_does(Does::Answer(ms(0))) }, s.call()).await;
     let got = got.unwrap();
-    assert_eq!((took, &got.outcome().path), (ms(150), &Path::Redialed));
+    assert_eq!((took, &got.outcome().kind), (ms(150), &OutcomeKind::Redialed));
     assert_eq!(s.did().await, counts(2, 1, 0, 1));
     assert_eq!(s.row().target.unwrap().generation, Some(Generation::new(6)));
 }
@@ -57,7 +60,7 @@ async fn another_address_is_another_place() {
         let (took, got) = meanwhile(249, heals, s.call()).await;
         let got = got.unwrap();
         assert_eq!((took, got.target()), (ms(250), &moved));
-        assert!(matches!(&got.outcome().path, Path::Switched { from } if **from == s.old));
+        assert!(matches!(&got.outcome().kind, OutcomeKind::Switched { from } if **from == s.old));
         assert_eq!(s.did().await, counts(2, 1, 0, 1));
         assert_eq!(s.row().target, Some(Arc::new(moved)));
         assert_eq!(s.row().previous, None, "the agent is the same");
@@ -88,7 +91,10 @@ async fn an_older_generation_or_none_where_one_is_known_is_no_answer() {
             s.old_does(Does::Answer(ms(1_000)));
             let (took, got) = s.call().await;
             let got = got.unwrap();
-            assert_eq!((took, got.agent, &got.outcome().path), (ms(1_000), s.old.agent, &Path::Reused));
+            assert_eq!(
+                (took, got.agent, &got.outcome().kind),
+                (ms(1_000), s.old.agent, &OutcomeKind::Reused)
+            );
             assert_eq!(s.did().await, counts(1, 1, 0, 0));
 
             // A failed one is repeated at the verdict, and the error holds both causes.
@@ -97,7 +103,9 @@ async fn an_older_generation_or_none_where_one_is_known_is_no_answer() {
             let error = error.unwrap_err();
             assert_eq!((took, error.kind()), (ms(20), &ErrorKind::Unreachable { newer: None }));
             assert_eq!(error.dial_error().unwrap().to_string(), "connection refused");
-            assert!(error.validation_error().unwrap().to_string().contains("older than what is known"));
+            assert!(
+                error.validation_error().unwrap().to_string().contains("older than what is known")
+            );
             assert_eq!(s.did().await, counts(2, 1, 0, 0));
             assert_eq!(s.row().target, Some(Arc::new(s.old.clone())));
         }
@@ -115,9 +123,13 @@ async fn the_question_says_which_generation_is_known() {
     }
 }
 
-/// A question that began with the call, and so before its doubt, answers `early` after the delay; what is asked later is
-/// answered `late`.
-async fn early_answer(s: &Scene, early: Says, late: Says) -> tokio::task::JoinHandle<(Duration, Got)> {
+/// A question that began with the call, and so before its doubt, answers `early` after the delay;
+/// what is asked later is answered `late`.
+async fn early_answer(
+    s: &Scene,
+    early: Says,
+    late: Says,
+) -> tokio::task::JoinHandle<(Duration, Got)> {
     s.says(early);
     s.question_under_way(400).await;
     s.says(late);
@@ -151,7 +163,8 @@ async fn a_newer_target_counts_at_any_age_for_a_failed_dial_too() {
 #[tokio::test(start_paused = true)]
 async fn same_counts_only_if_its_read_began_after_the_doubt() {
     for generation in BOTH {
-        // The early read says "same", the rebuild comes right after it: only the second read finds it, at once.
+        // The early read says "same", the rebuild comes right after it: only the second read finds
+        // it, at once.
         let mut s = Scene::new(generation).await;
         s.old_does(Does::Hang);
         let new = s.world.agent(generation.map(|g| g + 1));
@@ -167,9 +180,10 @@ async fn same_counts_only_if_its_read_began_after_the_doubt() {
         s.old_does(Does::Fail(ms(390)));
         let same = Says::Is(Resolution::Running(s.old.clone()));
         let call = early_answer(&s, same.clone(), same).await;
-        let (took, got) = meanwhile(450, async { s.old_does(Does::Answer(ms(0))) }, call).await.unwrap();
+        let (took, got) =
+            meanwhile(450, async { s.old_does(Does::Answer(ms(0))) }, call).await.unwrap();
         let got = got.unwrap();
-        assert_eq!((took, &got.outcome().path), (ms(500), &Path::Redialed));
+        assert_eq!((took, &got.outcome().kind), (ms(500), &OutcomeKind::Redialed));
         assert_eq!(s.did().await, counts(2, 2, 0, 0));
     }
 }
@@ -177,14 +191,16 @@ async fn same_counts_only_if_its_read_began_after_the_doubt() {
 #[tokio::test(start_paused = true)]
 async fn a_denial_counts_only_if_its_read_began_after_the_doubt() {
     for generation in BOTH {
-        for denied in [Resolution::Stopped, Resolution::Gone, Resolution::Starting { retry_after: None }] {
+        for denied in
+            [Resolution::Stopped, Resolution::Gone, Resolution::Starting { retry_after: None }]
+        {
             // It was stopped, and is started again meanwhile.
             let mut s = Scene::new(generation).await;
             s.old_does(Does::Answer(ms(2_000)));
             let same = Says::Is(Resolution::Running(s.old.clone()));
             let (took, got) = early_answer(&s, Says::Is(denied.clone()), same).await.await.unwrap();
             let got = got.unwrap();
-            assert_eq!((took, &got.outcome().path), (ms(2_000), &Path::Confirmed));
+            assert_eq!((took, &got.outcome().kind), (ms(2_000), &OutcomeKind::Confirmed));
             assert_eq!(s.did().await, counts(1, 2, 0, 0));
 
             // It is still stopped.
@@ -202,12 +218,14 @@ async fn a_denial_counts_only_if_its_read_began_after_the_doubt() {
 #[tokio::test(start_paused = true)]
 async fn an_answer_without_a_number_that_orders_it_is_ordered_by_when_its_question_began() {
     for generation in BOTH {
-        // Equal, or both without: a read that began after the row was learned, though before this call's doubt, names
-        // another agent. That is what is known of the workspace from then on, so the call goes there at once.
+        // Equal, or both without: a read that began after the row was learned, though before this
+        // call's doubt, names another agent. That is what is known of the workspace from then on,
+        // so the call goes there at once.
         let mut s = Scene::new(generation).await;
         s.old_does(Does::Answer(ms(2_000)));
         let other = s.world.agent(generation);
-        let (early, late) = (Resolution::Running(other.clone()), Resolution::Running(s.old.clone()));
+        let (early, late) =
+            (Resolution::Running(other.clone()), Resolution::Running(s.old.clone()));
         let (took, got) = early_answer(&s, Says::Is(early), Says::Is(late)).await.await.unwrap();
         let got = got.unwrap();
         assert_eq!((took, got.agent), (ms(400), other.agent));
@@ -222,9 +240,13 @@ async fn an_error_of_an_early_read_is_an_answer() {
         let mut s = Scene::new(generation).await;
         s.old_does(Does::Fail(ms(300)));
         let call = early_answer(&s, Says::Fails, Says::Hangs).await;
-        let (took, got) = meanwhile(390, async { s.old_does(Does::Answer(ms(0))) }, call).await.unwrap();
+        let (took, got) =
+            meanwhile(390, async { s.old_does(Does::Answer(ms(0))) }, call).await.unwrap();
         let got = got.unwrap();
-        assert_eq!((took, got.agent, &got.outcome().path), (ms(400), s.old.agent, &Path::Redialed));
+        assert_eq!(
+            (took, got.agent, &got.outcome().kind),
+            (ms(400), s.old.agent, &OutcomeKind::Redialed)
+        );
         assert_eq!(s.did().await, counts(2, 1, 0, 0));
     }
 }
@@ -240,7 +262,7 @@ async fn a_hint_during_a_question_asks_for_a_later_one() {
         let new = s.world.agent(generation.map(|g| g + 1));
         let hint = async {
             s.world.runs(s.ws, &new);
-            s.layer.bindings().doubt_workspace(s.ws);
+            s.layer.bindings().revalidate_workspace(s.ws);
         };
         let (took, got) = meanwhile(300, hint, s.call()).await;
         assert_eq!((took, got.unwrap().agent), (ms(450), new.agent));
@@ -254,7 +276,7 @@ async fn a_hint_makes_a_pending_dial_ask_at_once() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let new = s.rebuild();
-        let hint = async { s.layer.bindings().doubt_workspace(s.ws) };
+        let hint = async { s.layer.bindings().revalidate_workspace(s.ws) };
         let (took, got) = meanwhile(40, hint, s.call()).await;
         assert_eq!((took, got.unwrap().agent), (ms(40), new.agent));
         assert_eq!(s.did().await, counts(2, 1, 0, 1));
@@ -265,7 +287,7 @@ async fn a_hint_makes_a_pending_dial_ask_at_once() {
 async fn a_hint_before_the_call_asks_in_parallel_with_its_dial() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
-        s.layer.bindings().doubt_workspace(s.ws);
+        s.layer.bindings().revalidate_workspace(s.ws);
         // The dial is faster: it is used, and the question ends by itself.
         s.resolver_takes(100);
         let (took, got) = s.call().await;

@@ -1,4 +1,5 @@
-//! Row 26: a dialer or a resolver that panics; and a dial service that is broken, which is no evidence.
+//! Row 26: a dialer or a resolver that panics; and a dial service that is broken, which is no
+//! evidence.
 
 use crate::{scene::*, support::*};
 use std::{
@@ -15,7 +16,8 @@ use tokio::{
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_bound_agent::{
-    BoundAgentLayer, BoxError, DialAgent, ErrorKind, Path, Resolution, ResolveWorkspace, store::BindingStore,
+    BoundAgentLayer, BoxError, DialAgent, ErrorKind, OutcomeKind, Resolution, ResolveWorkspace,
+    store::BindingStore,
 };
 
 #[tokio::test(start_paused = true)]
@@ -41,12 +43,12 @@ async fn row_26_a_dialer_that_panics_fails_its_call_only() {
         assert_eq!(s.world.live_dials(), 1, "only the other call's");
         let (took, bound) = waits.await.unwrap();
         let bound = bound.unwrap();
-        assert_eq!((took, &bound.outcome().path), (ms(1_000), &Path::Confirmed));
+        assert_eq!((took, &bound.outcome().kind), (ms(1_000), &OutcomeKind::Confirmed));
         assert_eq!(s.did().await, counts(2, 1, 0, 0));
 
         // The session that crashed goes on as if nothing had happened.
         s.old_does(Does::Answer(ms(0)));
-        assert_eq!(call(&dial, s.chat).await.unwrap().outcome().path, Path::Reused);
+        assert_eq!(call(&dial, s.chat).await.unwrap().outcome().kind, OutcomeKind::Reused);
         assert_eq!(s.did().await, counts(1, 0, 0, 0));
     }
 }
@@ -69,9 +71,10 @@ async fn row_26_a_new_agents_dial_that_panics_writes_nothing() {
 #[tokio::test(start_paused = true)]
 async fn row_26_a_dial_service_that_panics_when_called_poisons_nothing() {
     let s = Scene::new(Some(5)).await;
-    let broken = s.layer.layer(service_fn(|_: DialAgent| -> std::future::Ready<Result<Conn, Infallible>> {
-        panic!("dial service panics on purpose")
-    }));
+    let broken =
+        s.layer.layer(service_fn(|_: DialAgent| -> std::future::Ready<Result<Conn, Infallible>> {
+            panic!("dial service panics on purpose")
+        }));
     let chat = s.chat;
     let crashed = tokio::spawn(async move { broken.oneshot(chat.into()).await.map(|_| ()) }).await;
     assert!(crashed.unwrap_err().is_panic());
@@ -132,12 +135,15 @@ fn touch(times: &AtomicU8) {
 impl<R: Clone> Clone for Touchy<R> {
     fn clone(&self) -> Self {
         touch(&self.clone);
-        let (clone, ready, call) = (Arc::clone(&self.clone), Arc::clone(&self.ready), Arc::clone(&self.call));
+        let (clone, ready, call) =
+            (Arc::clone(&self.clone), Arc::clone(&self.ready), Arc::clone(&self.call));
         Self { resolver: self.resolver.clone(), clone, ready, call }
     }
 }
 
-impl<R: Service<ResolveWorkspace, Response = Resolution, Error = BoxError>> Service<ResolveWorkspace> for Touchy<R> {
+impl<R: Service<ResolveWorkspace, Response = Resolution, Error = BoxError>>
+    Service<ResolveWorkspace> for Touchy<R>
+{
     type Response = Resolution;
     type Error = BoxError;
     type Future = R::Future;
@@ -169,7 +175,11 @@ async fn row_26_a_resolver_may_panic_wherever_it_likes() {
         s.old_does(Does::Fail(ms(10)));
         let heals = async { s.old_does(Does::Answer(ms(5))) };
         let (took, bound) = meanwhile(9, heals, timed(call(&dial, s.chat))).await;
-        assert_eq!((took, &bound.unwrap().outcome().path), (ms(15), &Path::Redialed), "place {place}");
+        assert_eq!(
+            (took, &bound.unwrap().outcome().kind),
+            (ms(15), &OutcomeKind::Redialed),
+            "place {place}"
+        );
         assert_eq!(counters[place].load(SeqCst), 0, "it has panicked");
 
         // And the next question finds what there is to be found.
@@ -250,7 +260,10 @@ async fn a_readiness_error_in_a_cold_call_asks_nobody_and_dials_nothing() {
         let dial = layer.layer(ThenBroken { inner: s.world.dialer(), polls: Arc::default() });
         let (took, error) = timed(call(&dial, s.chat)).await;
         let error = error.unwrap_err();
-        assert_eq!((took, error.kind(), error.session()), (ms(0), &ErrorKind::Dialer, Some(s.chat)));
+        assert_eq!(
+            (took, error.kind(), error.session()),
+            (ms(0), &ErrorKind::Dialer, Some(s.chat))
+        );
         assert_eq!(error.dial_error().unwrap().to_string(), "the dial service is broken");
         sleep(Duration::from_secs(60)).await;
         assert_eq!(s.did().await, counts(0, 0, 1, 0));

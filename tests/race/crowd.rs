@@ -5,7 +5,9 @@ use tokio::{
     task::JoinSet,
     time::{Duration, Instant, sleep},
 };
-use tower_bound_agent::{AgentId, Binding, ErrorKind, LastVerdict, Path, Repair, Resolution, SessionId, Target};
+use tower_bound_agent::{
+    AgentId, Binding, ErrorKind, LastVerdict, OutcomeKind, Repair, Resolution, SessionId, Target,
+};
 
 const N: u64 = 100;
 
@@ -29,12 +31,16 @@ impl Crowd {
     /// Each row was written exactly once since then, and names that.
     fn all_written_once(&self, before: &[Binding], new: &Target) {
         for (row, before) in self.rows().iter().zip(before) {
-            assert_eq!((row.target.as_deref(), row.revision.get()), (Some(new), before.revision.get() + 1));
+            assert_eq!(
+                (row.target.as_deref(), row.revision.get()),
+                (Some(new), before.revision.get() + 1)
+            );
             assert_eq!(row.previous.map(|previous| previous.agent), Some(self.s.old.agent));
         }
     }
 
-    /// Every session calls, each `apart` after the one before. Returns when each began, how long it took, whom it got.
+    /// Every session calls, each `apart` after the one before. Returns when each began, how long it
+    /// took, whom it got.
     async fn call(&self, apart: Duration) -> Vec<(Duration, Duration, Result<AgentId, ErrorKind>)> {
         let begin = Instant::now();
         let mut calls = JoinSet::new();
@@ -93,8 +99,13 @@ async fn row_16_who_starts_after_the_discovery_waits_no_delay() {
         assert_eq!((v, r, w), (1, 0, 1));
         crowd.all_written_once(&before, &new);
         // N dials were there before, to bind the sessions. At 350 itself either may be first.
-        let of_old =
-            crowd.s.world.dialed_agents().into_iter().filter(|agent| *agent == crowd.s.old.agent).count() as u64;
+        let of_old = crowd
+            .s
+            .world
+            .dialed_agents()
+            .into_iter()
+            .filter(|agent| *agent == crowd.s.old.agent)
+            .count() as u64;
         let stale = of_old - N;
         assert!((35..=36).contains(&stale), "{stale} dials of the stale agent");
         assert_eq!(did.d, N + stale);
@@ -115,7 +126,9 @@ async fn row_16_a_session_that_did_not_call_meanwhile_waits_no_delay_later() {
             let (took, bound) = timed(call(&crowd.s.dial(), *chat)).await;
             let bound = bound.unwrap();
             assert_eq!((took, bound.agent), (ms(0), new.agent));
-            assert!(matches!(&bound.outcome().path, Path::Switched { from } if **from == crowd.s.old));
+            assert!(
+                matches!(&bound.outcome().kind, OutcomeKind::Switched { from } if **from == crowd.s.old)
+            );
             // Its row was written with the first one's.
             assert_eq!(bound.outcome().repair(), Repair::NotNeeded);
         }
@@ -198,7 +211,8 @@ async fn two_workspaces_are_asked_about_independently() {
     let newer = s.world.rebuild(other, &there, Does::Hang);
     s.resolver_takes(1_000);
     let dial = s.world.dial(&s.layer);
-    let ((slow, one), (fast, two)) = tokio::join!(timed(call(&dial, s.chat)), timed(call(&dial, second)));
+    let ((slow, one), (fast, two)) =
+        tokio::join!(timed(call(&dial, s.chat)), timed(call(&dial, second)));
     assert_eq!((slow, one.unwrap().agent), (ms(1_250), new.agent));
     assert_eq!((fast, two.unwrap().agent), (ms(250), newer.agent));
     assert_eq!(s.did().await, counts(4, 2, 0, 2));

@@ -4,7 +4,9 @@ use crate::{scene::*, support::*};
 use std::task::{Context, Poll};
 use tokio::time::{Duration, Instant, sleep};
 use tower::{Layer, Service, limit::ConcurrencyLimitLayer};
-use tower_bound_agent::{BoxError, DialAgent, ErrorKind, LastVerdict, Resolution, store::BindingStore};
+use tower_bound_agent::{
+    BoxError, DialAgent, ErrorKind, LastVerdict, Resolution, store::BindingStore,
+};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -76,7 +78,9 @@ async fn superseded_however_often_the_new_target_is_named_again() {
 #[tokio::test(start_paused = true)]
 async fn the_newest_verdict_counts() {
     // The row cannot be read, so that the dial goes on after "stopped".
-    for (first, then, last) in [(true, false, LastVerdict::Stopped), (false, true, LastVerdict::Same)] {
+    for (first, then, last) in
+        [(true, false, LastVerdict::Stopped), (false, true, LastVerdict::Same)]
+    {
         let mut s = Scene::new(Some(5)).await;
         s.old_does(Does::Hang);
         s.world.store.on_reads(Fault::Unavailable);
@@ -164,7 +168,8 @@ async fn a_readiness_wait_counts_too() {
 #[tokio::test(start_paused = true)]
 async fn a_dial_that_waits_for_a_permit_asks_nobody() {
     for generation in BOTH {
-        // A cold session gives its readiness back while its row is read; another dial takes the only permit meanwhile.
+        // A cold session gives its readiness back while its row is read; another dial takes the
+        // only permit meanwhile.
         let s = Scene::new(generation).await;
         let layer = s.world.layer();
         let (busy, hanging) = new_workspace(&s.world, None);
@@ -178,8 +183,13 @@ async fn a_dial_that_waits_for_a_permit_asks_nobody() {
         let (took, bound) = meanwhile(50, holds, timed(call(&dial, s.chat))).await;
         assert_eq!((took, bound.unwrap().agent), (ms(5_050), s.old.agent));
         // The other dial was asked about; this one did not exist.
-        let asked: Vec<_> =
-            s.world.asked().into_iter().filter(|(at, _)| *at >= begin).map(|(_, ask)| ask.workspace).collect();
+        let asked: Vec<_> = s
+            .world
+            .asked()
+            .into_iter()
+            .filter(|(at, _)| *at >= begin)
+            .map(|(_, ask)| ask.workspace)
+            .collect();
         assert_eq!(asked, [busy; 2]);
         assert_eq!(s.world.counts() - before, counts(2, 2, 1, 0));
     }
@@ -193,13 +203,19 @@ async fn a_restart_does_not_begin_the_time_anew() {
     s.world.does(&there, Does::Hang);
     let (bindings, chat) = (s.layer.bindings(), s.chat);
     let retarget = async move {
-        bindings.select_workspace(chat, other).await.unwrap();
+        bindings.retarget(chat, other).await.unwrap();
     };
     let begin = Instant::now();
     let (took, error) = meanwhile(20_000, retarget, s.call()).await;
     assert_eq!((took, error.unwrap_err().kind()), (TIMEOUT, &timed_out(LastVerdict::Same)));
     // It moved at that instant.
-    let dialed: Vec<_> = s.world.dialed().into_iter().skip(1).map(|(at, ask)| (at - begin, ask.target.agent)).collect();
+    let dialed: Vec<_> = s
+        .world
+        .dialed()
+        .into_iter()
+        .skip(1)
+        .map(|(at, ask)| (at - begin, ask.target.agent))
+        .collect();
     assert_eq!(dialed, [(ms(0), s.old.agent), (ms(20_000), there.agent)]);
     assert_eq!(s.did().await.d, 2);
     s.nothing_is_left();
@@ -221,7 +237,8 @@ async fn a_slow_look_up_counts_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unbound_session_whose_resolver_hangs_ends_with_the_resolvers_error_not_with_the_timeout() {
+async fn an_unbound_session_whose_resolver_hangs_ends_with_the_resolvers_error_not_with_the_timeout()
+ {
     let mut s = Scene::new(Some(5)).await;
     let (other, _) = new_workspace(&s.world, None);
     s.world.says(other, Says::Hangs);
@@ -261,5 +278,8 @@ async fn the_error_is_one_line_with_its_session() {
     let s = Scene::new(Some(5)).await;
     s.old_does(Does::Hang);
     let error: BoxError = s.call().await.1.unwrap_err().into();
-    assert_eq!(error.to_string(), format!("session {}: the dial timed out (the resolver named this agent)", s.chat));
+    assert_eq!(
+        error.to_string(),
+        format!("session {}: the dial timed out (the resolver named this agent)", s.chat)
+    );
 }

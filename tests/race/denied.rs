@@ -1,9 +1,10 @@
-//! Row 5: the resolver says that there is nothing to dial, and the row is read again before that ends a call.
+//! Row 5: the resolver says that there is nothing to dial, and the row is read again before that
+//! ends a call.
 
 use crate::{scene::*, support::*};
 use tokio::time::{Duration, Instant, sleep};
 use tower_bound_agent::{
-    DialSession, ErrorKind, LastVerdict, Path, Repair, Resolution,
+    DialSession, ErrorKind, LastVerdict, OutcomeKind, Repair, Resolution,
     store::{BindingStore, NewBinding, Swap},
 };
 
@@ -82,14 +83,15 @@ async fn row_5_a_retarget_that_arrived_meanwhile_wins() {
                 let retarget = async {
                     s.world.store.elsewhere().retarget(s.chat, other).await.unwrap();
                 };
-                // The first question began at 250; a dial that fails at 260 needs one that begins then.
+                // The first question began at 250; a dial that fails at 260 needs one that begins
+                // then.
                 let (took, bound) = meanwhile(349, retarget, s.call()).await;
                 let bound = bound.unwrap();
                 let asked = if does == Does::Hang { 1 } else { 2 };
                 assert_eq!(took, ms(250 + 100 * asked));
                 assert_eq!(
-                    (bound.agent, bound.workspace(), &bound.outcome().path),
-                    (there.agent, other, &Path::FirstBind)
+                    (bound.agent, bound.workspace(), &bound.outcome().kind),
+                    (there.agent, other, &OutcomeKind::FirstBind)
                 );
                 // The other workspace is asked too: the retargeted row names no agent.
                 assert_eq!(s.did().await, counts(2, asked + 1, 1, 1));
@@ -111,7 +113,9 @@ async fn row_5_a_newer_target_that_arrived_in_the_row_meanwhile_wins() {
             let (took, bound) = meanwhile(349, s.written_elsewhere(&new), s.call()).await;
             let bound = bound.unwrap();
             assert_eq!((took, bound.agent), (ms(350), new.agent));
-            assert!(matches!(&bound.outcome().path, Path::Switched { from } if **from == s.old));
+            assert!(
+                matches!(&bound.outcome().kind, OutcomeKind::Switched { from } if **from == s.old)
+            );
             assert_eq!(bound.outcome().repair(), Repair::NotNeeded);
             assert_eq!(s.did().await, counts(2, 1, 1, 0));
         }
@@ -127,8 +131,9 @@ async fn row_5_a_read_that_began_before_the_verdict_does_not_count() {
         s.old_does(Does::Hang);
         s.says(Says::Is(Resolution::Stopped));
         s.world.store.on_reads(Fault::SlowAnswer(ms(200)));
-        // Somebody who names another workspace makes the row be read at 200; the newer target comes at 240, the verdict
-        // at 250. The read of 200 answers at 400 and knows nothing of it; the next one does.
+        // Somebody who names another workspace makes the row be read at 200; the newer target comes
+        // at 240, the verdict at 250. The read of 200 answers at 400 and knows nothing of it; the
+        // next one does.
         let dial = s.world.dial(&s.layer);
         let reads_early = async {
             let mistaken = call(&dial, DialSession::new(s.chat).in_workspace(elsewhere));
@@ -136,7 +141,10 @@ async fn row_5_a_read_that_began_before_the_verdict_does_not_count() {
                 sleep(ms(40)).await;
                 s.written_elsewhere(&new).await;
             });
-            assert_eq!(error.unwrap_err().kind(), &ErrorKind::WorkspaceMismatch { bound: s.ws, asked: elsewhere });
+            assert_eq!(
+                error.unwrap_err().kind(),
+                &ErrorKind::WorkspaceMismatch { bound: s.ws, asked: elsewhere }
+            );
         };
         let (took, bound) = meanwhile(200, reads_early, timed(call(&dial, s.chat))).await;
         assert_eq!((took, bound.unwrap().agent), (ms(600), new.agent));
@@ -150,7 +158,7 @@ async fn row_5_a_row_that_was_forgotten_meanwhile_is_not_bound() {
     s.old_does(Does::Hang);
     s.says(Says::Is(Resolution::Stopped));
     s.resolver_takes(100);
-    let forget = async { assert!(s.world.store.elsewhere().delete(s.chat, None).await.unwrap()) };
+    let forget = async { assert!(s.world.store.elsewhere().forget(s.chat, None).await.unwrap()) };
     let (took, error) = meanwhile(300, forget, s.call()).await;
     assert_eq!((took, error.unwrap_err().kind()), (ms(350), &ErrorKind::NotBound));
     // One read after the verdict, which finds no row to start from.
@@ -208,7 +216,8 @@ async fn a_store_that_hangs_lets_the_dial_go_on_too() {
     s.world.store.on_reads(Fault::Hang);
     let (took, bound) = s.call().await;
     assert_eq!((took, bound.unwrap().agent), (ms(6_000), s.old.agent));
-    // Asked again at 5,250; the read that this needs is not sent, since the first one has no answer yet.
+    // Asked again at 5,250; the read that this needs is not sent, since the first one has no answer
+    // yet.
     assert_eq!(s.did().await, counts(1, 2, 1, 0));
 }
 
@@ -262,13 +271,17 @@ async fn a_dial_that_goes_on_for_want_of_the_row_is_asked_about_at_intervals_unt
     s.says(Says::Is(Resolution::Stopped));
     s.world.store.on_reads(Fault::Unavailable);
     let (took, error) = s.call().await;
-    assert_eq!((took, error.unwrap_err().kind()), (ms(30_000), &ErrorKind::TimedOut { last: LastVerdict::Stopped }));
+    assert_eq!(
+        (took, error.unwrap_err().kind()),
+        (ms(30_000), &ErrorKind::TimedOut { last: LastVerdict::Stopped })
+    );
     assert_eq!(s.did().await, counts(1, 5, 5, 0));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_row_created_anew_by_another_process_counts_as_news() {
-    // Deleted and created again elsewhere: the revision goes on, and the row that is read names the newer target.
+    // Deleted and created again elsewhere: the revision goes on, and the row that is read names the
+    // newer target.
     let mut s = Scene::new(Some(5)).await;
     let new = s.world.agent(Some(6));
     s.old_does(Does::Hang);
@@ -276,8 +289,9 @@ async fn a_row_created_anew_by_another_process_counts_as_news() {
     s.resolver_takes(100);
     let anew = async {
         let store = s.world.store.elsewhere();
-        assert!(store.delete(s.chat, None).await.unwrap());
-        let created = store.create(NewBinding::new(s.chat, s.ws, Some(new.clone().into()))).await.unwrap();
+        assert!(store.forget(s.chat, None).await.unwrap());
+        let created =
+            store.create(NewBinding::new(s.chat, s.ws, Some(new.clone().into()))).await.unwrap();
         assert!(matches!(created, Swap::Applied(_)));
     };
     let (took, bound) = meanwhile(300, anew, s.call()).await;

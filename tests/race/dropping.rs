@@ -2,13 +2,16 @@
 
 use crate::{scene::*, support::*};
 use tokio::time::{Duration, Instant, sleep};
-use tower::{Layer, ServiceExt, limit::ConcurrencyLimitLayer, timeout::Timeout, timeout::error::Elapsed};
-use tower_bound_agent::{DialSession, Path, Repair};
+use tower::{
+    Layer, ServiceExt, limit::ConcurrencyLimitLayer, timeout::Timeout, timeout::error::Elapsed,
+};
+use tower_bound_agent::{DialSession, OutcomeKind, Repair};
 
 #[tokio::test(start_paused = true)]
 async fn row_13_a_call_dropped_at_any_instant_leaves_nothing_of_its_own_behind() {
     for generation in BOTH {
-        // 0–250 the stale dial, –350 the question meanwhile, –550 the new dial; the write takes another 100.
+        // 0–250 the stale dial, –350 the question meanwhile, –550 the new dial; the write takes
+        // another 100.
         for dropped in (0..550).step_by(10).chain([1, 249, 250, 251, 349, 350, 351, 549]) {
             let mut s = Scene::new(generation).await;
             let new = s.rebuild();
@@ -31,7 +34,11 @@ async fn row_13_a_call_dropped_at_any_instant_leaves_nothing_of_its_own_behind()
             let dials = if dropped < 350 { 1 } else { 2 };
             let did = s.did().await;
             assert!(did.d == dials || dropped == 350, "dropped at {dropped}: {did:?}");
-            assert_eq!((did.r, did.w, s.row_agent()), (0, 0, Some(s.old.agent)), "dropped at {dropped}");
+            assert_eq!(
+                (did.r, did.w, s.row_agent()),
+                (0, 0, Some(s.old.agent)),
+                "dropped at {dropped}"
+            );
 
             // The permit is there, and the next call needs no more than the rest of the way.
             let (took, bound) = timed(call(&dial, s.chat)).await;
@@ -80,7 +87,8 @@ async fn row_13_a_cold_read_is_finished_for_the_others() {
     let dial = s.world.dial(&layer);
     s.world.store.on_reads(Fault::Slow(ms(100)));
     let before = s.world.counts();
-    let (dropped, stays) = (tokio::time::timeout(ms(50), call(&dial, s.chat)), timed(call(&dial, s.chat)));
+    let (dropped, stays) =
+        (tokio::time::timeout(ms(50), call(&dial, s.chat)), timed(call(&dial, s.chat)));
     let (dropped, (took, bound)) = tokio::join!(dropped, stays);
     assert!(dropped.is_err());
     assert_eq!((took, bound.unwrap().agent), (ms(100), s.old.agent));
@@ -114,7 +122,7 @@ async fn row_15_a_caller_in_a_hurry_gets_the_binding_repaired_by_its_next_call()
         let (took, bound) = timed(hurried.clone().oneshot(DialSession::new(s.chat))).await;
         let bound = bound.unwrap();
         assert_eq!((took, bound.agent), (ms(60), new.agent));
-        assert!(matches!(&bound.outcome().path, Path::Switched { .. }));
+        assert!(matches!(&bound.outcome().kind, OutcomeKind::Switched { .. }));
         assert_eq!(s.did().await, counts(2, 1, 0, 1));
         assert_eq!((s.row_agent(), bound.outcome().repair()), (Some(new.agent), Repair::Written));
     }
@@ -198,8 +206,11 @@ async fn an_answer_before_the_dial_began_is_no_excuse() {
 async fn a_doubt_that_ended_in_same_is_silent_for_one_interval() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
-        for (pause, validations) in [(0, 1), (1_000, 0), (850, 0), (2_000, 1), (1_949, 0), (2_000, 1)] {
-            // Each time a call is dropped after 50, and the next one shows whether that left a doubt.
+        for (pause, validations) in
+            [(0, 1), (1_000, 0), (850, 0), (2_000, 1), (1_949, 0), (2_000, 1)]
+        {
+            // Each time a call is dropped after 50, and the next one shows whether that left a
+            // doubt.
             sleep(ms(pause)).await;
             s.old_does(Does::Hang);
             s.drop_after(ms(50)).await;
@@ -250,10 +261,13 @@ async fn a_call_dropped_while_it_waits_for_the_dial_service_doubts_nobody() {
     let layer = world.layer();
     let dial = layer.layer(ConcurrencyLimitLayer::new(1).layer(world.dialer()));
     world.does(&hanging, Does::Hang);
-    // Both are cold and give their readiness back while their rows are read; the first one there takes the only permit.
+    // Both are cold and give their readiness back while their rows are read; the first one there
+    // takes the only permit.
     world.store.on_reads(Fault::Slow(ms(10)));
     let (first, second) = (dial.clone(), dial.clone());
-    let first = tokio::spawn(async move { call(&first, DialSession::new(session()).in_workspace(elsewhere)).await });
+    let first = tokio::spawn(async move {
+        call(&first, DialSession::new(session()).in_workspace(elsewhere)).await
+    });
     sleep(ms(5)).await;
     let second = tokio::spawn(async move { call(&second, chat).await });
     sleep(ms(95)).await;
@@ -265,13 +279,14 @@ async fn a_call_dropped_while_it_waits_for_the_dial_service_doubts_nobody() {
 
     world.does(&target, Does::Answer(ms(20)));
     let before = world.counts();
-    assert_eq!(call(&dial, chat).await.unwrap().outcome().path, Path::Reused);
+    assert_eq!(call(&dial, chat).await.unwrap().outcome().kind, OutcomeKind::Reused);
     assert_eq!(world.counts() - before, counts(1, 0, 0, 0));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_first_bind_is_no_reason_to_be_silent() {
-    // The resolver named the agent a moment ago, but nobody had doubted it: only a doubt that ended in "same" is silent.
+    // The resolver named the agent a moment ago, but nobody had doubted it: only a doubt that ended
+    // in "same" is silent.
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let new = s.rebuild();

@@ -1,4 +1,5 @@
-//! Exact interleavings: every step of the dialer, of the resolver and of the call is made by the test.
+//! Exact interleavings: every step of the dialer, of the resolver and of the call is made by the
+//! test.
 
 use crate::{scene::settled, support::*};
 use std::{
@@ -17,8 +18,9 @@ use tokio_test::{
 };
 use tower::{Layer, Service, ServiceExt};
 use tower_bound_agent::{
-    AgentId, Bound, BoundAgent, BoundAgentLayer, BoxError, DialAgent, DialSession, ErrorKind, Path, Repair, Resolution,
-    ResolveWorkspace, ResponseFuture, SessionId, Status, Target, WorkspaceId,
+    AgentId, Bound, BoundAgent, BoundAgentLayer, BoxError, DialAgent, DialSession, ErrorKind,
+    OutcomeKind, Repair, Resolution, ResolveWorkspace, ResponseFuture, SessionId, Status, Target,
+    WorkspaceId,
     store::{BindingStore, MemoryStore, NewBinding},
 };
 use tower_test::mock::{self, Handle, Mock, SendResponse};
@@ -115,7 +117,8 @@ async fn a_stale_dial_that_answers_between_the_verdict_and_the_switch_is_dropped
         let question = b.asked().await;
         question.send_response(Resolution::Running(new.clone()));
         settled().await;
-        // The verdict has landed in this process, and the call was not polled since. Now the stale dial answers.
+        // The verdict has landed in this process, and the call was not polled since. Now the stale
+        // dial answers.
         let (seen, connection) = line(&b.old);
         stale.send_response(connection);
         assert!(call.is_woken());
@@ -127,7 +130,9 @@ async fn a_stale_dial_that_answers_between_the_verdict_and_the_switch_is_dropped
         fresh.send_response(line(&new).1);
         let bound = assert_ready_ok!(call.poll());
         got(&bound, &new);
-        assert!(matches!(&bound.outcome().path, Path::Switched { from } if from.agent == b.old.agent));
+        assert!(
+            matches!(&bound.outcome().kind, OutcomeKind::Switched { from } if from.agent == b.old.agent)
+        );
         assert_eq!((bound.outcome().dials, bound.outcome().validations), (2, 1));
         assert_eq!(b.layer.bindings().flush().await, 0);
         assert_eq!(bound.outcome().repair(), Repair::Written);
@@ -176,7 +181,7 @@ async fn a_connection_of_another_workspace_is_dropped_if_the_order_was_first() {
         let mut call = b.call();
         assert_pending!(call.poll());
         let (_, stale) = b.dialed();
-        b.layer.bindings().select_workspace(b.chat, other).await.unwrap();
+        b.layer.bindings().retarget(b.chat, other).await.unwrap();
         let (seen, connection) = line(&b.old);
         stale.send_response(connection);
         assert_pending!(call.poll());
@@ -190,7 +195,7 @@ async fn a_connection_of_another_workspace_is_dropped_if_the_order_was_first() {
         dial.send_response(line(&there).1);
         let bound = assert_ready_ok!(call.poll());
         got(&bound, &there);
-        assert_eq!((bound.workspace(), &bound.outcome().path), (other, &Path::FirstBind));
+        assert_eq!((bound.workspace(), &bound.outcome().kind), (other, &OutcomeKind::FirstBind));
         b.nothing_more().await;
     }
 }
@@ -308,7 +313,8 @@ async fn a_dial_that_fails_in_the_same_moment_as_its_verdict_is_not_repeated_but
 
 #[tokio::test(start_paused = true)]
 async fn row_13_an_error_that_the_cancellation_caused_starts_nothing() {
-    // The dial ends with an error because its caller goes away; the call is dropped before it could look at that.
+    // The dial ends with an error because its caller goes away; the call is dropped before it could
+    // look at that.
     for generation in BOTH {
         let mut b = Bench::new(generation).await;
         let mut call = b.call();
@@ -371,14 +377,15 @@ async fn a_row_that_another_process_replaced_is_found_by_the_re_read_only() {
     b.nothing_more().await;
 }
 
-/// A session that is bound to nothing and whose workspace is in doubt has asked. Another one is cached.
+/// A session that is bound to nothing and whose workspace is in doubt has asked. Another one is
+/// cached.
 async fn nothing_to_dial(b: &mut Bench) -> (Spawn<ResponseFuture<Line>>, SessionId) {
     let other = session();
     let row = NewBinding::new(other, b.ws, Some(Arc::new(b.old.clone())));
     let _ = b.store.create(row).await.unwrap();
     b.layer.bindings().get(other).await.unwrap().unwrap();
     b.layer.bindings().unbind(b.chat).await.unwrap();
-    b.layer.bindings().doubt_workspace(b.ws);
+    b.layer.bindings().revalidate_workspace(b.ws);
     advance(ms(1)).await;
     let mut call = b.call();
     assert_pending!(call.poll());
@@ -386,7 +393,11 @@ async fn nothing_to_dial(b: &mut Bench) -> (Spawn<ResponseFuture<Line>>, Session
 }
 
 /// It has asked again, and then gets to where the answer says.
-async fn asks_again_and_binds(mut b: Bench, mut call: Spawn<ResponseFuture<Line>>, newest: &Target) {
+async fn asks_again_and_binds(
+    mut b: Bench,
+    mut call: Spawn<ResponseFuture<Line>>,
+    newest: &Target,
+) {
     assert_pending!(call.poll());
     b.asked().await.send_response(Resolution::Running(newest.clone()));
     settled().await;
@@ -397,7 +408,7 @@ async fn asks_again_and_binds(mut b: Bench, mut call: Spawn<ResponseFuture<Line>
     let bound = assert_ready_ok!(call.poll());
     got(&bound, newest);
     assert_eq!((bound.outcome().dials, bound.outcome().validations), (1, 2));
-    assert_eq!(bound.outcome().path, Path::FirstBind);
+    assert_eq!(bound.outcome().kind, OutcomeKind::FirstBind);
     b.nothing_more().await;
 }
 
@@ -409,15 +420,16 @@ async fn an_answer_that_was_overtaken_before_it_was_heard_is_asked_for_again() {
         let (new, newer) = (later(generation), later(generation.map(|generation| generation + 1)));
         b.asked().await.send_response(Resolution::Running(new.clone()));
         settled().await;
-        // It has landed. Before the call is polled again somebody learns of the next build, and that is doubted at once.
+        // It has landed. Before the call is polled again somebody learns of the next build, and
+        // that is doubted at once.
         advance(ms(1)).await;
-        b.layer.bindings().doubt_workspace(b.ws);
+        b.layer.bindings().revalidate_workspace(b.ws);
         let bindings = b.layer.bindings();
         let current = tokio::spawn(async move { bindings.current(other).await.unwrap() });
         b.asked().await.send_response(Resolution::Running(newer.clone()));
         assert_eq!(current.await.unwrap().target.unwrap().agent, newer.agent);
         advance(ms(1)).await;
-        b.layer.bindings().doubt_workspace(b.ws);
+        b.layer.bindings().revalidate_workspace(b.ws);
         advance(ms(1)).await;
         assert!(call.is_woken());
         asks_again_and_binds(b, call, &newer).await;
@@ -464,7 +476,9 @@ async fn bound_elsewhere(b: &Bench, target: &Target) {
 async fn a_denial_that_a_row_overtook_ends_no_dial_to_the_agent_that_the_row_names() {
     // Before or after the denial has landed, but before the call has heard of it.
     for landed in [false, true] {
-        for denial in [Resolution::Starting { retry_after: None }, Resolution::Stopped, Resolution::Gone] {
+        for denial in
+            [Resolution::Starting { retry_after: None }, Resolution::Stopped, Resolution::Gone]
+        {
             let mut b = Bench::new(Some(1)).await;
             let new = later(Some(1));
             let mut call = b.call();
@@ -623,7 +637,7 @@ async fn a_dial_is_polled_once_each_time_its_call_is() {
     assert_pending!(call.poll());
     assert_eq!(dialer.polls.load(SeqCst), 2);
     dialer.ready.store(true, SeqCst);
-    assert_eq!(assert_ready_ok!(call.poll()).outcome().path, Path::Reused);
+    assert_eq!(assert_ready_ok!(call.poll()).outcome().kind, OutcomeKind::Reused);
     assert_eq!(dialer.polls.load(SeqCst), 3);
 }
 
@@ -656,6 +670,6 @@ async fn a_dial_that_is_ready_when_a_task_goes_on_that_had_spent_its_budget_is_h
     let (before, began) = (world.counts(), Instant::now());
     let call = Box::pin(layer.layer(dialer).oneshot(chat.into()));
     let bound = tokio::spawn(at_the_end_of_its_budget(call)).await.unwrap().unwrap();
-    assert_eq!((began.elapsed(), &bound.outcome().path), (Duration::ZERO, &Path::Reused));
+    assert_eq!((began.elapsed(), &bound.outcome().kind), (Duration::ZERO, &OutcomeKind::Reused));
     assert_eq!((world.counts() - before).v, 0);
 }

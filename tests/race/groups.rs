@@ -1,4 +1,5 @@
-//! Repairing all rows of a workspace that are behind: which rows, by how many statements, and what that saves.
+//! Repairing all rows of a workspace that are behind: which rows, by how many statements, and what
+//! that saves.
 
 use crate::{scene::*, support::*};
 use tokio::{
@@ -6,7 +7,8 @@ use tokio::{
     time::{Duration, Instant, sleep},
 };
 use tower_bound_agent::{
-    Binding, Bound, BoundAgentBuilder, Path, Previous, Repair, RepairMode, SessionId, Target,
+    Binding, Bound, BoundAgentBuilder, OutcomeKind, Previous, Repair, RepairMode, SessionId,
+    Target,
     store::{BindingStore, NewBinding, Swap},
 };
 
@@ -20,7 +22,11 @@ fn written_once(s: &Scene, before: &[Binding], new: &Target) {
         let row = s.world.row(before.session).expect("a row");
         let left = before.target.as_ref().map(|left| Previous::new(left.agent, left.generation));
         assert_eq!((row.target.as_deref(), row.previous), (Some(new), left), "{before:?}");
-        assert_eq!((row.revision.get(), row.workspace), (before.revision.get() + 1, before.workspace), "{before:?}");
+        assert_eq!(
+            (row.revision.get(), row.workspace),
+            (before.revision.get() + 1, before.workspace),
+            "{before:?}"
+        );
     }
 }
 
@@ -35,15 +41,19 @@ async fn all_call(s: &Scene, chats: &[SessionId]) -> Vec<Bound<Conn>> {
 }
 
 fn repairs(s: &Scene) -> Vec<Seen> {
-    s.log.seen().into_iter().filter(|seen| matches!(seen, Seen::Repaired(_) | Seen::Group(_))).collect()
+    s.log
+        .seen()
+        .into_iter()
+        .filter(|seen| matches!(seen, Seen::Repaired(_) | Seen::Group(_)))
+        .collect()
 }
 
 /// A call that is connected at once, and how.
-async fn at_once(s: &Scene, chat: SessionId, new: &Target) -> (Path, Repair) {
+async fn at_once(s: &Scene, chat: SessionId, new: &Target) -> (OutcomeKind, Repair) {
     let (took, bound) = timed(call(&s.dial(), chat)).await;
     let bound = bound.unwrap();
     assert_eq!((took, bound.agent), (ms(0), new.agent));
-    (bound.outcome().path.clone(), bound.outcome().repair())
+    (bound.outcome().kind.clone(), bound.outcome().repair())
 }
 
 #[tokio::test(start_paused = true)]
@@ -59,7 +69,7 @@ async fn one_statement_writes_the_rows_of_everybody_who_calls() {
         assert_eq!(repairs(&s), [Seen::Group(Repair::Written)]);
 
         for chat in &chats {
-            assert_eq!(at_once(&s, *chat, &new).await, (Path::Reused, Repair::NotNeeded));
+            assert_eq!(at_once(&s, *chat, &new).await, (OutcomeKind::Reused, Repair::NotNeeded));
             assert_eq!(s.did().await, counts(1, 0, 0, 0));
         }
         assert_eq!(repairs(&s), []);
@@ -77,8 +87,11 @@ async fn who_calls_later_finds_its_row_written() {
         written_once(&s, &before, &new);
         for chat in &chats[1..] {
             let from = s.old.clone().into();
-            assert_eq!(at_once(&s, *chat, &new).await, (Path::Switched { from }, Repair::NotNeeded));
-            assert_eq!(at_once(&s, *chat, &new).await, (Path::Reused, Repair::NotNeeded));
+            assert_eq!(
+                at_once(&s, *chat, &new).await,
+                (OutcomeKind::Switched { from }, Repair::NotNeeded)
+            );
+            assert_eq!(at_once(&s, *chat, &new).await, (OutcomeKind::Reused, Repair::NotNeeded));
             assert_eq!(s.did().await, counts(2, 0, 0, 0));
         }
         written_once(&s, &before, &new);
@@ -95,7 +108,7 @@ async fn a_row_that_is_loaded_later_needs_nothing() {
         assert_eq!(s.did().await, counts(2, 1, 0, 1));
         written_once(&s, &before, &new);
         for chat in cold {
-            assert_eq!(at_once(&s, chat, &new).await, (Path::Reused, Repair::NotNeeded));
+            assert_eq!(at_once(&s, chat, &new).await, (OutcomeKind::Reused, Repair::NotNeeded));
             assert_eq!(s.did().await, counts(1, 0, 1, 0));
         }
     }
@@ -104,7 +117,8 @@ async fn a_row_that_is_loaded_later_needs_nothing() {
 #[tokio::test(start_paused = true)]
 async fn a_statement_writes_two_thousand_rows_at_most() {
     for generation in BOTH {
-        for (n, statements) in [(1, 1), (1_999, 1), (2_000, 2), (2_001, 2), (4_000, 3), (4_500, 3)] {
+        for (n, statements) in [(1, 1), (1_999, 1), (2_000, 2), (2_001, 2), (4_000, 3), (4_500, 3)]
+        {
             let mut s = Scene::new(generation).await;
             let mut chats = s.rows_elsewhere(n - 1).await;
             chats.push(s.chat);
@@ -120,8 +134,8 @@ async fn a_statement_writes_two_thousand_rows_at_most() {
 
 #[tokio::test(start_paused = true)]
 async fn only_rows_that_are_behind_are_written() {
-    // The generation of each row and whether it names the agent that is replaced, and whether it is behind. The agent that
-    // is replaced is of generation 5, its successor of 6; or both have none.
+    // The generation of each row and whether it names the agent that is replaced, and whether it is
+    // behind. The agent that is replaced is of generation 5, its successor of 6; or both have none.
     let table = [
         (Some(5), (Some(5), true), true),
         (Some(5), (Some(5), false), true),
@@ -160,13 +174,15 @@ async fn unbound_deleted_and_other_workspaces_rows_stay_as_they_are() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let store = s.world.store.elsewhere().clone();
-        let [unbound, never_bound, deleted, elsewhere] = s.rows_elsewhere(4).await.try_into().unwrap();
+        let [unbound, never_bound, deleted, elsewhere] =
+            s.rows_elsewhere(4).await.try_into().unwrap();
         let (other, _) = new_workspace(&s.world, generation);
         store.unbind(unbound).await.unwrap();
-        store.delete(never_bound, None).await.unwrap();
+        store.forget(never_bound, None).await.unwrap();
         store.retarget(never_bound, s.ws).await.unwrap();
-        store.delete(deleted, None).await.unwrap();
-        // The very same agent, which no workspace shares with another one; the row says another workspace all the same.
+        store.forget(deleted, None).await.unwrap();
+        // The very same agent, which no workspace shares with another one; the row says another
+        // workspace all the same.
         let new = NewBinding::new(elsewhere, other, Some(s.old.clone().into()));
         let revision = s.world.row(elsewhere).unwrap().revision;
         assert!(matches!(store.compare_and_swap(revision, new).await.unwrap(), Swap::Applied(_)));
@@ -193,11 +209,12 @@ async fn ordered_elsewhere(s: &Scene, chat: SessionId, order: Order) -> Option<B
     let store = s.world.store.elsewhere();
     match order {
         Order::Retarget => {
-            let (other, _) = new_workspace(&s.world, s.old.generation.map(|generation| generation.get()));
+            let (other, _) =
+                new_workspace(&s.world, s.old.generation.map(|generation| generation.get()));
             drop(store.retarget(chat, other).await.unwrap());
         }
         Order::Unbind => drop(store.unbind(chat).await.unwrap()),
-        Order::Forget => assert!(store.delete(chat, None).await.unwrap()),
+        Order::Forget => assert!(store.forget(chat, None).await.unwrap()),
     }
     s.world.row(chat)
 }
@@ -214,8 +231,11 @@ async fn an_order_of_another_process_survives_and_costs_nothing() {
             assert_eq!(s.did().await, counts(2, 1, 0, 1));
             // Here nobody knows of the order yet.
             let from = s.old.clone().into();
-            assert_eq!(at_once(&s, chats[1], &new).await, (Path::Switched { from }, Repair::NotNeeded));
-            assert_eq!(at_once(&s, chats[1], &new).await, (Path::Reused, Repair::NotNeeded));
+            assert_eq!(
+                at_once(&s, chats[1], &new).await,
+                (OutcomeKind::Switched { from }, Repair::NotNeeded)
+            );
+            assert_eq!(at_once(&s, chats[1], &new).await, (OutcomeKind::Reused, Repair::NotNeeded));
             assert_eq!(s.did().await, counts(2, 0, 0, 0));
             assert_eq!(s.world.row(chats[1]), ordered, "{order:?}");
             written_once(&s, &before, &new);
@@ -255,15 +275,16 @@ async fn the_order_of_this_process_between_the_discovery_and_the_statement_survi
         s.world.store.on_writes(Fault::Slow(ms(100)));
         s.call().await.1.unwrap();
         s.world.store.on_writes(Fault::None);
-        let ordered = s.layer.bindings().select_workspace(chats[0], other).await.unwrap();
+        let ordered = s.layer.bindings().retarget(chats[0], other).await.unwrap();
         let unbound = s.layer.bindings().unbind(chats[1]).await.unwrap();
         assert_eq!(s.layer.bindings().flush().await, 0);
         assert_eq!((s.did().await, s.world.row(chats[0])), (counts(2, 1, 0, 3), Some(ordered)));
         assert_eq!(s.world.row(chats[1]), unbound);
         // Nor is it forgotten here.
-        assert_eq!(at_once(&s, chats[0], &there).await.0, Path::FirstBind);
-        assert_eq!(at_once(&s, chats[1], &new).await.0, Path::FirstBind);
-        // Each asks: nothing is known of the other workspace, and the agent that was dropped is in doubt.
+        assert_eq!(at_once(&s, chats[0], &there).await.0, OutcomeKind::FirstBind);
+        assert_eq!(at_once(&s, chats[1], &new).await.0, OutcomeKind::FirstBind);
+        // Each asks: nothing is known of the other workspace, and the agent that was dropped is in
+        // doubt.
         assert_eq!(s.did().await, counts(2, 2, 0, 2));
     }
 }
@@ -277,17 +298,20 @@ async fn a_later_build_of_the_same_agent_is_written_into_all_rows_and_nobody_swi
     let same = s.old.clone().with_generation(6);
     s.world.runs(s.ws, &same);
     for bound in all_call(&s, &chats).await {
-        assert_eq!(bound.outcome().path, Path::Confirmed);
+        assert_eq!(bound.outcome().kind, OutcomeKind::Confirmed);
     }
     assert_eq!(s.did().await, counts(5, 1, 0, 1));
     assert_eq!(repairs(&s), [Seen::Group(Repair::Written)]);
     for (row, before) in rows(&s, &chats).iter().zip(&before) {
-        assert_eq!((row.target.as_deref(), row.revision.get()), (Some(&same), before.revision.get() + 1));
+        assert_eq!(
+            (row.target.as_deref(), row.revision.get()),
+            (Some(&same), before.revision.get() + 1)
+        );
         assert_eq!(row.previous, None, "the agent is the same");
     }
     s.old_does(Does::Answer(ms(0)));
     for chat in &chats {
-        assert_eq!(at_once(&s, *chat, &same).await, (Path::Reused, Repair::NotNeeded));
+        assert_eq!(at_once(&s, *chat, &same).await, (OutcomeKind::Reused, Repair::NotNeeded));
     }
     assert_eq!(s.did().await, counts(5, 0, 0, 0));
 }
@@ -306,18 +330,19 @@ async fn each_of_two_rebuilds_in_a_row_takes_one_statement() {
         assert_eq!(s.did().await, counts(4, 1, 0, 1));
         written_once(&s, &before, &third);
         for chat in &chats[..2] {
-            assert_eq!(at_once(&s, *chat, &third).await, (Path::Reused, Repair::NotNeeded));
+            assert_eq!(at_once(&s, *chat, &third).await, (OutcomeKind::Reused, Repair::NotNeeded));
         }
         assert_eq!(s.did().await, counts(2, 0, 0, 0));
 
-        // Those that have slept through both go by rows that are two builds behind. Without generations nothing says that
-        // what was repaired twice has reached them: it is tried once, for both, and writes nothing.
+        // Those that have slept through both go by rows that are two builds behind. Without
+        // generations nothing says that what was repaired twice has reached them: it is tried once,
+        // for both, and writes nothing.
         let tried = u64::from(generation.is_none());
         for (chat, writes) in [(chats[2], tried), (chats[3], 0)] {
             let from = s.old.clone().into();
-            assert_eq!(at_once(&s, chat, &third).await.0, Path::Switched { from });
+            assert_eq!(at_once(&s, chat, &third).await.0, OutcomeKind::Switched { from });
             assert_eq!(s.did().await, counts(1, 0, 0, writes));
-            assert_eq!(at_once(&s, chat, &third).await, (Path::Reused, Repair::NotNeeded));
+            assert_eq!(at_once(&s, chat, &third).await, (OutcomeKind::Reused, Repair::NotNeeded));
             assert_eq!(s.did().await, counts(1, 0, 0, 0));
         }
         written_once(&s, &before, &third);
@@ -344,7 +369,7 @@ async fn who_switches_while_the_statement_runs_joins_it() {
         assert!(bound.iter().all(|bound| bound.outcome().repair() == Repair::Written));
         written_once(&s, &before, &new);
         for chat in chats {
-            assert_eq!(at_once(&s, chat, &new).await, (Path::Reused, Repair::NotNeeded));
+            assert_eq!(at_once(&s, chat, &new).await, (OutcomeKind::Reused, Repair::NotNeeded));
         }
         assert_eq!(s.did().await, counts(4, 0, 0, 0));
     }
@@ -361,17 +386,26 @@ async fn a_row_that_is_read_while_the_statement_runs_is_written_by_it() {
         let old = rows(&s, &[s.chat, before, during]);
         sleep(ms(50)).await;
         // Both reads bring the row as it was; only one of them has ended by then.
-        assert!(matches!(at_once(&s, before, &new).await, (Path::Switched { .. }, Repair::Pending)));
+        assert!(matches!(
+            at_once(&s, before, &new).await,
+            (OutcomeKind::Switched { .. }, Repair::Pending)
+        ));
         s.world.store.on_reads(Fault::SlowAnswer(ms(100)));
         let (took, bound) = timed(call(&s.dial(), during)).await;
         let bound = bound.unwrap();
-        assert_eq!((took, bound.agent, bound.outcome().repair()), (ms(100), new.agent, Repair::NotNeeded));
+        assert_eq!(
+            (took, bound.agent, bound.outcome().repair()),
+            (ms(100), new.agent, Repair::NotNeeded)
+        );
         assert_eq!(s.did().await, counts(4, 1, 2, 1));
         written_once(&s, &old, &new);
         for chat in [before, during] {
-            assert_eq!(at_once(&s, chat, &new).await, (Path::Reused, Repair::NotNeeded));
+            assert_eq!(at_once(&s, chat, &new).await, (OutcomeKind::Reused, Repair::NotNeeded));
         }
-        assert_eq!((s.did().await, repairs(&s)), (counts(2, 0, 0, 0), vec![Seen::Group(Repair::Written)]));
+        assert_eq!(
+            (s.did().await, repairs(&s)),
+            (counts(2, 0, 0, 0), vec![Seen::Group(Repair::Written)])
+        );
     }
 }
 
@@ -385,11 +419,12 @@ async fn a_later_build_ends_it_between_two_statements() {
     let one = s.call().await.1.unwrap();
     sleep(ms(150)).await;
     // The first statement has ended and the second one is under way.
-    let written = chats.iter().filter(|chat| s.world.row_agent(**chat) == Some(second.agent)).count();
+    let written =
+        chats.iter().filter(|chat| s.world.row_agent(**chat) == Some(second.agent)).count();
     assert_eq!((written, s.did().await), (2_000, counts(2, 1, 0, 2)));
     s.world.does(&second, Does::Hang);
     s.world.runs(s.ws, &third);
-    s.layer.bindings().doubt_workspace(s.ws);
+    s.layer.bindings().revalidate_workspace(s.ws);
     let two = s.call().await.1.unwrap();
     assert_eq!(two.agent, third.agent);
     sleep(Duration::from_secs(60)).await;
@@ -437,14 +472,19 @@ async fn before_the_return_everybody_waits_for_the_same_statement_and_no_longer_
             (Fault::Hang, 5_250, Repair::Retrying),
             (Fault::Unavailable, 250, Repair::Retrying),
         ] {
-            let before_return = |builder: BoundAgentBuilder| builder.repair(RepairMode::BeforeReturn);
+            let before_return =
+                |builder: BoundAgentBuilder| builder.repair(RepairMode::BeforeReturn);
             let mut s = Scene::with(generation, before_return).await;
             let chats = s.sessions(5).await;
             let (new, begin) = (s.rebuild(), Instant::now());
             s.world.store.on_writes(fault);
             let bound = all_call(&s, &chats).await;
             assert_eq!(begin.elapsed(), ms(took), "{fault:?}");
-            assert!(bound.iter().all(|bound| bound.outcome().repair() == repair && bound.agent == new.agent));
+            assert!(
+                bound
+                    .iter()
+                    .all(|bound| bound.outcome().repair() == repair && bound.agent == new.agent)
+            );
             assert_eq!(s.did().await, counts(10, 1, 0, 1));
         }
     }
@@ -473,7 +513,7 @@ async fn it_goes_on_when_every_caller_has_gone() {
         assert_eq!((s.layer.bindings().flush().await, s.did().await), (0, counts(10, 1, 0, 1)));
         written_once(&s, &before, &new);
         for chat in chats {
-            assert_eq!(at_once(&s, chat, &new).await, (Path::Reused, Repair::NotNeeded));
+            assert_eq!(at_once(&s, chat, &new).await, (OutcomeKind::Reused, Repair::NotNeeded));
         }
         assert_eq!(s.did().await, counts(5, 0, 0, 0));
     }
@@ -492,7 +532,7 @@ async fn a_store_that_panics_in_it_fails_everybodys_repair_and_the_next_call_beg
         assert_eq!(rows(&s, &chats), before);
         s.world.store.on_writes(Fault::None);
         for (chat, writes) in [(chats[3], 1), (chats[0], 0)] {
-            assert!(matches!(at_once(&s, chat, &new).await.0, Path::Switched { .. }));
+            assert!(matches!(at_once(&s, chat, &new).await.0, OutcomeKind::Switched { .. }));
             assert_eq!(s.did().await, counts(1, 0, 0, writes));
         }
         written_once(&s, &before, &new);

@@ -6,7 +6,9 @@ use tokio::{
     time::{Duration, Instant, sleep},
 };
 use tower::{Layer, limit::ConcurrencyLimit};
-use tower_bound_agent::{AgentId, Error, ErrorKind, LastVerdict, Outcome, Path, Resolution, SessionId};
+use tower_bound_agent::{
+    AgentId, Error, ErrorKind, LastVerdict, Outcome, OutcomeKind, Resolution, SessionId,
+};
 
 /// How long a call took, and how it ended.
 type End = (Duration, Result<(AgentId, Outcome), ErrorKind>);
@@ -20,13 +22,19 @@ async fn begin(s: &Scene, chat: SessionId) -> JoinHandle<End> {
     let dial = s.world.dial(&s.layer);
     let call = tokio::spawn(async move {
         let (took, called) = timed(call(&dial, chat)).await;
-        (took, called.map(|bound| (bound.agent, bound.outcome().clone())).map_err(|error: Error| error.kind().clone()))
+        (
+            took,
+            called
+                .map(|bound| (bound.agent, bound.outcome().clone()))
+                .map_err(|error: Error| error.kind().clone()),
+        )
     });
     settled().await;
     call
 }
 
-/// Begins a call of each session at this instant, one after the other. Returns how they ended, in that order.
+/// Begins a call of each session at this instant, one after the other. Returns how they ended, in
+/// that order.
 async fn all(s: &Scene, chats: &[SessionId]) -> Vec<End> {
     let mut calls = Vec::new();
     for chat in chats {
@@ -58,7 +66,10 @@ async fn row_28_calls_beyond_the_limit_wait_and_dial_first_in_first_out() {
     let took: Vec<_> = ends.iter().map(|(took, _)| *took).collect();
     // Waiting in the queue starts no validation delay: the last calls took longer than that.
     assert_eq!(took, [100, 100, 200, 200, 300, 300, 400].map(ms));
-    assert!(ends.iter().all(|(_, end)| matches!(end, Ok((_, Outcome { path: Path::Reused, dials: 1, .. })))));
+    assert!(ends.iter().all(|(_, end)| matches!(
+        end,
+        Ok((_, Outcome { kind: OutcomeKind::Reused, dials: 1, .. }))
+    )));
     let order: Vec<_> = s.world.dialed()[earlier..].iter().map(|(_, ask)| ask.session).collect();
     assert_eq!(order, chats);
     assert_eq!((s.did().await, watch.await.unwrap()), (counts(7, 0, 0, 0), 2));
@@ -107,7 +118,7 @@ async fn row_28_a_call_in_the_queue_hears_of_an_order_at_that_instant() {
     let hangs = begin(&s, chats[0]).await;
     let queued = begin(&s, chats[1]).await;
     sleep(ms(20)).await;
-    s.layer.bindings().select_workspace(chats[1], next).await.unwrap();
+    s.layer.bindings().retarget(chats[1], next).await.unwrap();
     let (took, end) = queued.await.unwrap();
     assert_eq!((took, end.unwrap().0), (ms(20), there.agent));
     hangs.abort();
@@ -123,8 +134,14 @@ async fn row_28_the_deadline_bounds_the_queue_and_no_doubt_is_left() {
     let hangs = begin(&s, chats[0]).await;
     let queued = begin(&s, chats[1]).await;
     let (took, end) = queued.await.unwrap();
-    assert_eq!((took, end.unwrap_err()), (ms(30_000), ErrorKind::TimedOut { last: LastVerdict::Unknown }));
-    assert!(s.world.dialed()[before..].iter().all(|(_, ask)| ask.session == chats[0]), "it was never dialed");
+    assert_eq!(
+        (took, end.unwrap_err()),
+        (ms(30_000), ErrorKind::TimedOut { last: LastVerdict::Unknown })
+    );
+    assert!(
+        s.world.dialed()[before..].iter().all(|(_, ask)| ask.session == chats[0]),
+        "it was never dialed"
+    );
     hangs.await.unwrap().1.unwrap_err();
     s.did().await;
     s.old_does(Does::Answer(ms(200)));
@@ -207,7 +224,10 @@ async fn row_27_a_lost_dial_is_started_over_and_nobody_is_asked() {
         // After the delay, half of it as jitter at most, and the dial itself.
         assert!((ms(255)..=ms(250 + 125 + 5)).contains(&took), "{took:?}");
         let (agent, outcome) = end.unwrap();
-        assert_eq!((agent, outcome.dials, outcome.validations, outcome.path), (s.old.agent, 2, 0, Path::Reused));
+        assert_eq!(
+            (agent, outcome.dials, outcome.validations, outcome.kind),
+            (s.old.agent, 2, 0, OutcomeKind::Reused)
+        );
         assert_eq!(s.did().await, counts(3, 0, 0, 0));
         // Nothing is in doubt.
         s.old_does(Does::Answer(ms(200)));
@@ -248,7 +268,8 @@ async fn row_27_a_call_starts_at_most_three_dials() {
         sleep(ms(398)).await;
     }
     assert!(begun.elapsed() >= ms(2_000));
-    let of_lost = s.world.dialed().iter().filter(|(at, ask)| *at >= begun && ask.session == chats[0]).count();
+    let of_lost =
+        s.world.dialed().iter().filter(|(at, ask)| *at >= begun && ask.session == chats[0]).count();
     assert_eq!(of_lost, 3);
     let (took, end) = lost.await.unwrap();
     assert_eq!(took, ms(30_000));
@@ -267,7 +288,8 @@ async fn the_last_dial_of_a_herd_is_started_over_once_the_resolver_has_confirmed
     sleep(ms(10)).await;
     s.old_does(Does::Answer(ms(5)));
     answered.await.unwrap().1.unwrap();
-    // No dial begins later. Asked about after 250 ms, and instead of the next question the dial is started over.
+    // No dial begins later. Asked about after 250 ms, and instead of the next question the dial is
+    // started over.
     let (took, end) = lost.await.unwrap();
     assert_eq!((took, end.unwrap().1.dials), (ms(2_255), 2));
     assert_eq!(s.did().await, counts(3, 1, 0, 0));

@@ -6,15 +6,17 @@ use tokio::time::{Duration, Instant, sleep};
 use tokio_test::task;
 use tower::Layer;
 use tower_bound_agent::{
-    Binding, BoundAgentBuilder, BoundAgentLayer, Epoch, ErrorKind, Generation, Path, Repair, RepairMode, Revision,
-    SessionId, Target, WorkspaceId,
+    Binding, BoundAgentBuilder, BoundAgentLayer, Epoch, ErrorKind, Generation, OutcomeKind, Repair,
+    RepairMode, Revision, SessionId, Target, WorkspaceId,
     store::{BindingStore, MemoryStore, NewBinding, Reset, StoreError, Swap},
 };
 
 const OWN: [(Writes, Option<i64>); 2] = [(Writes::Own, Some(5)), (Writes::Own, None)];
-const ALL: [(Writes, Option<i64>); 4] = [OWN[0], OWN[1], (Writes::Group, Some(5)), (Writes::Group, None)];
+const ALL: [(Writes, Option<i64>); 4] =
+    [OWN[0], OWN[1], (Writes::Group, Some(5)), (Writes::Group, None)];
 
-/// The repairs of one kind that the observer was told of, and how long after `begin`. There were none of the other kind.
+/// The repairs of one kind that the observer was told of, and how long after `begin`. There were
+/// none of the other kind.
 fn repairs(s: &Scene, writes: Writes, begin: Instant) -> Vec<(Duration, Repair)> {
     let repaired = |(at, seen)| match seen {
         Seen::Repaired(repair) => Some((at - begin, Writes::Own, repair)),
@@ -51,14 +53,20 @@ async fn row_18_a_store_that_is_down_holds_no_connection_back_and_the_write_land
         let bound = bound.unwrap();
         assert_eq!((took, bound.agent), (ms(250), new.agent));
         assert_eq!(s.did().await, counts(2, 1, 0, 1));
-        assert_eq!((bound.outcome().repair(), s.layer.bindings().flush().await), (Repair::Retrying, 1));
+        assert_eq!(
+            (bound.outcome().repair(), s.layer.bindings().flush().await),
+            (Repair::Retrying, 1)
+        );
         assert_eq!(s.row(), before);
 
         // The next call needs no question and joins the repair that is under way.
         sleep(ms(50)).await;
         let (took, again) = s.call().await;
         let again = again.unwrap();
-        assert_eq!((took, again.agent, again.outcome().repair()), (ms(0), new.agent, Repair::Retrying));
+        assert_eq!(
+            (took, again.agent, again.outcome().repair()),
+            (ms(0), new.agent, Repair::Retrying)
+        );
         assert_eq!(s.did().await, counts(1, 0, 0, 0));
 
         sleep(ms(450)).await;
@@ -73,11 +81,20 @@ async fn row_18_a_store_that_is_down_holds_no_connection_back_and_the_write_land
         ];
         came_after(&repairs(&s, writes, begin), &wanted);
         assert_eq!(s.did().await, counts(0, 0, 0, 3));
-        assert_eq!((bound.outcome().repair(), again.outcome().repair()), (Repair::Written, Repair::Written));
-        assert_eq!((s.row_agent(), s.row().revision.get()), (Some(new.agent), before.revision.get() + 1));
+        assert_eq!(
+            (bound.outcome().repair(), again.outcome().repair()),
+            (Repair::Written, Repair::Written)
+        );
+        assert_eq!(
+            (s.row_agent(), s.row().revision.get()),
+            (Some(new.agent), before.revision.get() + 1)
+        );
         let (_, bound) = s.call().await;
         let bound = bound.unwrap();
-        assert_eq!((&bound.outcome().path, bound.outcome().repair()), (&Path::Reused, Repair::NotNeeded));
+        assert_eq!(
+            (&bound.outcome().kind, bound.outcome().repair()),
+            (&OutcomeKind::Reused, Repair::NotNeeded)
+        );
         assert_eq!(s.did().await, counts(1, 0, 0, 0));
     }
 }
@@ -97,10 +114,17 @@ async fn row_18_an_answer_that_was_lost_is_found_out_by_the_next_attempt() {
             assert_eq!(bound.outcome().repair(), Repair::Retrying);
             s.world.store.on_writes(Fault::None);
             sleep(Duration::from_secs(60)).await;
-            came_after(&repairs(&s, writes, begin), &[(ms(250), Repair::Retrying), (ms(100), Repair::Written)]);
+            came_after(
+                &repairs(&s, writes, begin),
+                &[(ms(250), Repair::Retrying), (ms(100), Repair::Written)],
+            );
             assert_eq!(s.did().await, counts(2, 1, 0, 2));
             // The row is as after one write.
-            assert_eq!((s.row_agent(), s.row().revision.get()), (Some(new.agent), revision + 1), "{fault:?}");
+            assert_eq!(
+                (s.row_agent(), s.row().revision.get()),
+                (Some(new.agent), revision + 1),
+                "{fault:?}"
+            );
             assert_eq!(s.row().previous.map(|previous| previous.agent), Some(s.old.agent));
         }
     }
@@ -137,7 +161,10 @@ async fn row_18_a_store_that_hangs_is_not_asked_again_and_its_late_answer_counts
         assert_eq!(bound.outcome().repair(), Repair::Pending);
         s.world.store.on_writes(Fault::None);
         sleep(Duration::from_secs(60)).await;
-        assert_eq!(repairs(&s, writes, begin), [(ms(5_250), Repair::Retrying), (ms(40_250), Repair::Written)]);
+        assert_eq!(
+            repairs(&s, writes, begin),
+            [(ms(5_250), Repair::Retrying), (ms(40_250), Repair::Written)]
+        );
         assert_eq!((s.did().await, s.row_agent()), (counts(2, 1, 0, 1), Some(new.agent)));
         assert_eq!(s.row().revision.get(), revision + 1);
     }
@@ -152,12 +179,17 @@ async fn row_18_with_repair_before_return_one_attempt_is_waited_for_and_no_more(
             (Fault::Unavailable, 250, Repair::Retrying),
             (Fault::Hang, 5_250, Repair::Retrying),
         ] {
-            let before_return = |builder: BoundAgentBuilder| builder.repair(RepairMode::BeforeReturn);
+            let before_return =
+                |builder: BoundAgentBuilder| builder.repair(RepairMode::BeforeReturn);
             let mut s = Scene::writing(writes, generation, before_return).await;
             let (new, before) = (s.replaced(writes), s.row());
             s.world.store.on_writes(fault);
             let (elapsed, bound) = s.call().await;
-            assert_eq!((elapsed, bound.unwrap().outcome().repair()), (ms(took), repair), "{writes:?}, {fault:?}");
+            assert_eq!(
+                (elapsed, bound.unwrap().outcome().repair()),
+                (ms(took), repair),
+                "{writes:?}, {fault:?}"
+            );
             assert_eq!(s.did().await, counts(2, 1, 0, 1));
             match repair {
                 Repair::Written => assert_eq!(s.row_agent(), Some(new.agent)),
@@ -180,16 +212,20 @@ async fn a_repair_that_waits_for_the_store_gives_way_to_a_later_one() {
         // A rebuild while the first repair is retried.
         s.world.does(&second, Does::Hang);
         s.world.runs(s.ws, &third);
-        s.layer.bindings().doubt_workspace(s.ws);
+        s.layer.bindings().revalidate_workspace(s.ws);
         let (_, two) = s.call().await;
         let two = two.unwrap();
         assert_eq!(two.agent, third.agent);
         settled().await;
         s.world.store.on_writes(Fault::None);
         sleep(Duration::from_secs(60)).await;
-        assert_eq!((one.outcome().repair(), two.outcome().repair()), (Repair::Lost, Repair::Written));
+        assert_eq!(
+            (one.outcome().repair(), two.outcome().repair()),
+            (Repair::Lost, Repair::Written)
+        );
         assert_eq!(s.row_agent(), Some(third.agent));
-        // The later one was tried while the store was down and again after it; the earlier one not any more.
+        // The later one was tried while the store was down and again after it; the earlier one not
+        // any more.
         assert_eq!(s.did().await, counts(2, 1, 0, 2));
     }
 }
@@ -199,7 +235,11 @@ async fn lost_to(s: &mut Scene) -> (tower_bound_agent::Bound<Conn>, Target) {
     let new = s.replaced(Writes::Own);
     let (took, bound) = s.call().await;
     let bound = bound.unwrap();
-    assert_eq!((took, bound.agent), (ms(250), new.agent), "the connection is served whatever became of the row");
+    assert_eq!(
+        (took, bound.agent),
+        (ms(250), new.agent),
+        "the connection is served whatever became of the row"
+    );
     settled().await;
     (bound, new)
 }
@@ -208,7 +248,8 @@ async fn lost_to(s: &mut Scene) -> (tower_bound_agent::Bound<Conn>, Target) {
 async fn kept(s: &Scene, bound: &tower_bound_agent::Bound<Conn>, repair: Repair) {
     sleep(Duration::from_secs(60)).await;
     assert_eq!((bound.outcome().repair(), s.world.live_connections()), (repair, 1));
-    let told = s.log.seen().into_iter().filter(|seen| matches!(seen, Seen::Repaired(_) | Seen::Group(_)));
+    let told =
+        s.log.seen().into_iter().filter(|seen| matches!(seen, Seen::Repaired(_) | Seen::Group(_)));
     let told: Vec<_> = told.collect();
     assert_eq!(told, [Seen::Repaired(repair)]);
 }
@@ -230,7 +271,7 @@ async fn row_19_the_same_target_written_elsewhere_is_success() {
         assert_eq!(s.did().await, counts(2, 1, 0, 1));
         assert_eq!((s.row().revision, is_superseded(&bound)), (revision, false));
         kept(&s, &bound, Repair::Written).await;
-        assert_eq!(s.call().await.1.unwrap().outcome().path, Path::Reused);
+        assert_eq!(s.call().await.1.unwrap().outcome().kind, OutcomeKind::Reused);
         assert_eq!(s.did().await, counts(1, 0, 0, 0));
     }
 }
@@ -239,7 +280,7 @@ async fn row_19_the_same_target_written_elsewhere_is_success() {
 async fn row_19_a_row_that_was_deleted_stays_deleted() {
     for (writes, generation) in OWN {
         let mut s = Scene::writing(writes, generation, |builder| builder).await;
-        assert!(s.world.store.elsewhere().delete(s.chat, None).await.unwrap());
+        assert!(s.world.store.elsewhere().forget(s.chat, None).await.unwrap());
         let (bound, _) = lost_to(&mut s).await;
         assert_eq!(s.did().await, counts(2, 1, 0, 1));
         assert_eq!((s.world.row(s.chat), is_superseded(&bound)), (None, true));
@@ -262,7 +303,10 @@ async fn row_19_a_row_that_was_unbound_stays_unbound_until_the_next_call() {
         // What is known of the workspace is dialed as if it were bound, and that is a first bind.
         let (took, bound) = s.call().await;
         let bound = bound.unwrap();
-        assert_eq!((took, bound.agent, &bound.outcome().path), (ms(0), new.agent, &Path::FirstBind));
+        assert_eq!(
+            (took, bound.agent, &bound.outcome().kind),
+            (ms(0), new.agent, &OutcomeKind::FirstBind)
+        );
         assert_eq!((s.did().await, s.row_agent()), (counts(1, 0, 0, 1), Some(new.agent)));
     }
 }
@@ -291,11 +335,17 @@ async fn row_19_a_greater_generation_is_adopted() {
     let revision = s.row().revision;
     let (bound, _) = lost_to(&mut s).await;
     assert_eq!(s.did().await, counts(2, 1, 0, 1));
-    assert_eq!((s.row_agent(), s.row().revision, is_superseded(&bound)), (Some(newest.agent), revision, true));
+    assert_eq!(
+        (s.row_agent(), s.row().revision, is_superseded(&bound)),
+        (Some(newest.agent), revision, true)
+    );
     kept(&s, &bound, Repair::Lost).await;
     let (took, next) = s.call().await;
     let next = next.unwrap();
-    assert_eq!((took, next.agent, &next.outcome().path), (ms(0), newest.agent, &Path::Reused));
+    assert_eq!(
+        (took, next.agent, &next.outcome().kind),
+        (ms(0), newest.agent, &OutcomeKind::Reused)
+    );
     assert_eq!(s.did().await, counts(1, 0, 0, 0));
 }
 
@@ -353,21 +403,33 @@ impl BindingStore for Rival {
     async fn create(&self, new: NewBinding) -> Result<Swap, StoreError> {
         self.store.create(new).await
     }
-    async fn compare_and_swap(&self, expected: Revision, new: NewBinding) -> Result<Swap, StoreError> {
+    async fn compare_and_swap(
+        &self,
+        expected: Revision,
+        new: NewBinding,
+    ) -> Result<Swap, StoreError> {
         let older = NewBinding::new(new.session, new.workspace, Some(Arc::clone(&self.older)));
         let revision = self.store.peek(new.session).unwrap().revision;
         let rival = self.store.elsewhere().compare_and_swap(revision, older).await.unwrap();
         assert!(matches!(rival, Swap::Applied(_)));
         self.store.compare_and_swap(expected, new).await
     }
-    async fn retarget(&self, session: SessionId, workspace: WorkspaceId) -> Result<Binding, StoreError> {
+    async fn retarget(
+        &self,
+        session: SessionId,
+        workspace: WorkspaceId,
+    ) -> Result<Binding, StoreError> {
         self.store.retarget(session, workspace).await
     }
     async fn unbind(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
         self.store.unbind(session).await
     }
-    async fn delete(&self, session: SessionId, expected: Option<Revision>) -> Result<bool, StoreError> {
-        self.store.delete(session, expected).await
+    async fn forget(
+        &self,
+        session: SessionId,
+        expected: Option<Revision>,
+    ) -> Result<bool, StoreError> {
+        self.store.forget(session, expected).await
     }
     async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
         self.store.inherit(child, parent).await

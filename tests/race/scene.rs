@@ -12,15 +12,16 @@ use tokio::{
 };
 use tower::{Layer, Service};
 use tower_bound_agent::{
-    AgentId, Binding, Bound, BoundAgent, BoundAgentBuilder, BoundAgentLayer, BoxError, DialAgent, Error, Event, Repair,
-    SessionId, Target, WorkspaceId,
+    AgentId, Binding, Bound, BoundAgent, BoundAgentBuilder, BoundAgentLayer, BoxError, DialAgent,
+    Error, Event, Repair, SessionId, Target, WorkspaceId,
     store::{BindingStore, NewBinding, Swap},
 };
 
 /// With generations and without. The bound target is at 5, so that there is room below.
 pub(crate) const BOTH: [Option<i64>; 2] = [Some(5), None];
 
-/// A strict dialer for one call at a time: nothing may be pending when it is asked for readiness or called.
+/// A strict dialer for one call at a time: nothing may be pending when it is asked for readiness or
+/// called.
 #[derive(Clone)]
 pub(crate) struct Lone {
     inner: StrictDialer,
@@ -114,8 +115,8 @@ impl Scene {
         Self { world, layer, ws, old, chat, log, before }
     }
 
-    /// As [`with`](Self::with), and the next switch has to write these rows: without generations it is the session's own
-    /// only if it binds the session for the first time.
+    /// As [`with`](Self::with), and the next switch has to write these rows: without generations it
+    /// is the session's own only if it binds the session for the first time.
     pub(crate) async fn writing(
         writes: Writes,
         generation: Option<i64>,
@@ -132,8 +133,8 @@ impl Scene {
         s
     }
 
-    /// Another agent serves the workspace, so that these rows have to be written; the old one accepts and never answers
-    /// from now on.
+    /// Another agent serves the workspace, so that these rows have to be written; the old one
+    /// accepts and never answers from now on.
     pub(crate) fn replaced(&self, writes: Writes) -> Target {
         writes.replaced(&self.world, self.ws, &self.old, Does::Hang)
     }
@@ -205,7 +206,12 @@ impl Scene {
 
     /// The instants at which the resolver was asked since then.
     pub(crate) fn asked_since(&self, begin: Instant) -> Vec<Duration> {
-        self.world.asked().into_iter().filter(|(at, _)| *at >= begin).map(|(at, _)| at - begin).collect()
+        self.world
+            .asked()
+            .into_iter()
+            .filter(|(at, _)| *at >= begin)
+            .map(|(at, _)| at - begin)
+            .collect()
     }
 
     /// Another process writes the session's row.
@@ -267,7 +273,11 @@ pub(crate) async fn timed<T>(future: impl Future<Output = T>) -> (Duration, T) {
 }
 
 /// Does something so many milliseconds from now, while something else goes on.
-pub(crate) async fn meanwhile<T>(after: u64, something: impl Future<Output = ()>, call: impl Future<Output = T>) -> T {
+pub(crate) async fn meanwhile<T>(
+    after: u64,
+    something: impl Future<Output = ()>,
+    call: impl Future<Output = T>,
+) -> T {
     let later = async {
         sleep(ms(after)).await;
         something.await;

@@ -1,18 +1,28 @@
-//! Rows that a repair of their workspace has missed, and what is cached of those that it has written.
+//! Rows that a repair of their workspace has missed, and what is cached of those that it has
+//! written.
 
 use crate::{scene::*, support::*};
 use tokio::time::{Duration, Instant, sleep};
-use tower_bound_agent::{DialSession, ErrorKind, Path, Previous, Repair, SessionId, Target, store::BindingStore};
+use tower_bound_agent::{
+    DialSession, ErrorKind, OutcomeKind, Previous, Repair, SessionId, Target, store::BindingStore,
+};
 
 fn repairs(s: &Scene) -> Vec<Seen> {
-    s.log.seen().into_iter().filter(|seen| matches!(seen, Seen::Repaired(_) | Seen::Group(_))).collect()
+    s.log
+        .seen()
+        .into_iter()
+        .filter(|seen| matches!(seen, Seen::Repaired(_) | Seen::Group(_)))
+        .collect()
 }
 
 /// A rebuild that one call has found, and whose rows were repaired.
 async fn repaired(s: &mut Scene) -> Target {
     let new = s.rebuild();
     s.call().await.1.unwrap();
-    assert_eq!((s.did().await, repairs(s)), (counts(2, 1, 0, 1), vec![Seen::Group(Repair::Written)]));
+    assert_eq!(
+        (s.did().await, repairs(s)),
+        (counts(2, 1, 0, 1), vec![Seen::Group(Repair::Written)])
+    );
     new
 }
 
@@ -22,9 +32,12 @@ async fn writes_its_own(s: &mut Scene, chat: SessionId, new: &Target, reads: u64
     let (took, bound) = timed(call(&s.dial(), chat)).await;
     let bound = bound.unwrap();
     assert_eq!((took, bound.agent), (ms(0), new.agent));
-    assert!(matches!(bound.outcome().path, Path::Switched { .. }));
+    assert!(matches!(bound.outcome().kind, OutcomeKind::Switched { .. }));
     assert_eq!(s.did().await, counts(1, 0, reads, 1));
-    assert_eq!((bound.outcome().repair(), repairs(s)), (Repair::Written, vec![Seen::Repaired(Repair::Written)]));
+    assert_eq!(
+        (bound.outcome().repair(), repairs(s)),
+        (Repair::Written, vec![Seen::Repaired(Repair::Written)])
+    );
     let row = s.world.row(chat).unwrap();
     assert_eq!((row.target.as_deref(), row.revision.get()), (Some(new), before.revision.get() + 1));
     is_reused(s, chat, new).await;
@@ -32,7 +45,7 @@ async fn writes_its_own(s: &mut Scene, chat: SessionId, new: &Target, reads: u64
 
 async fn is_reused(s: &mut Scene, chat: SessionId, new: &Target) {
     let bound = call(&s.dial(), chat).await.unwrap();
-    assert_eq!((bound.agent, &bound.outcome().path), (new.agent, &Path::Reused));
+    assert_eq!((bound.agent, &bound.outcome().kind), (new.agent, &OutcomeKind::Reused));
     assert_eq!((bound.outcome().repair(), s.did().await), (Repair::NotNeeded, counts(1, 0, 0, 0)));
 }
 
@@ -83,14 +96,16 @@ async fn a_locked_row_that_was_left_out_is_written_by_itself_once_it_is_read_aga
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_locked_row_that_was_read_again_before_anybody_took_it_for_written_is_written_by_itself() {
+async fn a_locked_row_that_was_read_again_before_anybody_took_it_for_written_is_written_by_itself()
+{
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let chats = s.sessions(2).await;
         s.world.store.on_writes(Fault::Locked);
         let new = repaired(&mut s).await;
         s.world.store.on_writes(Fault::None);
-        // The caller names another workspace than the cached row, so that is read once more: it is as it was.
+        // The caller names another workspace than the cached row, so that is read once more: it is
+        // as it was.
         let (other, _) = new_workspace(&s.world, generation);
         let ask = DialSession::new(chats[1]).in_workspace(other);
         let error = call(&s.dial(), ask).await.unwrap_err();
@@ -104,14 +119,20 @@ async fn a_locked_row_that_was_read_again_before_anybody_took_it_for_written_is_
 async fn a_locked_row_that_the_background_reads_again_is_written_by_itself() {
     for generation in BOTH {
         for called in [true, false] {
-            let mut s = Scene::with(generation, |builder| builder.row_check(Duration::from_secs(30))).await;
+            let mut s = Scene::with(generation, |builder| {
+                builder.refresh_interval(Duration::from_secs(30))
+            })
+            .await;
             let chats = s.sessions(2).await;
             s.world.store.on_writes(Fault::Locked);
             let new = repaired(&mut s).await;
             s.world.store.on_writes(Fault::None);
             if called {
                 let bound = call(&s.dial(), chats[1]).await.unwrap();
-                assert_eq!((bound.outcome().repair(), s.did().await), (Repair::NotNeeded, counts(1, 0, 0, 0)));
+                assert_eq!(
+                    (bound.outcome().repair(), s.did().await),
+                    (Repair::NotNeeded, counts(1, 0, 0, 0))
+                );
             }
             sleep(Duration::from_secs(30)).await;
             // One statement for both rows.
@@ -131,8 +152,8 @@ async fn a_row_that_is_written_behind_while_the_statement_runs_is_written_by_its
         s.call().await.1.unwrap();
         settled().await;
         s.world.store.on_writes(Fault::None);
-        // The statement has been carried out and is not answered yet. Another process puts the old agent back, and this
-        // one lets a child inherit that.
+        // The statement has been carried out and is not answered yet. Another process puts the old
+        // agent back, and this one lets a child inherit that.
         s.written_elsewhere(&s.old).await;
         let row = s.layer.bindings().inherit(child, chat).await.unwrap();
         assert_eq!(row.target.as_deref(), Some(&s.old));
@@ -197,7 +218,10 @@ async fn an_own_repair_of_a_written_row_conflicts_on_the_revision_and_lands_once
     assert_eq!((took, bound.agent), (ms(250), moved.agent));
     // The first statement shows the revision, the second one writes.
     assert_eq!(s.did().await, counts(2, 1, 0, 2));
-    assert_eq!((bound.outcome().repair(), repairs(&s)), (Repair::Written, vec![Seen::Repaired(Repair::Written)]));
+    assert_eq!(
+        (bound.outcome().repair(), repairs(&s)),
+        (Repair::Written, vec![Seen::Repaired(Repair::Written)])
+    );
     assert_eq!((s.row_agent(), s.row().revision.get()), (Some(moved.agent), revision + 1));
     assert_eq!(s.row().previous, Some(Previous::new(new.agent, new.generation)));
     let chat = s.chat;
@@ -238,7 +262,7 @@ async fn an_order_after_it_writes_the_true_row() {
         let mut s = Scene::new(generation).await;
         let new = repaired(&mut s).await;
         let (revision, bindings) = (s.row().revision.get(), s.layer.bindings());
-        let kept = bindings.select_workspace(s.chat, s.ws).await.unwrap();
+        let kept = bindings.retarget(s.chat, s.ws).await.unwrap();
         assert_eq!((kept.target.as_deref(), kept.revision.get()), (Some(&new), revision + 1));
         assert_eq!(s.did().await, counts(0, 0, 0, 1));
         let chat = s.chat;

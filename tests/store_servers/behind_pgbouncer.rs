@@ -18,11 +18,13 @@ use tower_bound_agent::{
 };
 
 fn pool(options: &Options, connections: u32) -> PgPool {
-    let pool = PgPoolOptions::new().max_connections(connections).acquire_timeout(Duration::from_secs(20));
+    let pool =
+        PgPoolOptions::new().max_connections(connections).acquire_timeout(Duration::from_secs(20));
     pool.connect_lazy_with(options.clone())
 }
 
-/// A table of its own, in a database of its own, so that the connections to the server are its own as well.
+/// A table of its own, in a database of its own, so that the connections to the server are its own
+/// as well.
 struct Case {
     ways: &'static Ways,
     name: String,
@@ -54,7 +56,8 @@ impl Case {
         self.over(&self.ways.in_transaction_mode, connections)
     }
 
-    /// How many connections PgBouncer has to the server, and how many of these are in a transaction.
+    /// How many connections PgBouncer has to the server, and how many of these are in a
+    /// transaction.
     async fn connections(&self) -> (i64, i64) {
         let count = "SELECT count(*), count(*) FILTER (WHERE state <> 'idle') FROM pg_stat_activity WHERE datname = $1
                      AND pid <> pg_backend_pid()";
@@ -116,10 +119,11 @@ async fn in_transaction_mode_each_verb_does_what_it_says_whatever_sqlx_keeps_pre
     }
 }
 
-/// What the documentation warns of. Two applications with a connection each, and each of these has prepared one
-/// statement: both call it by the same name.
+/// What the documentation warns of. Two applications with a connection each, and each of these has
+/// prepared one statement: both call it by the same name.
 #[tokio::test]
-async fn in_transaction_mode_an_application_that_does_not_say_so_runs_what_another_one_has_prepared() {
+async fn in_transaction_mode_an_application_that_does_not_say_so_runs_what_another_one_has_prepared()
+ {
     for says_so in [false, true] {
         let Some(case) = Case::new().await else { return };
         let direct = case.direct();
@@ -142,7 +146,10 @@ async fn in_transaction_mode_an_application_that_does_not_say_so_runs_what_anoth
             assert_eq!(refused.unwrap(), unbound(2));
         } else {
             let Err(StoreError::Rejected(error)) = &refused else { panic!("{refused:?}") };
-            assert!(error.to_string().contains("prepared statement \"sqlx_s_1\" already exists"), "{error}");
+            assert!(
+                error.to_string().contains("prepared statement \"sqlx_s_1\" already exists"),
+                "{error}"
+            );
             assert_eq!(direct.load(session(2)).await.unwrap(), row_of(2), "nothing was written");
         }
 
@@ -202,7 +209,8 @@ async fn a_set_up_dropped_at_any_poll_can_be_done_again() {
 async fn eight_pools_set_up_at_the_same_moment() {
     for _ in 0..5 {
         let Some(case) = Case::bare().await else { return };
-        let stores: Vec<_> = (0..8).map(|_| case.in_transaction_mode(2).behind_transaction_pooler()).collect();
+        let stores: Vec<_> =
+            (0..8).map(|_| case.in_transaction_mode(2).behind_transaction_pooler()).collect();
         for store in &stores {
             store.pool().acquire().await.unwrap();
         }
@@ -231,8 +239,15 @@ async fn a_retarget_in_a_transaction_is_there_after_its_commit_only() {
     let _ = store.create(new(1, 1, Some(target(1)))).await.unwrap();
     for commit in [false, true] {
         let mut transaction = store.pool().begin().await.unwrap();
-        assert_eq!(store.retarget_in(&mut transaction, session(1), workspace(2)).await.unwrap(), ordered);
-        assert_eq!(store.load(session(1)).await.unwrap(), Some(before.clone()), "others do not see it yet");
+        assert_eq!(
+            store.retarget_in(&mut transaction, session(1), workspace(2)).await.unwrap(),
+            ordered
+        );
+        assert_eq!(
+            store.load(session(1)).await.unwrap(),
+            Some(before.clone()),
+            "others do not see it yet"
+        );
         // A group repair does not wait for it.
         let (stale, current) = (target(1), target(2));
         let repair = store.replace_agent(workspace(1), epoch(0), &stale, &current, 10);
@@ -266,7 +281,11 @@ async fn group_repairs_and_orders_of_two_applications_get_along() {
     let orders = (0..ROWS).map(|s| {
         let store = stores[s as usize % 2].clone();
         tokio::spawn(async move {
-            if s % 3 == 0 { Some(store.retarget(session(s), workspace(2)).await.unwrap()) } else { None }
+            if s % 3 == 0 {
+                Some(store.retarget(session(s), workspace(2)).await.unwrap())
+            } else {
+                None
+            }
         })
     });
     let orders: Vec<_> = orders.collect();
@@ -274,12 +293,17 @@ async fn group_repairs_and_orders_of_two_applications_get_along() {
         tokio::spawn(async move {
             let mut written = 0;
             loop {
-                written += match store.replace_agent(workspace(1), epoch(0), &target(1), &target(2), 7).await {
+                written += match store
+                    .replace_agent(workspace(1), epoch(0), &target(1), &target(2), 7)
+                    .await
+                {
                     Ok(written) | Err(StoreError::LeftOut { written }) => written,
                     Err(error) => panic!("{error:?}"),
                 };
-                let rows = store.load_many(&(0..ROWS).map(session).collect::<Vec<_>>()).await.unwrap();
-                let behind = |row: &Binding| row.workspace == workspace(1) && row.target != Some(target(2));
+                let rows =
+                    store.load_many(&(0..ROWS).map(session).collect::<Vec<_>>()).await.unwrap();
+                let behind =
+                    |row: &Binding| row.workspace == workspace(1) && row.target != Some(target(2));
                 if !rows.iter().any(behind) {
                     return written;
                 }
@@ -289,7 +313,11 @@ async fn group_repairs_and_orders_of_two_applications_get_along() {
     let (mut raised, mut written) = (0, 0);
     for (s, order) in (0..).zip(orders) {
         if let Some(ordered) = order.await.unwrap() {
-            assert_eq!(case.direct().load(session(s)).await.unwrap(), Some(ordered.clone()), "undone");
+            assert_eq!(
+                case.direct().load(session(s)).await.unwrap(),
+                Some(ordered.clone()),
+                "undone"
+            );
             raised += ordered.revision.get() - 2;
         }
     }
@@ -298,7 +326,11 @@ async fn group_repairs_and_orders_of_two_applications_get_along() {
     }
     for s in (0..ROWS).filter(|s| s % 3 != 0) {
         let expected = row(s, 1, Some(target(2)), 2, previous(1));
-        assert_eq!(case.direct().load(session(s)).await.unwrap(), Some(expected), "not exactly once");
+        assert_eq!(
+            case.direct().load(session(s)).await.unwrap(),
+            Some(expected),
+            "not exactly once"
+        );
         raised += 1;
     }
     assert_eq!(written as i64, raised, "what was written is what was said");

@@ -46,7 +46,8 @@ impl Case {
         Store::new(pool).with_table(&self.table).unwrap()
     }
 
-    /// SQL in which `T` is the table, `M` the one of what is remembered, and `E` that of the epochs.
+    /// SQL in which `T` is the table, `M` the one of what is remembered, and `E` that of the
+    /// epochs.
     fn sql(&self, text: &str) -> AssertSqlSafe<String> {
         let name = |name: &str| format!("{QUOTE}{name}{QUOTE}");
         let words = text.split(' ').map(|word| match word {
@@ -76,7 +77,9 @@ impl Case {
     async fn wrong(&self) -> String {
         let mut said = Vec::new();
         for result in [self.store.check().await, self.store.set_up().await] {
-            let StoreError::Schema { place, what } = result.unwrap_err() else { panic!("another error") };
+            let StoreError::Schema { place, what } = result.unwrap_err() else {
+                panic!("another error")
+            };
             assert_eq!(place, self.place());
             said.push(what);
         }
@@ -94,7 +97,8 @@ impl Case {
 }
 
 fn pool(options: &Options, connections: u32) -> Pool {
-    let pool = PoolOptions::new().max_connections(connections).acquire_timeout(Duration::from_secs(20));
+    let pool =
+        PoolOptions::new().max_connections(connections).acquire_timeout(Duration::from_secs(20));
     pool.connect_lazy_with(options.clone())
 }
 
@@ -149,7 +153,10 @@ mod set_up {
         ] {
             case.run(damage).await;
             let error = case.store.check().await.unwrap_err();
-            assert!(matches!(&error, StoreError::Schema { what: found, .. } if *found == what), "{error:?}");
+            assert!(
+                matches!(&error, StoreError::Schema { what: found, .. } if *found == what),
+                "{error:?}"
+            );
             case.store.set_up().await.unwrap();
             case.store.check().await.unwrap();
             assert_eq!(case.everything().await, all);
@@ -166,7 +173,10 @@ mod set_up {
         let text = Store::SCHEMA.replace("agent_bindings", &case.table);
         sqlx::raw_sql(AssertSqlSafe(text.clone())).execute(case.store.pool()).await.unwrap();
         case.store.set_up().await.unwrap();
-        assert_eq!(case.store.load(session(1)).await.unwrap(), Some(row(1, 1, Some(target(1)), 1, None)));
+        assert_eq!(
+            case.store.load(session(1)).await.unwrap(),
+            Some(row(1, 1, Some(target(1)), 1, None))
+        );
         assert_eq!(case.number("SELECT revision_floor FROM M").await, Some(5));
         assert_eq!(case.everything().await, all);
 
@@ -194,7 +204,8 @@ mod set_up {
                     tokio::spawn(async move {
                         store.set_up().await.unwrap();
                         // A row of its own, and one that all of them want.
-                        let own = store.create(new(number as u128, 1, Some(target(1)))).await.unwrap();
+                        let own =
+                            store.create(new(number as u128, 1, Some(target(1)))).await.unwrap();
                         assert!(matches!(own, Swap::Applied(_)));
                         let common = store.create(new(100, number as u128, None)).await.unwrap();
                         matches!(common, Swap::Applied(_))
@@ -220,7 +231,9 @@ mod set_up {
         let before = case.everything().await;
         for result in [case.store.set_up().await, case.store.check().await] {
             let error = result.unwrap_err();
-            let StoreError::SchemaTooNew { place, found: 7, supported: 1 } = &error else { panic!("{error:?}") };
+            let StoreError::SchemaTooNew { place, found: 7, supported: 1 } = &error else {
+                panic!("{error:?}")
+            };
             assert_eq!(*place, case.place());
         }
         assert_eq!(case.everything().await, before);
@@ -234,7 +247,8 @@ mod set_up {
                         revision,deleted_at,created_at,last_used";
         let meta = "id,schema_version,revision_floor,floor_raised_at,use_recorded_since,use_recorded_until,\
                     use_recorded_gap";
-        for (table, suffix, columns) in [("T", "", bindings), ("M", "_meta", meta), ("E", "_epochs", "workspace,epoch")]
+        for (table, suffix, columns) in
+            [("T", "", bindings), ("M", "_meta", meta), ("E", "_epochs", "workspace,epoch")]
         {
             for missing in columns.split(',') {
                 let Some(case) = Case::bare(1).await else { return };
@@ -242,12 +256,21 @@ mod set_up {
                 let rest = rest.map(|column| match column {
                     "id" => "id INT".to_owned(),
                     "address" => format!("address {TEXT}"),
-                    "session" | "workspace" | "agent" | "build" | "previous_agent" => format!("{column} {}", ID[0]),
+                    "session" | "workspace" | "agent" | "build" | "previous_agent" => {
+                        format!("{column} {}", ID[0])
+                    }
                     _ => format!("{column} BIGINT"),
                 });
-                case.run(&format!("CREATE TABLE {table} ({})", rest.collect::<Vec<_>>().join(", "))).await;
+                case.run(&format!(
+                    "CREATE TABLE {table} ({})",
+                    rest.collect::<Vec<_>>().join(", ")
+                ))
+                .await;
                 let before = case.everything().await;
-                assert_eq!(case.wrong().await, format!("table {}{suffix} has no column {missing}", case.table));
+                assert_eq!(
+                    case.wrong().await,
+                    format!("table {}{suffix} has no column {missing}", case.table)
+                );
                 assert_eq!(case.everything().await, before);
             }
         }
@@ -260,19 +283,23 @@ mod set_up {
         let text = Store::SCHEMA.replace("agent_bindings", &case.table);
         let text = text.replace(&format!("    agent {right},"), &format!("    agent {other},"));
         sqlx::raw_sql(AssertSqlSafe(text)).execute(case.store.pool()).await.unwrap();
-        let expected = format!("column agent of table {} is {other_name}, not {right_name}", case.table);
+        let expected =
+            format!("column agent of table {} is {other_name}, not {right_name}", case.table);
         assert_eq!(case.wrong().await, expected);
     }
 
     #[tokio::test]
     async fn a_table_with_another_key_is_refused() {
-        for (key, found) in [("", "missing"), (", PRIMARY KEY (session, revision)", "(session, revision)")] {
+        for (key, found) in
+            [("", "missing"), (", PRIMARY KEY (session, revision)", "(session, revision)")]
+        {
             let Some(case) = Case::bare(1).await else { return };
             let text = Store::SCHEMA.replace("agent_bindings", &case.table);
             let text = text.replacen("NOT NULL PRIMARY KEY", "NOT NULL", 1);
             let text = text.replacen("deleted_at BIGINT,", &format!("deleted_at BIGINT{key},"), 1);
             sqlx::raw_sql(AssertSqlSafe(text)).execute(case.store.pool()).await.unwrap_or_default();
-            let expected = format!("the primary key of table {} is {found}, not (session)", case.table);
+            let expected =
+                format!("the primary key of table {} is {found}, not (session)", case.table);
             assert_eq!(case.wrong().await, expected);
         }
     }
@@ -282,7 +309,10 @@ mod set_up {
         let Some(case) = Case::new(1).await else { return };
         for name in ["x\"; DROP TABLE y; --", "x'", "x`", "", "täble", "a.b", &"x".repeat(49)] {
             let error = case.store.clone().with_table(name).unwrap_err();
-            assert!(matches!(&error, StoreError::TableName { name: named } if named == name), "{error:?}");
+            assert!(
+                matches!(&error, StoreError::TableName { name: named } if named == name),
+                "{error:?}"
+            );
         }
     }
 
@@ -297,15 +327,24 @@ mod set_up {
         let _ = case.store.create(new(s, 1, Some(target(1)))).await.unwrap();
         assert_eq!(other.load(session(s)).await.unwrap(), None);
         assert_eq!(other.retarget(session(s), workspace(2)).await.unwrap().workspace, workspace(2));
-        assert_eq!(case.store.load(session(s)).await.unwrap(), Some(row(s, 1, Some(target(1)), 1, None)));
+        assert_eq!(
+            case.store.load(session(s)).await.unwrap(),
+            Some(row(s, 1, Some(target(1)), 1, None))
+        );
     }
 
     #[tokio::test]
     async fn debug_shows_the_place_and_no_secret() {
-        let options = Options::new().host("db.example").port(7).username("app").password("xyzzy").database("chats");
+        let options = Options::new()
+            .host("db.example")
+            .port(7)
+            .username("app")
+            .password("xyzzy")
+            .database("chats");
         let store = Store::new(PoolOptions::new().connect_lazy_with(options));
-        let expected =
-            format!(r#"{STORE} {{ server: "{NAME} database chats at db.example:7", table: "agent_bindings", .. }}"#);
+        let expected = format!(
+            r#"{STORE} {{ server: "{NAME} database chats at db.example:7", table: "agent_bindings", .. }}"#
+        );
         assert_eq!(format!("{store:?}"), expected);
     }
 
@@ -316,13 +355,16 @@ mod set_up {
         let _ = case.store.create(new(1, 1, Some(target(1)))).await.unwrap();
         let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
         let before = now();
-        assert!(case.store.delete(session(1), None).await.unwrap());
+        assert!(case.store.forget(session(1), None).await.unwrap());
         assert_eq!(case.number("SELECT revision FROM T").await, Some(2));
         let gone = "workspace IS NULL AND agent IS NULL AND build IS NULL AND generation IS NULL AND address IS NULL";
         assert_eq!(case.number(&format!("SELECT count(*) FROM T WHERE {gone}")).await, Some(1));
         let deleted_at = case.number("SELECT deleted_at FROM T").await.unwrap();
         assert!((before..=now()).contains(&deleted_at));
-        assert_eq!(case.store.retarget(session(1), workspace(1)).await.unwrap(), row(1, 1, None, 3, previous(1)));
+        assert_eq!(
+            case.store.retarget(session(1), workspace(1)).await.unwrap(),
+            row(1, 1, None, 3, previous(1))
+        );
         assert_eq!(case.number("SELECT deleted_at FROM T").await, None);
     }
 
@@ -332,16 +374,29 @@ mod set_up {
         let store = &case.store;
         let _ = store.create(new(1, 1, Some(target(1)))).await.unwrap();
         let _ = store.create(new(2, 1, None)).await.unwrap();
-        assert!(store.delete(session(2), None).await.unwrap());
+        assert!(store.forget(session(2), None).await.unwrap());
         case.run("UPDATE M SET revision_floor = 100").await;
-        assert_eq!(store.create(new(3, 1, None)).await.unwrap(), Swap::Applied(row(3, 1, None, 101, None)));
-        assert_eq!(store.retarget(session(4), workspace(1)).await.unwrap(), row(4, 1, None, 101, None));
+        assert_eq!(
+            store.create(new(3, 1, None)).await.unwrap(),
+            Swap::Applied(row(3, 1, None, 101, None))
+        );
+        assert_eq!(
+            store.retarget(session(4), workspace(1)).await.unwrap(),
+            row(4, 1, None, 101, None)
+        );
         let inherited = Swap::Applied(row(5, 1, Some(target(1)), 101, None));
         assert_eq!(store.inherit(session(5), session(1)).await.unwrap(), inherited);
-        assert_eq!(store.create(new(2, 1, None)).await.unwrap(), Swap::Applied(row(2, 1, None, 3, None)));
-        assert_eq!(store.retarget(session(1), workspace(1)).await.unwrap(), row(1, 1, Some(target(1)), 2, None));
+        assert_eq!(
+            store.create(new(2, 1, None)).await.unwrap(),
+            Swap::Applied(row(2, 1, None, 3, None))
+        );
+        assert_eq!(
+            store.retarget(session(1), workspace(1)).await.unwrap(),
+            row(1, 1, Some(target(1)), 2, None)
+        );
 
-        // Without the floor nobody knows where to start: no row is better than a revision that was used before.
+        // Without the floor nobody knows where to start: no row is better than a revision that was
+        // used before.
         case.run("DELETE FROM M").await;
         let created = store.create(new(6, 1, None)).await;
         assert!(matches!(created, Err(StoreError::Rejected(_))), "{created:?}");
@@ -356,7 +411,10 @@ mod set_up {
         let Some(case) = Case::new(1).await else { return };
         assert_eq!(case.store.inherit(session(1), session(2)).await.unwrap(), Swap::Conflict(None));
         assert_eq!(case.store.inherit(session(1), session(1)).await.unwrap(), Swap::Conflict(None));
-        assert_eq!(case.store.compare_and_swap(at(1), new(1, 1, None)).await.unwrap(), Swap::Conflict(None));
+        assert_eq!(
+            case.store.compare_and_swap(at(1), new(1, 1, None)).await.unwrap(),
+            Swap::Conflict(None)
+        );
         assert_eq!(case.store.unbind(session(1)).await.unwrap(), None);
         assert_eq!(case.number("SELECT count(*) FROM T").await, Some(0));
     }
@@ -381,7 +439,7 @@ mod errors {
         assert_eq!(store.load(session(1)).await.unwrap(), None);
         store.pool().close().await;
         unavailable(store.load(session(1)).await);
-        unavailable(store.delete(session(1), None).await);
+        unavailable(store.forget(session(1), None).await);
     }
 
     #[tokio::test]
@@ -389,7 +447,9 @@ mod errors {
         // A port that was free a moment ago.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let options = Options::new().host("127.0.0.1").port(port).username("app").database("chats");
-        let pool = PoolOptions::new().acquire_timeout(Duration::from_millis(300)).connect_lazy_with(options);
+        let pool = PoolOptions::new()
+            .acquire_timeout(Duration::from_millis(300))
+            .connect_lazy_with(options);
         let store = Store::new(pool);
         unavailable(store.load(session(1)).await);
         unavailable(store.create(new(1, 1, None)).await);
@@ -418,7 +478,8 @@ mod errors {
     async fn a_database_that_does_not_exist_is_named() {
         let Some(case) = Case::new(1).await else { return };
         let store = Store::new(pool(&case.options.clone().database("nowhere_to_be_found"), 1));
-        for error in [store.set_up().await.unwrap_err(), store.load(session(1)).await.unwrap_err()] {
+        for error in [store.set_up().await.unwrap_err(), store.load(session(1)).await.unwrap_err()]
+        {
             let named = matches!(&error, StoreError::Schema { what, .. } if what.contains("nowhere_to_be_found"));
             assert!(named, "{error:?}");
         }
@@ -432,7 +493,7 @@ mod errors {
             store.load(session(1)).await.unwrap_err(),
             store.retarget(session(1), workspace(1)).await.unwrap_err(),
             store.compare_and_swap(at(1), new(1, 1, None)).await.unwrap_err(),
-            store.delete(session(1), None).await.unwrap_err(),
+            store.forget(session(1), None).await.unwrap_err(),
         ] {
             let StoreError::Schema { place, what } = &error else { panic!("{error:?}") };
             assert_eq!((place, what), (&case.place(), &NO_TABLE.replace("{}", &case.table)));
@@ -450,31 +511,45 @@ mod errors {
             case.run(&format!("GRANT SELECT ON {table} TO {name}")).await;
         }
         let _ = case.store.create(new(1, 1, Some(target(1)))).await.unwrap();
-        let denied = |error: StoreError| assert!(matches!(error, StoreError::Denied { .. }), "{error:?}");
+        let denied =
+            |error: StoreError| assert!(matches!(error, StoreError::Denied { .. }), "{error:?}");
 
         let store = case.over(pool(&case.options.clone().username(&guest).password("guest"), 1));
         store.check().await.unwrap();
         store.set_up().await.unwrap();
-        assert_eq!(store.load(session(1)).await.unwrap(), Some(row(1, 1, Some(target(1)), 1, None)));
+        assert_eq!(
+            store.load(session(1)).await.unwrap(),
+            Some(row(1, 1, Some(target(1)), 1, None))
+        );
         denied(store.retarget(session(1), workspace(2)).await.unwrap_err());
         denied(store.compare_and_swap(at(1), new(1, 1, None)).await.unwrap_err());
-        denied(store.delete(session(1), None).await.unwrap_err());
+        denied(store.forget(session(1), None).await.unwrap_err());
         denied(store.clone().with_table(servers::table()).unwrap().set_up().await.unwrap_err());
-        assert_eq!(case.store.load(session(1)).await.unwrap(), Some(row(1, 1, Some(target(1)), 1, None)));
+        assert_eq!(
+            case.store.load(session(1)).await.unwrap(),
+            Some(row(1, 1, Some(target(1)), 1, None))
+        );
     }
 
     #[tokio::test]
     async fn the_table_refuses_what_no_statement_writes() {
         let Some(case) = Case::new(1).await else { return };
         let _ = case.store.create(new(1, 1, Some(target(1)))).await.unwrap();
-        for change in
-            ["workspace = NULL", "agent = NULL", "previous_generation = 1", "revision = NULL", "deleted_at = 1"]
-        {
+        for change in [
+            "workspace = NULL",
+            "agent = NULL",
+            "previous_generation = 1",
+            "revision = NULL",
+            "deleted_at = 1",
+        ] {
             let sql = case.sql(&format!("UPDATE T SET {change}"));
             let result = sqlx::raw_sql(sql).execute(case.store.pool()).await;
             assert!(result.is_err(), "{change}");
         }
-        assert_eq!(case.store.load(session(1)).await.unwrap(), Some(row(1, 1, Some(target(1)), 1, None)));
+        assert_eq!(
+            case.store.load(session(1)).await.unwrap(),
+            Some(row(1, 1, Some(target(1)), 1, None))
+        );
     }
 }
 
@@ -491,12 +566,20 @@ mod transactions {
         let ordered = row(1, 2, None, 2, previous(1));
         // Some row of the application's, here of the same table.
         let own = "UPDATE T SET revision = 70 WHERE revision = 1 AND agent IS NULL";
-        let owns = async || case.number("SELECT count(*) FROM T WHERE revision = 70").await.unwrap();
+        let owns =
+            async || case.number("SELECT count(*) FROM T WHERE revision = 70").await.unwrap();
 
         let mut transaction = store.pool().begin().await.unwrap();
         sqlx::raw_sql(case.sql(own)).execute(&mut *transaction).await.unwrap();
-        assert_eq!(store.retarget_in(&mut transaction, session(1), workspace(2)).await.unwrap(), ordered);
-        assert_eq!(store.load(session(1)).await.unwrap(), Some(before.clone()), "others do not see it yet");
+        assert_eq!(
+            store.retarget_in(&mut transaction, session(1), workspace(2)).await.unwrap(),
+            ordered
+        );
+        assert_eq!(
+            store.load(session(1)).await.unwrap(),
+            Some(before.clone()),
+            "others do not see it yet"
+        );
         transaction.rollback().await.unwrap();
         assert_eq!(store.load(session(1)).await.unwrap(), Some(before.clone()));
 
@@ -509,7 +592,10 @@ mod transactions {
 
         let mut transaction = store.pool().begin().await.unwrap();
         sqlx::raw_sql(case.sql(own)).execute(&mut *transaction).await.unwrap();
-        assert_eq!(store.retarget_in(&mut transaction, session(1), workspace(2)).await.unwrap(), ordered);
+        assert_eq!(
+            store.retarget_in(&mut transaction, session(1), workspace(2)).await.unwrap(),
+            ordered
+        );
         let new_row = store.retarget_in(&mut transaction, session(3), workspace(3)).await.unwrap();
         assert_eq!(new_row, row(3, 3, None, 1, None));
         transaction.commit().await.unwrap();
@@ -544,10 +630,12 @@ mod transactions {
             let s = u128::from(commit);
             let _ = case.store.create(new(s, 1, Some(target(1)))).await.unwrap();
             let mut transaction = case.store.pool().begin().await.unwrap();
-            let ordered = case.store.retarget_in(&mut transaction, session(s), workspace(2)).await.unwrap();
+            let ordered =
+                case.store.retarget_in(&mut transaction, session(s), workspace(2)).await.unwrap();
             let store = case.store.clone();
-            let repair =
-                tokio::spawn(async move { store.compare_and_swap(at(1), new(s, 1, Some(target(2)))).await.unwrap() });
+            let repair = tokio::spawn(async move {
+                store.compare_and_swap(at(1), new(s, 1, Some(target(2)))).await.unwrap()
+            });
             waiting(&case).await;
             assert!(!repair.is_finished());
             if commit {
@@ -555,12 +643,16 @@ mod transactions {
                 assert_eq!(repair.await.unwrap(), Swap::Conflict(Some(ordered)));
             } else {
                 transaction.rollback().await.unwrap();
-                assert_eq!(repair.await.unwrap(), Swap::Applied(row(s, 1, Some(target(2)), 2, previous(1))));
+                assert_eq!(
+                    repair.await.unwrap(),
+                    Swap::Applied(row(s, 1, Some(target(2)), 2, previous(1)))
+                );
             }
         }
     }
 
-    /// The other transaction's deadlock undoes this one: the caller is told that nothing was written.
+    /// The other transaction's deadlock undoes this one: the caller is told that nothing was
+    /// written.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_deadlock_of_two_transactions_is_unavailable_for_one_of_them() {
         let Some(case) = Case::new(2).await else { return };
@@ -572,9 +664,13 @@ mod transactions {
             let (store, both) = (case.store.clone(), both.clone());
             tokio::spawn(async move {
                 let mut transaction = store.pool().begin().await.unwrap();
-                store.retarget_in(&mut transaction, session(first), workspace(first)).await.unwrap();
+                store
+                    .retarget_in(&mut transaction, session(first), workspace(first))
+                    .await
+                    .unwrap();
                 both.wait().await;
-                let result = store.retarget_in(&mut transaction, session(second), workspace(first)).await;
+                let result =
+                    store.retarget_in(&mut transaction, session(second), workspace(first)).await;
                 match result {
                     Ok(_) => transaction.commit().await.map(|()| Ok(first)).unwrap(),
                     Err(error) => Err(error),
@@ -590,7 +686,10 @@ mod transactions {
         }
         assert!(matches!(lost[..], [StoreError::Unavailable(_)]), "{lost:?}");
         for s in [1, 2] {
-            assert_eq!(case.store.load(session(s)).await.unwrap(), Some(row(s, won[0], None, 2, None)));
+            assert_eq!(
+                case.store.load(session(s)).await.unwrap(),
+                Some(row(s, won[0], None, 2, None))
+            );
         }
     }
 
@@ -609,7 +708,7 @@ mod transactions {
             sent(store.compare_and_swap(at(1), new(1, 1, None)));
             sent(store.retarget(session(1), workspace(1)));
             sent(store.unbind(session(1)));
-            sent(store.delete(session(1), None));
+            sent(store.forget(session(1), None));
             sent(store.inherit(session(1), session(2)));
             sent(store.reset_workspace(workspace(1)));
             sent(store.load_many(&[]));
@@ -622,7 +721,8 @@ mod transactions {
 async fn waiting(case: &Case) -> i64 {
     let looker = pool(&case.options, 1);
     until("a statement waits for a lock", async || {
-        let found: Vec<i64> = sqlx::query_scalar(CONNECTIONS).bind(&case.table).fetch_all(&looker).await.unwrap();
+        let found: Vec<i64> =
+            sqlx::query_scalar(CONNECTIONS).bind(&case.table).fetch_all(&looker).await.unwrap();
         found.into_iter().next()
     })
     .await
@@ -648,17 +748,25 @@ mod lost {
             // A deleted row, so that there is one to lock.
             let _ = neighbour.create(new(1, 1, Some(target(1)))).await.unwrap();
             let (before, after) = if before.is_none() {
-                assert!(neighbour.delete(session(1), None).await.unwrap());
-                (before, after.map(|row| Binding::new(row.session, row.workspace, row.target, at(3))))
+                assert!(neighbour.forget(session(1), None).await.unwrap());
+                (
+                    before,
+                    after.map(|row| Binding::new(row.session, row.workspace, row.target, at(3))),
+                )
             } else {
                 (before, after)
             };
             let mut lock = neighbour.pool().begin().await.unwrap();
-            sqlx::raw_sql(case.sql("UPDATE T SET address = address WHERE revision < 3 AND build IS NULL"))
+            sqlx::raw_sql(
+                case.sql("UPDATE T SET address = address WHERE revision < 3 AND build IS NULL"),
+            )
+            .execute(&mut *lock)
+            .await
+            .unwrap();
+            sqlx::raw_sql(case.sql("SELECT revision FROM T FOR UPDATE"))
                 .execute(&mut *lock)
                 .await
                 .unwrap();
-            sqlx::raw_sql(case.sql("SELECT revision FROM T FOR UPDATE")).execute(&mut *lock).await.unwrap();
 
             let store = case.store.clone();
             let running = tokio::spawn(async move { verb.run(&store, 1).await });
@@ -684,14 +792,16 @@ mod lost {
         let neighbour = case.neighbour(1);
         let _ = case.store.create(new(1, 1, None)).await.unwrap();
         for revision in 1..5 {
-            let connection: i64 = sqlx::query_scalar(WHO_AM_I).fetch_one(case.store.pool()).await.unwrap();
+            let connection: i64 =
+                sqlx::query_scalar(WHO_AM_I).fetch_one(case.store.pool()).await.unwrap();
             end(neighbour.pool(), connection).await;
             let swap = case.store.compare_and_swap(at(revision), new(1, 1, None)).await.unwrap();
             assert_eq!(swap, Swap::Applied(row(1, 1, None, revision + 1, None)));
         }
     }
 
-    /// Connections are ended all the time under four writers with a row each. What a writer was told is what happened.
+    /// Connections are ended all the time under four writers with a row each. What a writer was
+    /// told is what happened.
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn nothing_is_lost_or_made_twice_while_connections_end() {
         const WRITES: i64 = 150;
@@ -700,7 +810,8 @@ mod lost {
         let living: Arc<Mutex<Vec<i64>>> = Arc::default();
         let pool = {
             let living = living.clone();
-            let pool = PoolOptions::new().max_connections(4).acquire_timeout(Duration::from_secs(20));
+            let pool =
+                PoolOptions::new().max_connections(4).acquire_timeout(Duration::from_secs(20));
             let pool = pool.after_connect(move |connection, _| {
                 let living = living.clone();
                 Box::pin(async move {
@@ -766,7 +877,8 @@ mod lost {
         let (mut writes, mut unknown, mut unavailable) = (0, 0, 0);
         for (s, writer) in (0..).zip(writers) {
             let (last, not_known, not_available) = writer.await.unwrap();
-            (writes, unknown, unavailable) = (writes + last, unknown + not_known, unavailable + not_available);
+            (writes, unknown, unavailable) =
+                (writes + last, unknown + not_known, unavailable + not_available);
             let last = row(s, 1, Some(target(last)), last, previous(last - 1));
             assert_eq!(case.store.load(session(s)).await.unwrap(), Some(last));
         }
@@ -805,9 +917,11 @@ mod dropped {
         for polls in 0.. {
             for drop_at in [verbs::Drop::After(polls), verbs::Drop::Before(polls)] {
                 let Some(case) = Case::bare(1).await else { return };
-                // With a connection that is there: to log in may take hundreds of polls, and creates nothing.
+                // With a connection that is there: to log in may take hundreds of polls, and
+                // creates nothing.
                 drop(case.store.pool().acquire().await.unwrap());
-                until("it is back", async || (case.store.pool().num_idle() == 1).then_some(())).await;
+                until("it is back", async || (case.store.pool().num_idle() == 1).then_some(()))
+                    .await;
                 let first = verbs::until(drop_at, case.store.set_up()).await;
                 let again = case.neighbour(1);
                 again.set_up().await.unwrap();
@@ -831,13 +945,17 @@ mod many {
 
     impl Random {
         fn below(&mut self, bound: u64) -> u64 {
-            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            self.0 = self
+                .0
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (self.0 >> 33) % bound
         }
     }
 
-    /// Two processes' worth of pools fight for the same rows. Each row is then a compare-and-swap register: the writes
-    /// that were applied are a chain without a gap, and every read shows a link of it, later ones later links.
+    /// Two processes' worth of pools fight for the same rows. Each row is then a compare-and-swap
+    /// register: the writes that were applied are a chain without a gap, and every read shows a
+    /// link of it, later ones later links.
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn two_pools_of_sixteen_fight_for_a_hundred_rows() {
         const ROWS: u64 = 100;
@@ -878,7 +996,8 @@ mod many {
                 })
             })
             .collect();
-        let (mut history, mut reads, mut conflicts) = (BTreeMap::<_, BTreeMap<i64, Binding>>::new(), Vec::new(), 0);
+        let (mut history, mut reads, mut conflicts) =
+            (BTreeMap::<_, BTreeMap<i64, Binding>>::new(), Vec::new(), 0);
         for task in tasks {
             let (writes, seen, lost) = task.await.unwrap();
             conflicts += lost;
@@ -889,28 +1008,45 @@ mod many {
             }
         }
         for (session, row) in &history {
-            assert_eq!(row.keys().copied().collect::<Vec<_>>(), (1..=row.len() as i64).collect::<Vec<_>>());
+            assert_eq!(
+                row.keys().copied().collect::<Vec<_>>(),
+                (1..=row.len() as i64).collect::<Vec<_>>()
+            );
             let rows: Vec<_> = row.values().collect();
             for pair in rows.windows(2) {
                 let gone = pair[0].target.as_ref().unwrap();
-                assert_eq!(pair[1].previous, Some(Previous::new(gone.agent, gone.generation)), "a lost update");
+                assert_eq!(
+                    pair[1].previous,
+                    Some(Previous::new(gone.agent, gone.generation)),
+                    "a lost update"
+                );
             }
             assert_eq!(case.store.load(*session).await.unwrap().as_ref(), rows.last().copied());
         }
         for seen in reads {
             let mut latest = BTreeMap::new();
             for read in seen {
-                assert_eq!(history[&read.session].get(&read.revision.get()), Some(&read), "what nobody wrote");
+                assert_eq!(
+                    history[&read.session].get(&read.revision.get()),
+                    Some(&read),
+                    "what nobody wrote"
+                );
                 let before = latest.insert(read.session, read.revision);
-                assert!(before.is_none_or(|before| before <= read.revision), "a read went back in time");
+                assert!(
+                    before.is_none_or(|before| before <= read.revision),
+                    "a read went back in time"
+                );
             }
         }
-        println!("{} writes, {conflicts} conflicts", history.values().map(BTreeMap::len).sum::<usize>());
+        println!(
+            "{} writes, {conflicts} conflicts",
+            history.values().map(BTreeMap::len).sum::<usize>()
+        );
         assert!(conflicts > 0, "nobody fought");
     }
 
-    /// Orders over a whole workspace lock many rows in one statement, in whatever order the database likes. Deadlocks
-    /// are the stores' own to repair.
+    /// Orders over a whole workspace lock many rows in one statement, in whatever order the
+    /// database likes. Deadlocks are the stores' own to repair.
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn orders_over_a_workspace_and_writes_to_its_rows_get_along() {
         const ROWS: u64 = 40;
@@ -927,7 +1063,10 @@ mod many {
                     for _ in 0..40 {
                         let s = u128::from(random.below(ROWS));
                         match random.below(4) {
-                            0 => orders += store.reset_workspace(workspace(s % 2)).await.unwrap().rows,
+                            0 => {
+                                orders +=
+                                    store.reset_workspace(workspace(s % 2)).await.unwrap().rows
+                            }
                             1 => {
                                 store.retarget(session(s), workspace(s / 2 % 2)).await.unwrap();
                                 orders += 1;
@@ -940,7 +1079,8 @@ mod many {
                                 let read = store.load(session(s)).await.unwrap().unwrap();
                                 let other = Some(target(random.below(100) as i64));
                                 let write = NewBinding::new(read.session, read.workspace, other);
-                                let swap = store.compare_and_swap(read.revision, write).await.unwrap();
+                                let swap =
+                                    store.compare_and_swap(read.revision, write).await.unwrap();
                                 orders += u64::from(matches!(swap, Swap::Applied(_)));
                             }
                         }
@@ -953,8 +1093,10 @@ mod many {
         for task in tasks {
             writes += task.await.unwrap();
         }
-        // Every write raised a revision by one, those to children, which resets reach as well, included.
-        let raised = case.number(&format!("SELECT CAST(sum(revision - 1) AS {NUMBER}) FROM T")).await;
+        // Every write raised a revision by one, those to children, which resets reach as well,
+        // included.
+        let raised =
+            case.number(&format!("SELECT CAST(sum(revision - 1) AS {NUMBER}) FROM T")).await;
         assert_eq!(raised, Some(writes as i64));
     }
 }

@@ -16,8 +16,8 @@ async fn connections(pool: &Pool, then: &'static str) -> HashSet<i64> {
     numbers
 }
 
-/// Makes all connections of the pool refuse writes from now on. New ones take them, as those to the new primary do after a
-/// failover.
+/// Makes all connections of the pool refuse writes from now on. New ones take them, as those to the
+/// new primary do after a failover.
 async fn demote(pool: &Pool) -> HashSet<i64> {
     let stale = connections(pool, READ_ONLY).await;
     until("they are back", async || (pool.num_idle() == stale.len()).then_some(())).await;
@@ -74,10 +74,10 @@ async fn every_verb_that_writes_is_tried_again_on_a_connection_that_takes_writes
     assert!(store.purge_idle(hour, 100).await.unwrap() > 0);
     case.run("UPDATE T SET deleted_at = 1 WHERE workspace IS NULL").await;
     demote(store.pool()).await;
-    assert_eq!(store.purge_deleted(100).await.unwrap().gone, 0, "the floor is raised");
+    assert_eq!(store.purge_forgotten(100).await.unwrap().gone, 0, "the floor is raised");
     case.run("UPDATE M SET floor_raised_at = 1").await;
     demote(store.pool()).await;
-    let Purged { gone, waiting, .. } = store.purge_deleted(100).await.unwrap();
+    let Purged { gone, waiting, .. } = store.purge_forgotten(100).await.unwrap();
     assert!(gone > 0 && waiting == 0, "{gone} {waiting}");
 }
 
@@ -89,7 +89,8 @@ async fn a_set_up_is_tried_again_on_a_connection_that_takes_writes() {
     case.store.check().await.unwrap();
 }
 
-/// Also the new connections refuse writes: nothing was written, it ends, and the server is not flooded with connections.
+/// Also the new connections refuse writes: nothing was written, it ends, and the server is not
+/// flooded with connections.
 #[tokio::test]
 async fn a_server_that_stays_read_only_is_unavailable_after_few_connections() {
     let Some(case) = Case::new(1).await else { return };
@@ -120,7 +121,10 @@ async fn a_read_only_transaction_of_the_caller_refuses_a_retarget_once() {
     let number: i64 = sqlx::query_scalar(WHO_AM_I).fetch_one(&mut *connection).await.unwrap();
     let refused = case.store.retarget_in(&mut connection, session(1), workspace(1)).await;
     assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
-    assert_eq!(sqlx::query_scalar::<_, i64>(WHO_AM_I).fetch_one(&mut *connection).await.unwrap(), number);
+    assert_eq!(
+        sqlx::query_scalar::<_, i64>(WHO_AM_I).fetch_one(&mut *connection).await.unwrap(),
+        number
+    );
 }
 
 #[tokio::test]
@@ -145,7 +149,8 @@ async fn a_read_whose_connection_ends_under_it_is_read_on_another_one() {
         let reading = tokio::spawn(async move { read(&store).await });
         let reader = waiting(&case).await;
         lost::end(neighbour.pool(), reader).await;
-        until("its connection is gone", async || (waiting(&case).await != reader).then_some(())).await;
+        until("its connection is gone", async || (waiting(&case).await != reader).then_some(()))
+            .await;
         for sql in UNLOCK_TABLE {
             sqlx::raw_sql(*sql).execute(&mut *lock).await.unwrap();
         }

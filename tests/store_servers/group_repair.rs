@@ -9,7 +9,9 @@ impl Case {
     /// The same table over connections of this isolation level.
     fn at(&self, isolation: &str, connections: u32) -> Store {
         let set = ISOLATION.replace("{}", isolation);
-        let pool = PoolOptions::new().max_connections(connections).acquire_timeout(Duration::from_secs(20));
+        let pool = PoolOptions::new()
+            .max_connections(connections)
+            .acquire_timeout(Duration::from_secs(20));
         let pool = pool.after_connect(move |connection, _| {
             let set = AssertSqlSafe(set.clone());
             Box::pin(async move { sqlx::raw_sql(set).execute(connection).await.map(|_| ()) })
@@ -21,7 +23,8 @@ impl Case {
 /// That it waits for nobody: a lock would be held for as long as it waits.
 /// Returns how many rows were written, and whether others were left out.
 async fn at_once(chunk: impl Future<Output = Result<u64, StoreError>>) -> (u64, bool) {
-    match tokio::time::timeout(Duration::from_secs(10), chunk).await.expect("it waits for somebody") {
+    match tokio::time::timeout(Duration::from_secs(10), chunk).await.expect("it waits for somebody")
+    {
         Ok(written) => (written, false),
         Err(StoreError::LeftOut { written }) => (written, true),
         Err(error) => panic!("{error:?}"),
@@ -38,9 +41,12 @@ async fn does_not_wait_for_a_retarget_that_is_under_way_and_does_not_undo_it() {
                 let _ = case.store.create(new(s, 1, Some(target(1)))).await.unwrap();
             }
             let mut order = case.store.pool().begin().await.unwrap();
-            let ordered = case.store.retarget_in(&mut order, session(2), workspace(2)).await.unwrap();
-            let chunk =
-                async || at_once(repairer.replace_agent(workspace(1), epoch(0), &target(1), &target(2), 10)).await;
+            let ordered =
+                case.store.retarget_in(&mut order, session(2), workspace(2)).await.unwrap();
+            let chunk = async || {
+                at_once(repairer.replace_agent(workspace(1), epoch(0), &target(1), &target(2), 10))
+                    .await
+            };
             assert_eq!(chunk().await, (2, true), "{level}: all but the one that is locked");
             assert_eq!(chunk().await, (0, true), "{level}");
             if commit {
@@ -73,7 +79,9 @@ async fn no_order_that_commits_in_between_is_undone() {
                 tokio::spawn(async move {
                     let mut ordered = Vec::new();
                     for s in (task..ROWS).step_by(2) {
-                        ordered.push(store.retarget(session(s * 7 % ROWS), workspace(2)).await.unwrap());
+                        ordered.push(
+                            store.retarget(session(s * 7 % ROWS), workspace(2)).await.unwrap(),
+                        );
                     }
                     ordered
                 })
@@ -86,8 +94,19 @@ async fn no_order_that_commits_in_between_is_undone() {
                     let mut written = 0;
                     for generation in 2.. {
                         let (stale, current) = (target(generation - 1), target(generation));
-                        written += at_once(store.replace_agent(workspace(1), epoch(0), &stale, &current, 7)).await.0;
-                        let left = store.load_many(&(0..ROWS).map(session).collect::<Vec<_>>()).await.unwrap();
+                        written += at_once(store.replace_agent(
+                            workspace(1),
+                            epoch(0),
+                            &stale,
+                            &current,
+                            7,
+                        ))
+                        .await
+                        .0;
+                        let left = store
+                            .load_many(&(0..ROWS).map(session).collect::<Vec<_>>())
+                            .await
+                            .unwrap();
                         if left.iter().all(|row| row.workspace == workspace(2)) {
                             break;
                         }
@@ -105,7 +124,11 @@ async fn no_order_that_commits_in_between_is_undone() {
         }
         for row in &ordered {
             assert_eq!((row.workspace, &row.target), (workspace(2), &None));
-            assert_eq!(case.store.load(row.session).await.unwrap().as_ref(), Some(row), "{level}: undone");
+            assert_eq!(
+                case.store.load(row.session).await.unwrap().as_ref(),
+                Some(row),
+                "{level}: undone"
+            );
         }
         let raised: i64 = ordered.iter().map(|row| row.revision.get() - 2).sum();
         assert_eq!(raised, written as i64, "{level}: what was written is what was said");
@@ -122,7 +145,8 @@ async fn twins_and_a_caller_who_goes_backwards_meet_no_deadlock_and_repair_each_
             for s in 0..ROWS {
                 let _ = case.store.create(new(s, 1, Some(target(1)))).await.unwrap();
             }
-            // At the level at which a caller's transaction may lock what others have changed meanwhile.
+            // At the level at which a caller's transaction may lock what others have changed
+            // meanwhile.
             let caller = case.at("READ COMMITTED", 1);
             let locks: Vec<_> = (0..ROWS)
                 .rev()
@@ -148,9 +172,19 @@ async fn twins_and_a_caller_who_goes_backwards_meet_no_deadlock_and_repair_each_
                         let mut written = 0;
                         // Until there is nothing left, and not only nothing that is free.
                         loop {
-                            written +=
-                                at_once(store.replace_agent(workspace(1), epoch(0), &target(1), &target(2), 9)).await.0;
-                            let rows = store.load_many(&(0..ROWS).map(session).collect::<Vec<_>>()).await.unwrap();
+                            written += at_once(store.replace_agent(
+                                workspace(1),
+                                epoch(0),
+                                &target(1),
+                                &target(2),
+                                9,
+                            ))
+                            .await
+                            .0;
+                            let rows = store
+                                .load_many(&(0..ROWS).map(session).collect::<Vec<_>>())
+                                .await
+                                .unwrap();
                             if rows.iter().all(|row| row.target.as_deref() == Some(&*target(2))) {
                                 return written;
                             }
@@ -166,7 +200,11 @@ async fn twins_and_a_caller_who_goes_backwards_meet_no_deadlock_and_repair_each_
             assert_eq!(written, ROWS as u64);
             for s in 0..ROWS {
                 let expected = row(s, 1, Some(target(2)), 2, previous(1));
-                assert_eq!(case.store.load(session(s)).await.unwrap(), Some(expected), "{level}: not exactly once");
+                assert_eq!(
+                    case.store.load(session(s)).await.unwrap(),
+                    Some(expected),
+                    "{level}: not exactly once"
+                );
             }
         }
     }

@@ -1,4 +1,5 @@
-//! Housekeeping against what others are doing to the same rows: it waits for nobody, and undoes nothing.
+//! Housekeeping against what others are doing to the same rows: it waits for nobody, and undoes
+//! nothing.
 
 use super::*;
 use std::future::Future;
@@ -7,7 +8,10 @@ const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
 async fn at_once<T>(verb: impl Future<Output = Result<T, StoreError>>) -> T {
-    tokio::time::timeout(Duration::from_secs(10), verb).await.expect("it waits for somebody").unwrap()
+    tokio::time::timeout(Duration::from_secs(10), verb)
+        .await
+        .expect("it waits for somebody")
+        .unwrap()
 }
 
 fn ago(hours: i64) -> i64 {
@@ -45,9 +49,14 @@ async fn a_row_that_is_used_between_being_found_and_being_deleted_stays() {
     for commit in [false, true] {
         let Some(case) = idle_rows().await else { return };
         let mut using = case.store.pool().begin().await.unwrap();
-        let used = case.sql(&format!("UPDATE T SET last_used = {} WHERE session = {}", ago(0), second()));
+        let used =
+            case.sql(&format!("UPDATE T SET last_used = {} WHERE session = {}", ago(0), second()));
         sqlx::raw_sql(used).execute(&mut *using).await.unwrap();
-        assert_eq!(at_once(case.store.purge_idle(HOUR, 10)).await, 2, "all but the one that is being used");
+        assert_eq!(
+            at_once(case.store.purge_idle(HOUR, 10)).await,
+            2,
+            "all but the one that is being used"
+        );
         assert_eq!(at_once(case.store.purge_idle(HOUR, 10)).await, 0);
         end(using, commit).await;
         assert_eq!(at_once(case.store.purge_idle(HOUR, 10)).await, u64::from(!commit));
@@ -93,18 +102,18 @@ async fn a_deleted_row_that_is_coming_back_is_not_removed() {
     for commit in [false, true] {
         let Some(case) = idle_rows().await else { return };
         for s in 1..=3 {
-            assert!(case.store.delete(session(s), None).await.unwrap());
+            assert!(case.store.forget(session(s), None).await.unwrap());
         }
         case.run(&format!("UPDATE T SET deleted_at = {}", ago(8 * 24))).await;
-        let first = at_once(case.store.purge_deleted(10)).await;
+        let first = at_once(case.store.purge_forgotten(10)).await;
         assert_eq!((first.gone, first.waiting), (0, 3));
         case.run(&format!("UPDATE M SET floor_raised_at = {}", ago(1))).await;
         let mut order = case.store.pool().begin().await.unwrap();
         let back = case.store.retarget_in(&mut order, session(2), workspace(2)).await.unwrap();
         assert_eq!(back.revision, at(3));
-        assert_eq!(at_once(case.store.purge_deleted(10)).await.gone, 2);
+        assert_eq!(at_once(case.store.purge_forgotten(10)).await.gone, 2);
         end(order, commit).await;
-        assert_eq!(at_once(case.store.purge_deleted(10)).await.gone, u64::from(!commit));
+        assert_eq!(at_once(case.store.purge_forgotten(10)).await.gone, u64::from(!commit));
         assert_eq!(case.store.load(session(2)).await.unwrap(), commit.then_some(back));
         // Its next life, if this was the end, begins above the floor.
         let next = case.store.retarget(session(2), workspace(2)).await.unwrap();
@@ -135,7 +144,7 @@ async fn four_housekeepers_get_along() {
                     if round > 2 {
                         deleted += at_once(store.purge_idle(HOUR, 7)).await;
                     }
-                    at_once(store.purge_deleted(5)).await;
+                    at_once(store.purge_forgotten(5)).await;
                 }
                 deleted
             })

@@ -12,10 +12,14 @@ async fn lock(case: &Case, sql: &str) -> sqlx::Transaction<'static, Database> {
 }
 
 /// It ends soon, says that nothing was written, and its connection is used again.
-async fn is_unavailable_soon<T: std::fmt::Debug>(store: &Store, verb: impl Future<Output = Result<T, StoreError>>) {
+async fn is_unavailable_soon<T: std::fmt::Debug>(
+    store: &Store,
+    verb: impl Future<Output = Result<T, StoreError>>,
+) {
     let connection: i64 = sqlx::query_scalar(WHO_AM_I).fetch_one(store.pool()).await.unwrap();
     let began = tokio::time::Instant::now();
-    let result = tokio::time::timeout(Duration::from_secs(20), verb).await.expect("the server ends it");
+    let result =
+        tokio::time::timeout(Duration::from_secs(20), verb).await.expect("the server ends it");
     assert!(matches!(result, Err(StoreError::Unavailable(_))), "{result:?}");
     assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
     let after: i64 = sqlx::query_scalar(WHO_AM_I).fetch_one(store.pool()).await.unwrap();
@@ -32,7 +36,7 @@ async fn a_verb_that_waits_for_a_row_is_ended_by_the_server() {
         let _ = store.create(new(1, 1, Some(target(1)))).await.unwrap();
         if verb.rows(1).0.is_none() {
             // A deleted row, so that there is one to lock.
-            assert!(store.delete(session(1), None).await.unwrap());
+            assert!(store.forget(session(1), None).await.unwrap());
         }
         let before = store.load(session(1)).await.unwrap();
         let lock = lock(&case, LOCKED).await;
@@ -72,7 +76,9 @@ async fn housekeeping_that_waits_for_the_meta_row_is_ended_by_the_server() {
 async fn no_setting_of_the_connection_is_changed_and_a_shorter_one_stays_in_force() {
     let Some(case) = Case::new(1).await else { return };
     let store = case.store.clone().with_lock_timeout(Duration::from_secs(30));
-    let setting = async || -> String { sqlx::query_scalar(LOCK_TIMEOUT).fetch_one(store.pool()).await.unwrap() };
+    let setting = async || -> String {
+        sqlx::query_scalar(LOCK_TIMEOUT).fetch_one(store.pool()).await.unwrap()
+    };
     let _ = store.create(new(1, 1, None)).await.unwrap();
     let usual = setting().await;
     store.retarget(session(1), workspace(2)).await.unwrap();
@@ -94,7 +100,8 @@ async fn a_transaction_of_the_callers_has_the_callers_settings() {
     let store = case.store.clone().with_lock_timeout(Duration::from_secs(1));
     let _ = store.create(new(1, 1, None)).await.unwrap();
     let mut transaction = store.pool().begin().await.unwrap();
-    let usual: String = sqlx::query_scalar(LOCK_TIMEOUT).fetch_one(&mut *transaction).await.unwrap();
+    let usual: String =
+        sqlx::query_scalar(LOCK_TIMEOUT).fetch_one(&mut *transaction).await.unwrap();
     let lock = lock(&case, LOCKED).await;
     let waits = async {
         let _ = store.retarget_in(&mut transaction, session(1), workspace(2)).await.unwrap();
@@ -104,11 +111,15 @@ async fn a_transaction_of_the_callers_has_the_callers_settings() {
         lock.rollback().await.unwrap();
     };
     tokio::join!(waits, unlocks);
-    assert_eq!(sqlx::query_scalar::<_, String>(LOCK_TIMEOUT).fetch_one(&mut *transaction).await.unwrap(), usual);
+    assert_eq!(
+        sqlx::query_scalar::<_, String>(LOCK_TIMEOUT).fetch_one(&mut *transaction).await.unwrap(),
+        usual
+    );
     transaction.commit().await.unwrap();
 }
 
-/// As a layer does it whose `store_timeout` is 1.2 s, for a session whose row the application holds.
+/// As a layer does it whose `store_timeout` is 1.2 s, for a session whose row the application
+/// holds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writes_that_are_given_up_and_sent_again_leave_the_pool_to_the_application() {
     let Some(case) = Case::new(8).await else { return };
@@ -123,15 +134,20 @@ async fn writes_that_are_given_up_and_sent_again_leave_the_pool_to_the_applicati
     let mut most = 0;
     while began.elapsed() < Duration::from_secs(12) {
         let within = Duration::from_millis(1200);
-        let _ = tokio::time::timeout(within, store.compare_and_swap(at(1), new(1, 1, Some(target(2))))).await;
-        let _ = tokio::time::timeout(Duration::from_millis(100), store.create(new(3, 1, None))).await;
-        let running: Vec<i64> = sqlx::query_scalar(CONNECTIONS).bind(&case.table).fetch_all(&looker).await.unwrap();
+        let _ =
+            tokio::time::timeout(within, store.compare_and_swap(at(1), new(1, 1, Some(target(2)))))
+                .await;
+        let _ =
+            tokio::time::timeout(Duration::from_millis(100), store.create(new(3, 1, None))).await;
+        let running: Vec<i64> =
+            sqlx::query_scalar(CONNECTIONS).bind(&case.table).fetch_all(&looker).await.unwrap();
         most = most.max(running.len());
     }
     assert!(most <= 2, "{most} statements wait in the server");
     let mut held = Vec::new();
     for _ in 0..7 {
-        let connection = tokio::time::timeout(Duration::from_secs(1), case.store.pool().acquire()).await;
+        let connection =
+            tokio::time::timeout(Duration::from_secs(1), case.store.pool().acquire()).await;
         held.push(connection.expect("a connection for the application").unwrap());
     }
     lock.rollback().await.unwrap();

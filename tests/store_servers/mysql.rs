@@ -15,12 +15,14 @@ mod engine {
     pub(super) const ID: [&str; 4] = ["BINARY(16)", "BINARY(17)", "binary(16)", "binary(17)"];
     pub(super) const TEXT: &str = "LONGTEXT";
     pub(super) const NUMBER: &str = "SIGNED";
-    pub(super) const CONNECTIONS: &str = "SELECT CAST(id AS SIGNED) FROM information_schema.processlist
+    pub(super) const CONNECTIONS: &str =
+        "SELECT CAST(id AS SIGNED) FROM information_schema.processlist
         WHERE id <> CONNECTION_ID() AND info LIKE CONCAT('%', ?, '%')";
     pub(super) const ENDS: &str = "KILL {}";
     pub(super) const WHO_AM_I: &str = "SELECT CAST(CONNECTION_ID() AS SIGNED)";
     pub(super) const NO_TABLE: &str = "Table 'test.{}' doesn't exist";
-    pub(super) const LOGIN: (&str, &str) = ("CREATE USER {}@localhost IDENTIFIED BY 'guest'", "{}@localhost");
+    pub(super) const LOGIN: (&str, &str) =
+        ("CREATE USER {}@localhost IDENTIFIED BY 'guest'", "{}@localhost");
 
     pub(super) const READ_ONLY: &str = "SET SESSION TRANSACTION READ ONLY";
     pub(super) const LOCK_TIMEOUT: &str =
@@ -33,10 +35,13 @@ mod engine {
     pub(super) const SOME_ROWS: &[&str] = &["BEGIN", "SELECT", "UPDATE", "COMMIT"];
     pub(super) const NO_ROWS: &[&str] = &["BEGIN", "SELECT", "COMMIT"];
     /// The same of a group repair, which also looks whether it has left rows out.
-    pub(super) const GROUP_REPAIR: [&[&str]; 2] =
-        [&["BEGIN", "SELECT", "UPDATE", "COMMIT", "SELECT"], &["BEGIN", "SELECT", "COMMIT", "SELECT"]];
+    pub(super) const GROUP_REPAIR: [&[&str]; 2] = [
+        &["BEGIN", "SELECT", "UPDATE", "COMMIT", "SELECT"],
+        &["BEGIN", "SELECT", "COMMIT", "SELECT"],
+    ];
 
-    pub(super) const MANY_ROWS: &str = "WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n WHERE i < 499)
+    pub(super) const MANY_ROWS: &str =
+        "WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n WHERE i < 499)
         SELECT UNHEX(MD5(CONCAT(session, i))), workspace, agent, generation, 1 FROM T , n";
     pub(super) const ANALYZE: &str = "ANALYZE TABLE T";
 

@@ -12,20 +12,29 @@ use tower_bound_agent::store::{BindingStore, StoreError};
 /// A store over so many connections, the first of which have the rights of a role without any.
 async fn store(connections: u32, without_rights: u32) -> Option<(Store, Arc<AtomicU32>)> {
     let (options, table, made) = (options()?, servers::table(), Arc::new(AtomicU32::new(0)));
-    let owner = Store::new(PoolOptions::new().connect_lazy_with(options.clone())).with_table(&table).unwrap();
+    let owner = Store::new(PoolOptions::new().connect_lazy_with(options.clone()))
+        .with_table(&table)
+        .unwrap();
     owner.set_up().await.unwrap();
     let role = format!("guest_{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
-    sqlx::raw_sql(AssertSqlSafe(format!("CREATE ROLE {role}"))).execute(owner.pool()).await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(format!("CREATE ROLE {role}")))
+        .execute(owner.pool())
+        .await
+        .unwrap();
     let counted = made.clone();
-    let pool = PoolOptions::new().max_connections(connections).after_connect(move |connection, _| {
-        let (role, stale) = (role.clone(), counted.fetch_add(1, Ordering::Relaxed) < without_rights);
-        Box::pin(async move {
-            if stale {
-                connection.execute(sqlx::raw_sql(AssertSqlSafe(format!("SET ROLE {role}")))).await?;
-            }
-            Ok(())
-        })
-    });
+    let pool =
+        PoolOptions::new().max_connections(connections).after_connect(move |connection, _| {
+            let (role, stale) =
+                (role.clone(), counted.fetch_add(1, Ordering::Relaxed) < without_rights);
+            Box::pin(async move {
+                if stale {
+                    connection
+                        .execute(sqlx::raw_sql(AssertSqlSafe(format!("SET ROLE {role}"))))
+                        .await?;
+                }
+                Ok(())
+            })
+        });
     let store = Store::new(pool.connect_lazy_with(options)).with_table(&table).unwrap();
     let mut held = Vec::new();
     for _ in 0..connections {
@@ -42,14 +51,18 @@ async fn store(connections: u32, without_rights: u32) -> Option<(Store, Arc<Atom
 async fn orders_succeed_when_new_connections_have_the_rights_that_those_of_the_pool_have_lost() {
     let Some((store, made)) = store(8, 8).await else { return };
     for s in 0..20 {
-        store.retarget(session(s), workspace(1)).await.unwrap_or_else(|error| panic!("order {s}: {error:?}"));
+        store
+            .retarget(session(s), workspace(1))
+            .await
+            .unwrap_or_else(|error| panic!("order {s}: {error:?}"));
     }
     let made = made.load(Ordering::Relaxed);
     assert!((9..=16).contains(&made), "each of them was replaced at most once: {made}");
 }
 
 #[tokio::test]
-async fn a_right_that_new_connections_lack_as_well_costs_each_connection_of_the_pool_at_most_once_a_minute() {
+async fn a_right_that_new_connections_lack_as_well_costs_each_connection_of_the_pool_at_most_once_a_minute()
+ {
     let Some((store, made)) = store(4, u32::MAX).await else { return };
     for s in 0..20 {
         let denied = store.retarget(session(s), workspace(1)).await;

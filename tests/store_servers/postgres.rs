@@ -17,7 +17,8 @@ mod engine {
     pub(super) const ID: [&str; 4] = ["UUID", "VARCHAR(36)", "uuid", "character varying(36)"];
     pub(super) const TEXT: &str = "TEXT";
     pub(super) const NUMBER: &str = "BIGINT";
-    /// The other connections that run a statement with a text in it; where it is known, those that wait for a lock.
+    /// The other connections that run a statement with a text in it; where it is known, those that
+    /// wait for a lock.
     pub(super) const CONNECTIONS: &str = "SELECT CAST(pid AS BIGINT) FROM pg_stat_activity
         WHERE pid <> pg_backend_pid() AND query LIKE '%' || $1 || '%' AND state = 'active' AND wait_event_type = 'Lock'";
     pub(super) const ENDS: &str = "SELECT pg_terminate_backend({})";
@@ -34,7 +35,8 @@ mod engine {
     /// Makes readers wait.
     pub(super) const LOCK_TABLE: &[&str] = &["BEGIN", "LOCK TABLE T IN ACCESS EXCLUSIVE MODE"];
     pub(super) const UNLOCK_TABLE: &[&str] = &["ROLLBACK"];
-    pub(super) const ISOLATION: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL {}";
+    pub(super) const ISOLATION: &str =
+        "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL {}";
     /// An id in a statement, from its digits.
     pub(super) const LITERAL: &str = "CAST('{}' AS UUID)";
     /// What a verb on some rows is, if it finds any, and if it finds none.
@@ -44,8 +46,7 @@ mod engine {
     pub(super) const GROUP_REPAIR: [&[&str]; 2] = [&["WITH"], &["WITH"]];
 
     /// 499 more of each row.
-    pub(super) const MANY_ROWS: &str =
-        "SELECT gen_random_uuid(), workspace, agent, generation, 1 FROM T , generate_series(1, 499)";
+    pub(super) const MANY_ROWS: &str = "SELECT gen_random_uuid(), workspace, agent, generation, 1 FROM T , generate_series(1, 499)";
     pub(super) const ANALYZE: &str = "ANALYZE T";
 
     pub(super) async fn check_plan_of_a_chunk(pool: &Pool, table: &str, sent: Vec<String>) {
@@ -59,21 +60,33 @@ mod engine {
             .bind(target.address.as_deref())
             .bind(0_i64)
             .bind(5_i64);
-        let plan: Vec<String> = plan.fetch_all(pool).await.unwrap().iter().map(|line| line.get(0)).collect();
+        let plan: Vec<String> =
+            plan.fetch_all(pool).await.unwrap().iter().map(|line| line.get(0)).collect();
         // An InitPlan is run once, a SubPlan for each row.
         let steps = |step: &str| plan.iter().filter(|line| line.contains(step)).count();
-        let scans = ["Index Scan", "Index Only Scan"].map(|scan| steps(&format!("{scan} using {table}_workspace ")));
-        // The choice of the rows, the two counts, and the difference's second look at what was written.
-        assert_eq!((steps("InitPlan"), steps("LockRows"), scans.iter().sum()), (4, 1, 3), "{plan:#?}");
+        let scans = ["Index Scan", "Index Only Scan"]
+            .map(|scan| steps(&format!("{scan} using {table}_workspace ")));
+        // The choice of the rows, the two counts, and the difference's second look at what was
+        // written.
+        assert_eq!(
+            (steps("InitPlan"), steps("LockRows"), scans.iter().sum()),
+            (4, 1, 3),
+            "{plan:#?}"
+        );
         assert_eq!((steps("SubPlan"), steps("Sort"), steps("Seq Scan")), (0, 0, 0), "{plan:#?}");
     }
 
     pub(super) async fn check_plan_of_recent(pool: &Pool, table: &str, query: &str) {
         let plan = sqlx::query(AssertSqlSafe(format!("EXPLAIN (COSTS OFF) {query}"))).bind(10_i64);
-        let plan: Vec<String> = plan.fetch_all(pool).await.unwrap().iter().map(|line| line.get(0)).collect();
+        let plan: Vec<String> =
+            plan.fetch_all(pool).await.unwrap().iter().map(|line| line.get(0)).collect();
         let scans: Vec<_> = plan.iter().filter(|line| line.contains("Scan")).collect();
         // Of the rows, and for each of them of the epoch of its workspace.
-        assert_eq!((scans.len(), plan.iter().filter(|line| line.contains("Sort")).count()), (2, 0), "{plan:#?}");
+        assert_eq!(
+            (scans.len(), plan.iter().filter(|line| line.contains("Sort")).count()),
+            (2, 0),
+            "{plan:#?}"
+        );
         assert!(scans[0].contains(&format!("Index Scan using {table}_last_used ")), "{plan:#?}");
         assert!(scans[1].contains(&format!("Index Scan using {table}_epochs_pkey ")), "{plan:#?}");
     }

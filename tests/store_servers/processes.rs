@@ -49,10 +49,17 @@ async fn sets_up() {
     std::io::stdin().read_line(&mut start).unwrap();
     let (number, start) = start.trim().split_once(' ').unwrap();
     let (number, start): (u128, u64) = (number.parse().unwrap(), start.parse().unwrap());
-    thread::sleep((UNIX_EPOCH + Duration::from_micros(start)).duration_since(SystemTime::now()).unwrap_or_default());
+    thread::sleep(
+        (UNIX_EPOCH + Duration::from_micros(start))
+            .duration_since(SystemTime::now())
+            .unwrap_or_default(),
+    );
     store.set_up().await.unwrap();
     // A row of its own, and one that all of them want.
-    assert!(matches!(store.create(new(number, 1, Some(target(1)))).await.unwrap(), Swap::Applied(_)));
+    assert!(matches!(
+        store.create(new(number, 1, Some(target(1)))).await.unwrap(),
+        Swap::Applied(_)
+    ));
     let common = store.create(new(100, number, Some(target(number as i64)))).await.unwrap();
     say(if matches!(common, Swap::Applied(_)) { "won" } else { "lost" });
 }
@@ -66,8 +73,12 @@ async fn eight_processes_set_up_at_the_same_moment() {
             assert_eq!(hear(out).as_deref(), Some("ready"));
         }
         assert_eq!(case.everything().await, [""; 0]);
-        // All of them wait for the same moment, which is closer than eight messages, one after another, would be.
-        let start = (SystemTime::now() + Duration::from_millis(20)).duration_since(UNIX_EPOCH).unwrap().as_micros();
+        // All of them wait for the same moment, which is closer than eight messages, one after
+        // another, would be.
+        let start = (SystemTime::now() + Duration::from_millis(20))
+            .duration_since(UNIX_EPOCH)
+            .unwrap()
+            .as_micros();
         for (number, (child, _)) in children.iter_mut().enumerate() {
             writeln!(child.stdin.take().unwrap(), "{number} {start}").unwrap();
         }
@@ -86,7 +97,8 @@ async fn eight_processes_set_up_at_the_same_moment() {
         let sessions: Vec<_> = (0..PROCESSES).map(session).collect();
         let mut rows = case.store.load_many(&sessions).await.unwrap();
         rows.sort_by_key(|row| row.session);
-        let expected: Vec<_> = (0..PROCESSES).map(|s| row(s, 1, Some(target(1)), 1, None)).collect();
+        let expected: Vec<_> =
+            (0..PROCESSES).map(|s| row(s, 1, Some(target(1)), 1, None)).collect();
         assert_eq!(rows, expected);
     }
 }

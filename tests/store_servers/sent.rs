@@ -39,7 +39,8 @@ impl<S: Subscriber> Layer<S> for Listener {
             event.record(&mut text);
             let text = if text.statement.is_empty() { text.summary } else { text.statement };
             // Without the setting of a statement's own, which stands in a comment before it.
-            let text = text.split_once("*/ ").map_or(text.clone(), |(_, statement)| statement.to_owned());
+            let text =
+                text.split_once("*/ ").map_or(text.clone(), |(_, statement)| statement.to_owned());
             SENT.with_borrow_mut(|sent| sent.iter_mut().for_each(|sent| sent.push(text.clone())));
         }
     }
@@ -59,5 +60,8 @@ pub(crate) fn sent() -> Vec<String> {
 
 /// The first words of it.
 pub(crate) fn words() -> Vec<String> {
-    sent().iter().map(|text| text.split_whitespace().next().unwrap_or_default().to_owned()).collect()
+    sent()
+        .iter()
+        .map(|text| text.split_whitespace().next().unwrap_or_default().to_owned())
+        .collect()
 }

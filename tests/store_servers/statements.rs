@@ -17,9 +17,15 @@ async fn a_verb_on_many_rows_is_few_statements() {
     assert_eq!(words(), ["SELECT"]);
     assert_eq!(store.load_many(&[]).await.unwrap(), []);
     assert_eq!(words(), [""; 0]);
-    assert_eq!(store.replace_agent(workspace(1), epoch(0), &target(1), &target(2), 10).await.unwrap(), 3);
+    assert_eq!(
+        store.replace_agent(workspace(1), epoch(0), &target(1), &target(2), 10).await.unwrap(),
+        3
+    );
     assert_eq!(words(), GROUP_REPAIR[0]);
-    assert_eq!(store.replace_agent(workspace(1), epoch(0), &target(1), &target(2), 10).await.unwrap(), 0);
+    assert_eq!(
+        store.replace_agent(workspace(1), epoch(0), &target(1), &target(2), 10).await.unwrap(),
+        0
+    );
     assert_eq!(words(), GROUP_REPAIR[1]);
 }
 
@@ -46,25 +52,32 @@ async fn housekeeping_is_few_statements() {
     assert_eq!(rows.len(), 3);
     assert_eq!(words(), ["SELECT"]);
     // Each of them was used before the next millisecond begins.
-    let deleted = until("a row is idle", async || match store.purge_idle(Duration::ZERO, 10).await.unwrap() {
-        0 => {
-            words();
-            None
+    let deleted = until("a row is idle", async || {
+        match store.purge_idle(Duration::ZERO, 10).await.unwrap() {
+            0 => {
+                words();
+                None
+            }
+            deleted => Some(deleted),
         }
-        deleted => Some(deleted),
     });
     assert_eq!(deleted.await, 3);
-    assert_eq!(words(), [&["SELECT"], SOME_ROWS, NO_ROWS].concat(), "idle ones, and ones that were never used");
-    assert_eq!(store.purge_deleted(10).await.unwrap(), Purged::new(0, 0));
+    assert_eq!(
+        words(),
+        [&["SELECT"], SOME_ROWS, NO_ROWS].concat(),
+        "idle ones, and ones that were never used"
+    );
+    assert_eq!(store.purge_forgotten(10).await.unwrap(), Purged::new(0, 0));
     assert_eq!(words(), ["SELECT", "SELECT"]);
     case.run("UPDATE T SET deleted_at = 7").await;
     words();
-    assert_eq!(store.purge_deleted(10).await.unwrap(), Purged::new(0, 3));
+    assert_eq!(store.purge_forgotten(10).await.unwrap(), Purged::new(0, 3));
     assert_eq!(words(), ["SELECT", "SELECT", "UPDATE"]);
     case.run("UPDATE M SET floor_raised_at = 7").await;
     words();
-    assert_eq!(store.purge_deleted(10).await.unwrap(), Purged::new(3, 0));
-    let removed: Vec<_> = SOME_ROWS.iter().map(|word| if *word == "UPDATE" { "DELETE" } else { *word }).collect();
+    assert_eq!(store.purge_forgotten(10).await.unwrap(), Purged::new(3, 0));
+    let removed: Vec<_> =
+        SOME_ROWS.iter().map(|word| if *word == "UPDATE" { "DELETE" } else { *word }).collect();
     assert_eq!(words(), [&["SELECT"], &*removed, &["SELECT"]].concat());
 }
 
@@ -74,18 +87,25 @@ async fn many_rows() -> Option<Case> {
     for w in 0..30 {
         let _ = case.store.create(new(w, w, Some(target(1)))).await.unwrap();
     }
-    case.run(&format!("INSERT INTO T (session, workspace, agent, generation, revision) {MANY_ROWS}")).await;
+    case.run(&format!(
+        "INSERT INTO T (session, workspace, agent, generation, revision) {MANY_ROWS}"
+    ))
+    .await;
     case.run(ANALYZE).await;
     assert_eq!(case.number("SELECT count(*) FROM T").await, Some(15_000));
     Some(case)
 }
 
-/// Through the index of the workspaces and in its order, so that no other row is read, locked or sorted; and chosen once.
+/// Through the index of the workspaces and in its order, so that no other row is read, locked or
+/// sorted; and chosen once.
 #[tokio::test]
 async fn a_chunk_of_a_group_repair_reads_the_rows_of_its_workspace_only() {
     let Some(case) = many_rows().await else { return };
     listen();
-    assert_eq!(case.store.replace_agent(workspace(3), epoch(0), &target(1), &target(2), 5).await.unwrap(), 5);
+    assert_eq!(
+        case.store.replace_agent(workspace(3), epoch(0), &target(1), &target(2), 5).await.unwrap(),
+        5
+    );
     check_plan_of_a_chunk(case.store.pool(), &case.table, sent()).await;
 }
 

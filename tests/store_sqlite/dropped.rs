@@ -26,15 +26,17 @@ async fn a_verb_dropped_at_any_poll_gives_the_only_connection_back() {
     a_dropped_verb_leaves_old_or_new(&in_memory().await, 1).await;
 }
 
-/// What was sent is carried out, even if it had to wait, and nobody was left to hear of it. Of a transaction that is its
-/// first statement, and the rest is undone.
+/// What was sent is carried out, even if it had to wait, and nobody was left to hear of it. Of a
+/// transaction that is its first statement, and the rest is undone.
 #[tokio::test]
 async fn a_verb_dropped_while_its_statement_waits_for_a_lock_is_carried_out() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("bindings.db");
     let neighbour = SqliteStore::open(&path).await.unwrap();
     let one = SqlitePoolOptions::new().max_connections(1).test_before_acquire(false);
-    let store = SqliteStore::new(one.connect_with(SqliteConnectOptions::new().filename(&path)).await.unwrap());
+    let store = SqliteStore::new(
+        one.connect_with(SqliteConnectOptions::new().filename(&path)).await.unwrap(),
+    );
     let _ = neighbour.create(new(0, 0, Some(target(7)))).await.unwrap();
     for (s, verb) in (1..).zip(Verb::ALL) {
         let (before, after) = match verb {
@@ -69,9 +71,15 @@ async fn an_opening_dropped_at_any_poll_can_be_done_again() {
             let first = until(drop_at, SqliteStore::open(&path)).await;
             let again = SqliteStore::open(&path).await.unwrap();
             again.check().await.unwrap();
-            assert_eq!(again.retarget(session(1), workspace(1)).await.unwrap(), row(1, 1, None, 1, None));
+            assert_eq!(
+                again.retarget(session(1), workspace(1)).await.unwrap(),
+                row(1, 1, None, 1, None)
+            );
             if let Some(first) = first {
-                assert_eq!(first.unwrap().load(session(1)).await.unwrap(), Some(row(1, 1, None, 1, None)));
+                assert_eq!(
+                    first.unwrap().load(session(1)).await.unwrap(),
+                    Some(row(1, 1, None, 1, None))
+                );
                 return;
             }
         }

@@ -4,8 +4,11 @@ use super::*;
 use sqlx::{AssertSqlSafe, Connection, SqliteConnection, sqlite::SqliteJournalMode};
 use tower_bound_agent::store::{BindingStore, StoreError, Swap};
 
-/// A file with one row, a store over it that does not wait long for locks, and a connection of somebody else's.
-async fn with_a_neighbour(mode: SqliteJournalMode) -> (SqliteStore, SqliteConnection, tempfile::TempDir) {
+/// A file with one row, a store over it that does not wait long for locks, and a connection of
+/// somebody else's.
+async fn with_a_neighbour(
+    mode: SqliteJournalMode,
+) -> (SqliteStore, SqliteConnection, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let options = SqliteConnectOptions::new()
         .filename(directory.path().join("application.db"))
@@ -15,7 +18,11 @@ async fn with_a_neighbour(mode: SqliteJournalMode) -> (SqliteStore, SqliteConnec
     let store = SqliteStore::new(SqlitePool::connect_with(options.clone()).await.unwrap());
     store.set_up().await.unwrap();
     let _ = store.create(new(1, 1, Some(target(1)))).await.unwrap();
-    (store, SqliteConnection::connect_with(&options.busy_timeout(Duration::ZERO)).await.unwrap(), directory)
+    (
+        store,
+        SqliteConnection::connect_with(&options.busy_timeout(Duration::ZERO)).await.unwrap(),
+        directory,
+    )
 }
 
 #[tokio::test]
@@ -27,7 +34,10 @@ async fn a_locked_database_is_unavailable_and_nothing_is_written() {
         assert!(matches!(swap, Err(StoreError::Unavailable(_))), "{swap:?}");
         let created = store.create(new(2, 1, None)).await;
         assert!(matches!(created, Err(StoreError::Unavailable(_))), "{created:?}");
-        assert_eq!(store.load(session(1)).await.unwrap(), Some(row(1, 1, Some(target(1)), 1, None)));
+        assert_eq!(
+            store.load(session(1)).await.unwrap(),
+            Some(row(1, 1, Some(target(1)), 1, None))
+        );
         lock.rollback().await.unwrap();
         let swap = store.compare_and_swap(at(1), new(1, 1, Some(target(2)))).await.unwrap();
         assert_eq!(swap, Swap::Applied(row(1, 1, Some(target(2)), 2, previous(1))));
@@ -35,20 +45,25 @@ async fn a_locked_database_is_unavailable_and_nothing_is_written() {
     }
 }
 
-/// With a rollback journal, the row is written and returned first, and the commit then has to wait for readers: a store
-/// that stops listening after the row takes a write that was rolled back for one that was made.
+/// With a rollback journal, the row is written and returned first, and the commit then has to wait
+/// for readers: a store that stops listening after the row takes a write that was rolled back for
+/// one that was made.
 #[tokio::test]
 async fn a_write_whose_commit_fails_is_unavailable_and_not_applied() {
     let (store, mut neighbour, _directory) = with_a_neighbour(SqliteJournalMode::Delete).await;
     let before = row(1, 1, Some(target(1)), 1, None);
     let mut reading = neighbour.begin().await.unwrap();
-    let _: i64 = sqlx::query_scalar("SELECT count(*) FROM agent_bindings").fetch_one(&mut *reading).await.unwrap();
+    let _: i64 = sqlx::query_scalar("SELECT count(*) FROM agent_bindings")
+        .fetch_one(&mut *reading)
+        .await
+        .unwrap();
 
-    let unavailable = |error: StoreError| assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
+    let unavailable =
+        |error: StoreError| assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
     unavailable(store.compare_and_swap(at(1), new(1, 1, Some(target(2)))).await.unwrap_err());
     unavailable(store.retarget(session(1), workspace(2)).await.unwrap_err());
     unavailable(store.unbind(session(1)).await.unwrap_err());
-    unavailable(store.delete(session(1), None).await.unwrap_err());
+    unavailable(store.forget(session(1), None).await.unwrap_err());
     unavailable(store.reset_workspace(workspace(1)).await.unwrap_err());
     unavailable(store.create(new(2, 1, None)).await.unwrap_err());
     unavailable(store.inherit(session(3), session(1)).await.unwrap_err());
@@ -57,14 +72,18 @@ async fn a_write_whose_commit_fails_is_unavailable_and_not_applied() {
     assert_eq!(store.load(session(1)).await.unwrap(), Some(before));
     assert_eq!(store.load(session(2)).await.unwrap(), None);
     assert_eq!(store.load(session(3)).await.unwrap(), None);
-    assert_eq!(store.retarget(session(1), workspace(2)).await.unwrap(), row(1, 2, None, 2, previous(1)));
+    assert_eq!(
+        store.retarget(session(1), workspace(2)).await.unwrap(),
+        row(1, 2, None, 2, previous(1))
+    );
 }
 
 #[tokio::test]
 async fn a_verb_that_has_ended_holds_no_lock() {
     let (store, mut neighbour, _directory) = with_a_neighbour(SqliteJournalMode::Wal).await;
     for revision in 1..50 {
-        let swap = store.compare_and_swap(at(revision), new(1, 1, Some(target(revision)))).await.unwrap();
+        let swap =
+            store.compare_and_swap(at(revision), new(1, 1, Some(target(revision)))).await.unwrap();
         assert!(matches!(swap, Swap::Applied(_)));
         // The neighbour does not wait.
         neighbour.begin_with("BEGIN IMMEDIATE").await.unwrap().rollback().await.unwrap();
@@ -76,7 +95,8 @@ async fn a_verb_that_has_ended_holds_no_lock() {
 
 #[tokio::test]
 async fn a_pool_without_a_free_connection_is_unavailable() {
-    let one = SqlitePoolOptions::new().max_connections(1).acquire_timeout(Duration::from_millis(500));
+    let one =
+        SqlitePoolOptions::new().max_connections(1).acquire_timeout(Duration::from_millis(500));
     let store = SqliteStore::new(one.connect("sqlite::memory:").await.unwrap());
     store.set_up().await.unwrap();
     let held = store.pool().acquire().await.unwrap();
@@ -96,7 +116,7 @@ async fn a_table_that_was_never_set_up_is_named() {
     for error in [
         store.load(session(1)).await.unwrap_err(),
         store.retarget(session(1), workspace(1)).await.unwrap_err(),
-        store.delete(session(1), None).await.unwrap_err(),
+        store.forget(session(1), None).await.unwrap_err(),
     ] {
         let StoreError::Schema { place, what } = &error else { panic!("{error:?}") };
         assert!(place.ends_with(", table nowhere"), "{place}");
@@ -145,7 +165,8 @@ async fn a_row_that_no_store_wrote_is_corrupt_rather_than_half_read() {
     ] {
         let store = in_memory().await;
         let _ = store.create(new(1, 1, Some(target(1)))).await.unwrap();
-        let sql = format!("PRAGMA ignore_check_constraints = ON; UPDATE agent_bindings SET {change}");
+        let sql =
+            format!("PRAGMA ignore_check_constraints = ON; UPDATE agent_bindings SET {change}");
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(store.pool()).await.unwrap();
         let result = store.load(session(1)).await;
         assert!(matches!(result, Err(StoreError::Corrupt(_))), "{change}: {result:?}");

@@ -31,15 +31,18 @@ async fn foreign_pool(path: &Path) -> SqlitePool {
 /// A database in memory, set up.
 async fn in_memory() -> SqliteStore {
     let one = SqlitePoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None);
-    let store = SqliteStore::new(one.test_before_acquire(false).connect("sqlite::memory:").await.unwrap());
+    let store =
+        SqliteStore::new(one.test_before_acquire(false).connect("sqlite::memory:").await.unwrap());
     store.set_up().await.unwrap();
     store
 }
 
 /// All that the schema of a database says.
 async fn everything_in(pool: &SqlitePool) -> Vec<String> {
-    sqlx::query_scalar("SELECT type || ' ' || name || ' ' || coalesce(sql, '') FROM sqlite_master ORDER BY 1")
-        .fetch_all(pool)
-        .await
-        .unwrap()
+    sqlx::query_scalar(
+        "SELECT type || ' ' || name || ' ' || coalesce(sql, '') FROM sqlite_master ORDER BY 1",
+    )
+    .fetch_all(pool)
+    .await
+    .unwrap()
 }

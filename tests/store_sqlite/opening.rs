@@ -17,9 +17,11 @@ async fn open_creates_the_file_and_finds_it_again() {
 
     let again = SqliteStore::open(&path).await.unwrap();
     assert_eq!(again.load(session(1)).await.unwrap(), Some(row(1, 1, Some(target(1)), 1, None)));
-    let mode: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(again.pool()).await.unwrap();
+    let mode: String =
+        sqlx::query_scalar("PRAGMA journal_mode").fetch_one(again.pool()).await.unwrap();
     assert_eq!(mode, "wal");
-    let synchronous: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(again.pool()).await.unwrap();
+    let synchronous: i64 =
+        sqlx::query_scalar("PRAGMA synchronous").fetch_one(again.pool()).await.unwrap();
     assert_eq!(synchronous, 1, "NORMAL");
 }
 
@@ -59,7 +61,10 @@ async fn a_file_of_something_else_is_refused_and_left_alone() {
     for content in ["Dear diary".to_owned(), "Dear diary, ".repeat(1000)] {
         fs::write(&path, &content).unwrap();
         let error = SqliteStore::open(&path).await.unwrap_err();
-        assert!(matches!(&error, StoreError::NotADatabase { path: named, .. } if *named == path), "{error:?}");
+        assert!(
+            matches!(&error, StoreError::NotADatabase { path: named, .. } if *named == path),
+            "{error:?}"
+        );
         assert_eq!(error.to_string(), format!("{} is not a SQLite database", path.display()));
         assert_eq!(fs::read_to_string(&path).unwrap(), content);
     }
@@ -81,7 +86,9 @@ async fn a_schema_of_a_newer_version_is_refused_and_left_alone() {
     for result in [opened, store.set_up().await, store.check().await] {
         let error = result.unwrap_err();
         // The missing column is not what is wrong: a newer version may well have no use for it.
-        let StoreError::SchemaTooNew { place, found: 7, supported: 1 } = &error else { panic!("{error:?}") };
+        let StoreError::SchemaTooNew { place, found: 7, supported: 1 } = &error else {
+            panic!("{error:?}")
+        };
         assert_eq!(*place, format!("{}, table agent_bindings", path.display()));
     }
     assert_eq!(everything_in(store.pool()).await, before);
@@ -90,20 +97,27 @@ async fn a_schema_of_a_newer_version_is_refused_and_left_alone() {
 #[tokio::test]
 async fn a_schema_version_that_never_was_is_refused() {
     let store = in_memory().await;
-    sqlx::query("UPDATE agent_bindings_meta SET schema_version = 0").execute(store.pool()).await.unwrap();
+    sqlx::query("UPDATE agent_bindings_meta SET schema_version = 0")
+        .execute(store.pool())
+        .await
+        .unwrap();
     let error = store.set_up().await.unwrap_err();
-    assert!(matches!(&error, StoreError::Schema { what, .. } if what.contains("version 0")), "{error:?}");
+    assert!(
+        matches!(&error, StoreError::Schema { what, .. } if what.contains("version 0")),
+        "{error:?}"
+    );
 }
 
 #[tokio::test]
 async fn a_table_that_lacks_a_column_is_refused_and_left_alone() {
     let bindings = "session,workspace,agent,build,generation,address,previous_agent,previous_generation,epoch,\
                     revision,deleted_at,created_at,last_used";
-    let meta =
-        "id,schema_version,revision_floor,floor_raised_at,use_recorded_since,use_recorded_until,use_recorded_gap";
-    for (table, columns) in
-        [("agent_bindings", bindings), ("agent_bindings_meta", meta), ("agent_bindings_epochs", "workspace,epoch")]
-    {
+    let meta = "id,schema_version,revision_floor,floor_raised_at,use_recorded_since,use_recorded_until,use_recorded_gap";
+    for (table, columns) in [
+        ("agent_bindings", bindings),
+        ("agent_bindings_meta", meta),
+        ("agent_bindings_epochs", "workspace,epoch"),
+    ] {
         for missing in columns.split(',') {
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().join("bindings.db");
@@ -118,8 +132,9 @@ async fn a_table_that_lacks_a_column_is_refused_and_left_alone() {
             assert_eq!(*place, format!("{}, table agent_bindings", path.display()));
             assert_eq!(*what, format!("table {table} has no column {missing}"));
             assert_eq!(everything_in(&pool).await, before);
-            let mode: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&pool).await.unwrap();
-            assert_eq!(mode, "delete");
+            let mode: String =
+                sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&pool).await.unwrap();
+            assert_eq!(mode, "forget");
         }
     }
 }
@@ -139,7 +154,10 @@ async fn a_table_with_another_key_is_refused() {
     let store = SqliteStore::new(pool);
     for result in [store.check().await, store.set_up().await] {
         let error = result.unwrap_err();
-        assert!(matches!(&error, StoreError::Schema { what, .. } if what.contains("ON CONFLICT")), "{error:?}");
+        assert!(
+            matches!(&error, StoreError::Schema { what, .. } if what.contains("ON CONFLICT")),
+            "{error:?}"
+        );
     }
 }
 
@@ -157,7 +175,7 @@ async fn new_touches_nothing() {
     assert!(store.check().await.is_err());
     assert_eq!(everything_in(&pool).await, Vec::<String>::new());
     let mode: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&pool).await.unwrap();
-    assert_eq!(mode, "delete");
+    assert_eq!(mode, "forget");
 }
 
 #[tokio::test]
@@ -200,12 +218,17 @@ async fn a_teams_own_migration_of_the_public_text_is_what_set_up_does() {
 
     // Once more changes nothing, also not the rows.
     let _ = store.create(new(1, 1, Some(target(1)))).await.unwrap();
-    sqlx::query("UPDATE agent_bindings_meta SET revision_floor = 5").execute(&migrated).await.unwrap();
+    sqlx::query("UPDATE agent_bindings_meta SET revision_floor = 5")
+        .execute(&migrated)
+        .await
+        .unwrap();
     sqlx::raw_sql(SqliteStore::SCHEMA).execute(&migrated).await.unwrap();
     store.set_up().await.unwrap();
     assert_eq!(store.load(session(1)).await.unwrap(), Some(row(1, 1, Some(target(1)), 1, None)));
-    let floor: i64 =
-        sqlx::query_scalar("SELECT revision_floor FROM agent_bindings_meta").fetch_one(&migrated).await.unwrap();
+    let floor: i64 = sqlx::query_scalar("SELECT revision_floor FROM agent_bindings_meta")
+        .fetch_one(&migrated)
+        .await
+        .unwrap();
     assert_eq!(floor, 5);
 }
 
@@ -228,7 +251,10 @@ async fn a_table_name_with_a_quote_never_reaches_the_database() {
     let before = everything_in(store.pool()).await;
     for name in ["x\"; DROP TABLE agent_bindings; --", "x'", "", "sqlite_x", "täble", "a.b"] {
         let error = store.clone().with_table(name).unwrap_err();
-        assert!(matches!(&error, StoreError::TableName { name: named } if named == name), "{error:?}");
+        assert!(
+            matches!(&error, StoreError::TableName { name: named } if named == name),
+            "{error:?}"
+        );
     }
     assert_eq!(everything_in(store.pool()).await, before);
 }
@@ -245,7 +271,10 @@ async fn what_may_only_be_read_cannot_be_set_up() {
     for options in [file.clone().read_only(true), file.read_only(true).immutable(true)] {
         let store = SqliteStore::new(SqlitePool::connect_with(options).await.unwrap());
         let error = store.set_up().await.unwrap_err();
-        assert!(matches!(&error, StoreError::Open { path: named, .. } if *named == path), "{error:?}");
+        assert!(
+            matches!(&error, StoreError::Open { path: named, .. } if *named == path),
+            "{error:?}"
+        );
         store.pool().close().await;
     }
 }
@@ -259,7 +288,10 @@ async fn what_was_set_up_can_be_read_without_being_written() {
     store.set_up().await.unwrap();
     let _ = store.create(new(1, 1, None)).await.unwrap();
 
-    let reader = SqlitePool::connect_with(SqliteConnectOptions::new().filename(&path).read_only(true)).await.unwrap();
+    let reader =
+        SqlitePool::connect_with(SqliteConnectOptions::new().filename(&path).read_only(true))
+            .await
+            .unwrap();
     let reader = SqliteStore::new(reader);
     reader.check().await.unwrap();
     reader.set_up().await.unwrap(); // nothing to do
@@ -289,7 +321,8 @@ async fn tasks_that_do_not_wait_for_locks_set_up_at_the_same_moment() {
         let first = SqlitePool::connect_with(options.clone().journal_mode(mode)).await.unwrap();
         let tasks: Vec<_> = (0..8)
             .map(|_| {
-                let pool = SqlitePool::connect_lazy_with(options.clone().busy_timeout(Duration::ZERO));
+                let pool =
+                    SqlitePool::connect_lazy_with(options.clone().busy_timeout(Duration::ZERO));
                 tokio::spawn(async move { SqliteStore::new(pool).set_up().await })
             })
             .collect();
@@ -305,7 +338,8 @@ async fn a_file_that_was_taken_away_is_not_replaced_by_an_empty_one() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("bindings.db");
     let store = SqliteStore::open(&path).await.unwrap();
-    // The connection that `open` used comes back a moment later. It holds the file: `load` must not find it free.
+    // The connection that `open` used comes back a moment later. It holds the file: `load` must not
+    // find it free.
     while store.pool().num_idle() == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -330,7 +364,10 @@ async fn an_open_file_is_found_from_another_directory() {
 async fn debug_shows_the_place_and_no_secret() {
     let options = SqliteConnectOptions::new().filename("/tmp/secret.db").pragma("key", "'xyzzy'");
     let store = SqliteStore::new(SqlitePoolOptions::new().connect_lazy_with(options));
-    assert_eq!(format!("{store:?}"), r#"SqliteStore { file: "/tmp/secret.db", table: "agent_bindings", .. }"#);
+    assert_eq!(
+        format!("{store:?}"),
+        r#"SqliteStore { file: "/tmp/secret.db", table: "agent_bindings", .. }"#
+    );
 }
 
 /// Of what housekeeping and other programs will find in the table.
@@ -338,9 +375,12 @@ async fn debug_shows_the_place_and_no_secret() {
 async fn a_deleted_row_keeps_its_revision_and_when_it_went() {
     let store = in_memory().await;
     let _ = store.create(new(1, 1, Some(target(1)))).await.unwrap();
-    let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64;
+    let now = || {
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis()
+            as i64
+    };
     let before = now();
-    assert!(store.delete(session(1), None).await.unwrap());
+    assert!(store.forget(session(1), None).await.unwrap());
     let after = now();
     let sql = "SELECT *, coalesce(workspace, agent, build, generation, address) AS gone FROM agent_bindings";
     let left = sqlx::query(sql).fetch_one(store.pool()).await.unwrap();
@@ -348,9 +388,14 @@ async fn a_deleted_row_keeps_its_revision_and_when_it_went() {
     assert_eq!(left.get::<i64, _>("revision"), 2);
     assert_eq!(left.get::<Option<Vec<u8>>, _>("gone"), None);
     assert!((before..=after).contains(&left.get::<i64, _>("deleted_at")));
-    assert_eq!(store.retarget(session(1), workspace(1)).await.unwrap(), row(1, 1, None, 3, previous(1)));
-    let deleted_at: Option<i64> =
-        sqlx::query_scalar("SELECT deleted_at FROM agent_bindings").fetch_one(store.pool()).await.unwrap();
+    assert_eq!(
+        store.retarget(session(1), workspace(1)).await.unwrap(),
+        row(1, 1, None, 3, previous(1))
+    );
+    let deleted_at: Option<i64> = sqlx::query_scalar("SELECT deleted_at FROM agent_bindings")
+        .fetch_one(store.pool())
+        .await
+        .unwrap();
     assert_eq!(deleted_at, None);
 }
 
@@ -359,16 +404,29 @@ async fn new_rows_start_above_the_floor_and_old_ones_go_on() {
     let store = in_memory().await;
     let _ = store.create(new(1, 1, Some(target(1)))).await.unwrap();
     let _ = store.create(new(2, 1, None)).await.unwrap();
-    assert!(store.delete(session(2), None).await.unwrap());
-    sqlx::query("UPDATE agent_bindings_meta SET revision_floor = 100").execute(store.pool()).await.unwrap();
-    assert_eq!(store.create(new(3, 1, None)).await.unwrap(), Swap::Applied(row(3, 1, None, 101, None)));
+    assert!(store.forget(session(2), None).await.unwrap());
+    sqlx::query("UPDATE agent_bindings_meta SET revision_floor = 100")
+        .execute(store.pool())
+        .await
+        .unwrap();
+    assert_eq!(
+        store.create(new(3, 1, None)).await.unwrap(),
+        Swap::Applied(row(3, 1, None, 101, None))
+    );
     assert_eq!(store.retarget(session(4), workspace(1)).await.unwrap(), row(4, 1, None, 101, None));
     let inherited = Swap::Applied(row(5, 1, Some(target(1)), 101, None));
     assert_eq!(store.inherit(session(5), session(1)).await.unwrap(), inherited);
-    assert_eq!(store.create(new(2, 1, None)).await.unwrap(), Swap::Applied(row(2, 1, None, 3, None)));
-    assert_eq!(store.retarget(session(1), workspace(1)).await.unwrap(), row(1, 1, Some(target(1)), 2, None));
+    assert_eq!(
+        store.create(new(2, 1, None)).await.unwrap(),
+        Swap::Applied(row(2, 1, None, 3, None))
+    );
+    assert_eq!(
+        store.retarget(session(1), workspace(1)).await.unwrap(),
+        row(1, 1, Some(target(1)), 2, None)
+    );
 
-    // Without the floor nobody knows where to start: no row is better than a revision that was used before.
+    // Without the floor nobody knows where to start: no row is better than a revision that was used
+    // before.
     sqlx::query("DELETE FROM agent_bindings_meta").execute(store.pool()).await.unwrap();
     assert!(matches!(store.create(new(6, 1, None)).await, Err(StoreError::Rejected(_))));
     assert_eq!(store.load(session(6)).await.unwrap(), None);

@@ -54,11 +54,18 @@ fn opens() {
     std::io::stdin().read_line(&mut start).unwrap();
     let (number, start) = start.trim().split_once(' ').unwrap();
     let (number, start): (u128, u64) = (number.parse().unwrap(), start.parse().unwrap());
-    thread::sleep((UNIX_EPOCH + Duration::from_micros(start)).duration_since(SystemTime::now()).unwrap_or_default());
+    thread::sleep(
+        (UNIX_EPOCH + Duration::from_micros(start))
+            .duration_since(SystemTime::now())
+            .unwrap_or_default(),
+    );
     runtime.block_on(async {
         let store = SqliteStore::open(path).await.unwrap();
         // A row of its own, and one that all of them want.
-        assert!(matches!(store.create(new(number, 1, Some(target(1)))).await.unwrap(), Swap::Applied(_)));
+        assert!(matches!(
+            store.create(new(number, 1, Some(target(1)))).await.unwrap(),
+            Swap::Applied(_)
+        ));
         let common = store.create(new(100, number, Some(target(number as i64)))).await.unwrap();
         say(if matches!(common, Swap::Applied(_)) { "won" } else { "lost" });
     });
@@ -81,8 +88,12 @@ fn eight_processes_open_the_same_new_file_at_once() {
             assert_eq!(hear(out).as_deref(), Some("ready"));
         }
         assert!(!path.exists());
-        // All of them wait for the same moment, which is closer than eight messages, one after another, would be.
-        let start = (SystemTime::now() + Duration::from_millis(20)).duration_since(UNIX_EPOCH).unwrap().as_micros();
+        // All of them wait for the same moment, which is closer than eight messages, one after
+        // another, would be.
+        let start = (SystemTime::now() + Duration::from_millis(20))
+            .duration_since(UNIX_EPOCH)
+            .unwrap()
+            .as_micros();
         for (number, (child, _)) in children.iter_mut().enumerate() {
             writeln!(child.stdin.take().unwrap(), "{number} {start}").unwrap();
         }
@@ -110,7 +121,8 @@ fn eight_processes_open_the_same_new_file_at_once() {
 #[ignore = "a child of a_process_that_is_killed_leaves_every_row_old_or_new"]
 fn repairs() {
     let Some(path) = asked() else { return };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let store = SqliteStore::open(path).await.unwrap();
         let tasks: Vec<_> = (0..4)
@@ -124,12 +136,17 @@ fn repairs() {
                             Some(read) => {
                                 let generation = read.revision.get() + 1;
                                 store
-                                    .compare_and_swap(read.revision, new(s, 1, Some(target(generation))))
+                                    .compare_and_swap(
+                                        read.revision,
+                                        new(s, 1, Some(target(generation))),
+                                    )
                                     .await
                                     .unwrap()
                             }
                         };
-                        let Swap::Applied(row) = swap else { panic!("nobody else writes this row: {swap:?}") };
+                        let Swap::Applied(row) = swap else {
+                            panic!("nobody else writes this row: {swap:?}")
+                        };
                         say(format_args!("{s} {}", row.revision));
                     }
                 })
@@ -175,7 +192,9 @@ fn a_process_that_is_killed_leaves_every_row_old_or_new() {
         for word in &said {
             // The last line may have been cut.
             let Some((s, revision)) = word.split_once(' ') else { continue };
-            let (Ok(s), Ok(revision)) = (s.parse::<u128>(), revision.parse::<i64>()) else { continue };
+            let (Ok(s), Ok(revision)) = (s.parse::<u128>(), revision.parse::<i64>()) else {
+                continue;
+            };
             let known = revisions.entry(s).or_default();
             *known = revision.max(*known);
             writes += 1;
@@ -189,15 +208,25 @@ fn a_process_that_is_killed_leaves_every_row_old_or_new() {
                     continue;
                 };
                 let revision = read.revision.get();
-                // Each revision is one generation: agent, build, address and previous agent belong together.
-                let expected =
-                    row(s, 1, Some(target(revision)), revision, previous(revision - 1).filter(|_| revision > 1));
+                // Each revision is one generation: agent, build, address and previous agent belong
+                // together.
+                let expected = row(
+                    s,
+                    1,
+                    Some(target(revision)),
+                    revision,
+                    previous(revision - 1).filter(|_| revision > 1),
+                );
                 assert_eq!(read, expected);
-                assert!(revision == known || revision == known + 1, "{known} was confirmed, {revision} is there");
+                assert!(
+                    revision == known || revision == known + 1,
+                    "{known} was confirmed, {revision} is there"
+                );
                 unheard += i32::from(revision > known);
                 revisions.insert(s, revision);
             }
-            let sound: String = sqlx::query_scalar("PRAGMA integrity_check").fetch_one(store.pool()).await.unwrap();
+            let sound: String =
+                sqlx::query_scalar("PRAGMA integrity_check").fetch_one(store.pool()).await.unwrap();
             assert_eq!(sound, "ok");
             store.pool().close().await;
         });
@@ -227,7 +256,10 @@ fn a_process_that_is_killed_while_it_creates_the_file_is_in_nobodys_way() {
         runtime.block_on(async {
             let store = SqliteStore::open(&path).await.unwrap();
             store.check().await.unwrap();
-            assert_eq!(store.retarget(session(99), workspace(1)).await.unwrap(), row(99, 1, None, 1, None));
+            assert_eq!(
+                store.retarget(session(99), workspace(1)).await.unwrap(),
+                row(99, 1, None, 1, None)
+            );
         });
     }
     println!("found after the kill: {stages:?}");

@@ -20,7 +20,11 @@ async fn some_refuse_writes(pool: &SqlitePool) -> bool {
     let mut held = Vec::new();
     for _ in 0..pool.options().get_max_connections() {
         let mut connection = pool.acquire().await.unwrap();
-        refuse |= sqlx::query_scalar::<_, i64>("PRAGMA query_only").fetch_one(&mut *connection).await.unwrap() == 1;
+        refuse |= sqlx::query_scalar::<_, i64>("PRAGMA query_only")
+            .fetch_one(&mut *connection)
+            .await
+            .unwrap()
+            == 1;
         held.push(connection);
     }
     refuse
@@ -32,7 +36,10 @@ async fn orders_succeed_when_all_connections_of_the_pool_refuse_writes() {
     let store = SqliteStore::open(directory.path().join("bindings.db")).await.unwrap();
     refuse_writes(store.pool()).await;
     for s in 0..20 {
-        store.retarget(session(s), workspace(1)).await.unwrap_or_else(|error| panic!("order {s}: {error:?}"));
+        store
+            .retarget(session(s), workspace(1))
+            .await
+            .unwrap_or_else(|error| panic!("order {s}: {error:?}"));
     }
     assert!(!some_refuse_writes(store.pool()).await, "they are gone");
 }
@@ -46,11 +53,13 @@ async fn a_set_up_succeeds_when_all_connections_of_the_pool_refuse_writes() {
     store.check().await.unwrap();
 }
 
-/// A backup was put in the place of the file: the open connections still have the old one, which nobody else sees.
+/// A backup was put in the place of the file: the open connections still have the old one, which
+/// nobody else sees.
 #[tokio::test]
 async fn an_order_after_the_file_was_replaced_is_in_the_new_file() {
     let directory = tempfile::tempdir().unwrap();
-    let (path, backup) = (directory.path().join("application.db"), directory.path().join("backup.db"));
+    let (path, backup) =
+        (directory.path().join("application.db"), directory.path().join("backup.db"));
     for file in [&path, &backup] {
         let store = SqliteStore::new(foreign_pool(file).await);
         store.set_up().await.unwrap();
@@ -61,7 +70,10 @@ async fn an_order_after_the_file_was_replaced_is_in_the_new_file() {
     fs::rename(&backup, &path).unwrap();
     let row = store.retarget(session(1), workspace(1)).await.unwrap();
     let mut neighbour = SqliteConnection::connect(path.to_str().unwrap()).await.unwrap();
-    let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM agent_bindings").fetch_one(&mut neighbour).await.unwrap();
+    let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM agent_bindings")
+        .fetch_one(&mut neighbour)
+        .await
+        .unwrap();
     assert_eq!(rows, 1);
     assert_eq!(row.workspace, workspace(1));
 }

@@ -22,9 +22,15 @@ struct Trace {
     begun: &'static Mutex<Vec<String>>,
 }
 
-unsafe extern "C" fn statement(_: c_uint, begun: *mut c_void, _: *mut c_void, text: *mut c_void) -> c_int {
+unsafe extern "C" fn statement(
+    _: c_uint,
+    begun: *mut c_void,
+    _: *mut c_void,
+    text: *mut c_void,
+) -> c_int {
     // SAFETY: the context is the leaked list, the text is SQLite's and ends with a nul.
-    let (begun, text) = unsafe { (&*begun.cast::<Mutex<Vec<String>>>(), CStr::from_ptr(text.cast::<c_char>())) };
+    let (begun, text) =
+        unsafe { (&*begun.cast::<Mutex<Vec<String>>>(), CStr::from_ptr(text.cast::<c_char>())) };
     begun.lock().unwrap().push(text.to_string_lossy().into_owned());
     0
 }
@@ -38,7 +44,12 @@ impl Trace {
         let context = std::ptr::from_ref(begun).cast_mut().cast::<c_void>();
         // SAFETY: the handle is locked, and the context lives for ever.
         let code = unsafe {
-            sqlite3_trace_v2(handle.as_raw_handle().as_ptr(), SQLITE_TRACE_STMT as c_uint, Some(statement), context)
+            sqlite3_trace_v2(
+                handle.as_raw_handle().as_ptr(),
+                SQLITE_TRACE_STMT as c_uint,
+                Some(statement),
+                context,
+            )
         };
         assert_eq!(code, 0);
         drop(handle);
@@ -46,7 +57,8 @@ impl Trace {
         Self { store, begun }
     }
 
-    /// The first words of what was begun since the last look; not what SQLite runs inside a statement, which it marks.
+    /// The first words of what was begun since the last look; not what SQLite runs inside a
+    /// statement, which it marks.
     fn begun(&self) -> Vec<String> {
         let begun = std::mem::take(&mut *self.begun.lock().unwrap());
         let outer = begun.into_iter().filter(|text| !text.starts_with("--"));
@@ -83,7 +95,10 @@ async fn a_verb_is_one_statement_and_a_conflict_one_more() {
 
     assert!(matches!(store.inherit(session(3), session(1)).await.unwrap(), Swap::Applied(_)));
     assert_eq!(trace.begun(), ["INSERT"]);
-    assert!(matches!(store.inherit(session(3), session(1)).await.unwrap(), Swap::Conflict(Some(_))));
+    assert!(matches!(
+        store.inherit(session(3), session(1)).await.unwrap(),
+        Swap::Conflict(Some(_))
+    ));
     assert_eq!(trace.begun(), ["INSERT", "SELECT"]);
     assert_eq!(store.inherit(session(8), session(9)).await.unwrap(), Swap::Conflict(None));
     assert_eq!(trace.begun(), ["INSERT", "SELECT"]);
@@ -94,7 +109,9 @@ async fn a_verb_is_one_statement_and_a_conflict_one_more() {
     assert_eq!(trace.begun(), ["UPDATE"]);
     assert_eq!(store.reset_workspace(workspace(1)).await.unwrap().rows, 2);
     assert_eq!(trace.begun(), ["BEGIN", "INSERT", "UPDATE", "COMMIT"]);
-    for (target, current, chunk) in [(target(1), target(2), "of a generation"), (bare(1), bare(2), "of an agent")] {
+    for (target, current, chunk) in
+        [(target(1), target(2), "of a generation"), (bare(1), bare(2), "of an agent")]
+    {
         let _ = store.replace_agent(workspace(1), epoch(0), &target, &current, 5).await.unwrap();
         assert_eq!(trace.begun(), ["UPDATE"], "{chunk}");
     }
@@ -102,11 +119,14 @@ async fn a_verb_is_one_statement_and_a_conflict_one_more() {
     assert_eq!(trace.begun(), ["SELECT"]);
     assert_eq!(store.load_many(&[]).await.unwrap(), []);
     assert_eq!(trace.begun(), [""; 0]);
-    assert!(!store.delete(session(1), Some(at(1))).await.unwrap());
+    assert!(!store.forget(session(1), Some(at(1))).await.unwrap());
     assert_eq!(trace.begun(), ["UPDATE"]);
-    assert!(store.delete(session(1), None).await.unwrap());
+    assert!(store.forget(session(1), None).await.unwrap());
     assert_eq!(trace.begun(), ["UPDATE"]);
-    assert!(matches!(store.create(new(1, 1, None)).await.unwrap(), Swap::Applied(_)), "over the deleted row");
+    assert!(
+        matches!(store.create(new(1, 1, None)).await.unwrap(), Swap::Applied(_)),
+        "over the deleted row"
+    );
     assert_eq!(trace.begun(), ["INSERT"]);
 }
 
@@ -123,18 +143,27 @@ async fn a_start_over_tables_that_exist_writes_nothing() {
 async fn the_primary_key_and_the_index_are_used() {
     let store = in_memory().await;
     let plan = async |sql: &'static str| {
-        let steps: Vec<(i64, i64, i64, String)> = sqlx::query_as(sql).fetch_all(store.pool()).await.unwrap();
+        let steps: Vec<(i64, i64, i64, String)> =
+            sqlx::query_as(sql).fetch_all(store.pool()).await.unwrap();
         steps.into_iter().map(|step| step.3).collect::<Vec<_>>().join("; ")
     };
-    let load =
-        plan("EXPLAIN QUERY PLAN SELECT revision FROM agent_bindings WHERE session = ?1 AND workspace IS NOT NULL");
+    let load = plan(
+        "EXPLAIN QUERY PLAN SELECT revision FROM agent_bindings WHERE session = ?1 AND workspace IS NOT NULL",
+    );
     assert_eq!(load.await, "SEARCH agent_bindings USING PRIMARY KEY (session=?)");
-    let reset = plan("EXPLAIN QUERY PLAN UPDATE agent_bindings SET agent = NULL WHERE workspace = ?1");
-    assert_eq!(reset.await, "SEARCH agent_bindings USING INDEX agent_bindings_workspace (workspace=?)");
+    let reset =
+        plan("EXPLAIN QUERY PLAN UPDATE agent_bindings SET agent = NULL WHERE workspace = ?1");
+    assert_eq!(
+        reset.await,
+        "SEARCH agent_bindings USING INDEX agent_bindings_workspace (workspace=?)"
+    );
     // The index ends in the key: nothing is left to sort.
     let chunk = plan(
         "EXPLAIN QUERY PLAN SELECT session FROM agent_bindings WHERE workspace = ?1 AND generation < ?2
          ORDER BY session LIMIT ?3",
     );
-    assert_eq!(chunk.await, "SEARCH agent_bindings USING INDEX agent_bindings_workspace (workspace=?)");
+    assert_eq!(
+        chunk.await,
+        "SEARCH agent_bindings USING INDEX agent_bindings_workspace (workspace=?)"
+    );
 }

@@ -12,13 +12,21 @@ async fn a_retarget_in_a_transaction_is_there_after_its_commit_only() {
     let before = row(1, 1, Some(target(1)), 1, None);
     let _ = store.create(new(1, 1, Some(target(1)))).await.unwrap();
     let ordered = row(1, 2, None, 2, previous(1));
-    let chats =
-        async || -> i64 { sqlx::query_scalar("SELECT count(*) FROM chats").fetch_one(store.pool()).await.unwrap() };
+    let chats = async || -> i64 {
+        sqlx::query_scalar("SELECT count(*) FROM chats").fetch_one(store.pool()).await.unwrap()
+    };
 
     let mut transaction = store.pool().begin().await.unwrap();
     sqlx::query("INSERT INTO chats VALUES ('a chat')").execute(&mut *transaction).await.unwrap();
-    assert_eq!(store.retarget_in(&mut transaction, session(1), workspace(2)).await.unwrap(), ordered);
-    assert_eq!(store.load(session(1)).await.unwrap(), Some(before.clone()), "others do not see it yet");
+    assert_eq!(
+        store.retarget_in(&mut transaction, session(1), workspace(2)).await.unwrap(),
+        ordered
+    );
+    assert_eq!(
+        store.load(session(1)).await.unwrap(),
+        Some(before.clone()),
+        "others do not see it yet"
+    );
     transaction.rollback().await.unwrap();
     assert_eq!(store.load(session(1)).await.unwrap(), Some(before.clone()));
 
@@ -31,7 +39,10 @@ async fn a_retarget_in_a_transaction_is_there_after_its_commit_only() {
 
     let mut transaction = store.pool().begin().await.unwrap();
     sqlx::query("INSERT INTO chats VALUES ('a chat')").execute(&mut *transaction).await.unwrap();
-    assert_eq!(store.retarget_in(&mut transaction, session(1), workspace(2)).await.unwrap(), ordered);
+    assert_eq!(
+        store.retarget_in(&mut transaction, session(1), workspace(2)).await.unwrap(),
+        ordered
+    );
     transaction.commit().await.unwrap();
     assert_eq!(store.load(session(1)).await.unwrap(), Some(ordered));
     assert_eq!(chats().await, 1);
@@ -61,9 +72,13 @@ async fn a_transaction_that_read_too_early_is_told_so() {
     let store = SqliteStore::open(directory.path().join("bindings.db")).await.unwrap();
     let _ = store.create(new(1, 1, None)).await.unwrap();
     let mut transaction = store.pool().begin().await.unwrap();
-    let _: i64 = sqlx::query_scalar("SELECT count(*) FROM agent_bindings").fetch_one(&mut *transaction).await.unwrap();
+    let _: i64 = sqlx::query_scalar("SELECT count(*) FROM agent_bindings")
+        .fetch_one(&mut *transaction)
+        .await
+        .unwrap();
     let meanwhile = store.retarget(session(1), workspace(2)).await.unwrap();
-    // Its snapshot is old, SQLite will not let it write: nothing was written, and a new transaction may try again.
+    // Its snapshot is old, SQLite will not let it write: nothing was written, and a new transaction
+    // may try again.
     let error = store.retarget_in(&mut transaction, session(1), workspace(3)).await.unwrap_err();
     assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
     transaction.rollback().await.unwrap();
@@ -86,7 +101,7 @@ fn futures_can_be_spawned() {
         sent(store.compare_and_swap(at(1), new(1, 1, None)));
         sent(store.retarget(session(1), workspace(1)));
         sent(store.unbind(session(1)));
-        sent(store.delete(session(1), None));
+        sent(store.forget(session(1), None));
         sent(store.inherit(session(1), session(2)));
         sent(store.reset_workspace(workspace(1)));
         sent(store.retarget_in(connection, session(1), workspace(1)));

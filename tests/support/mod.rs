@@ -1,5 +1,5 @@
-//! A world to test in: workspaces and agents that do as they are told, a strict dialer, a store that counts and fails.
-//! Time is tokio's paused clock; nothing here sleeps but on it.
+//! A world to test in: workspaces and agents that do as they are told, a strict dialer, a store
+//! that counts and fails. Time is tokio's paused clock; nothing here sleeps but on it.
 #![allow(dead_code, unreachable_pub)] // each test binary uses its own part
 
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
@@ -20,9 +20,12 @@ use tokio::{
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_bound_agent::{
-    AgentId, Binding, Bound, BoundAgent, BoundAgentBuilder, BoundAgentLayer, BoxError, BuildId, DialAgent, DialSession,
-    Epoch, Error, Previous, Resolution, ResolveWorkspace, Revision, SessionId, Target, WorkspaceId,
-    store::{BindingStore, MemoryStore, NewBinding, Purged, Reset, StoreError, Swap, TransactionalStore},
+    AgentId, Binding, Bound, BoundAgent, BoundAgentBuilder, BoundAgentLayer, BoxError, BuildId,
+    DialAgent, DialSession, Epoch, Error, Previous, Resolution, ResolveWorkspace, Revision,
+    SessionId, Target, WorkspaceId,
+    store::{
+        BindingStore, MemoryStore, NewBinding, Purged, Reset, StoreError, Swap, TransactionalStore,
+    },
 };
 use uuid::Uuid;
 
@@ -51,7 +54,8 @@ pub enum Does {
     Panic,
 }
 
-/// What the resolver does when it is asked about a workspace. Its answer is what holds when the question begins.
+/// What the resolver does when it is asked about a workspace. Its answer is what holds when the
+/// question begins.
 #[derive(Clone, Debug)]
 pub enum Says {
     Is(Resolution),
@@ -71,7 +75,13 @@ pub enum Writes {
 
 impl Writes {
     /// Another agent serves the workspace, so that these rows have to be written.
-    pub fn replaced(self, world: &World, workspace: WorkspaceId, old: &Target, old_does: Does) -> Target {
+    pub fn replaced(
+        self,
+        world: &World,
+        workspace: WorkspaceId,
+        old: &Target,
+        old_does: Does,
+    ) -> Target {
         match self {
             Self::Own => world.replace(workspace, old, old_does),
             Self::Group => world.rebuild(workspace, old, old_does),
@@ -79,7 +89,8 @@ impl Writes {
     }
 }
 
-/// Dials started, validations started, store reads, store writes (every verb that may change something).
+/// Dials started, validations started, store reads, store writes (every verb that may change
+/// something).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counts {
     pub d: u64,
@@ -91,7 +102,12 @@ pub struct Counts {
 impl Sub for Counts {
     type Output = Counts;
     fn sub(self, before: Counts) -> Counts {
-        Counts { d: self.d - before.d, v: self.v - before.v, r: self.r - before.r, w: self.w - before.w }
+        Counts {
+            d: self.d - before.d,
+            v: self.v - before.v,
+            r: self.r - before.r,
+            w: self.w - before.w,
+        }
     }
 }
 
@@ -168,7 +184,8 @@ impl World {
         self.inner.agents.lock().unwrap().insert(target.agent, does);
     }
 
-    /// Of these targets only this one answers, at once; the others refuse. They may be addresses of one agent.
+    /// Of these targets only this one answers, at once; the others refuse. They may be addresses of
+    /// one agent.
     pub fn answers_only(&self, targets: &[&Target], serving: &Target) {
         let mut refusing = self.inner.refusing.lock().unwrap();
         for target in targets {
@@ -202,8 +219,8 @@ impl World {
         new
     }
 
-    /// Another agent within the same build, which says nothing of other sessions' rows. The old one does as told from now
-    /// on, the new one answers at once.
+    /// Another agent within the same build, which says nothing of other sessions' rows. The old one
+    /// does as told from now on, the new one answers at once.
     pub fn replace(&self, workspace: WorkspaceId, old: &Target, old_does: Does) -> Target {
         self.does(old, old_does);
         let new = self.agent(old.generation.map(|generation| generation.get()));
@@ -213,8 +230,10 @@ impl World {
 
     pub fn resolver(
         &self,
-    ) -> impl Service<ResolveWorkspace, Response = Resolution, Error = BoxError, Future: Send> + Clone + Send + use<>
-    {
+    ) -> impl Service<ResolveWorkspace, Response = Resolution, Error = BoxError, Future: Send>
+    + Clone
+    + Send
+    + use<> {
         let inner = Arc::clone(&self.inner);
         service_fn(move |ask: ResolveWorkspace| {
             let inner = Arc::clone(&inner);
@@ -263,7 +282,12 @@ impl World {
 
     pub fn counts(&self) -> Counts {
         let inner = &self.inner;
-        counts(inner.dials.load(SeqCst), inner.validations.load(SeqCst), self.store.reads(), self.store.writes())
+        counts(
+            inner.dials.load(SeqCst),
+            inner.validations.load(SeqCst),
+            self.store.reads(),
+            self.store.writes(),
+        )
     }
 
     pub fn live_dials(&self) -> i64 {
@@ -322,7 +346,8 @@ impl Drop for Validating {
     }
 }
 
-/// A dial service that panics if it is called without having been asked for readiness. A clone is not ready.
+/// A dial service that panics if it is called without having been asked for readiness. A clone is
+/// not ready.
 pub struct StrictDialer {
     inner: Arc<Inner>,
     ready: bool,
@@ -387,7 +412,11 @@ impl Future for Dialing {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.dial.as_mut().poll(cx).map_ok(|()| {
             self.inner.live_connections.fetch_add(1, SeqCst);
-            Conn { agent: self.ask.target.agent, session: self.ask.session, inner: Arc::clone(&self.inner) }
+            Conn {
+                agent: self.ask.target.agent,
+                session: self.ask.session,
+                inner: Arc::clone(&self.inner),
+            }
         })
     }
 }
@@ -419,7 +448,8 @@ pub enum Fault {
     SlowAnswer(Duration),
     /// Nothing is carried out.
     Panic,
-    /// Somebody holds every row: a statement that leaves locked rows out finds none. Others are carried out.
+    /// Somebody holds every row: a statement that leaves locked rows out finds none. Others are
+    /// carried out.
     Locked,
     /// Carried out; but a group repair says each time that there may be more.
     Endless,
@@ -531,10 +561,14 @@ impl<St> Tap<St> {
         write: bool,
         statement: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        let (count, fault) =
-            if write { (&self.taps.writes, &self.taps.writing) } else { (&self.taps.reads, &self.taps.reading) };
+        let (count, fault) = if write {
+            (&self.taps.writes, &self.taps.writing)
+        } else {
+            (&self.taps.reads, &self.taps.reading)
+        };
         count.fetch_add(1, SeqCst);
-        let _running = write.then(|| Running::begin(&self.taps.running_writes, &self.taps.most_writes));
+        let _running =
+            write.then(|| Running::begin(&self.taps.running_writes, &self.taps.most_writes));
         let fault = *fault.lock().unwrap();
         match fault {
             Fault::None | Fault::Locked | Fault::Endless => statement.await,
@@ -584,17 +618,29 @@ impl<St: BindingStore> BindingStore for Tap<St> {
     async fn create(&self, new: NewBinding) -> Result<Swap, StoreError> {
         self.statement(true, self.store.create(new)).await
     }
-    async fn compare_and_swap(&self, expected: Revision, new: NewBinding) -> Result<Swap, StoreError> {
+    async fn compare_and_swap(
+        &self,
+        expected: Revision,
+        new: NewBinding,
+    ) -> Result<Swap, StoreError> {
         self.statement(true, self.store.compare_and_swap(expected, new)).await
     }
-    async fn retarget(&self, session: SessionId, workspace: WorkspaceId) -> Result<Binding, StoreError> {
+    async fn retarget(
+        &self,
+        session: SessionId,
+        workspace: WorkspaceId,
+    ) -> Result<Binding, StoreError> {
         self.statement(true, self.store.retarget(session, workspace)).await
     }
     async fn unbind(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
         self.statement(true, self.store.unbind(session)).await
     }
-    async fn delete(&self, session: SessionId, expected: Option<Revision>) -> Result<bool, StoreError> {
-        self.statement(true, self.store.delete(session, expected)).await
+    async fn forget(
+        &self,
+        session: SessionId,
+        expected: Option<Revision>,
+    ) -> Result<bool, StoreError> {
+        self.statement(true, self.store.forget(session, expected)).await
     }
     async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
         self.statement(true, self.store.inherit(child, parent)).await
@@ -613,7 +659,9 @@ impl<St: BindingStore> BindingStore for Tap<St> {
         self.taps.group_writes.fetch_add(1, SeqCst);
         let fault = *self.taps.writing.lock().unwrap();
         let most = if fault == Fault::Locked { 0 } else { limit };
-        let written = self.statement(true, self.store.replace_agent(workspace, epoch, stale, current, most)).await;
+        let written = self
+            .statement(true, self.store.replace_agent(workspace, epoch, stale, current, most))
+            .await;
         if fault == Fault::Endless { written.map(|_| limit) } else { written }
     }
     async fn load_many(&self, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
@@ -623,7 +671,8 @@ impl<St: BindingStore> BindingStore for Tap<St> {
             if fails_at > 0 && begun.is_multiple_of(fails_at) {
                 return Err(StoreError::Unavailable("down on purpose".into()));
             }
-            if sessions.iter().any(|session| self.taps.unreadable.lock().unwrap().contains(session)) {
+            if sessions.iter().any(|session| self.taps.unreadable.lock().unwrap().contains(session))
+            {
                 return Err(StoreError::Corrupt("not a uuid".into()));
             }
             self.store.load_many(sessions).await
@@ -647,8 +696,8 @@ impl<St: BindingStore> BindingStore for Tap<St> {
     async fn purge_idle(&self, idle: Duration, limit: u64) -> Result<u64, StoreError> {
         self.statement(true, self.store.purge_idle(idle, limit)).await
     }
-    async fn purge_deleted(&self, limit: u64) -> Result<Purged, StoreError> {
-        self.statement(true, self.store.purge_deleted(limit)).await
+    async fn purge_forgotten(&self, limit: u64) -> Result<Purged, StoreError> {
+        self.statement(true, self.store.purge_forgotten(limit)).await
     }
 }
 
@@ -675,14 +724,16 @@ impl TransactionalStore for Tap<MemoryStore> {
         workspace: WorkspaceId,
     ) -> Result<Binding, StoreError> {
         let staging = async {
-            // The row as it will be, unless somebody writes it first; the orders of the tests always move the session.
+            // The row as it will be, unless somebody writes it first; the orders of the tests
+            // always move the session.
             let row = self.peek(session);
             let revision = row.as_ref().map_or(1, |row| row.revision.get() + 1);
             let leaves = row.as_ref().and_then(|row| row.target.as_ref());
             let previous = leaves.map(|target| Previous::new(target.agent, target.generation));
             let previous = previous.or(row.as_ref().and_then(|row| row.previous));
             transaction.0.push((session, workspace));
-            Ok(Binding::new(session, workspace, None, Revision::new(revision)).with_previous(previous))
+            Ok(Binding::new(session, workspace, None, Revision::new(revision))
+                .with_previous(previous))
         };
         self.statement(true, staging).await
     }

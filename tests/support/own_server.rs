@@ -22,7 +22,8 @@ impl OwnServer {
         Self::run(&[kind])
     }
 
-    /// A PgBouncer in this mode, with at most so many connections to the PostgreSQL whose socket is in that folder.
+    /// A PgBouncer in this mode, with at most so many connections to the PostgreSQL whose socket is
+    /// in that folder.
     pub(crate) fn bouncer(server: &Path, mode: &str, connections: u32) -> Option<Self> {
         Self::run(&["pgbouncer", server.to_str().unwrap(), mode, &connections.to_string()])
     }
@@ -38,7 +39,8 @@ impl OwnServer {
             .process_group(0)
             .spawn()
             .unwrap();
-        let (orders, answers) = (script.stdin.take(), BufReader::new(script.stdout.take().unwrap()));
+        let (orders, answers) =
+            (script.stdin.take(), BufReader::new(script.stdout.take().unwrap()));
         let mut server = Self { script, orders, answers, folder: PathBuf::new() };
         let answer = server.answer();
         if let Some(what) = answer.strip_prefix("missing ") {
@@ -65,7 +67,8 @@ impl OwnServer {
         self.order("start");
     }
 
-    /// All its processes stop where they are. The kernel still takes connections for it, and what is sent to it.
+    /// All its processes stop where they are. The kernel still takes connections for it, and what
+    /// is sent to it.
     pub(crate) fn freeze(&mut self) {
         self.order("freeze");
     }

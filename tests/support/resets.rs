@@ -1,8 +1,11 @@
-//! Two processes without hints over one store in a database, and a workspace that one of them resets.
+//! Two processes without hints over one store in a database, and a workspace that one of them
+//! resets.
 
 use crate::support::*;
 use tokio::time::Duration;
-use tower_bound_agent::{Bound, BoundAgentLayer, DialSession, SessionId, Target, WorkspaceId, store::BindingStore};
+use tower_bound_agent::{
+    Bound, BoundAgentLayer, DialSession, SessionId, Target, WorkspaceId, store::BindingStore,
+};
 
 /// A process: a layer over its own way to the store.
 pub(crate) struct Process {
@@ -12,7 +15,7 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn new<St: BindingStore>(world: &World, store: St) -> Self {
-        let builder = BoundAgentLayer::builder(store, world.resolver()).row_check(None);
+        let builder = BoundAgentLayer::builder(store, world.resolver()).refresh_interval(None);
         // A busy machine is not a slow agent.
         let layer = builder.validation_delay(Duration::from_secs(2)).build().unwrap();
         let dial = world.dial(&layer);
@@ -60,8 +63,11 @@ pub(crate) async fn all_reach<St: BindingStore>(
     }
 }
 
-/// One process resets and binds generation 1. The other one knows generation 100, whose agent lives, and has heard nothing.
-pub(crate) async fn greater_generations_are_not_written_back<St: BindingStore>(store: impl Fn() -> St) {
+/// One process resets and binds generation 1. The other one knows generation 100, whose agent
+/// lives, and has heard nothing.
+pub(crate) async fn greater_generations_are_not_written_back<St: BindingStore>(
+    store: impl Fn() -> St,
+) {
     let world = World::new();
     let (a, b) = (Process::new(&world, store()), Process::new(&world, store()));
     let ws = workspace();

@@ -2,7 +2,8 @@
 
 use std::{error::Error, sync::Arc};
 use tower_bound_agent::{
-    AgentId, Binding, BuildId, Epoch, Generation, Previous, Revision, SessionId, Target, WorkspaceId, store::NewBinding,
+    AgentId, Binding, BuildId, Epoch, Generation, Previous, Revision, SessionId, Target,
+    WorkspaceId, store::NewBinding,
 };
 use uuid::Uuid;
 
@@ -30,7 +31,13 @@ pub(crate) fn new(s: u128, w: u128, target: Option<Arc<Target>>) -> NewBinding {
     NewBinding::new(session(s), workspace(w), target)
 }
 
-pub(crate) fn row(s: u128, w: u128, target: Option<Arc<Target>>, revision: i64, previous: Option<Previous>) -> Binding {
+pub(crate) fn row(
+    s: u128,
+    w: u128,
+    target: Option<Arc<Target>>,
+    revision: i64,
+    previous: Option<Previous>,
+) -> Binding {
     Binding::new(session(s), workspace(w), target, at(revision)).with_previous(previous)
 }
 

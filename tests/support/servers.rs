@@ -6,7 +6,8 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-/// The URL in a variable. Without it the test is left out, which is said, and which CI does not allow.
+/// The URL in a variable. Without it the test is left out, which is said, and which CI does not
+/// allow.
 pub(crate) fn url(variable: &str) -> Option<String> {
     if let Some(url) = env::var(variable).ok().filter(|url| !url.is_empty()) {
         return Some(url);
@@ -19,7 +20,8 @@ pub(crate) fn url(variable: &str) -> Option<String> {
 pub(crate) fn left_out(why: &str) {
     assert!(env::var("CI").as_deref() != Ok("true"), "nothing may be left out in CI: {why}");
     let test = std::thread::current().name().unwrap_or_default().to_owned();
-    // Not `eprintln`, which the test harness keeps to itself; and in one piece, since tests run side by side.
+    // Not `eprintln`, which the test harness keeps to itself; and in one piece, since tests run
+    // side by side.
     let left_out = format!("left out: {test}, {why}\n");
     let _ = std::io::stderr().write_all(left_out.as_bytes());
 }

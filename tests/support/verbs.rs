@@ -37,7 +37,9 @@ impl<F: Future + Unpin> Future for Until<F> {
         self.left -= 1;
         match Pin::new(&mut self.future).poll(cx) {
             Poll::Ready(output) => Poll::Ready(Some(output)),
-            Poll::Pending if self.left == 0 && matches!(self.drop, Drop::After(_)) => Poll::Ready(None),
+            Poll::Pending if self.left == 0 && matches!(self.drop, Drop::After(_)) => {
+                Poll::Ready(None)
+            }
             Poll::Pending => Poll::Pending,
         }
     }
@@ -92,17 +94,19 @@ impl Verb {
             Self::Swap => drop(store.compare_and_swap(at(1), new(s, s, Some(target(2)))).await?),
             Self::Retarget => drop(store.retarget(session(s), workspace(0)).await?),
             Self::Unbind => drop(store.unbind(session(s)).await?),
-            Self::Delete => drop(store.delete(session(s), None).await?),
+            Self::Delete => drop(store.forget(session(s), None).await?),
             Self::Inherit => drop(store.inherit(session(s), session(0)).await?),
             Self::Reset => drop(store.reset_workspace(workspace(s)).await?),
-            Self::Replace => drop(store.replace_agent(workspace(s), epoch(0), &target(1), &target(2), 10).await?),
+            Self::Replace => {
+                drop(store.replace_agent(workspace(s), epoch(0), &target(1), &target(2), 10).await?)
+            }
         }
         Ok(())
     }
 }
 
-/// `reader` looks at the same rows, where it can on a connection of its own. `all_back` waits until every connection of
-/// the store has come back.
+/// `reader` looks at the same rows, where it can on a connection of its own. `all_back` waits until
+/// every connection of the store has come back.
 pub(crate) async fn a_dropped_verb_leaves_old_or_new<St: BindingStore>(
     store: &St,
     reader: &St,
@@ -138,7 +142,8 @@ pub(crate) async fn a_dropped_verb_leaves_old_or_new<St: BindingStore>(
                     None if polls == 0 => assert_eq!(read, before, "{verb:?} was never polled"),
                     None => {}
                 }
-                // What the store does next is done, and not part of a transaction that somebody left open.
+                // What the store does next is done, and not part of a transaction that somebody
+                // left open.
                 let next = store.retarget(session(s), workspace(1)).await.unwrap();
                 assert_eq!(reader.load(session(s)).await.unwrap(), Some(next));
             }

@@ -67,7 +67,7 @@ impl Wire {
                 Fate::Lost => vec![],
                 Fate::After(after) => vec![(after, heard)],
                 Fate::Twice(one, other) => vec![(one, heard), (other, heard)],
-                Fate::Gap(after) => vec![(after, Heard::Gap)],
+                Fate::Gap(after) => vec![(after, Heard::Lagged)],
             };
             for (after, heard) in comings {
                 let at = Instant::now() + Duration::from_millis(after);

@@ -42,7 +42,8 @@ const PING: Duration = Duration::from_secs(1);
 const HEADER: Duration = Duration::from_secs(3);
 /// How long a dial may be pending before it is questioned, if there is no doubt.
 const DELAY: Duration = Duration::from_secs(1);
-/// A timer of the system's may be late by the interval of its probes, and this machine has other things to do.
+/// A timer of the system's may be late by the interval of its probes, and this machine has other
+/// things to do.
 const SLACK: Duration = Duration::from_millis(3500);
 /// What the machine has last said, it said before it vanished, and time began then.
 const EARLY: Duration = Duration::from_millis(1200);
@@ -93,21 +94,33 @@ impl Scene {
             Pings => PING * 2,
             Header => HEADER,
         };
-        Self { what: format!("{speaks:?}, {notices:?}"), net, client, chat, workspace, old, new, bound }
+        Self {
+            what: format!("{speaks:?}, {notices:?}"),
+            net,
+            client,
+            chat,
+            workspace,
+            old,
+            new,
+            bound,
+        }
     }
 
     /// The machine vanishes, and what is awaited here is the word of it.
     async fn noticed<T>(&self, word: impl Future<Output = T>) -> T {
         self.old.line.cut();
         let begin = Instant::now();
-        let word = timeout(Duration::from_secs(40), word).await.unwrap_or_else(|_| panic!("{}: never", self.what));
+        let word = timeout(Duration::from_secs(40), word)
+            .await
+            .unwrap_or_else(|_| panic!("{}: never", self.what));
         let took = begin.elapsed();
         let range = self.bound - EARLY..self.bound + SLACK;
         assert!(range.contains(&took), "{}: {took:?}, not {range:?}", self.what);
         word
     }
 
-    /// The machine is gone, and that is known: the next turn is the new agent's, and nothing of the old one is left.
+    /// The machine is gone, and that is known: the next turn is the new agent's, and nothing of the
+    /// old one is left.
     async fn doubted(self) {
         let Self { what, net, client, chat, workspace, old, new, .. } = self;
         until(&format!("{what}: its connections are closed"), || old.line.connections() == 0).await;
@@ -147,7 +160,11 @@ impl Scene {
     fn is_typed(&self, error: &ClientError) {
         let of_header = matches!(error, ClientError::NoResponse { within: HEADER });
         let of_connection = matches!(error, ClientError::Send(_));
-        assert!(if self.bound == HEADER { of_header } else { of_connection }, "{}: {error:?}", self.what);
+        assert!(
+            if self.bound == HEADER { of_header } else { of_connection },
+            "{}: {error:?}",
+            self.what
+        );
         assert!(!error.is_unsent(), "{}: {error:?}", self.what);
         let fault = if self.bound == WATCHED { Fault::Network } else { Fault::Agent };
         assert_eq!(error.fault(), fault, "{}: {error:?}", self.what);
@@ -261,7 +278,8 @@ fn an_answer_breaks_off_in_time() {
 #[test]
 fn an_upload_that_fills_what_the_system_takes_breaks_off_in_time() {
     alone(|| async {
-        // With a connection that is full, and HTTP/2, only its own end makes room for the word of a stream's end.
+        // With a connection that is full, and HTTP/2, only its own end makes room for the word of a
+        // stream's end.
         let ways = EVERY_WAY.into_iter().filter(|way| *way != (Speaks::Http2, Header));
         each(ways, async |scene| {
             let (mut sender, body) = Channel::<Bytes>::new(1);
@@ -361,19 +379,24 @@ fn a_dial_to_a_machine_that_is_gone_is_questioned_after_the_delay() {
 #[test]
 fn an_upload_that_is_given_up_leaves_nothing_behind() {
     alone(|| async {
-        // With HTTP/1 the connection is closed then, with HTTP/2 when the socket notices that nobody is there.
-        let bounds = [(Speaks::Http1, Header, Duration::from_secs(1)), (Speaks::Http2, Socket, WATCHED)];
+        // With HTTP/1 the connection is closed then, with HTTP/2 when the socket notices that
+        // nobody is there.
+        let bounds =
+            [(Speaks::Http1, Header, Duration::from_secs(1)), (Speaks::Http2, Socket, WATCHED)];
         all(bounds, async |(speaks, notices, bound)| {
-            let scene = Scene::with(speaks, notices, |builder| builder.response_header_timeout(None)).await;
+            let scene =
+                Scene::with(speaks, notices, |builder| builder.response_header_timeout(None)).await;
             let Upload { mut sender, key, waiting } = scene.upload().await;
             scene.old.line.cut();
-            let sending = tokio::spawn(async move { while sender.send_data(PIECE).await.is_ok() {} });
+            let sending =
+                tokio::spawn(async move { while sender.send_data(PIECE).await.is_ok() {} });
             sleep(Duration::from_secs(1)).await;
             assert!(!sending.is_finished() && scene.old.line.connections() == 1, "{}", scene.what);
             waiting.abort();
             let begin = Instant::now();
             bounded(sending).await.unwrap();
-            until(&format!("{}: it is closed", scene.what), || scene.old.line.connections() == 0).await;
+            until(&format!("{}: it is closed", scene.what), || scene.old.line.connections() == 0)
+                .await;
             assert!(begin.elapsed() < bound + SLACK, "{}: {:?}", scene.what, begin.elapsed());
             scene.once(&key);
         })
@@ -381,9 +404,11 @@ fn an_upload_that_is_given_up_leaves_nothing_behind() {
     });
 }
 
-/// The system cannot tell a machine that is gone from one that takes nothing; it can from one that says nothing.
+/// The system cannot tell a machine that is gone from one that takes nothing; it can from one that
+/// says nothing.
 #[test]
-fn a_process_that_hangs_on_a_machine_that_lives_is_noticed_by_its_socket_only_if_it_is_sent_more_than_it_takes() {
+fn a_process_that_hangs_on_a_machine_that_lives_is_noticed_by_its_socket_only_if_it_is_sent_more_than_it_takes()
+ {
     alone(|| async {
         all([false, true], async |is_full| {
             let scene = Scene::new(Speaks::Http1, Socket).await;
@@ -391,7 +416,8 @@ fn a_process_that_hangs_on_a_machine_that_lives_is_noticed_by_its_socket_only_if
             signal(scene.old.line.pid, "STOP");
             let begin = Instant::now();
             if is_full {
-                let sending = tokio::spawn(async move { while sender.send_data(PIECE).await.is_ok() {} });
+                let sending =
+                    tokio::spawn(async move { while sender.send_data(PIECE).await.is_ok() {} });
                 let error = bounded(waiting).await.unwrap().unwrap_err();
                 scene.is_typed(&error);
                 let range = scene.bound - EARLY..scene.bound + SLACK;

@@ -16,18 +16,34 @@ use uuid::Uuid;
 
 const INSIDE: &str = "TEST_OF_VANISHED_MACHINES";
 
-/// Runs the test in a process and a network namespace of its own. Where there is nobody who may make one, it is left out.
+/// Runs the test in a process and a network namespace of its own. Where there is nobody who may
+/// make one, it is left out.
 pub fn alone<F: Future<Output = ()>>(test: impl FnOnce() -> F) {
     if std::env::var(INSIDE).is_ok_and(|parent| parent == parent_id().to_string()) {
         ip(&["link", "set", "lo", "up"]);
-        return tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(test());
+        return tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(test());
     }
     // The name as the test harness has it: the path of the test's future, without the crate.
     let path = std::any::type_name::<F>();
-    let name = path.split("::").skip(1).take_while(|part| !part.starts_with('{')).collect::<Vec<_>>().join("::");
-    if let Err(why) = unshared().arg("true").output().map_err(|error| error.to_string()).and_then(|tried| {
-        tried.status.success().then_some(()).ok_or_else(|| String::from_utf8_lossy(&tried.stderr).trim().to_owned())
-    }) {
+    let name = path
+        .split("::")
+        .skip(1)
+        .take_while(|part| !part.starts_with('{'))
+        .collect::<Vec<_>>()
+        .join("::");
+    if let Err(why) =
+        unshared().arg("true").output().map_err(|error| error.to_string()).and_then(|tried| {
+            tried
+                .status
+                .success()
+                .then_some(())
+                .ok_or_else(|| String::from_utf8_lossy(&tried.stderr).trim().to_owned())
+        })
+    {
         return left_out(&format!("there are no network namespaces: {why}"));
     }
     let ran = unshared()
@@ -38,7 +54,11 @@ pub fn alone<F: Future<Output = ()>>(test: impl FnOnce() -> F) {
         .output()
         .unwrap();
     let (out, err) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
-    assert!(ran.status.success() && out.contains("1 passed"), "{name}: {}\n{out}\n{err}", ran.status);
+    assert!(
+        ran.status.success() && out.contains("1 passed"),
+        "{name}: {}\n{out}\n{err}",
+        ran.status
+    );
     print!("{out}{err}");
 }
 
@@ -74,17 +94,23 @@ pub struct Line {
 }
 
 impl Line {
-    /// From now on nothing gets there, and nothing comes from there: what is sent is for a card that nobody has.
+    /// From now on nothing gets there, and nothing comes from there: what is sent is for a card
+    /// that nobody has.
     pub fn cut(&self) {
         let (ip_address, device) = (self.ip_address(), self.device());
         let nobody = ["lladdr", "02:00:00:00:00:00", "nud", "permanent"];
-        self.there(&[&["neighbour", "replace", "192.0.2.254", "dev", "eth0"], &nobody[..]].concat());
+        self.there(
+            &[&["neighbour", "replace", "192.0.2.254", "dev", "eth0"], &nobody[..]].concat(),
+        );
         ip(&[&["neighbour", "replace", &ip_address, "dev", &device], &nobody[..]].concat());
     }
 
     /// Runs `ip` on the machine.
     fn there(&self, arguments: &[&str]) {
-        run(Command::new("nsenter").arg(format!("--net=/proc/{}/ns/net", self.pid)).arg("ip").args(arguments));
+        run(Command::new("nsenter")
+            .arg(format!("--net=/proc/{}/ns/net", self.pid))
+            .arg("ip")
+            .args(arguments));
     }
 
     fn ip_address(&self) -> String {
@@ -98,7 +124,8 @@ impl Line {
     /// How many connections to it are held by somebody in this namespace.
     pub fn connections(&self) -> usize {
         let (ip_address, port) = self.address.split_once(':').unwrap();
-        let mut bytes = ip_address.split('.').map(|byte| byte.parse::<u8>().unwrap()).collect::<Vec<_>>();
+        let mut bytes =
+            ip_address.split('.').map(|byte| byte.parse::<u8>().unwrap()).collect::<Vec<_>>();
         bytes.reverse();
         let hex = bytes.iter().map(|byte| format!("{byte:02X}")).collect::<String>();
         let remote = format!("{hex}:{:04X}", port.parse::<u16>().unwrap());

@@ -1,11 +1,11 @@
 //! What waits to be sent: merged, bounded, and cut into payloads.
 
 use super::super::{About, Hint};
-use crate::{Epoch, Generation, Revision};
+use crate::{Epoch, Generation, Revision, sync::lock};
 use std::{
     collections::HashMap,
     mem,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 use tokio::sync::Notify;
 
@@ -18,7 +18,8 @@ const LONGEST_PAYLOAD: usize = 4_000;
 /// Between the hints of one payload.
 pub(super) const SEPARATOR: char = ' ';
 
-/// The payload that tells everybody of hints that were lost. Like everything that is no hint, it is heard as a gap.
+/// The payload that tells everybody of hints that were lost. Like everything that is no hint, it is
+/// heard as a gap.
 const GAP: &str = "gap";
 
 #[derive(Default)]
@@ -29,7 +30,8 @@ pub(super) struct Queue {
 
 #[derive(Default)]
 struct Waiting {
-    /// By what they say apart from their numbers; of each the greatest epoch, and in that the greatest number.
+    /// By what they say apart from their numbers; of each the greatest epoch, and in that the
+    /// greatest number.
     hints: HashMap<Hint, Hint>,
     /// Some did not find room.
     lost: bool,
@@ -65,7 +67,7 @@ impl Queue {
 
     /// Between two uses of the lock the state is always whole.
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.waiting)
     }
 }
 
@@ -135,18 +137,24 @@ impl Drop for Batch<'_> {
     }
 }
 
-/// A hint without its numbers, and the numbers in the order in which they are compared. A hint without a number says
-/// something else than one that has it, so the two are not merged.
+/// A hint without its numbers, and the numbers in the order in which they are compared. A hint
+/// without a number says something else than one that has it, so the two are not merged.
 fn split(hint: Hint) -> (Hint, [Option<i64>; 2]) {
-    let (no_epoch, no_generation, no_revision) = (|_| Epoch::new(0), |_| Generation::new(0), |_| Revision::new(0));
+    let (no_epoch, no_generation, no_revision) =
+        (|_| Epoch::new(0), |_| Generation::new(0), |_| Revision::new(0));
     let (about, numbers) = match hint.about {
         About::Workspace { workspace, generation, epoch } => (
-            About::Workspace { workspace, generation: generation.map(no_generation), epoch: epoch.map(no_epoch) },
+            About::Workspace {
+                workspace,
+                generation: generation.map(no_generation),
+                epoch: epoch.map(no_epoch),
+            },
             [epoch.map(Epoch::get), generation.map(Generation::get)],
         ),
-        About::Session { session, revision } => {
-            (About::Session { session, revision: revision.map(no_revision) }, [None, revision.map(Revision::get)])
-        }
+        About::Session { session, revision } => (
+            About::Session { session, revision: revision.map(no_revision) },
+            [None, revision.map(Revision::get)],
+        ),
         About::Reset { workspace, epoch } => {
             (About::Reset { workspace, epoch: epoch.map(no_epoch) }, [epoch.map(Epoch::get), None])
         }

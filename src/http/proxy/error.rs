@@ -8,7 +8,8 @@ use ::http::{Method, StatusCode};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// There is no host, more than one, one that is no authority, or `Host` differs from the target's. Status 400.
+    /// There is no host, more than one, one that is no authority, or `Host` differs from the
+    /// target's. Status 400.
     #[error("one host is needed, and the same one wherever it is named")]
     Host,
     /// `Content-Length` is no number, or two of them differ. Status 400.
@@ -23,14 +24,15 @@ pub enum Refusal {
     /// A `CONNECT` would make the agent a proxy to somewhere else. Status 501.
     #[error("CONNECT is not for agents")]
     Connect,
-    /// An extended `CONNECT` for another protocol than those that are allowed (RFC 8441). Status 501.
+    /// An extended `CONNECT` for another protocol than those that are allowed (RFC 8441). Status
+    /// 501.
     #[error("the protocol is not supported")]
     Protocol,
     /// `Via` lists this gateway: the request would come back for ever. Status 508.
     #[error("the request has passed through this gateway before")]
     Loop,
-    /// `Max-Forwards` was zero: the gateway is the last recipient. Status 204 for `OPTIONS`, without a body, and 501 for
-    /// `TRACE`.
+    /// `Max-Forwards` was zero: the gateway is the last recipient. Status 204 for `OPTIONS`,
+    /// without a body, and 501 for `TRACE`.
     #[error("the request is to be forwarded no further")]
     LastHop(Method),
 }
@@ -42,7 +44,9 @@ impl Refusal {
         match self {
             Self::Host | Self::Length | Self::MaxForwards => StatusCode::BAD_REQUEST,
             Self::LastHop(method) if *method == Method::OPTIONS => StatusCode::NO_CONTENT,
-            Self::Coding | Self::Connect | Self::Protocol | Self::LastHop(_) => StatusCode::NOT_IMPLEMENTED,
+            Self::Coding | Self::Connect | Self::Protocol | Self::LastHop(_) => {
+                StatusCode::NOT_IMPLEMENTED
+            }
             Self::Loop => StatusCode::LOOP_DETECTED,
         }
     }
@@ -54,7 +58,8 @@ impl Refusal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BadResponse {
-    /// The agent has switched to another protocol than the client has asked for, or has not said so correctly.
+    /// The agent has switched to another protocol than the client has asked for, or has not said so
+    /// correctly.
     #[error("the agent has switched to a protocol that the client has not asked for")]
     Switched,
     /// The client speaks HTTP/2, has asked for a WebSocket, and would take this success for one.

@@ -4,8 +4,8 @@ use super::Refusal;
 use ::http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Version,
     header::{
-        CONNECTION, CONTENT_LENGTH, COOKIE, HOST, MAX_FORWARDS, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
-        VIA,
+        CONNECTION, CONTENT_LENGTH, COOKIE, HOST, MAX_FORWARDS, SET_COOKIE, TE, TRAILER,
+        TRANSFER_ENCODING, UPGRADE, VIA,
     },
     uri::Authority,
 };
@@ -20,7 +20,8 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 pub(super) const HOP_BY_HOP: [HeaderName; 7] =
     [CONNECTION, HTTP2_SETTINGS, KEEP_ALIVE, PROXY_CONNECTION, TE, TRANSFER_ENCODING, UPGRADE];
 
-/// Removes what is for the next neighbour only. `Connection` cannot name what every recipient needs.
+/// Removes what is for the next neighbour only. `Connection` cannot name what every recipient
+/// needs.
 pub(super) fn strip(headers: &mut HeaderMap) {
     let named = tokens(headers, &CONNECTION).filter_map(|token| HeaderName::from_bytes(token).ok());
     let named = named.filter(|name| name != HOST && name != CONTENT_LENGTH).collect::<Vec<_>>();
@@ -44,28 +45,44 @@ pub(super) fn connection(headers: &mut HeaderMap, options: &[&str]) {
 /// Whether a list has this element, whatever its parameters are.
 pub(super) fn lists(headers: &HeaderMap, name: &HeaderName, wanted: &[u8]) -> bool {
     tokens(headers, name).any(|token| {
-        token.split(|byte| *byte == b';').next().is_some_and(|token| token.trim_ascii().eq_ignore_ascii_case(wanted))
+        token
+            .split(|byte| *byte == b';')
+            .next()
+            .is_some_and(|token| token.trim_ascii().eq_ignore_ascii_case(wanted))
     })
 }
 
-/// The elements of a list, over all headers of the name. Of bytes: one that is no text must not hide the others.
-pub(super) fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+/// The elements of a list, over all headers of the name. Of bytes: one that is no text must not
+/// hide the others.
+pub(super) fn tokens<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+) -> impl Iterator<Item = &'a [u8]> {
     let values = headers.get_all(name).iter().map(HeaderValue::as_bytes);
-    values.flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
+    values
+        .flat_map(|value| value.split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
+        .filter(|token| !token.is_empty())
 }
 
-/// The host that a request names: exactly one, and the same one in the target and in `Host`, without a user.
+/// The host that a request names: exactly one, and the same one in the target and in `Host`,
+/// without a user.
 pub(super) fn host<B>(request: &Request<B>) -> Result<HeaderValue, Refusal> {
     let mut hosts = request.headers().get_all(HOST).iter();
     let host = match (request.uri().authority(), hosts.next(), hosts.next()) {
-        (Some(named), None, None) => HeaderValue::from_str(named.as_str()).map_err(|_| Refusal::Host)?,
-        (Some(named), Some(host), None) if host.as_bytes().eq_ignore_ascii_case(named.as_str().as_bytes()) => {
+        (Some(named), None, None) => {
+            HeaderValue::from_str(named.as_str()).map_err(|_| Refusal::Host)?
+        }
+        (Some(named), Some(host), None)
+            if host.as_bytes().eq_ignore_ascii_case(named.as_str().as_bytes()) =>
+        {
             host.clone()
         }
         (None, Some(host), None) => host.clone(),
         _ => return Err(Refusal::Host),
     };
-    // A comma is allowed in a name, and no name has one: it is two hosts that were joined on the way.
+    // A comma is allowed in a name, and no name has one: it is two hosts that were joined on the
+    // way.
     let is_host = |host: &str| !host.contains(['@', ',']) && host.parse::<Authority>().is_ok();
     let is_host = host.to_str().is_ok_and(is_host);
     if is_host { Ok(host) } else { Err(Refusal::Host) }
@@ -91,7 +108,9 @@ pub(super) fn framing(headers: &mut HeaderMap, version: Version) -> Result<Frami
     let mut codings = tokens(headers, &TRANSFER_ENCODING);
     match (codings.next(), codings.next()) {
         (None, _) => {}
-        (Some(coding), None) if coding.eq_ignore_ascii_case(b"chunked") && version == Version::HTTP_11 => {
+        (Some(coding), None)
+            if coding.eq_ignore_ascii_case(b"chunked") && version == Version::HTTP_11 =>
+        {
             drop(codings);
             headers.remove(CONTENT_LENGTH);
             return Ok(Framing::Chunked);
@@ -103,7 +122,11 @@ pub(super) fn framing(headers: &mut HeaderMap, version: Version) -> Result<Frami
         return Ok(Framing::None);
     }
     let mut length = None;
-    for value in headers.get_all(CONTENT_LENGTH).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b',')) {
+    for value in headers
+        .get_all(CONTENT_LENGTH)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+    {
         let value = number(value.trim_ascii()).ok_or(Broken::Length)?;
         if length.is_some_and(|length| length != value) {
             return Err(Broken::Length);
@@ -123,8 +146,8 @@ fn number(digits: &[u8]) -> Option<u64> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
-/// HTTP/2 clients send one header a cookie (RFC 9113 §8.2.3), and agents of HTTP/1 may read the first one only. Leaves out
-/// the gateway's own.
+/// HTTP/2 clients send one header a cookie (RFC 9113 §8.2.3), and agents of HTTP/1 may read the
+/// first one only. Leaves out the gateway's own.
 pub(super) fn join_cookies(headers: &mut HeaderMap, own: &[Box<str>]) {
     let mut values = headers.get_all(COOKIE).iter();
     match (values.next(), values.next()) {
@@ -136,7 +159,8 @@ pub(super) fn join_cookies(headers: &mut HeaderMap, own: &[Box<str>]) {
     let cookies = if own.is_empty() {
         cookies.collect::<Vec<_>>()
     } else {
-        let cookies = cookies.flat_map(|value| value.split(|byte| *byte == b';')).map(<[u8]>::trim_ascii);
+        let cookies =
+            cookies.flat_map(|value| value.split(|byte| *byte == b';')).map(<[u8]>::trim_ascii);
         cookies.filter(|cookie| !cookie.is_empty() && !is_own(cookie, own)).collect()
     };
     let cookies = cookies.join(&b"; "[..]);
@@ -153,10 +177,16 @@ pub(super) fn join_cookies(headers: &mut HeaderMap, own: &[Box<str>]) {
 
 /// An agent cannot set the gateway's own cookies.
 pub(super) fn remove_set_cookies(headers: &mut HeaderMap, own: &[Box<str>]) {
-    if own.is_empty() || !headers.get_all(SET_COOKIE).iter().any(|cookie| is_own(cookie.as_bytes(), own)) {
+    if own.is_empty()
+        || !headers.get_all(SET_COOKIE).iter().any(|cookie| is_own(cookie.as_bytes(), own))
+    {
         return;
     }
-    let cookies = headers.get_all(SET_COOKIE).iter().filter(|cookie| !is_own(cookie.as_bytes(), own)).cloned();
+    let cookies = headers
+        .get_all(SET_COOKIE)
+        .iter()
+        .filter(|cookie| !is_own(cookie.as_bytes(), own))
+        .cloned();
     let cookies = cookies.collect::<Vec<_>>();
     headers.remove(SET_COOKIE);
     for cookie in cookies {
@@ -170,13 +200,14 @@ fn is_own(cookie: &[u8], own: &[Box<str>]) -> bool {
     own.iter().any(|own| own.as_bytes() == name)
 }
 
-/// What does not cross the hop as a header does not cross it after the body either: hyper sends the trailers that are
-/// announced, and no other ones.
+/// What does not cross the hop as a header does not cross it after the body either: hyper sends the
+/// trailers that are announced, and no other ones.
 pub(super) fn filter_trailer(headers: &mut HeaderMap, crosses: impl Fn(&str) -> bool) {
     if !headers.contains_key(TRAILER) {
         return;
     }
-    let announced = tokens(headers, &TRAILER).filter_map(|token| HeaderName::from_bytes(token).ok());
+    let announced =
+        tokens(headers, &TRAILER).filter_map(|token| HeaderName::from_bytes(token).ok());
     let announced = announced.filter(|name| crosses(name.as_str()) && !HOP_BY_HOP.contains(name));
     let announced = announced.map(|name| name.as_str().to_owned()).collect::<Vec<_>>().join(", ");
     headers.remove(TRAILER);
@@ -187,9 +218,13 @@ pub(super) fn filter_trailer(headers: &mut HeaderMap, crosses: impl Fn(&str) -> 
     }
 }
 
-/// Whether the name stands anywhere in `Via`, be it in a comment: a parenthesis that is never closed must not hide it.
+/// Whether the name stands anywhere in `Via`, be it in a comment: a parenthesis that is never
+/// closed must not hide it.
 pub(super) fn via_lists(headers: &HeaderMap, name: &str) -> bool {
-    let words = headers.get_all(VIA).iter().flat_map(|value| value.as_bytes().split(|byte| b", \t()".contains(byte)));
+    let words = headers
+        .get_all(VIA)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| b", \t()".contains(byte)));
     words.into_iter().any(|word| word.eq_ignore_ascii_case(name.as_bytes()))
 }
 
@@ -208,11 +243,15 @@ pub(super) fn append_via(headers: &mut HeaderMap, version: Version, name: &str) 
 
 /// Counts `Max-Forwards` down where it has a meaning (RFC 9110 §7.6.2).
 pub(super) fn count_down<B>(request: &mut Request<B>) -> Result<(), Refusal> {
-    if ![Method::OPTIONS, Method::TRACE].contains(request.method()) || !request.headers().contains_key(MAX_FORWARDS) {
+    if ![Method::OPTIONS, Method::TRACE].contains(request.method())
+        || !request.headers().contains_key(MAX_FORWARDS)
+    {
         return Ok(());
     }
     let mut values = request.headers().get_all(MAX_FORWARDS).iter();
-    let (Some(value), None) = (values.next(), values.next()) else { return Err(Refusal::MaxForwards) };
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return Err(Refusal::MaxForwards);
+    };
     let digits = value.as_bytes().trim_ascii();
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return Err(Refusal::MaxForwards);

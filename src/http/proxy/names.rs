@@ -2,14 +2,17 @@
 
 use std::borrow::Cow;
 
-/// Headers of requests that a [`Hop`](super::Hop) removes, beside `Forwarded` and the `X-Forwarded-` family: proxies set
-/// them to tell an application who its client is, where it comes from and what it has asked for, and applications
-/// believe them. A name that ends with `*` stands for every name that begins with the rest.
+/// Headers of requests that a [`Hop`](super::Hop) removes, beside `Forwarded` and the
+/// `X-Forwarded-` family: proxies set them to tell an application who its client is, where it comes
+/// from and what it has asked for, and applications believe them. A name that ends with `*` stands
+/// for every name that begins with the rest.
 ///
-/// Not listed are headers in which clients send a credential of their own, which the agent verifies (`Authorization`,
-/// `Cookie`, `X-Auth-Token`, `X-Access-Token`, `X-Api-Key`), and those of tracing.
+/// Not listed are headers in which clients send a credential of their own, which the agent verifies
+/// (`Authorization`, `Cookie`, `X-Auth-Token`, `X-Access-Token`, `X-Api-Key`), and those of
+/// tracing.
 pub const IDENTITY_HEADERS: &[&str] = &[
-    // Who the client is: the convention of CGI, and proxies that follow it (Authelia, Kubernetes, Home Assistant).
+    // Who the client is: the convention of CGI, and proxies that follow it (Authelia, Kubernetes,
+    // Home Assistant).
     "remote-*",
     "x-remote-*",
     "auth-user",
@@ -26,7 +29,8 @@ pub const IDENTITY_HEADERS: &[&str] = &[
     "x-authenticated-*",
     "x-proxy-user",
     "impersonate-*",
-    // oauth2-proxy, Keycloak's gatekeeper, authentik, Pomerium, Vouch, Grafana's convention, Teleport, Tailscale, exe.dev.
+    // oauth2-proxy, Keycloak's gatekeeper, authentik, Pomerium, Vouch, Grafana's convention,
+    // Teleport, Tailscale, exe.dev.
     "gap-auth",
     "x-auth-request-*",
     "x-auth-user*",
@@ -115,11 +119,12 @@ pub const IDENTITY_HEADERS: &[&str] = &[
     "proxy",
 ];
 
-/// Headers of responses that a [`Hop`](super::Hop) removes: proxies take them for commands. An agent could have the proxy
-/// in front of the gateway send a file of its own, or a request of its own.
+/// Headers of responses that a [`Hop`](super::Hop) removes: proxies take them for commands. An
+/// agent could have the proxy in front of the gateway send a file of its own, or a request of its
+/// own.
 ///
-/// A name that ends with `*` stands for every name that begins with the rest. `X-Accel-Buffering` and its like, which
-/// change how a response is passed on, are not listed.
+/// A name that ends with `*` stands for every name that begins with the rest. `X-Accel-Buffering`
+/// and its like, which change how a response is passed on, are not listed.
 pub const COMMANDS_TO_PROXIES: &[&str] = &[
     "proxy-authenticate",
     "proxy-authentication-info",
@@ -155,7 +160,9 @@ impl Starts {
     fn bit(name: &str) -> Option<usize> {
         let start = name.as_bytes().get(..Self::LENGTH)?;
         // Any function that spreads will do: letters differ in their lowest five bits.
-        let spread = start.iter().fold(0, |sum: usize, byte| sum.wrapping_mul(37).wrapping_add(usize::from(*byte)));
+        let spread = start
+            .iter()
+            .fold(0, |sum: usize, byte| sum.wrapping_mul(37).wrapping_add(usize::from(*byte)));
         Some(spread % 1024)
     }
 
@@ -205,28 +212,33 @@ impl Names {
 
     pub(super) fn has(&self, name: &str) -> bool {
         self.starts.may_have(name)
-            && (self.whole.binary_search_by(|other| (**other).cmp(name)).is_ok() || begins_with(&self.beginnings, name))
+            && (self.whole.binary_search_by(|other| (**other).cmp(name)).is_ok()
+                || begins_with(&self.beginnings, name))
     }
 }
 
-/// Whether a name begins with one of these. Every string between a beginning and a name that begins with it begins with
-/// it as well, and none of these begins with another one: there is only one to compare.
+/// Whether a name begins with one of these. Every string between a beginning and a name that begins
+/// with it begins with it as well, and none of these begins with another one: there is only one to
+/// compare.
 fn begins_with(beginnings: &[Box<str>], name: &str) -> bool {
     let after = beginnings.partition_point(|beginning| **beginning <= *name);
     after.checked_sub(1).is_some_and(|at| name.starts_with(&*beginnings[at]))
 }
 
-/// Returns the name with a hyphen for everything that is no letter and no digit: what servers that follow CGI cannot
-/// tell apart. Expects lower case.
+/// Returns the name with a hyphen for everything that is no letter and no digit: what servers that
+/// follow CGI cannot tell apart. Expects lower case.
 pub(super) fn map(name: &str) -> Cow<'_, str> {
     let is_plain = |byte: u8| byte == b'-' || byte.is_ascii_alphanumeric();
     if name.bytes().all(is_plain) {
         return Cow::Borrowed(name);
     }
-    Cow::Owned(name.bytes().map(|byte| if is_plain(byte) { char::from(byte) } else { '-' }).collect())
+    Cow::Owned(
+        name.bytes().map(|byte| if is_plain(byte) { char::from(byte) } else { '-' }).collect(),
+    )
 }
 
-/// Whether something depends on the header of this name, so that another spelling of it must not come beside it.
+/// Whether something depends on the header of this name, so that another spelling of it must not
+/// come beside it.
 pub(super) fn has_a_rule(name: &str) -> bool {
     super::fields::HOP_BY_HOP.iter().any(|hop| hop == name)
         || matches!(

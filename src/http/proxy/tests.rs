@@ -29,7 +29,12 @@ fn client() -> Peer {
 
 /// All values of a header.
 fn values(headers: &HeaderMap, name: &str) -> String {
-    headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes())).collect::<Vec<_>>().join("|")
+    headers
+        .get_all(name)
+        .iter()
+        .map(|value| String::from_utf8_lossy(value.as_bytes()))
+        .collect::<Vec<_>>()
+        .join("|")
 }
 
 /// The names that are there.
@@ -50,7 +55,8 @@ fn asked(version: Version) -> request::Builder {
 
 #[test]
 fn each_header_of_a_request_crosses_by_its_rule() {
-    // What is there afterwards, or the status of the refusal, for each of the five pairs of versions.
+    // What is there afterwards, or the status of the refusal, for each of the five pairs of
+    // versions.
     let nothing = [""; 5];
     let same = |value: &'static str| [value; 5];
     let table = [
@@ -72,7 +78,11 @@ fn each_header_of_a_request_crosses_by_its_rule() {
         ("content-length", "99999999999999999999", same("!400")),
         ("upgrade", "h2c", nothing),
         ("upgrade", "websocket", nothing), // without a key
-        ("expect", "100-continue", ["", "100-continue", "100-continue", "100-continue", "100-continue"]),
+        (
+            "expect",
+            "100-continue",
+            ["", "100-continue", "100-continue", "100-continue", "100-continue"],
+        ),
         (
             "via",
             "1.1 a",
@@ -120,7 +130,8 @@ fn each_header_of_a_request_crosses_by_its_rule() {
     ];
     for (name, value, expected) in table {
         for ((from, to), expected) in VERSIONS.into_iter().zip(expected) {
-            let mut request = asked(from).header(name, value).header("connection", "upgrade").body(()).unwrap();
+            let mut request =
+                asked(from).header(name, value).header("connection", "upgrade").body(()).unwrap();
             let seen = match hop(to).request(&mut request, &client()) {
                 Ok(_) => values(request.headers(), name),
                 Err(refusal) => format!("!{}", refusal.status().as_u16()),
@@ -162,7 +173,8 @@ fn nothing_is_left_that_connection_names() {
 #[test]
 fn cookies_are_joined_whatever_the_version() {
     for (from, to) in VERSIONS {
-        let request = asked(from).header("cookie", "a=1").header("x-a", "b").header("cookie", &b"c=\xe9"[..]);
+        let request =
+            asked(from).header("cookie", "a=1").header("x-a", "b").header("cookie", &b"c=\xe9"[..]);
         let mut request = request.header("cookie", "d=2; e=3").body(()).unwrap();
         let _ = hop(to).request(&mut request, &client()).unwrap();
         assert_eq!(request.headers().get_all("cookie").iter().count(), 1);
@@ -236,7 +248,9 @@ fn a_request_names_one_host_and_the_same_one_everywhere() {
                 let _ = seen.unwrap();
                 assert_eq!(values(request.headers(), "host"), host, "{target} {hosts:?}");
                 assert_eq!(values(request.headers(), "x-forwarded-host"), host);
-                assert!(request.uri().authority().is_none() && request.uri().path().starts_with('/'));
+                assert!(
+                    request.uri().authority().is_none() && request.uri().path().starts_with('/')
+                );
             }
             None => assert_eq!(seen.unwrap_err(), Refusal::Host, "{target} {hosts:?}"),
         }
@@ -256,8 +270,11 @@ fn max_forwards_is_counted_for_options_and_trace() {
             (Method::TRACE, "99999999999999999999999", Ok("4294967294")),
             (Method::GET, "many", Ok("many")),
         ] {
-            let mut request = asked(from).method(&method).header("max-forwards", sent).body(()).unwrap();
-            let seen = hop(to).request(&mut request, &client()).map_err(|refusal| refusal.status().as_u16());
+            let mut request =
+                asked(from).method(&method).header("max-forwards", sent).body(()).unwrap();
+            let seen = hop(to)
+                .request(&mut request, &client())
+                .map_err(|refusal| refusal.status().as_u16());
             assert_eq!(
                 seen.map(|_| values(request.headers(), "max-forwards")),
                 expected.map(str::to_owned),
@@ -269,7 +286,11 @@ fn max_forwards_is_counted_for_options_and_trace() {
 
 #[test]
 fn a_header_that_the_settings_name_is_handed_on_or_removed() {
-    let hop = Hop::new().hand_on("X-Forwarded-For").hand_on("x-auth-request-*").remove("X-Tenant-*").remove("x-mine");
+    let hop = Hop::new()
+        .hand_on("X-Forwarded-For")
+        .hand_on("x-auth-request-*")
+        .remove("X-Tenant-*")
+        .remove("x-mine");
     let sent = [
         ("x-forwarded-for", "1.1.1.1"),
         ("x-forwarded-proto", "gopher"),
@@ -300,7 +321,10 @@ fn a_header_that_the_settings_name_is_handed_on_or_removed() {
 fn an_upgrade_is_handed_on_if_it_is_allowed_and_complete() {
     let spdy = |agent| hop(agent).allow_upgrade("SPDY/3.1");
     let wish = |method: &str, upgrade: &str, key: &str| {
-        let request = asked(Version::HTTP_11).method(method).header("connection", "Upgrade").header("upgrade", upgrade);
+        let request = asked(Version::HTTP_11)
+            .method(method)
+            .header("connection", "Upgrade")
+            .header("upgrade", upgrade);
         request.header("sec-websocket-key", key).header("sec-websocket-version", "13")
     };
     let table = [
@@ -311,7 +335,11 @@ fn an_upgrade_is_handed_on_if_it_is_allowed_and_complete() {
         ("a part of it", wish("GET", "websocket/13", KEY), ""),
         ("another method", wish("POST", "websocket", KEY), ""),
         ("a body", wish("GET", "websocket", KEY).header("content-length", "3"), ""),
-        ("a body of unknown length", wish("GET", "websocket", KEY).header("transfer-encoding", "chunked"), ""),
+        (
+            "a body of unknown length",
+            wish("GET", "websocket", KEY).header("transfer-encoding", "chunked"),
+            "",
+        ),
         ("no key", wish("GET", "websocket", ""), ""),
         ("a short key", wish("GET", "websocket", "AAAA"), ""),
         ("two keys", wish("GET", "websocket", KEY).header("sec-websocket-key", KEY), ""),
@@ -321,30 +349,47 @@ fn an_upgrade_is_handed_on_if_it_is_allowed_and_complete() {
         let mut request = request.body(()).unwrap();
         let exchange = spdy(Version::HTTP_11).request(&mut request, &client()).unwrap();
         assert_eq!(values(request.headers(), "upgrade"), expected, "{what}");
-        assert_eq!(values(request.headers(), "connection"), if expected.is_empty() { "" } else { "upgrade" }, "{what}");
+        assert_eq!(
+            values(request.headers(), "connection"),
+            if expected.is_empty() { "" } else { "upgrade" },
+            "{what}"
+        );
         let mut switched = switching("websocket", ACCEPT);
         let granted = exchange.response(&mut switched).map(|tunnel| tunnel.is_some());
         let expected = if expected == "websocket" { Ok(true) } else { Err(BadResponse::Switched) };
         assert_eq!(granted, expected, "{what}");
     }
     // Without the connection option it is no wish.
-    let mut request =
-        asked(Version::HTTP_11).header("upgrade", "websocket").header("sec-websocket-key", KEY).body(()).unwrap();
+    let mut request = asked(Version::HTTP_11)
+        .header("upgrade", "websocket")
+        .header("sec-websocket-key", KEY)
+        .body(())
+        .unwrap();
     let _ = hop(Version::HTTP_11).request(&mut request, &client()).unwrap();
     assert!(!request.headers().contains_key("upgrade"));
 }
 
 fn switching(upgrade: &str, accept: &str) -> Response<()> {
-    let response = Response::builder().status(101).header("connection", "Upgrade").header("upgrade", upgrade);
-    response.header("sec-websocket-accept", accept).header("sec-websocket-protocol", "chat").body(()).unwrap()
+    let response =
+        Response::builder().status(101).header("connection", "Upgrade").header("upgrade", upgrade);
+    response
+        .header("sec-websocket-accept", accept)
+        .header("sec-websocket-protocol", "chat")
+        .body(())
+        .unwrap()
 }
 
 fn websocket(version: Version) -> Request<()> {
-    let request = asked(version).header("sec-websocket-version", "13").header("sec-websocket-protocol", "chat");
+    let request = asked(version)
+        .header("sec-websocket-version", "13")
+        .header("sec-websocket-protocol", "chat");
     let request = if version == Version::HTTP_2 {
         request.method("CONNECT").extension(Protocol::from_static("websocket"))
     } else {
-        request.header("connection", "upgrade").header("upgrade", "websocket").header("sec-websocket-key", KEY)
+        request
+            .header("connection", "upgrade")
+            .header("upgrade", "websocket")
+            .header("sec-websocket-key", KEY)
     };
     request.body(()).unwrap()
 }
@@ -355,7 +400,10 @@ fn a_web_socket_is_translated_between_the_versions() {
         let mut request = websocket(*from);
         let exchange = hop(*to).request(&mut request, &client()).unwrap();
         let headers = request.headers();
-        assert_eq!((values(headers, "sec-websocket-version"), request.uri().to_string()), ("13".into(), "/a?b".into()));
+        assert_eq!(
+            (values(headers, "sec-websocket-version"), request.uri().to_string()),
+            ("13".into(), "/a?b".into())
+        );
         let mut response = if *to == Version::HTTP_11 {
             assert_eq!(request.method(), Method::GET);
             assert_eq!(
@@ -364,12 +412,20 @@ fn a_web_socket_is_translated_between_the_versions() {
             );
             assert!(request.extensions().get::<Protocol>().is_none());
             let key = headers["sec-websocket-key"].clone();
-            assert_eq!(key == KEY, *from == Version::HTTP_11, "the agent of an HTTP/2 client gets a new key");
+            assert_eq!(
+                key == KEY,
+                *from == Version::HTTP_11,
+                "the agent of an HTTP/2 client gets a new key"
+            );
             switching("WebSocket", &super::upgrade::accept(&key))
         } else {
             assert_eq!(request.method(), Method::CONNECT);
             assert_eq!(request.extensions().get::<Protocol>().unwrap().as_str(), "websocket");
-            assert!(["upgrade", "connection", "sec-websocket-key"].iter().all(|name| !headers.contains_key(*name)));
+            assert!(
+                ["upgrade", "connection", "sec-websocket-key"]
+                    .iter()
+                    .all(|name| !headers.contains_key(*name))
+            );
             Response::builder().header("sec-websocket-protocol", "chat").body(()).unwrap()
         };
         assert!(exchange.response(&mut response).unwrap().is_some(), "{from:?} to {to:?}");
@@ -385,7 +441,10 @@ fn a_web_socket_is_translated_between_the_versions() {
                 ("websocket".into(), "upgrade".into())
             );
         } else {
-            assert_eq!((response.status(), names(headers)), (StatusCode::OK, vec!["sec-websocket-protocol"]));
+            assert_eq!(
+                (response.status(), names(headers)),
+                (StatusCode::OK, vec!["sec-websocket-protocol"])
+            );
         }
     }
 }
@@ -420,16 +479,27 @@ fn a_switch_that_was_not_asked_for_or_not_answered_as_it_must_be_is_refused() {
         ] {
             let mut bad = bad;
             let exchange = hop(Version::HTTP_11).request(&mut websocket(from), &client()).unwrap();
-            assert_eq!(exchange.response(&mut bad).unwrap_err(), BadResponse::Switched, "{from:?} {bad:?}");
-            let exchange = hop(Version::HTTP_11).request(&mut asked(from).body(()).unwrap(), &client()).unwrap();
-            assert_eq!(exchange.response(&mut bad).unwrap_err(), BadResponse::Switched, "{from:?} {bad:?}");
+            assert_eq!(
+                exchange.response(&mut bad).unwrap_err(),
+                BadResponse::Switched,
+                "{from:?} {bad:?}"
+            );
+            let exchange = hop(Version::HTTP_11)
+                .request(&mut asked(from).body(()).unwrap(), &client())
+                .unwrap();
+            assert_eq!(
+                exchange.response(&mut bad).unwrap_err(),
+                BadResponse::Switched,
+                "{from:?} {bad:?}"
+            );
         }
     }
     // Any success would be a tunnel to a client of HTTP/2.
     for (status, expected) in
         [(200, Err(BadResponse::NotSwitched)), (204, Err(BadResponse::NotSwitched)), (403, Ok(403))]
     {
-        let exchange = hop(Version::HTTP_11).request(&mut websocket(Version::HTTP_2), &client()).unwrap();
+        let exchange =
+            hop(Version::HTTP_11).request(&mut websocket(Version::HTTP_2), &client()).unwrap();
         let mut response = Response::builder().status(status).body(()).unwrap();
         let seen = exchange.response(&mut response).map(|tunnel| {
             assert!(tunnel.is_none());
@@ -438,7 +508,8 @@ fn a_switch_that_was_not_asked_for_or_not_answered_as_it_must_be_is_refused() {
         assert_eq!(seen, expected);
     }
     // To one of HTTP/1.1 it is an answer.
-    let exchange = hop(Version::HTTP_11).request(&mut websocket(Version::HTTP_11), &client()).unwrap();
+    let exchange =
+        hop(Version::HTTP_11).request(&mut websocket(Version::HTTP_11), &client()).unwrap();
     let mut response = Response::builder().status(200).body(()).unwrap();
     assert!(exchange.response(&mut response).unwrap().is_none());
 }
@@ -448,8 +519,11 @@ fn connect_is_refused_except_for_a_protocol_that_is_allowed() {
     for to in [Version::HTTP_11, Version::HTTP_2] {
         let hop = hop(to).allow_upgrade("other");
         for version in [Version::HTTP_11, Version::HTTP_2] {
-            let mut request =
-                Request::connect("app.example:22").version(version).header("host", "app.example:22").body(()).unwrap();
+            let mut request = Request::connect("app.example:22")
+                .version(version)
+                .header("host", "app.example:22")
+                .body(())
+                .unwrap();
             assert_eq!(hop.request(&mut request, &client()).unwrap_err(), Refusal::Connect);
         }
         for (protocol, expected) in [
@@ -459,13 +533,23 @@ fn connect_is_refused_except_for_a_protocol_that_is_allowed() {
             // There is no translation to HTTP/1.1 but that of WebSockets.
             ("other", (to == Version::HTTP_11).then_some(Refusal::Protocol)),
         ] {
-            let mut request =
-                asked(Version::HTTP_2).method("CONNECT").extension(Protocol::from(protocol)).body(()).unwrap();
-            assert_eq!(hop.request(&mut request, &client()).err(), expected, "{protocol} to {to:?}");
+            let mut request = asked(Version::HTTP_2)
+                .method("CONNECT")
+                .extension(Protocol::from(protocol))
+                .body(())
+                .unwrap();
+            assert_eq!(
+                hop.request(&mut request, &client()).err(),
+                expected,
+                "{protocol} to {to:?}"
+            );
         }
         // HTTP/1.1 has no `:protocol`.
-        let mut request =
-            asked(Version::HTTP_11).method("CONNECT").extension(Protocol::from("websocket")).body(()).unwrap();
+        let mut request = asked(Version::HTTP_11)
+            .method("CONNECT")
+            .extension(Protocol::from("websocket"))
+            .body(())
+            .unwrap();
         assert_eq!(hop.request(&mut request, &client()).unwrap_err(), Refusal::Connect);
     }
 }
@@ -501,20 +585,27 @@ fn each_header_of_a_response_crosses_by_its_rule() {
     ];
     for (from, to) in VERSIONS {
         // An agent of HTTP/1 may answer in the older version.
-        let versions: &[Version] = if to == Version::HTTP_2 { &[to] } else { &[Version::HTTP_11, Version::HTTP_10] };
+        let versions: &[Version] =
+            if to == Version::HTTP_2 { &[to] } else { &[Version::HTTP_11, Version::HTTP_10] };
         for version in versions {
             for (status, name, value, expected) in table {
                 if name == "transfer-encoding" && *version != Version::HTTP_11 {
                     continue; // hyper refuses it
                 }
-                let exchange = hop(to).request(&mut asked(from).body(()).unwrap(), &client()).unwrap();
-                let response = Response::builder().status(status).version(*version).header(name, value);
+                let exchange =
+                    hop(to).request(&mut asked(from).body(()).unwrap(), &client()).unwrap();
+                let response =
+                    Response::builder().status(status).version(*version).header(name, value);
                 let mut response = response.header("x-mine", "1").body(()).unwrap();
                 let seen = exchange.response(&mut response).map(|tunnel| {
                     assert!(tunnel.is_none());
                     values(response.headers(), name)
                 });
-                assert_eq!(seen, expected.map(str::to_owned), "{status} {name}: {value} from {version:?} to {from:?}");
+                assert_eq!(
+                    seen,
+                    expected.map(str::to_owned),
+                    "{status} {name}: {value} from {version:?} to {from:?}"
+                );
                 if expected.is_ok() {
                     assert_eq!(response.version(), from.max(Version::HTTP_11));
                     assert_eq!(response.headers().contains_key("x-mine"), name != "connection");
@@ -526,8 +617,11 @@ fn each_header_of_a_response_crosses_by_its_rule() {
 
 #[test]
 fn an_upgrade_that_is_required_is_told_to_who_can_make_it() {
-    for (from, expected) in [(Version::HTTP_10, ""), (Version::HTTP_11, "websocket"), (Version::HTTP_2, "")] {
-        let exchange = hop(Version::HTTP_11).request(&mut asked(from).body(()).unwrap(), &client()).unwrap();
+    for (from, expected) in
+        [(Version::HTTP_10, ""), (Version::HTTP_11, "websocket"), (Version::HTTP_2, "")]
+    {
+        let exchange =
+            hop(Version::HTTP_11).request(&mut asked(from).body(()).unwrap(), &client()).unwrap();
         let response = Response::builder()
             .status(426)
             .header("connection", "upgrade")
@@ -535,7 +629,10 @@ fn an_upgrade_that_is_required_is_told_to_who_can_make_it() {
         let mut response = response.body(()).unwrap();
         assert!(exchange.response(&mut response).unwrap().is_none());
         assert_eq!(values(response.headers(), "upgrade"), expected);
-        assert_eq!(values(response.headers(), "connection"), if expected.is_empty() { "" } else { "upgrade" });
+        assert_eq!(
+            values(response.headers(), "connection"),
+            if expected.is_empty() { "" } else { "upgrade" }
+        );
     }
 }
 
@@ -555,9 +652,15 @@ fn rules_are_applied_twice_without_another_effect() {
         let mut request = request.body(()).unwrap();
         let _ = hop(to).request(&mut request, &client()).unwrap();
         let once = request.headers().clone();
-        let _ = hop(to).with_name(&"next.example".parse().unwrap()).request(&mut request, &client()).unwrap();
+        let _ = hop(to)
+            .with_name(&"next.example".parse().unwrap())
+            .request(&mut request, &client())
+            .unwrap();
         let mut twice = request.headers().clone();
-        assert!(values(&twice, "via").contains("gate.example") && values(&twice, "via").contains("next.example"));
+        assert!(
+            values(&twice, "via").contains("gate.example")
+                && values(&twice, "via").contains("next.example")
+        );
         twice.insert("via", once["via"].clone());
         assert_eq!(twice, once, "{from:?} to {to:?}");
     }

@@ -1,4 +1,5 @@
-//! Upgrades: which are handed on, which answers grant them, and how those of HTTP/1.1 and HTTP/2 are translated.
+//! Upgrades: which are handed on, which answers grant them, and how those of HTTP/1.1 and HTTP/2
+//! are translated.
 
 use super::{
     BadResponse, Refusal,
@@ -6,7 +7,10 @@ use super::{
 };
 use ::http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version,
-    header::{CONNECTION, CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE},
+    header::{
+        CONNECTION, CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
+        UPGRADE,
+    },
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use hyper::{
@@ -32,8 +36,8 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    /// Reads the wish. One that is not allowed, or not as it must be, is no wish: the request is an ordinary one, as if
-    /// the gateway had never heard of upgrades.
+    /// Reads the wish. One that is not allowed, or not as it must be, is no wish: the request is an
+    /// ordinary one, as if the gateway had never heard of upgrades.
     pub(super) fn of<B>(
         request: &Request<B>,
         protocol: Option<Protocol>,
@@ -41,7 +45,9 @@ impl Asked {
         framing: Framing,
     ) -> Result<Option<Self>, Refusal> {
         if *request.method() == Method::CONNECT {
-            let protocol = protocol.filter(|_| request.version() >= Version::HTTP_2).ok_or(Refusal::Connect)?;
+            let protocol = protocol
+                .filter(|_| request.version() >= Version::HTTP_2)
+                .ok_or(Refusal::Connect)?;
             let protocol = find(allowed, protocol.as_str().as_bytes()).ok_or(Refusal::Protocol)?;
             let key = (protocol == WEBSOCKET).then(key);
             return Ok(Some(Self { protocol: protocol.into(), key, is_connect: true }));
@@ -50,11 +56,17 @@ impl Asked {
         if request.version() != Version::HTTP_11 || !lists(headers, &CONNECTION, b"upgrade") {
             return Ok(None);
         }
-        let Some(protocol) = tokens(headers, &UPGRADE).find_map(|asked| find(allowed, asked)) else { return Ok(None) };
+        let Some(protocol) = tokens(headers, &UPGRADE).find_map(|asked| find(allowed, asked))
+        else {
+            return Ok(None);
+        };
         let mut key = None;
         if protocol == WEBSOCKET {
-            let is_socket = *request.method() == Method::GET && matches!(framing, Framing::None | Framing::Length(0));
-            key = the_only(headers, &SEC_WEBSOCKET_KEY).filter(|key| is_socket && is_key(key)).cloned();
+            let is_socket = *request.method() == Method::GET
+                && matches!(framing, Framing::None | Framing::Length(0));
+            key = the_only(headers, &SEC_WEBSOCKET_KEY)
+                .filter(|key| is_socket && is_key(key))
+                .cloned();
             if key.is_none() {
                 return Ok(None);
             }
@@ -67,7 +79,11 @@ impl Asked {
     }
 
     /// Asks the agent for it, in its version. Returns what `Connection` must say.
-    pub(super) fn ask<B>(&self, request: &mut Request<B>, of_http2: bool) -> Result<Option<&'static str>, Refusal> {
+    pub(super) fn ask<B>(
+        &self,
+        request: &mut Request<B>,
+        of_http2: bool,
+    ) -> Result<Option<&'static str>, Refusal> {
         // From HTTP/2 to HTTP/1.1 and back only WebSockets have a translation.
         if self.is_connect != of_http2 && self.key.is_none() {
             return Err(Refusal::Protocol);
@@ -94,7 +110,11 @@ impl Asked {
     }
 
     /// Whether the agent has switched, and to what it was asked for.
-    pub(super) fn is_granted<B>(&self, response: &Response<B>, of_http2: bool) -> Result<bool, BadResponse> {
+    pub(super) fn is_granted<B>(
+        &self,
+        response: &Response<B>,
+        of_http2: bool,
+    ) -> Result<bool, BadResponse> {
         if of_http2 {
             return Ok(response.status().is_success());
         }
@@ -105,13 +125,17 @@ impl Asked {
         let is_new = response.version() == Version::HTTP_11;
         let headers = response.headers();
         let mut named = tokens(headers, &UPGRADE);
-        let is_asked = named.next().is_some_and(|named| named.eq_ignore_ascii_case(self.protocol.as_bytes()));
+        let is_asked =
+            named.next().is_some_and(|named| named.eq_ignore_ascii_case(self.protocol.as_bytes()));
         let is_alone = named.next().is_none();
         let is_accepted = match &self.key {
-            Some(key) => the_only(headers, &SEC_WEBSOCKET_ACCEPT).is_some_and(|said| *said == *accept(key)),
+            Some(key) => {
+                the_only(headers, &SEC_WEBSOCKET_ACCEPT).is_some_and(|said| *said == *accept(key))
+            }
             None => true,
         };
-        if is_new && is_asked && is_alone && is_accepted && lists(headers, &CONNECTION, b"upgrade") {
+        if is_new && is_asked && is_alone && is_accepted && lists(headers, &CONNECTION, b"upgrade")
+        {
             Ok(true)
         } else {
             Err(BadResponse::Switched)
@@ -130,7 +154,10 @@ impl Asked {
             let accept = HeaderValue::try_from(accept(key)).map_err(|_| BadResponse::Switched)?;
             headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
         }
-        headers.insert(UPGRADE, HeaderValue::from_str(&self.protocol).map_err(|_| BadResponse::Switched)?);
+        headers.insert(
+            UPGRADE,
+            HeaderValue::from_str(&self.protocol).map_err(|_| BadResponse::Switched)?,
+        );
         fields::connection(headers, &["upgrade"]);
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         Ok(())
@@ -145,7 +172,10 @@ pub(super) fn offered(headers: &HeaderMap, allowed: &[Box<str>]) -> Option<Heade
 }
 
 fn find<'a>(allowed: &'a [Box<str>], asked: &[u8]) -> Option<&'a str> {
-    allowed.iter().find(|allowed| allowed.as_bytes().eq_ignore_ascii_case(asked)).map(|allowed| &**allowed)
+    allowed
+        .iter()
+        .find(|allowed| allowed.as_bytes().eq_ignore_ascii_case(asked))
+        .map(|allowed| &**allowed)
 }
 
 fn the_only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
@@ -163,7 +193,8 @@ fn is_key(key: &HeaderValue) -> bool {
 fn key() -> HeaderValue {
     let key = BASE64_STANDARD.encode(Uuid::new_v4().as_bytes());
     // Base64 is always a valid value.
-    HeaderValue::try_from(key).unwrap_or_else(|_| HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ=="))
+    HeaderValue::try_from(key)
+        .unwrap_or_else(|_| HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ=="))
 }
 
 /// What accepts a key (RFC 6455 §4.2.2).
@@ -185,10 +216,11 @@ impl Tunnel {
         Self { client, agent }
     }
 
-    /// Waits until both ends have switched, and returns the client's and the agent's. Bytes must be copied between them,
-    /// as by `tokio::io::copy_bidirectional` over `hyper_util::rt::TokioIo`.
+    /// Waits until both ends have switched, and returns the client's and the agent's. Bytes must be
+    /// copied between them, as by `tokio::io::copy_bidirectional` over `hyper_util::rt::TokioIo`.
     ///
-    /// The client's end is there once the response was returned and sent: await this in a task of its own.
+    /// The client's end is there once the response was returned and sent: await this in a task of
+    /// its own.
     ///
     /// # Errors
     ///
@@ -209,10 +241,18 @@ mod tests {
 
     #[test]
     fn keys_and_their_answers_are_those_of_the_rfc() {
-        assert_eq!(accept(&HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ==")), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        assert_eq!(
+            accept(&HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ==")),
+            "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+        );
         assert!(is_key(&key()) && key() != key());
-        for malformed in ["", "AAAA", "dGhlIHNhbXBsZSBub25jZQ", "dGhlIHNhbXBsZSBub25jZQ== ", "!!!!!!!!!!!!!!!!!!!!!!=="]
-        {
+        for malformed in [
+            "",
+            "AAAA",
+            "dGhlIHNhbXBsZSBub25jZQ",
+            "dGhlIHNhbXBsZSBub25jZQ== ",
+            "!!!!!!!!!!!!!!!!!!!!!!==",
+        ] {
             assert!(!is_key(&HeaderValue::from_static(malformed)), "{malformed}");
         }
     }

@@ -47,9 +47,12 @@ fn a_call_that_was_served_without_its_row_may_bind_an_unbound_one() {
     let unbound = row(1, None, 7);
     assert_eq!(lost(&entry(false), &target("a5"), Some(&unbound)), Lost::Again(Revision::new(7)));
     // All else is as for the others.
-    for winner in
-        [None, Some(row(2, None, 7)), Some(row(2, Some(target("a5")), 7)), Some(row(1, Some(target("b6")), 7))]
-    {
+    for winner in [
+        None,
+        Some(row(2, None, 7)),
+        Some(row(2, Some(target("a5")), 7)),
+        Some(row(1, Some(target("b6")), 7)),
+    ] {
         assert_eq!(lost(&entry(false), &target("a5"), winner.as_ref()), Lost::Drop, "{winner:?}");
     }
 }
@@ -63,7 +66,8 @@ fn the_row_that_a_group_repair_has_written_only_has_another_revision() {
         // What the entry says; of its revision nothing was known.
         (Some((1, Some("b6"))),             "c6",          again),
         (Some((1, Some("b6"))),             "b6@y",        again),
-        // All else is as ever: what answered, an order, a later build, another agent of the same one, an earlier one.
+        // All else is as ever: what answered, an order, a later build, another agent of the same
+        // one, an earlier one.
         (Some((1, Some("c6"))),             "c6",          Lost::Done),
         (Some((1, None)),                   "c6",          Lost::Drop),
         (Some((2, Some("b6"))),             "c6",          Lost::Drop),

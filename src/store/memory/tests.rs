@@ -1,10 +1,10 @@
-//! Housekeeping on a clock that the test sets. What the databases do is tested from outside, where SQL can make things
-//! old.
+//! Housekeeping on a clock that the test sets. What the databases do is tested from outside, where
+//! SQL can make things old.
 
 use super::*;
 use crate::AgentId;
 use futures_util::{FutureExt, TryStreamExt};
-use housekeeping::{purge_deleted, purge_idle, touch};
+use housekeeping::{purge_forgotten, purge_idle, touch};
 use std::time::{Duration, SystemTime};
 use uuid::Uuid;
 
@@ -52,11 +52,12 @@ fn use_at(store: &MemoryStore, sessions: &[u128], now: i64) {
 }
 
 fn delete_at(store: &MemoryStore, s: u128, now: i64) {
-    store.rows().get_mut(&session(s)).unwrap().delete(now);
+    store.rows().get_mut(&session(s)).unwrap().forget(now);
 }
 
 fn there(store: &MemoryStore) -> Vec<u128> {
-    let mut live: Vec<_> = store.rows().iter().filter(|(_, row)| row.live.is_some()).map(|(s, _)| *s).collect();
+    let mut live: Vec<_> =
+        store.rows().iter().filter(|(_, row)| row.live.is_some()).map(|(s, _)| *s).collect();
     live.sort_unstable();
     live.into_iter().map(|s| s.into_uuid().as_u128()).collect()
 }
@@ -65,9 +66,8 @@ fn there(store: &MemoryStore) -> Vec<u128> {
 fn use_is_recorded_since_the_last_gap() {
     let store = store([]);
     let since = |now: i64| match done(purge_idle(&store, ms(i64::MAX), 10, now)) {
-        Err(StoreError::UseNotRecorded { since }) => {
-            since.map(|since| since.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as i64)
-        }
+        Err(StoreError::UseNotRecorded { since }) => since
+            .map(|since| since.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as i64),
         other => panic!("{other:?}"),
     };
     assert_eq!(since(DAY), None);
@@ -127,7 +127,7 @@ fn what_was_deleted_goes_in_two_runs_and_its_revisions_stay_used() {
     delete_at(&store, 1, 0); // revision 3
     delete_at(&store, 2, HOUR); // revision 2
     let purge = |now| {
-        let purged = done(purge_deleted(&store, 10, now)).unwrap();
+        let purged = done(purge_forgotten(&store, 10, now)).unwrap();
         (purged.gone, purged.waiting)
     };
     assert_eq!(purge(7 * DAY), (0, 0), "not before seven days have passed");
@@ -138,7 +138,9 @@ fn what_was_deleted_goes_in_two_runs_and_its_revisions_stay_used() {
     assert_eq!(store.rows().len(), 2);
     assert_eq!(create(&store, 1), retargeted.revision.get() + 2);
     assert_eq!(done(store.retarget(session(5), workspace())).unwrap().revision.get(), 4);
-    let Swap::Applied(child) = done(store.inherit(session(6), session(3))).unwrap() else { panic!("a new row") };
+    let Swap::Applied(child) = done(store.inherit(session(6), session(3))).unwrap() else {
+        panic!("a new row")
+    };
     assert_eq!(child.revision.get(), 4);
 }
 
@@ -149,7 +151,7 @@ fn the_floor_is_raised_again_once_what_is_below_it_has_gone() {
         delete_at(&store, s, 0); // revision 2
     }
     let purge = |limit, now| {
-        let purged = done(purge_deleted(&store, limit, now)).unwrap();
+        let purged = done(purge_forgotten(&store, limit, now)).unwrap();
         (purged.gone, purged.waiting, store.rows().memory.floor)
     };
     assert_eq!(purge(2, 8 * DAY), (0, 5, 2));

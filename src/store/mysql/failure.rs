@@ -3,18 +3,21 @@
 use crate::store::sql::attempts::Meaning;
 use sqlx::{error::DatabaseError, mysql::MySqlDatabaseError};
 
-/// By its [number](https://dev.mysql.com/doc/mysql-errors/8.0/en/server-error-reference.html). SQLSTATE says too little:
-/// `HY000` is everything.
+/// By its [number](https://dev.mysql.com/doc/mysql-errors/8.0/en/server-error-reference.html).
+/// SQLSTATE says too little: `HY000` is everything.
 pub(super) fn meaning(error: &(dyn DatabaseError + 'static)) -> Meaning {
     match of_number(number(error)) {
-        Meaning::StaleConnection if number(error) == PREVENTED && !is_about_read_only(error.message()) => {
+        Meaning::StaleConnection
+            if number(error) == PREVENTED && !is_about_read_only(error.message()) =>
+        {
             Meaning::Rejected
         }
         meaning => meaning,
     }
 }
 
-/// An option of the server prevents the statement: `--read-only` or `--super-read-only`, but there are others.
+/// An option of the server prevents the statement: `--read-only` or `--super-read-only`, but there
+/// are others.
 const PREVENTED: u16 = 1290;
 
 fn is_about_read_only(message: &str) -> bool {
@@ -27,19 +30,22 @@ fn number(error: &(dyn DatabaseError + 'static)) -> u16 {
 
 fn of_number(number: u16) -> Meaning {
     match number {
-        // A deadlock (in a cluster, also at the commit), a snapshot that somebody wrote under (MariaDB), a transaction
-        // that a group refused at its commit.
+        // A deadlock (in a cluster, also at the commit), a snapshot that somebody wrote under
+        // (MariaDB), a transaction that a group refused at its commit.
         1213 | 1020 | 3101 => Meaning::Contended,
-        // The server takes no writes, or this session does not: a replica, or what was the primary before a failover. A
-        // group refused the transaction at its commit; a node is not in its cluster; the server is offline. The server
-        // ended the connection since it was idle for too long.
+        // The server takes no writes, or this session does not: a replica, or what was the primary
+        // before a failover. A group refused the transaction at its commit; a node is not in its
+        // cluster; the server is offline. The server ended the connection since it was idle for too
+        // long.
         PREVENTED | 1792 | 1836 | 3100 | 1047 | 3032 | 4031 => Meaning::StaleConnection,
-        // Shutdown, a connection that was killed (MariaDB), an error during the commit, the network; what a proxy says
-        // that has lost its connection to the server.
+        // Shutdown, a connection that was killed (MariaDB), an error during the commit, the
+        // network; what a proxy says that has lost its connection to the server.
         1053 | 1927 | 1180 | 1152 | 1158..=1161 | 2003 | 2006 | 2013 | 2055 => Meaning::Ended,
-        // Too many connections, or of this user; out of memory, disk, file handles; a lock that was not to be had; a
-        // statement that was killed or took too long.
-        1040 | 1203 | 1226 | 1037 | 1038 | 1041 | 1021 | 1114 | 1205 | 1317 | 3024 | 1969 => Meaning::Unavailable,
+        // Too many connections, or of this user; out of memory, disk, file handles; a lock that was
+        // not to be had; a statement that was killed or took too long.
+        1040 | 1203 | 1226 | 1037 | 1038 | 1041 | 1021 | 1114 | 1205 | 1317 | 3024 | 1969 => {
+            Meaning::Unavailable
+        }
         1044 | 1045 | 1698 | 1142 | 1143 | 1227 | 1251 | 1820 | 4151 => Meaning::Denied,
         // No such database, no database selected, no such table, column.
         1049 | 1046 | 1146 | 1054 => Meaning::Schema,
@@ -52,8 +58,8 @@ pub(super) fn undone(error: &(dyn DatabaseError + 'static)) -> bool {
     meaning(error) == Meaning::Contended
 }
 
-/// Whether another one created the same tables at the same moment: the table exists already, also one that is not
-/// finished, or its definition has changed.
+/// Whether another one created the same tables at the same moment: the table exists already, also
+/// one that is not finished, or its definition has changed.
 pub(super) fn concurrent_set_up(error: &(dyn DatabaseError + 'static)) -> bool {
     matches!(number(error), 1050 | 1061 | 1412 | 1684) || undone(error)
 }
@@ -98,11 +104,15 @@ mod tests {
 
     #[test]
     fn only_some_options_of_the_server_are_about_reading_only() {
-        for (option, expected) in
-            [("--read-only", true), ("--super-read-only", true), ("--read_only", true), ("--skip-grant-tables", false)]
-        {
-            let message =
-                format!("The MySQL server is running with the {option} option so it cannot execute this statement");
+        for (option, expected) in [
+            ("--read-only", true),
+            ("--super-read-only", true),
+            ("--read_only", true),
+            ("--skip-grant-tables", false),
+        ] {
+            let message = format!(
+                "The MySQL server is running with the {option} option so it cannot execute this statement"
+            );
             assert_eq!(is_about_read_only(&message), expected, "{option}");
         }
     }

@@ -5,7 +5,7 @@ use crate::{
     Binding, SessionId,
     store::{
         StoreError,
-        housekeeping::{Keeps, Memory},
+        housekeeping::{Housekeeping, Memory},
         sql::{self, Value, attempts::Stage, server::Failed},
     },
 };
@@ -18,15 +18,24 @@ fn time<'a>(milliseconds: i64) -> Value<'a> {
 }
 
 impl MySqlStore {
-    async fn numbers(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<Vec<Option<i64>>, StoreError> {
+    async fn numbers(
+        &self,
+        sql: &SqlStr,
+        values: &[Value<'_>],
+    ) -> Result<Vec<Option<i64>>, StoreError> {
         sql::numbers(&self.read((sql, values)).await?)
     }
 
     /// Runs a statement that has a limit, and hands on its rows as they arrive.
     ///
-    /// The connection is given back once the last row was read, and closed if the stream is dropped before. So reading is
-    /// a future of its own, which the stream runs, and which passes the rows on.
-    pub(super) fn stream(&self, sql: &SqlStr, limit: u64) -> impl Stream<Item = Result<Binding, StoreError>> + Send {
+    /// The connection is given back once the last row was read, and closed if the stream is dropped
+    /// before. So reading is a future of its own, which the stream runs, and which passes the rows
+    /// on.
+    pub(super) fn stream(
+        &self,
+        sql: &SqlStr,
+        limit: u64,
+    ) -> impl Stream<Item = Result<Binding, StoreError>> + Send {
         let (passed_on, mut rows) = mpsc::channel(32);
         let reading = async move {
             let mut attempts = self.attempts();
@@ -54,24 +63,28 @@ impl MySqlStore {
                     // Of the rows that were handed on already nothing may come again.
                     break self.failed(Stage::Reads, error);
                 }
-                if let Err(error) = attempts.again(Failed { stage: Stage::Reads, error, connection }).await {
+                if let Err(error) =
+                    attempts.again(Failed { stage: Stage::Reads, error, connection }).await
+                {
                     break error;
                 }
             };
             let _ = passed_on.send(Err(failed)).await;
         };
         let rows = stream::poll_fn(move |cx| rows.poll_recv(cx));
-        stream::select(rows.map(Some), reading.map(|()| None).into_stream()).filter_map(std::future::ready)
+        stream::select(rows.map(Some), reading.map(|()| None).into_stream())
+            .filter_map(std::future::ready)
     }
 }
 
-impl Keeps for MySqlStore {
+impl Housekeeping for MySqlStore {
     async fn memory(&self) -> Result<Memory, StoreError> {
         sql::memory(&self.numbers(&self.table.statements.keeping.memory, &[]).await?)
     }
 
     async fn mark_used(&self, sessions: &[SessionId], now: i64) -> Result<(), StoreError> {
-        let condition = Condition { values: &[time(now)], among: sessions, limit: sessions.len() as u64 };
+        let condition =
+            Condition { values: &[time(now)], among: sessions, limit: sessions.len() as u64 };
         self.write_some(&self.table.statements.keeping.mark_used, condition, &[time(now)]).await?;
         Ok(())
     }
@@ -95,12 +108,14 @@ impl Keeps for MySqlStore {
     }
 
     async fn remove_deleted(&self, before: i64, floor: i64, limit: u64) -> Result<u64, StoreError> {
-        let condition = Condition { values: &[time(before), Value::Number(Some(floor))], among: &[], limit };
+        let condition =
+            Condition { values: &[time(before), Value::Number(Some(floor))], among: &[], limit };
         self.write_some(&self.table.statements.keeping.remove_deleted, condition, &[]).await
     }
 
     async fn deleted_before(&self, before: i64) -> Result<(u64, i64), StoreError> {
-        let numbers = self.numbers(&self.table.statements.keeping.deleted_before, &[time(before)]).await?;
+        let numbers =
+            self.numbers(&self.table.statements.keeping.deleted_before, &[time(before)]).await?;
         Ok(sql::count_and_greatest(&numbers))
     }
 

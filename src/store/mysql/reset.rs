@@ -11,8 +11,9 @@ impl MySqlStore {
     pub(super) async fn reset(&self, workspace: WorkspaceId) -> Result<Reset, StoreError> {
         let mut attempts = self.attempts();
         loop {
-            let run =
-                async |connection: &mut MySqlConnection| steps(connection, &self.table.statements, workspace).await;
+            let run = async |connection: &mut MySqlConnection| {
+                steps(connection, &self.table.statements, workspace).await
+            };
             match in_transaction(self.lend().await?, |_| true, run).await {
                 Ok(reset) => return Ok(reset),
                 Err(failed) => attempts.again(failed).await?,
@@ -21,8 +22,8 @@ impl MySqlStore {
     }
 }
 
-/// What is between begin and commit. The epoch first: two resets of a workspace wait for each other there, before they
-/// lock rows.
+/// What is between begin and commit. The epoch first: two resets of a workspace wait for each other
+/// there, before they lock rows.
 async fn steps(
     connection: &mut MySqlConnection,
     statements: &Statements,

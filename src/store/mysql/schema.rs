@@ -7,12 +7,14 @@ use crate::store::sql::{
 };
 use sqlx::MySqlConnection;
 
-/// `IF NOT EXISTS` everywhere, and the row of the meta table last, without which the rest does not count: running it
-/// again, also by another process in between, changes nothing and completes what somebody left half done.
+/// `IF NOT EXISTS` everywhere, and the row of the meta table last, without which the rest does not
+/// count: running it again, also by another process in between, changes nothing and completes what
+/// somebody left half done.
 ///
-/// Names are quoted, so that a table may be called `order`. The checks hold what the statements rely on, so that a hand
-/// that edits rows cannot leave a half target or a deleted row with a workspace. The address is a `LONGTEXT`, since a
-/// server that is not in strict mode cuts what is too long for its column, and says nothing.
+/// Names are quoted, so that a table may be called `order`. The checks hold what the statements
+/// rely on, so that a hand that edits rows cannot leave a half target or a deleted row with a
+/// workspace. The address is a `LONGTEXT`, since a server that is not in strict mode cuts what is
+/// too long for its column, and says nothing.
 pub(super) const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS `agent_bindings` (
     session BINARY(16) NOT NULL PRIMARY KEY,
@@ -67,7 +69,10 @@ INSERT INTO `agent_bindings_meta` (id, schema_version) VALUES (1, 1) ON DUPLICAT
 ";
 
 /// Creates what is missing, after a look that what exists is right. Nothing that exists is altered.
-pub(super) async fn set_up(connection: &mut MySqlConnection, place: &Place) -> Result<Found, sqlx::Error> {
+pub(super) async fn set_up(
+    connection: &mut MySqlConnection,
+    place: &Place,
+) -> Result<Found, sqlx::Error> {
     // Looking first: the usual start finds everything there, and needs no right to create anything.
     match look(connection, place).await? {
         Found::Incomplete(_) => {}
@@ -78,12 +83,18 @@ pub(super) async fn set_up(connection: &mut MySqlConnection, place: &Place) -> R
 }
 
 /// Compares what there is with what this version needs. Reads only.
-pub(super) async fn look(connection: &mut MySqlConnection, place: &Place) -> Result<Found, sqlx::Error> {
+pub(super) async fn look(
+    connection: &mut MySqlConnection,
+    place: &Place,
+) -> Result<Found, sqlx::Error> {
     let meta = format!("{}_meta", place.table);
     let (bindings, key) = columns(connection, &place.table).await?;
     let epochs = format!("{}_epochs", place.table);
-    let tables =
-        Tables { bindings, meta: columns(connection, &meta).await?.0, epochs: columns(connection, &epochs).await?.0 };
+    let tables = Tables {
+        bindings,
+        meta: columns(connection, &meta).await?.0,
+        epochs: columns(connection, &epochs).await?.0,
+    };
     let version = match tables.have_a_version() {
         true => version(connection, &meta).await?,
         false => None,
@@ -97,25 +108,34 @@ pub(super) async fn look(connection: &mut MySqlConnection, place: &Place) -> Res
         // A transaction on a table of an engine without transactions is none, and nobody says so.
         let engine = engine(connection, table).await?.unwrap_or_else(|| "none".to_owned());
         if !engine.eq_ignore_ascii_case("InnoDB") {
-            return Ok(Found::Wrong(place.schema(format!("the engine of table {table} is {engine}, not InnoDB"))));
+            return Ok(Found::Wrong(
+                place.schema(format!("the engine of table {table} is {engine}, not InnoDB")),
+            ));
         }
     }
     Ok(server::key_of(place, &place.table, &key))
 }
 
 /// A table's columns, none if it does not exist; and the names of those that are its primary key.
-async fn columns(connection: &mut MySqlConnection, table: &str) -> Result<(Vec<Column>, Vec<String>), sqlx::Error> {
+async fn columns(
+    connection: &mut MySqlConnection,
+    table: &str,
+) -> Result<(Vec<Column>, Vec<String>), sqlx::Error> {
     // The length only where it is the type; what else follows it differs between versions.
     let sql = "SELECT CAST(column_name AS CHAR), CAST(CASE WHEN data_type = 'binary'
                    THEN CONCAT(data_type, '(', character_maximum_length, ')') ELSE data_type END AS CHAR),
                    column_key = 'PRI'
                FROM information_schema.columns WHERE table_schema = DATABASE() AND table_name = ?";
-    let columns: Vec<(String, String, bool)> = sqlx::query_as(sql).bind(table).fetch_all(connection).await?;
+    let columns: Vec<(String, String, bool)> =
+        sqlx::query_as(sql).bind(table).fetch_all(connection).await?;
     let key = columns.iter().filter(|(_, _, key)| *key).map(|(name, ..)| name.clone()).collect();
     Ok((columns.into_iter().map(|(name, kind, _)| Column { name, kind }).collect(), key))
 }
 
-async fn engine(connection: &mut MySqlConnection, table: &str) -> Result<Option<String>, sqlx::Error> {
+async fn engine(
+    connection: &mut MySqlConnection,
+    table: &str,
+) -> Result<Option<String>, sqlx::Error> {
     let sql = "SELECT CAST(engine AS CHAR) FROM information_schema.tables
                WHERE table_schema = DATABASE() AND table_name = ? AND engine IS NOT NULL";
     sqlx::query_scalar(sql).bind(table).fetch_optional(connection).await

@@ -25,8 +25,9 @@ pub(super) struct Condition<'a> {
 }
 
 impl MySqlStore {
-    /// A chunk of a group repair. If it has written fewer rows than it may, it looks whether it has left some out: by a
-    /// statement of its own after the commit, since in a transaction that is serializable it would wait for them.
+    /// A chunk of a group repair. If it has written fewer rows than it may, it looks whether it has
+    /// left some out: by a statement of its own after the commit, since in a transaction that is
+    /// serializable it would wait for them.
     pub(super) async fn replace(
         &self,
         statements: &Replacement,
@@ -34,7 +35,9 @@ impl MySqlStore {
         assigned: &[Value<'_>],
     ) -> Result<u64, StoreError> {
         let written = self.write_some(&statements.rows, condition, assigned).await?;
-        if written < condition.limit && !self.read((&statements.behind, condition.values)).await?.is_empty() {
+        if written < condition.limit
+            && !self.read((&statements.behind, condition.values)).await?.is_empty()
+        {
             return Err(StoreError::LeftOut { written });
         }
         Ok(written)
@@ -49,7 +52,9 @@ impl MySqlStore {
     ) -> Result<u64, StoreError> {
         let mut attempts = self.attempts();
         loop {
-            let run = async |connection: &mut MySqlConnection| steps(connection, statements, condition, assigned).await;
+            let run = async |connection: &mut MySqlConnection| {
+                steps(connection, statements, condition, assigned).await
+            };
             match in_transaction(self.lend().await?, |_| true, run).await {
                 Ok(written) => return Ok(written),
                 Err(failed) => attempts.again(failed).await?,

@@ -1,9 +1,10 @@
 //! The SQL. Parameters have no numbers here: each `?` takes the next value.
 //!
-//! MySQL evaluates a SET clause from left to right, and a name on the right is the column as it is *by then*. So every
-//! clause first assigns what depends on other columns, and last what others depend on: `previous_generation` looks at
-//! `agent` and `generation`, the target looks at `workspace`. Read that way, it also means the same in databases that
-//! take every name for the row before the write (MariaDB with `SIMULTANEOUS_ASSIGNMENT`).
+//! MySQL evaluates a SET clause from left to right, and a name on the right is the column as it is
+//! *by then*. So every clause first assigns what depends on other columns, and last what others
+//! depend on: `previous_generation` looks at `agent` and `generation`, the target looks at
+//! `workspace`. Read that way, it also means the same in databases that take every name for the row
+//! before the write (MariaDB with `SIMULTANEOUS_ASSIGNMENT`).
 
 use crate::{
     SessionId, WorkspaceId,
@@ -21,14 +22,16 @@ pub(super) struct Statements {
     pub(super) load: SqlStr,
     /// Session. Locks the row; if there is none, makes a deleted one.
     pub(super) claim: SqlStr,
-    /// Workspace, target (agent, build, generation, address), its epoch, time, session. Of a claimed row that counts as
-    /// deleted.
+    /// Workspace, target (agent, build, generation, address), its epoch, time, session. Of a
+    /// claimed row that counts as deleted.
     pub(super) fill: SqlStr,
-    /// Agent, agent, address, build, generation, agent, epoch, workspace, session, expected revision.
+    /// Agent, agent, address, build, generation, agent, epoch, workspace, session, expected
+    /// revision.
     pub(super) compare_and_swap: SqlStr,
     /// See [`retarget`].
     pub(super) retarget: SqlStr,
-    /// [`retarget`](Self::retarget) in a transaction of the caller's, whose settings are the caller's.
+    /// [`retarget`](Self::retarget) in a transaction of the caller's, whose settings are the
+    /// caller's.
     pub(super) retarget_in: SqlStr,
     /// Session.
     pub(super) unbind: SqlStr,
@@ -48,7 +51,7 @@ pub(super) struct Statements {
     pub(super) of_agent: Replacement,
     /// The list.
     pub(super) load_many: SqlStr,
-    pub(super) keeping: Keeping,
+    pub(super) keeping: HousekeepingSql,
 }
 
 /// What stands in a statement where a list of sessions has to be put.
@@ -56,11 +59,12 @@ pub(super) const LIST: &str = "(sessions)";
 
 /// A write to rows that are chosen first, in the same transaction.
 ///
-/// MySQL has no single statement for it: an UPDATE with a LIMIT waits for rows that others have locked, one with a
-/// subquery reads the whole table, and in one that joins the rows to be written nobody promises the order of the
-/// assignments.
+/// MySQL has no single statement for it: an UPDATE with a LIMIT waits for rows that others have
+/// locked, one with a subquery reads the whole table, and in one that joins the rows to be written
+/// nobody promises the order of the assignments.
 pub(super) struct SomeRows {
-    /// The values of the condition, and how many rows at most. Locks what it finds and nobody else has locked.
+    /// The values of the condition, and how many rows at most. Locks what it finds and nobody else
+    /// has locked.
     pub(super) choose: SqlStr,
     /// What is assigned, the values of the condition again, and the list of what was chosen.
     pub(super) write: SqlStr,
@@ -74,7 +78,7 @@ pub(super) struct Replacement {
 }
 
 /// The steps of housekeeping.
-pub(super) struct Keeping {
+pub(super) struct HousekeepingSql {
     /// How many.
     pub(super) recent: SqlStr,
     pub(super) memory: SqlStr,
@@ -99,7 +103,8 @@ impl Statements {
         let (t, epochs) = (format!("`{table}`"), format!("`{table}_epochs`"));
         let read = &*read(&t, &epochs);
         let patiently = patiently(lock_timeout);
-        // NULL, which the table refuses, if the row that holds the floor was lost: nothing may start below it.
+        // NULL, which the table refuses, if the row that holds the floor was lost: nothing may
+        // start below it.
         let floor = format!("(SELECT revision_floor FROM `{table}_meta`)");
         let remember = |when: &str| {
             format!(
@@ -115,25 +120,32 @@ impl Statements {
             (keep("address"), keep("build"), keep("generation"), keep("agent"));
         // The writing is through the primary key, or it would wait for rows that were left out.
         let write = |set: &str, condition: &str| {
-            statement(format!("UPDATE {t} FORCE INDEX (PRIMARY) SET {set} WHERE {condition} AND session IN {LIST}"))
+            statement(format!(
+                "UPDATE {t} FORCE INDEX (PRIMARY) SET {set} WHERE {condition} AND session IN {LIST}"
+            ))
         };
-        // But the choosing is not: with an ORDER BY and a LIMIT that key looks good to the database, which then locks every
-        // row on the way.
+        // But the choosing is not: with an ORDER BY and a LIMIT that key looks good to the
+        // database, which then locks every row on the way.
         let choose = |condition: &str, order: &str| {
             statement(format!(
                 "SELECT session FROM {t} IGNORE INDEX (PRIMARY) WHERE {condition}
                  ORDER BY {order} LIMIT ? FOR UPDATE SKIP LOCKED"
             ))
         };
-        let replace =
-            format!("{other_agent}, address = ?, build = ?, generation = ?, agent = ?, revision = revision + 1");
+        let replace = format!(
+            "{other_agent}, address = ?, build = ?, generation = ?, agent = ?, revision = revision + 1"
+        );
         let replaced = |condition: &str| Replacement {
-            rows: SomeRows { choose: choose(condition, "session"), write: write(&replace, condition) },
+            rows: SomeRows {
+                choose: choose(condition, "session"),
+                write: write(&replace, condition),
+            },
             behind: statement(format!(
                 "SELECT session FROM {t} IGNORE INDEX (PRIMARY) WHERE {condition} ORDER BY session LIMIT 1"
             )),
         };
-        let drop_target = format!("{no_agent}, address = NULL, build = NULL, generation = NULL, agent = NULL");
+        let drop_target =
+            format!("{no_agent}, address = NULL, build = NULL, generation = NULL, agent = NULL");
         let retarget = format!(
             "INSERT INTO {t} (session, workspace, revision, created_at) VALUES (?, ?, {floor} + 1, ?)
                  ON DUPLICATE KEY UPDATE {other_workspace},
@@ -183,7 +195,8 @@ impl Statements {
                  ON DUPLICATE KEY UPDATE epoch = {epochs}.epoch + 1"
             )),
             epoch: statement(format!("SELECT epoch FROM {epochs} WHERE workspace = ?")),
-            // Also rows without a target: a repair that read such a row before the order must not write after it.
+            // Also rows without a target: a repair that read such a row before the order must not
+            // write after it.
             drop_targets: statement(format!(
                 "{patiently}UPDATE {t} SET {drop_target}, revision = revision + 1 WHERE workspace = ?"
             )),
@@ -194,12 +207,12 @@ impl Statements {
             load_many: statement(format!(
                 "{patiently}SELECT {read} FROM {t} WHERE workspace IS NOT NULL AND session IN {LIST}"
             )),
-            keeping: Keeping::for_table(table, read, &patiently, &drop_target, choose, write),
+            keeping: HousekeepingSql::for_table(table, read, &patiently, &drop_target, choose, write),
         }
     }
 }
 
-impl Keeping {
+impl HousekeepingSql {
     fn for_table(
         table: &str,
         read: &str,
@@ -212,8 +225,9 @@ impl Keeping {
         let not_used_since = "workspace IS NOT NULL AND (last_used IS NULL OR last_used < ?)";
         let idle = "workspace IS NOT NULL AND last_used < ?";
         let unused = "workspace IS NOT NULL AND last_used IS NULL AND created_at < ?";
-        let delete =
-            format!("{drop_target}, workspace = NULL, revision = revision + 1, deleted_at = ?, last_used = NULL");
+        let delete = format!(
+            "{drop_target}, workspace = NULL, revision = revision + 1, deleted_at = ?, last_used = NULL"
+        );
         Self {
             // Of a descending order, NULL is the end.
             recent: statement(format!(
@@ -235,8 +249,8 @@ impl Keeping {
                      use_recorded_until = ?, use_recorded_gap = ?
                  WHERE id = 1"
             )),
-            // Rows are locked in the order of another index than elsewhere. But nobody is waited for, so that no two can
-            // wait for each other.
+            // Rows are locked in the order of another index than elsewhere. But nobody is waited
+            // for, so that no two can wait for each other.
             delete_idle: SomeRows { choose: choose(idle, "last_used"), write: write(&delete, idle) },
             delete_unused: SomeRows { choose: choose(unused, "created_at"), write: write(&delete, unused) },
             remove_deleted: SomeRows {
@@ -257,9 +271,9 @@ impl Keeping {
 
 /// What stands before a statement that may wait for what others have locked.
 ///
-/// The server itself ends the wait: when the caller stops waiting, sqlx cannot tell the server to. In MariaDB that is a
-/// setting of the one statement, and never raises a timeout of the connection. To MySQL, which cannot do that, it is a
-/// comment.
+/// The server itself ends the wait: when the caller stops waiting, sqlx cannot tell the server to.
+/// In MariaDB that is a setting of the one statement, and never raises a timeout of the connection.
+/// To MySQL, which cannot do that, it is a comment.
 fn patiently(lock_timeout: Duration) -> String {
     let seconds = lock_timeout.as_millis().div_ceil(1000);
     let at_most = |variable: &str| format!("{variable} = LEAST(@@{variable}, {seconds})");
@@ -270,6 +284,7 @@ fn patiently(lock_timeout: Duration) -> String {
 /// The values of [`Statements::retarget`].
 pub(super) fn retarget<'a>(session: SessionId, workspace: WorkspaceId) -> [Value<'a>; 11] {
     let (to, now) = (workspace.into(), Value::Number(Some(milliseconds_now())));
-    // Inserted; compared twice for what was there before; compared for each column of the target; assigned.
+    // Inserted; compared twice for what was there before; compared for each column of the target;
+    // assigned.
     [session.into(), to, now, to, to, to, to, to, to, now, to]
 }

@@ -29,15 +29,17 @@ fn of_state(state: &str) -> Meaning {
         "40001" | "40P01" => Meaning::Contended,
         // CockroachDB: the commit may have gone through.
         "40003" => Meaning::Ended,
-        // The server takes no writes, or this session does not: a standby, or what was the primary before a failover.
-        // Somebody left a failed transaction open on the connection.
+        // The server takes no writes, or this session does not: a standby, or what was the primary
+        // before a failover. Somebody left a failed transaction open on the connection.
         "25006" | "25P02" => Meaning::StaleConnection,
-        // The server ended the connection while it waited for the next statement, so that it has not seen this one.
+        // The server ended the connection while it waited for the next statement, so that it has
+        // not seen this one.
         "57P05" | "25P03" => Meaning::StaleConnection,
-        // The server, or somebody with the right to, ends the connection. It may do so after the commit, while it waits
-        // for a replica. Or the database was dropped.
+        // The server, or somebody with the right to, ends the connection. It may do so after the
+        // commit, while it waits for a replica. Or the database was dropped.
         "57P01" | "57P02" | "57P04" => Meaning::Ended,
-        // Cancelled, timed out, a lock that was not to be had; the server is starting, or short of something.
+        // Cancelled, timed out, a lock that was not to be had; the server is starting, or short of
+        // something.
         "57014" | "57P03" | "55P03" | "25P04" => Meaning::Unavailable,
         "28000" | "28P01" | "42501" => Meaning::Denied,
         // No such database, schema, table, column, key, operator for the column's type.
@@ -55,9 +57,10 @@ pub(super) fn undone(error: &(dyn DatabaseError + 'static)) -> bool {
     meaning(error) == Meaning::Contended
 }
 
-/// Whether another one created the same tables at the same moment. `IF NOT EXISTS` is no lock: who looks before the
-/// other one's commit fails on a unique index of the catalog, finds the table there all the same, or finds a row of the
-/// catalog changed under its hands, for which there is no code of its own.
+/// Whether another one created the same tables at the same moment. `IF NOT EXISTS` is no lock: who
+/// looks before the other one's commit fails on a unique index of the catalog, finds the table
+/// there all the same, or finds a row of the catalog changed under its hands, for which there is no
+/// code of its own.
 pub(super) fn concurrent_set_up(error: &(dyn DatabaseError + 'static)) -> bool {
     let state = error.code();
     let state = state.as_deref().unwrap_or_default();

@@ -7,10 +7,12 @@ use crate::store::sql::{
 };
 use sqlx::PgConnection;
 
-/// `IF NOT EXISTS` everywhere: running it again, also by another process in between, changes nothing.
+/// `IF NOT EXISTS` everywhere: running it again, also by another process in between, changes
+/// nothing.
 ///
-/// Names are quoted, so that a table may be called `order`. The checks hold what the statements rely on, so that a hand
-/// that edits rows cannot leave a half target or a deleted row with a workspace.
+/// Names are quoted, so that a table may be called `order`. The checks hold what the statements
+/// rely on, so that a hand that edits rows cannot leave a half target or a deleted row with a
+/// workspace.
 pub(super) const SCHEMA: &str = r#"
 CREATE TABLE IF NOT EXISTS "agent_bindings" (
     session UUID NOT NULL PRIMARY KEY,
@@ -69,7 +71,10 @@ INSERT INTO "agent_bindings_meta" (id, schema_version) VALUES (1, 1) ON CONFLICT
 "#;
 
 /// Creates what is missing, after a look that what exists is right. Nothing that exists is altered.
-pub(super) async fn set_up(connection: &mut PgConnection, place: &Place) -> Result<Found, sqlx::Error> {
+pub(super) async fn set_up(
+    connection: &mut PgConnection,
+    place: &Place,
+) -> Result<Found, sqlx::Error> {
     // Looking first: the usual start finds everything there, and needs no right to create anything.
     match look(connection, place).await? {
         Found::Incomplete(_) => {}
@@ -81,7 +86,10 @@ pub(super) async fn set_up(connection: &mut PgConnection, place: &Place) -> Resu
 }
 
 /// Compares what there is with what this version needs. Reads only.
-pub(super) async fn look(connection: &mut PgConnection, place: &Place) -> Result<Found, sqlx::Error> {
+pub(super) async fn look(
+    connection: &mut PgConnection,
+    place: &Place,
+) -> Result<Found, sqlx::Error> {
     let meta = format!("{}_meta", place.table);
     let tables = Tables {
         bindings: columns(connection, &place.table).await?,
@@ -94,7 +102,9 @@ pub(super) async fn look(connection: &mut PgConnection, place: &Place) -> Result
     };
     let kinds = |column: &str| server::kind(column, ["uuid", "bigint", "text", "integer"]);
     match tables.judged(place, &place.table, version, kinds) {
-        Found::Ready => Ok(server::key_of(place, &place.table, &key(connection, &place.table).await?)),
+        Found::Ready => {
+            Ok(server::key_of(place, &place.table, &key(connection, &place.table).await?))
+        }
         found => Ok(found),
     }
 }
@@ -103,8 +113,11 @@ pub(super) async fn look(connection: &mut PgConnection, place: &Place) -> Result
 async fn columns(connection: &mut PgConnection, table: &str) -> Result<Vec<Column>, sqlx::Error> {
     let sql = "SELECT CAST(attname AS TEXT), format_type(atttypid, atttypmod) FROM pg_attribute
                WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped";
-    let columns: Vec<(String, String)> =
-        sqlx::query_as(sql).persistent(false).bind(format!("\"{table}\"")).fetch_all(connection).await?;
+    let columns: Vec<(String, String)> = sqlx::query_as(sql)
+        .persistent(false)
+        .bind(format!("\"{table}\""))
+        .fetch_all(connection)
+        .await?;
     Ok(columns.into_iter().map(|(name, kind)| Column { name, kind }).collect())
 }
 
@@ -113,7 +126,11 @@ async fn key(connection: &mut PgConnection, table: &str) -> Result<Vec<String>, 
     let sql =
         "SELECT CAST(attname AS TEXT) FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY(indkey)
                WHERE indrelid = to_regclass($1) AND indisprimary";
-    sqlx::query_scalar(sql).persistent(false).bind(format!("\"{table}\"")).fetch_all(connection).await
+    sqlx::query_scalar(sql)
+        .persistent(false)
+        .bind(format!("\"{table}\""))
+        .fetch_all(connection)
+        .await
 }
 
 async fn version(connection: &mut PgConnection, meta: &str) -> Result<Option<i64>, sqlx::Error> {

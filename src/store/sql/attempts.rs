@@ -1,11 +1,9 @@
 //! Which failed statements are sent again, and what becomes of their connections.
 
-use super::Patience;
+use super::Backoff;
+use crate::sync::lock;
 use sqlx::{Database, pool::PoolConnection};
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Mutex, time::Duration};
 use tokio::time::Instant;
 
 /// What an error of a database means.
@@ -17,8 +15,8 @@ pub(in crate::store) enum Meaning {
     /// Not carried out, for a reason that may pass.
     #[cfg(any(feature = "postgres", feature = "mysql"))]
     Unavailable,
-    /// Not carried out, for a reason in the connection: it leads to a server that takes no writes (any more), or that
-    /// has given the connection up. Another connection may lead elsewhere.
+    /// Not carried out, for a reason in the connection: it leads to a server that takes no writes
+    /// (any more), or that has given the connection up. Another connection may lead elsewhere.
     StaleConnection,
     /// The server ends the connection. Whether before or after the write was made, it does not say.
     #[cfg(any(feature = "postgres", feature = "mysql"))]
@@ -39,7 +37,8 @@ pub(in crate::store) enum Meaning {
 pub(in crate::store) enum Stage {
     /// It only reads.
     Reads,
-    /// Nothing that could be written was sent, or its transaction was not committed: the server undoes it.
+    /// Nothing that could be written was sent, or its transaction was not committed: the server
+    /// undoes it.
     #[cfg(any(feature = "postgres", feature = "mysql"))]
     NothingWritten,
     /// A statement, or a commit, is with the server.
@@ -54,9 +53,9 @@ pub(in crate::store) fn only_reads(sql: &str) -> bool {
 
 /// Counts the connections that stores of one table have replaced without a pause.
 ///
-/// After a failover every connection of the pool is stale, and all of them are replaced at once. Where a replaced
-/// connection is no better, replacing more of them would only cost the server logins: within a minute there are no more
-/// than the pool has connections.
+/// After a failover every connection of the pool is stale, and all of them are replaced at once.
+/// Where a replaced connection is no better, replacing more of them would only cost the server
+/// logins: within a minute there are no more than the pool has connections.
 #[derive(Debug, Default)]
 pub(in crate::store) struct Replacements(Mutex<Option<(Instant, u32)>>);
 
@@ -66,8 +65,9 @@ impl Replacements {
     /// Whether one more may be replaced at once; counts it.
     fn take(&self, most: u32) -> bool {
         let now = Instant::now();
-        let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (began, count) = window.filter(|(began, _)| now < *began + Self::WINDOW).unwrap_or((now, 0));
+        let mut window = lock(&self.0);
+        let (began, count) =
+            window.filter(|(began, _)| now < *began + Self::WINDOW).unwrap_or((now, 0));
         let one_more = count < most;
         *window = Some((began, count + u32::from(one_more)));
         one_more
@@ -80,8 +80,8 @@ pub(in crate::store) struct Attempts<'s> {
     /// The most connections that the pool has.
     connections: u32,
     #[cfg(any(feature = "postgres", feature = "mysql"))]
-    contended: Patience,
-    stale: Patience,
+    contended: Backoff,
+    stale: Backoff,
 }
 
 impl<'s> Attempts<'s> {
@@ -90,15 +90,15 @@ impl<'s> Attempts<'s> {
             replacements,
             connections,
             #[cfg(any(feature = "postgres", feature = "mysql"))]
-            contended: Patience::of_a_verb(),
-            stale: Patience::of_a_stale_connection(),
+            contended: Backoff::of_a_verb(),
+            stale: Backoff::of_a_stale_connection(),
         }
     }
 
     /// Waits until the verb may be tried again; `false` if its error is final.
     ///
-    /// The connection is given if its state is known. It is closed if it is at fault, so that another one is used in its
-    /// place, and goes back to the pool otherwise.
+    /// The connection is given if its state is known. It is closed if it is at fault, so that
+    /// another one is used in its place, and goes back to the pool otherwise.
     pub(in crate::store) async fn again<DB: Database>(
         &mut self,
         stage: Stage,
@@ -126,14 +126,17 @@ impl<'s> Attempts<'s> {
             Meaning::Ended => {
                 close();
                 drop(connection);
-                stage < Stage::Sent && (self.replacements.take(self.connections) || self.stale.wait().await)
+                stage < Stage::Sent
+                    && (self.replacements.take(self.connections) || self.stale.wait().await)
             }
             Meaning::Lost => {
                 close();
                 drop(connection);
-                stage == Stage::Reads && (self.replacements.take(self.connections) || self.stale.wait().await)
+                stage == Stage::Reads
+                    && (self.replacements.take(self.connections) || self.stale.wait().await)
             }
-            // A login that has been replaced, or has lost a role, may do less than that of a new connection.
+            // A login that has been replaced, or has lost a role, may do less than that of a new
+            // connection.
             Meaning::Denied => {
                 let another = self.replacements.take(self.connections);
                 if another {

@@ -2,20 +2,20 @@
 
 use super::{
     MEMORY, Value, count_and_greatest, lost_memory, memory, number,
-    one_statement::{Dialect, Runs},
+    one_statement::{Dialect, RunStatement},
     statement,
 };
 use crate::{
     SessionId,
     store::{
         StoreError,
-        housekeeping::{Keeps, Memory},
+        housekeeping::{Housekeeping, Memory},
     },
 };
 use sqlx::SqlStr;
 
 /// The text for one table.
-pub(super) struct Keeping {
+pub(super) struct HousekeepingSql {
     /// `$1` how many.
     pub(super) recent: SqlStr,
     memory: SqlStr,
@@ -35,7 +35,7 @@ pub(super) struct Keeping {
     raise_floor: SqlStr,
 }
 
-impl Keeping {
+impl HousekeepingSql {
     /// `read` is what a row is read from, `no_agent` remembers the agent of a row that loses it.
     pub(super) fn new(table: &str, read: &str, no_agent: &str, dialect: &Dialect<'_>) -> Self {
         let (t, meta) = (format!("\"{table}\""), format!("\"{table}_meta\""));
@@ -44,8 +44,8 @@ impl Keeping {
         let idle = "workspace IS NOT NULL AND last_used < $1";
         let unused = "workspace IS NOT NULL AND last_used IS NULL AND created_at < $1";
         let old = "workspace IS NULL AND deleted_at < $1 AND revision <= $2";
-        // Rows are locked in the order of another index than elsewhere. But nobody is waited for, so that no two can wait
-        // for each other.
+        // Rows are locked in the order of another index than elsewhere. But nobody is waited for,
+        // so that no two can wait for each other.
         let delete = |rows: &str, order: &str| {
             statement(format!(
                 "UPDATE {t} SET {no_agent},
@@ -107,7 +107,7 @@ pub(super) fn time<'a>(milliseconds: i64) -> Value<'a> {
     Value::Number(Some(milliseconds))
 }
 
-impl<Db: Runs> Keeps for Db {
+impl<Db: RunStatement> Housekeeping for Db {
     async fn memory(&self) -> Result<Memory, StoreError> {
         memory(&self.numbers(&self.statements().keeping.memory, &[]).await?)
     }
@@ -126,11 +126,19 @@ impl<Db: Runs> Keeps for Db {
     }
 
     async fn delete_idle(&self, before: i64, now: i64, limit: u64) -> Result<u64, StoreError> {
-        self.changed(&self.statements().keeping.delete_idle, &[time(before), time(now), number(limit)]).await
+        self.changed(
+            &self.statements().keeping.delete_idle,
+            &[time(before), time(now), number(limit)],
+        )
+        .await
     }
 
     async fn delete_unused(&self, before: i64, now: i64, limit: u64) -> Result<u64, StoreError> {
-        self.changed(&self.statements().keeping.delete_unused, &[time(before), time(now), number(limit)]).await
+        self.changed(
+            &self.statements().keeping.delete_unused,
+            &[time(before), time(now), number(limit)],
+        )
+        .await
     }
 
     async fn remove_deleted(&self, before: i64, floor: i64, limit: u64) -> Result<u64, StoreError> {
@@ -139,7 +147,8 @@ impl<Db: Runs> Keeps for Db {
     }
 
     async fn deleted_before(&self, before: i64) -> Result<(u64, i64), StoreError> {
-        let numbers = self.numbers(&self.statements().keeping.deleted_before, &[time(before)]).await?;
+        let numbers =
+            self.numbers(&self.statements().keeping.deleted_before, &[time(before)]).await?;
         Ok(count_and_greatest(&numbers))
     }
 

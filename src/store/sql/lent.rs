@@ -4,14 +4,14 @@ use sqlx::{Database, pool::PoolConnection};
 
 /// Closes the connection, unless it is given back.
 ///
-/// What runs on it may be dropped at any point, and sqlx does not put a connection in order afterwards: a `BEGIN` whose
-/// answer was not read leaves a transaction that nobody knows of, and in MySQL the answer to a `PREPARE` is taken for
-/// that of the next statement.
-pub(in crate::store) struct Lent<DB: Database> {
+/// What runs on it may be dropped at any point, and sqlx does not put a connection in order
+/// afterwards: a `BEGIN` whose answer was not read leaves a transaction that nobody knows of, and
+/// in MySQL the answer to a `PREPARE` is taken for that of the next statement.
+pub(in crate::store) struct CloseOnDrop<DB: Database> {
     connection: Option<PoolConnection<DB>>,
 }
 
-impl<DB: Database> Lent<DB> {
+impl<DB: Database> CloseOnDrop<DB> {
     pub(in crate::store) fn new(connection: PoolConnection<DB>) -> Self {
         Self { connection: Some(connection) }
     }
@@ -35,7 +35,8 @@ impl<DB: Database> Lent<DB> {
         None
     }
 
-    /// After a statement outside of a transaction: handed out if the error is the server's answer to it, else closed.
+    /// After a statement outside of a transaction: handed out if the error is the server's answer
+    /// to it, else closed.
     #[cfg(feature = "mysql")]
     pub(in crate::store) fn after(self, error: &sqlx::Error) -> Option<PoolConnection<DB>> {
         // If it was the server's last word, the pool notices: it tests what comes back.
@@ -43,7 +44,7 @@ impl<DB: Database> Lent<DB> {
     }
 }
 
-impl<DB: Database> Drop for Lent<DB> {
+impl<DB: Database> Drop for CloseOnDrop<DB> {
     fn drop(&mut self) {
         if let Some(connection) = &mut self.connection {
             connection.close_on_drop();

@@ -1,15 +1,17 @@
-//! The verbs where an upsert can be conditional and every write returns its row: one statement each, the same text for
-//! SQLite and PostgreSQL.
+//! The verbs where an upsert can be conditional and every write returns its row: one statement
+//! each, the same text for SQLite and PostgreSQL.
 
 use super::{
     Value, content,
-    keeping::{Keeping, time},
+    keeping::{HousekeepingSql, time},
     number, place_to_dial, read, statement,
 };
 use crate::{
     Binding, Epoch, Revision, SessionId, Target, WorkspaceId,
     binding::Behind,
-    store::{NewBinding, Reset, StoreError, Swap, at_most_a_batch, chunk, housekeeping::milliseconds_now},
+    store::{
+        NewBinding, Reset, StoreError, Swap, at_most_a_batch, chunk, housekeeping::milliseconds_now,
+    },
 };
 use futures_util::Stream;
 use sqlx::SqlStr;
@@ -21,8 +23,8 @@ const VANISHED: usize = 3;
 
 /// The text for one table.
 ///
-/// The parameters are numbered alike: `$1` is the session, `$2` the workspace, `$3` to `$6` the target (agent, build,
-/// generation, address), `$7` its epoch; where a verb has others, it says so.
+/// The parameters are numbered alike: `$1` is the session, `$2` the workspace, `$3` to `$6` the
+/// target (agent, build, generation, address), `$7` its epoch; where a verb has others, it says so.
 pub(in crate::store) struct Statements {
     load: SqlStr,
     /// `$8` the time.
@@ -31,7 +33,8 @@ pub(in crate::store) struct Statements {
     compare_and_swap: SqlStr,
     /// `$3` the time.
     retarget: SqlStr,
-    /// [`retarget`](Self::retarget) in a transaction of the caller's, whose settings are the caller's.
+    /// [`retarget`](Self::retarget) in a transaction of the caller's, whose settings are the
+    /// caller's.
     retarget_in: SqlStr,
     unbind: SqlStr,
     /// `$2` the expected revision or NULL, `$3` the time.
@@ -54,19 +57,21 @@ pub(in crate::store) struct Statements {
     replace_agent: SqlStr,
     /// `$1` the sessions.
     load_many: SqlStr,
-    pub(super) keeping: Keeping,
+    pub(super) keeping: HousekeepingSql,
 }
 
 /// What differs between the databases.
 pub(super) struct Dialect<'a> {
     /// What locks the rows of a workspace in the order of their keys, if there are locks.
     in_order: &'a str,
-    /// A condition that always holds, for what may wait for rows that others have locked: it bounds the wait.
+    /// A condition that always holds, for what may wait for rows that others have locked: it bounds
+    /// the wait.
     pub(super) patiently: &'a str,
-    /// Says of some rows that they meet a condition, and that nobody else is writing them; which ones, if not all.
+    /// Says of some rows that they meet a condition, and that nobody else is writing them; which
+    /// ones, if not all.
     pub(super) some: &'a dyn Fn(&str, &str) -> String,
-    /// A write to some rows of a condition, made a statement that returns how many were written, and how many others
-    /// were left out, at least. If nothing is ever left out: the write.
+    /// A write to some rows of a condition, made a statement that returns how many were written,
+    /// and how many others were left out, at least. If nothing is ever left out: the write.
     pub(super) left_out: &'a dyn Fn(String, &str) -> String,
     /// Says that a row is one of the sessions that are the parameter of a number.
     pub(super) listed: fn(usize) -> String,
@@ -81,32 +86,42 @@ impl Statements {
     #[cfg(feature = "sqlite")]
     pub(in crate::store) fn for_table(table: &str) -> Self {
         let t = format!("\"{table}\"");
-        let some = |rows: &str, which: &str| format!("session IN (SELECT session FROM {t} WHERE {rows} {which})");
+        let some = |rows: &str, which: &str| {
+            format!("session IN (SELECT session FROM {t} WHERE {rows} {which})")
+        };
         let listed = |_| format!("session IN {LIST}");
         let left_out = |write: String, _: &str| write;
-        Self::new(table, &Dialect { in_order: "", patiently: "TRUE", some: &some, left_out: &left_out, listed })
+        Self::new(
+            table,
+            &Dialect { in_order: "", patiently: "TRUE", some: &some, left_out: &left_out, listed },
+        )
     }
 
-    /// Where writers lock rows, and a parameter can be an array. What locks many rows does it in the order of their keys:
-    /// two that meet from opposite ends would wait for each other until the database undoes one of them, in PostgreSQL
-    /// for a second. The other statements lock one row, and have nothing to put in order.
+    /// Where writers lock rows, and a parameter can be an array. What locks many rows does it in
+    /// the order of their keys: two that meet from opposite ends would wait for each other until
+    /// the database undoes one of them, in PostgreSQL for a second. The other statements lock one
+    /// row, and have nothing to put in order.
     ///
-    /// The server itself ends a statement that waits longer than `lock_timeout` for a row, or for another one's insert of
-    /// the same key: when the caller stops waiting, sqlx cannot tell the server to. The setting is local to the statement,
-    /// which is a transaction of its own, and never raises a timeout of the connection. The planner runs the condition
-    /// once, before the first row is locked, since it depends on no row.
+    /// The server itself ends a statement that waits longer than `lock_timeout` for a row, or for
+    /// another one's insert of the same key: when the caller stops waiting, sqlx cannot tell the
+    /// server to. The setting is local to the statement, which is a transaction of its own, and
+    /// never raises a timeout of the connection. The planner runs the condition once, before the
+    /// first row is locked, since it depends on no row.
     #[cfg(feature = "postgres")]
     pub(in crate::store) fn for_table_with_row_locks(table: &str, lock_timeout: Duration) -> Self {
         let t = format!("\"{table}\"");
-        let in_order =
-            format!("AND session IN (SELECT session FROM {t} WHERE workspace = $1 ORDER BY session FOR UPDATE)");
-        // As an array it is made once, before the first row is written. A plain IN may be run again for each row, and
-        // then finds other rows to lock.
+        let in_order = format!(
+            "AND session IN (SELECT session FROM {t} WHERE workspace = $1 ORDER BY session FOR UPDATE)"
+        );
+        // As an array it is made once, before the first row is written. A plain IN may be run again
+        // for each row, and then finds other rows to lock.
         let some = |rows: &str, which: &str| {
-            format!("session = ANY (ARRAY(SELECT session FROM {t} WHERE {rows} {which} FOR UPDATE SKIP LOCKED))")
+            format!(
+                "session = ANY (ARRAY(SELECT session FROM {t} WHERE {rows} {which} FOR UPDATE SKIP LOCKED))"
+            )
         };
-        // The count reads the rows as they were before the write. One that was written by somebody else in between counts
-        // as left out: then the statement is sent once more than necessary.
+        // The count reads the rows as they were before the write. One that was written by somebody
+        // else in between counts as left out: then the statement is sent once more than necessary.
         let left_out = |write: String, rows: &str| {
             format!(
                 "WITH written AS ({write} RETURNING 1)
@@ -130,7 +145,8 @@ impl Statements {
         let Dialect { in_order, patiently, some, left_out, listed } = dialect;
         let (t, epochs) = (format!("\"{table}\""), format!("\"{table}_epochs\""));
         let read = &*read(&t, &epochs);
-        // NULL, which the table refuses, if the row that holds the floor was lost: nothing may start below it.
+        // NULL, which the table refuses, if the row that holds the floor was lost: nothing may
+        // start below it.
         let first_revision = format!("(SELECT revision_floor FROM \"{table}_meta\") + 1");
         // In a SET clause every name on the right is the row before the write.
         let remember = |when: &str| {
@@ -142,7 +158,8 @@ impl Statements {
             )
         };
         let other_agent = remember("$3 IS DISTINCT FROM agent");
-        let other_workspace = remember(&format!("{t}.workspace IS DISTINCT FROM excluded.workspace"));
+        let other_workspace =
+            remember(&format!("{t}.workspace IS DISTINCT FROM excluded.workspace"));
         let no_agent = remember("TRUE");
         // The condition twice: a row may have changed between being found and being written.
         let replace = |behind: &str| {
@@ -156,7 +173,9 @@ impl Statements {
             left_out(write, behind)
         };
         let keep = |column: &str| {
-            format!("{column} = CASE WHEN {t}.workspace IS NOT DISTINCT FROM excluded.workspace THEN {t}.{column} END")
+            format!(
+                "{column} = CASE WHEN {t}.workspace IS NOT DISTINCT FROM excluded.workspace THEN {t}.{column} END"
+            )
         };
         let (keep_agent, keep_build, keep_generation, keep_address) =
             (keep("agent"), keep("build"), keep("generation"), keep("address"));
@@ -181,8 +200,9 @@ impl Statements {
                  RETURNING {read}"
             ))
         };
-        // The epoch first, on which every read depends; the rest is to leave nothing behind. Also rows without a target: a
-        // repair that read such a row before the order must not write after it.
+        // The epoch first, on which every read depends; the rest is to leave nothing behind. Also
+        // rows without a target: a repair that read such a row before the order must not write
+        // after it.
         let raise_epoch = format!(
             "INSERT INTO {epochs} (workspace, epoch) SELECT $1, 1 WHERE {patiently}
              ON CONFLICT (workspace) DO UPDATE SET epoch = {epochs}.epoch + 1 RETURNING epoch"
@@ -231,8 +251,8 @@ impl Statements {
                  RETURNING {read}"
             )),
             pair: statement(format!("SELECT {read} FROM {t} WHERE session IN ($1, $2) AND workspace IS NOT NULL")),
-            // The second step stands on the first: two resets of a workspace wait for each other before they lock rows, and
-            // the wait for a row is limited as well.
+            // The second step stands on the first: two resets of a workspace wait for each other
+            // before they lock rows, and the wait for a row is limited as well.
             #[cfg(feature = "postgres")]
             reset_workspace: statement(format!(
                 "WITH raised AS ({raise_epoch}),
@@ -249,7 +269,7 @@ impl Statements {
                      AND NOT (agent = $2 AND address IS NOT DISTINCT FROM $5)",
             )),
             load_many: statement(format!("SELECT {read} FROM {t} WHERE workspace IS NOT NULL AND {}", listed(1))),
-            keeping: Keeping::new(table, read, &no_agent, dialect),
+            keeping: HousekeepingSql::new(table, read, &no_agent, dialect),
         }
     }
 
@@ -285,17 +305,25 @@ impl Statements {
 }
 
 /// A database that the statements can be run on.
-pub(in crate::store) trait Runs: Sync {
+pub(in crate::store) trait RunStatement: Sync {
     fn statements(&self) -> &Statements;
 
     /// Runs a statement to its end, and reads the rows that it returned.
-    fn rows(&self, sql: &SqlStr, values: &[Value<'_>])
-    -> impl Future<Output = Result<Vec<Binding>, StoreError>> + Send;
+    fn rows(
+        &self,
+        sql: &SqlStr,
+        values: &[Value<'_>],
+    ) -> impl Future<Output = Result<Vec<Binding>, StoreError>> + Send;
 
     /// Runs a statement to its end, and says how many rows it changed.
-    fn changed(&self, sql: &SqlStr, values: &[Value<'_>]) -> impl Future<Output = Result<u64, StoreError>> + Send;
+    fn changed(
+        &self,
+        sql: &SqlStr,
+        values: &[Value<'_>],
+    ) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
-    /// Runs a chunk of a group repair, and says how many rows it wrote, and whether it left others out.
+    /// Runs a chunk of a group repair, and says how many rows it wrote, and whether it left others
+    /// out.
     fn replaced(
         &self,
         sql: &SqlStr,
@@ -303,7 +331,10 @@ pub(in crate::store) trait Runs: Sync {
     ) -> impl Future<Output = Result<(u64, bool), StoreError>> + Send;
 
     /// Begins the next epoch of a workspace, and drops the targets of its rows.
-    fn reset(&self, workspace: WorkspaceId) -> impl Future<Output = Result<Reset, StoreError>> + Send;
+    fn reset(
+        &self,
+        workspace: WorkspaceId,
+    ) -> impl Future<Output = Result<Reset, StoreError>> + Send;
 
     /// Runs a statement, and reads the numbers in its first row; none if there is no row.
     fn numbers(
@@ -328,7 +359,11 @@ pub(in crate::store) trait Runs: Sync {
     ) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
     /// Runs a statement that has a limit, and hands on its rows as they arrive.
-    fn stream(&self, sql: &SqlStr, limit: u64) -> impl Stream<Item = Result<Binding, StoreError>> + Send;
+    fn stream(
+        &self,
+        sql: &SqlStr,
+        limit: u64,
+    ) -> impl Stream<Item = Result<Binding, StoreError>> + Send;
 }
 
 /// Of a statement without a condition: it writes, or it fails.
@@ -337,18 +372,29 @@ pub(in crate::store) fn the_row(rows: Vec<Binding>) -> Result<Binding, StoreErro
     row.ok_or_else(|| StoreError::Rejected("the database returned no row for an upsert".into()))
 }
 
-async fn row(db: &impl Runs, sql: &SqlStr, values: &[Value<'_>]) -> Result<Option<Binding>, StoreError> {
+async fn row(
+    db: &impl RunStatement,
+    sql: &SqlStr,
+    values: &[Value<'_>],
+) -> Result<Option<Binding>, StoreError> {
     Ok(db.rows(sql, values).await?.into_iter().next())
 }
 
-pub(in crate::store) async fn load(db: &impl Runs, session: SessionId) -> Result<Option<Binding>, StoreError> {
+pub(in crate::store) async fn load(
+    db: &impl RunStatement,
+    session: SessionId,
+) -> Result<Option<Binding>, StoreError> {
     row(db, &db.statements().load, &[session.into()]).await
 }
 
-pub(in crate::store) async fn create(db: &impl Runs, new: &NewBinding) -> Result<Swap, StoreError> {
+pub(in crate::store) async fn create(
+    db: &impl RunStatement,
+    new: &NewBinding,
+) -> Result<Swap, StoreError> {
     let [workspace, agent, build, generation, address] = content(new);
     let now = time(milliseconds_now());
-    let values = [new.session.into(), workspace, agent, build, generation, address, new.epoch.into(), now];
+    let values =
+        [new.session.into(), workspace, agent, build, generation, address, new.epoch.into(), now];
     for _ in 0..VANISHED {
         if let Some(row) = row(db, &db.statements().create, &values).await? {
             return Ok(Swap::Applied(row));
@@ -361,13 +407,14 @@ pub(in crate::store) async fn create(db: &impl Runs, new: &NewBinding) -> Result
 }
 
 pub(in crate::store) async fn compare_and_swap(
-    db: &impl Runs,
+    db: &impl RunStatement,
     expected: Revision,
     new: &NewBinding,
 ) -> Result<Swap, StoreError> {
     let [workspace, agent, build, generation, address] = content(new);
     let epoch = new.epoch.into();
-    let values = [new.session.into(), workspace, agent, build, generation, address, epoch, expected.into()];
+    let values =
+        [new.session.into(), workspace, agent, build, generation, address, epoch, expected.into()];
     match row(db, &db.statements().compare_and_swap, &values).await? {
         Some(row) => Ok(Swap::Applied(row)),
         None => Ok(Swap::Conflict(load(db, new.session).await?)),
@@ -375,7 +422,7 @@ pub(in crate::store) async fn compare_and_swap(
 }
 
 pub(in crate::store) async fn retarget(
-    db: &impl Runs,
+    db: &impl RunStatement,
     session: SessionId,
     workspace: WorkspaceId,
 ) -> Result<Binding, StoreError> {
@@ -383,12 +430,15 @@ pub(in crate::store) async fn retarget(
     the_row(db.rows(&db.statements().retarget, &values).await?)
 }
 
-pub(in crate::store) async fn unbind(db: &impl Runs, session: SessionId) -> Result<Option<Binding>, StoreError> {
+pub(in crate::store) async fn unbind(
+    db: &impl RunStatement,
+    session: SessionId,
+) -> Result<Option<Binding>, StoreError> {
     row(db, &db.statements().unbind, &[session.into()]).await
 }
 
-pub(in crate::store) async fn delete(
-    db: &impl Runs,
+pub(in crate::store) async fn forget(
+    db: &impl RunStatement,
     session: SessionId,
     expected: Option<Revision>,
 ) -> Result<bool, StoreError> {
@@ -397,14 +447,18 @@ pub(in crate::store) async fn delete(
     Ok(db.changed(&db.statements().delete, &values).await? > 0)
 }
 
-pub(in crate::store) async fn inherit(db: &impl Runs, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
+pub(in crate::store) async fn inherit(
+    db: &impl RunStatement,
+    child: SessionId,
+    parent: SessionId,
+) -> Result<Swap, StoreError> {
     let values = [child.into(), parent.into(), time(milliseconds_now())];
     for _ in 0..VANISHED {
         if let Some(row) = row(db, &db.statements().inherit, &values).await? {
             return Ok(Swap::Applied(row));
         }
-        // Both rows in one statement: "there is no parent" is only true if it was not there at the same moment as no
-        // child.
+        // Both rows in one statement: "there is no parent" is only true if it was not there at the
+        // same moment as no child.
         let rows = db.rows(&db.statements().pair, &values[..2]).await?;
         if rows.is_empty() {
             break;
@@ -417,7 +471,7 @@ pub(in crate::store) async fn inherit(db: &impl Runs, child: SessionId, parent: 
 }
 
 pub(in crate::store) async fn replace_agent(
-    db: &impl Runs,
+    db: &impl RunStatement,
     workspace: WorkspaceId,
     epoch: Epoch,
     stale: &Target,
@@ -425,7 +479,8 @@ pub(in crate::store) async fn replace_agent(
     limit: u64,
 ) -> Result<u64, StoreError> {
     let [agent, build, generation, address] = place_to_dial(current);
-    let values = [workspace.into(), agent, build, generation, address, epoch.into(), number(chunk(limit))];
+    let values =
+        [workspace.into(), agent, build, generation, address, epoch.into(), number(chunk(limit))];
     let replaced = match Behind::of(stale, current) {
         Behind::Generation(_) => db.replaced(&db.statements().replace_older, &values).await,
         Behind::Agent(stale) => {
@@ -439,16 +494,26 @@ pub(in crate::store) async fn replace_agent(
     }
 }
 
-pub(in crate::store) fn recent(db: &impl Runs, limit: u64) -> impl Stream<Item = Result<Binding, StoreError>> + Send {
+pub(in crate::store) fn recent(
+    db: &impl RunStatement,
+    limit: u64,
+) -> impl Stream<Item = Result<Binding, StoreError>> + Send {
     db.stream(&db.statements().keeping.recent, limit)
 }
 
-pub(in crate::store) async fn load_many(db: &impl Runs, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
+pub(in crate::store) async fn load_many(
+    db: &impl RunStatement,
+    sessions: &[SessionId],
+) -> Result<Vec<Binding>, StoreError> {
     at_most_a_batch(sessions)?;
-    if sessions.is_empty() { Ok(Vec::new()) } else { db.rows_of(&db.statements().load_many, sessions).await }
+    if sessions.is_empty() {
+        Ok(Vec::new())
+    } else {
+        db.rows_of(&db.statements().load_many, sessions).await
+    }
 }
 
-/// [`BindingStore`](crate::store::BindingStore) for a store that [`Runs`] the statements.
+/// [`BindingStore`](crate::store::BindingStore) for a store that [`RunStatement`] the statements.
 macro_rules! one_statement_a_verb {
     ($Store:ty) => {
         impl $crate::store::BindingStore for $Store {
@@ -458,23 +523,42 @@ macro_rules! one_statement_a_verb {
             async fn create(&self, new: NewBinding) -> Result<Swap, StoreError> {
                 one_statement::create(self, &new).await
             }
-            async fn compare_and_swap(&self, expected: Revision, new: NewBinding) -> Result<Swap, StoreError> {
+            async fn compare_and_swap(
+                &self,
+                expected: Revision,
+                new: NewBinding,
+            ) -> Result<Swap, StoreError> {
                 one_statement::compare_and_swap(self, expected, &new).await
             }
-            async fn retarget(&self, session: SessionId, workspace: WorkspaceId) -> Result<Binding, StoreError> {
+            async fn retarget(
+                &self,
+                session: SessionId,
+                workspace: WorkspaceId,
+            ) -> Result<Binding, StoreError> {
                 one_statement::retarget(self, session, workspace).await
             }
             async fn unbind(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
                 one_statement::unbind(self, session).await
             }
-            async fn delete(&self, session: SessionId, expected: Option<Revision>) -> Result<bool, StoreError> {
-                one_statement::delete(self, session, expected).await
+            async fn forget(
+                &self,
+                session: SessionId,
+                expected: Option<Revision>,
+            ) -> Result<bool, StoreError> {
+                one_statement::forget(self, session, expected).await
             }
-            async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
+            async fn inherit(
+                &self,
+                child: SessionId,
+                parent: SessionId,
+            ) -> Result<Swap, StoreError> {
                 one_statement::inherit(self, child, parent).await
             }
-            async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<$crate::store::Reset, StoreError> {
-                Runs::reset(self, workspace).await
+            async fn reset_workspace(
+                &self,
+                workspace: WorkspaceId,
+            ) -> Result<$crate::store::Reset, StoreError> {
+                RunStatement::reset(self, workspace).await
             }
             async fn replace_agent(
                 &self,
@@ -489,7 +573,10 @@ macro_rules! one_statement_a_verb {
             async fn load_many(&self, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
                 one_statement::load_many(self, sessions).await
             }
-            fn recent(&self, limit: u64) -> impl futures_util::Stream<Item = Result<Binding, StoreError>> + Send {
+            fn recent(
+                &self,
+                limit: u64,
+            ) -> impl futures_util::Stream<Item = Result<Binding, StoreError>> + Send {
                 one_statement::recent(self, limit)
             }
             $crate::store::housekeeping::verbs! {}

@@ -1,7 +1,8 @@
-//! What the stores in database servers have in common: how an error is told, and how set-up is repeated.
+//! What the stores in database servers have in common: how an error is told, and how set-up is
+//! repeated.
 
 use super::{
-    Found, Patience,
+    Backoff, Found,
     attempts::{Attempts, Meaning, Replacements, Stage},
 };
 use crate::store::StoreError;
@@ -21,7 +22,8 @@ impl fmt::Display for Place {
     }
 }
 
-/// How long a statement waits by default for what others have locked: the layer's default for one statement is 5 s.
+/// How long a statement waits by default for what others have locked: the layer's default for one
+/// statement is 5 s.
 pub(in crate::store) const LOCK_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// What a database takes for such a timeout.
@@ -43,12 +45,24 @@ impl<Statements> Table<Statements> {
         statements: impl FnOnce(&str) -> Statements,
     ) -> Arc<Self> {
         let replacements = Replacements::default();
-        Arc::new(Self { statements: statements(&table), place: Place { server, table }, replacements })
+        Arc::new(Self {
+            statements: statements(&table),
+            place: Place { server, table },
+            replacements,
+        })
     }
 
     /// The attempts of one verb over a pool of so many connections.
-    pub(in crate::store) fn attempts(&self, connections: u32, meaning: MeaningOf) -> ServerAttempts<'_> {
-        ServerAttempts { place: &self.place, meaning, attempts: Attempts::new(&self.replacements, connections) }
+    pub(in crate::store) fn attempts(
+        &self,
+        connections: u32,
+        meaning: MeaningOf,
+    ) -> ServerAttempts<'_> {
+        ServerAttempts {
+            place: &self.place,
+            meaning,
+            attempts: Attempts::new(&self.replacements, connections),
+        }
     }
 }
 
@@ -76,7 +90,10 @@ impl ServerAttempts<'_> {
     /// # Errors
     ///
     /// Why the verb failed, if that is final.
-    pub(in crate::store) async fn again<DB: Database>(&mut self, failed: Failed<DB>) -> Result<(), StoreError> {
+    pub(in crate::store) async fn again<DB: Database>(
+        &mut self,
+        failed: Failed<DB>,
+    ) -> Result<(), StoreError> {
         let Failed { stage, error, connection } = failed;
         let meaning = match &error {
             sqlx::Error::Database(error) => (self.meaning)(&**error),
@@ -96,7 +113,12 @@ impl Place {
     }
 
     /// Why a verb failed.
-    pub(in crate::store) fn failed(&self, stage: Stage, meaning: MeaningOf, error: sqlx::Error) -> StoreError {
+    pub(in crate::store) fn failed(
+        &self,
+        stage: Stage,
+        meaning: MeaningOf,
+        error: sqlx::Error,
+    ) -> StoreError {
         let unknown = |error: sqlx::Error| match stage {
             Stage::Reads | Stage::NothingWritten => StoreError::Unavailable(error.into()),
             Stage::Sent => StoreError::Unknown(error.into()),
@@ -107,30 +129,38 @@ impl Place {
                     StoreError::Unavailable(error.into())
                 }
                 Meaning::Ended | Meaning::Lost => unknown(error),
-                Meaning::Denied => StoreError::Denied { place: self.to_string(), source: error.into() },
+                Meaning::Denied => {
+                    StoreError::Denied { place: self.to_string(), source: error.into() }
+                }
                 Meaning::Schema => self.schema(found.message().to_owned()),
                 Meaning::Rejected => StoreError::Rejected(error.into()),
             },
             sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::BeginFailed => {
                 StoreError::Unavailable(error.into())
             }
-            sqlx::Error::Configuration(_) | sqlx::Error::Tls(_) => StoreError::Unavailable(error.into()),
+            sqlx::Error::Configuration(_) | sqlx::Error::Tls(_) => {
+                StoreError::Unavailable(error.into())
+            }
             sqlx::Error::ColumnDecode { .. }
             | sqlx::Error::Decode(_)
             | sqlx::Error::ColumnNotFound(_)
             | sqlx::Error::ColumnIndexOutOfBounds { .. }
             | sqlx::Error::TypeNotFound { .. } => StoreError::Corrupt(error.into()),
             // Refused on this side, before the server saw it.
-            sqlx::Error::Encode(_) | sqlx::Error::InvalidArgument(_) => StoreError::Rejected(error.into()),
-            // The connection was lost, or something that this list does not know: claim no more than is certain.
+            sqlx::Error::Encode(_) | sqlx::Error::InvalidArgument(_) => {
+                StoreError::Rejected(error.into())
+            }
+            // The connection was lost, or something that this list does not know: claim no more
+            // than is certain.
             _ => unknown(error),
         }
     }
 }
 
-/// Whether another look may find something else, since somebody creates the same tables at this moment.
+/// Whether another look may find something else, since somebody creates the same tables at this
+/// moment.
 pub(in crate::store) async fn again(
-    patience: &mut Patience,
+    patience: &mut Backoff,
     error: &sqlx::Error,
     contended: fn(&(dyn DatabaseError + 'static)) -> bool,
 ) -> bool {
@@ -156,7 +186,10 @@ pub(in crate::store) fn key_of(place: &Place, table: &str, key: &[String]) -> Fo
 }
 
 /// The types of the columns, in a database's own words.
-pub(in crate::store) fn kind(column: &str, [uuid, bigint, text, integer]: [&'static str; 4]) -> Option<&'static str> {
+pub(in crate::store) fn kind(
+    column: &str,
+    [uuid, bigint, text, integer]: [&'static str; 4],
+) -> Option<&'static str> {
     Some(match column {
         "session" | "workspace" | "agent" | "build" | "previous_agent" => uuid,
         "generation" | "previous_generation" | "epoch" | "revision" => bigint,

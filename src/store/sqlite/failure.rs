@@ -10,7 +10,8 @@ use std::{fmt, path::PathBuf};
 /// The names that an error mentions.
 #[derive(Clone)]
 pub(super) struct Place {
-    /// As the connect options have it: for a database in memory the name that sqlx or SQLite gave it.
+    /// As the connect options have it: for a database in memory the name that sqlx or SQLite gave
+    /// it.
     pub(super) file: PathBuf,
     pub(super) table: String,
 }
@@ -28,20 +29,31 @@ impl Place {
 
     /// Why a verb failed.
     ///
-    /// SQLite undoes a statement that fails, and outside a transaction it has then written nothing. The exceptions,
-    /// where nobody can tell, are a disk that failed under it and an answer that never came.
+    /// SQLite undoes a statement that fails, and outside a transaction it has then written nothing.
+    /// The exceptions, where nobody can tell, are a disk that failed under it and an answer that
+    /// never came.
     pub(super) fn failed(&self, error: sqlx::Error) -> StoreError {
         match error {
-            sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => StoreError::Unavailable(error.into()),
+            sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => {
+                StoreError::Unavailable(error.into())
+            }
             sqlx::Error::Configuration(_) => StoreError::Unavailable(error.into()),
             sqlx::Error::Database(ref found) => match primary_code(&**found) {
-                // Locked by another connection, also at the commit of a rollback journal: SQLite has rolled it back.
+                // Locked by another connection, also at the commit of a rollback journal: SQLite
+                // has rolled it back.
                 code::BUSY | code::LOCKED | code::PROTOCOL => StoreError::Unavailable(error.into()),
-                // Not begun or undone, for a reason that may pass: out of file handles, memory, disk; interrupted.
-                code::CANTOPEN | code::NOMEM | code::FULL | code::INTERRUPT => StoreError::Unavailable(error.into()),
+                // Not begun or undone, for a reason that may pass: out of file handles, memory,
+                // disk; interrupted.
+                code::CANTOPEN | code::NOMEM | code::FULL | code::INTERRUPT => {
+                    StoreError::Unavailable(error.into())
+                }
                 code::IOERR => StoreError::Unknown(error.into()),
-                code::NOTADB => StoreError::NotADatabase { path: self.file.clone(), source: error.into() },
-                code::ERROR if lacks_something(found.message()) => self.schema(found.message().to_owned()),
+                code::NOTADB => {
+                    StoreError::NotADatabase { path: self.file.clone(), source: error.into() }
+                }
+                code::ERROR if lacks_something(found.message()) => {
+                    self.schema(found.message().to_owned())
+                }
                 _ => StoreError::Rejected(error.into()),
             },
             sqlx::Error::ColumnDecode { .. }
@@ -60,13 +72,16 @@ impl Place {
 
     /// What an error says about the connection.
     ///
-    /// A connection takes no writes if that was asked of it, if the file could only be read when it was opened, or if
-    /// another file was put in its place. A database in memory is nowhere else: its connection is never at fault.
+    /// A connection takes no writes if that was asked of it, if the file could only be read when it
+    /// was opened, or if another file was put in its place. A database in memory is nowhere else:
+    /// its connection is never at fault.
     pub(super) fn meaning(&self, error: &sqlx::Error) -> Meaning {
         let meaning = match error {
             sqlx::Error::WorkerCrashed => Meaning::Lost,
             sqlx::Error::Database(found) => match primary_code(&**found) {
-                code::READONLY if result_code(&**found) == code::READONLY_DBMOVED => Meaning::StaleConnection,
+                code::READONLY if result_code(&**found) == code::READONLY_DBMOVED => {
+                    Meaning::StaleConnection
+                }
                 code::READONLY => Meaning::Denied,
                 code::IOERR => Meaning::Lost,
                 _ => Meaning::Rejected,
@@ -74,14 +89,22 @@ impl Place {
             _ => Meaning::Rejected,
         };
         // Looked at only where a connection may have to be closed.
-        if meaning == Meaning::Rejected || self.file.is_file() { meaning } else { Meaning::Rejected }
+        if meaning == Meaning::Rejected || self.file.is_file() {
+            meaning
+        } else {
+            Meaning::Rejected
+        }
     }
 
-    /// Why opening, setting up or checking failed: there, what cannot be opened or written is a matter of the file.
+    /// Why opening, setting up or checking failed: there, what cannot be opened or written is a
+    /// matter of the file.
     pub(super) fn not_opened(&self, error: sqlx::Error) -> StoreError {
         let about_the_file = match &error {
             sqlx::Error::Database(found) => {
-                matches!(primary_code(&**found), code::CANTOPEN | code::READONLY | code::PERM | code::AUTH)
+                matches!(
+                    primary_code(&**found),
+                    code::CANTOPEN | code::READONLY | code::PERM | code::AUTH
+                )
             }
             sqlx::Error::Io(_) | sqlx::Error::Configuration(_) => true,
             _ => false,
@@ -95,7 +118,8 @@ impl Place {
 }
 
 impl Place {
-    /// SQLite only says that it was unable to open a file. For the usual reasons there are better words.
+    /// SQLite only says that it was unable to open a file. For the usual reasons there are better
+    /// words.
     fn what_the_file_system_says(&self) -> Option<String> {
         if !self.file.is_absolute() {
             return None; // no file at all, or one whose directory depends on when one looks
@@ -126,10 +150,12 @@ fn result_code(error: &(dyn DatabaseError + 'static)) -> i32 {
     error.code().and_then(|code| code.parse().ok()).unwrap_or(0)
 }
 
-/// SQLite has one code for everything that it cannot compile. These are the words of a table that was never set up, or
-/// was set up for something else.
+/// SQLite has one code for everything that it cannot compile. These are the words of a table that
+/// was never set up, or was set up for something else.
 fn lacks_something(message: &str) -> bool {
-    ["no such table", "no such column", "has no column named"].iter().any(|words| message.contains(words))
+    ["no such table", "no such column", "has no column named"]
+        .iter()
+        .any(|words| message.contains(words))
 }
 
 /// The result codes that mean something here.
@@ -241,7 +267,10 @@ mod tests {
         let place = |file: &std::path::Path| Place { file: file.to_owned(), table: "t".into() };
         for (error, expected) in [
             (database(8, "attempt to write a readonly database"), Meaning::Denied),
-            (database(8 | 4 << 8, "attempt to write a readonly database"), Meaning::StaleConnection),
+            (
+                database(8 | 4 << 8, "attempt to write a readonly database"),
+                Meaning::StaleConnection,
+            ),
             (database(10, "disk I/O error"), Meaning::Lost),
             (sqlx::Error::WorkerCrashed, Meaning::Lost),
             (database(5, "database is locked"), Meaning::Rejected),
@@ -249,7 +278,9 @@ mod tests {
             (sqlx::Error::PoolTimedOut, Meaning::Rejected),
         ] {
             assert_eq!(place(there.path()).meaning(&error), expected, "{error:?}");
-            for nowhere in [":memory:", "file:sqlx-in-memory-1?mode=memory&cache=shared", "/no/such/file"] {
+            for nowhere in
+                [":memory:", "file:sqlx-in-memory-1?mode=memory&cache=shared", "/no/such/file"]
+            {
                 assert_eq!(place(nowhere.as_ref()).meaning(&error), Meaning::Rejected, "{error:?}");
             }
         }

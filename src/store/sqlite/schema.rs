@@ -7,10 +7,12 @@ use crate::store::{
 };
 use sqlx::{Connection, Executor, SqliteConnection};
 
-/// `IF NOT EXISTS` everywhere: running it again, also by another process in between, changes nothing.
+/// `IF NOT EXISTS` everywhere: running it again, also by another process in between, changes
+/// nothing.
 ///
-/// Names are quoted, so that a table may be called `order`. The checks hold what the statements rely on, so that a hand
-/// that edits rows cannot leave a half target or a deleted row with a workspace.
+/// Names are quoted, so that a table may be called `order`. The checks hold what the statements
+/// rely on, so that a hand that edits rows cannot leave a half target or a deleted row with a
+/// workspace.
 pub(super) const SCHEMA: &str = r#"
 CREATE TABLE IF NOT EXISTS "agent_bindings" (
     session BLOB NOT NULL PRIMARY KEY CHECK (typeof(session) = 'blob' AND length(session) = 16),
@@ -68,7 +70,8 @@ CREATE TABLE IF NOT EXISTS "agent_bindings_epochs" (
 INSERT INTO "agent_bindings_meta" (id, schema_version) VALUES (1, 1) ON CONFLICT (id) DO NOTHING;
 "#;
 
-/// SQLite compares names without regard to case, and keeps those that begin with `sqlite_` to itself.
+/// SQLite compares names without regard to case, and keeps those that begin with `sqlite_` to
+/// itself.
 pub(super) fn table_name(name: String) -> Result<String, StoreError> {
     match name.get(..7) {
         Some(start) if start.eq_ignore_ascii_case("sqlite_") => Err(StoreError::TableName { name }),
@@ -90,7 +93,8 @@ pub(super) async fn set_up(
         Found::Wrong(error) => return Ok(Err(error)),
         Found::Incomplete(_) => {}
     }
-    // IMMEDIATE: a transaction that begins by reading cannot wait for another one's write, it fails.
+    // IMMEDIATE: a transaction that begins by reading cannot wait for another one's write, it
+    // fails.
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
     sqlx::raw_sql(sql::schema_for(SCHEMA, &place.table)).execute(&mut *transaction).await?;
     match look(&mut transaction, place, statements).await? {
@@ -121,8 +125,8 @@ pub(super) async fn look(
     if !matches!(found, Found::Ready) {
         return Ok(found);
     }
-    // What the list of columns does not say (the key that the upserts conflict on, a view instead of a table), SQLite
-    // says when it compiles the statements. This runs none of them.
+    // What the list of columns does not say (the key that the upserts conflict on, a view instead
+    // of a table), SQLite says when it compiles the statements. This runs none of them.
     for statement in statements.all() {
         match connection.prepare(statement.clone()).await {
             Ok(_) => {}
@@ -136,13 +140,19 @@ pub(super) async fn look(
 }
 
 /// A table's columns; none if it does not exist.
-async fn columns(connection: &mut SqliteConnection, table: &str) -> Result<Vec<Column>, sqlx::Error> {
+async fn columns(
+    connection: &mut SqliteConnection,
+    table: &str,
+) -> Result<Vec<Column>, sqlx::Error> {
     let columns = sqlx::query_as("SELECT name, type FROM pragma_table_info(?1)").bind(table);
     let columns: Vec<(String, String)> = columns.fetch_all(connection).await?;
     Ok(columns.into_iter().map(|(name, kind)| Column { name, kind }).collect())
 }
 
-async fn version(connection: &mut SqliteConnection, meta: &str) -> Result<Option<i64>, sqlx::Error> {
+async fn version(
+    connection: &mut SqliteConnection,
+    meta: &str,
+) -> Result<Option<i64>, sqlx::Error> {
     let sql = statement(format!(r#"SELECT schema_version FROM "{meta}""#));
     sqlx::query_scalar(sql).fetch_optional(connection).await
 }

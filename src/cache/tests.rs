@@ -1,0 +1,685 @@
+use super::*;
+use crate::{AgentId, Epoch, Target, workspace::Workspaces};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::{AtomicBool, AtomicI64},
+    thread,
+};
+use uuid::Uuid;
+
+fn session(number: u128) -> SessionId {
+    SessionId::new(Uuid::from_u128(number))
+}
+
+fn workspace(number: u128) -> WorkspaceId {
+    WorkspaceId::new(Uuid::from_u128(number))
+}
+
+struct Scene {
+    rows: RowCache,
+    workspaces: Workspaces,
+    zero: Instant,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self::with_capacity(1_000)
+    }
+
+    fn with_capacity(cache_capacity: u64) -> Self {
+        let settings = Settings { cache_capacity, ..Settings::default() };
+        let zero = Instant::now() + Duration::from_secs(3600);
+        Self { rows: RowCache::new(&settings), workspaces: Workspaces::new(&settings), zero }
+    }
+
+    fn at(&self, millis: u64) -> Instant {
+        self.zero + Duration::from_millis(millis)
+    }
+
+    fn row(&self, number: u128, revision: i64) -> Arc<CachedRow> {
+        self.row_in(1, number, revision, 0)
+    }
+
+    fn row_in(&self, place: u128, number: u128, revision: i64, read: u64) -> Arc<CachedRow> {
+        let target = Target::new(AgentId::new(Uuid::from_u128(place)));
+        let row = Binding::new(
+            session(number),
+            workspace(place),
+            Some(Arc::new(target)),
+            Revision::new(revision),
+        );
+        CachedRow::new(
+            row,
+            self.workspaces.place(workspace(place), Epoch::default()),
+            true,
+            self.at(read),
+        )
+    }
+
+    /// A read that begins and ends at once.
+    fn learn(&self, entry: &Arc<CachedRow>) -> Arc<CachedRow> {
+        let token = self.rows.read_token(entry.row.session);
+        self.rows.learn(Arc::clone(entry), &token)
+    }
+
+    /// The revision in the slot.
+    fn slot(&self, number: u128) -> Option<i64> {
+        self.rows.get(session(number)).map(|entry| entry.row.revision.get())
+    }
+}
+
+fn revision(entry: &CachedRow) -> i64 {
+    entry.row.revision.get()
+}
+
+mod order {
+    use super::*;
+
+    #[test]
+    fn a_slot_only_moves_forward() {
+        let s = Scene::new();
+        // Learned, then in the slot.
+        for (learned, slot) in
+            [(5, 5), (4, 5), (7, 7), (7, 7), (6, 7), (i64::MAX, i64::MAX), (1, i64::MAX)]
+        {
+            let used = s.learn(&s.row(1, learned));
+            assert_eq!((revision(&used), s.slot(1)), (slot, Some(slot)), "{learned}");
+            assert_eq!(used.state(), State::Current);
+        }
+    }
+
+    #[test]
+    fn whoever_holds_an_entry_sees_what_became_of_it() {
+        let s = Scene::new();
+        let (first, second) = (s.learn(&s.row(1, 1)), s.learn(&s.row(1, 2)));
+        assert_eq!((first.state(), second.state()), (State::Replaced, State::Current));
+        s.rows.remove(session(1));
+        // The first reason stays.
+        assert_eq!((first.state(), second.state()), (State::Replaced, State::Removed));
+        assert_eq!(s.slot(1), None);
+    }
+
+    #[test]
+    fn the_same_row_read_twice_is_one_entry() {
+        let s = Scene::new();
+        let first = s.learn(&s.row(1, 1));
+        let again = s.learn(&s.row(1, 1));
+        assert!(Arc::ptr_eq(&first, &again));
+        assert_eq!(first.state(), State::Current);
+    }
+
+    #[test]
+    fn sessions_do_not_touch_each_other() {
+        let s = Scene::new();
+        for number in 0..500 {
+            s.learn(&s.row(number, number as i64));
+        }
+        s.rows.remove(session(7));
+        for number in 0..500 {
+            assert_eq!(s.slot(number), (number != 7).then_some(number as i64));
+        }
+    }
+
+    #[test]
+    fn it_only_moves_forward_whoever_writes_and_reads() {
+        const LAST: i64 = 4_000;
+        let s = Scene::new();
+        let next = AtomicI64::new(1);
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    loop {
+                        // Each writes the next revision, and an old one now and then.
+                        let revision = next.fetch_add(1, Ordering::Relaxed);
+                        if revision > LAST {
+                            return;
+                        }
+                        let used = s.learn(&s.row(1, revision));
+                        assert!(used.row.revision.get() >= revision);
+                        s.learn(&s.row(1, revision / 2));
+                    }
+                });
+            }
+            scope.spawn(|| {
+                let mut seen = 0;
+                while seen < LAST {
+                    let now = s.slot(1).unwrap_or(0);
+                    assert!(now >= seen, "{now} after {seen}");
+                    seen = now;
+                    thread::yield_now();
+                }
+            });
+        });
+        assert_eq!(s.slot(1), Some(LAST));
+    }
+}
+
+mod tokens {
+    use super::*;
+
+    #[test]
+    fn a_read_that_began_before_a_removal_fills_nothing() {
+        let s = Scene::new();
+        let early = s.rows.read_token(session(1));
+        s.rows.remove(session(1));
+        let late = s.rows.read_token(session(1));
+        // The reader has it for its own use, and learns that it is not kept.
+        let used = s.rows.learn(s.row(1, 3), &early);
+        assert_eq!((revision(&used), used.state(), s.slot(1)), (3, State::Evicted, None));
+        let used = s.rows.learn(s.row(1, 3), &late);
+        assert_eq!((revision(&used), used.state(), s.slot(1)), (3, State::Current, Some(3)));
+    }
+
+    #[test]
+    fn a_removal_of_what_was_there_voids_them_too() {
+        let s = Scene::new();
+        s.learn(&s.row(1, 5));
+        let early = s.rows.read_token(session(1));
+        s.rows.remove(session(1));
+        s.rows.learn(s.row(1, 4), &early);
+        assert_eq!(s.slot(1), None);
+        s.learn(&s.row(1, 6));
+        assert_eq!(s.slot(1), Some(6));
+    }
+
+    #[test]
+    fn a_full_slot_takes_a_greater_revision_whenever_it_was_read() {
+        let s = Scene::new();
+        let early = s.rows.read_token(session(1));
+        s.rows.remove(session(1));
+        s.learn(&s.row(1, 5));
+        let used = s.rows.learn(s.row(1, 4), &early);
+        assert_eq!((revision(&used), s.slot(1)), (5, Some(5)));
+        let used = s.rows.learn(s.row(1, 6), &early);
+        assert_eq!((revision(&used), s.slot(1)), (6, Some(6)));
+    }
+
+    #[test]
+    fn an_order_may_void_all_of_them() {
+        let s = Scene::new();
+        let early: Vec<ReadToken> =
+            (0..50).map(|number| s.rows.read_token(session(number))).collect();
+        s.learn(&s.row(60, 1));
+        s.rows.void_tokens();
+        for (number, token) in early.into_iter().enumerate() {
+            s.rows.learn(s.row(number as u128, 1), &token);
+            assert_eq!(s.slot(number as u128), None);
+        }
+        assert_eq!(s.slot(60), Some(1), "what is there is void by its workspace");
+    }
+
+    #[test]
+    fn an_eviction_is_a_loss() {
+        let s = Scene::with_capacity(2);
+        let held: Vec<(ReadToken, Arc<CachedRow>)> = (0..50)
+            .map(|number| {
+                let entry = s.learn(&s.row(number, 5));
+                (s.rows.read_token(session(number)), entry)
+            })
+            .collect();
+        s.rows.cache.run_pending_tasks();
+        let mut evicted = 0;
+        for (number, (token, entry)) in held.into_iter().enumerate() {
+            let number = number as u128;
+            if s.slot(number).is_some() {
+                assert_eq!(entry.state(), State::Current);
+                continue;
+            }
+            evicted += 1;
+            assert_eq!(entry.state(), State::Evicted);
+            // A read that began before it was evicted may be older than what was.
+            let used = s.rows.learn(s.row(number, 4), &token);
+            assert_eq!((revision(&used), used.state(), s.slot(number)), (4, State::Evicted, None));
+        }
+        assert_eq!(evicted, 48);
+    }
+
+    #[test]
+    fn a_full_cache_goes_on_taking_rows_and_stays_small() {
+        let s = Scene::with_capacity(10);
+        for number in 0..2_000 {
+            let used = s.learn(&s.row(number, 1));
+            assert_eq!(revision(&used), 1);
+        }
+        s.rows.cache.run_pending_tasks();
+        assert_eq!(s.rows.cache.entry_count(), 10);
+        // Each entry is either in its slot or says that it is not.
+        let held: Vec<_> = (0..100).map(|number| (number, s.learn(&s.row(number, 2)))).collect();
+        s.rows.cache.run_pending_tasks();
+        for (number, entry) in held {
+            assert_eq!(entry.state() == State::Current, s.slot(number) == Some(2), "{number}");
+        }
+    }
+
+    #[test]
+    fn nothing_old_comes_back_however_often_slots_are_lost() {
+        let s = Scene::with_capacity(1);
+        let committed = AtomicI64::new(1);
+        let seen = AtomicI64::new(0);
+        let end = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                // Readers: a ticket, a read that takes a while, what is to be used.
+                scope.spawn(|| {
+                    while !end.load(Ordering::Relaxed) {
+                        let token = s.rows.read_token(session(1));
+                        let row = s.row(1, committed.load(Ordering::SeqCst));
+                        thread::yield_now();
+                        s.rows.learn(row, &token);
+                    }
+                });
+            }
+            // Others push it out.
+            scope.spawn(|| {
+                for number in 0.. {
+                    s.learn(&s.row(2 + number % 3, 1));
+                    s.rows.cache.run_pending_tasks();
+                    if end.load(Ordering::Relaxed) {
+                        return;
+                    }
+                }
+            });
+            // A writer that learns what it has written.
+            scope.spawn(|| {
+                for _ in 0..1_000 {
+                    let token = s.rows.read_token(session(1));
+                    let revision = committed.fetch_add(1, Ordering::SeqCst) + 1;
+                    s.rows.learn(s.row(1, revision), &token);
+                    if s.slot(1) == Some(revision) {
+                        seen.fetch_max(revision, Ordering::SeqCst);
+                    }
+                    thread::yield_now();
+                }
+                end.store(true, Ordering::Relaxed);
+            });
+            scope.spawn(|| {
+                while !end.load(Ordering::Relaxed) {
+                    // What somebody has seen in the slot is the least that the next one sees there.
+                    let floor = seen.load(Ordering::SeqCst);
+                    if let Some(now) = s.slot(1) {
+                        assert!(now >= floor, "{now} after {floor}");
+                        seen.fetch_max(now, Ordering::SeqCst);
+                    }
+                }
+            });
+        });
+        assert!(seen.into_inner() > 10);
+    }
+}
+
+mod distrust {
+    use super::*;
+
+    #[test]
+    fn every_call_reads_until_the_revision_shows() {
+        let s = Scene::new();
+        let held = s.learn(&s.row(1, 4));
+        assert!(!s.rows.must_read(session(1)));
+        s.rows.distrust(session(1), Revision::new(5), s.at(0));
+        assert_eq!((held.state(), s.slot(1)), (State::Removed, None));
+        // What is read meanwhile is used and not kept: the transaction may end at any time.
+        for _ in 0..3 {
+            assert!(s.rows.must_read(session(1)) && !s.rows.must_read(session(2)));
+            let used = s.learn(&s.row_in(1, 1, 4, 59_999));
+            assert_eq!((revision(&used), used.state(), s.slot(1)), (4, State::Evicted, None));
+        }
+        s.learn(&s.row(2, 1));
+        assert_eq!(s.slot(2), Some(1), "another session is another matter");
+        // Its own revision or a later one shows that it has ended.
+        s.learn(&s.row_in(1, 1, 5, 1_000));
+        assert_eq!((s.slot(1), s.rows.must_read(session(1))), (Some(5), false));
+    }
+
+    #[test]
+    fn it_ends_after_a_minute() {
+        let s = Scene::new();
+        s.rows.distrust(session(1), Revision::new(5), s.at(0));
+        s.learn(&s.row_in(1, 1, 4, 59_999));
+        assert_eq!(s.slot(1), None);
+        s.learn(&s.row_in(1, 1, 4, 60_000));
+        assert_eq!((s.slot(1), s.rows.must_read(session(1))), (Some(4), false));
+    }
+
+    #[test]
+    fn a_read_from_before_it_fills_nothing() {
+        let s = Scene::new();
+        let early = s.rows.read_token(session(1));
+        s.rows.distrust(session(1), Revision::new(5), s.at(0));
+        // Not even one that shows the revision: it lets the next one be kept.
+        s.rows.learn(s.row(1, 5), &early);
+        assert_eq!((s.slot(1), s.rows.must_read(session(1))), (None, false));
+        s.learn(&s.row(1, 5));
+        assert_eq!(s.slot(1), Some(5));
+    }
+
+    #[test]
+    fn a_second_one_replaces_the_first_and_old_ones_are_swept() {
+        let s = Scene::new();
+        s.rows.distrust(session(1), Revision::new(5), s.at(0));
+        s.rows.distrust(session(1), Revision::new(7), s.at(30_000));
+        s.learn(&s.row_in(1, 1, 6, 60_001));
+        assert_eq!(s.slot(1), None);
+        s.rows.distrust(session(2), Revision::new(1), s.at(90_000));
+        assert!(!s.rows.must_read(session(1)) && s.rows.must_read(session(2)));
+        assert_eq!(s.rows.uncertain().len(), 1);
+    }
+
+    #[test]
+    fn without_one_no_lock_is_taken() {
+        let s = Scene::new();
+        let _locked = s.rows.uncertain();
+        s.learn(&s.row(1, 1));
+        assert!(!s.rows.must_read(session(1)));
+    }
+}
+
+mod news {
+    use super::*;
+    use tokio_test::{assert_pending, assert_ready, task::spawn};
+
+    #[tokio::test]
+    async fn each_change_of_a_slot_is_told() {
+        let s = Scene::new();
+        type Change = fn(&Scene);
+        let changes: [(&str, bool, Change); 6] = [
+            ("filled", true, |s| drop(s.learn(&s.row(1, 2)))),
+            ("replaced", true, |s| drop(s.learn(&s.row(1, 3)))),
+            ("older", false, |s| drop(s.learn(&s.row(1, 1)))),
+            ("removed", true, |s| s.rows.remove(session(1))),
+            ("distrusted", true, |s| s.rows.distrust(session(1), Revision::new(9), s.at(0))),
+            ("ordered", true, |s| s.rows.commanded(session(1), Revision::new(9))),
+        ];
+        for (name, told, change) in changes {
+            let mut changed = spawn(s.rows.changed(session(1)));
+            assert_pending!(changed.poll());
+            change(&s);
+            assert_eq!((changed.is_woken(), changed.poll().is_ready()), (told, told), "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_change_before_the_first_poll_is_not_lost() {
+        let s = Scene::new();
+        let mut changed = spawn(s.rows.changed(session(1)));
+        s.learn(&s.row(1, 2));
+        assert_ready!(changed.poll());
+    }
+
+    #[tokio::test]
+    async fn everybody_who_waits_is_told() {
+        let s = Scene::new();
+        let mut waiting: Vec<_> = (0..10).map(|_| spawn(s.rows.changed(session(1)))).collect();
+        for changed in &mut waiting {
+            assert_pending!(changed.poll());
+        }
+        s.learn(&s.row(1, 2));
+        for changed in &mut waiting {
+            assert_ready!(changed.poll());
+        }
+    }
+
+    #[test]
+    fn no_wake_up_is_lost_between_a_look_and_the_wait() {
+        const LAST: i64 = 3_000;
+        let s = Scene::new();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for revision in 1..=LAST {
+                    s.learn(&s.row(1, revision));
+                }
+            });
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let runtime = tokio::runtime::Builder::new_current_thread()
+                        .enable_time()
+                        .build()
+                        .expect("a runtime");
+                    runtime.block_on(async {
+                        loop {
+                            let changed = s.rows.changed(session(1));
+                            if s.slot(1) == Some(LAST) {
+                                return;
+                            }
+                            tokio::time::timeout(Duration::from_secs(20), changed)
+                                .await
+                                .expect("a wake-up was lost");
+                        }
+                    });
+                });
+            }
+        });
+    }
+}
+
+mod orders {
+    use super::*;
+
+    #[test]
+    fn what_an_order_may_have_changed_is_known_without_the_row() {
+        type Change = fn(&Scene);
+        let changes: [(&str, bool, Change); 7] = [
+            ("a later row of the same workspace", false, |s| drop(s.learn(&s.row(1, 3)))),
+            ("a row of another workspace", true, |s| drop(s.learn(&s.row_in(2, 1, 3, 0)))),
+            ("a removal", true, |s| s.rows.remove(session(1))),
+            ("a command", true, |s| {
+                s.learn(&s.row(1, 3));
+                s.rows.commanded(session(1), Revision::new(3));
+            }),
+            // Whoever points into that workspace is told by the workspace.
+            ("the command to reset some workspace", false, |s| s.rows.void_tokens()),
+            ("a command for another session", false, |s| {
+                s.rows.commanded(session(2), Revision::new(9))
+            }),
+            ("the removal of another session", false, |s| s.rows.remove(session(2))),
+        ];
+        for (name, ordered, change) in changes {
+            let s = Scene::new();
+            let held = s.learn(&s.row(1, 2));
+            assert!(!held.is_commanded());
+            change(&s);
+            assert_eq!(held.is_commanded(), ordered, "{name}");
+            // Who reads from here on is not concerned.
+            let read = s.learn(&s.row(1, 9));
+            assert!(name.contains("another workspace") || !read.is_commanded(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_panic_on_the_way_leaves_the_slot_usable() {
+    let s = Scene::new();
+    s.learn(&s.row(1, 1));
+    // As if the allocator or a hasher panicked inside: the key must not stay locked.
+    let crashed = catch_unwind(AssertUnwindSafe(|| {
+        s.rows
+            .cache
+            .entry(session(1))
+            .and_compute_with(|_| -> Op<Option<Arc<CachedRow>>> { panic!("on purpose") })
+    }));
+    assert!(crashed.is_err());
+    assert_eq!((s.slot(1), revision(&s.learn(&s.row(1, 2)))), (Some(1), 2));
+    s.rows.remove(session(1));
+    assert_eq!(s.slot(1), None);
+}
+
+#[test]
+fn a_panic_with_the_notes_locked_leaves_them_readable() {
+    let s = Scene::new();
+    s.rows.distrust(session(1), Revision::new(5), s.at(0));
+    let crashed = catch_unwind(AssertUnwindSafe(|| {
+        let _locked = s.rows.uncertain();
+        panic!("on purpose");
+    }));
+    assert!(crashed.is_err());
+    assert!(s.rows.must_read(session(1)));
+}
+
+mod repaired;
+
+mod stale {
+    use super::*;
+
+    #[test]
+    fn a_read_from_before_a_command_was_answered_fills_nothing() {
+        let s = Scene::new();
+        let command = s.rows.read_token(session(1));
+        s.rows.hear(session(1), Some(Revision::new(2)));
+        // Begins before the command is carried out, and ends after it was answered.
+        let read = s.rows.read_token(session(1));
+        let written = s.rows.written(command);
+        s.rows.learn(s.row(1, 2), &written);
+        s.rows.commanded(session(1), Revision::new(9));
+        s.rows.learn(s.row(1, 1), &read);
+        assert_ne!(s.slot(1), Some(1));
+    }
+
+    #[test]
+    fn a_row_never_goes_back_because_a_later_one_could_not_be_kept() {
+        let s = Scene::new();
+        let early = s.rows.read_token(session(1));
+        s.rows.remove(session(1));
+        let read = s.rows.read_token(session(1));
+        s.rows.learn(s.row(1, 2), &early);
+        s.rows.learn(s.row(1, 1), &read);
+        assert_ne!(s.slot(1), Some(1));
+        assert_eq!(
+            (revision(&s.learn(&s.row(1, 2))), s.slot(1)),
+            (2, Some(2)),
+            "the next read is kept"
+        );
+    }
+
+    #[test]
+    fn a_hint_and_a_stale_read_at_once_leave_no_stale_row_unnoticed() {
+        let s = Scene::with_capacity(100_000);
+        for number in 0..20_000 {
+            let read = s.rows.read_token(session(number));
+            let row = s.row(number, 1);
+            let noticed = thread::scope(|scope| {
+                let hears = scope.spawn(|| s.rows.hear(session(number), Some(Revision::new(2))));
+                s.rows.learn(row, &read);
+                hears.join().expect("no panic")
+            });
+            assert!(noticed || s.slot(number).is_none(), "session {number}");
+        }
+    }
+}
+
+mod held {
+    use super::*;
+    use tokio_test::{assert_pending, task::spawn};
+
+    #[test]
+    fn an_entry_that_the_cache_could_not_keep_hears_of_commands_for_its_session_only() {
+        type Command = fn(&Scene);
+        let commands: [(&str, bool, Command); 6] = [
+            ("removed", true, |s| s.rows.remove(session(1))),
+            ("not found", true, |s| s.rows.not_found(session(1), &s.rows.read_token(session(1)))),
+            ("pointed elsewhere", true, |s| {
+                s.learn(&s.row_in(2, 1, 6, 0));
+                s.rows.commanded(session(1), Revision::new(6));
+            }),
+            ("pointed elsewhere by another process", true, |s| {
+                drop(s.learn(&s.row_in(2, 1, 6, 0)))
+            }),
+            ("repaired", false, |s| drop(s.learn(&s.row(1, 6)))),
+            ("read again", false, |s| drop(s.learn(&s.row(1, 5)))),
+        ];
+        for (name, expected, command) in commands {
+            let s = Scene::with_capacity(1);
+            let held = s.learn(&s.row(1, 5));
+            for number in 10..200 {
+                s.learn(&s.row(number, 1));
+                s.rows.commanded(session(number), Revision::new(1));
+                s.rows.remove(session(number + 1_000));
+                s.rows.cache.run_pending_tasks();
+            }
+            s.rows.cache.invalidate(&session(1));
+            assert_eq!((held.state(), s.slot(1)), (State::Evicted, None));
+            assert!(!held.is_commanded() && !s.rows.is_overtaken(&held), "{name}");
+            command(&s);
+            // Also if nothing of it is cached.
+            for number in 10..200 {
+                s.learn(&s.row(number, 2));
+                s.rows.cache.run_pending_tasks();
+            }
+            s.rows.cache.invalidate(&session(1));
+            assert_eq!(s.slot(1), None);
+            assert_eq!(
+                (held.is_commanded(), s.rows.is_overtaken(&held)),
+                (expected, expected),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_under_way_is_all_that_takes_room() {
+        let s = Scene::with_capacity(10);
+        for number in 0..1_000 {
+            s.learn(&s.row(number, 1));
+            s.rows.remove(session(number + 5_000));
+            s.rows.hear(session(number), None);
+            drop(spawn(s.rows.changed(session(number))));
+        }
+        let held: Vec<_> = (0..50).map(|number| s.learn(&s.row(number, 2))).collect();
+        let mut waiting: Vec<_> =
+            (0..20).map(|number| spawn(s.rows.changed(session(number)))).collect();
+        waiting.iter_mut().for_each(|changed| {
+            assert_pending!(changed.poll());
+        });
+        let tokens: Vec<_> =
+            (2_000..2_030).map(|number| s.rows.read_token(session(number))).collect();
+        s.rows.cache.invalidate_all();
+        // What the cache has dropped is freed after a while only: the last one of these may not be
+        // yet.
+        for _ in 0..1_000 {
+            s.rows.cache.run_pending_tasks();
+            s.learn(&s.row(9_999, 1));
+            s.rows.remove(session(9_999));
+            if s.rows.watches.len().0 <= 81 {
+                break;
+            }
+        }
+        let (watches, waiters) = s.rows.watches.len();
+        assert!((80..=81).contains(&watches) && waiters == 20, "{watches}, {waiters}");
+        drop((held, waiting, tokens));
+        let (watches, waiters) = s.rows.watches.len();
+        assert!(watches <= 1 && waiters == 0, "{watches}, {waiters}");
+    }
+
+    #[tokio::test]
+    async fn nobody_is_woken_for_another_session() {
+        let s = Scene::new();
+        let mut waiting: Vec<_> =
+            (0..5_000).map(|number| spawn(s.rows.changed(session(number)))).collect();
+        waiting.iter_mut().for_each(|changed| {
+            assert_pending!(changed.poll());
+        });
+        for number in 10_000..12_000 {
+            s.learn(&s.row(number, 1));
+            s.rows.remove(session(number));
+        }
+        assert!(waiting.iter().all(|changed| !changed.is_woken()));
+        s.learn(&s.row(7, 1));
+        let woken: Vec<usize> = (0..5_000).filter(|number| waiting[*number].is_woken()).collect();
+        assert_eq!(woken, [7]);
+    }
+
+    #[test]
+    fn a_removal_that_meets_an_eviction_is_told_to_the_evicted_entry() {
+        let s = Scene::with_capacity(1);
+        for number in 0..5_000 {
+            let held = s.learn(&s.row(number, 1));
+            thread::scope(|scope| {
+                scope.spawn(|| s.rows.cache.invalidate(&session(number)));
+                s.rows.remove(session(number));
+            });
+            assert!(
+                held.state() == State::Removed || held.is_commanded(),
+                "session {number}: {:?}",
+                held.state()
+            );
+        }
+    }
+}

@@ -1,0 +1,496 @@
+//! Which sessions are in use: held by a connection, waited for by a handle, or used since the last
+//! look.
+//!
+//! Each cached row counts its own connections in one atomic, so that a call takes no lock. The rows
+//! that are worth a look are listed by workspace in striped lists. A row enters its list with its
+//! first use after a look, and leaves it at the first look that finds it idle: a look costs what is
+//! used, not what is cached.
+
+use crate::{
+    AgentId, SessionId, Target, WorkspaceId, cache::CachedRow, settings::Settings, sync::lock,
+};
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst},
+    },
+};
+use tokio::{
+    sync::Notify,
+    time::{Duration, Instant},
+};
+
+/// The entry is in a list. Changes with the list's lock held.
+const LISTED: u8 = 1;
+/// Used, and that was not written down yet.
+const TO_RECORD: u8 = 2;
+/// Used, and its row was not read since.
+const TO_READ: u8 = 4;
+
+/// What is to be done because one cached row was used. Kept in the row itself, and apart from its
+/// [`Use`] so that the two fill no more room than they need.
+#[derive(Debug, Default)]
+pub(crate) struct Marks(AtomicU8);
+
+impl Marks {
+    /// The row has replaced another one, whose use is its own now.
+    pub(crate) fn inherit(&self, replaced: &Self) {
+        let taken = replaced.0.fetch_and(LISTED, SeqCst);
+        self.0.fetch_or(taken & !LISTED, SeqCst);
+    }
+}
+
+/// The use of one cached row, kept in the row itself.
+#[derive(Debug, Default)]
+pub(crate) struct Use {
+    /// Connections to the row's own target.
+    held: AtomicU32,
+    /// When the present use began, in seconds after [`Usage::began`].
+    since: AtomicU32,
+}
+
+impl Use {
+    fn is_held(&self) -> bool {
+        self.held.load(SeqCst) > 0
+    }
+}
+
+/// Whether somebody here depends on the row beyond calls.
+fn is_held_or_waited_for(entry: &CachedRow) -> bool {
+    entry.usage.is_held() || is_waited_for(entry)
+}
+
+/// Whether a handle waits to be superseded.
+fn is_waited_for(entry: &CachedRow) -> bool {
+    entry.waited().is_some_and(|waited| waited.load(SeqCst) > 0)
+}
+
+/// What a handle holds while its connection is in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Hold {
+    #[default]
+    Nothing,
+    /// Counted in the row, whose target is the connection's.
+    Row,
+    /// Listed apart, since the row names another target than the connection.
+    Apart(u64),
+}
+
+/// A session that is in use, as [`Usage::held_in`] finds it.
+#[derive(Clone, Debug)]
+pub(crate) struct Held {
+    pub(crate) session: SessionId,
+    pub(crate) workspace: WorkspaceId,
+    pub(crate) target: Arc<Target>,
+    pub(crate) connections: u32,
+    pub(crate) since: Instant,
+}
+
+#[derive(Debug, Default)]
+struct List {
+    entries: Vec<Arc<CachedRow>>,
+    /// Connections to another target than their session's row named.
+    apart: HashMap<u64, Held>,
+}
+
+/// More lists, less to look at for one workspace, and shorter looks.
+const LISTS: usize = 256;
+/// Entries that are looked at with one list locked.
+const SLICE: usize = 500;
+/// While nothing can be written down, no more sessions than this are remembered that have left the
+/// lists.
+const MOST_USED_AND_GONE: usize = 100_000;
+
+/// The sessions in use.
+#[derive(Debug)]
+pub(crate) struct Usage {
+    lists: Box<[Mutex<List>]>,
+    hasher: RandomState,
+    /// The marks of a row that was just used: what somebody looks for.
+    marks: u8,
+    began: Instant,
+    /// Sessions whose use was not written down before they left the lists.
+    gone: Mutex<Vec<SessionId>>,
+    next_apart: AtomicU64,
+    /// How many wait until an agent is not used any more, and what wakes those of the workspaces of
+    /// each list.
+    draining: AtomicU32,
+    released: Box<[Notify]>,
+}
+
+/// How far a look at all lists has come.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Cursor {
+    list: usize,
+    /// How many lists were finished.
+    done: usize,
+    /// The entries of this list that are left to be looked at; `None` before the first of them.
+    left: Option<usize>,
+}
+
+impl Cursor {
+    /// Begins with this list.
+    pub(crate) fn at(list: usize) -> Self {
+        Self { list: list % LISTS, ..Self::default() }
+    }
+}
+
+impl Usage {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        let mut marks = LISTED;
+        if settings.usage_interval.is_some() {
+            marks |= TO_RECORD;
+        }
+        if settings.refresh_interval.is_some() {
+            marks |= TO_READ;
+        }
+        Self {
+            lists: (0..LISTS).map(|_| Mutex::default()).collect(),
+            hasher: RandomState::new(),
+            marks,
+            began: Instant::now(),
+            gone: Mutex::default(),
+            next_apart: AtomicU64::new(0),
+            draining: AtomicU32::new(0),
+            released: (0..LISTS).map(|_| Notify::new()).collect(),
+        }
+    }
+
+    /// A call uses the row. One atomic load if it was used since the last look already.
+    pub(crate) fn note(&self, entry: &Arc<CachedRow>) {
+        if entry.marks.0.load(SeqCst) & self.marks != self.marks {
+            self.list(entry, self.marks);
+        }
+    }
+
+    /// A connection to `target` begins to be in use. `now`, if the caller knows it, is when.
+    pub(crate) fn hold(
+        &self,
+        entry: &Arc<CachedRow>,
+        target: &Arc<Target>,
+        now: Option<Instant>,
+    ) -> Hold {
+        let names = |row: &Arc<Target>| Arc::ptr_eq(row, target) || row.is(target);
+        if entry.row.target.as_ref().is_some_and(names) {
+            let first = entry.usage.held.fetch_add(1, SeqCst) == 0;
+            if let Some(now) = now.filter(|_| first) {
+                entry.usage.since.store(self.seconds(now), SeqCst);
+            }
+            // After the count: who takes the row off its list in between sees the count.
+            self.note(entry);
+            return Hold::Row;
+        }
+        self.note(entry);
+        let id = self.next_apart.fetch_add(1, SeqCst);
+        let held = Held {
+            session: entry.row.session,
+            workspace: entry.workspace(),
+            target: Arc::clone(target),
+            connections: 1,
+            since: now.unwrap_or_else(Instant::now),
+        };
+        self.of(entry.workspace()).apart.insert(id, held);
+        Hold::Apart(id)
+    }
+
+    /// A connection is not in use any more.
+    pub(crate) fn release(&self, entry: &CachedRow, hold: Hold) {
+        let released = match hold {
+            Hold::Nothing => return,
+            Hold::Row => entry.usage.held.fetch_sub(1, SeqCst) == 1,
+            Hold::Apart(id) => self.of(entry.workspace()).apart.remove(&id).is_some(),
+        };
+        // The count went down before that: whoever begins to wait afterwards sees it.
+        if released && self.draining.load(SeqCst) > 0 {
+            self.released[self.index(entry.workspace())].notify_waiters();
+        }
+    }
+
+    /// A handle waits to be superseded: its row is read at every check, cached or not, until the
+    /// guard is dropped.
+    pub(crate) fn wait(&self, entry: &Arc<CachedRow>) -> Waiting {
+        entry.make_waited().fetch_add(1, SeqCst);
+        self.list(entry, LISTED);
+        Waiting(Arc::clone(entry))
+    }
+
+    /// What a call went by was written as this row.
+    pub(crate) fn hand_over(&self, entry: &Arc<CachedRow>, written: &Arc<CachedRow>) {
+        if !Arc::ptr_eq(entry, written) {
+            written.marks.inherit(&entry.marks);
+            self.adopt(written);
+        }
+    }
+
+    /// The row may have replaced another one.
+    pub(crate) fn adopt(&self, entry: &Arc<CachedRow>) {
+        let marks = entry.marks.0.load(SeqCst);
+        if marks != 0 && marks & LISTED == 0 {
+            self.list(entry, LISTED);
+        }
+    }
+
+    fn list(&self, entry: &Arc<CachedRow>, marks: u8) {
+        let mut list = self.of(entry.workspace());
+        let before = entry.marks.0.fetch_or(marks | LISTED, SeqCst);
+        if before & LISTED != 0 {
+            return;
+        }
+        if entry.usage.since.load(SeqCst) == 0 {
+            entry.usage.since.store(self.seconds(Instant::now()), SeqCst);
+        }
+        if list.entries.len() == list.entries.capacity() {
+            // So that a list that nobody looks at is not longer than what is used and held, but for
+            // a factor.
+            let mut kept = Vec::with_capacity(list.entries.len() + 1);
+            kept.extend(list.entries.drain(..).filter(|entry| self.stays(entry)));
+            kept.reserve(kept.len() + 1);
+            list.entries = kept;
+        }
+        list.entries.push(Arc::clone(entry));
+    }
+
+    /// Whether an entry stays in its list, whose lock is held. One that does not is marked as taken
+    /// off.
+    fn stays(&self, entry: &CachedRow) -> bool {
+        let left_the_cache = !is_held_or_waited_for(entry) && entry.has_left();
+        if left_the_cache
+            && entry.marks.0.fetch_and(!(TO_RECORD | TO_READ), SeqCst) & TO_RECORD != 0
+        {
+            self.note_gone([entry.row.session]);
+        }
+        if entry.marks.0.load(SeqCst) & !LISTED != 0 || is_held_or_waited_for(entry) {
+            return true;
+        }
+        entry.marks.0.fetch_and(!LISTED, SeqCst);
+        if is_held_or_waited_for(entry) {
+            // It was taken into use at this very moment, by somebody who may not have seen that it
+            // is off the list.
+            entry.marks.0.fetch_or(LISTED, SeqCst);
+            return true;
+        }
+        entry.usage.since.store(0, SeqCst);
+        false
+    }
+
+    /// Looks at some entries, and takes those off the list that are idle after that. `false` if
+    /// there are no more.
+    pub(crate) fn look(&self, cursor: &mut Cursor, mut look: impl FnMut(&Arc<CachedRow>)) -> bool {
+        while cursor.done < LISTS {
+            let mut list = lock(&self.lists[cursor.list]);
+            let mut left = cursor.left.unwrap_or(list.entries.len()).min(list.entries.len());
+            let until = left.saturating_sub(SLICE);
+            let any = left > 0;
+            while left > until {
+                left -= 1;
+                look(&list.entries[left]);
+                if !self.stays(&list.entries[left]) {
+                    // What moves here was looked at, or came meanwhile.
+                    list.entries.swap_remove(left);
+                }
+            }
+            cursor.left = Some(left);
+            if left == 0 {
+                if list.entries.len() < list.entries.capacity() / 4 {
+                    list.entries.shrink_to_fit();
+                }
+                *cursor =
+                    Cursor { list: (cursor.list + 1) % LISTS, done: cursor.done + 1, left: None };
+            }
+            if any {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Whether the row is to be read: it was used since it was asked last, or a handle waits for
+    /// its news.
+    pub(crate) fn take_to_read(&self, entry: &CachedRow) -> bool {
+        entry.marks.0.fetch_and(!TO_READ, SeqCst) & TO_READ != 0 || is_waited_for(entry)
+    }
+
+    /// Whether the row is to be read by the next check.
+    pub(crate) fn is_to_read(&self, entry: &CachedRow) -> bool {
+        entry.marks.0.load(SeqCst) & TO_READ != 0
+    }
+
+    /// Whether a handle waits for news of this very row.
+    pub(crate) fn is_waited_for(&self, entry: &CachedRow) -> bool {
+        is_waited_for(entry)
+    }
+
+    /// Whether somebody here depends on the row beyond calls.
+    pub(crate) fn is_held_or_waited_for(&self, entry: &CachedRow) -> bool {
+        is_held_or_waited_for(entry)
+    }
+
+    /// The row could not be read: it is among the first ones of the next check.
+    pub(crate) fn put_back_to_read(&self, entry: &Arc<CachedRow>) {
+        if self.marks & TO_READ != 0 {
+            self.list(entry, TO_READ);
+        }
+    }
+
+    /// Whether the session's use is to be written down, and by how many connections it is held.
+    pub(crate) fn take_to_record(&self, entry: &CachedRow) -> (bool, Option<Held>) {
+        let used = entry.marks.0.fetch_and(!TO_RECORD, SeqCst) & TO_RECORD != 0;
+        let held = self.held(entry);
+        (used || held.is_some(), held)
+    }
+
+    /// Sessions that were used, and have left the lists; at most so many.
+    pub(crate) fn take_gone(&self, at_most: usize) -> Vec<SessionId> {
+        let mut gone = lock(&self.gone);
+        let left = gone.len().saturating_sub(at_most);
+        gone.split_off(left)
+    }
+
+    /// The use of these sessions could not be written down.
+    pub(crate) fn note_gone(&self, sessions: impl IntoIterator<Item = SessionId>) {
+        let mut gone = lock(&self.gone);
+        let room = MOST_USED_AND_GONE.saturating_sub(gone.len());
+        gone.extend(sessions.into_iter().take(room));
+    }
+
+    /// The connections to other targets than their rows name.
+    pub(crate) fn apart(&self) -> Vec<Held> {
+        self.lists
+            .iter()
+            .flat_map(|list| lock(list).apart.values().cloned().collect::<Vec<_>>())
+            .collect()
+    }
+
+    /// The sessions of a workspace that are in use. One lock.
+    pub(crate) fn held_in(&self, workspace: WorkspaceId) -> Vec<Held> {
+        let mut list = self.of(workspace);
+        list.entries.retain(|entry| self.stays(entry));
+        let rows = list
+            .entries
+            .iter()
+            .filter(|entry| entry.workspace() == workspace)
+            .filter_map(|entry| self.held(entry));
+        let apart = list.apart.values().filter(|held| held.workspace == workspace).cloned();
+        let mut found: Vec<Held> = rows.chain(apart).collect();
+        // A row that was replaced while it was held is listed beside the one that has replaced it.
+        found
+            .sort_unstable_by_key(|held| (held.session.into_uuid(), held.target.agent.into_uuid()));
+        found.dedup_by(|later, kept| {
+            let same = later.session == kept.session && later.target.is(&kept.target);
+            if same {
+                kept.connections += later.connections;
+                kept.since = kept.since.min(later.since);
+            }
+            same
+        });
+        found
+    }
+
+    /// Whether anybody in this process holds a connection into the workspace.
+    pub(crate) fn is_held(&self, workspace: WorkspaceId) -> bool {
+        let list = self.of(workspace);
+        let in_it = |entry: &&Arc<CachedRow>| entry.workspace() == workspace;
+        list.entries.iter().filter(in_it).any(|entry| entry.usage.is_held())
+            || list.apart.values().any(|held| held.workspace == workspace)
+    }
+
+    /// A connection to the agent that is in use; `None` if there is none.
+    pub(crate) fn holder(&self, workspace: WorkspaceId, agent: AgentId) -> Option<Holder> {
+        let mut list = self.of(workspace);
+        list.entries.retain(|entry| self.stays(entry));
+        let to_it = |entry: &CachedRow| {
+            entry.workspace() == workspace
+                && entry.row.target.as_ref().is_some_and(|target| target.agent == agent)
+        };
+        let entry = list.entries.iter().find(|entry| to_it(entry) && entry.usage.is_held());
+        if let Some(entry) = entry {
+            return Some(Holder::Row(Arc::clone(entry)));
+        }
+        let apart = list
+            .apart
+            .iter()
+            .find(|(_, held)| held.workspace == workspace && held.target.agent == agent);
+        apart.map(|(id, _)| Holder::Apart(*id))
+    }
+
+    /// Whether that connection is still in use.
+    pub(crate) fn still_holds(&self, workspace: WorkspaceId, holder: &Holder) -> bool {
+        match holder {
+            Holder::Row(entry) => entry.usage.is_held(),
+            Holder::Apart(id) => self.of(workspace).apart.contains_key(id),
+        }
+    }
+
+    fn held(&self, entry: &CachedRow) -> Option<Held> {
+        let connections = entry.usage.held.load(SeqCst);
+        let target = entry.row.target.as_ref().filter(|_| connections > 0)?;
+        Some(Held {
+            session: entry.row.session,
+            workspace: entry.workspace(),
+            target: Arc::clone(target),
+            connections,
+            since: self.began + Duration::from_secs(entry.usage.since.load(SeqCst).into()),
+        })
+    }
+
+    fn seconds(&self, now: Instant) -> u32 {
+        let seconds = now.saturating_duration_since(self.began).as_secs();
+        // Zero means that it is not known.
+        u32::try_from(seconds).unwrap_or(u32::MAX).max(1)
+    }
+
+    fn of(&self, workspace: WorkspaceId) -> MutexGuard<'_, List> {
+        lock(&self.lists[self.index(workspace)])
+    }
+
+    fn index(&self, workspace: WorkspaceId) -> usize {
+        (self.hasher.hash_one(workspace) % LISTS as u64) as usize
+    }
+}
+
+/// A connection that is in use.
+#[derive(Debug)]
+pub(crate) enum Holder {
+    Row(Arc<CachedRow>),
+    Apart(u64),
+}
+
+/// A handle that waits.
+#[derive(Debug)]
+pub(crate) struct Waiting(Arc<CachedRow>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.make_waited().fetch_sub(1, SeqCst);
+    }
+}
+
+/// Counts somebody who waits for connections to be released.
+struct Draining<'a>(&'a Usage);
+
+impl Drop for Draining<'_> {
+    fn drop(&mut self) {
+        self.0.draining.fetch_sub(1, SeqCst);
+    }
+}
+
+/// Resolves when this process holds no connection to the agent.
+pub(crate) async fn drained(usage: &Usage, workspace: WorkspaceId, agent: AgentId) {
+    usage.draining.fetch_add(1, SeqCst);
+    let _draining = Draining(usage);
+    let released = &usage.released[usage.index(workspace)];
+    let mut holder = None;
+    loop {
+        // Made before the look, so that nothing is missed between the two.
+        let next_release = released.notified();
+        if !holder.as_ref().is_some_and(|holder| usage.still_holds(workspace, holder)) {
+            holder = usage.holder(workspace, agent);
+            if holder.is_none() {
+                return;
+            }
+        }
+        next_release.await;
+    }
+}

@@ -1,0 +1,286 @@
+//! One call from the request to the connection: look up, race, settle, restart.
+
+use crate::{
+    Bound, BoundHandle, BoxError, DialAgent, DialSession, Error, ErrorKind, Event, LastVerdict,
+    Outcome, OutcomeKind, Target,
+    cache::{CachedRow, State},
+    dial::{
+        dialer::{Dialer, FirstPoll, To},
+        race::{Raced, Times, Won, race, undisturbed},
+    },
+    error::SharedError,
+    repair::registry::Repairs,
+    replicas::follow,
+    settings::RepairMode,
+    state::{Shared, Start},
+};
+use std::{
+    pin::{Pin, pin},
+    sync::Arc,
+};
+use tokio::time::{Duration, Instant, error::Elapsed, timeout_at};
+use tower_service::Service;
+
+pub(crate) async fn call<S>(
+    shared: Arc<Shared>,
+    readied: S,
+    ask: DialSession,
+) -> Result<Bound<S::Response>, Error>
+where
+    S: Service<DialAgent> + Clone,
+    S::Error: Into<BoxError>,
+{
+    if shared.is_closed() {
+        return Err(Error::new(ErrorKind::Closed).of(ask.session));
+    }
+    // Also if all is cached: whoever followed until now may have ended with its runtime.
+    follow::ensure(&shared);
+    let mut dialer = pin!(Dialer::new(readied));
+    let mut cached = shared.cached(ask.session, ask.workspace);
+    let mut first = match fast_path(&shared, dialer.as_mut(), &ask, &mut cached).await {
+        Ok((connection, target, entry)) => {
+            return Ok(Bound::new(
+                connection,
+                handed_out(shared, target, Outcome::reused(), entry),
+                None,
+            ));
+        }
+        Err(first) => first,
+    };
+    // What follows is for dials over a network.
+    let began = Instant::now();
+    follow::ensure_driven(&shared, began);
+    let deadline = began + shared.settings.dial_timeout;
+    let mut now = began;
+    if let (FirstPoll::Pending, Some(start)) = (&first, &cached)
+        && let Some(target) = start.choice.target.as_ref().filter(|_| dialer.is_dialing())
+    {
+        first = undisturbed(&shared, dialer.as_mut(), start, target, began).await;
+        now = Instant::now();
+        if start.is_still()
+            && let FirstPoll::Connected(connection) = first
+        {
+            answered(&shared, start, target, Some((began, now)));
+            let outcome =
+                Outcome { dialed_in: now.saturating_duration_since(began), ..Outcome::reused() };
+            let (target, entry) = (Arc::clone(target), Arc::clone(&start.entry));
+            return Ok(Bound::new(
+                connection,
+                handed_out(shared, target, outcome, entry),
+                Some(now),
+            ));
+        }
+    }
+    // Also those of the races before the last one count.
+    let (mut moved, mut validations) = (false, 0_u8);
+    let mut left: Option<Arc<CachedRow>> = None;
+    loop {
+        let mut start = match cached.take().or_else(|| shared.cached(ask.session, ask.workspace)) {
+            // Dialed at once: the only use of the readiness that the caller waited for.
+            Some(start) if start.choice.target.is_some() => start,
+            Some(start) => {
+                dialer.as_mut().give_back();
+                start
+            }
+            None => {
+                dialer.as_mut().give_back();
+                // Boxed, so that the cached call does not carry the room for it.
+                let start = Box::pin(look_up(&shared, &ask, deadline)).await?;
+                now = Instant::now();
+                start
+            }
+        };
+        if let Some(left) = left.take() {
+            moved |= has_moved(&left, &start.entry);
+            // An earlier denial answers a call that begins, not one that has come here on the way.
+            start.choice.denied = None;
+        }
+        let first = std::mem::replace(&mut first, FirstPoll::NotYet);
+        let times =
+            Times { began: if let FirstPoll::NotYet = first { now } else { began }, now, deadline };
+        match race(&shared, dialer.as_mut(), first, &ask, &mut start, times).await {
+            Ok(Raced::Won(mut won)) => {
+                if let Some(job) = Repairs::begin(&shared, &start.entry, &won.target, start.absent)
+                {
+                    won.outcome.repair = Some(job.status.clone());
+                    if start.absent || shared.settings.repair == RepairMode::BeforeReturn {
+                        // Boxed for the same reason. At the deadline there is a connection, so that
+                        // is no failure.
+                        let attempted = Box::pin(timeout_at(deadline, job.attempted())).await;
+                        if start.absent && !shared.settings.serve_without_store {
+                            created(&shared, &start.entry, attempted)?;
+                        }
+                        // The second look: the repair may have lost to something newer, or an order
+                        // may have come.
+                        if shared.has_left(&start.entry, &won.target) {
+                            validations = validations.saturating_add(won.outcome.validations);
+                            drop(won);
+                            left = Some(start.entry);
+                            now = Instant::now();
+                            continue;
+                        }
+                    }
+                }
+                if start.absent
+                    && let Some(entry) = shared.rows.get(ask.session)
+                    && entry.workspace() == start.entry.workspace()
+                {
+                    // The row that there is by now: a use of it is recorded.
+                    start.entry = entry;
+                }
+                let Won { connection, target, dial_began, mut outcome } = won;
+                outcome.dials = dialer.started();
+                outcome.validations = outcome.validations.saturating_add(validations);
+                outcome.decided_in = dial_began.saturating_duration_since(began);
+                let handle = handed_out(shared, target, outcome, start.entry);
+                return Ok(Bound::new(connection, handle, Some(Instant::now())));
+            }
+            Ok(Raced::Moved(asked)) => {
+                validations = validations.saturating_add(asked);
+                left = Some(start.entry);
+                now = Instant::now();
+            }
+            Err(error) => return Err(because(&shared, error, moved)),
+        }
+    }
+}
+
+/// Nearly every call is this: the cached row is in no doubt, and its dial is ready at the first
+/// poll. That takes no clock, no timer and no decision. Whatever else the poll brings is for the
+/// race to decide.
+async fn fast_path<S>(
+    shared: &Shared,
+    mut dialer: Pin<&mut Dialer<S>>,
+    ask: &DialSession,
+    cached: &mut Option<Start>,
+) -> Result<(S::Response, Arc<Target>, Arc<CachedRow>), FirstPoll<S::Response>>
+where
+    S: Service<DialAgent> + Clone,
+    S::Error: Into<BoxError>,
+{
+    let Some(start) = cached.as_mut().filter(|start| start.choice.settled) else {
+        return Err(FirstPoll::NotYet);
+    };
+    let Some(target) = start.choice.target.clone() else { return Err(FirstPoll::NotYet) };
+    dialer.as_mut().start(ask.to(start.entry.workspace(), Arc::clone(&target)));
+    let to = To { place: &start.entry.place, target: Some(&target) };
+    let connection = match dialer.first_poll(to).await {
+        FirstPoll::Connected(connection) => connection,
+        first => return Err(first),
+    };
+    answered(shared, start, &target, None);
+    if !start.is_still() {
+        // Something has become known during that poll: what was cached is looked at anew.
+        *cached = None;
+        return Err(FirstPoll::NotYet);
+    }
+    Ok((connection, target, Arc::clone(&start.entry)))
+}
+
+/// A dial that was in no doubt has succeeded. `times`: when it began, and now, if it was pending.
+fn answered(shared: &Shared, start: &Start, target: &Target, times: Option<(Instant, Instant)>) {
+    let CachedRow { row, place, .. } = &*start.entry;
+    let (session, workspace) = (row.session, place.workspace());
+    let took = times.map_or(Duration::ZERO, |(began, now)| now.saturating_duration_since(began));
+    shared.emit(&Event::Dialed { session, workspace, target, took, error: None });
+    let times = || {
+        times.unwrap_or_else(|| {
+            let now = Instant::now();
+            (now, now)
+        })
+    };
+    place.answered_dial(target, times);
+    place.answered(target.agent, false, || times().1);
+}
+
+/// Checks that the session has a row by now: the one that was created, or another one. If not,
+/// nobody tries again.
+fn created(
+    shared: &Shared,
+    entry: &CachedRow,
+    attempted: Result<Result<(), SharedError>, Elapsed>,
+) -> Result<(), Error> {
+    let session = entry.row.session;
+    let error = match attempted {
+        Ok(Ok(())) => return Ok(()),
+        // What is left to be written into that row is a repair like any other.
+        _ if shared.rows.get(session).is_some_and(|row| row.workspace() == entry.workspace()) => {
+            return Ok(());
+        }
+        Ok(Err(cause)) => Error::new(ErrorKind::Store).with_store(Some(cause)),
+        Err(_) => Error::new(ErrorKind::TimedOut { last: LastVerdict::Same }),
+    };
+    shared.repairs.forget(session);
+    Err(because(shared, error.of(session), false))
+}
+
+async fn look_up(
+    shared: &Arc<Shared>,
+    ask: &DialSession,
+    deadline: Instant,
+) -> Result<Start, Error> {
+    let looked = timeout_at(deadline, shared.look_up(ask.session, ask.workspace)).await;
+    let timed_out =
+        |_| Err(Error::new(ErrorKind::TimedOut { last: LastVerdict::Unknown }).of(ask.session));
+    looked.unwrap_or_else(timed_out).map_err(|error| because(shared, error, false))
+}
+
+/// Whether the session was pointed elsewhere, or its row was removed, between these two rows that a
+/// call went by. If not, the call was restarted because its workspace has another agent.
+fn has_moved(left: &CachedRow, entry: &CachedRow) -> bool {
+    let removed = match left.state() {
+        State::Removed => true,
+        State::Evicted | State::Replaced => left.is_commanded(),
+        State::Current => false,
+    };
+    removed || left.workspace() != entry.workspace()
+}
+
+/// What an error is called depends on what else has happened.
+fn because(shared: &Shared, error: Error, moved: bool) -> Error {
+    match error.kind() {
+        // What went wrong after closing had begun went wrong because of it.
+        _ if shared.is_closed() => error.because(ErrorKind::Closed),
+        ErrorKind::Unreachable { newer: Some(_) } if moved => error.because(ErrorKind::Retargeted),
+        _ => error,
+    }
+}
+
+/// Looks the row of a session up for a client, that may have a connection already to what it names.
+#[cfg(feature = "http")]
+pub(crate) async fn look_up_first(shared: &Arc<Shared>, ask: &DialSession) -> Result<Start, Error> {
+    follow::ensure(shared);
+    look_up(shared, ask, Instant::now() + shared.settings.dial_timeout).await
+}
+
+/// A client has a connection already to what the call would dial: what is due after a dial is due
+/// after this.
+#[cfg(feature = "http")]
+pub(crate) fn dialed_before(shared: Arc<Shared>, start: Start, target: Arc<Target>) -> BoundHandle {
+    let mut outcome = Outcome::pooled();
+    match &start.entry.row.target {
+        None => outcome.kind = OutcomeKind::FirstBind,
+        Some(from) if !from.same_place(&target) => {
+            outcome.kind = OutcomeKind::Switched { from: Arc::clone(from) }
+        }
+        Some(_) => {}
+    }
+    outcome.repair = Repairs::begin(&shared, &start.entry, &target, false).map(|job| job.status);
+    handed_out(shared, target, outcome, start.entry)
+}
+
+/// Tells the observer, notes the use, makes the handle.
+fn handed_out(
+    shared: Arc<Shared>,
+    target: Arc<Target>,
+    outcome: Outcome,
+    entry: Arc<CachedRow>,
+) -> BoundHandle {
+    let (session, workspace) = (entry.row.session, entry.workspace());
+    if let OutcomeKind::Switched { from } = &outcome.kind {
+        shared.emit(&Event::Switched { session, workspace, from, to: &target });
+    }
+    shared.emit(&Event::Used { session, workspace, target: &target, outcome: &outcome });
+    shared.usage.note(&entry);
+    BoundHandle::new(shared, entry, target, outcome)
+}

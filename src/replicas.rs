@@ -1,0 +1,6 @@
+//! What other processes write: a task [follows](follow) their hints and [refreshes](refresh) the
+//! rows in use; sessions that [hold](holders) a connection learn of it.
+
+pub(crate) mod follow;
+pub(crate) mod holders;
+pub(crate) mod refresh;

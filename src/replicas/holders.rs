@@ -1,0 +1,80 @@
+//! Questions to the resolver that no call asks: for handles that wait, and for connections that are
+//! held.
+
+use crate::{answer::Answer, state::Shared, workspace::WorkspaceState};
+use std::{future::pending, sync::Arc};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, sleep_until},
+};
+
+/// How one waiting handle asks about doubts. All handles of a workspace share its validations, so N
+/// of them ask once.
+#[derive(Debug, Default)]
+pub(crate) struct Doubts {
+    /// Doubts up to this one were answered: the workspace does not run.
+    answered: Option<Instant>,
+    /// Questions without an answer, one after the other.
+    failed: u32,
+    not_before: Option<Instant>,
+}
+
+impl Doubts {
+    /// Waits until the workspace is in doubt, asks the resolver, and ends with its answer. Where
+    /// nothing is in doubt it is pending, and the caller watches the workspace for changes.
+    ///
+    /// A resolver that fails is asked again after the intervals at which it is asked about a dial
+    /// that hangs.
+    pub(crate) async fn ask(&mut self, shared: &Arc<Shared>, place: &Arc<WorkspaceState>) {
+        let Some(at) = place.doubt_to_ask(self.answered, Instant::now()) else {
+            self.failed = 0;
+            return pending().await;
+        };
+        if Handle::try_current().is_err() {
+            // Polled outside of a runtime, which can be woken but can ask nobody.
+            return pending().await;
+        }
+        sleep_until(self.not_before.map_or(at, |earliest| earliest.max(at))).await;
+        if shared.is_closed() {
+            return pending().await;
+        }
+        let validated = shared.validated(place).await;
+        match validated.map(|validated| (validated.answer, validated.began)) {
+            // If it is below what a hint has told, the workspace says when to ask again.
+            Some((Answer::Running(_), _)) => (self.failed, self.not_before) = (0, None),
+            Some((Answer::Denied(_), began)) => self.answered = self.answered.max(Some(began)),
+            Some((Answer::Unknown | Answer::Overtaken, _)) | None => {
+                let pause = shared.settings.revalidate_every * 2_u32.pow(self.failed.min(10));
+                self.failed += 1;
+                self.not_before =
+                    Some(Instant::now() + pause.min(shared.settings.revalidate_at_most));
+            }
+        }
+    }
+}
+
+/// A doubt was raised about the workspace. If somebody here holds a connection into it the resolver
+/// is asked at once, in the background: no call may come that would ask. Outside of a runtime
+/// nothing is asked.
+pub(crate) fn ask_for_holders(shared: &Arc<Shared>, place: &Arc<WorkspaceState>) {
+    if shared.is_closed()
+        || !shared.usage.is_held(place.workspace())
+        || Handle::try_current().is_err()
+    {
+        return;
+    }
+    let Some(asking) = WorkspaceState::begin_to_ask(place) else { return };
+    let shared = Arc::clone(shared);
+    // After closing nobody asks any more.
+    let _ = shared.clone().tasks.spawn(async move {
+        let place = asking.place();
+        // Twice: a question that was under way may have begun before the doubt.
+        for _ in 0..2 {
+            let now = Instant::now();
+            if place.doubt_to_ask(None, now).is_none_or(|at| at > now) {
+                return;
+            }
+            shared.validated(place).await;
+        }
+    });
+}

@@ -1,0 +1,347 @@
+//! Single flight: one running question that many wait for.
+//!
+//! The work is a task of its own, so it survives the one who started it; the others only wait for
+//! what it finds.
+
+use crate::{
+    pulse::{has_stopped, patience, with_signs},
+    sync::lock,
+    tasks::Tasks,
+};
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+use tokio::{
+    select,
+    sync::watch,
+    time::{Duration, Instant, sleep_until},
+};
+
+/// What those who wait see of a flight.
+#[derive(Debug)]
+struct Flying<T> {
+    /// The last sign that its runtime is driven.
+    seen: Instant,
+    answer: Option<T>,
+}
+
+/// A seat in a flight. Dropping it changes nothing for the others.
+#[derive(Debug)]
+pub(crate) struct Waiter<T> {
+    id: u64,
+    began: Instant,
+    every: Duration,
+    flying: watch::Receiver<Flying<T>>,
+}
+
+impl<T> Clone for Waiter<T> {
+    fn clone(&self) -> Self {
+        Self { flying: self.flying.clone(), ..*self }
+    }
+}
+
+/// Why there is no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Missed {
+    /// It has not come in time. The flight goes on.
+    Late,
+    /// The flight crashed (a panic, the end of its runtime), or the layer was closed.
+    Ended,
+    /// Nobody drives the runtime of the flight: who joins again begins another one.
+    Stopped,
+}
+
+impl<T: Clone> Waiter<T> {
+    /// When the question began.
+    pub(crate) fn began(&self) -> Instant {
+        self.began
+    }
+
+    /// Waits for the answer, at most for so long. Cancel safe.
+    pub(crate) async fn result(&mut self, at_most: Option<Duration>) -> Result<T, Missed> {
+        let joined = Instant::now();
+        let late_at = at_most.map(|at_most| joined + at_most);
+        loop {
+            // The guard must not live across an await: it is a lock.
+            let (seen, answer) = {
+                let flying = self.flying.borrow_and_update();
+                (flying.seen, flying.answer.clone())
+            };
+            if let Some(answer) = answer {
+                return Ok(answer);
+            }
+            let now = Instant::now();
+            if has_stopped(seen, self.every, now) {
+                return Err(Missed::Stopped);
+            }
+            let mut until = seen + patience(self.every);
+            match late_at {
+                // That its runtime is driven must have been seen since: else it has stopped, as the
+                // next sign will tell.
+                Some(late_at) if late_at <= now && seen > joined => return Err(Missed::Late),
+                Some(late_at) if late_at > now => until = until.min(late_at),
+                _ => {}
+            }
+            select! {
+                biased;
+                changed = self.flying.changed() => changed.map_err(|_| Missed::Ended)?,
+                () = sleep_until(until) => {}
+            }
+        }
+    }
+
+    fn has_stopped(&self, now: Instant) -> bool {
+        has_stopped(self.flying.borrow().seen, self.every, now)
+    }
+}
+
+type Running<K, T> = Mutex<HashMap<K, Waiter<T>>>;
+
+/// The running flights, one a key.
+#[derive(Debug)]
+pub(crate) struct Flights<K, T> {
+    /// Between two signs of life. A flight whose work takes no longer shows none.
+    every: Duration,
+    begun: AtomicU64,
+    running: Arc<Running<K, T>>,
+}
+
+impl<K, T> Flights<K, T>
+where
+    K: Copy + Eq + Hash + Send + 'static,
+    T: Clone + Send + Sync + 'static,
+{
+    pub(crate) fn new(every: Duration) -> Self {
+        Self { every, begun: AtomicU64::new(0), running: Arc::default() }
+    }
+
+    /// Takes a seat in the running flight of `key`, or starts one. One whose runtime nobody drives
+    /// is replaced.
+    pub(crate) fn join<F>(&self, key: K, tasks: &Tasks, work: impl FnOnce() -> F) -> Waiter<T>
+    where
+        F: Future<Output = T> + Send + 'static,
+    {
+        let now = Instant::now();
+        let mut running = lock(&self.running);
+        if let Some(waiter) = running.get(&key).filter(|waiter| !waiter.has_stopped(now)) {
+            return waiter.clone();
+        }
+        let (found, flying) = watch::channel(Flying { seen: now, answer: None });
+        let (id, every) = (self.begun.fetch_add(1, Ordering::Relaxed), self.every);
+        let waiter = Waiter { id, began: now, every, flying };
+        running.insert(key, waiter.clone());
+        drop(running);
+        let slot = Slot { key, id, running: Arc::clone(&self.running) };
+        let work = work();
+        // If it is refused there is no answer, as after a crash.
+        let _ = tasks.spawn(async move {
+            let slot = slot;
+            let answer = with_signs(every, work, || {
+                found.send_modify(|flying| flying.seen = Instant::now())
+            })
+            .await;
+            // The slot goes first: who joins from here on gets a flight that began later.
+            drop(slot);
+            found.send_modify(|flying| flying.answer = Some(answer));
+        });
+        waiter
+    }
+
+    /// A seat in the running flight of `key`, if there is one.
+    #[cfg(feature = "http")]
+    pub(crate) fn running(&self, key: K) -> Option<Waiter<T>> {
+        lock(&self.running).get(&key).cloned()
+    }
+
+    /// The answer of a flight that began at `since` or later, if that is given: one that began
+    /// earlier is waited for, then the next one is joined.
+    pub(crate) async fn answer<F>(
+        &self,
+        since: Option<Instant>,
+        at_most: Option<Duration>,
+        key: K,
+        tasks: &Tasks,
+        work: impl Fn() -> F,
+    ) -> Result<T, Missed>
+    where
+        F: Future<Output = T> + Send + 'static,
+    {
+        loop {
+            let mut waiter = self.join(key, tasks, &work);
+            match waiter.result(at_most).await {
+                Err(Missed::Stopped) => {}
+                Ok(_) | Err(Missed::Ended) if since.is_some_and(|since| waiter.began() < since) => {
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        lock(&self.running).len()
+    }
+}
+
+/// Frees the key however the task ends: done, panicked, or dropped with its runtime. Not if another
+/// flight has it by now.
+struct Slot<K: Eq + Hash + Copy, T> {
+    key: K,
+    id: u64,
+    running: Arc<Running<K, T>>,
+}
+
+impl<K: Eq + Hash + Copy, T> Drop for Slot<K, T> {
+    fn drop(&mut self) {
+        let mut running = lock(&self.running);
+        if running.get(&self.key).is_some_and(|waiter| waiter.id == self.id) {
+            running.remove(&self.key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::{
+        runtime::{Builder, Runtime},
+        time::sleep,
+    };
+
+    const EVERY: Duration = Duration::from_secs(5);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flight_survives_its_starter() {
+        let runs = Arc::new(AtomicUsize::new(0));
+        let (flights, tasks) = (Flights::<u8, usize>::new(EVERY), Tasks::default());
+        let work = || {
+            let runs = Arc::clone(&runs);
+            async move {
+                sleep(Duration::from_secs(1)).await;
+                runs.fetch_add(1, Ordering::SeqCst) + 7
+            }
+        };
+        let first = flights.join(1, &tasks, work);
+        let mut second = flights.join(1, &tasks, work);
+        drop(first);
+        assert_eq!(second.result(None).await, Ok(7));
+        assert_eq!((runs.load(Ordering::SeqCst), flights.len()), (1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_needs_a_later_read_waits_for_the_next_flight() {
+        let runs = Arc::new(AtomicUsize::new(0));
+        let (flights, tasks) = (Flights::<u8, usize>::new(EVERY), Tasks::default());
+        let work = || {
+            let runs = Arc::clone(&runs);
+            async move {
+                let run = runs.fetch_add(1, Ordering::SeqCst);
+                sleep(Duration::from_secs(1)).await;
+                run
+            }
+        };
+        let mut early = flights.join(1, &tasks, work);
+        sleep(Duration::from_millis(10)).await;
+        let later = flights.answer(Some(Instant::now()), None, 1, &tasks, work).await;
+        assert_eq!((early.result(None).await, later), (Ok(0), Ok(1)));
+    }
+
+    #[tokio::test]
+    async fn a_crash_frees_the_key_and_tells_everyone() {
+        let (flights, tasks) = (Flights::<u8, u8>::new(EVERY), Tasks::default());
+        let mut first = flights.join(1, &tasks, || async { panic!("on purpose") });
+        let mut second = flights.join(1, &tasks, || async { 1 });
+        assert_eq!(
+            (first.result(None).await, second.result(None).await, flights.len()),
+            (Err(Missed::Ended), Err(Missed::Ended), 0)
+        );
+        assert_eq!(flights.join(1, &tasks, || async { 2 }).result(None).await, Ok(2));
+    }
+
+    fn runtime() -> Runtime {
+        Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
+    }
+
+    #[test]
+    fn a_runtime_that_goes_frees_the_key() {
+        let (flights, tasks) = (Flights::<u8, u8>::new(EVERY), Tasks::default());
+        let first = runtime();
+        let mut waiter = first.block_on(async { flights.join(1, &tasks, std::future::pending) });
+        drop(first);
+        assert_eq!(flights.len(), 0);
+        assert_eq!(runtime().block_on(waiter.result(None)), Err(Missed::Ended));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn closing_ends_what_does_not_end_by_itself() {
+        let (flights, tasks) = (Flights::<u8, u8>::new(EVERY), Tasks::default());
+        let mut waiter = flights.join(1, &tasks, std::future::pending);
+        tasks.close(Duration::from_secs(3)).await;
+        assert_eq!((waiter.result(None).await, flights.len()), (Err(Missed::Ended), 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_is_told_that_the_answer_is_late_and_the_next_one_waits_for_the_same() {
+        let (flights, tasks) = (Flights::<u8, u8>::new(EVERY), Tasks::default());
+        let work = || async {
+            sleep(Duration::from_secs(17)).await;
+            7
+        };
+        let begin = Instant::now();
+        let joined = |wait| {
+            let (flights, tasks) = (&flights, &tasks);
+            async move {
+                sleep(Duration::from_secs(wait)).await;
+                (flights.answer(None, Some(EVERY), 1, tasks, work).await, begin.elapsed().as_secs())
+            }
+        };
+        let answers =
+            tokio::join!(joined(0), joined(3), joined(5), joined(11), joined(13), joined(16));
+        let late = |at| (Err(Missed::Late), at);
+        assert_eq!(answers, (late(5), late(8), late(10), late(16), (Ok(7), 17), (Ok(7), 17)));
+    }
+
+    #[test]
+    fn a_flight_on_a_runtime_that_nobody_drives_is_replaced_and_answers_nobody_else() {
+        let (flights, tasks) = (Flights::<u8, u8>::new(EVERY), Tasks::default());
+        let work = |answer: u8| {
+            move || async move {
+                sleep(Duration::from_secs(2)).await;
+                answer
+            }
+        };
+        let undriven = runtime();
+        let mut first = undriven.block_on(async { flights.join(1, &tasks, work(1)) });
+        let driven = runtime();
+        let mut second = driven.block_on(async {
+            let begin = Instant::now();
+            assert_eq!(flights.join(1, &tasks, work(2)).result(None).await, Err(Missed::Stopped));
+            assert!(begin.elapsed() <= EVERY + Duration::from_secs(1));
+            flights.join(1, &tasks, work(2))
+        });
+        // The first one goes on, and neither frees nor answers the second one.
+        assert_eq!(undriven.block_on(first.result(None)), Ok(1));
+        assert_eq!(flights.len(), 1);
+        driven.block_on(async {
+            let mut third = flights.join(1, &tasks, work(3));
+            assert_eq!(
+                (second.result(None).await, third.result(None).await, flights.len()),
+                (Ok(2), Ok(2), 0)
+            );
+        });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_closing_there_is_no_flight() {
+        let (flights, tasks) = (Flights::<u8, u8>::new(EVERY), Tasks::default());
+        tasks.close(Duration::ZERO).await;
+        let answer = flights.answer(Some(Instant::now()), None, 1, &tasks, || async { 1 }).await;
+        assert_eq!((answer, flights.len()), (Err(Missed::Ended), 0));
+    }
+}

@@ -5,7 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const DOCUMENTS: &[&str] = &["ARCHITECTURE.md"];
+const DOCUMENTS: &[&str] =
+    &["ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "tests/README.md"];
 
 #[test]
 fn every_file_and_every_test_that_is_named_exists() {

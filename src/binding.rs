@@ -277,6 +277,15 @@ impl Binding {
     }
 }
 
+/// What a session's row says, but for what is known of all rows of its workspace and what few rows
+/// have.
+#[derive(Clone, Debug)]
+pub(crate) struct Row {
+    pub(crate) session: SessionId,
+    pub(crate) target: Option<Arc<Target>>,
+    pub(crate) revision: Revision,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,9 +13,9 @@ use crate::{
     error::{Cause, SharedError},
     gate::Kind,
     hints::About,
-    repair::registry::Repairs,
     replicas::follow,
     state::Shared,
+    state::repairs::Repairs,
     store::{StoreError, Swap, TransactionalStore},
 };
 use std::{

@@ -16,6 +16,7 @@ pub(crate) mod watch;
 
 use crate::{
     Binding, Previous, Revision, SessionId, Target, WorkspaceId,
+    binding::Row,
     cache::usage::{Marks, Use},
     clock::{Moment, Seen},
     settings::Settings,
@@ -35,15 +36,6 @@ use std::{
 };
 use tokio::time::{Duration, Instant};
 use watch::{Changed, Watch, Watches};
-
-/// What a session's row says, but for what is known of all rows of its workspace and what few rows
-/// have.
-#[derive(Clone, Debug)]
-pub(crate) struct Row {
-    pub(crate) session: SessionId,
-    pub(crate) target: Option<Arc<Target>>,
-    pub(crate) revision: Revision,
-}
 
 /// A row and the workspace it points into, so that a cached call looks nothing else up. There are
 /// as many as sessions are cached, so what few of them need is in a box.

@@ -3,6 +3,7 @@
 //! Two kinds: a *group repair* writes all rows of a workspace that are behind, on its own condition
 //! ([`group`]); a session's *own* repair compares with what its call has read ([`own`]).
 
+use crate::state::repairs::{Attempted, Job, Key, Repairs, Running};
 use crate::{
     Event, Repair, SessionId, Target,
     binding::Behind,
@@ -15,7 +16,6 @@ use crate::{
     sync::lock,
     workspace::Repaired,
 };
-use registry::{Attempted, Job, Key, Repairs, Running};
 use std::{
     collections::HashMap,
     pin::pin,
@@ -26,7 +26,6 @@ use tokio_util::sync::CancellationToken;
 
 mod group;
 mod own;
-pub(crate) mod registry;
 
 /// After a write that failed; doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);

@@ -1,6 +1,7 @@
 //! The one state that every service of a layer shares, and the questions that are asked of it.
 
 pub(crate) mod following;
+pub(crate) mod repairs;
 pub(crate) mod statement;
 
 use crate::{
@@ -12,10 +13,10 @@ use crate::{
     error::{Cause, SharedError},
     gate::{Gate, Gates, Kind},
     hints::{About, ErasedHints, Hint},
-    repair::registry::Repairs,
     resolver::Resolver,
     settings::Settings,
     single_flight::{Flights, Missed, Waiter},
+    state::repairs::Repairs,
     state::{following::Following, statement::no_answer},
     store::{ErasedStore, UsedByLayer},
     tasks::Tasks,

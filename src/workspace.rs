@@ -9,8 +9,8 @@ pub(crate) mod pending;
 use crate::{
     AgentId, Epoch, Generation, SessionId, Target, WorkspaceId,
     answer::{Answer, Denied},
+    binding::Row,
     binding::{Behind, Relation},
-    cache::Row,
     clock::{Moment, Seen},
     settings::Settings,
     sync::lock,

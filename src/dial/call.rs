@@ -9,9 +9,9 @@ use crate::{
         race::{Raced, Times, Won, race, undisturbed},
     },
     error::SharedError,
-    repair::registry::Repairs,
     replicas::follow,
     settings::RepairMode,
+    state::repairs::Repairs,
     state::{Shared, Start},
 };
 use std::{

@@ -98,7 +98,8 @@ impl Verb {
             Self::Inherit => drop(store.inherit(session(s), session(0)).await?),
             Self::Reset => drop(store.reset_workspace(workspace(s)).await?),
             Self::Replace => {
-                drop(store.replace_agent(workspace(s), epoch(0), &target(1), &target(2), 10).await?)
+                let _ =
+                    store.replace_agent(workspace(s), epoch(0), &target(1), &target(2), 10).await?;
             }
         }
         Ok(())

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 /// What a repair writes: one for each of these is under way.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Key {
+pub(crate) enum Key {
     /// With the revision that it writes over: what was written over an earlier one, before an
     /// order, is another repair.
     Own(SessionId, Arc<Target>, Revision),
@@ -29,14 +29,14 @@ pub(super) enum Key {
 
 impl Key {
     /// Whose statements are sent one after the other.
-    pub(super) fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> Kind {
         match self {
             Self::Own(session, ..) => Kind::Repair(*session),
             Self::Group(workspace, ..) => Kind::GroupRepair(*workspace),
         }
     }
 
-    pub(super) fn target(&self) -> &Arc<Target> {
+    pub(crate) fn target(&self) -> &Arc<Target> {
         let (Self::Own(_, target, _) | Self::Group(_, _, _, target)) = self;
         target
     }
@@ -45,31 +45,31 @@ impl Key {
 /// The repairs under way.
 #[derive(Debug, Default)]
 pub(crate) struct Repairs {
-    pub(super) running: Mutex<HashMap<Key, Running>>,
+    pub(crate) running: Mutex<HashMap<Key, Running>>,
     /// The tasks that were ever begun for them.
-    pub(super) tasks: AtomicU64,
+    pub(crate) tasks: AtomicU64,
     /// The statements that were answered.
-    pub(super) answered: AtomicU64,
+    pub(crate) answered: AtomicU64,
     /// No more waiting between attempts: the next one is the last.
-    pub(super) closing: CancellationToken,
+    pub(crate) closing: CancellationToken,
     /// Repairs that failed for good after closing had begun.
-    pub(super) failed_closing: AtomicUsize,
+    pub(crate) failed_closing: AtomicUsize,
 }
 
 #[derive(Debug)]
-pub(super) struct Running {
+pub(crate) struct Running {
     /// The task that writes it, and when it was last seen to be driven.
-    pub(super) task: u64,
-    pub(super) seen: Instant,
-    pub(super) job: Job,
+    pub(crate) task: u64,
+    pub(crate) seen: Instant,
+    pub(crate) job: Job,
     /// What the call went by that began it.
-    pub(super) entry: Arc<CachedRow>,
+    pub(crate) entry: Arc<CachedRow>,
     /// A call waits for it: it does not queue behind what nobody waits for.
-    pub(super) awaited: bool,
+    pub(crate) awaited: bool,
     /// The record was removed by order: no further attempt.
-    pub(super) forgotten: CancellationToken,
+    pub(crate) forgotten: CancellationToken,
     /// What the calls went by that have asked for it.
-    pub(super) entries: HashMap<SessionId, Arc<CachedRow>>,
+    pub(crate) entries: HashMap<SessionId, Arc<CachedRow>>,
 }
 
 /// What others may see of a repair under way.
@@ -77,14 +77,14 @@ pub(super) struct Running {
 pub(crate) struct Job {
     pub(crate) status: RepairStatus,
     /// How the last attempt has ended, or that it still waits for longer than a statement may take.
-    pub(super) attempted: Arc<watch::Sender<Option<Attempted>>>,
+    pub(crate) attempted: Arc<watch::Sender<Option<Attempted>>>,
 }
 
 /// What became of an attempt: the store could be written, or why not.
-pub(super) type Attempted = Result<(), SharedError>;
+pub(crate) type Attempted = Result<(), SharedError>;
 
 impl Job {
-    pub(super) fn new(repair: Repair, attempted: Option<Attempted>) -> Self {
+    pub(crate) fn new(repair: Repair, attempted: Option<Attempted>) -> Self {
         let status = RepairStatus::new();
         status.set(repair);
         Self { status, attempted: Arc::new(watch::Sender::new(attempted)) }
@@ -105,14 +105,14 @@ impl Job {
     }
 
     /// Waits until the first attempt has ended, also if it waits for long.
-    pub(super) async fn tried(&self) {
+    pub(crate) async fn tried(&self) {
         let mut attempted = self.attempted.subscribe();
         let _ = attempted
             .wait_for(|attempted| attempted.is_some() && self.status.get() != Repair::Pending)
             .await;
     }
 
-    pub(super) fn is_unwritten(&self) -> bool {
+    pub(crate) fn is_unwritten(&self) -> bool {
         matches!(self.status.get(), Repair::Pending | Repair::Retrying)
     }
 }

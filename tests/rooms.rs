@@ -26,7 +26,7 @@ const ROOMS: &[(&str, &str, &str)] = &[
     ("repair", "repair", "vocabulary leaves store hints workspace cache state"),
     ("replicas", "replicas", "vocabulary leaves store hints workspace cache state"),
     ("bound", "bound", "vocabulary cache state replicas"),
-    ("dial", "dial", "vocabulary leaves workspace cache state repair replicas bound"),
+    ("dial", "dial", "vocabulary leaves workspace cache state replicas bound"),
     (
         "faces",
         "bindings builder layer service",

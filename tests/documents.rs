@@ -1,4 +1,4 @@
-//! The documents for people who change this crate name files and tests that exist.
+//! The documents for people who change this crate name files, tests and methods that exist.
 
 use std::{
     fs,
@@ -7,48 +7,29 @@ use std::{
 
 const DOCUMENTS: &[&str] =
     &["ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "tests/README.md"];
+const FOLDERS: [&str; 5] = ["src/", "tests/", "examples/", "benches/", "docs/"];
 
 #[test]
 fn every_file_and_every_test_that_is_named_exists() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut sources = Vec::new();
-    for folder in ["src", "tests"] {
-        collect(&root.join(folder), &mut sources);
-    }
+    let sources = sources();
     let mut wrong = Vec::new();
-    for document in DOCUMENTS {
-        let Ok(text) = fs::read_to_string(root.join(document)) else {
-            wrong.push(format!("there is no {document}"));
-            continue;
-        };
-        for line in text.lines() {
-            // What stands between backticks: a path, and after it perhaps a test of that file.
-            let mut file = None;
-            for word in line.split('`').skip(1).step_by(2) {
-                let is_path = ["src/", "tests/", "examples/", "benches/", "docs/"]
+    for (document, line) in lines() {
+        // Between backticks: a path, and after it perhaps `: ` and a test of that file.
+        let mut file = None;
+        for word in line.split('`').skip(1).step_by(2) {
+            let is_path = FOLDERS.iter().any(|folder| word.starts_with(folder));
+            if is_path && !word.contains([' ', '*', '…']) && !word.contains("ENGINE") {
+                file = word.ends_with(".rs").then(|| root().join(word));
+                if !root().join(word).exists() {
+                    wrong.push(format!("{document}: there is no {word}"));
+                }
+            } else if word.matches('_').count() >= 3 && word.chars().all(is_of_a_name) {
+                let file = file.take().filter(|_| line.contains(&format!(": `{word}`")));
+                let mut places = sources
                     .iter()
-                    .any(|at| word.starts_with(at));
-                let name = |c: char| c == '_' || c.is_ascii_lowercase() || c.is_ascii_digit();
-                if is_path && !word.contains([' ', '*', '…']) && !word.contains("ENGINE") {
-                    file = word.ends_with(".rs").then(|| root.join(word));
-                    if !root.join(word).exists() {
-                        wrong.push(format!("{document}: there is no {word}"));
-                    }
-                } else if word.matches('_').count() >= 3 && word.chars().all(name) {
-                    let function = |text: &str| {
-                        text.contains(&format!("fn {word}("))
-                            || text.contains(&format!("fn {word}<"))
-                    };
-                    let is_there = match file
-                        .take()
-                        .filter(|_| line.contains(&format!(": `{word}`")))
-                    {
-                        Some(file) => fs::read_to_string(file).is_ok_and(|text| function(&text)),
-                        None => sources.iter().any(|(_, text)| function(text)),
-                    };
-                    if !is_there {
-                        wrong.push(format!("{document}: there is no test {word}"));
-                    }
+                    .filter(|(path, _)| file.as_ref().is_none_or(|file| file == path));
+                if !places.any(|(_, text)| has_function(text, word)) {
+                    wrong.push(format!("{document}: there is no test {word}"));
                 }
             }
         }
@@ -56,13 +37,69 @@ fn every_file_and_every_test_that_is_named_exists() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-fn collect(folder: &Path, sources: &mut Vec<(PathBuf, String)>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            collect(&path, sources);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            sources.push((path.clone(), fs::read_to_string(path).unwrap()));
+/// `Type::method`, also in pictures: some file has the type, or an `impl` of it, and the function.
+#[test]
+fn every_method_that_is_named_exists() {
+    let sources = sources();
+    let mut wrong = Vec::new();
+    for (document, line) in lines() {
+        for (at, _) in line.match_indices("::") {
+            let after = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+            let owner = line[..at].rsplit(after).next().unwrap();
+            let method = line[at + 2..].split(after).next().unwrap();
+            let is_method = method.starts_with(|c: char| c.is_ascii_lowercase());
+            if !is_method || !owner.starts_with(|c: char| c.is_ascii_uppercase()) {
+                continue;
+            }
+            let kinds = ["struct", "enum", "trait", "impl", "for", ">"];
+            let is_owner = |text: &str| {
+                kinds.iter().any(|kind| {
+                    let name = format!("{kind} {owner}");
+                    text.match_indices(&name)
+                        .any(|(at, _)| text[at + name.len()..].starts_with([' ', '<', '(', ';']))
+                })
+            };
+            if !sources.iter().any(|(_, text)| is_owner(text) && has_function(text, method)) {
+                wrong.push(format!("{document}: there is no {owner}::{method}"));
+            }
         }
     }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn lines() -> Vec<(&'static str, String)> {
+    let of = |document: &&'static str| {
+        let text = fs::read_to_string(root().join(document)).expect(document);
+        text.lines().map(|line| (*document, line.to_owned())).collect::<Vec<_>>()
+    };
+    DOCUMENTS.iter().flat_map(of).collect()
+}
+
+fn is_of_a_name(c: char) -> bool {
+    c == '_' || c.is_ascii_lowercase() || c.is_ascii_digit()
+}
+
+fn has_function(text: &str, name: &str) -> bool {
+    text.contains(&format!("fn {name}(")) || text.contains(&format!("fn {name}<"))
+}
+
+fn sources() -> Vec<(PathBuf, String)> {
+    fn collect(folder: &Path, sources: &mut Vec<(PathBuf, String)>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                collect(&path, sources);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                sources.push((path.clone(), fs::read_to_string(path).unwrap()));
+            }
+        }
+    }
+    let mut sources = Vec::new();
+    collect(&root().join("src"), &mut sources);
+    collect(&root().join("tests"), &mut sources);
+    sources
 }

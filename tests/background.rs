@@ -93,40 +93,45 @@ async fn while_two_statements_have_no_answer_no_other_one_is_sent_in_the_backgro
     assert_eq!((layer.bindings().flush().await, (world.counts() - before).w), (0, 10));
 }
 
-/// A repair that has no answer holds the one connection: rows are neither refreshed nor their use
-/// recorded until it is answered.
+/// A repair that has no answer holds the one connection: until it is answered, no row is refreshed
+/// and no use is recorded.
 #[tokio::test(start_paused = true)]
 async fn refreshes_and_records_of_use_wait_for_the_shared_connection() {
-    let world = World::new();
-    let layer = world
-        .builder()
-        .background_connections(1)
-        .refresh_interval(Duration::from_secs(10))
-        .usage_interval(Duration::from_secs(10))
-        .build()
-        .unwrap();
-    let dial = world.dial(&layer);
-    let (ws, target) = world.workspace();
-    let chat = world.bind(&layer, ws).await;
-    let idle = world.bind(&layer, world.workspace().0).await;
-    // Both go on while the connection is free.
-    let before = world.store.writes();
-    let _used = call(&dial, chat).await.unwrap();
-    sleep(Duration::from_secs(11)).await;
-    assert_eq!((world.store.bulk_reads() > 0, world.store.writes()), (true, before + 1));
-    world.store.on_writes(Fault::Held);
-    world.rebuild(ws, &target, Does::Fail(ms(0)));
-    let _held = call(&dial, chat).await.unwrap();
-    let _used = call(&dial, idle).await.unwrap();
-    sleep(Duration::from_secs(1)).await;
-    assert_eq!(world.store.running_writes(), 1);
-    let before = (world.store.bulk_reads(), world.store.writes());
-    sleep(Duration::from_secs(60)).await;
-    assert_eq!((world.store.bulk_reads(), world.store.writes()), before);
-    world.store.on_writes(Fault::None);
-    world.store.release();
-    sleep(Duration::from_secs(11)).await;
-    assert!(world.store.bulk_reads() > before.0 && world.store.writes() > before.1);
+    let every = Some(Duration::from_secs(10));
+    for (refresh, usage) in [(every, None), (None, every)] {
+        let world = World::new();
+        let layer = world
+            .builder()
+            .background_connections(1)
+            .refresh_interval(refresh)
+            .usage_interval(usage)
+            .build()
+            .unwrap();
+        let dial = world.dial(&layer);
+        let (ws, target) = world.workspace();
+        let chat = world.bind(&layer, ws).await;
+        let done = || {
+            let store = &world.store;
+            if refresh.is_some() { store.bulk_reads() } else { store.writes() }
+        };
+        // While the connection is free, it happens.
+        let before = done();
+        let _used = call(&dial, chat).await.unwrap();
+        sleep(Duration::from_secs(11)).await;
+        assert!(done() > before);
+        world.store.on_writes(Fault::Held);
+        world.rebuild(ws, &target, Does::Fail(ms(0)));
+        let _held = call(&dial, chat).await.unwrap();
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(world.store.running_writes(), 1);
+        let before = done();
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!((done(), world.store.running_writes()), (before, 1));
+        world.store.on_writes(Fault::None);
+        world.store.release();
+        sleep(Duration::from_secs(21)).await;
+        assert!(done() > before);
+    }
 }
 
 /// How long the application waits for a connection while the rows of many workspaces are repaired.

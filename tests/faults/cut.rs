@@ -45,7 +45,7 @@ impl Order {
 
     /// What makes it happen.
     fn last_statement(self) -> &'static str {
-        let [upsert, update, alone] = LAST_STATEMENT;
+        let [upsert, update, alone, _] = LAST_STATEMENT;
         match self {
             Self::Select => upsert,
             Self::Unbind => update,
@@ -142,8 +142,8 @@ async fn a_repair_that_was_cut_off_or_whose_answer_was_is_written_once() {
         let workspace = case.workspace(&layer, 3).await;
         let rows = case.rows(&workspace.sessions).await;
         let new = case.rebuild(&workspace, Does::Fail(ms(1)));
-        let [_, update, _] = LAST_STATEMENT;
-        proxy.cut(cut, update);
+        let [.., repair] = LAST_STATEMENT;
+        proxy.cut(cut, repair);
         let mut all = Vec::new();
         for session in &workspace.sessions {
             let bound = call(&case.world.dial(&layer), *session).await.unwrap();

@@ -34,8 +34,9 @@ mod engine {
         folder.join("socket")
     }
 
-    /// How the statements begin that make an upsert happen, an update of a row, and a delete.
-    pub(super) const LAST_STATEMENT: [&str; 3] = ["COMMIT", "COMMIT", "UPDATE"];
+    /// How the statements begin that make an upsert happen, an update of a row, a delete, and a
+    /// repair of all rows of a workspace.
+    pub(super) const LAST_STATEMENT: [&str; 4] = ["COMMIT", "COMMIT", "UPDATE", "COMMIT"];
     /// How an upsert and an update begin, if what makes them happen is another statement.
     pub(super) const BEFORE_THE_COMMIT: Option<[&str; 2]> = Some(["INSERT", "UPDATE"]);
 

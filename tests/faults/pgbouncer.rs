@@ -7,7 +7,7 @@ mod engine {
     pub(super) const KIND: &str = "pgbouncer";
     /// Those of PgBouncer are no one's.
     pub(super) const CONNECTIONS: Option<&str> = None;
-    pub(super) const LAST_STATEMENT: [&str; 3] = ["COMMIT"; 3];
+    pub(super) const LAST_STATEMENT: [&str; 4] = ["COMMIT"; 4];
     pub(super) const BEFORE_THE_COMMIT: Option<[&str; 2]> = Some(["INSERT", "UPDATE"]);
 
     /// With fewer connections to the server than there are to PgBouncer.

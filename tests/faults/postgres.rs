@@ -38,8 +38,9 @@ pub(crate) mod engine {
         folder.join(".s.PGSQL.5432")
     }
 
-    /// How the statements begin that make an upsert happen, an update of a row, and a delete.
-    pub(crate) const LAST_STATEMENT: [&str; 3] = ["INSERT", "UPDATE", "UPDATE"];
+    /// How the statements begin that make an upsert happen, an update of a row, a delete, and a
+    /// repair of all rows of a workspace.
+    pub(crate) const LAST_STATEMENT: [&str; 4] = ["INSERT", "UPDATE", "UPDATE", "WITH written"];
     /// How an upsert and an update begin, if what makes them happen is another statement.
     pub(crate) const BEFORE_THE_COMMIT: Option<[&str; 2]> = None;
 

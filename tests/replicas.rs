@@ -318,8 +318,10 @@ async fn in_the_end_everybody_is_right(
         "a process that discovers a rebuild asks twice at most"
     );
     let statements = (SESSIONS / WORKSPACES / BATCH) as u64 + 1;
+    // Rows that the other process's repair or a command holds locked are left out and written by a
+    // second statement.
     assert!(
-        group_writes <= processes * REBUILDS * statements,
+        group_writes <= processes * REBUILDS * (statements + 1),
         "and writes its rows in as few statements as it takes"
     );
     // The order, its session's first bind by each process, and now and then a row that was bound

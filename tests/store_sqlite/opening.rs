@@ -134,7 +134,7 @@ async fn a_table_that_lacks_a_column_is_refused_and_left_alone() {
             assert_eq!(everything_in(&pool).await, before);
             let mode: String =
                 sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&pool).await.unwrap();
-            assert_eq!(mode, "forget");
+            assert_eq!(mode, "delete");
         }
     }
 }
@@ -175,7 +175,7 @@ async fn new_touches_nothing() {
     assert!(store.check().await.is_err());
     assert_eq!(everything_in(&pool).await, Vec::<String>::new());
     let mode: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&pool).await.unwrap();
-    assert_eq!(mode, "forget");
+    assert_eq!(mode, "delete");
 }
 
 #[tokio::test]

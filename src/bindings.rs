@@ -109,7 +109,7 @@ impl Bindings {
     /// [`Closed`](ErrorKind::Closed).
     pub async fn get(&self, session: SessionId) -> Result<Option<Binding>, Error> {
         self.open(session)?;
-        follow::ensure_driven(&self.shared, Instant::now());
+        follow::ensure_driven(&self.shared, Instant::now);
         let entry = match self.shared.cached(session, None) {
             Some(start) if start.entry.is_ahead() => {
                 let read = self.shared.read_since(session, Instant::now()).await;
@@ -140,7 +140,7 @@ impl Bindings {
     pub async fn current(&self, session: SessionId) -> Result<Current, Error> {
         self.open(session)?;
         let shared = &self.shared;
-        follow::ensure_driven(shared, Instant::now());
+        follow::ensure_driven(shared, Instant::now);
         let start = match shared.cached(session, None) {
             Some(start) => start,
             None => shared.look_up(session, None).await?,
@@ -424,7 +424,7 @@ impl Bindings {
     /// Reads only. What was loaded when it is dropped stays.
     pub async fn warm(&self, limit: u64) -> Result<u64, Error> {
         self.open(None)?;
-        follow::ensure_driven(&self.shared, Instant::now());
+        follow::ensure_driven(&self.shared, Instant::now);
         let warmed = warm::warm(&self.shared, limit.min(self.shared.settings.cache_capacity)).await;
         let closed = self.shared.is_closed();
         warmed.map_err(|error| {
@@ -486,7 +486,7 @@ impl Bindings {
     {
         let session = session.into();
         self.open(session)?;
-        follow::ensure_driven(&self.shared, Instant::now());
+        follow::ensure_driven(&self.shared, Instant::now);
         let Some(order) = self.shared.tasks.spawn(order(Arc::clone(&self.shared))) else {
             return Err(failure(ErrorKind::Closed, session));
         };

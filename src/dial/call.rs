@@ -49,7 +49,7 @@ where
     };
     // What follows is for dials over a network.
     let began = Instant::now();
-    follow::ensure_driven(&shared, began);
+    follow::ensure_driven(&shared, || began);
     let deadline = began + shared.settings.dial_timeout;
     let mut now = began;
     if let (FirstPoll::Pending, Some(start)) = (&first, &cached)

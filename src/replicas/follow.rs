@@ -67,18 +67,18 @@ pub(crate) fn ensure(shared: &Arc<Shared>) {
     if !calls.is_multiple_of(CALLS_BETWEEN_LOOKS) && !shared.following.is(0) {
         return;
     }
-    ensure_driven(shared, Instant::now());
+    ensure_driven(shared, Instant::now);
 }
 
 /// As [`ensure`], where the clock may be read: another task follows if nobody drives the runtime of
 /// the present one.
-pub(crate) fn ensure_driven(shared: &Arc<Shared>, now: Instant) {
+pub(crate) fn ensure_driven(shared: &Arc<Shared>, now: impl FnOnce() -> Instant) {
     let settings = &shared.settings;
     // Asked each time: another layer may work over the store by now.
     if shared.hints.is_none() && settings.usage_interval.is_none() && !shared.checks_rows() {
         return;
     }
-    let following = &shared.following;
+    let (following, now) = (&shared.following, now());
     let current = following.current.load(Ordering::Acquire);
     // Whoever holds it looks as well, or is the follower.
     let Ok(mut seen) = following.seen.try_lock() else { return };

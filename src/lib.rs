@@ -13,6 +13,10 @@
 //! * If the answer is another agent, the stale dial is dropped, the new agent is dialed, and the
 //!   binding is *repaired* in the background.
 //!
+//! The [`guide`](https://docs.rs/tower-bound-agent/latest/tower_bound_agent/guide/index.html) has a
+//! page for each subject: the resolver, the dialer, HTTP, transactions, replicas, settings, errors,
+//! guarantees, operations.
+//!
 //! ```
 //! use tower::{ServiceBuilder, ServiceExt, service_fn};
 //! use tower_bound_agent::{
@@ -171,6 +175,8 @@ mod dial;
 mod bindings;
 mod bound;
 mod builder;
+#[cfg(feature = "full")]
+pub mod guide;
 #[cfg(feature = "http")]
 #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub mod http;

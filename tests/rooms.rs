@@ -29,7 +29,7 @@ const ROOMS: &[(&str, &str, &str)] = &[
     ("dial", "dial", "vocabulary leaves workspace cache state replicas bound"),
     (
         "faces",
-        "bindings builder layer service",
+        "bindings builder guide layer service",
         "vocabulary leaves store hints workspace cache state replicas bound dial",
     ),
     ("http", "http", "vocabulary leaves state bound dial faces"),

@@ -29,10 +29,11 @@ const ROOMS: &[(&str, &str, &str)] = &[
     ("dial", "dial", "vocabulary leaves workspace cache state replicas bound"),
     (
         "faces",
-        "bindings builder guide layer service",
+        "bindings builder layer service",
         "vocabulary leaves store hints workspace cache state replicas bound dial",
     ),
     ("http", "http", "vocabulary leaves state bound dial faces"),
+    ("guide", "guide", "vocabulary store hints bound faces http"),
 ];
 
 /// Imports of single modules that go down the table, so that rooms form a circle. None is to be

@@ -107,6 +107,33 @@ pub struct Target {
     pub address: Option<Arc<str>>,
 }
 
+/// One line: the agent, and in parentheses what else is known of the target.
+///
+/// ```
+/// # use tower_bound_agent::{AgentId, Target};
+/// # use uuid::Uuid;
+/// let target = Target::new(AgentId::new(Uuid::nil()));
+/// assert_eq!(target.to_string(), "00000000-0000-0000-0000-000000000000");
+/// let target = target.with_generation(6).with_address("10.0.0.7:9000");
+/// assert_eq!(
+///     target.to_string(),
+///     "00000000-0000-0000-0000-000000000000 (generation 6, 10.0.0.7:9000)"
+/// );
+/// ```
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.agent)?;
+        let build = self.build.map(|build| format!("build {build}"));
+        let generation =
+            self.generation.map(|generation| format!("generation {}", generation.get()));
+        let known: Vec<&str> = [build.as_deref(), generation.as_deref(), self.address.as_deref()]
+            .into_iter()
+            .flatten()
+            .collect();
+        if known.is_empty() { Ok(()) } else { write!(f, " ({})", known.join(", ")) }
+    }
+}
+
 impl Target {
     /// A target of which only the agent is known.
     #[must_use]

@@ -90,6 +90,21 @@ pub enum Status {
     Unknown,
 }
 
+impl Status {
+    /// Returns the status as a word in snake case, for logs and the labels of metrics. The words of
+    /// 0.1 do not change.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Running { .. } => "running",
+            Self::Starting { .. } => "starting",
+            Self::Stopped { .. } => "stopped",
+            Self::Gone { .. } => "gone",
+            Self::Unknown { .. } => "unknown",
+        }
+    }
+}
+
 /// An order ends after so many store timeouts, whatever happens.
 const MOST_TIMEOUTS_OF_AN_ORDER: u32 = 5;
 

@@ -63,6 +63,30 @@ pub enum ErrorKind {
     Closed,
 }
 
+impl ErrorKind {
+    /// Returns the kind as a word in snake case, for logs and the labels of metrics. The words of
+    /// 0.1 do not change.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::NotBound { .. } => "not_bound",
+            Self::WorkspaceMismatch { .. } => "workspace_mismatch",
+            Self::Retargeted { .. } => "retargeted",
+            Self::Starting { .. } => "starting",
+            Self::Stopped { .. } => "stopped",
+            Self::Gone { .. } => "gone",
+            Self::Unreachable { .. } => "unreachable",
+            Self::TimedOut { .. } => "timed_out",
+            Self::Dialer { .. } => "dialer",
+            Self::Local { .. } => "local",
+            Self::Resolver { .. } => "resolver",
+            Self::Store { .. } => "store",
+            Self::OutcomeUnknown { .. } => "outcome_unknown",
+            Self::Closed { .. } => "closed",
+        }
+    }
+}
+
 impl fmt::Display for ErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -108,6 +132,22 @@ pub enum LastVerdict {
     Stopped,
     /// The workspace does not exist any more.
     Gone,
+}
+
+impl LastVerdict {
+    /// Returns the verdict as a word in snake case, for logs and the labels of metrics. The words
+    /// of 0.1 do not change.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Unknown { .. } => "unknown",
+            Self::Same { .. } => "same",
+            Self::Superseded { .. } => "superseded",
+            Self::Starting { .. } => "starting",
+            Self::Stopped { .. } => "stopped",
+            Self::Gone { .. } => "gone",
+        }
+    }
 }
 
 impl fmt::Display for LastVerdict {

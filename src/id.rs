@@ -19,6 +19,27 @@ macro_rules! ids {
                 Self(id)
             }
 
+            /// Returns the id that stands for a name, for platforms whose ids are text
+            /// (`thread_8f2…`): the version 5 uuid of the name within a namespace ([RFC 9562,
+            /// section 5.5](https://www.rfc-editor.org/rfc/rfc9562#section-5.5)). The same
+            /// namespace and name always give the same id.
+            ///
+            /// Draw one namespace at random for each kind of name and keep it in the source code:
+            /// two kinds of names that may be equal need two namespaces.
+            ///
+            /// ```
+            #[doc = concat!("use tower_bound_agent::", stringify!($name), ";")]
+            /// use uuid::{Uuid, uuid};
+            ///
+            /// const NAMESPACE: Uuid = uuid!("3a51b2f0-5c6e-4d0a-9d4f-6f2b8a7c1e90");
+            #[doc = concat!("let id = ", stringify!($name), "::from_name(&NAMESPACE, \"thread_8f2\");")]
+            #[doc = concat!("assert_eq!(id, ", stringify!($name), "::from_name(&NAMESPACE, \"thread_8f2\"));")]
+            /// ```
+            #[must_use]
+            pub fn from_name(namespace: &Uuid, name: &str) -> Self {
+                Self(Uuid::new_v5(namespace, name.as_bytes()))
+            }
+
             /// The uuid inside.
             #[must_use]
             pub const fn into_uuid(self) -> Uuid {
@@ -75,4 +96,17 @@ ids! {
     BuildId
     /// The process in a workspace that answers; each build brings a new one.
     AgentId
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::uuid;
+
+    #[test]
+    fn a_name_stands_for_the_version_5_uuid_of_the_rfc() {
+        // The example of RFC 9562, appendix A.4.
+        let id = SessionId::from_name(&Uuid::NAMESPACE_DNS, "www.example.com");
+        assert_eq!(id.into_uuid(), uuid!("2ed6657d-e927-568b-95e1-2665a8aea6a2"));
+    }
 }

@@ -76,6 +76,21 @@ pub enum OutcomeKind {
     FirstBind,
 }
 
+impl OutcomeKind {
+    /// Returns the kind as a word in snake case, for logs and the labels of metrics. The words of
+    /// 0.1 do not change.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Reused { .. } => "reused",
+            Self::Confirmed { .. } => "confirmed",
+            Self::Redialed { .. } => "redialed",
+            Self::Switched { .. } => "switched",
+            Self::FirstBind { .. } => "first_bind",
+        }
+    }
+}
+
 /// What became of writing the answering target into the binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -93,6 +108,22 @@ pub enum Repair {
     Lost,
     /// It was given up: the store stayed out of reach, or the layer was closed.
     Failed,
+}
+
+impl Repair {
+    /// Returns the state as a word in snake case, for logs and the labels of metrics. The words of
+    /// 0.1 do not change.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::NotNeeded { .. } => "not_needed",
+            Self::Pending { .. } => "pending",
+            Self::Retrying { .. } => "retrying",
+            Self::Written { .. } => "written",
+            Self::Lost { .. } => "lost",
+            Self::Failed { .. } => "failed",
+        }
+    }
 }
 
 /// Shared between the task that writes and everybody who may ask.

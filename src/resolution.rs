@@ -1,7 +1,7 @@
 //! What the resolver may answer.
 
 use crate::Target;
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 /// The resolver's answer. An *error* of the resolver means unknown, and unknown is never evidence.
 ///
@@ -21,4 +21,32 @@ pub enum Resolution {
     Stopped,
     /// The workspace does not exist any more.
     Gone,
+}
+
+impl Resolution {
+    /// Returns the kind of answer as a word in snake case, for logs and the labels of metrics. The
+    /// words of 0.1 do not change.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Running { .. } => "running",
+            Self::Starting { .. } => "starting",
+            Self::Stopped { .. } => "stopped",
+            Self::Gone { .. } => "gone",
+        }
+    }
+}
+
+impl fmt::Display for Resolution {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Running(target) => write!(f, "running, agent {target}"),
+            Self::Starting { retry_after: Some(after) } => {
+                write!(f, "starting, try again after {after:?}")
+            }
+            Self::Starting { retry_after: None } => f.write_str("starting"),
+            Self::Stopped => f.write_str("stopped"),
+            Self::Gone => f.write_str("gone"),
+        }
+    }
 }

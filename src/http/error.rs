@@ -89,6 +89,24 @@ pub enum ClientError {
     },
 }
 
+impl ClientError {
+    /// Returns the kind of error as a word in snake case, for logs and the labels of metrics. The
+    /// words of 0.1 do not change.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::NoSession { .. } => "no_session",
+            Self::Request { .. } => "request",
+            Self::Dial { .. } => "dial",
+            Self::Busy { .. } => "busy",
+            Self::Unsent { .. } => "unsent",
+            Self::Superseded { .. } => "superseded",
+            Self::Send { .. } => "send",
+            Self::NoResponse { .. } => "no_response",
+        }
+    }
+}
+
 /// Whose fault a [`ClientError`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -101,6 +119,20 @@ pub enum Fault {
     Agent,
     /// The network: the machine of the agent cannot be reached, or has gone without a word.
     Network,
+}
+
+impl Fault {
+    /// Returns the side as a word in snake case, for logs and the labels of metrics. The words of
+    /// 0.1 do not change.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Caller { .. } => "caller",
+            Self::Here { .. } => "here",
+            Self::Agent { .. } => "agent",
+            Self::Network { .. } => "network",
+        }
+    }
 }
 
 impl ClientError {

@@ -133,6 +133,29 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Returns the kind of error as a word in snake case, for logs and the labels of metrics. The
+    /// words of 0.1 do not change.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Unavailable { .. } => "unavailable",
+            Self::Unknown { .. } => "unknown",
+            Self::Rejected { .. } => "rejected",
+            Self::Corrupt { .. } => "corrupt",
+            Self::Denied { .. } => "denied",
+            Self::LeftOut { .. } => "left_out",
+            Self::Open { .. } => "open",
+            Self::NotADatabase { .. } => "not_a_database",
+            Self::Schema { .. } => "schema",
+            Self::SchemaTooNew { .. } => "schema_too_new",
+            Self::Unsupported { .. } => "unsupported",
+            Self::UseNotRecorded { .. } => "use_not_recorded",
+            Self::TableName { .. } => "table_name",
+        }
+    }
+}
+
 /// Where a session is to point.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -722,7 +722,7 @@ async fn waiting(case: &Case) -> i64 {
     let looker = pool(&case.options, 1);
     until("a statement waits for a lock", async || {
         let found: Vec<i64> =
-            sqlx::query_scalar(CONNECTIONS).bind(&case.table).fetch_all(&looker).await.unwrap();
+            sqlx::query_scalar(WAITING).bind(&case.table).fetch_all(&looker).await.unwrap();
         found.into_iter().next()
     })
     .await

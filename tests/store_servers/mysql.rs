@@ -18,6 +18,9 @@ mod engine {
     pub(super) const CONNECTIONS: &str =
         "SELECT CAST(id AS SIGNED) FROM information_schema.processlist
         WHERE id <> CONNECTION_ID() AND info LIKE CONCAT('%', ?, '%')";
+    /// Those that wait: one whose statement has just ended is shown with it for another moment.
+    pub(super) const WAITING: &str = "SELECT CAST(id AS SIGNED) FROM information_schema.processlist
+        WHERE id <> CONNECTION_ID() AND info LIKE CONCAT('%', ?, '%') AND time_ms >= 20";
     pub(super) const ENDS: &str = "KILL {}";
     pub(super) const WHO_AM_I: &str = "SELECT CAST(CONNECTION_ID() AS SIGNED)";
     pub(super) const NO_TABLE: &str = "Table 'test.{}' doesn't exist";

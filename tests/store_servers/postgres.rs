@@ -21,6 +21,7 @@ mod engine {
     /// wait for a lock.
     pub(super) const CONNECTIONS: &str = "SELECT CAST(pid AS BIGINT) FROM pg_stat_activity
         WHERE pid <> pg_backend_pid() AND query LIKE '%' || $1 || '%' AND state = 'active' AND wait_event_type = 'Lock'";
+    pub(super) const WAITING: &str = CONNECTIONS;
     pub(super) const ENDS: &str = "SELECT pg_terminate_backend({})";
     pub(super) const WHO_AM_I: &str = "SELECT CAST(pg_backend_pid() AS BIGINT)";
     pub(super) const NO_TABLE: &str = "relation \"{}\" does not exist";

@@ -146,8 +146,10 @@ async fn writes_that_are_given_up_and_sent_again_leave_the_pool_to_the_applicati
     assert!(most <= 2, "{most} statements wait in the server");
     let mut held = Vec::new();
     for _ in 0..7 {
+        // The create that was given up last holds its connection until the lock timeout has passed;
+        // then the connection is closed, and another one is opened.
         let connection =
-            tokio::time::timeout(Duration::from_secs(1), case.store.pool().acquire()).await;
+            tokio::time::timeout(Duration::from_secs(4), case.store.pool().acquire()).await;
         held.push(connection.expect("a connection for the application").unwrap());
     }
     lock.rollback().await.unwrap();

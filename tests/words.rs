@@ -3,6 +3,7 @@
 use std::time::Duration;
 use tower_bound_agent::{
     AgentId, ErrorKind, LastVerdict, OutcomeKind, Repair, Resolution, Status, Target, WorkspaceId,
+    store::StoreError,
 };
 use uuid::Uuid;
 
@@ -64,7 +65,57 @@ fn each_kind_has_a_word_of_its_own() {
     for (verdict, word) in verdicts {
         assert_eq!(verdict.as_str(), word);
     }
-    assert_eq!((Status::Running.as_str(), Status::Unknown.as_str()), ("running", "unknown"));
+    let statuses = [
+        (Status::Running, "running"),
+        (Status::Starting { retry_after: None }, "starting"),
+        (Status::Stopped, "stopped"),
+        (Status::Gone, "gone"),
+        (Status::Unknown, "unknown"),
+    ];
+    for (status, word) in statuses {
+        assert_eq!(status.as_str(), word);
+    }
+}
+
+#[test]
+fn each_error_of_a_store_has_a_word_of_its_own() {
+    let why = || "why".into();
+    let errors = [
+        (StoreError::Unavailable(why()), "unavailable"),
+        (StoreError::Unknown(why()), "unknown"),
+        (StoreError::Rejected(why()), "rejected"),
+        (StoreError::Corrupt(why()), "corrupt"),
+        (StoreError::LeftOut { written: 1 }, "left_out"),
+        (StoreError::Unsupported { verb: "touch" }, "unsupported"),
+    ];
+    for (error, word) in errors {
+        assert_eq!(error.as_str(), word);
+    }
+}
+
+#[cfg(feature = "http")]
+#[test]
+fn each_side_of_a_failed_request_has_a_word_of_its_own() {
+    use tower_bound_agent::http::{ClientError, Fault};
+    let faults = [
+        (Fault::Caller, "caller"),
+        (Fault::Here, "here"),
+        (Fault::Agent, "agent"),
+        (Fault::Network, "network"),
+    ];
+    for (fault, word) in faults {
+        assert_eq!(fault.as_str(), word);
+    }
+    let within = Duration::from_secs(1);
+    let errors = [
+        (ClientError::NoSession, "no_session"),
+        (ClientError::Busy { waited: within }, "busy"),
+        (ClientError::Superseded { newer: None }, "superseded"),
+        (ClientError::NoResponse { within }, "no_response"),
+    ];
+    for (error, word) in errors {
+        assert_eq!(error.as_str(), word);
+    }
 }
 
 #[test]

@@ -314,6 +314,23 @@ pub(crate) struct Row {
 }
 
 #[cfg(test)]
+/// Returns a target to test with. A letter for its agent, a number for its generation: `a5`, or `a` without one; `a@x` has an
+/// address.
+pub(crate) fn target(text: &str) -> Arc<Target> {
+    let (place, address) =
+        text.split_once('@').map_or((text, None), |(place, address)| (place, Some(address)));
+    let (agent, generation) = place.split_at(1);
+    let mut target = Target::new(AgentId::new(uuid::Uuid::from_u128(agent.as_bytes()[0].into())));
+    if !generation.is_empty() {
+        target = target.with_generation(generation.parse().expect("a generation"));
+    }
+    if let Some(address) = address {
+        target = target.with_address(address);
+    }
+    Arc::new(target)
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use uuid::Uuid;

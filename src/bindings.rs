@@ -96,11 +96,11 @@ impl Status {
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
-            Self::Running { .. } => "running",
+            Self::Running => "running",
             Self::Starting { .. } => "starting",
-            Self::Stopped { .. } => "stopped",
-            Self::Gone { .. } => "gone",
-            Self::Unknown { .. } => "unknown",
+            Self::Stopped => "stopped",
+            Self::Gone => "gone",
+            Self::Unknown => "unknown",
         }
     }
 }

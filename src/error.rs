@@ -69,20 +69,20 @@ impl ErrorKind {
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
-            Self::NotBound { .. } => "not_bound",
+            Self::NotBound => "not_bound",
             Self::WorkspaceMismatch { .. } => "workspace_mismatch",
-            Self::Retargeted { .. } => "retargeted",
+            Self::Retargeted => "retargeted",
             Self::Starting { .. } => "starting",
-            Self::Stopped { .. } => "stopped",
-            Self::Gone { .. } => "gone",
+            Self::Stopped => "stopped",
+            Self::Gone => "gone",
             Self::Unreachable { .. } => "unreachable",
             Self::TimedOut { .. } => "timed_out",
-            Self::Dialer { .. } => "dialer",
-            Self::Local { .. } => "local",
-            Self::Resolver { .. } => "resolver",
-            Self::Store { .. } => "store",
-            Self::OutcomeUnknown { .. } => "outcome_unknown",
-            Self::Closed { .. } => "closed",
+            Self::Dialer => "dialer",
+            Self::Local => "local",
+            Self::Resolver => "resolver",
+            Self::Store => "store",
+            Self::OutcomeUnknown => "outcome_unknown",
+            Self::Closed => "closed",
         }
     }
 }
@@ -140,12 +140,12 @@ impl LastVerdict {
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
-            Self::Unknown { .. } => "unknown",
-            Self::Same { .. } => "same",
-            Self::Superseded { .. } => "superseded",
-            Self::Starting { .. } => "starting",
-            Self::Stopped { .. } => "stopped",
-            Self::Gone { .. } => "gone",
+            Self::Unknown => "unknown",
+            Self::Same => "same",
+            Self::Superseded => "superseded",
+            Self::Starting => "starting",
+            Self::Stopped => "stopped",
+            Self::Gone => "gone",
         }
     }
 }

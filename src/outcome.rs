@@ -82,11 +82,11 @@ impl OutcomeKind {
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
-            Self::Reused { .. } => "reused",
-            Self::Confirmed { .. } => "confirmed",
-            Self::Redialed { .. } => "redialed",
+            Self::Reused => "reused",
+            Self::Confirmed => "confirmed",
+            Self::Redialed => "redialed",
             Self::Switched { .. } => "switched",
-            Self::FirstBind { .. } => "first_bind",
+            Self::FirstBind => "first_bind",
         }
     }
 }
@@ -116,12 +116,12 @@ impl Repair {
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
-            Self::NotNeeded { .. } => "not_needed",
-            Self::Pending { .. } => "pending",
-            Self::Retrying { .. } => "retrying",
-            Self::Written { .. } => "written",
-            Self::Lost { .. } => "lost",
-            Self::Failed { .. } => "failed",
+            Self::NotNeeded => "not_needed",
+            Self::Pending => "pending",
+            Self::Retrying => "retrying",
+            Self::Written => "written",
+            Self::Lost => "lost",
+            Self::Failed => "failed",
         }
     }
 }

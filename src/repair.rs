@@ -3,7 +3,6 @@
 //! Two kinds: a *group repair* writes all rows of a workspace that are behind, on its own condition
 //! ([`group`]); a session's *own* repair compares with what its call has read ([`own`]).
 
-use crate::state::repairs::{Attempted, Job, Key, Repairs, Running};
 use crate::{
     Event, Repair, SessionId, Target,
     binding::Behind,
@@ -11,7 +10,11 @@ use crate::{
     error::{Cause, SharedError},
     jitter,
     pulse::{has_stopped, patience, with_signs},
-    state::{Shared, statement::no_answer},
+    state::{
+        Shared,
+        repairs::{Attempted, Job, Key, Repairs, Running},
+        statement::no_answer,
+    },
     store::StoreError,
     sync::lock,
     workspace::Repaired,

@@ -29,10 +29,10 @@ impl Resolution {
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
-            Self::Running { .. } => "running",
+            Self::Running(..) => "running",
             Self::Starting { .. } => "starting",
-            Self::Stopped { .. } => "stopped",
-            Self::Gone { .. } => "gone",
+            Self::Stopped => "stopped",
+            Self::Gone => "gone",
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::{
     cache::{CachedRow, State},
     dial::{
         dialer::{Dialer, FirstPoll, To},
-        race::{Raced, Times, Won, race, undisturbed},
+        race::{Raced, Times, Won, answered, race, tell_dialed, undisturbed},
     },
     error::SharedError,
     replicas::follow,
@@ -60,9 +60,10 @@ where
         if start.is_still()
             && let FirstPoll::Connected(connection) = first
         {
-            answered(&shared, start, target, Some((began, now)));
-            let outcome =
-                Outcome { dialed_in: now.saturating_duration_since(began), ..Outcome::reused() };
+            let dialed_in = now.saturating_duration_since(began);
+            tell_dialed(&shared, &start.entry, target, dialed_in, None);
+            answered(&start.entry, target, false, || (began, now));
+            let outcome = Outcome { dialed_in, ..Outcome::reused() };
             let (target, entry) = (Arc::clone(target), Arc::clone(&start.entry));
             return Ok(Bound::new(
                 connection,
@@ -168,29 +169,17 @@ where
         FirstPoll::Connected(connection) => connection,
         first => return Err(first),
     };
-    answered(shared, start, &target, None);
+    tell_dialed(shared, &start.entry, &target, Duration::ZERO, None);
+    answered(&start.entry, &target, false, || {
+        let now = Instant::now();
+        (now, now)
+    });
     if !start.is_still() {
         // Something has become known during that poll: what was cached is looked at anew.
         *cached = None;
         return Err(FirstPoll::NotYet);
     }
     Ok((connection, target, Arc::clone(&start.entry)))
-}
-
-/// A dial that was in no doubt has succeeded. `times`: when it began, and now, if it was pending.
-fn answered(shared: &Shared, start: &Start, target: &Target, times: Option<(Instant, Instant)>) {
-    let CachedRow { row, place, .. } = &*start.entry;
-    let (session, workspace) = (row.session, place.workspace());
-    let took = times.map_or(Duration::ZERO, |(began, now)| now.saturating_duration_since(began));
-    shared.emit(&Event::Dialed { session, workspace, target, took, error: None });
-    let times = || {
-        times.unwrap_or_else(|| {
-            let now = Instant::now();
-            (now, now)
-        })
-    };
-    place.answered_dial(target, times);
-    place.answered(target.agent, false, || times().1);
 }
 
 /// Checks that the session has a row by now: the one that was created, or another one. If not,

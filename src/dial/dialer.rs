@@ -84,6 +84,18 @@ pub(crate) enum FirstPoll<C> {
     NotReady(BoxError),
 }
 
+impl<C> From<Dialed<C>> for FirstPoll<C> {
+    fn from(dialed: Dialed<C>) -> Self {
+        match dialed {
+            Dialed::Connected(connection) => Self::Connected(connection),
+            Dialed::Failed(error) => Self::Failed(error),
+            Dialed::NotReady(error) => Self::NotReady(error),
+            // The dial itself was not polled yet.
+            Dialed::Admitted | Dialed::Started => Self::Pending,
+        }
+    }
+}
+
 impl<S> Dialer<S>
 where
     S: Service<DialAgent> + Clone,
@@ -165,11 +177,7 @@ where
     pub(crate) async fn first_poll(mut self: Pin<&mut Self>, to: To<'_>) -> FirstPoll<S::Response> {
         let polled = poll_fn(|cx| Poll::Ready(self.as_mut().poll(cx, to))).await;
         match polled {
-            Poll::Ready(Dialed::Connected(connection)) => FirstPoll::Connected(connection),
-            Poll::Ready(Dialed::Failed(error)) => FirstPoll::Failed(error),
-            Poll::Ready(Dialed::NotReady(error)) => FirstPoll::NotReady(error),
-            // The dial itself was not polled yet.
-            Poll::Ready(Dialed::Admitted | Dialed::Started) => FirstPoll::Pending,
+            Poll::Ready(dialed) => dialed.into(),
             Poll::Pending => {
                 // A task that has spent its budget is polled again before it comes to that, perhaps
                 // for this dial.

@@ -283,6 +283,30 @@ impl<S: Service<DialAgent>> Drop for Run<'_, S> {
     }
 }
 
+/// Tells the observer that a dial has ended.
+pub(crate) fn tell_dialed(
+    shared: &Shared,
+    entry: &CachedRow,
+    target: &Target,
+    took: Duration,
+    error: Option<&BoxError>,
+) {
+    let (session, workspace) = (entry.row.session, entry.workspace());
+    let error = error.map(|error| &**error as _);
+    shared.emit(&Event::Dialed { session, workspace, target, took, error });
+}
+
+/// Notes that a dial has succeeded. `times`: when it began, and now.
+pub(crate) fn answered(
+    entry: &CachedRow,
+    target: &Target,
+    validated: bool,
+    times: impl Fn() -> (Instant, Instant),
+) {
+    entry.place.answered_dial(target, &times);
+    entry.place.answered(target.agent, validated, || times().1);
+}
+
 fn dropped_in_flight(shared: &Shared, entry: &CachedRow, target: &Target, began: Instant) {
     let now = Instant::now();
     let CachedRow { row, place, .. } = entry;
@@ -310,12 +334,7 @@ where
     let to = To { place: &start.entry.place, target: Some(target) };
     let first = select! {
         biased;
-        dialed = dialer.as_mut().finished(to) => match dialed {
-            Dialed::Connected(connection) => FirstPoll::Connected(connection),
-            Dialed::Failed(error) => FirstPoll::Failed(error),
-            Dialed::NotReady(error) => FirstPoll::NotReady(error),
-            Dialed::Admitted | Dialed::Started => FirstPoll::Pending,
-        },
+        dialed = dialer.as_mut().finished(to) => dialed.into(),
         () = news(shared, start) => FirstPoll::Pending,
         () = async { sleep_until(began + shared.settings.validation_delay).await } => FirstPoll::Pending,
     };
@@ -384,17 +403,10 @@ where
         self.dialed_in =
             if now == began { Duration::ZERO } else { now.saturating_duration_since(began) };
         let Some(target) = self.attempt.target() else { return };
-        let CachedRow { row, place, .. } = &*self.start.entry;
-        self.shared.emit(&Event::Dialed {
-            session: row.session,
-            workspace: place.workspace(),
-            target,
-            took: self.dialed_in,
-            error: error.map(|error| &**error as _),
-        });
+        let entry = &*self.start.entry;
+        tell_dialed(self.shared, entry, target, self.dialed_in, error);
         if error.is_none() {
-            place.answered_dial(target, || (began, now));
-            place.answered(target.agent, self.attempt.validations() > 0, || now);
+            answered(entry, target, self.attempt.validations() > 0, || (began, now));
         }
     }
 

@@ -95,13 +95,13 @@ impl ClientError {
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
-            Self::NoSession { .. } => "no_session",
-            Self::Request { .. } => "request",
-            Self::Dial { .. } => "dial",
+            Self::NoSession => "no_session",
+            Self::Request(..) => "request",
+            Self::Dial(..) => "dial",
             Self::Busy { .. } => "busy",
-            Self::Unsent { .. } => "unsent",
+            Self::Unsent(..) => "unsent",
             Self::Superseded { .. } => "superseded",
-            Self::Send { .. } => "send",
+            Self::Send(..) => "send",
             Self::NoResponse { .. } => "no_response",
         }
     }
@@ -127,10 +127,10 @@ impl Fault {
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
-            Self::Caller { .. } => "caller",
-            Self::Here { .. } => "here",
-            Self::Agent { .. } => "agent",
-            Self::Network { .. } => "network",
+            Self::Caller => "caller",
+            Self::Here => "here",
+            Self::Agent => "agent",
+            Self::Network => "network",
         }
     }
 }

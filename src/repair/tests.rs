@@ -2,26 +2,11 @@
 
 use super::*;
 use crate::{
-    AgentId, Binding, Epoch, Revision, WorkspaceId, settings::Settings, workspace::Workspaces,
+    AgentId, Binding, Epoch, Revision, WorkspaceId, binding::target, settings::Settings,
+    workspace::Workspaces,
 };
 use Needed::{Group, Nothing, Own};
 use uuid::Uuid;
-
-/// A letter for its agent, a number for its generation: `a5`, or `a` without one; `a@x` has an
-/// address.
-pub(super) fn target(text: &str) -> Arc<Target> {
-    let (place, address) =
-        text.split_once('@').map_or((text, None), |(place, address)| (place, Some(address)));
-    let (agent, generation) = place.split_at(1);
-    let mut target = Target::new(AgentId::new(Uuid::from_u128(agent.as_bytes()[0].into())));
-    if !generation.is_empty() {
-        target = target.with_generation(generation.parse().expect("a generation"));
-    }
-    if let Some(address) = address {
-        target = target.with_address(address);
-    }
-    Arc::new(target)
-}
 
 pub(super) fn row(workspace: u128, target: Option<Arc<Target>>, revision: i64) -> Binding {
     let (session, workspace) =

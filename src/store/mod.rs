@@ -139,10 +139,10 @@ impl StoreError {
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
-            Self::Unavailable { .. } => "unavailable",
-            Self::Unknown { .. } => "unknown",
-            Self::Rejected { .. } => "rejected",
-            Self::Corrupt { .. } => "corrupt",
+            Self::Unavailable(..) => "unavailable",
+            Self::Unknown(..) => "unknown",
+            Self::Rejected(..) => "rejected",
+            Self::Corrupt(..) => "corrupt",
             Self::Denied { .. } => "denied",
             Self::LeftOut { .. } => "left_out",
             Self::Open { .. } => "open",

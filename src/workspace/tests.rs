@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Binding, Revision, cache::CachedRow};
+use crate::{Binding, Revision, binding::target, cache::CachedRow};
 use proptest::prelude::*;
 use std::{sync::atomic::AtomicI64, thread};
 use uuid::Uuid;
@@ -14,22 +14,6 @@ fn session(number: u128) -> SessionId {
 
 fn workspace(number: u128) -> WorkspaceId {
     WorkspaceId::new(Uuid::from_u128(number))
-}
-
-/// A letter for its agent, a number for its generation: `a5`, or `a` without one; `a@x` has an
-/// address.
-fn target(text: &str) -> Arc<Target> {
-    let (place, address) =
-        text.split_once('@').map_or((text, None), |(place, address)| (place, Some(address)));
-    let (agent, generation) = place.split_at(1);
-    let mut target = Target::new(AgentId::new(Uuid::from_u128(agent.as_bytes()[0].into())));
-    if !generation.is_empty() {
-        target = target.with_generation(generation.parse().expect("a generation"));
-    }
-    if let Some(address) = address {
-        target = target.with_address(address);
-    }
-    Arc::new(target)
 }
 
 fn agent(text: &str) -> AgentId {

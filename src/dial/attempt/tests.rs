@@ -8,7 +8,7 @@
 //! for unless the line says `began`; the workspace is to be asked again 2 s after it landed.
 
 use super::*;
-use crate::AgentId;
+use crate::{AgentId, binding::target};
 use uuid::Uuid;
 
 mod orders;
@@ -19,20 +19,6 @@ const AGAIN: u64 = 2_000;
 
 fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
-}
-
-fn target(text: &str) -> Arc<Target> {
-    let (place, address) =
-        text.split_once('@').map_or((text, None), |(place, address)| (place, Some(address)));
-    let (agent, generation) = place.split_at(1);
-    let mut target = Target::new(AgentId::new(Uuid::from_u128(agent.as_bytes()[0].into())));
-    if !generation.is_empty() {
-        target = target.with_generation(generation.parse().expect("a generation"));
-    }
-    if let Some(address) = address {
-        target = target.with_address(address);
-    }
-    Arc::new(target)
 }
 
 fn name(target: &Target) -> String {

@@ -1,5 +1,8 @@
 use super::*;
-use crate::repair::tests::{entry, row, target};
+use crate::{
+    binding::target,
+    repair::tests::{entry, row},
+};
 
 #[test]
 fn what_a_lost_compare_and_swap_means() {

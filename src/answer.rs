@@ -1,21 +1,22 @@
-//! What the resolver said, as the rest of the crate uses it.
+//! The resolver's answer in the form that the rest of the crate uses.
 
 use crate::{ErrorKind, LastVerdict, Resolution, Target};
 use std::sync::Arc;
 use tokio::time::Duration;
 
-/// What the resolver said, as far as the race cares.
+/// The result of one validation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     Running(Arc<Target>),
     Denied(Denied),
-    /// It failed, did not answer in time, or said less than what was known when it was asked.
+    /// The resolver failed, did not answer in time, or gave an answer that was older than what was
+    /// known when it was asked.
     Unknown,
-    /// It said less than what has become known since it was asked.
+    /// The answer is older than what has become known since the resolver was asked.
     Overtaken,
 }
 
-/// The workspace has no agent to dial.
+/// An answer that names no agent to dial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Denied {
     Starting { retry_after: Option<Duration> },

@@ -1,25 +1,26 @@
-//! What is bound, and the one place where two targets are compared.
+//! The record of a session, the target in it, and the one comparison of two targets.
 
 use crate::{AgentId, BuildId, SessionId, WorkspaceId};
 use std::{fmt, sync::Arc};
 
-/// A number that grows with every build of one workspace (a build number).
+/// A number that grows with every build of a workspace, such as a build number.
 ///
-/// Optional: not every resolver has one. With it, what a resolver says can be ordered without
-/// asking when it was said.
+/// Generations are optional, because not every resolver has them. A resolver's answers that have a
+/// generation are ordered by it; answers without one are ordered by the time at which the question
+/// began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-// Else each cached target has seven bytes more for a flag that says whether there is one.
+// Alignment would make each cached target seven bytes larger.
 #[repr(Rust, packed)]
 pub struct Generation(i64);
 
 impl Generation {
-    /// Wraps a number.
+    /// Creates a value from a number.
     #[must_use]
     pub const fn new(generation: i64) -> Self {
         Self(generation)
     }
 
-    /// The number inside.
+    /// Returns the number.
     #[must_use]
     pub const fn get(self) -> i64 {
         self.0
@@ -32,21 +33,22 @@ impl fmt::Display for Generation {
     }
 }
 
-/// The number of a numbering: generations of one workspace are compared only within the same epoch.
+/// The number of a numbering: generations of a workspace are compared only within one epoch.
 ///
-/// A workspace begins in epoch 0. [`reset_workspace`](crate::Bindings::reset_workspace), the order
-/// for a resolver whose generations start again, begins the next one. Only a store assigns epochs.
+/// A workspace begins in epoch 0. [`Bindings::reset_workspace`](crate::Bindings::reset_workspace),
+/// the command for a resolver whose generations start again, begins the next epoch. Only a store
+/// assigns epochs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(i64);
 
 impl Epoch {
-    /// Wraps a number.
+    /// Creates a value from a number.
     #[must_use]
     pub const fn new(epoch: i64) -> Self {
         Self(epoch)
     }
 
-    /// The number inside.
+    /// Returns the number.
     #[must_use]
     pub const fn get(self) -> i64 {
         self.0
@@ -59,19 +61,21 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// The compare-and-swap number of a session's row. Never reused for a session, also not after it
-/// was forgotten.
+/// The compare-and-swap number of a session's record.
+///
+/// Every write of the record raises it. It is never reused for a session, not even after the
+/// session was forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(i64);
 
 impl Revision {
-    /// Wraps a number.
+    /// Creates a value from a number.
     #[must_use]
     pub const fn new(revision: i64) -> Self {
         Self(revision)
     }
 
-    /// The number inside.
+    /// Returns the number.
     #[must_use]
     pub const fn get(self) -> i64 {
         self.0
@@ -84,8 +88,8 @@ impl fmt::Display for Revision {
     }
 }
 
-/// *Where to dial*: an agent and, as far as they are known, its build, its generation and its
-/// address.
+/// The destination of a dial: an agent and, as far as they are known, its build, its generation and
+/// its address.
 ///
 /// ```
 /// use tower_bound_agent::{AgentId, Target};
@@ -98,16 +102,17 @@ impl fmt::Display for Revision {
 pub struct Target {
     /// The agent to dial.
     pub agent: AgentId,
-    /// The build that brought it.
+    /// The build that created the agent, if it is known.
     pub build: Option<BuildId>,
-    /// The build's number within its workspace.
+    /// The number of that build within its workspace, if the resolver has one.
     pub generation: Option<Generation>,
-    /// Opaque text for dialers that need one, so that no look-up is needed between binding and
-    /// dial.
+    /// An opaque address for the dialer, which is stored with the binding and spares the dialer a
+    /// look-up.
     pub address: Option<Arc<str>>,
 }
 
-/// One line: the agent, and in parentheses what else is known of the target.
+/// Formats the target on one line: the agent, followed in parentheses by the build, the generation
+/// and the address that are known.
 ///
 /// ```
 /// # use tower_bound_agent::{AgentId, Target};
@@ -135,50 +140,49 @@ impl fmt::Display for Target {
 }
 
 impl Target {
-    /// A target of which only the agent is known.
+    /// Creates a target of which only the agent is known.
     #[must_use]
     pub const fn new(agent: AgentId) -> Self {
         Self { agent, build: None, generation: None, address: None }
     }
 
-    /// Names the build.
+    /// Sets the build.
     #[must_use]
     pub fn with_build(mut self, build: BuildId) -> Self {
         self.build = Some(build);
         self
     }
 
-    /// Names the generation.
+    /// Sets the generation.
     #[must_use]
     pub fn with_generation(mut self, generation: i64) -> Self {
         self.generation = Some(Generation(generation));
         self
     }
 
-    /// Adds the address that the dialer needs.
+    /// Sets the address for the dialer.
     #[must_use]
     pub fn with_address(mut self, address: impl Into<Arc<str>>) -> Self {
         self.address = Some(address.into());
         self
     }
 
-    /// Whether a dial to one is a dial to the other.
+    /// Returns `true` if a dial to one is a dial to the other: the agent and the address are equal.
     pub(crate) fn same_place(&self, other: &Self) -> bool {
         self.agent == other.agent && self.address == other.address
     }
 
-    /// Whether a row that names one needs no write to name the other.
+    /// Returns `true` if a row that names one needs no write to name the other.
     pub(crate) fn is(&self, other: &Self) -> bool {
         self.same_place(other) && self.generation == other.generation
     }
 
-    /// How `other`, said of the same workspace, relates to this one.
+    /// Returns the relation of `other`, a target of the same workspace, to this one.
     pub(crate) fn compare(&self, other: &Self) -> Relation {
         match (self.generation, other.generation) {
             (Some(mine), Some(theirs)) if theirs > mine => Relation::Newer,
             (Some(mine), Some(theirs)) if theirs < mine => Relation::Older,
-            // A number that was known cannot be unlearned: such an answer says less than what is
-            // known.
+            // An answer without a generation is older than a known generation.
             (Some(_), None) => Relation::Older,
             _ if self.same_place(other) => Relation::Same,
             _ => Relation::Other,
@@ -186,25 +190,28 @@ impl Target {
     }
 }
 
-/// How one target of a workspace relates to another one: by generation if both have one.
+/// The relation of one target of a workspace to another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Relation {
-    /// Of a later generation, whatever its age.
+    /// Its generation is greater, whenever the question began.
     Newer,
-    /// Of an earlier generation, or of none where one is known: a lagging replica, no evidence.
+    /// Its generation is smaller, or missing where one is known. A lagging replica may have
+    /// answered, so this is no evidence.
     Older,
     /// A dial to one is a dial to the other.
     Same,
-    /// Another place, and the numbers do not order them: what was asked later is right.
+    /// Another agent or address, and generations do not order the two: the answer to the later
+    /// question is right.
     Other,
 }
 
-/// Which rows of a workspace are behind a target that has replaced another one there.
+/// The rows of a workspace that are behind a target that replaced another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Behind {
-    /// All of a smaller generation, however many builds ago they were written.
+    /// All rows of a smaller generation, however many builds ago they were written.
     Generation(Generation),
-    /// Without numbers only the rows that name the agent that was replaced are known to be behind.
+    /// The rows that name the replaced agent. Without generations, no other row is known to be
+    /// behind.
     Agent(AgentId),
 }
 
@@ -216,7 +223,7 @@ impl Behind {
         }
     }
 
-    /// Whether a row that names this is to name `current`.
+    /// Returns `true` if a row that names `row` must be repaired to name `current`.
     pub(crate) fn includes(self, row: &Target, current: &Target) -> bool {
         match self {
             Self::Generation(generation) => row.generation.is_some_and(|row| row < generation),
@@ -227,20 +234,21 @@ impl Behind {
     }
 }
 
-/// The agent that a row held before its present one.
+/// The agent that a record named before its present one.
 ///
-/// Derived state (a tool list, a file index) can be keyed by it even if an event was missed.
+/// An application can key derived state (a tool list, a file index) by it, and so notices a switch
+/// even if it missed the event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Previous {
     /// The agent.
     pub agent: AgentId,
-    /// Its generation, if it had one.
+    /// The generation of its target, if it had one.
     pub generation: Option<Generation>,
 }
 
 impl Previous {
-    /// For implementors of stores.
+    /// Creates a value, for implementations of stores.
     #[must_use]
     pub const fn new(agent: AgentId, generation: Option<Generation>) -> Self {
         Self { agent, generation }
@@ -251,24 +259,24 @@ impl Previous {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Binding {
-    /// Whose record it is.
+    /// The session.
     pub session: SessionId,
-    /// Where the session points.
+    /// The workspace that the session points at.
     pub workspace: WorkspaceId,
-    /// The bound target; without one the record is *unbound*: the workspace is known, the agent is
+    /// The bound target. `None`: the record is *unbound*, its workspace is known and its agent is
     /// not yet.
     pub target: Option<Arc<Target>>,
-    /// The agent before this one.
+    /// The agent that the record named before, if there was one.
     pub previous: Option<Previous>,
-    /// The compare-and-swap number of the row.
+    /// The compare-and-swap number of the record.
     pub revision: Revision,
-    /// The epoch of the workspace when the row was read; the generation of the target is of this
-    /// epoch.
+    /// The epoch of the workspace when the record was read. The generation of the target belongs to
+    /// this epoch.
     pub epoch: Epoch,
 }
 
 impl Binding {
-    /// For implementors of stores.
+    /// Creates a record in epoch 0 without a previous agent, for implementations of stores.
     #[must_use]
     pub const fn new(
         session: SessionId,
@@ -279,22 +287,22 @@ impl Binding {
         Self { session, workspace, target, previous: None, revision, epoch: Epoch::new(0) }
     }
 
-    /// Adds the agent that the row held before.
+    /// Sets the agent that the record named before. Default: `None`.
     #[must_use]
     pub const fn with_previous(mut self, previous: Option<Previous>) -> Self {
         self.previous = previous;
         self
     }
 
-    /// Sets the epoch of the workspace, which is 0 otherwise.
+    /// Sets the epoch of the workspace. Default: 0.
     #[must_use]
     pub const fn with_epoch(mut self, epoch: Epoch) -> Self {
         self.epoch = epoch;
         self
     }
 
-    /// Moves the row into the epoch of its workspace. A target of another epoch does not count: the
-    /// row becomes unbound.
+    /// Moves the record into the epoch of its workspace. A target of another epoch does not count,
+    /// so the record becomes unbound.
     pub(crate) fn in_epoch(mut self, epoch: Epoch) -> Self {
         if self.epoch != epoch {
             self.target = None;
@@ -304,8 +312,8 @@ impl Binding {
     }
 }
 
-/// What a session's row says, but for what is known of all rows of its workspace and what few rows
-/// have.
+/// The part of a session's record that is cached for each row. The workspace and the epoch are in
+/// the workspace state, and few rows have a previous agent.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
     pub(crate) session: SessionId,
@@ -314,8 +322,8 @@ pub(crate) struct Row {
 }
 
 #[cfg(test)]
-/// Returns a target to test with. A letter for its agent, a number for its generation: `a5`, or `a` without one; `a@x` has an
-/// address.
+/// Parses a target for tests: a letter for its agent, then a number for its generation (`a5`, or
+/// `a` without one), then `@` and an address (`a@x`).
 pub(crate) fn target(text: &str) -> Arc<Target> {
     let (place, address) =
         text.split_once('@').map_or((text, None), |(place, address)| (place, Some(address)));
@@ -343,10 +351,10 @@ mod tests {
     }
 
     #[test]
-    fn targets_are_compared_by_generation_then_by_place() {
+    fn targets_are_compared_by_generation_then_by_agent_and_address() {
         use Relation::{Newer, Older, Other, Same};
         let table = [
-            // known, said, relation
+            // known, answered, relation
             ((1, Some(5), None), (2, Some(6), None), Newer),
             ((1, Some(5), None), (1, Some(6), None), Newer),
             ((1, Some(5), None), (2, Some(4), None), Older),
@@ -361,31 +369,32 @@ mod tests {
             ((1, None, None), (1, Some(5), None), Same),
             ((1, None, None), (2, Some(5), None), Other),
         ];
-        for (known, said, relation) in table {
-            let (a, b) = (target(known.0, known.1, known.2), target(said.0, said.1, said.2));
-            assert_eq!(a.compare(&b), relation, "{known:?} and then {said:?}");
+        for (known, answered, relation) in table {
+            let (a, b) =
+                (target(known.0, known.1, known.2), target(answered.0, answered.1, answered.2));
+            assert_eq!(a.compare(&b), relation, "{known:?}, then {answered:?}");
         }
     }
 
     #[test]
-    fn what_is_behind_is_said_by_the_generation_or_by_the_agent() {
+    fn rows_are_behind_by_generation_or_by_agent() {
         type Named = (u128, Option<i64>, Option<&'static str>);
         type Case<'a> = (Named, Named, Behind, &'a [Named], &'a [Named]);
         let of = |(agent, generation, address): Named| target(agent, generation, address);
         #[rustfmt::skip]
         let table: [Case<'_>; 5] = [
-            // stale, current, what is behind: these are, those are not
+            // stale, current, condition, rows that are behind, rows that are not
             ((1, Some(5), None), (2, Some(7), None), Behind::Generation(Generation(7)),
                 &[(1, Some(5), None), (1, Some(6), None), (3, Some(1), Some("a")), (2, Some(6), None)],
                 &[(2, Some(7), None), (3, Some(7), None), (3, Some(8), None), (1, None, None), (3, None, None)]),
-            // The same place of a later build.
+            // The same agent and address in a later build.
             ((1, Some(5), None), (1, Some(6), None), Behind::Generation(Generation(6)),
                 &[(1, Some(5), None), (1, Some(4), Some("a"))],
                 &[(1, Some(6), None), (1, None, None)]),
             ((1, None, None), (2, None, None), Behind::Agent(AgentId::new(Uuid::from_u128(1))),
                 &[(1, None, None), (1, None, Some("a"))],
                 &[(2, None, None), (3, None, None), (1, Some(1), None)]),
-            // The first number of a workspace.
+            // The first generation of a workspace.
             ((1, None, None), (2, Some(5), None), Behind::Agent(AgentId::new(Uuid::from_u128(1))),
                 &[(1, None, None)],
                 &[(2, Some(5), None), (2, None, None), (1, Some(4), None)]),

@@ -415,7 +415,7 @@ impl Bindings {
             reset.map(|reset| reset.rows).map_err(|error| {
                 let unknown = matches!(error, StoreError::Unknown(_));
                 let kind = if unknown { ErrorKind::OutcomeUnknown } else { ErrorKind::Store };
-                Error::new(kind).with_store(Some(Arc::new(error)))
+                Error::new(kind).about(workspace).with_store(Some(Arc::new(error)))
             })
         })
         .await

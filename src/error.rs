@@ -1,71 +1,81 @@
-//! The one error of a call, with a kind to match on and the causes behind it.
+//! The error of a call or a command: a kind to match on, and its causes.
 
 use crate::{SessionId, Target, WorkspaceId};
 use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
-/// Any error, as `tower` has it.
+/// A boxed error, as [`tower::BoxError`](https://docs.rs/tower/latest/tower/type.BoxError.html).
 pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
 
-/// A cause that many waiters of one flight are told of.
+/// A cause that all waiters of a flight share.
 pub(crate) type SharedError = Arc<dyn StdError + Send + Sync + 'static>;
 
-/// Why there is no connection.
+/// The kind of an [`Error`]: the reason why a call returned no connection or a command failed.
 ///
-/// "Stopped" is not "gone", "starting" is not "stopped", and a resolver that failed is none of
-/// them.
+/// The kinds keep apart what callers handle differently: "stopped" is not "gone", "starting" is not
+/// "stopped", and a resolver that failed is none of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// The session has no record, and the caller named no workspace.
+    ///
+    /// Name one with [`DialSession::in_workspace`](crate::DialSession::in_workspace) or
+    /// [`Bindings::retarget`](crate::Bindings::retarget).
     NotBound,
-    /// The session's record names another workspace than the caller did.
+    /// The session's record names another workspace than the caller.
+    ///
+    /// [`Bindings::retarget`](crate::Bindings::retarget) moves the session.
     WorkspaceMismatch {
-        /// What the record names.
+        /// The workspace in the record.
         bound: WorkspaceId,
-        /// What the caller named.
+        /// The workspace that the caller named.
         asked: WorkspaceId,
     },
-    /// The session was pointed at other workspaces faster than they could be dialed.
+    /// The session was retargeted during the call, and no dial was left for its new workspace. Try
+    /// again.
     Retargeted,
-    /// The workspace is being built.
+    /// A build of the workspace is under way.
     Starting {
-        /// When to try again, if the resolver could tell.
+        /// The time after which to try again, if the resolver knows it.
         retry_after: Option<Duration>,
     },
-    /// Nothing runs in the workspace.
+    /// The workspace exists, and no agent runs in it.
     Stopped,
-    /// The workspace does not exist any more.
+    /// The workspace no longer exists.
     Gone,
-    /// The agent could not be dialed, and the resolver knows no better one.
+    /// The agent could not be dialed, and the resolver names no other one. [`Error::dial_error`]
+    /// has the cause.
     Unreachable {
-        /// A newer target that became known when no dial was left to try it with.
+        /// A newer target that became known when the call had no dial left. The next call dials it.
         newer: Option<Arc<Target>>,
     },
-    /// The dial timeout passed.
+    /// The [`dial_timeout`](crate::BoundAgentBuilder::dial_timeout) passed.
     TimedOut {
-        /// What the resolver had said last about the target that was being dialed.
+        /// The last verdict of the resolver on the target that was being dialed.
         last: LastVerdict,
     },
-    /// The wrapped dial service itself is broken (its readiness failed). Says nothing about any
-    /// agent.
+    /// The wrapped dial service failed in `poll_ready`, so it is broken. This is no evidence about
+    /// any agent.
     Dialer,
     /// The dial failed for a reason in this process: no free descriptor or port, shed load, or an
-    /// error that the dialer has marked as a [`LocalError`](crate::LocalError). Says nothing about
-    /// any agent: nobody was asked, and nothing was dialed again.
+    /// error that the dialer marked as a [`LocalError`](crate::LocalError). This is no evidence
+    /// about any agent, so the resolver was not asked and nothing was dialed again.
     Local,
-    /// There was nothing to dial, and the resolver did not say what to dial.
+    /// No target was known, and the resolver failed or gave no usable answer.
+    /// [`Error::validation_error`] has the cause.
     Resolver,
-    /// The binding could not be read or written, and nothing was changed.
+    /// The store could not read or write the binding, and nothing was changed.
+    /// [`Error::store_error`] has the cause.
     Store,
-    /// An order was sent to the store and no answer came: it may or may not have been carried out.
+    /// A command was sent to the store and was not answered, so it may or may not have been carried
+    /// out. Read the binding before repeating it.
     OutcomeUnknown,
-    /// The layer was closed.
+    /// The layer was closed with [`Bindings::close`](crate::Bindings::close).
     Closed,
 }
 
 impl ErrorKind {
-    /// Returns the kind as a word in snake case, for logs and the labels of metrics. The words of
-    /// 0.1 do not change.
+    /// Returns the kind as a word in snake case, for logs and the labels of metrics. The words do
+    /// not change within 0.1.
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
@@ -90,53 +100,73 @@ impl ErrorKind {
 impl fmt::Display for ErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotBound => f.write_str("not bound to a workspace"),
+            Self::NotBound => {
+                f.write_str("not bound to a workspace; name one with `in_workspace` or `retarget`")
+            }
             Self::WorkspaceMismatch { bound, asked } => {
-                write!(f, "bound to workspace {bound}, not to {asked}")
+                write!(f, "bound to workspace {bound}, not to {asked}; move it with `retarget`")
             }
-            Self::Retargeted => f.write_str("pointed at another workspace again and again"),
+            Self::Retargeted => f.write_str(
+                "retargeted during the call, and no dial was left for the new workspace; try again",
+            ),
             Self::Starting { retry_after: Some(after) } => {
-                write!(f, "the workspace is starting, retry in {after:?}")
+                write!(f, "the workspace is starting; try again after {after:?}")
             }
-            Self::Starting { retry_after: None } => f.write_str("the workspace is starting"),
+            Self::Starting { retry_after: None } => {
+                f.write_str("the workspace is starting; try again later")
+            }
             Self::Stopped => f.write_str("the workspace is stopped"),
-            Self::Gone => f.write_str("the workspace is gone"),
-            Self::Unreachable { newer: None } => f.write_str("the agent is unreachable"),
+            Self::Gone => f.write_str("the workspace no longer exists"),
+            Self::Unreachable { newer: None } => f.write_str(
+                "the agent could not be dialed, and no other agent is known; try again later",
+            ),
             Self::Unreachable { newer: Some(newer) } => {
-                write!(f, "no dial left to try agent {}, which became known too late", newer.agent)
+                write!(
+                    f,
+                    "no dial was left for agent {}, which became known late; try again",
+                    newer.agent
+                )
             }
-            Self::TimedOut { last } => write!(f, "the dial timed out ({last})"),
-            Self::Dialer => f.write_str("the dial service failed"),
-            Self::Local => f.write_str("the dial failed for a reason in this process"),
-            Self::Resolver => f.write_str("the workspace's agent could not be resolved"),
-            Self::Store => f.write_str("the binding could not be read or written"),
-            Self::OutcomeUnknown => f.write_str("the binding may or may not have been written"),
-            Self::Closed => f.write_str("closed"),
+            Self::TimedOut { last } => {
+                write!(f, "no connection within `dial_timeout` ({last}); try again later")
+            }
+            Self::Dialer => f.write_str("the dial service failed in `poll_ready`; replace it"),
+            Self::Local => {
+                f.write_str("the dial failed for a reason in this process, not in the agent")
+            }
+            Self::Resolver => f.write_str("the resolver named no agent to dial; try again later"),
+            Self::Store => {
+                f.write_str("the store could not read or write the binding; nothing was changed")
+            }
+            Self::OutcomeUnknown => f.write_str(
+                "the store did not confirm the command; read the binding before repeating it",
+            ),
+            Self::Closed => f.write_str("the layer was closed with `Bindings::close`"),
         }
     }
 }
 
-/// What the resolver had said last when a dial timed out.
+/// The last verdict of the resolver before a dial timed out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LastVerdict {
-    /// Nothing, or its last answers were errors.
+    /// The resolver gave no answer, or its last answers were errors.
     Unknown,
-    /// It named the target that was being dialed.
+    /// The resolver named the target that was being dialed.
     Same,
-    /// It had named another target than the bound one, which was then dialed.
+    /// The resolver named another target than the bound one, and that target was being dialed.
     Superseded,
-    /// The workspace is being built.
+    /// A build of the workspace is under way.
     Starting,
-    /// Nothing runs in the workspace.
+    /// The workspace exists, and no agent runs in it.
     Stopped,
-    /// The workspace does not exist any more.
+    /// The workspace no longer exists.
     Gone,
 }
 
 impl LastVerdict {
     /// Returns the verdict as a word in snake case, for logs and the labels of metrics. The words
-    /// of 0.1 do not change.
+    /// do not change within 0.1.
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
@@ -153,9 +183,9 @@ impl LastVerdict {
 impl fmt::Display for LastVerdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Unknown => "no word from the resolver",
-            Self::Same => "the resolver named this agent",
-            Self::Superseded => "the bound agent was superseded",
+            Self::Unknown => "the resolver gave no answer",
+            Self::Same => "the resolver confirmed the agent",
+            Self::Superseded => "the agent replaced the bound one",
             Self::Starting => "the workspace was starting",
             Self::Stopped => "the workspace was stopped",
             Self::Gone => "the workspace was gone",
@@ -163,11 +193,11 @@ impl fmt::Display for LastVerdict {
     }
 }
 
-/// Why a call or an order failed.
+/// The error of a call or a command.
 ///
-/// Prints as one line without its causes; [`source`](StdError::source) leads to them. A dial and
-/// its validation may both have failed: [`dial_error`](Error::dial_error) and
-/// [`validation_error`](Error::validation_error) give each.
+/// [`Display`](fmt::Display) formats one line without the causes, and [`source`](StdError::source)
+/// leads to them. If both a dial and its validation failed, `source` is the dial's error;
+/// [`dial_error`](Error::dial_error) and [`validation_error`](Error::validation_error) return each.
 ///
 /// ```
 /// use tower_bound_agent::{Error, ErrorKind};
@@ -181,12 +211,14 @@ impl fmt::Display for LastVerdict {
 ///     }
 /// }
 /// ```
-pub struct Error(Box<Inner>); // one word, so that `Result<Bound<C>, Error>` stays small
+pub struct Error(Box<Inner>); // boxed, so that `Result<Bound<C>, Error>` stays small
 
 struct Inner {
     kind: ErrorKind,
-    /// `None` from `poll_ready`, which knows no session.
+    /// `None` for errors of `poll_ready` and of commands about a workspace.
     session: Option<SessionId>,
+    /// The workspace of a command or question that concerns no single session.
+    workspace: Option<WorkspaceId>,
     dial: Option<BoxError>,
     validation: Option<SharedError>,
     store: Option<SharedError>,
@@ -194,11 +226,23 @@ struct Inner {
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind) -> Self {
-        Self(Box::new(Inner { kind, session: None, dial: None, validation: None, store: None }))
+        Self(Box::new(Inner {
+            kind,
+            session: None,
+            workspace: None,
+            dial: None,
+            validation: None,
+            store: None,
+        }))
     }
 
     pub(crate) fn of(mut self, session: SessionId) -> Self {
         self.0.session = Some(session);
+        self
+    }
+
+    pub(crate) fn about(mut self, workspace: WorkspaceId) -> Self {
+        self.0.workspace = Some(workspace);
         self
     }
 
@@ -217,43 +261,46 @@ impl Error {
         self
     }
 
-    /// The same causes under another kind.
+    /// Replaces the kind and keeps the causes.
     pub(crate) fn because(mut self, kind: ErrorKind) -> Self {
         self.0.kind = kind;
         self
     }
 
-    /// What a program can match on.
+    /// Returns the kind, for a program to match on.
     #[must_use]
     pub fn kind(&self) -> &ErrorKind {
         &self.0.kind
     }
 
-    /// Whose call it was; `None` for an error of `poll_ready`.
+    /// Returns the session of the call or command. `None` for an error of `poll_ready` and for a
+    /// command about a workspace.
     #[must_use]
     pub fn session(&self) -> Option<SessionId> {
         self.0.session
     }
 
-    /// What the dialer said last.
+    /// Returns the error of the last dial, if a dial failed.
     #[must_use]
     pub fn dial_error(&self) -> Option<&(dyn StdError + Send + Sync + 'static)> {
         self.0.dial.as_deref()
     }
 
-    /// What went wrong when the resolver was asked.
+    /// Returns the error of the last validation, if the resolver failed or did not answer in time.
     #[must_use]
     pub fn validation_error(&self) -> Option<&(dyn StdError + Send + Sync + 'static)> {
         self.0.validation.as_deref()
     }
 
-    /// What went wrong when the store was read or written.
+    /// Returns the error of the store, if a read or a write failed. Usually it can be downcast to a
+    /// [`StoreError`](crate::store::StoreError).
     #[must_use]
     pub fn store_error(&self) -> Option<&(dyn StdError + Send + Sync + 'static)> {
         self.0.store.as_deref()
     }
 
-    /// When to try again, if the workspace is starting and the resolver could tell.
+    /// Returns the time after which to try again, if the workspace is starting and the resolver
+    /// knows it.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self.0.kind {
@@ -268,6 +315,7 @@ impl fmt::Debug for Error {
         f.debug_struct("Error")
             .field("kind", &self.0.kind)
             .field("session", &self.0.session)
+            .field("workspace", &self.0.workspace)
             .field("dial", &self.0.dial)
             .field("validation", &self.0.validation)
             .field("store", &self.0.store)
@@ -277,9 +325,11 @@ impl fmt::Debug for Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.session {
-            Some(session) => write!(f, "session {session}: {}", self.0.kind),
-            None => self.0.kind.fmt(f),
+        let Inner { kind, session, workspace, .. } = &*self.0;
+        match (session, workspace) {
+            (Some(session), _) => write!(f, "session {session}: {kind}"),
+            (None, Some(workspace)) => write!(f, "workspace {workspace}: {kind}"),
+            (None, None) => kind.fmt(f),
         }
     }
 }
@@ -296,20 +346,20 @@ impl StdError for Error {
     }
 }
 
-/// Causes that this crate itself can name.
+/// The causes that this crate itself creates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Cause {
     #[error("no answer within {0:?}")]
     NoAnswer(Duration),
     #[error("no answer yet")]
     NoAnswerYet,
-    #[error("an earlier statement has no answer yet; nothing was sent within {0:?}")]
+    #[error("an earlier statement is unanswered, so nothing was sent within {0:?}")]
     Unanswered(Duration),
-    #[error("the connections for the background were in use for {0:?}")]
+    #[error("all `background_connections` were in use for {0:?}")]
     NoConnection(Duration),
-    #[error("too many rows are to be written")]
+    #[error("too many repairs are pending")]
     TooManyRepairs,
-    #[error("too many statements have no answer")]
+    #[error("too many statements are unanswered")]
     TooManyUnanswered,
     #[error("the resolver panicked")]
     ResolverPanicked,

@@ -1,4 +1,4 @@
-//! The four identities. Newtypes, so that arguments cannot be swapped.
+//! The four identifiers, as newtypes, so that a caller cannot swap arguments.
 
 use std::{fmt, str::FromStr};
 use uuid::Uuid;
@@ -6,26 +6,26 @@ use uuid::Uuid;
 macro_rules! ids {
     ($($(#[$doc:meta])* $name:ident)+) => {$(
         $(#[$doc])*
-        ///
-        /// Wraps a [`Uuid`]; with the `serde` feature it is serialized exactly as one.
+        /// Wraps a [`Uuid`]. With the feature `serde`, the id is serialized exactly as its uuid.
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
         pub struct $name(Uuid);
 
         impl $name {
-            /// Wraps a uuid.
+            /// Creates an id from a uuid.
             #[must_use]
             pub const fn new(id: Uuid) -> Self {
                 Self(id)
             }
 
-            /// Returns the id that stands for a name, for platforms whose ids are text
-            /// (`thread_8f2…`): the version 5 uuid of the name within a namespace ([RFC 9562,
-            /// section 5.5](https://www.rfc-editor.org/rfc/rfc9562#section-5.5)). The same
-            /// namespace and name always give the same id.
+            /// Derives an id from a name, for platforms whose ids are text (`thread_8f2…`). The id
+            /// is the version 5 uuid of the name within a namespace ([RFC 9562, section
+            /// 5.5](https://www.rfc-editor.org/rfc/rfc9562#section-5.5)). The same namespace and
+            /// name always give the same id.
             ///
-            /// Draw one namespace at random for each kind of name and keep it in the source code:
-            /// two kinds of names that may be equal need two namespaces.
+            /// Generate a random namespace for each kind of name, and keep it in the source code.
+            /// Two kinds of names need two namespaces, because equal names in one namespace give
+            /// equal ids.
             ///
             /// ```
             #[doc = concat!("use tower_bound_agent::", stringify!($name), ";")]
@@ -40,13 +40,13 @@ macro_rules! ids {
                 Self(Uuid::new_v5(namespace, name.as_bytes()))
             }
 
-            /// The uuid inside.
+            /// Returns the uuid.
             #[must_use]
             pub const fn into_uuid(self) -> Uuid {
                 self.0
             }
 
-            /// The uuid inside, by reference.
+            /// Returns a reference to the uuid.
             #[must_use]
             pub const fn as_uuid(&self) -> &Uuid {
                 &self.0
@@ -88,13 +88,15 @@ macro_rules! ids {
 }
 
 ids! {
-    /// What sticks: a chat, a notebook, a job.
+    /// The identifier of a session: a chat, a notebook, a job.
     SessionId
-    /// What a session points at. It is rebuilt from time to time, and each build has a new agent.
+    /// The identifier of a workspace, which a session points at. A workspace is rebuilt from time
+    /// to time, and each build has a new agent.
     WorkspaceId
-    /// One build of a workspace.
+    /// The identifier of one build of a workspace.
     BuildId
-    /// The process in a workspace that answers; each build brings a new one.
+    /// The identifier of an agent: the process in a workspace that answers. Each build creates a
+    /// new one.
     AgentId
 }
 
@@ -104,7 +106,7 @@ mod tests {
     use uuid::uuid;
 
     #[test]
-    fn a_name_stands_for_the_version_5_uuid_of_the_rfc() {
+    fn derives_the_version_5_uuid_of_a_name() {
         // The example of RFC 9562, appendix A.4.
         let id = SessionId::from_name(&Uuid::NAMESPACE_DNS, "www.example.com");
         assert_eq!(id.into_uuid(), uuid!("2ed6657d-e927-568b-95e1-2665a8aea6a2"));

@@ -1,27 +1,27 @@
-//! Dial errors whose cause lies in this process.
+//! Dial errors whose cause is in this process.
 
 use crate::BoxError;
 use std::{error::Error as StdError, fmt, io};
 use tokio::task::JoinError;
 use tower::load_shed::error::Overloaded;
 
-/// Marks an error of the dialer as *local*: its cause lies in this process, so it says nothing
-/// about the agent.
+/// An error of the dialer that is *local*: its cause is in this process, so it is no evidence about
+/// the agent.
 ///
 /// A call whose dial fails with a local error ends at once with
-/// [`ErrorKind::Local`](crate::ErrorKind::Local): the resolver is not asked, the agent is not
-/// dialed again, and the binding is not doubted. Otherwise, an overload of this process would
-/// become an overload of the resolver.
+/// [`ErrorKind::Local`](crate::ErrorKind::Local): the layer does not ask the resolver, does not
+/// dial the agent again, and does not doubt the binding. Otherwise, an overload of this process
+/// would become an overload of the resolver.
 ///
-/// These errors are recognized without this type, also as the [`source`](StdError::source) of
-/// another error:
+/// The layer also recognizes these errors without this type, and as the
+/// [`source`](StdError::source) of another error:
 ///
 /// * `Overloaded` of tower's `LoadShed`,
 /// * [`io::Error`]s that report exhausted descriptors (`EMFILE`, `ENFILE`), ports
 ///   (`EADDRNOTAVAIL`), buffers (`ENOBUFS`) or memory (`ENOMEM`),
-/// * the [`JoinError`] of a task that was cancelled.
+/// * the [`JoinError`] of a cancelled task.
 ///
-/// A timeout is not recognized: an agent that does not answer in time is evidence about the agent.
+/// A timeout is not local: an agent that does not answer in time is evidence about the agent.
 ///
 /// ```
 /// use tower_bound_agent::{BoxError, DialAgent, LocalError};
@@ -57,7 +57,7 @@ impl LocalError {
 
 impl fmt::Display for LocalError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the dial failed for a reason in this process")
+        f.write_str("the dial failed for a reason in this process, not in the agent")
     }
 }
 
@@ -82,7 +82,7 @@ fn is_exhausted(error: &io::Error) -> bool {
         || error.raw_os_error().is_some_and(|code| EXHAUSTED.contains(&code))
 }
 
-/// `EMFILE`, `ENFILE` and `ENOBUFS`, for which the standard library has no kind.
+/// `EMFILE`, `ENFILE` and `ENOBUFS`, which [`io::ErrorKind`] does not name.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 const EXHAUSTED: [i32; 3] = [24, 23, 105];
 #[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_cancelled_task_is_local_and_a_panic_is_not() {
+    async fn a_cancelled_task_is_local_and_a_panicked_task_is_not() {
         let task = tokio::spawn(std::future::pending::<()>());
         task.abort();
         assert!(LocalError::is_in(&task.await.unwrap_err()));

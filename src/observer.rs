@@ -1,15 +1,15 @@
-//! What an application can watch.
+//! Events, and the observer that receives them.
 
 use crate::{Outcome, OutcomeKind, Repair, Resolution, SessionId, Target, WorkspaceId};
 use std::{error::Error as StdError, time::Duration};
 use tokio::time::Instant;
 
-/// Something that wants to know what happens: metrics, keep-alive, activity tracking, hooks for a
-/// rebind.
+/// A receiver of events, for metrics, keep-alive, activity tracking, and hooks for a rebind.
 ///
-/// One method, called where the event happens: in the call, in a background task, or in the `Drop`
-/// of a call's future. So it must return at once, must not block, and must not panic; hand work
-/// over to a channel, as an [`OwnedEvent`](crate::OwnedEvent).
+/// The layer calls the only method where the event happens: in the call, in a background task, or
+/// in the `Drop` of a call's future. Therefore, an observer must return at once, must not block,
+/// and must not panic. To do more work, send an [`OwnedEvent`](crate::OwnedEvent) through a
+/// channel.
 ///
 /// Every `Fn(&Event)` is an observer:
 ///
@@ -25,13 +25,18 @@ use tokio::time::Instant;
 ///
 /// # Feature `tracing`
 ///
-/// Then every event is also one of `tracing`, under `tower_bound_agent`; what happens in a call in
-/// its span `bound_agent`. A switch is *info*; a validation that failed, a repair that could not be
-/// written, rows that could not be read again and use that could not be recorded are *warn*; every
-/// dial and every use is *trace*; the rest is *debug*. So `tower_bound_agent=info` is quiet until
-/// something is replaced or breaks.
+/// With this feature, every event is also a `tracing` event with the target `tower_bound_agent`.
+/// Events of a call are in its span `bound_agent`. The levels are:
+///
+/// * *info*: a switch,
+/// * *warn*: a failed validation, a repair that could not be written, rows that could not be read
+///   again, and use that could not be recorded,
+/// * *debug*: all other events,
+/// * *trace*: every dial that was answered and every use.
+///
+/// With `tower_bound_agent=info`, the log is quiet until an agent is replaced or something breaks.
 pub trait Observer: Send + Sync + 'static {
-    /// Is told of one event.
+    /// Receives one event.
     fn observe(&self, event: &Event<'_>);
 }
 
@@ -41,141 +46,144 @@ impl<F: Fn(&Event<'_>) + Send + Sync + 'static> Observer for F {
     }
 }
 
-/// What has happened.
+/// An event of a call or of a background task.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
     /// A dial has ended.
     #[non_exhaustive]
     Dialed {
-        /// Whose dial.
+        /// The session.
         session: SessionId,
-        /// In which workspace.
+        /// Its workspace.
         workspace: WorkspaceId,
-        /// What was dialed.
+        /// The dialed target.
         target: &'a Target,
-        /// How long it was pending.
+        /// The time for which the dial was pending.
         took: Duration,
-        /// What the dialer said, if it failed.
+        /// The error of the dialer, if the dial failed.
         error: Option<&'a (dyn StdError + Send + Sync + 'static)>,
     },
-    /// The resolver has answered, or failed to.
+    /// A validation has ended: the resolver answered, failed, or did not answer in time.
     #[non_exhaustive]
     Validated {
-        /// Of which workspace.
+        /// The workspace.
         workspace: WorkspaceId,
-        /// How long it took.
+        /// The time that the validation took.
         took: Duration,
-        /// The answer, or why there is none.
+        /// The answer, or the error if there is none.
         answer: Result<&'a Resolution, &'a (dyn StdError + Send + Sync + 'static)>,
     },
-    /// A session got a connection to another agent than the bound one. Sent after that agent was
-    /// dialed, so hooks for a rebind may talk to it.
+    /// A call of a session switched to another agent than the bound one. The event is sent after
+    /// that agent answered a dial, so hooks for a rebind can connect to it.
     #[non_exhaustive]
     Switched {
-        /// Whose connection.
+        /// The session.
         session: SessionId,
-        /// In which workspace.
+        /// Its workspace.
         workspace: WorkspaceId,
-        /// What was bound.
+        /// The target that was bound before.
         from: &'a Target,
-        /// What answered.
+        /// The target that answered.
         to: &'a Target,
     },
-    /// A session's own repair has ended, or has failed and will be tried again.
+    /// An attempt of a session's own repair has ended. After [`Repair::Retrying`], another attempt
+    /// follows.
     #[non_exhaustive]
     Repaired {
-        /// Of whose binding.
+        /// The session.
         session: SessionId,
-        /// In which workspace.
+        /// Its workspace.
         workspace: WorkspaceId,
-        /// What was to be written.
+        /// The target of the repair.
         target: &'a Target,
-        /// What became of it: written, lost, retrying or failed.
+        /// The state of the repair: written, lost, retrying or failed.
         repair: Repair,
     },
-    /// A group repair has ended, or has failed and will be tried again: all bindings of a workspace
-    /// that were behind.
+    /// An attempt of a group repair has ended. A group repair writes all bindings of a workspace
+    /// that are behind. After [`Repair::Retrying`], another attempt follows.
     #[non_exhaustive]
     WorkspaceRepaired {
-        /// Which workspace.
+        /// The workspace.
         workspace: WorkspaceId,
-        /// What was to be written.
+        /// The target of the repair.
         target: &'a Target,
-        /// What became of it: written, lost, retrying or failed.
+        /// The state of the repair: written, lost, retrying or failed.
         repair: Repair,
     },
-    /// A connection is returned to its caller.
+    /// A call returns a connection to its caller.
     #[non_exhaustive]
     Used {
-        /// Whose connection.
+        /// The session.
         session: SessionId,
-        /// In which workspace.
+        /// Its workspace.
         workspace: WorkspaceId,
-        /// To what.
+        /// The target of the connection.
         target: &'a Target,
-        /// How it was obtained.
+        /// The outcome of the call.
         outcome: &'a Outcome,
     },
-    /// A session is in use: it has held a connection at an interval of
-    /// [`usage_interval`](crate::BoundAgentBuilder::usage_interval). Once an interval and session.
+    /// A session holds a connection. The event is sent once for each session and
+    /// [`usage_interval`](crate::BoundAgentBuilder::usage_interval).
     #[non_exhaustive]
     InUse {
-        /// Whose connection.
+        /// The session.
         session: SessionId,
-        /// In which workspace.
+        /// Its workspace.
         workspace: WorkspaceId,
-        /// To what.
+        /// The target of the connection.
         target: &'a Target,
-        /// Since when the session has been in use, as
+        /// The start of the session's present use, as in
         /// [`SessionInUse::since`](crate::SessionInUse::since).
         since: Instant,
     },
-    /// Cached rows could not be read again in the background. They are read first at the next
-    /// [`refresh_interval`](crate::BoundAgentBuilder::refresh_interval); until then an order of
-    /// another process may go unnoticed.
+    /// A background refresh could not read cached rows. The next
+    /// [`refresh_interval`](crate::BoundAgentBuilder::refresh_interval) reads them first. Until
+    /// then, a command of another process may go unnoticed.
     #[non_exhaustive]
     RefreshFailed {
-        /// How many rows.
+        /// The number of rows.
         rows: u64,
-        /// Why not. Of several statements of one check that failed, the first one's error.
+        /// The error of the first statement that failed.
         error: &'a (dyn StdError + Send + Sync + 'static),
     },
-    /// The use of sessions could not be recorded. It is recorded at the next interval.
+    /// The use of sessions could not be recorded. The next
+    /// [`usage_interval`](crate::BoundAgentBuilder::usage_interval) records it.
     #[non_exhaustive]
     UseNotRecorded {
-        /// How many sessions.
+        /// The number of sessions.
         sessions: u64,
-        /// Why not.
+        /// The error of the store.
         error: &'a (dyn StdError + Send + Sync + 'static),
     },
-    /// A caller has reported its connection as stale, and that raised a doubt.
+    /// A caller reported its connection as stale, and the report raised a doubt. See
+    /// [`BoundHandle::report_stale`](crate::BoundHandle::report_stale).
     #[non_exhaustive]
     ReportedStale {
-        /// Whose connection.
+        /// The session.
         session: SessionId,
-        /// In which workspace.
+        /// Its workspace.
         workspace: WorkspaceId,
-        /// To what.
+        /// The target of the connection.
         target: &'a Target,
     },
     /// A call was dropped while its dial was pending.
     #[non_exhaustive]
     DroppedInFlight {
-        /// Whose call.
+        /// The session.
         session: SessionId,
-        /// In which workspace.
+        /// Its workspace.
         workspace: WorkspaceId,
-        /// What was being dialed.
+        /// The target that was being dialed.
         target: &'a Target,
-        /// How long it had been pending.
+        /// The time for which the dial was pending.
         pending: Duration,
     },
 }
 
 impl Event<'_> {
     /// Returns the kind of event as a word in snake case, for logs and the labels of metrics. The
-    /// words of 0.1 do not change.
+    /// words do not change within 0.1.
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
@@ -195,7 +203,7 @@ impl Event<'_> {
 }
 
 impl Event<'_> {
-    /// Returns the event as a value of its own, which can be kept, compared and sent through a
+    /// Returns an owned copy of the event, which can be stored, compared and sent through a
     /// channel.
     ///
     /// ```
@@ -203,10 +211,10 @@ impl Event<'_> {
     /// use tower_bound_agent::{Event, OwnedEvent};
     ///
     /// let (events, mut seen) = mpsc::channel(1_000);
-    /// // For the builder's `observer`. An event that finds the channel full is lost.
+    /// // The observer for the builder. If the channel is full, the event is lost.
     /// let observer = move |event: &Event<'_>| drop(events.try_send(event.to_owned()));
     /// # drop(observer);
-    /// // For a task that watches.
+    /// // The task that receives the events.
     /// let watch = async move {
     ///     while let Some(event) = seen.recv().await {
     ///         if let OwnedEvent::Switched { session, to, .. } = event {
@@ -222,139 +230,138 @@ impl Event<'_> {
     }
 }
 
-/// An [`Event`] that borrows nothing. Errors are kept as text: the error, then its sources,
-/// separated by `: `.
+/// An owned [`Event`]. It holds errors as text: the error, then its sources, separated by `: `.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OwnedEvent {
     /// See [`Event::Dialed`].
     #[non_exhaustive]
     Dialed {
-        /// Whose dial.
+        /// The session.
         session: SessionId,
-        /// In which workspace.
+        /// Its workspace.
         workspace: WorkspaceId,
-        /// What was dialed.
+        /// The dialed target.
         target: Target,
-        /// How long it was pending.
+        /// The time for which the dial was pending.
         took: Duration,
-        /// What the dialer said, if it failed.
+        /// The error of the dialer, if the dial failed.
         error: Option<String>,
     },
     /// See [`Event::Validated`].
     #[non_exhaustive]
     Validated {
-        /// Of which workspace.
+        /// The workspace.
         workspace: WorkspaceId,
-        /// How long it took.
+        /// The time that the validation took.
         took: Duration,
-        /// The answer, or why there is none.
+        /// The answer, or the error if there is none.
         answer: Result<Resolution, String>,
     },
     /// See [`Event::Switched`].
     #[non_exhaustive]
     Switched {
-        /// Whose connection.
+        /// The session.
         session: SessionId,
-        /// In which workspace.
+        /// Its workspace.
         workspace: WorkspaceId,
-        /// What was bound.
+        /// The target that was bound before.
         from: Target,
-        /// What answered.
+        /// The target that answered.
         to: Target,
     },
     /// See [`Event::Repaired`].
     #[non_exhaustive]
     Repaired {
-        /// Of whose binding.
+        /// The session.
         session: SessionId,
-        /// In which workspace.
+        /// Its workspace.
         workspace: WorkspaceId,
-        /// What was to be written.
+        /// The target of the repair.
         target: Target,
-        /// What became of it.
+        /// The state of the repair.
         repair: Repair,
     },
     /// See [`Event::WorkspaceRepaired`].
     #[non_exhaustive]
     WorkspaceRepaired {
-        /// Which workspace.
+        /// The workspace.
         workspace: WorkspaceId,
-        /// What was to be written.
+        /// The target of the repair.
         target: Target,
-        /// What became of it.
+        /// The state of the repair.
         repair: Repair,
     },
     /// See [`Event::Used`].
     #[non_exhaustive]
     Used {
-        /// Whose connection.
+        /// The session.
         session: SessionId,
-        /// In which workspace.
+        /// Its workspace.
         workspace: WorkspaceId,
-        /// To what.
+        /// The target of the connection.
         target: Target,
-        /// Which way the call took.
+        /// The kind of outcome.
         kind: OutcomeKind,
-        /// Dials started.
+        /// The number of dials that the call started.
         dials: u8,
-        /// Validations that the call asked for or joined.
+        /// The number of validations that the call started or joined.
         validations: u8,
-        /// From the start of the call to the start of the dial that answered.
+        /// The time from the start of the call to the start of the dial that answered.
         decided_in: Duration,
-        /// From the start of the dial that answered until it did.
+        /// The time from the start of the dial that answered until it answered.
         dialed_in: Duration,
-        /// What had become of the repair by then.
+        /// The state of the repair when the connection was returned.
         repair: Repair,
     },
     /// See [`Event::InUse`].
     #[non_exhaustive]
     InUse {
-        /// Whose connection.
+        /// The session.
         session: SessionId,
-        /// In which workspace.
+        /// Its workspace.
         workspace: WorkspaceId,
-        /// To what.
+        /// The target of the connection.
         target: Target,
-        /// Since when the session has been in use.
+        /// The start of the session's present use.
         since: Instant,
     },
     /// See [`Event::RefreshFailed`].
     #[non_exhaustive]
     RefreshFailed {
-        /// How many rows.
+        /// The number of rows.
         rows: u64,
-        /// Why not, with its causes.
+        /// The error and its sources.
         error: String,
     },
     /// See [`Event::UseNotRecorded`].
     #[non_exhaustive]
     UseNotRecorded {
-        /// How many sessions.
+        /// The number of sessions.
         sessions: u64,
-        /// Why not, with its causes.
+        /// The error and its sources.
         error: String,
     },
     /// See [`Event::ReportedStale`].
     #[non_exhaustive]
     ReportedStale {
-        /// Whose connection.
+        /// The session.
         session: SessionId,
-        /// In which workspace.
+        /// Its workspace.
         workspace: WorkspaceId,
-        /// To what.
+        /// The target of the connection.
         target: Target,
     },
     /// See [`Event::DroppedInFlight`].
     #[non_exhaustive]
     DroppedInFlight {
-        /// Whose call.
+        /// The session.
         session: SessionId,
-        /// In which workspace.
+        /// Its workspace.
         workspace: WorkspaceId,
-        /// What was being dialed.
+        /// The target that was being dialed.
         target: Target,
-        /// How long it had been pending.
+        /// The time for which the dial was pending.
         pending: Duration,
     },
 }
@@ -411,7 +418,7 @@ impl From<&Event<'_>> for OwnedEvent {
     }
 }
 
-/// The error and its sources.
+/// Formats an error and its sources, separated by `: `.
 fn text(error: &(dyn StdError + Send + Sync + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -447,7 +454,7 @@ pub(crate) fn trace(event: &Event<'_>) {
             target,
             repair: repair @ (Repair::Retrying | Repair::Failed),
         } => {
-            warn!(%session, %workspace, agent = %target.agent, ?repair, "repair not written");
+            warn!(%session, %workspace, agent = %target.agent, ?repair, "repair could not be written");
         }
         Event::Repaired { session, workspace, target, repair } => {
             debug!(%session, %workspace, agent = %target.agent, ?repair, "repair");
@@ -457,10 +464,10 @@ pub(crate) fn trace(event: &Event<'_>) {
             target,
             repair: repair @ (Repair::Retrying | Repair::Failed),
         } => {
-            warn!(%workspace, agent = %target.agent, ?repair, "workspace not repaired");
+            warn!(%workspace, agent = %target.agent, ?repair, "group repair could not be written");
         }
         Event::WorkspaceRepaired { workspace, target, repair } => {
-            debug!(%workspace, agent = %target.agent, ?repair, "workspace repaired");
+            debug!(%workspace, agent = %target.agent, ?repair, "group repair");
         }
         Event::Used { session, workspace, target, outcome } => {
             trace!(%session, %workspace, agent = %target.agent, kind = ?outcome.kind, "connected");
@@ -469,16 +476,16 @@ pub(crate) fn trace(event: &Event<'_>) {
             trace!(%session, %workspace, agent = %target.agent, "in use");
         }
         Event::RefreshFailed { rows, error } => {
-            warn!(rows, error = %text(*error), "cached rows not read again");
+            warn!(rows, error = %text(*error), "cached rows could not be read again");
         }
         Event::UseNotRecorded { sessions, error } => {
-            warn!(sessions, error = %text(*error), "use not recorded");
+            warn!(sessions, error = %text(*error), "use of sessions could not be recorded");
         }
         Event::ReportedStale { session, workspace, target } => {
-            debug!(%session, %workspace, agent = %target.agent, "reported stale");
+            debug!(%session, %workspace, agent = %target.agent, "connection reported as stale");
         }
         Event::DroppedInFlight { session, workspace, target, pending } => {
-            debug!(%session, %workspace, agent = %target.agent, ?pending, "dropped in flight");
+            debug!(%session, %workspace, agent = %target.agent, ?pending, "call dropped while its dial was pending");
         }
     }
 }

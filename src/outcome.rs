@@ -1,4 +1,4 @@
-//! How a connection was obtained.
+//! The outcome of a call, and the state of its repair.
 
 use crate::Target;
 use std::{
@@ -10,27 +10,27 @@ use std::{
     time::Duration,
 };
 
-/// How a connection was obtained, what it took, and what became of the repair.
+/// The outcome of a call: how the connection was obtained, its cost, and the state of the repair.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Outcome {
-    /// Which way the call took.
+    /// The kind of outcome.
     pub kind: OutcomeKind,
-    /// Dials started, the one that answered included: 1 to 3; 0 if a client had a connection
-    /// already.
+    /// The number of dials that the call started, including the one that answered: 1 to 3. It is 0
+    /// if a client reused a connection.
     pub dials: u8,
-    /// Validations that this call asked for or joined.
+    /// The number of validations that the call started or joined.
     pub validations: u8,
-    /// From the start of the call to the start of the dial that answered: look-ups, verdicts, the
-    /// wait in the target's queue and dials given up.
+    /// The time from the start of the call to the start of the dial that answered: look-ups,
+    /// validations, the wait in the target's queue, and dials that were dropped or failed.
     pub decided_in: Duration,
-    /// From the start of the dial that answered until it did.
+    /// The time from the start of the dial that answered until it answered.
     pub dialed_in: Duration,
     pub(crate) repair: Option<RepairStatus>,
 }
 
 impl Outcome {
-    /// One dial that was ready at once.
+    /// Returns the outcome of a call whose only dial was ready at once.
     pub(crate) fn reused() -> Self {
         let (decided_in, dialed_in) = (Duration::ZERO, Duration::ZERO);
         Self {
@@ -43,42 +43,42 @@ impl Outcome {
         }
     }
 
-    /// A connection of an earlier call.
+    /// Returns the outcome of a request that reuses the connection of an earlier call.
     #[cfg(feature = "http")]
     pub(crate) fn pooled() -> Self {
         Self { dials: 0, ..Self::reused() }
     }
 
-    /// What has become of the repair by now. In the background a repair may go on after the
-    /// connection was returned.
+    /// Returns the present state of the repair. A repair may continue in the background after the
+    /// connection was returned, so the state may change.
     #[must_use]
     pub fn repair(&self) -> Repair {
         self.repair.as_ref().map_or(Repair::NotNeeded, RepairStatus::get)
     }
 }
 
-/// Which way a call took to its connection.
+/// The kind of an [`Outcome`]: how the call reached the agent that answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OutcomeKind {
-    /// The bound agent answered, nobody was asked.
+    /// The bound agent answered, and the resolver was not asked.
     Reused,
-    /// The bound agent answered after a validation had named it.
+    /// The bound agent answered after a validation had confirmed it.
     Confirmed,
-    /// The first dial failed, a second one to the same agent answered.
+    /// The first dial failed, and a second one to the same agent was answered.
     Redialed,
     /// Another agent than the bound one answered.
     Switched {
-        /// What was bound.
+        /// The target that was bound before.
         from: Arc<Target>,
     },
-    /// The session had no agent before.
+    /// The session was bound to no agent before.
     FirstBind,
 }
 
 impl OutcomeKind {
-    /// Returns the kind as a word in snake case, for logs and the labels of metrics. The words of
-    /// 0.1 do not change.
+    /// Returns the kind as a word in snake case, for logs and the labels of metrics. The words do
+    /// not change within 0.1.
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
@@ -91,28 +91,29 @@ impl OutcomeKind {
     }
 }
 
-/// What became of writing the answering target into the binding.
+/// The state of a repair: the write of the answering target into the binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Repair {
-    /// The row names the target already.
+    /// The row already names the target.
     NotNeeded,
     /// The write is under way.
     Pending,
-    /// The store could not be written; it is tried again in the background.
+    /// The store could not be written, and the repair is tried again in the background.
     Retrying,
-    /// The row names the target. After a group repair: every row of the workspace that was behind
-    /// does, and one that an order has changed meanwhile is as it was ordered.
+    /// The row names the target. For a group repair: every row of the workspace that was behind
+    /// names it, except rows that a concurrent command changed.
     Written,
-    /// Somebody else's write won; nothing was overwritten.
+    /// Another write won the compare-and-swap, and nothing was overwritten.
     Lost,
-    /// It was given up: the store stayed out of reach, or the layer was closed.
+    /// The repair ended without a write: the store stayed out of reach, too many repairs were
+    /// pending, or the layer was closed.
     Failed,
 }
 
 impl Repair {
-    /// Returns the state as a word in snake case, for logs and the labels of metrics. The words of
-    /// 0.1 do not change.
+    /// Returns the state as a word in snake case, for logs and the labels of metrics. The words do
+    /// not change within 0.1.
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
@@ -126,7 +127,7 @@ impl Repair {
     }
 }
 
-/// Shared between the task that writes and everybody who may ask.
+/// The state of a repair, shared by its task and all clones of the outcome.
 #[derive(Clone)]
 pub(crate) struct RepairStatus(Arc<AtomicU8>);
 
@@ -153,7 +154,7 @@ impl RepairStatus {
     }
 }
 
-/// What a user sees in the [`Outcome`]: the word, not the number.
+/// Formats the state as the [`Repair`] that it stands for.
 impl fmt::Debug for RepairStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.get().fmt(f)

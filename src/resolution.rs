@@ -1,23 +1,24 @@
-//! What the resolver may answer.
+//! The resolver's answer.
 
 use crate::Target;
 use std::{fmt, time::Duration};
 
-/// The resolver's answer. An *error* of the resolver means unknown, and unknown is never evidence.
+/// The resolver's answer: the state of a workspace.
 ///
-/// Say [`Gone`](Resolution::Gone) only if the workspace is known not to exist any more; a look-up
-/// that was forbidden or failed is an error.
+/// An *error* of the resolver means that the state is unknown, and is never evidence. Return
+/// [`Gone`](Resolution::Gone) only if the workspace is known not to exist; a look-up that was
+/// forbidden or failed is an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Resolution {
-    /// This target serves the workspace.
+    /// The workspace is served by this target.
     Running(Target),
-    /// A build is under way.
+    /// A build of the workspace is under way.
     Starting {
-        /// When to try again, if that can be told.
+        /// The time after which to try again, if the resolver knows it.
         retry_after: Option<Duration>,
     },
-    /// The workspace exists and nothing runs in it.
+    /// The workspace exists, and no agent runs in it.
     Stopped,
     /// The workspace does not exist any more.
     Gone,
@@ -25,7 +26,7 @@ pub enum Resolution {
 
 impl Resolution {
     /// Returns the kind of answer as a word in snake case, for logs and the labels of metrics. The
-    /// words of 0.1 do not change.
+    /// words do not change within 0.1.
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {

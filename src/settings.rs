@@ -1,32 +1,35 @@
-//! The values that a builder collects, and what contradicts what.
+//! The values that a builder collects, and the checks against contradictions.
 
 use std::time::Duration;
 
-/// What to do when a dial has failed and the resolver names the same agent again, or cannot say.
+/// The action when a dial has failed and the resolver names the same agent again, or does not
+/// answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Redial {
-    /// Dial it once more.
+    /// Dials the agent once more.
     #[default]
     Once,
-    /// Let the call fail with the dialer's error.
+    /// Fails the call with the dialer's error.
     Never,
 }
 
-/// When a repair is written, relative to the connection that made it necessary.
+/// The time at which a repair is written, relative to the connection that made it necessary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum RepairMode {
-    /// In a task of its own; the connection never waits for the database.
+    /// Writes the repair in a task of its own. The connection does not wait for the store.
     #[default]
     Background,
-    /// The connection is returned once the first attempt to write has ended, whatever became of it.
+    /// Returns the connection when the first attempt to write has ended, whether or not it
+    /// succeeded.
     BeforeReturn,
 }
 
-/// Two settings that cannot both hold, or one that cannot hold by itself.
+/// The error of [`BoundAgentBuilder::build`](crate::BoundAgentBuilder::build): two settings
+/// contradict each other, or one is invalid by itself.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{first}` contradicts `{second}`: {why}")]
+#[error("invalid settings: {why}")]
 pub struct BuildError {
     first: &'static str,
     second: &'static str,
@@ -34,8 +37,10 @@ pub struct BuildError {
 }
 
 impl BuildError {
-    /// The names of the two settings; of one that cannot hold by itself (a timeout of zero, say)
-    /// its name comes first, and what it would have to be second.
+    /// Returns the names of the two settings.
+    ///
+    /// If a setting is invalid by itself, such as a timeout of zero, its name comes first, and a
+    /// description of a valid value second.
     #[must_use]
     pub fn settings(&self) -> [&'static str; 2] {
         [self.first, self.second]
@@ -83,7 +88,7 @@ impl Default for Settings {
     }
 }
 
-/// Longer is surely a mistake, and adding it to an instant may overflow.
+/// The longest valid duration. A longer one is a mistake, and its sum with an instant may overflow.
 pub(crate) const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 
 impl Settings {
@@ -104,67 +109,65 @@ impl Settings {
         ];
         for (name, duration) in durations {
             if duration.is_zero() {
-                return refuse(name, "a wait", "it is zero".into());
+                return refuse(name, "a wait", format!("`{name}` must not be zero"));
             }
         }
         for (name, duration) in
             durations.into_iter().chain([("validation_delay", self.validation_delay)])
         {
             if duration > LONGEST {
-                return refuse(
-                    name,
-                    "a bounded wait",
-                    format!("{duration:?} is longer than {LONGEST:?}"),
-                );
+                let why = format!("`{name}` is {duration:?} and must be at most 30 days");
+                return refuse(name, "a bounded wait", why);
             }
         }
         if self.validation_delay >= self.dial_timeout {
             let why = format!(
-                "no validation begins after {:?} if the dial ends after {:?}",
+                "`validation_delay` ({:?}) must be less than `dial_timeout` ({:?}), or no dial is \
+                 ever validated",
                 self.validation_delay, self.dial_timeout
             );
             return refuse("validation_delay", "dial_timeout", why);
         }
         if self.validation_delay + self.resolve_timeout >= self.dial_timeout {
             let why = format!(
-                "the delay ({:?}) and a slow answer ({:?}) leave nothing of the dial timeout ({:?})",
+                "`validation_delay` ({:?}) plus `resolve_timeout` ({:?}) must be less than \
+                 `dial_timeout` ({:?}), or no time is left after a slow answer",
                 self.validation_delay, self.resolve_timeout, self.dial_timeout
             );
             return refuse("resolve_timeout", "dial_timeout", why);
         }
         if self.store_timeout >= self.dial_timeout {
             let why = format!(
-                "a slow store ({:?}) leaves nothing of the dial timeout ({:?})",
+                "`store_timeout` ({:?}) must be less than `dial_timeout` ({:?}), or no time is \
+                 left after a slow read",
                 self.store_timeout, self.dial_timeout
             );
             return refuse("store_timeout", "dial_timeout", why);
         }
         if self.revalidate_every > self.revalidate_at_most {
             let why = format!(
-                "the interval begins at {:?} and never exceeds {:?}",
+                "`revalidate_every` ({:?}) must not exceed `revalidate_at_most` ({:?})",
                 self.revalidate_every, self.revalidate_at_most
             );
             return refuse("revalidate_every", "revalidate_at_most", why);
         }
         if self.cache_time_to_idle <= self.store_timeout {
             let why = format!(
-                "a binding could leave the cache ({:?}) and be read again while an earlier read of it ({:?}) goes on",
+                "`cache_time_to_idle` ({:?}) must be greater than `store_timeout` ({:?}), or a \
+                 binding may leave the cache during a read of it",
                 self.cache_time_to_idle, self.store_timeout
             );
             return refuse("cache_time_to_idle", "store_timeout", why);
         }
-        if self.background_connections == 0 {
-            return refuse(
-                "background_connections",
-                "a number of connections",
-                "it is zero".into(),
-            );
-        }
-        if self.max_pending_dials == 0 {
-            return refuse("max_pending_dials", "a limit", "it is zero".into());
-        }
-        if self.cache_capacity == 0 {
-            return refuse("cache_capacity", "a cache", "it is zero".into());
+        let counts = [
+            ("background_connections", "a number of connections", self.background_connections == 0),
+            ("max_pending_dials", "a limit", self.max_pending_dials == 0),
+            ("cache_capacity", "a cache", self.cache_capacity == 0),
+        ];
+        for (name, valid, is_zero) in counts {
+            if is_zero {
+                return refuse(name, valid, format!("`{name}` must not be zero"));
+            }
         }
         Ok(())
     }

@@ -78,6 +78,56 @@ fn each_kind_has_a_word_of_its_own() {
 }
 
 #[test]
+fn error_messages_name_the_failure_and_the_remedy() {
+    let (workspace, agent) = (WorkspaceId::new(Uuid::nil()), target().agent);
+    let starting = |retry_after| ErrorKind::Starting { retry_after };
+    let messages = [
+        (
+            ErrorKind::NotBound,
+            "not bound to a workspace; name one with `in_workspace` or `retarget`",
+        ),
+        (
+            ErrorKind::WorkspaceMismatch { bound: workspace, asked: workspace },
+            &*format!(
+                "bound to workspace {workspace}, not to {workspace}; move it with `retarget`"
+            ),
+        ),
+        (
+            ErrorKind::Retargeted,
+            "retargeted during the call, and no dial was left for the new workspace; try again",
+        ),
+        (starting(Some(Duration::from_secs(2))), "the workspace is starting; try again after 2s"),
+        (starting(None), "the workspace is starting; try again later"),
+        (ErrorKind::Stopped, "the workspace is stopped"),
+        (ErrorKind::Gone, "the workspace no longer exists"),
+        (
+            ErrorKind::Unreachable { newer: None },
+            "the agent could not be dialed, and no other agent is known; try again later",
+        ),
+        (
+            ErrorKind::Unreachable { newer: Some(target().into()) },
+            &format!("no dial was left for agent {agent}, which became known late; try again"),
+        ),
+        (
+            ErrorKind::TimedOut { last: LastVerdict::Unknown },
+            "no connection within `dial_timeout` (the resolver gave no answer); try again later",
+        ),
+        (ErrorKind::Dialer, "the dial service failed in `poll_ready`; replace it"),
+        (ErrorKind::Local, "the dial failed for a reason in this process, not in the agent"),
+        (ErrorKind::Resolver, "the resolver named no agent to dial; try again later"),
+        (ErrorKind::Store, "the store could not read or write the binding; nothing was changed"),
+        (
+            ErrorKind::OutcomeUnknown,
+            "the store did not confirm the command; read the binding before repeating it",
+        ),
+        (ErrorKind::Closed, "the layer was closed with `Bindings::close`"),
+    ];
+    for (kind, message) in messages {
+        assert_eq!(kind.to_string(), message);
+    }
+}
+
+#[test]
 fn each_error_of_a_store_has_a_word_of_its_own() {
     let why = || "why".into();
     let errors = [

@@ -124,7 +124,7 @@ impl Bindings {
             };
         }
         self.open(None)?;
-        Err(Error::new(ErrorKind::Resolver).with_validation(cause))
+        Err(Error::new(ErrorKind::Resolver).about(workspace).with_validation(cause))
     }
 
     /// The sessions of a workspace that are in use in this process: those that hold a connection

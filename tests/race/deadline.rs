@@ -280,6 +280,9 @@ async fn the_error_is_one_line_with_its_session() {
     let error: BoxError = s.call().await.1.unwrap_err().into();
     assert_eq!(
         error.to_string(),
-        format!("session {}: the dial timed out (the resolver named this agent)", s.chat)
+        format!(
+            "session {}: no connection within `dial_timeout` (the resolver confirmed the agent); try again later",
+            s.chat
+        )
     );
 }

@@ -179,7 +179,8 @@ impl Bindings {
             Answer::Denied(Denied::Gone) => Status::Gone,
             Answer::Unknown | Answer::Overtaken => Status::Unknown,
         };
-        let target = shared.choose(&start.entry).target.or_else(|| start.entry.row.target.clone());
+        let (choice, _) = shared.choose(&start.entry);
+        let target = choice.target().or(start.entry.row.target.as_ref()).cloned();
         Ok(Current { session, workspace: start.entry.workspace(), target, status })
     }
 

@@ -69,6 +69,8 @@ impl Validated {
 pub(crate) struct Start {
     pub(crate) entry: Arc<CachedRow>,
     pub(crate) choice: Choice,
+    /// The version of the workspace state that this was chosen from.
+    pub(crate) version: u32,
     /// The session has no row, and the caller named the workspace: the row is created before a
     /// connection is returned.
     pub(crate) absent: bool,
@@ -77,8 +79,8 @@ pub(crate) struct Start {
 impl Start {
     /// Whether nothing has become known since.
     pub(crate) fn is_still(&self) -> bool {
-        let Self { entry, choice, .. } = self;
-        entry.is_current() && entry.place.version() == choice.version && !choice.reset
+        let Self { entry, choice, version, .. } = self;
+        entry.is_current() && entry.place.version() == *version && !choice.is_reset()
     }
 }
 
@@ -207,26 +209,26 @@ impl Shared {
         self.learn(row, self.rows.written(token))
     }
 
-    /// What a session with this row is to dial. On the hot path: two atomic loads.
-    pub(crate) fn choose(&self, entry: &CachedRow) -> Choice {
+    /// Chooses what a session with this row is to dial. Returns the version of the workspace state
+    /// that this was chosen from, too. On the hot path: two atomic loads.
+    pub(crate) fn choose(&self, entry: &CachedRow) -> (Choice, u32) {
         let version = entry.place.version();
-        if entry.is_settled_in(version) {
-            let target = entry.row.target.clone();
-            return Choice {
-                target,
-                doubt: None,
-                hold: false,
-                denied: None,
-                version,
-                settled: true,
-                reset: false,
-            };
+        if entry.is_settled_in(version)
+            && let Some(target) = &entry.row.target
+        {
+            return (Choice::Settled(Arc::clone(target)), version);
         }
-        let choice = entry.place.choose(&entry.row, entry.read(), Instant::now());
-        if choice.settled && !choice.reset {
-            entry.set_settled_in(choice.version);
+        let (choice, version) = entry.place.choose(&entry.row, entry.read(), Instant::now());
+        if choice.is_settled() {
+            entry.set_settled_in(version);
         }
-        choice
+        (choice, version)
+    }
+
+    /// What a call with this row goes by.
+    pub(crate) fn start(&self, entry: Arc<CachedRow>, absent: bool) -> Start {
+        let (choice, version) = self.choose(&entry);
+        Start { entry, choice, version, absent }
     }
 
     /// What is cached for the session, if it can be used without asking anybody.
@@ -239,8 +241,7 @@ impl Shared {
         if workspace.is_some_and(|asked| asked != entry.workspace()) {
             return None;
         }
-        let choice = self.choose(&entry);
-        (!choice.reset).then_some(Start { entry, choice, absent: false })
+        Some(self.start(entry, false)).filter(|start| !start.choice.is_reset())
     }
 
     /// What the session's next call would dial at once, in doubt or not, if a connection that is
@@ -262,7 +263,7 @@ impl Shared {
     #[cfg(feature = "http")]
     pub(crate) fn is_served(&self, start: &Start) -> bool {
         let in_background = self.settings.repair == crate::RepairMode::Background;
-        let Some(target) = &start.choice.target else { return false };
+        let Some(target) = start.choice.target() else { return false };
         !start.absent
             && (in_background || start.entry.row.target.as_ref().is_some_and(|row| row.is(target)))
     }
@@ -270,7 +271,7 @@ impl Shared {
     /// What the session would dial now, as far as it is cached.
     #[cfg(feature = "http")]
     pub(crate) fn target_of(&self, session: SessionId) -> Option<Arc<Target>> {
-        self.cached(session, None)?.choice.target
+        self.cached(session, None)?.choice.target().cloned()
     }
 
     /// The one look: whether what a call goes by is still what this process knows.
@@ -299,8 +300,8 @@ impl Shared {
                 (_, None) => {}
             }
         }
-        start.choice = self.choose(&start.entry);
-        if start.choice.reset { Standing::Moved } else { Standing::Anew }
+        (start.choice, start.version) = self.choose(&start.entry);
+        if start.choice.is_reset() { Standing::Moved } else { Standing::Anew }
     }
 
     fn is_still_absent(&self, entry: &CachedRow) -> bool {
@@ -325,8 +326,9 @@ impl Shared {
             None if entry.is_commanded() => return self.rows.must_read(session).then_some(true),
             None => Arc::clone(entry),
         };
-        let choice = self.choose(&current);
-        Some(choice.reset || choice.target.is_some_and(|chosen| !chosen.same_place(target)))
+        let (choice, _) = self.choose(&current);
+        let is_another = choice.target().is_some_and(|chosen| !chosen.same_place(target));
+        Some(is_another || choice.is_reset())
     }
 
     /// Whether what is known by now forbids to return a connection to this: the session was pointed
@@ -352,10 +354,11 @@ impl Shared {
             // A cached row that cannot be used: it names another workspace than the caller, or all
             // rows of its workspace were dropped by order. What was read before now is no better.
             Some(entry) => {
-                if self.choose(&entry).reset {
+                let start = self.start(entry, false);
+                if start.choice.is_reset() {
                     self.rows.remove(session);
-                } else if workspace.is_none_or(|asked| asked == entry.workspace()) {
-                    return Ok(Start { choice: self.choose(&entry), entry, absent: false });
+                } else if workspace.is_none_or(|asked| asked == start.entry.workspace()) {
+                    return Ok(start);
                 }
                 self.read_since(session, now).await
             }
@@ -378,7 +381,7 @@ impl Shared {
                 return Err(Error::new(ErrorKind::Store).of(session).with_store(Some(cause)));
             }
         };
-        Ok(Start { choice: self.choose(&entry), entry, absent: false })
+        Ok(self.start(entry, false))
     }
 
     /// What a call goes by that has a workspace and no row.
@@ -387,7 +390,7 @@ impl Shared {
         let row = Binding::new(session, workspace, None, crate::Revision::new(0));
         let entry = self.entry(row, false, &token);
         entry.stray(&token);
-        Start { choice: self.choose(&entry), entry, absent }
+        self.start(entry, absent)
     }
 
     /// Reads the row; joins a read that is under way.

@@ -318,21 +318,65 @@ impl Reports {
     }
 }
 
-/// What a session is to dial, and what there is to be said about it.
+/// What a session is to dial.
 #[derive(Clone, Debug)]
-pub(crate) struct Choice {
-    pub(crate) target: Option<Arc<Target>>,
-    pub(crate) doubt: Option<Instant>,
-    pub(crate) hold: bool,
-    /// There is nothing to dial, and the resolver has just said why.
-    pub(crate) denied: Option<Denied>,
-    /// The state of the workspace that this was chosen from.
-    pub(crate) version: u32,
-    /// It is just what the row says: until the version changes, the row may be dialed without a
-    /// look.
-    pub(crate) settled: bool,
-    /// The epoch of the workspace has ended, or may have: the row must be read anew.
-    pub(crate) reset: bool,
+pub(crate) enum Choice {
+    /// Exactly what the row names, without any doubt. Until the version of the workspace state
+    /// changes, the row may be dialed without another choice.
+    Settled(Arc<Target>),
+    /// This target.
+    Dial {
+        target: Arc<Target>,
+        /// Since when the target may be wrong: the call validates it while it dials.
+        doubt: Option<Instant>,
+        /// A connection is held back until the target was validated or the delay has passed.
+        hold: bool,
+    },
+    /// Nothing, before the resolver has named a target.
+    AskFirst {
+        doubt: Option<Instant>,
+        /// Why there is nothing to dial, if the resolver has just said so.
+        denied: Option<Denied>,
+    },
+    /// Nothing: the epoch of the workspace has ended, or may have, so the row must be read again.
+    Reset,
+}
+
+impl Choice {
+    pub(crate) fn target(&self) -> Option<&Arc<Target>> {
+        match self {
+            Self::Settled(target) | Self::Dial { target, .. } => Some(target),
+            Self::AskFirst { .. } | Self::Reset => None,
+        }
+    }
+
+    /// Returns since when the session is in doubt.
+    pub(crate) fn doubt(&self) -> Option<Instant> {
+        match self {
+            Self::Dial { doubt, .. } | Self::AskFirst { doubt, .. } => *doubt,
+            Self::Settled(_) | Self::Reset => None,
+        }
+    }
+
+    /// Returns why there is nothing to dial, if the resolver has just said so.
+    pub(crate) fn denied(&self) -> Option<Denied> {
+        match self {
+            Self::AskFirst { denied, .. } => *denied,
+            Self::Settled(_) | Self::Dial { .. } | Self::Reset => None,
+        }
+    }
+
+    pub(crate) fn is_settled(&self) -> bool {
+        matches!(self, Self::Settled(_))
+    }
+
+    pub(crate) fn is_held(&self) -> bool {
+        matches!(self, Self::Dial { hold: true, .. })
+    }
+
+    pub(crate) fn is_reset(&self) -> bool {
+        matches!(self, Self::Reset)
+    }
 }
 
 impl Workspaces {
@@ -543,45 +587,11 @@ impl WorkspaceState {
         changed
     }
 
-    /// What a session with this row, read at `read`, is to dial: the newer of the row's target and
-    /// what is known here.
-    pub(crate) fn choose(&self, row: &Row, read: Instant, now: Instant) -> Choice {
+    /// Chooses what a session with this row, read at `read`, is to dial: the newer of the row's
+    /// target and what is known here. Returns the version that this was chosen from, too.
+    pub(crate) fn choose(&self, row: &Row, read: Instant, now: Instant) -> (Choice, u32) {
         let mut facts = lock(&self.facts);
-        let version = self.version.load(Ordering::Relaxed);
-        let (target, disagreement) = facts.newest(row.target.as_ref(), read);
-        let reset = facts.reset;
-        let ask_first = Choice {
-            target: None,
-            doubt: None,
-            hold: false,
-            denied: None,
-            version,
-            settled: false,
-            reset,
-        };
-        let Some(target) = target else {
-            return Choice { denied: facts.fresh_denial(now), ..ask_first };
-        };
-        let agent = facts.agents.get(target.agent);
-        let doubt = [facts.doubt, agent.and_then(|agent| agent.doubt), disagreement]
-            .into_iter()
-            .flatten()
-            .max();
-        let active = doubt.filter(|doubt| {
-            !facts.quiet.is_some_and(|(asked, until)| *doubt <= asked && now < until)
-        });
-        if row.target.is_none() && active.is_some() {
-            // Nothing binds the session to it: better ask first than dial what is in doubt.
-            return Choice { doubt: active, ..ask_first };
-        }
-        let settled =
-            doubt.is_none() && row.target.as_ref().is_some_and(|bound| Arc::ptr_eq(bound, &target));
-        // A row that contradicts an announcement may name the agent that was replaced, and that may
-        // still live.
-        let contradicts = disagreement.is_some() && facts.from == Source::Announced;
-        let reported = agent.is_some_and(|agent| agent.is_reported_by(row.session));
-        let hold = active.is_some() && (contradicts || reported);
-        Choice { target: Some(target), doubt: active, hold, settled, ..ask_first }
+        (facts.choose(row, read, now), self.version.load(Ordering::Relaxed))
     }
 
     /// A row was read: it may know of a later build. Returns what the row names, shared by all rows
@@ -876,6 +886,39 @@ impl WorkspaceState {
 }
 
 impl Facts {
+    /// Chooses what a session with this row, read at `read`, is to dial.
+    fn choose(&mut self, row: &Row, read: Instant, now: Instant) -> Choice {
+        if self.reset {
+            return Choice::Reset;
+        }
+        let (target, disagreement) = self.newest(row.target.as_ref(), read);
+        let Some(target) = target else {
+            return Choice::AskFirst { doubt: None, denied: self.fresh_denial(now) };
+        };
+        let agent = self.agents.get(target.agent);
+        let doubt = [self.doubt, agent.and_then(|agent| agent.doubt), disagreement]
+            .into_iter()
+            .flatten()
+            .max();
+        let is_bound = row.target.as_ref().is_some_and(|bound| Arc::ptr_eq(bound, &target));
+        if doubt.is_none() && is_bound {
+            return Choice::Settled(target);
+        }
+        let active = doubt.filter(|doubt| {
+            !self.quiet.is_some_and(|(asked, until)| *doubt <= asked && now < until)
+        });
+        if row.target.is_none() && active.is_some() {
+            // Nothing binds the session to it: better ask first than dial what is in doubt.
+            return Choice::AskFirst { doubt: active, denied: None };
+        }
+        // A row that contradicts an announcement may name the agent that was replaced, and that may
+        // still live.
+        let contradicts = disagreement.is_some() && self.from == Source::Announced;
+        let reported = agent.is_some_and(|agent| agent.is_reported_by(row.session));
+        let hold = active.is_some() && (contradicts || reported);
+        Choice::Dial { target, doubt: active, hold }
+    }
+
     /// The newer of the two, and since when the two contradict each other without being ordered.
     fn newest(
         &mut self,

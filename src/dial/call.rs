@@ -13,6 +13,7 @@ use crate::{
     settings::RepairMode,
     state::repairs::Repairs,
     state::{Shared, Start},
+    workspace::Choice,
 };
 use std::{
     pin::{Pin, pin},
@@ -53,7 +54,7 @@ where
     let deadline = began + shared.settings.dial_timeout;
     let mut now = began;
     if let (FirstPoll::Pending, Some(start)) = (&first, &cached)
-        && let Some(target) = start.choice.target.as_ref().filter(|_| dialer.is_dialing())
+        && let Some(target) = start.choice.target().filter(|_| dialer.is_dialing())
     {
         first = undisturbed(&shared, dialer.as_mut(), start, target, began).await;
         now = Instant::now();
@@ -78,7 +79,7 @@ where
     loop {
         let mut start = match cached.take().or_else(|| shared.cached(ask.session, ask.workspace)) {
             // Dialed at once: the only use of the readiness that the caller waited for.
-            Some(start) if start.choice.target.is_some() => start,
+            Some(start) if start.choice.target().is_some() => start,
             Some(start) => {
                 dialer.as_mut().give_back();
                 start
@@ -91,10 +92,17 @@ where
                 start
             }
         };
+        if start.choice.is_reset() {
+            // The workspace was reset after the row was read.
+            left = Some(start.entry);
+            continue;
+        }
         if let Some(left) = left.take() {
             moved |= has_moved(&left, &start.entry);
             // An earlier denial answers a call that begins, not one that has come here on the way.
-            start.choice.denied = None;
+            if let Choice::AskFirst { denied, .. } = &mut start.choice {
+                *denied = None;
+            }
         }
         let first = std::mem::replace(&mut first, FirstPoll::NotYet);
         let times =
@@ -159,10 +167,10 @@ where
     S: Service<DialAgent> + Clone,
     S::Error: Into<BoxError>,
 {
-    let Some(start) = cached.as_mut().filter(|start| start.choice.settled) else {
+    let Some(start @ Start { choice: Choice::Settled(target), .. }) = &*cached else {
         return Err(FirstPoll::NotYet);
     };
-    let Some(target) = start.choice.target.clone() else { return Err(FirstPoll::NotYet) };
+    let target = Arc::clone(target);
     dialer.as_mut().start(ask.to(start.entry.workspace(), Arc::clone(&target)));
     let to = To { place: &start.entry.place, target: Some(&target) };
     let connection = match dialer.first_poll(to).await {

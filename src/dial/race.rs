@@ -379,10 +379,10 @@ where
             Limits { delay, deadline, redial, jitter: jitter::up_to(delay.max(SHORTEST_LOSS) / 2) };
         let inputs = Inputs {
             bound: start.entry.row.target.as_ref(),
-            target: start.choice.target.take(),
-            doubt: start.choice.doubt,
-            hold: start.choice.hold,
-            denied: start.choice.denied,
+            target: start.choice.target().cloned(),
+            doubt: start.choice.doubt(),
+            hold: start.choice.is_held(),
+            denied: start.choice.denied(),
             dialing,
         };
         let attempt = Attempt::new(limits, inputs, began);
@@ -453,11 +453,11 @@ where
     ) -> Followed {
         match looked {
             Ok(Some(entry)) if entry.workspace() == self.start.entry.workspace() => {
-                let choice = self.shared.choose(&entry);
-                if choice.reset {
+                let start = self.shared.start(entry, false);
+                if start.choice.is_reset() {
                     return Followed::Moved;
                 }
-                *self.start = Start { entry, choice, absent: false };
+                *self.start = start;
                 let landing = self.follow(now);
                 if let Followed::Good = landing {
                     self.attempt.on_row_unchanged();
@@ -481,7 +481,7 @@ where
     /// Tells the attempt of a choice that was made anew.
     fn follow(&mut self, now: Instant) -> Followed {
         let Start { entry, choice, .. } = &*self.start;
-        match (&choice.target, choice.doubt) {
+        match (choice.target(), choice.doubt()) {
             // The row is unbound by now, and what is being dialed is known to be replaced: there is
             // nothing to be dialed before the resolver was asked.
             (None, _)
@@ -517,7 +517,7 @@ pub(crate) async fn news(shared: &Shared, start: &Start) {
     let mut row_changed = pin!(shared.rows.changed(row.session));
     let mut place_changed = pin!(place.changed());
     loop {
-        if place.version() != start.choice.version || shared.rows.is_overtaken(&start.entry) {
+        if place.version() != start.version || shared.rows.is_overtaken(&start.entry) {
             return;
         }
         select! {

@@ -391,15 +391,15 @@ where
                     start
                 }
             };
-            let Some(target) = start.choice.target.clone() else {
+            let Some(target) = start.choice.target().cloned() else {
                 return self.dialed(ask, None).await;
             };
             let agent =
                 self.inner.pool.agent(Key::new(start.entry.workspace(), Arc::clone(&target)));
-            if let Some(doubt) = start.choice.doubt {
+            if let Some(doubt) = start.choice.doubt() {
                 agent.retire_before(doubt);
             }
-            let wants = if start.choice.hold { Wants::Dial } else { wants };
+            let wants = if start.choice.is_held() { Wants::Dial } else { wants };
             // What was given while the request waited is good if the session would still dial the
             // same.
             let in_time =
@@ -411,7 +411,7 @@ where
                 (None, None) => agent.take(wants),
             };
             // A request that is not dialed has the resolver asked, as a dial would.
-            if start.choice.doubt.is_some() && !matches!(taken, Taken::Given(Given::Dial(_))) {
+            if start.choice.doubt().is_some() && !matches!(taken, Taken::Given(Given::Dial(_))) {
                 drop(shared.validate(&start.entry.place));
             }
             match taken {

@@ -222,10 +222,9 @@ impl Watch<'_> {
             if question.is_none() {
                 // What is reported of this very connection fails the request soon; whether its
                 // agent was replaced is for the next call to ask, which may be later than this.
-                let doubt = shared
-                    .choose(&entry)
-                    .doubt
-                    .filter(|doubt| Some(*doubt) > asked && !handle.is_reported());
+                let (choice, _) = shared.choose(&entry);
+                let doubt =
+                    choice.doubt().filter(|doubt| Some(*doubt) > asked && !handle.is_reported());
                 if doubt.is_some() {
                     asked = doubt;
                     question = Some(shared.validate(&place));

@@ -63,14 +63,21 @@ impl Scene {
     fn choose_for(&self, number: u128, row: Option<&str>, read: u64, now: u64) -> Choice {
         let row =
             Row { session: session(number), target: row.map(target), revision: Revision::new(1) };
-        self.place.choose(&row, self.at(read), self.at(now))
+        let (choice, version) = self.place.choose(&row, self.at(read), self.at(now));
+        assert_eq!(version, self.place.version());
+        choice
+    }
+
+    /// What is dialed.
+    fn dials(&self, row: Option<&str>, read: u64, now: u64) -> Option<Arc<Target>> {
+        self.choose(row, read, now).target().cloned()
     }
 
     /// Since when the session of this row is in doubt, in milliseconds.
     fn doubt(&self, row: &str, now: u64) -> Option<u64> {
         let choice = self.choose(Some(row), 0, now);
-        assert_eq!(choice.target, Some(target(row)));
-        choice.doubt.map(|since| (since - self.zero).as_millis() as u64)
+        assert_eq!(choice.target(), Some(&target(row)));
+        choice.doubt().map(|since| (since - self.zero).as_millis() as u64)
     }
 
     fn changes(&self, change: impl FnOnce(&WorkspaceState)) -> bool {
@@ -179,11 +186,11 @@ mod lives {
         s.answer(running("a5"), 0);
         let row =
             Row { session: session(1), target: Some(target("a5")), revision: Revision::new(1) };
-        let before = s.place.choose(&row, s.at(0), s.at(1));
-        assert!(before.settled && !before.reset);
+        let (before, _) = s.place.choose(&row, s.at(0), s.at(1));
+        assert!(before.is_settled() && !before.is_reset());
         let changed = s.changes(|_| s.workspaces.reset(workspace(1), None));
         assert!(changed, "the memo of the hot path must not hide it");
-        assert!(s.choose(Some("a5"), 0, 1).reset && s.choose(None, 0, 1).reset);
+        assert!(s.choose(Some("a5"), 0, 1).is_reset() && s.choose(None, 0, 1).is_reset());
         assert!(s.place.supersedes(&target("a9")), "no repair is written for what was reset");
         assert!(!s.place.doubt_reported(session(1), &target("a5"), s.at(2)));
         let new = s.workspaces.place(workspace(1), Epoch::default());
@@ -314,9 +321,9 @@ mod order {
                 }
             }
             let choice = s.choose(row, read, 200);
-            let said = (choice.target, choice.doubt);
+            let said = (choice.target().cloned(), choice.doubt());
             assert_eq!(said, (dials.map(target), doubt.map(|since| s.at(since))), "line {number}");
-            assert!(!choice.reset && !choice.hold);
+            assert!(!choice.is_reset() && !choice.is_held());
         }
     }
 
@@ -326,8 +333,8 @@ mod order {
         for (number, name) in ["a", "b", "a"].into_iter().enumerate() {
             s.answer(running(name), number as u64);
         }
-        assert_eq!(s.choose(Some("a"), 100, 200).target, Some(target("a")));
-        assert_eq!(s.choose(Some("b"), 100, 200).target, Some(target("a")));
+        assert_eq!(s.dials(Some("a"), 100, 200), Some(target("a")));
+        assert_eq!(s.dials(Some("b"), 100, 200), Some(target("a")));
         assert!(s.place.supersedes(&target("b")) && !s.place.supersedes(&target("a")));
     }
 
@@ -339,7 +346,7 @@ mod order {
         }
         for (name, remembered) in [("a", false), ("b", true), ("i", true)] {
             let choice = s.choose(Some(name), 100, 200);
-            assert_eq!(choice.target == Some(target("j")), remembered, "{name}");
+            assert_eq!(choice.target() == Some(&target("j")), remembered, "{name}");
         }
     }
 
@@ -421,11 +428,11 @@ mod order {
         let s = Scene::new();
         s.answer(running("a5"), 100);
         s.late_answer(STOPPED, 99, 200);
-        assert_eq!(s.choose(None, 0, 200).target, Some(target("a5")));
+        assert_eq!(s.dials(None, 0, 200), Some(target("a5")));
         s.late_answer(STOPPED, 100, 200);
-        assert_eq!(s.choose(None, 0, 200).target, None);
+        assert_eq!(s.dials(None, 0, 200), None);
         s.answer(running("a5"), 300);
-        assert_eq!(s.choose(None, 0, 300).target, Some(target("a5")));
+        assert_eq!(s.dials(None, 0, 300), Some(target("a5")));
     }
 
     #[test]
@@ -435,14 +442,14 @@ mod order {
         s.place.learn_row(&target("a"), s.at(50));
         let (worth, _) = s.late_answer(running("b"), 0, 100);
         assert_eq!(worth, running("b"), "the resolver is the authority");
-        assert_eq!(s.choose(None, 0, 100).target, Some(target("b")));
+        assert_eq!(s.dials(None, 0, 100), Some(target("b")));
         // Nothing orders the two, so that session dials what its row names and asks at once.
         let choice = s.choose(Some("a"), 50, 100);
-        assert_eq!((choice.target, choice.doubt), (Some(target("a")), Some(s.at(50))));
+        assert_eq!((choice.target().cloned(), choice.doubt()), (Some(target("a")), Some(s.at(50))));
         // Its own question decides.
         s.answer(running("b"), 150);
         let choice = s.choose(Some("a"), 50, 200);
-        assert_eq!((choice.target, choice.doubt), (Some(target("b")), None));
+        assert_eq!((choice.target().cloned(), choice.doubt()), (Some(target("b")), None));
     }
 
     #[test]
@@ -562,10 +569,10 @@ mod doubts {
         s.answer(running("a5"), 0);
         s.place.doubt(s.at(10));
         let choice = s.choose(None, 0, 11);
-        assert_eq!((choice.target, choice.doubt), (None, Some(s.at(10))));
+        assert_eq!((choice.target().cloned(), choice.doubt()), (None, Some(s.at(10))));
         s.answer(running("a5"), 20);
         let choice = s.choose(None, 0, 21);
-        assert_eq!((choice.target, choice.doubt), (Some(target("a5")), None));
+        assert_eq!((choice.target().cloned(), choice.doubt()), (Some(target("a5")), None));
     }
 
     #[test]
@@ -661,7 +668,7 @@ mod doubts {
         s.answer(running("a5"), 0);
         s.place.doubt_agent(agent("a"), s.at(100));
         s.late_answer(running("b6"), 50, 200);
-        assert_eq!(s.choose(Some("a5"), 0, 200).target, Some(target("b6")));
+        assert_eq!(s.dials(Some("a5"), 0, 200), Some(target("b6")));
         assert_eq!(s.doubt("b6", 200), None);
         assert!(lock(&s.place.facts).agents.get(agent("a")).is_none());
     }
@@ -673,7 +680,7 @@ mod doubts {
             s.place.doubt_dropped(agent("a"), s.at(0), s.at(100));
             s.late_answer(vain.clone(), 100, 150);
             assert_eq!((s.doubt("a", 150), s.doubt("a", 2_149)), (None, None), "{vain:?}");
-            assert!(!s.choose(Some("a"), 0, 200).settled, "time alone ends it");
+            assert!(!s.choose(Some("a"), 0, 200).is_settled(), "time alone ends it");
             assert_eq!(s.doubt("a", 2_150), Some(100));
         }
         // A question from before the doubt is not an attempt to settle it.
@@ -717,10 +724,10 @@ mod doubts {
         let s = Scene::new();
         s.answer(running("a5"), 0);
         s.place.doubt_agent(agent("a"), s.at(10));
-        assert_eq!(s.choose(None, 0, 11).target, None);
+        assert_eq!(s.dials(None, 0, 11), None);
         // But if nobody can say, it is better than nothing.
         s.answer(Answer::Unknown, 20);
-        assert_eq!(s.choose(None, 0, 21).target, Some(target("a5")));
+        assert_eq!(s.dials(None, 0, 21), Some(target("a5")));
     }
 }
 
@@ -738,11 +745,11 @@ mod reports {
         assert!(report(&s, 1, "a5", 10));
         let (mine, others) =
             (s.choose_for(1, Some("a5"), 0, 20), s.choose_for(2, Some("a5"), 0, 20));
-        assert_eq!((mine.hold, mine.doubt), (true, Some(s.at(10))));
-        assert_eq!((others.hold, others.doubt), (false, Some(s.at(10))));
+        assert_eq!((mine.is_held(), mine.doubt()), (true, Some(s.at(10))));
+        assert_eq!((others.is_held(), others.doubt()), (false, Some(s.at(10))));
         s.answer(running("a5"), 30);
         let mine = s.choose_for(1, Some("a5"), 0, 40);
-        assert_eq!((mine.hold, mine.doubt), (false, None));
+        assert_eq!((mine.is_held(), mine.doubt()), (false, None));
     }
 
     #[test]
@@ -750,7 +757,7 @@ mod reports {
         let s = Scene::new();
         assert!(report(&s, 1, "a5", 10));
         s.answer(Answer::Unknown, 20);
-        assert!(!s.choose_for(1, Some("a5"), 0, 30).hold);
+        assert!(!s.choose_for(1, Some("a5"), 0, 30).is_held());
     }
 
     #[test]
@@ -772,7 +779,7 @@ mod reports {
                 assert!(!report(&s, 1, "a5", now - 1));
             }
             assert!(report(&s, 1, "a5", now), "at {now}");
-            assert!(s.choose(Some("a5"), 0, now).hold);
+            assert!(s.choose(Some("a5"), 0, now).is_held());
             s.answer(running("a5"), now + 1);
             // One that nobody reported changes nothing.
             s.answer(running("a5"), now + 2);
@@ -814,7 +821,10 @@ mod reports {
         assert!(report(&s, 1, "a5", 10));
         s.answer(running("b6"), 20);
         let choice = s.choose(Some("a5"), 0, 30);
-        assert_eq!((choice.target, choice.hold, choice.doubt), (Some(target("b6")), false, None));
+        assert_eq!(
+            (choice.target().cloned(), choice.is_held(), choice.doubt()),
+            (Some(target("b6")), false, None)
+        );
     }
 
     #[test]
@@ -881,17 +891,17 @@ mod memo {
         let s = Scene::new();
         s.place.learn_row(&target("b"), s.at(0));
         let entry = entry(&s, Some("a"), 10);
-        let choice = fresh(&s, &entry, 20);
-        assert!(choice.settled, "two rows are no evidence against each other");
-        entry.set_settled_in(choice.version);
+        let (choice, version) = fresh(&s, &entry, 20);
+        assert!(choice.is_settled(), "two rows are no evidence against each other");
+        entry.set_settled_in(version);
         // For the next call, for calls under way and for connections that were handed out.
         assert!(s.changes(|_| drop(s.answer(running("b"), 30))));
         assert!(!entry.is_settled_in(s.place.version()));
-        assert_eq!(fresh(&s, &entry, 40).target, Some(target("b")));
+        assert_eq!(fresh(&s, &entry, 40).0.target(), Some(&target("b")));
         assert!(!s.changes(|_| drop(s.answer(running("b"), 50))), "once");
     }
 
-    fn fresh(s: &Scene, entry: &CachedRow, now: u64) -> Choice {
+    fn fresh(s: &Scene, entry: &CachedRow, now: u64) -> (Choice, u32) {
         entry.place.choose(&entry.row, entry.read(), s.at(now))
     }
 
@@ -952,13 +962,13 @@ mod memo {
             }
             let entry = entry(&s, row, read);
             let mut now = 0;
-            let mut chosen: [Option<Choice>; 3] = Default::default();
+            let mut chosen: [Option<(Choice, u32)>; 3] = Default::default();
             for step in steps {
                 match step {
                     Step::Choose(caller) => chosen[caller] = Some(fresh(&s, &entry, now)),
                     Step::Note(caller) => {
-                        if let Some(choice) = chosen[caller].take() && choice.settled && !choice.reset {
-                            entry.set_settled_in(choice.version);
+                        if let Some((choice, version)) = chosen[caller].take() && choice.is_settled() {
+                            entry.set_settled_in(version);
                         }
                     }
                     Step::Answer(name) => drop(s.answer(running(name), now)),
@@ -976,9 +986,9 @@ mod memo {
                     Step::Later(seconds) => now += seconds * 1_000,
                 }
                 if entry.is_settled_in(s.place.version()) {
-                    let choice = fresh(&s, &entry, now);
-                    prop_assert!(choice.settled && !choice.reset && !choice.hold && choice.doubt.is_none());
-                    prop_assert_eq!(choice.target, entry.row.target.clone());
+                    let (choice, _) = fresh(&s, &entry, now);
+                    prop_assert!(choice.is_settled());
+                    prop_assert_eq!(choice.target().cloned(), entry.row.target.clone());
                 }
             }
         }
@@ -1007,11 +1017,11 @@ mod memo {
                         let generation = if entry.is_settled_in(version) {
                             entry.row.target.as_ref().and_then(|target| target.generation)
                         } else {
-                            let choice = fresh(&s, &entry, 0);
-                            if choice.settled {
-                                entry.set_settled_in(choice.version);
+                            let (choice, version) = fresh(&s, &entry, 0);
+                            if choice.is_settled() {
+                                entry.set_settled_in(version);
                             }
-                            choice.target.and_then(|target| target.generation)
+                            choice.target().and_then(|target| target.generation)
                         };
                         assert!(
                             generation >= Some(Generation::new(floor)),

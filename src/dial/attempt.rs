@@ -1,7 +1,32 @@
-//! The decision core: what one call does next. No I/O, no runtime, no clock reads.
+//! The decision core of one call: what to dial, when to ask the resolver, when to stop. No I/O, no
+//! runtime, no clock reads.
 //!
-//! A pull machine: feed it with what has happened (`on_*`), then call [`Attempt::next`] and carry
-//! out what it says until it says [`Command::Wait`]. Every rule of the race is in this file.
+//! A pull machine: the driver reports what has happened (`on_*`), then calls [`Attempt::next`] and
+//! carries out its commands until the command is [`Command::Wait`]. Every rule of the race is in
+//! this file.
+//!
+//! Its state is that of the one dial, [`Dial`]:
+//!
+//! ```text
+//!   no target             a target             being dialed
+//!       │                     │                     │
+//!       ▼       switch        ▼      next: Dial     ▼     connected
+//!     Idle ───────────────▶ Queued ─────────────▶ Pending ─────────────▶ Ready ──▶ next: Serve
+//!                           ▲  ▲ ▲                │ │  │                   ▲
+//!                           │  │ └─ lost, probe ──┘ │  │ connected,        │ answer, row,
+//!                           │  │                    │  │ reported stale    │ or the delay
+//!                           │  │ redial      failed │  └────────────────▶ Held
+//!                           │  └──────── Failed ◀───┘
+//!                           │
+//!                        switch, from every state but Over
+//!
+//!     any state but Ready ──▶ Over ──▶ next: Fail
+//! ```
+//!
+//! A *switch* replaces the [`Candidate`]: the target, and all that was said about it. Beside the
+//! dial runs the question to the resolver, [`Next`]: `Due => Asked => Again => Asked …`. The comment
+//! of a handler begins with the states of the dial that it takes and those to which it leads; in
+//! every other state it leaves the dial alone.
 
 use crate::{
     OutcomeKind, Redial, Target,
@@ -16,55 +41,116 @@ use tokio::time::Instant;
 /// Dials that one call may start, restarts included.
 pub(crate) const MOST_DIALS: u8 = 3;
 
-/// A dial that is pending for less is never taken for lost, however short the validation delay is.
+/// A dial that has been pending for less is never taken for lost, however short the validation
+/// delay is.
 pub(crate) const SHORTEST_LOSS: Duration = Duration::from_millis(50);
 
+/// What the driver does next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
-    /// Drop whatever is being dialed or held, then dial this.
+    /// Drop the dial or the connection, then dial this target.
     Dial(Arc<Target>),
     /// Join or start the workspace's validation, and report its answer.
     Validate,
-    /// The same if nobody else has asked meanwhile: say [`Attempt::on_asking`] or
+    /// The same unless another call has asked meanwhile: report [`Attempt::on_asking`] or
     /// [`Attempt::on_paused`].
     Revalidate,
-    /// Start the dial over if no other call has done that lately: say [`Attempt::on_probe`],
+    /// Start the dial over unless another call has done so lately: report [`Attempt::on_probe`],
     /// [`Attempt::on_paused`] or [`Attempt::on_probed_in_vain`].
     Probe,
     /// Read the row from the store, in a read that begins now, and report what it says.
     Reread,
     /// Sleep until something happens, at the latest until then.
     Wait(Instant),
-    /// Return the connection that is there.
+    /// Return the connection.
     Serve,
+    /// Return this error.
     Fail(ErrorKind),
 }
 
-/// Where the one dial stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The state of the one dial.
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Dial {
-    /// There is nothing to dial yet.
-    Idle,
-    /// To be started.
+    /// There is no target. An answer that names one counts if its read began after `hint`.
+    Idle { hint: Option<Instant> },
+    /// To be dialed.
     Queued,
-    Pending,
-    /// Connected, but reported stale: held back until the verdict or the delay.
-    Held {
-        until: Instant,
-    },
-    /// Connected, to be returned.
+    /// Dialed, since `began`.
+    Pending { began: Instant },
+    /// Connected, but the session has reported its last connection as stale: held back until the
+    /// answer of the resolver, at the latest until then.
+    Held { until: Instant },
+    /// Connected, and to be returned.
     Ready,
-    Failed,
+    /// The dial has failed. It is repeated then, if no answer comes first.
+    Failed { redial_at: Option<Instant> },
+    /// The call has failed.
+    Over(ErrorKind),
 }
 
-/// When to ask the resolver.
+/// What the call tries to reach, and what is known about it. A switch begins with a new one.
+#[derive(Debug)]
+struct Candidate {
+    /// `None` in [`Dial::Idle`] only.
+    target: Option<Arc<Target>>,
+    /// Since when the target is in doubt: "same" and denials count only if their read began after
+    /// that.
+    doubt: Option<Instant>,
+    /// A connection is held back until then.
+    hold_until: Option<Instant>,
+    /// The resolver has named it after it had become the candidate.
+    confirmed: bool,
+    /// It had its second dial.
+    redialed: bool,
+}
+
+/// What the session's row names.
+#[derive(Debug)]
+enum Named {
+    /// No target: the session is bound for the first time.
+    Nothing,
+    /// The candidate.
+    Candidate,
+    /// A target that the call has left, or never dialed.
+    Other(Arc<Target>),
+}
+
+/// The questions to the resolver.
+#[derive(Debug)]
+struct Questions {
+    next: Next,
+    /// How many this call has asked.
+    asked: u8,
+    /// A probe was refused for good since the last question: this time the resolver is asked.
+    probed: bool,
+}
+
+/// When to ask the resolver next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ask {
-    At(Instant),
-    /// It has answered; then it is time to ask again, unless somebody else does.
+enum Next {
+    /// At this instant.
+    Due(Instant),
+    /// It has answered. At this instant, unless another call has asked meanwhile.
     Again(Instant),
     /// It is being asked.
     Asked,
+}
+
+impl Questions {
+    /// Moves the next question. A question that is under way is waited for all the same: its answer
+    /// may know even more.
+    fn reschedule(&mut self, next: Next) {
+        if self.next != Next::Asked {
+            self.next = next;
+        }
+    }
+}
+
+/// A denial does not end the call before the row was read: the session may point elsewhere by now.
+#[derive(Debug)]
+struct Denial {
+    denied: Denied,
+    reading: bool,
 }
 
 /// What a call begins with.
@@ -72,11 +158,11 @@ enum Ask {
 pub(crate) struct Inputs<'a> {
     /// What the row names.
     pub(crate) bound: Option<&'a Arc<Target>>,
-    /// What to dial: the newer of the row's target and what is known of the workspace.
+    /// What to dial: the newer of the row's target and the known target of the workspace.
     pub(crate) target: Option<Arc<Target>>,
     /// Since when that is in doubt.
     pub(crate) doubt: Option<Instant>,
-    /// The session itself reported its last connection as stale.
+    /// The session itself has reported its last connection as stale.
     pub(crate) hold: bool,
     /// There is no target, and the resolver has just said why.
     pub(crate) denied: Option<Denied>,
@@ -95,7 +181,7 @@ pub(crate) struct Limits {
     pub(crate) jitter: Duration,
 }
 
-/// What the one who dials knows of its dials.
+/// What the dialer knows of the call's dials.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Progress {
     /// Dials that were really started, in all races of the call.
@@ -109,171 +195,159 @@ pub(crate) struct Progress {
     pub(crate) awaited: bool,
 }
 
+/// One race: its state, and the rules by which it changes.
 #[derive(Debug)]
 pub(crate) struct Attempt {
     limits: Limits,
-    /// The row names nothing.
-    unbound: bool,
-    /// What the row names, once something else is dialed.
-    from: Option<Arc<Target>>,
-    target: Option<Arc<Target>>,
     dial: Dial,
-    /// When the present dial began.
-    began: Instant,
-    /// It was not started over when that was due; the next time is after the next answer.
-    probed: bool,
-    /// "Same" and denials count only if their read began after this.
-    doubt: Option<Instant>,
-    /// What was doubt before there was anything to dial.
-    hint: Option<Instant>,
-    ask: Ask,
-    /// A failed dial is repeated then, if no verdict came first.
-    redial_at: Option<Instant>,
-    /// The present target had its second dial.
-    redialed: bool,
-    /// A ready connection is held back until then.
-    hold: Option<Instant>,
-    /// The resolver knows nothing to dial; the row is read before that ends the call.
-    denied: Option<Denied>,
-    reread: bool,
-    confirmed: bool,
+    candidate: Candidate,
+    row: Named,
+    questions: Questions,
+    denial: Option<Denial>,
+    /// What the resolver has said last, for the error of a call that has timed out.
     last: LastVerdict,
-    validations: u8,
-    failure: Option<ErrorKind>,
 }
 
 impl Attempt {
+    /// `=> Idle | Queued | Pending | Over`
     pub(crate) fn new(limits: Limits, inputs: Inputs<'_>, now: Instant) -> Self {
         let Inputs { bound, target, doubt, hold, denied, dialing } = inputs;
-        let hint = doubt.filter(|_| target.is_none());
+        let dial = match (&target, denied) {
+            (_, Some(denied)) => Dial::Over(denied.kind()),
+            (None, None) => Dial::Idle { hint: doubt },
+            (Some(_), None) if dialing => Dial::Pending { began: now },
+            (Some(_), None) => Dial::Queued,
+        };
+        let row = match (bound, &target) {
+            (None, _) => Named::Nothing,
+            (Some(bound), Some(target)) if !Arc::ptr_eq(bound, target) => {
+                Named::Other(Arc::clone(bound))
+            }
+            (Some(_), _) => Named::Candidate,
+        };
         // Without a target the resolver must be asked before anything can be dialed: the doubt
         // begins with the call.
         let doubt = if target.is_none() { Some(now) } else { doubt };
-        let other = |bound: &&Arc<Target>| {
-            target.as_ref().is_some_and(|target| !Arc::ptr_eq(bound, target))
-        };
+        let ask_at = if doubt.is_some() { now } else { now + limits.delay };
+        // A connection that is there at the deadline is returned: that is no failure.
+        let hold_until = hold.then(|| (now + limits.delay).min(limits.deadline));
         Self {
             limits,
-            unbound: bound.is_none(),
-            from: bound.filter(other).cloned(),
-            dial: match target {
-                Some(_) if dialing => Dial::Pending,
-                Some(_) => Dial::Queued,
-                None => Dial::Idle,
-            },
-            target,
-            began: now,
-            probed: false,
-            ask: Ask::At(if doubt.is_some() { now } else { now + limits.delay }),
-            doubt,
-            hint,
-            redial_at: None,
-            redialed: false,
-            // There is a connection at the deadline, so that is no failure.
-            hold: hold.then(|| (now + limits.delay).min(limits.deadline)),
-            denied: None,
-            reread: false,
-            confirmed: false,
+            dial,
+            candidate: Candidate { target, doubt, hold_until, confirmed: false, redialed: false },
+            row,
+            questions: Questions { next: Next::Due(ask_at), asked: 0, probed: false },
+            denial: None,
             last: LastVerdict::Unknown,
-            validations: 0,
-            failure: denied.map(Denied::kind),
         }
     }
 
+    /// Returns what to do now. The commands that end the call are returned again and again.
+    ///
+    /// `Queued => Pending | Over`, `Pending => Queued` if it is lost, `Held => Ready` and
+    /// `Failed => Queued` when it is time.
     pub(crate) fn next(&mut self, now: Instant, progress: Progress) -> Command {
-        if self.dial == Dial::Ready {
-            return Command::Serve;
+        match &self.dial {
+            Dial::Ready => return Command::Serve,
+            Dial::Over(kind) => return Command::Fail(kind.clone()),
+            Dial::Held { until } if *until <= now => {
+                self.dial = Dial::Ready;
+                return Command::Serve;
+            }
+            _ if now >= self.limits.deadline => {
+                return Command::Fail(ErrorKind::TimedOut { last: self.last });
+            }
+            _ => {}
         }
-        if let Some(kind) = &self.failure {
-            return Command::Fail(kind.clone());
-        }
-        if let Dial::Held { until } = self.dial
-            && until <= now
+        if let Some(denial) = &mut self.denial
+            && !std::mem::replace(&mut denial.reading, true)
         {
-            self.dial = Dial::Ready;
-            return Command::Serve;
-        }
-        if now >= self.limits.deadline {
-            return Command::Fail(ErrorKind::TimedOut { last: self.last });
-        }
-        if std::mem::take(&mut self.reread) {
             return Command::Reread;
         }
-        if self.redial_at.is_some_and(|at| at <= now) {
-            self.redial();
-        }
         let lost_at = self.lost_at(progress);
-        if lost_at.is_some_and(|at| at <= now) {
-            self.start_over(now);
+        match self.dial {
+            Dial::Pending { .. } if lost_at.is_some_and(|at| at <= now) => self.start_over(now),
+            Dial::Failed { redial_at: Some(at) } if at <= now => self.redial(),
+            _ => {}
         }
-        if let (Dial::Queued, Some(target)) = (self.dial, &self.target) {
+        if let (Dial::Queued, Some(target)) = (&self.dial, &self.candidate.target) {
+            let target = Arc::clone(target);
             if progress.started >= MOST_DIALS {
-                let newer = (!self.redialed).then(|| Arc::clone(target));
+                let newer = (!self.candidate.redialed).then_some(target);
                 return self.fail(ErrorKind::Unreachable { newer });
             }
-            self.dial = Dial::Pending;
-            self.began = now;
-            return Command::Dial(Arc::clone(target));
+            self.dial = Dial::Pending { began: now };
+            return Command::Dial(target);
         }
-        // A dial that waits for the dial service says nothing about the agent: the delay begins
-        // when it is started.
-        let readying = self.dial == Dial::Pending && progress.waiting && self.doubt.is_none();
-        // While the row is read after a denial, that decides; another answer would only get in its
-        // way. A dial that is known to be lost is no reason to ask.
-        let lost = lost_at.is_some() && self.doubt.is_none();
-        let silent = readying || lost || self.denied.is_some();
-        let answers_others =
-            self.dial == Dial::Pending && self.doubt.is_none() && progress.answers != Answers::None;
-        let mut until = lost_at.unwrap_or(self.limits.deadline).min(self.limits.deadline);
-        match self.ask {
-            // An agent that answers others is asked about as often as one that was just confirmed.
-            Ask::At(at) if at <= now && !silent && answers_others => return Command::Revalidate,
-            Ask::At(at) if at <= now && !silent => {
+        let mut until = self.limits.deadline;
+        match self.questions.next {
+            Next::Asked => {}
+            _ if self.is_silent(progress, lost_at) => {}
+            Next::Due(at) | Next::Again(at) if at > now => until = until.min(at),
+            Next::Due(_) if self.answers_others(progress) => return Command::Revalidate,
+            Next::Due(_) => {
                 self.on_asking(now);
                 return Command::Validate;
             }
-            Ask::Again(at) if at <= now && !silent => {
-                return if self.may_probe(progress) { Command::Probe } else { Command::Revalidate };
-            }
-            Ask::At(at) | Ask::Again(at) if !silent => until = until.min(at),
-            Ask::At(_) | Ask::Again(_) | Ask::Asked => {}
+            Next::Again(_) if self.may_probe(progress) => return Command::Probe,
+            Next::Again(_) => return Command::Revalidate,
         }
-        if let Some(at) = self.redial_at {
-            until = until.min(at);
-        }
-        if let Dial::Held { until: held } = self.dial {
-            until = until.min(held);
-        }
-        Command::Wait(until)
+        let dial_acts_at = match self.dial {
+            Dial::Held { until } => Some(until),
+            Dial::Failed { redial_at } => redial_at,
+            _ => lost_at,
+        };
+        Command::Wait(dial_acts_at.map_or(until, |at| until.min(at)))
     }
 
+    /// Whether the resolver is not asked, though it may be time to.
+    fn is_silent(&self, progress: Progress, lost_at: Option<Instant>) -> bool {
+        let no_doubt = self.candidate.doubt.is_none();
+        // A dial that waits for the dial service says nothing about the agent: the delay begins
+        // when it is started.
+        let waits = matches!(self.dial, Dial::Pending { .. }) && progress.waiting;
+        // A dial that is known to be lost is no reason to ask either. And while the row is read
+        // after a denial, the row decides; another answer would only get in its way.
+        no_doubt && (waits || lost_at.is_some()) || self.denial.is_some()
+    }
+
+    /// Whether the target answers other dials: it is asked about as often as one that was just
+    /// confirmed.
+    fn answers_others(&self, progress: Progress) -> bool {
+        matches!(self.dial, Dial::Pending { .. })
+            && self.candidate.doubt.is_none()
+            && progress.answers != Answers::None
+    }
+
+    /// `* => Over`
     fn fail(&mut self, kind: ErrorKind) -> Command {
-        self.failure = Some(kind.clone());
+        self.dial = Dial::Over(kind.clone());
         Command::Fail(kind)
     }
 
-    /// The resolver is being asked.
+    /// The resolver is being asked. Whatever the answer, it counts only if it is about the target
+    /// as of now: the target is in doubt from here on.
     pub(crate) fn on_asking(&mut self, now: Instant) {
-        self.doubt.get_or_insert(now);
-        self.probed = false;
-        self.ask = Ask::Asked;
-        self.validations = self.validations.saturating_add(1);
+        self.candidate.doubt.get_or_insert(now);
+        let asked = self.questions.asked.saturating_add(1);
+        self.questions = Questions { next: Next::Asked, asked, probed: false };
     }
 
-    /// It has answered somebody else since it answered this call, and is not to be asked again
-    /// before then.
+    /// The resolver has answered another call since it answered this one, or the dial waits for
+    /// another call's probe: nothing is asked before then.
     pub(crate) fn on_paused(&mut self, until: Instant) {
-        self.ask = Ask::Again(until);
+        self.questions.next = Next::Again(until);
     }
 
-    /// When a dial is to be started over because it is lost: its target answers dials that began
-    /// later. The agent is not to blame, so that raises no doubt.
+    /// Returns when the dial is to be started over because it is lost: its target answers dials
+    /// that began later. The agent is not to blame, so that raises no doubt.
     fn lost_at(&self, progress: Progress) -> Option<Instant> {
-        let is_lost =
-            self.dial == Dial::Pending && !progress.waiting && progress.answers == Answers::Later;
+        let Dial::Pending { began } = self.dial else { return None };
         // With no dial left, the pending one may still be answered.
-        let lost = is_lost && progress.started < MOST_DIALS;
-        lost.then(|| self.began + self.limits.delay.max(SHORTEST_LOSS) + self.limits.jitter)
+        let is_lost = !progress.waiting
+            && progress.answers == Answers::Later
+            && progress.started < MOST_DIALS;
+        is_lost.then(|| began + self.limits.delay.max(SHORTEST_LOSS) + self.limits.jitter)
     }
 
     /// Whether the dial may be started over to find out whether it is lost: the last calls of a
@@ -281,84 +355,98 @@ impl Attempt {
     /// resolver has named the target.
     fn may_probe(&self, progress: Progress) -> bool {
         let named = matches!(self.last, LastVerdict::Same | LastVerdict::Superseded);
-        let hangs = self.dial == Dial::Pending && !progress.waiting;
+        let hangs = matches!(self.dial, Dial::Pending { .. }) && !progress.waiting;
         let suspicious = progress.answers != Answers::None || progress.awaited;
-        named && hangs && !self.probed && suspicious && progress.started < MOST_DIALS
+        named && hangs && !self.questions.probed && suspicious && progress.started < MOST_DIALS
     }
 
-    /// The dial is started over.
+    /// `Pending => Queued`: a probe was granted.
     pub(crate) fn on_probe(&mut self, now: Instant) {
         self.start_over(now);
     }
 
-    /// It is not, and the resolver is to be asked.
+    /// A probe was refused, and no other one is under way: the resolver is asked.
     pub(crate) fn on_probed_in_vain(&mut self) {
-        self.probed = true;
+        self.questions.probed = true;
     }
 
+    /// `Pending => Queued`. After a delay it is looked whether this dial is lost as well; the
+    /// resolver is not asked any sooner for that.
     fn start_over(&mut self, now: Instant) {
         self.dial = Dial::Queued;
-        // To look then whether this one is lost as well; the resolver is not asked any sooner for
-        // that.
-        if self.ask != Ask::Asked && self.doubt.is_none() {
-            self.ask = Ask::Again(now + self.limits.delay);
+        if self.candidate.doubt.is_none() {
+            self.questions.reschedule(Next::Again(now + self.limits.delay));
         }
     }
 
-    /// The dial was queued, or the dial service became ready only now, so the dial began only now.
+    /// `Pending => Pending`: the dial was queued, or the dial service became ready only now, so the
+    /// dial and its delay begin now.
     pub(crate) fn on_dial_started(&mut self, now: Instant) {
-        self.began = now;
-        if self.doubt.is_none()
+        if let Dial::Pending { began } = &mut self.dial {
+            *began = now;
+        }
+        if self.candidate.doubt.is_none()
             // A fresh verdict is not asked for again any sooner for that.
-            && let Ask::At(at) | Ask::Again(at) = &mut self.ask
+            && let Next::Due(at) | Next::Again(at) = &mut self.questions.next
         {
             *at = (*at).max(now + self.limits.delay);
         }
     }
 
+    /// `Pending => Held | Ready`: held if the session has reported its last connection as stale and
+    /// the resolver has not answered since.
     pub(crate) fn on_connected(&mut self) {
-        self.dial = match self.hold {
+        self.dial = match self.candidate.hold_until {
             Some(until) => Dial::Held { until },
             None => Dial::Ready,
         };
     }
 
+    /// `Pending => Failed | Over`: over after the second failure, unless an answer that is under way
+    /// may still name another agent. While the row is read after a denial, the row decides.
+    ///
+    /// After the first failure the resolver is asked, and only a read that begins now counts: the
+    /// rebuild may have happened after the last answer.
     pub(crate) fn on_dial_failed(&mut self, now: Instant) {
-        self.dial = Dial::Failed;
-        if self.denied.is_some() {
-            // The row is being read, and that decides.
-        } else if self.redialed {
-            // Its second failure. Only an answer that is under way may still name another agent.
-            if self.ask != Ask::Asked {
-                self.failure = Some(ErrorKind::Unreachable { newer: None });
-            }
-        } else {
-            // The rebuild may have happened after the last answer, so only a read that begins now
-            // counts.
-            self.doubt = Some(now);
-            self.redial_at = (self.limits.redial == Redial::Once).then(|| now + self.limits.delay);
-            if self.ask != Ask::Asked {
-                self.ask = Ask::At(now);
-            }
+        self.dial = Dial::Failed { redial_at: None };
+        if self.denial.is_some() {
+            return;
         }
+        if self.candidate.redialed {
+            if self.questions.next != Next::Asked {
+                self.dial = Dial::Over(ErrorKind::Unreachable { newer: None });
+            }
+            return;
+        }
+        if self.limits.redial == Redial::Once {
+            self.dial = Dial::Failed { redial_at: Some(now + self.limits.delay) };
+        }
+        self.candidate.doubt = Some(now);
+        self.questions.reschedule(Next::Due(now));
     }
 
-    /// The dial failed for a reason in this process: that says nothing about the agent, and another
-    /// dial would fail too.
+    /// `Pending => Failed | Over`: the dial failed for a reason in this process. That says nothing
+    /// about the agent, and another dial would fail too. While the row is read after a denial, the
+    /// row decides.
     pub(crate) fn on_dial_failed_locally(&mut self) {
-        self.dial = Dial::Failed;
-        if self.denied.is_none() {
-            self.failure = Some(ErrorKind::Local);
-        }
+        self.dial = match self.denial {
+            None => Dial::Over(ErrorKind::Local),
+            Some(_) => Dial::Failed { redial_at: None },
+        };
     }
 
-    /// Whether "same" or a denial is an answer, if the read behind it began then.
+    /// Whether "same" or a denial counts, if the read behind it began then.
     pub(crate) fn counts(&self, began: Instant) -> bool {
-        self.doubt.is_none_or(|doubt| began >= doubt)
+        self.candidate.doubt.is_none_or(|doubt| began >= doubt)
     }
 
-    /// `began` is when the read behind the answer began, `again` when the workspace is to be asked
-    /// again.
+    /// The resolver has answered: `began` is when the read behind the answer began, `again` when the
+    /// workspace is to be asked again.
+    ///
+    /// * Another target, newer or read after the doubt: a switch, `* => Queued`.
+    /// * The same target: `Failed => Queued | Over`, `Held => Ready`.
+    /// * A denial: the row is read next.
+    /// * Nothing that counts: as for the same target, but `Idle => Over`.
     pub(crate) fn on_answer(
         &mut self,
         answer: Answer,
@@ -366,59 +454,62 @@ impl Attempt {
         again: Instant,
         now: Instant,
     ) {
-        self.ask = Ask::Again(again);
+        self.questions.next = Next::Again(again);
         let counts = self.counts(began);
         match answer {
             Answer::Running(said) => {
-                let relation = match &self.target {
-                    Some(target) => target.compare(&said),
-                    // Better than nothing at any age, unless a hint says that it may be wrong by
-                    // now.
-                    None if self.hint.is_none_or(|hint| began >= hint) => Relation::Newer,
-                    None => Relation::Other,
+                let relation = match (&self.candidate.target, &self.dial) {
+                    (Some(target), _) => target.compare(&said),
+                    // A hint says that an earlier answer may be wrong by now.
+                    (None, Dial::Idle { hint: Some(hint) }) if began < *hint => Relation::Other,
+                    // Without a hint, an answer of any age is better than nothing.
+                    (None, _) => Relation::Newer,
                 };
+                // After the second failure no answer brings back the dial, so none is asked for
+                // again.
+                let is_last = self.candidate.redialed && matches!(self.dial, Dial::Failed { .. });
                 match relation {
                     Relation::Newer if self.is_dialing(&said) => self.confirm(said),
-                    Relation::Newer => self.switch(said, Ask::Again(again)),
-                    // After the second failure no answer brings back the dial, so none is asked for
-                    // again.
-                    Relation::Same if counts || (self.redialed && self.dial == Dial::Failed) => {
-                        self.confirm(said)
-                    }
-                    Relation::Other if counts => self.switch(said, Ask::Again(again)),
-                    Relation::Same | Relation::Other => self.ask = Ask::At(now),
+                    Relation::Newer => self.switch(said, again),
+                    Relation::Same if counts || is_last => self.confirm(said),
+                    Relation::Other if counts => self.switch(said, again),
+                    Relation::Same | Relation::Other => self.questions.next = Next::Due(now),
                     Relation::Older => self.inconclusive(),
                 }
             }
-            // Without a doubt about what is dialed it was asked about what was dialed before.
-            Answer::Denied(denied) if counts && self.doubt.is_some() => {
+            // Without a doubt about the candidate, the question was about the one before.
+            Answer::Denied(denied) if counts && self.candidate.doubt.is_some() => {
                 self.deny(denied);
             }
-            Answer::Denied(_) => self.ask = Ask::At(now),
+            Answer::Denied(_) => self.questions.next = Next::Due(now),
             // The resolver is not to blame: a question that begins now is not behind.
-            Answer::Overtaken if self.dial == Dial::Idle => self.ask = Ask::At(now),
+            Answer::Overtaken if matches!(self.dial, Dial::Idle { .. }) => {
+                self.questions.next = Next::Due(now);
+            }
             Answer::Unknown | Answer::Overtaken => self.inconclusive(),
         }
     }
 
-    /// The dial leaves the queue, and meanwhile the resolver has said that there is nothing to
-    /// dial.
+    /// The dial leaves the target's queue, and the resolver has denied the workspace meanwhile: the
+    /// row is read next.
     pub(crate) fn on_denied_in_queue(&mut self, denied: Denied) {
-        if self.dial == Dial::Pending && self.denied.is_none() {
+        if matches!(self.dial, Dial::Pending { .. }) && self.denial.is_none() {
             self.deny(denied);
         }
     }
 
+    /// `Failed => Failed`: the row is read next, and decides whether there is another dial.
     fn deny(&mut self, denied: Denied) {
         self.last = denied.verdict();
-        self.denied = Some(denied);
-        self.reread = true;
-        self.redial_at = None;
+        self.denial = Some(Denial { denied, reading: false });
+        if let Dial::Failed { redial_at } = &mut self.dial {
+            *redial_at = None;
+        }
     }
 
-    /// What this session would dial now, as another call, an order or the row's reading has it, and
-    /// since when that is in doubt. Says whether that is another place than the one that is being
-    /// dialed.
+    /// Another call, a command or a read of the row says what this session would dial now, and since
+    /// when that is in doubt. `* => Queued` if it is another place than the candidate's. Returns
+    /// whether it is.
     pub(crate) fn on_known(
         &mut self,
         target: &Arc<Target>,
@@ -427,9 +518,9 @@ impl Attempt {
     ) -> bool {
         let elsewhere = !self.is_dialing(target);
         if elsewhere {
-            self.switch(Arc::clone(target), Ask::Again(now + self.limits.delay));
+            self.switch(Arc::clone(target), now + self.limits.delay);
         } else {
-            self.target = Some(Arc::clone(target));
+            self.candidate.target = Some(Arc::clone(target));
         }
         // After the switch, which has left the doubts about the old target behind.
         if let Some(since) = doubt {
@@ -438,126 +529,134 @@ impl Attempt {
         elsewhere
     }
 
-    /// Somebody has raised a doubt about what is being dialed.
+    /// A doubt about the candidate was raised: the resolver is asked, and answers that were read
+    /// before it do not count.
     pub(crate) fn on_doubt(&mut self, since: Instant, now: Instant) {
-        if self.doubt.is_none_or(|doubt| doubt < since) {
-            self.doubt = Some(since);
-            self.hint = self.doubt.filter(|_| self.target.is_none());
-            if self.ask != Ask::Asked {
-                self.ask = Ask::At(now);
-            }
+        if self.candidate.doubt.is_some_and(|doubt| doubt >= since) {
+            return;
         }
+        self.candidate.doubt = Some(since);
+        if let Dial::Idle { hint } = &mut self.dial {
+            *hint = Some(since);
+        }
+        self.questions.reschedule(Next::Due(now));
     }
 
-    /// The row was read after a denial and names nothing else.
+    /// `* => Over`: the row was read after a denial and names nothing else.
     pub(crate) fn on_row_unchanged(&mut self) {
-        if let Some(denied) = self.denied.take() {
-            self.failure = Some(denied.kind());
+        if let Some(Denial { denied, .. }) = self.denial.take() {
+            self.dial = Dial::Over(denied.kind());
         }
     }
 
-    /// The row could not be read after a denial, so nobody knows whether the session points
-    /// elsewhere by now: a dial that may still succeed goes on.
+    /// `Idle | Failed => Over`, `Held => Ready`: the row could not be read after a denial, so it is
+    /// not known whether the session points elsewhere by now. A dial that may still succeed goes on.
     pub(crate) fn on_row_unreadable(&mut self) {
-        let Some(denied) = self.denied.take() else { return };
+        let Some(Denial { denied, .. }) = self.denial.take() else { return };
         match self.dial {
-            Dial::Pending | Dial::Queued => {}
-            Dial::Held { .. } | Dial::Ready => self.dial = Dial::Ready,
-            Dial::Idle | Dial::Failed => self.failure = Some(denied.kind()),
+            Dial::Idle { .. } | Dial::Failed { .. } => self.dial = Dial::Over(denied.kind()),
+            Dial::Held { .. } => self.dial = Dial::Ready,
+            Dial::Pending { .. } | Dial::Queued | Dial::Ready | Dial::Over(_) => {}
         }
     }
 
     fn is_dialing(&self, target: &Target) -> bool {
-        self.target.as_ref().is_some_and(|dialed| dialed.same_place(target))
+        self.candidate.target.as_ref().is_some_and(|dialed| dialed.same_place(target))
     }
 
-    /// The resolver named what is being dialed.
+    /// The resolver has named the candidate. Leads where [`settle`](Self::settle) does.
     fn confirm(&mut self, said: Arc<Target>) {
-        // If the news of a switch came first, its answer names what is being dialed by now.
-        let switched = self.from.as_ref().is_some_and(|from| !from.same_place(&said));
+        // If the news of a switch came before its answer, the answer names the candidate of now.
+        let switched = matches!(&self.row, Named::Other(from) if !from.same_place(&said));
         self.last = if switched { LastVerdict::Superseded } else { LastVerdict::Same };
-        self.confirmed = true;
-        self.doubt = None;
-        if self.target.as_ref().is_some_and(|target| target.generation != said.generation) {
-            self.target = Some(said);
+        self.candidate.confirmed = true;
+        self.candidate.doubt = None;
+        if self.candidate.target.as_ref().is_some_and(|to| to.generation != said.generation) {
+            self.candidate.target = Some(said);
         }
         self.settle();
     }
 
-    /// The resolver said nothing that counts: whatever would have been done without asking is done.
+    /// `Idle => Over`, else where [`settle`](Self::settle) leads: the resolver said nothing that
+    /// counts, so the call goes on as if it had not asked.
     fn inconclusive(&mut self) {
-        if self.dial == Dial::Idle {
-            self.failure = Some(ErrorKind::Resolver);
+        if matches!(self.dial, Dial::Idle { .. }) {
+            self.dial = Dial::Over(ErrorKind::Resolver);
         } else {
             self.settle();
         }
     }
 
-    /// No other agent is known: a failed dial gets its second one or ends the call, a held
-    /// connection is good.
+    /// `Failed => Queued | Over`, `Held => Ready`: no other agent is known, so a failed dial gets
+    /// its second one or ends the call, and a held connection is good.
     fn settle(&mut self) {
-        self.hold = None;
+        self.candidate.hold_until = None;
         match self.dial {
-            Dial::Failed if self.redialed || self.limits.redial == Redial::Never => {
-                self.failure = Some(ErrorKind::Unreachable { newer: None });
+            Dial::Failed { .. }
+                if self.candidate.redialed || self.limits.redial == Redial::Never =>
+            {
+                self.dial = Dial::Over(ErrorKind::Unreachable { newer: None });
             }
-            Dial::Failed => self.redial(),
+            Dial::Failed { .. } => self.redial(),
             Dial::Held { .. } => self.dial = Dial::Ready,
-            Dial::Idle | Dial::Queued | Dial::Pending | Dial::Ready => {}
+            Dial::Idle { .. }
+            | Dial::Queued
+            | Dial::Pending { .. }
+            | Dial::Ready
+            | Dial::Over(_) => {}
         }
     }
 
+    /// `Failed => Queued`: the candidate gets its second dial.
     fn redial(&mut self) {
-        self.redial_at = None;
-        if self.dial == Dial::Failed {
-            self.redialed = true;
-            self.dial = Dial::Queued;
-        }
+        self.candidate.redialed = true;
+        self.dial = Dial::Queued;
     }
 
-    fn switch(&mut self, target: Arc<Target>, ask: Ask) {
-        self.last = if self.target.is_some() { LastVerdict::Superseded } else { LastVerdict::Same };
-        let left = self.target.replace(target);
-        if !self.unbound && self.from.is_none() {
-            self.from = left;
+    /// `* => Queued`: this is the candidate from here on. What was said about the one before is
+    /// void, and so is a denial. It is asked about then, if nothing is being asked.
+    fn switch(&mut self, target: Arc<Target>, ask_again: Instant) {
+        let candidate = Candidate {
+            target: Some(target),
+            doubt: None,
+            hold_until: None,
+            confirmed: false,
+            redialed: false,
+        };
+        let left = std::mem::replace(&mut self.candidate, candidate).target;
+        self.last = if left.is_some() { LastVerdict::Superseded } else { LastVerdict::Same };
+        if let (Named::Candidate, Some(left)) = (&self.row, left) {
+            self.row = Named::Other(left);
         }
         self.dial = Dial::Queued;
-        self.doubt = None;
-        // An answer that is under way is waited for all the same; it may know even more.
-        if self.ask != Ask::Asked {
-            self.ask = ask;
-        }
-        self.redial_at = None;
-        self.redialed = false;
-        self.hold = None;
-        self.denied = None;
-        self.reread = false;
-        self.confirmed = false;
+        self.denial = None;
+        self.questions.reschedule(Next::Again(ask_again));
     }
 
     /// What is being dialed, or was dialed last.
     pub(crate) fn target(&self) -> Option<&Arc<Target>> {
-        self.target.as_ref()
+        self.candidate.target.as_ref()
     }
 
-    /// The same, for good: nothing is decided after that.
+    /// The same, moved out: nothing is decided after that.
     pub(crate) fn take_target(&mut self) -> Option<Arc<Target>> {
-        self.target.take()
+        self.candidate.target.take()
     }
 
+    /// How many questions this call has asked.
     pub(crate) fn validations(&self) -> u8 {
-        self.validations
+        self.questions.asked
     }
 
-    /// Which way the call took, once it has a connection.
+    /// How the call came to its connection, once it has one.
     pub(crate) fn outcome_kind(&self) -> OutcomeKind {
-        match (&self.from, &self.target) {
-            _ if self.unbound => OutcomeKind::FirstBind,
-            (Some(from), Some(to)) if !from.same_place(to) => {
+        match (&self.row, &self.candidate.target) {
+            (Named::Nothing, _) => OutcomeKind::FirstBind,
+            (Named::Other(from), Some(to)) if !from.same_place(to) => {
                 OutcomeKind::Switched { from: Arc::clone(from) }
             }
-            _ if self.redialed => OutcomeKind::Redialed,
-            _ if self.confirmed => OutcomeKind::Confirmed,
+            _ if self.candidate.redialed => OutcomeKind::Redialed,
+            _ if self.candidate.confirmed => OutcomeKind::Confirmed,
             _ => OutcomeKind::Reused,
         }
     }

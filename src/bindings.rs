@@ -1,4 +1,4 @@
-//! The handle for explicit operations: looking at bindings, orders, housekeeping, the end.
+//! The handle for commands and queries: bindings, housekeeping, and shutdown.
 
 mod housekeeping;
 mod warm;
@@ -25,20 +25,27 @@ use std::{
 };
 use tokio::time::{Instant, timeout};
 
-/// Looks at bindings and changes them by order. Cheap to clone; shares everything with the layer
-/// that it is from.
+/// A handle for commands and queries on the bindings of a layer.
+/// [`BoundAgentLayer::bindings`](crate::BoundAgentLayer::bindings) creates it.
 ///
-/// An *order* is carried out whatever the row holds, unlike a repair. It is one statement, sent
-/// once. If no answer comes the row is read: it shows what was ordered, or the order fails with
-/// [`OutcomeUnknown`](ErrorKind::OutcomeUnknown), and for a while every call of the session reads
-/// the row.
+/// A clone is cheap, and shares all state with the layer.
+///
+/// # Commands
+///
+/// [`retarget`](Self::retarget), [`inherit`](Self::inherit), [`unbind`](Self::unbind),
+/// [`forget`](Self::forget) and [`reset_workspace`](Self::reset_workspace) are *commands*. A
+/// command is carried out whatever the record holds, unlike a repair. It is one statement, which is
+/// sent once. If the store does not answer, the layer reads the record: if the record shows the
+/// command's effect, the command has succeeded. Otherwise, it fails with
+/// [`OutcomeUnknown`](ErrorKind::OutcomeUnknown), and each call of the session reads the record
+/// first, for up to 60 s.
 ///
 /// ```
 /// use tower_bound_agent::{BoundAgentLayer, Error, SessionId, WorkspaceId};
 ///
-/// async fn orders(layer: &BoundAgentLayer, chat: SessionId, child: SessionId, to: WorkspaceId) -> Result<(), Error> {
+/// async fn commands(layer: &BoundAgentLayer, chat: SessionId, child: SessionId, to: WorkspaceId) -> Result<(), Error> {
 ///     let bindings = layer.bindings();
-///     bindings.retarget(chat, to).await?; // its next call, and those under way, go to the agent there
+///     bindings.retarget(chat, to).await?; // its next call, and calls under way, dial the agent there
 ///     bindings.inherit(child, chat).await?;
 ///     if let Some(binding) = bindings.get(child).await? {
 ///         println!("{} points at {}", binding.session, binding.workspace);
@@ -49,50 +56,49 @@ use tokio::time::{Instant, timeout};
 ///
 /// # Cancel safety
 ///
-/// An order that was begun is carried out, also if its future is dropped: it runs in a task of its
-/// own. What only reads ([`get`](Self::get), [`current`](Self::current)) may be dropped at any
-/// time.
+/// A command runs in a task of its own, and is carried out even if its future is dropped. The
+/// future of a query ([`get`](Self::get), [`current`](Self::current)) may be dropped at any time.
 #[derive(Clone)]
 pub struct Bindings {
     shared: Arc<Shared>,
 }
 
-/// What [`Bindings::current`] says about a session.
+/// The state of a session, as [`Bindings::current`] returns it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Current {
-    /// Which session.
+    /// The session.
     pub session: SessionId,
-    /// Where it points.
+    /// The workspace that the session points at.
     pub workspace: WorkspaceId,
-    /// What its next call would dial, if anything is known.
+    /// The target that the next call would dial, if one is known.
     pub target: Option<Arc<Target>>,
-    /// What the resolver says about that.
+    /// The resolver's verdict on the workspace.
     pub status: Status,
 }
 
-/// What the resolver says about a session's target.
+/// The resolver's verdict on the workspace of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Status {
-    /// It serves the workspace.
+    /// A target serves the workspace.
     Running,
-    /// The workspace is being built.
+    /// A build of the workspace is under way.
     Starting {
-        /// When to try again, if that can be told.
+        /// The time after which to try again, if the resolver knows it.
         retry_after: Option<Duration>,
     },
-    /// Nothing runs in the workspace.
+    /// The workspace exists, and no agent runs in it.
     Stopped,
-    /// The workspace does not exist any more.
+    /// The workspace no longer exists.
     Gone,
     /// The resolver failed or did not answer in time.
     Unknown,
 }
 
 impl Status {
-    /// Returns the status as a word in snake case, for logs and the labels of metrics. The words of
-    /// 0.1 do not change.
+    /// Returns the status as a word in snake case, for logs and the labels of metrics. The words do
+    /// not change within 0.1.
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
@@ -105,10 +111,11 @@ impl Status {
     }
 }
 
-/// An order ends after so many store timeouts, whatever happens.
-const MOST_TIMEOUTS_OF_AN_ORDER: u32 = 5;
+/// The time limit of a command, in store timeouts: it waits for an earlier command, for its own
+/// answer, and for a read of the row.
+const COMMAND_TIMEOUTS: u32 = 5;
 
-/// A verdict that is at most so old is an answer for a page.
+/// The greatest age of a verdict that [`Bindings::current`] returns without a validation.
 const FRESH: Duration = Duration::from_secs(5);
 
 impl Bindings {
@@ -116,12 +123,17 @@ impl Bindings {
         Self { shared }
     }
 
-    /// The binding of a session, cached or read.
+    /// Returns the binding of a session, from the cache or the store. `None`: the session has no
+    /// record.
     ///
     /// # Errors
     ///
-    /// [`Store`](ErrorKind::Store) if it had to be read and could not be;
-    /// [`Closed`](ErrorKind::Closed).
+    /// * [`Store`](ErrorKind::Store): the record is not cached and could not be read.
+    /// * [`Closed`](ErrorKind::Closed): the layer was closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// The future may be dropped at any time. A read that has begun fills the cache.
     pub async fn get(&self, session: SessionId) -> Result<Option<Binding>, Error> {
         self.open(session)?;
         follow::ensure_driven(&self.shared, Instant::now);
@@ -142,16 +154,23 @@ impl Bindings {
         Ok(entry.map(|entry| entry.binding()))
     }
 
-    /// Which agent a call of this session would talk to now: an answer for a page that shows it.
+    /// Returns the target that a call of this session would dial now, and the resolver's verdict on
+    /// it. It is meant for a page that shows the state of a session.
     ///
-    /// Dials nothing and writes nothing. Asks the resolver, in a validation shared with everybody,
-    /// unless its last word about the workspace is at most 5 s old.
+    /// This dials nothing and writes nothing. It asks the resolver, in a validation that is shared
+    /// with calls, unless the last verdict on the workspace is at most 5 s old.
     ///
     /// # Errors
     ///
-    /// [`NotBound`](ErrorKind::NotBound), [`Store`](ErrorKind::Store),
-    /// [`Closed`](ErrorKind::Closed). That a workspace is stopped, or that the resolver failed, is
-    /// no error here but a [`Status`].
+    /// * [`NotBound`](ErrorKind::NotBound): the session has no record.
+    /// * [`Store`](ErrorKind::Store): the record is not cached and could not be read.
+    /// * [`Closed`](ErrorKind::Closed): the layer was closed.
+    ///
+    /// A stopped workspace, or a resolver that failed, is no error but a [`Status`].
+    ///
+    /// # Cancel safety
+    ///
+    /// The future may be dropped at any time. A read or a validation that has begun continues.
     pub async fn current(&self, session: SessionId) -> Result<Current, Error> {
         self.open(session)?;
         let shared = &self.shared;
@@ -184,22 +203,29 @@ impl Bindings {
         Ok(Current { session, workspace: start.entry.workspace(), target, status })
     }
 
-    /// The order to point a session at a workspace; creates the record if there is none. The agent
-    /// of the workspace is found by the next call. A session that points there already keeps its
-    /// agent.
+    /// Points a session at a workspace, and creates the record if there is none. Returns the record
+    /// as it was written.
     ///
-    /// Calls under way that dial an agent of another workspace move at once.
+    /// The session's next call finds the agent of the workspace. Calls under way that dial an agent
+    /// of another workspace move at once. A session that already points at the workspace keeps its
+    /// agent.
     ///
     /// # Errors
     ///
-    /// [`Store`](ErrorKind::Store), [`OutcomeUnknown`](ErrorKind::OutcomeUnknown),
-    /// [`Closed`](ErrorKind::Closed).
+    /// * [`Store`](ErrorKind::Store): the store failed, and nothing was changed.
+    /// * [`OutcomeUnknown`](ErrorKind::OutcomeUnknown): the store did not answer, and the record
+    ///   does not show the command's effect.
+    /// * [`Closed`](ErrorKind::Closed): the layer was closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// The command is carried out even if the future is dropped.
     pub async fn retarget(
         &self,
         session: SessionId,
         workspace: WorkspaceId,
     ) -> Result<Binding, Error> {
-        self.order(session, async move |shared: Arc<Shared>| {
+        self.command(session, async move |shared: Arc<Shared>| {
             let token = shared.rows.read_token(session);
             let retarget = move |shared: Arc<Shared>| async move {
                 let row = shared.answer(shared.store.retarget(session, workspace)).await?;
@@ -218,23 +244,27 @@ impl Bindings {
         .await
     }
 
-    /// As [`retarget`](Self::retarget), inside the caller's own transaction: `store` is the one
-    /// that the layer was built with (or a clone), and `connection` the one that the transaction is
-    /// open on.
+    /// Points a session at a workspace, as [`retarget`](Self::retarget) does, inside the caller's
+    /// own transaction.
     ///
-    /// Nothing is known of it here until the transaction has ended: see [`Retargeted`]. In SQLite
-    /// begin a transaction that reads first with `BEGIN IMMEDIATE`: one that has read and was
-    /// overtaken by a writer can only be rolled back.
+    /// `store` is the store that the layer was built with, or a clone of it. `connection` is the
+    /// connection on which the transaction is open. The layer does not know of the command until
+    /// the transaction has ended; see [`Retargeted`].
+    ///
+    /// In SQLite, begin the transaction with `BEGIN IMMEDIATE` if it reads before this call. A
+    /// deferred transaction that has read, and is then overtaken by another writer, can only be
+    /// rolled back.
     ///
     /// # Errors
     ///
-    /// [`Store`](ErrorKind::Store): the statement failed, and the transaction is the caller's to
-    /// roll back. [`Closed`](ErrorKind::Closed).
+    /// * [`Store`](ErrorKind::Store): the statement failed. The caller should roll the transaction
+    ///   back.
+    /// * [`Closed`](ErrorKind::Closed): the layer was closed.
     ///
     /// # Cancel safety
     ///
-    /// Unlike the other orders this one runs in the caller's future; a transaction that is dropped
-    /// is rolled back.
+    /// Unlike other commands, this one runs in the caller's future. If the future was dropped, drop
+    /// the transaction or roll it back.
     ///
     /// # Example
     ///
@@ -246,7 +276,7 @@ impl Bindings {
     /// #     pool: sqlx::SqlitePool, store: SqliteStore, bindings: Bindings, chat: SessionId, workspace: WorkspaceId,
     /// # ) -> Result<(), BoxError> {
     /// let mut transaction = pool.begin().await?;
-    /// // … what else is to be written with it …
+    /// // … other statements of the transaction …
     /// let retargeted = bindings.retarget_in(&store, &mut transaction, chat, workspace).await?;
     /// transaction.commit().await?;
     /// retargeted.committed();
@@ -270,17 +300,27 @@ impl Bindings {
         Ok(Retargeted { shared: Arc::clone(&self.shared), row, token, ended: false })
     }
 
-    /// Binds a child session to what its parent's record holds, in one statement. A child that
-    /// points at the same workspace already is a success and keeps what it has.
+    /// Binds a child session to the workspace and target in its parent's record, in one statement.
+    /// Returns the child's record.
+    ///
+    /// If the child already points at the parent's workspace, the command succeeds and changes
+    /// nothing.
     ///
     /// # Errors
     ///
-    /// [`NotBound`](ErrorKind::NotBound) if the parent has no record,
-    /// [`WorkspaceMismatch`](ErrorKind::WorkspaceMismatch) if the child points at another workspace
-    /// already, [`Store`](ErrorKind::Store), [`OutcomeUnknown`](ErrorKind::OutcomeUnknown),
-    /// [`Closed`](ErrorKind::Closed).
+    /// * [`NotBound`](ErrorKind::NotBound): the parent has no record.
+    /// * [`WorkspaceMismatch`](ErrorKind::WorkspaceMismatch): the child points at another
+    ///   workspace.
+    /// * [`Store`](ErrorKind::Store): the store failed.
+    /// * [`OutcomeUnknown`](ErrorKind::OutcomeUnknown): the store did not answer, and the child's
+    ///   record does not show the command's effect.
+    /// * [`Closed`](ErrorKind::Closed): the layer was closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// The command is carried out even if the future is dropped.
     pub async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Binding, Error> {
-        self.order(child, async move |shared: Arc<Shared>| {
+        self.command(child, async move |shared: Arc<Shared>| {
             let token = shared.rows.read_token(child);
             let inherit = move |shared: Arc<Shared>| async move {
                 let swap = shared.answer(shared.store.inherit(child, parent)).await?;
@@ -316,20 +356,25 @@ impl Bindings {
         .await
     }
 
-    /// The order to drop a session's target and to keep its workspace. `None` if the session has no
-    /// record.
+    /// Removes the target from a session's record and keeps the workspace. Returns the record, or
+    /// `None` if the session has none.
     ///
-    /// The agent that was dropped is in doubt from then on: the session's next call asks the
-    /// resolver before it dials, and the next call of each other session that is bound to that
-    /// agent asks in parallel with its dial. Other processes hear of the doubt by
-    /// [`hints`](crate::hints).
+    /// The removed agent is in doubt from then on. The session's next call asks the resolver before
+    /// it dials. The next call of each other session that is bound to that agent asks the resolver
+    /// while it dials. Other processes learn of the doubt by [`hints`](crate::hints).
     ///
     /// # Errors
     ///
-    /// [`Store`](ErrorKind::Store), [`OutcomeUnknown`](ErrorKind::OutcomeUnknown),
-    /// [`Closed`](ErrorKind::Closed).
+    /// * [`Store`](ErrorKind::Store): the store failed, and nothing was changed.
+    /// * [`OutcomeUnknown`](ErrorKind::OutcomeUnknown): the store did not answer, and the record
+    ///   does not show the command's effect.
+    /// * [`Closed`](ErrorKind::Closed): the layer was closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// The command is carried out even if the future is dropped.
     pub async fn unbind(&self, session: SessionId) -> Result<Option<Binding>, Error> {
-        self.order(session, async move |shared: Arc<Shared>| {
+        self.command(session, async move |shared: Arc<Shared>| {
             let token = shared.rows.read_token(session);
             let unbind = move |shared: Arc<Shared>| async move {
                 let row = shared.answer(shared.store.unbind(session)).await?;
@@ -353,16 +398,23 @@ impl Bindings {
         .await
     }
 
-    /// The order to remove a session's record. Says whether there was one. A later record of the
-    /// same session continues above its last revision, so nothing that was begun before can change
-    /// it.
+    /// Removes a session's record. Returns `true` if there was one.
+    ///
+    /// A later record of the same session continues above the last revision, so no write that began
+    /// before this command can change it.
     ///
     /// # Errors
     ///
-    /// [`Store`](ErrorKind::Store), [`OutcomeUnknown`](ErrorKind::OutcomeUnknown),
-    /// [`Closed`](ErrorKind::Closed).
+    /// * [`Store`](ErrorKind::Store): the store failed, and nothing was changed.
+    /// * [`OutcomeUnknown`](ErrorKind::OutcomeUnknown): the store did not answer, and the session
+    ///   still has a record.
+    /// * [`Closed`](ErrorKind::Closed): the layer was closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// The command is carried out even if the future is dropped.
     pub async fn forget(&self, session: SessionId) -> Result<bool, Error> {
-        self.order(session, async move |shared: Arc<Shared>| {
+        self.command(session, async move |shared: Arc<Shared>| {
             shared.repairs.forget(session);
             let learn = move |shared: &Shared| {
                 shared.rows.remove(session);
@@ -385,21 +437,27 @@ impl Bindings {
         .await
     }
 
-    /// The order to drop the targets of all sessions of a workspace: for a resolver whose
-    /// generations start again, which would look like a lagging one for ever. Says how many records
-    /// were changed.
+    /// Removes the targets of all sessions of a workspace. Returns how many records were changed.
     ///
-    /// It begins the next [`Epoch`](crate::Epoch) of the workspace, which is stored. Another
-    /// process learns of it with the first row of the workspace that it reads or fails to write,
-    /// and with [`hints`](crate::hints) at once. Until then its cached rows still lead to the old
-    /// agent, but nothing that it writes for the old epoch counts.
+    /// This is the command for a resolver whose generations start again, because its smaller
+    /// generations would be taken for the answers of a lagging replica for ever. The command begins
+    /// the next [`Epoch`](crate::Epoch) of the workspace, which the store keeps.
+    ///
+    /// Another process learns of the epoch by [`hints`](crate::hints) at once, or else with the
+    /// first row of the workspace that it reads or fails to write. Until then, its cached rows lead
+    /// to the old agent, but nothing that it writes for the old epoch counts.
     ///
     /// # Errors
     ///
-    /// [`Store`](ErrorKind::Store), [`OutcomeUnknown`](ErrorKind::OutcomeUnknown),
-    /// [`Closed`](ErrorKind::Closed).
+    /// * [`Store`](ErrorKind::Store): the store failed, and nothing was changed.
+    /// * [`OutcomeUnknown`](ErrorKind::OutcomeUnknown): the store did not answer.
+    /// * [`Closed`](ErrorKind::Closed): the layer was closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// The command is carried out even if the future is dropped.
     pub async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<u64, Error> {
-        self.order(None, async move |shared: Arc<Shared>| {
+        self.command(None, async move |shared: Arc<Shared>| {
             let learn = move |shared: &Shared, epoch: Option<crate::Epoch>| {
                 shared.reset(workspace, epoch);
                 shared.tell(About::Reset { workspace, epoch });
@@ -422,22 +480,27 @@ impl Bindings {
         .await
     }
 
-    /// Loads the most recently used bindings into the cache, at most `limit` and what the cache
-    /// holds, in one streamed query: for a process that starts, so that its first calls need no
-    /// read each. Says how many came.
+    /// Loads the most recently used bindings into the cache, in one streamed query. Returns how
+    /// many were loaded.
     ///
-    /// Which were used last is known as far as it was recorded
-    /// ([`usage_interval`](crate::BoundAgentBuilder::usage_interval)); the others follow in no
-    /// order.
+    /// It loads at most `limit` bindings, and at most the
+    /// [`cache_capacity`](crate::BoundAgentBuilder::cache_capacity). A process that starts can so
+    /// spare its first calls a read each. The order of use is known as far as it was recorded
+    /// ([`usage_interval`](crate::BoundAgentBuilder::usage_interval)); other bindings follow in no
+    /// particular order.
     ///
     /// # Errors
     ///
-    /// [`Store`](ErrorKind::Store) if a row did not come within the store timeout;
-    /// [`Closed`](ErrorKind::Closed). What was loaded by then stays.
+    /// * [`Store`](ErrorKind::Store): a row did not arrive within the
+    ///   [`store_timeout`](crate::BoundAgentBuilder::store_timeout), or the store does not support
+    ///   it.
+    /// * [`Closed`](ErrorKind::Closed): the layer was closed.
+    ///
+    /// Bindings that were loaded before an error stay in the cache.
     ///
     /// # Cancel safety
     ///
-    /// Reads only. What was loaded when it is dropped stays.
+    /// The future may be dropped at any time. Bindings that were loaded stay in the cache.
     pub async fn warm(&self, limit: u64) -> Result<u64, Error> {
         self.open(None)?;
         follow::ensure_driven(&self.shared, Instant::now);
@@ -449,31 +512,46 @@ impl Bindings {
         })
     }
 
-    /// Waits until every repair that has begun was tried, as long as the store answers: not for
-    /// more than a few times the store timeout without any answer. Returns how many could not be
+    /// Waits until every repair that has begun was attempted. Returns how many repairs are not
     /// written yet; those are tried again in the background.
+    ///
+    /// The wait ends after a few store timeouts if the store does not answer.
     ///
     /// # Cancel safety
     ///
-    /// It only waits: the repairs go on without it.
+    /// The future may be dropped at any time. The repairs continue.
     pub async fn flush(&self) -> usize {
         Repairs::flush(&self.shared).await
     }
 
-    /// Ends the layer in order: new calls and orders fail with [`Closed`](ErrorKind::Closed),
-    /// repairs get their last attempt, and what does not end within the given time is dropped.
-    /// Returns how many repairs did not land; such a binding is repaired by the next process that
-    /// dials it.
+    /// Shuts the layer down gracefully. Returns how many repairs were not written; the next process
+    /// that dials such a session repairs its binding.
     ///
-    /// Calls under way may still end with a connection; if they fail, it is with `Closed`. Once
-    /// this has returned, nothing of the layer begins any more: the repair of a connection that
-    /// comes later is [`Failed`](crate::Repair::Failed), and is in the number that another `close`
-    /// returns. A statement that has no answer yet is waited for one store timeout.
+    /// New calls and commands fail with [`Closed`](ErrorKind::Closed). Repairs get a last attempt,
+    /// and every task that does not end within `within` is dropped. A call under way may still end
+    /// with a connection; if it fails, it fails with `Closed`.
+    ///
+    /// After this has returned, the layer begins nothing. The repair of a connection that is
+    /// returned later is [`Failed`](crate::Repair::Failed), and counts in the result of the next
+    /// `close`. A statement that has no answer yet is waited for during one store timeout.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the layer is closed all the same; nobody ends its last repairs
-    /// then, which are bounded by the store timeout.
+    /// If the future is dropped, the layer is closed all the same, but its last repairs are not
+    /// dropped after `within`; each is bounded by the store timeout.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_bound_agent::Bindings;
+    /// # async fn shut_down(bindings: Bindings) {
+    /// let unwritten = bindings.close(Duration::from_secs(5)).await;
+    /// if unwritten > 0 {
+    ///     eprintln!("{unwritten} bindings are repaired by the next process");
+    /// }
+    /// # }
+    /// ```
     pub async fn close(&self, within: Duration) -> usize {
         self.shared.closed.store(true, Ordering::Release);
         self.shared.ended.cancel();
@@ -490,11 +568,11 @@ impl Bindings {
         }
     }
 
-    /// Runs an order in a task of its own.
-    async fn order<T, F>(
+    /// Runs a command in a task of its own.
+    async fn command<T, F>(
         &self,
         session: impl Into<Option<SessionId>>,
-        order: impl FnOnce(Arc<Shared>) -> F,
+        command: impl FnOnce(Arc<Shared>) -> F,
     ) -> Result<T, Error>
     where
         T: Send + 'static,
@@ -503,15 +581,14 @@ impl Bindings {
         let session = session.into();
         self.open(session)?;
         follow::ensure_driven(&self.shared, Instant::now);
-        let Some(order) = self.shared.tasks.spawn(order(Arc::clone(&self.shared))) else {
+        let Some(task) = self.shared.tasks.spawn(command(Arc::clone(&self.shared))) else {
             return Err(failure(ErrorKind::Closed, session));
         };
-        // It waits for an earlier order, for its own answer, and for the row if that does not come.
-        let at_most = self.shared.settings.store_timeout * MOST_TIMEOUTS_OF_AN_ORDER;
-        match timeout(at_most, order).await {
+        let at_most = self.shared.settings.store_timeout * COMMAND_TIMEOUTS;
+        match timeout(at_most, task).await {
             Ok(Ok(Some(done))) => done,
-            // Closed in the middle, or the store panicked, or nobody drives the runtime of the
-            // task.
+            // The layer was closed meanwhile, the store panicked, or the runtime of the task is not
+            // driven.
             _ => {
                 if let Some(session) = session {
                     self.shared.rows.distrust(session, Revision::new(i64::MAX), Instant::now());
@@ -530,22 +607,22 @@ fn failure(kind: ErrorKind, session: Option<SessionId>) -> Error {
     }
 }
 
-/// Whoever gave an order is told what it wrote, also if somebody else's later order is known here
-/// already.
+/// Learns the row that a command wrote. Returns it to the caller of the command, even if a later
+/// command of another caller is already known.
 fn learn(shared: &Shared, row: Binding, token: ReadToken) -> Binding {
     shared.learn_written(row.clone(), token);
-    tell_ordered(shared, &row);
+    announce_command(shared, &row);
     row
 }
 
-/// An order is known to have been carried out.
-fn tell_ordered(shared: &Shared, row: &Binding) {
+/// Wakes calls and handles of the session, and sends a hint: the command was carried out.
+fn announce_command(shared: &Shared, row: &Binding) {
     shared.rows.commanded(row.session, row.revision);
     shared.tell(About::Session { session: row.session, revision: Some(row.revision) });
 }
 
-/// A session was unbound. Its agent is known here from the row that it was dropped from, so it
-/// would be dialed again.
+/// Doubts the agent that a command removed from a row. The workspace state still knows that agent,
+/// so it would be dialed again.
 fn doubt_left(shared: &Shared, unbound: &Binding) {
     let Some(previous) = unbound.previous else { return };
     if let Some(place) = shared.workspaces.find(unbound.workspace) {
@@ -554,22 +631,22 @@ fn doubt_left(shared: &Shared, unbound: &Binding) {
     shared.tell(About::Workspace { workspace: unbound.workspace, generation: None, epoch: None });
 }
 
-/// There is no record: what is cached of it was deleted by somebody else.
+/// Removes the cached row of a session that has no record any more.
 fn gone(shared: &Shared, session: SessionId) -> Error {
     shared.rows.remove(session);
     Error::new(ErrorKind::NotBound).of(session)
 }
 
-/// An order failed. If it may have been carried out all the same, the row tells: returns it if it
-/// shows what was `ordered`. Else the session's row is not trusted for a while, because the
-/// statement may still arrive.
+/// Decides the outcome of a command that failed. If it may have been carried out, reads the row,
+/// and returns the row if `done` finds the command's effect in it. Otherwise, distrusts the cached
+/// row for a while, because the statement may still arrive.
 async fn judge(
     shared: &Arc<Shared>,
     session: SessionId,
     error: StoreError,
-    ordered: impl Fn(Option<&Binding>) -> bool,
+    done: impl Fn(Option<&Binding>) -> bool,
 ) -> Result<Option<Binding>, Error> {
-    // A row that cannot be read back was written all the same.
+    // A statement whose returned row cannot be decoded was carried out.
     let unknown = matches!(error, StoreError::Unknown(_) | StoreError::Corrupt(_));
     let cause: SharedError = Arc::new(error);
     if !unknown {
@@ -580,11 +657,11 @@ async fn judge(
         .await
         .map(|entry| entry.map(|entry| entry.binding()))
     {
-        Ok(Some(row)) if ordered(Some(&row)) => {
-            tell_ordered(shared, &row);
+        Ok(Some(row)) if done(Some(&row)) => {
+            announce_command(shared, &row);
             Ok(Some(row))
         }
-        Ok(None) if ordered(None) => {
+        Ok(None) if done(None) => {
             shared.rows.remove(session);
             Ok(None)
         }
@@ -599,13 +676,13 @@ async fn judge(
     }
 }
 
-/// A retarget that waits for the end of its transaction.
+/// A retarget inside the caller's transaction. [`Bindings::retarget_in`] returns it.
 ///
-/// Keep it until then. [`committed`](Self::committed) makes the new binding known here, so that
-/// calls under way move at once; [`rolled_back`](Self::rolled_back) changes nothing. If it is
-/// dropped instead, nobody knows how the transaction ended: for a minute, or until the row shows
-/// it, each call of the session reads the row first.
-#[must_use = "keep it until the transaction has ended, then say how: `committed` or `rolled_back`"]
+/// Keep it until the transaction has ended, then call [`committed`](Self::committed) or
+/// [`rolled_back`](Self::rolled_back). If it is dropped instead, the layer does not know how the
+/// transaction ended: for 60 s, or until the record shows the new binding, each call of the session
+/// reads the record first.
+#[must_use = "call `committed` or `rolled_back` when the transaction has ended"]
 pub struct Retargeted {
     shared: Arc<Shared>,
     row: Binding,
@@ -614,18 +691,19 @@ pub struct Retargeted {
 }
 
 impl Retargeted {
-    /// The binding as the transaction wrote it.
+    /// Returns the binding as the transaction wrote it.
     pub fn binding(&self) -> &Binding {
         &self.row
     }
 
-    /// The transaction was committed.
+    /// Applies the binding after the transaction was committed, and returns it. Calls under way
+    /// move at once, and a hint is sent.
     pub fn committed(mut self) -> Binding {
         self.ended = true;
         learn(&self.shared, self.row.clone(), self.token.clone())
     }
 
-    /// The transaction was rolled back.
+    /// Discards the binding after the transaction was rolled back.
     pub fn rolled_back(mut self) {
         self.ended = true;
     }

@@ -1,4 +1,4 @@
-//! What a caller gets: the connection, and a handle that outlives it.
+//! The connection that a call returns, and a handle that outlives it.
 
 use crate::{
     Event, Outcome, SessionId, Target, WorkspaceId,
@@ -24,13 +24,31 @@ use tokio::{
 };
 use tower_service::Service;
 
-/// A connection to the agent of a session, and how it was obtained.
+/// A connection to the agent of a session, with the facts of the call that returned it.
 ///
-/// While it is there, its session is [in use](InUse).
+/// While it exists, its session is [in use](InUse).
 ///
-/// Dereferences to the connection and passes through what the connection can do: Tokio's
+/// It dereferences to the connection, and forwards the traits of the connection: Tokio's
 /// [`AsyncRead`] and [`AsyncWrite`], hyper's `Read` and `Write` (feature `http`), and any
 /// [`Service`].
+///
+/// ```
+/// use tower::ServiceExt;
+/// use tower_bound_agent::{Bound, BoundAgent, BoxError, DialAgent, DialSession};
+/// # use tower::Service;
+///
+/// /// Dials the session's agent and prints the target and the outcome.
+/// async fn connect<S>(dial: BoundAgent<S>, ask: DialSession) -> Result<Bound<S::Response>, BoxError>
+/// where
+///     S: Service<DialAgent, Error = std::io::Error> + Clone + Send + 'static,
+///     S::Response: Send,
+///     S::Future: Send,
+/// {
+///     let bound = dial.oneshot(ask).await?;
+///     println!("{}: {} ({})", bound.session(), bound.target(), bound.outcome().kind.as_str());
+///     Ok(bound)
+/// }
+/// ```
 #[pin_project]
 pub struct Bound<C> {
     #[pin]
@@ -39,82 +57,83 @@ pub struct Bound<C> {
 }
 
 impl<C> Bound<C> {
-    /// The connection is in use from `now` on, if that is known.
+    /// Creates a value whose session is in use from `now` on. `None`: the caller has not read the
+    /// clock, as on the fast path.
     pub(crate) fn new(connection: C, mut handle: BoundHandle, now: Option<Instant>) -> Self {
         handle.hold(now);
         Self { connection, handle }
     }
 
-    /// The connection.
+    /// Returns a reference to the connection.
     pub fn get_ref(&self) -> &C {
         &self.connection
     }
 
-    /// The connection.
+    /// Returns a mutable reference to the connection.
     pub fn get_mut(&mut self) -> &mut C {
         &mut self.connection
     }
 
-    /// The bare connection. It does not count as in use any more.
+    /// Returns the connection alone. It no longer counts as in use.
     pub fn into_inner(self) -> C {
         self.connection
     }
 
-    /// The bare connection, and the handle that remains useful after the connection was handed on.
+    /// Splits the value into the connection and its handle.
     ///
-    /// Nothing here knows how long the connection lives from then on: keep [`BoundHandle::in_use`]
-    /// beside it.
+    /// The connection no longer counts as in use. Hold [`BoundHandle::in_use`] for as long as it
+    /// lives.
     pub fn into_parts(mut self) -> (C, BoundHandle) {
         self.handle.release();
         (self.connection, self.handle)
     }
 
-    /// Wraps the connection in something else (TLS, a client) without losing how it was obtained.
+    /// Converts the connection (to TLS, to a client) and keeps the handle.
     pub fn map<D>(self, f: impl FnOnce(C) -> D) -> Bound<D> {
         Bound { connection: f(self.connection), handle: self.handle }
     }
 
-    /// The handle; cheap to clone.
+    /// Returns the handle. A clone of it is cheap and outlives the connection.
     pub fn handle(&self) -> &BoundHandle {
         &self.handle
     }
 
-    /// Whose connection it is.
+    /// Returns the session that the connection was dialed for.
     pub fn session(&self) -> SessionId {
         self.handle.session()
     }
 
-    /// The workspace that the session pointed at.
+    /// Returns the workspace of the session when the connection was dialed.
     pub fn workspace(&self) -> WorkspaceId {
         self.handle.workspace()
     }
 
-    /// What was dialed.
+    /// Returns the target that was dialed.
     pub fn target(&self) -> &Target {
         self.handle.target()
     }
 
-    /// How the connection was obtained.
+    /// Returns the outcome of the call.
     pub fn outcome(&self) -> &Outcome {
         self.handle.outcome()
     }
 
-    /// See [`BoundHandle::report_stale`].
+    /// Reports that the connection is stale; see [`BoundHandle::report_stale`].
     pub fn report_stale(&self) {
         self.handle.report_stale();
     }
 }
 
-/// The facts of a [`Bound`] without its connection. Cheap to clone.
+/// The facts of a [`Bound`] without its connection. A clone is cheap.
 pub struct BoundHandle {
     shared: Arc<Shared>,
     entry: Arc<CachedRow>,
     target: Arc<Target>,
     outcome: Outcome,
-    /// Shared by the clones; made when it is needed, since most connections are never reported and
-    /// every call has one.
+    /// Shared by all clones. Created when it is needed, because every call returns a handle and few
+    /// connections are reported.
     reported: OnceLock<Arc<AtomicBool>>,
-    /// That the connection is in use; not of the clones.
+    /// The hold that marks the session as in use. A clone has none.
     hold: Hold,
 }
 
@@ -157,32 +176,32 @@ impl BoundHandle {
         }
     }
 
-    /// Whose connection it is.
+    /// Returns the session that the connection was dialed for.
     #[must_use]
     pub fn session(&self) -> SessionId {
         self.entry.row.session
     }
 
-    /// The workspace that the session pointed at.
+    /// Returns the workspace of the session when the connection was dialed.
     #[must_use]
     pub fn workspace(&self) -> WorkspaceId {
         self.entry.workspace()
     }
 
-    /// What was dialed.
+    /// Returns the target that was dialed.
     #[must_use]
     pub fn target(&self) -> &Target {
         &self.target
     }
 
-    /// How the connection was obtained.
+    /// Returns the outcome of the call.
     #[must_use]
     pub fn outcome(&self) -> &Outcome {
         &self.outcome
     }
 
-    /// Marks the session as in use until the guard is dropped: for a connection that was taken out
-    /// of its [`Bound`] and handed on.
+    /// Marks the session as in use until the guard is dropped. Use it for a connection that was
+    /// taken out of its [`Bound`].
     ///
     /// ```
     /// # use tower_bound_agent::Bound;
@@ -200,13 +219,15 @@ impl BoundHandle {
         InUse(handle)
     }
 
-    /// Says that the connection talks to the wrong agent or to a dead one: that raises a *doubt*,
-    /// so that the next call of this session validates at once and holds a ready dial until the
-    /// verdict, for at most the validation delay.
+    /// Reports that the connection leads to the wrong agent or to a dead one.
     ///
-    /// Counts once for a connection and its handles, not at all once another target is known, and
-    /// for each agent at most once a second; while the resolver keeps naming the same agent that
-    /// pause doubles, up to a minute.
+    /// The report raises a *doubt*: the next call of this session validates at once. If that call's
+    /// dial is ready before the verdict, the call holds the connection back until the verdict, for
+    /// at most the validation delay.
+    ///
+    /// A report counts once for a connection and its handles, and for each agent at most once a
+    /// second. While the resolver keeps naming the same agent, that pause doubles, up to a minute.
+    /// A report is ignored if another target is already known.
     pub fn report_stale(&self) {
         if self.reported.get_or_init(Arc::default).swap(true, Ordering::Relaxed) {
             return;
@@ -217,15 +238,32 @@ impl BoundHandle {
         }
     }
 
-    /// Resolves when this process learns that the session's binding names another target: by a
-    /// newer build of its workspace, or because the session was pointed elsewhere or forgotten.
-    /// Then it is time to move a long-lived connection in order. Also resolves when the session's
-    /// row may have been changed by a transaction whose end nobody reported
-    /// ([`Retargeted`](crate::Retargeted)).
+    /// Waits until this process learns that the session's binding no longer names this target.
+    ///
+    /// The future resolves after a newer build of the workspace, and after a command that retargets
+    /// or forgets the session. It also resolves if the session's record may have been changed by a
+    /// transaction whose end was not reported ([`Retargeted`](crate::Retargeted)). Then a
+    /// long-lived connection should be drained and dialed again.
     ///
     /// # Cancel safety
     ///
-    /// May be dropped and called again; what happened in between is noticed at once.
+    /// The future may be dropped at any time. A new one resolves at once if the target was
+    /// superseded in between.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use tower_bound_agent::Bound;
+    /// # async fn example(bound: Bound<tokio::net::TcpStream>, mut terminal: tokio::net::TcpStream) -> std::io::Result<()> {
+    /// let superseded = bound.handle().superseded();
+    /// let mut agent = bound;
+    /// tokio::select! {
+    ///     copied = tokio::io::copy_bidirectional(&mut terminal, &mut agent) => drop(copied?),
+    ///     () = superseded => println!("the session has moved: reconnect the terminal"),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn superseded(&self) -> impl Future<Output = ()> + Send + 'static {
         let (shared, mut entry, target) =
             (Arc::clone(&self.shared), Arc::clone(&self.entry), Arc::clone(&self.target));
@@ -235,14 +273,14 @@ impl BoundHandle {
             let mut doubts = Doubts::default();
             loop {
                 let seen = Arc::clone(&entry);
-                // Made before the look, so that nothing is missed between the two.
+                // Created before the comparison, so that a change in between wakes this task.
                 let (row_changed, place_changed) =
                     (shared.rows.changed(session), seen.place.changed());
                 match shared.names_another(&entry, &target) {
                     Some(true) => return,
                     Some(false) => {}
-                    // The cache did not keep the row, and there was an order since, perhaps another
-                    // session's.
+                    // The cache did not keep the row, and a command was carried out since, perhaps
+                    // for another session.
                     None => match shared.read_since(session, Instant::now()).await {
                         Ok(Some(read)) if read.workspace() == entry.workspace() => {
                             entry = read;
@@ -250,14 +288,14 @@ impl BoundHandle {
                             continue;
                         }
                         Ok(_) => return,
-                        // No evidence; the next change is a reason to read again.
+                        // A failed read is no evidence. The next change starts another one.
                         Err(_) => {}
                     },
                 }
                 select! {
                     () = row_changed => {}
                     () = place_changed => {}
-                    // No call may come that would ask.
+                    // A doubt needs a question to the resolver, and no call may come that asks it.
                     () = doubts.ask(&shared, &seen.place) => {}
                 }
             }
@@ -265,19 +303,23 @@ impl BoundHandle {
     }
 }
 
-/// Marks a session as in use, as a [`Bound`] does: until it is dropped,
+/// A guard that marks a session as in use, as a [`Bound`] does.
+///
+/// Until the guard is dropped,
 ///
 /// * [`Bindings::in_use`](crate::Bindings::in_use) lists the session, and
 ///   [`Bindings::drained`](crate::Bindings::drained) waits for it;
-/// * where use is [recorded](crate::BoundAgentBuilder::usage_interval), the session's last use
-///   moves on at every interval, so that it is not purged as idle, and an observer receives
+/// * with a [`usage_interval`](crate::BoundAgentBuilder::usage_interval), the session's last use
+///   advances at every interval, so that it is not purged as idle, and an observer receives
 ///   [`Event::InUse`].
+///
+/// [`BoundHandle::in_use`] creates it.
 #[must_use = "the session is in use until this is dropped"]
 #[derive(Debug)]
 pub struct InUse(BoundHandle);
 
 impl InUse {
-    /// The handle of the connection.
+    /// Returns the handle of the connection.
     #[must_use]
     pub fn handle(&self) -> &BoundHandle {
         &self.0
@@ -286,31 +328,31 @@ impl InUse {
 
 #[cfg(feature = "http")]
 impl BoundHandle {
-    /// Of the same connection, for another call that uses it: it is reported for both or for
-    /// neither.
+    /// Returns the handle of another call that uses the connection of `dialed`. A report counts
+    /// once for both.
     pub(crate) fn of_connection(self, dialed: &Self) -> Self {
         let mut handle = self;
         handle.reported = OnceLock::from(Arc::clone(dialed.reported.get_or_init(Arc::default)));
         handle
     }
 
-    /// What the call goes by, for a request that waits for its answer.
+    /// Returns the state that a request watches while it waits for its response.
     pub(crate) fn watched(&self) -> (Arc<Shared>, Arc<CachedRow>, Arc<Target>) {
         (Arc::clone(&self.shared), Arc::clone(&self.entry), Arc::clone(&self.target))
     }
 
-    /// What was dialed, to be kept.
+    /// Returns the shared target.
     pub(crate) fn shared_target(&self) -> &Arc<Target> {
         &self.target
     }
 
-    /// Whether somebody has said that the connection is stale.
+    /// Returns `true` if the connection was reported as stale.
     pub(crate) fn is_reported(&self) -> bool {
         self.reported.get().is_some_and(|reported| reported.load(Ordering::Relaxed))
     }
 
-    /// The call was dropped while it waited for the agent since then: the same evidence as a
-    /// dropped dial.
+    /// Records that a request was dropped that had waited for the agent since `began`. It is the
+    /// same evidence as a dropped dial.
     pub(crate) fn dropped_waiting_since(&self, began: Instant) {
         let now = Instant::now();
         if now.saturating_duration_since(began) >= self.shared.settings.validation_delay {
@@ -318,14 +360,14 @@ impl BoundHandle {
         }
     }
 
-    /// Resolves when this process learns that no session of the workspace is to be connected to
-    /// this any more. Unlike [`superseded`](Self::superseded) it does not ask where the one session
-    /// points that the connection was made for.
+    /// Waits until this process learns that the target no longer serves the workspace. Unlike
+    /// [`superseded`](Self::superseded), it ignores the binding of the session that the connection
+    /// was dialed for.
     pub(crate) fn left_behind(&self) -> impl Future<Output = ()> + Send + 'static {
         let (place, target) = (Arc::clone(&self.entry.place), Arc::clone(&self.target));
         async move {
             loop {
-                // Made before the look, so that nothing is missed between the two.
+                // Created before the comparison, so that a change in between wakes this task.
                 let changed = place.changed();
                 if place.supersedes(&target) {
                     return;

@@ -1,4 +1,4 @@
-//! The builder: every setting, its default, and what it bounds.
+//! The builder: every setting, its default, and its bounds.
 
 use crate::{
     BoundAgentLayer, BoxError, BuildError, Observer, Redial, RepairMode, Resolution,
@@ -23,10 +23,10 @@ use std::{
 use tokio::runtime::Handle;
 use tower_service::Service;
 
-/// Collects settings; see [`BoundAgentLayer::builder`].
+/// A builder of a [`BoundAgentLayer`]. [`BoundAgentLayer::builder`] creates it.
 ///
-/// Every setting has a default that is meant to be left alone, but for the
-/// [`validation_delay`](Self::validation_delay), which depends on how long a healthy dial takes.
+/// The defaults fit most applications, except for the [`validation_delay`](Self::validation_delay),
+/// which depends on how long a healthy dial takes.
 ///
 /// ```
 /// use std::time::Duration;
@@ -74,171 +74,186 @@ impl BoundAgentBuilder {
         }
     }
 
-    /// How long a dial may be pending before the binding is questioned. Default 250 ms.
+    /// Sets how long a dial may be pending before the binding is validated. Default: 250 ms. Zero
+    /// validates every dial that is not ready at its first poll.
     ///
-    /// Choose it above what a healthy dial takes: until it passes, nobody is asked. Zero validates
-    /// every dial that is not ready at once.
+    /// Choose a delay longer than a healthy dial takes, because every slower dial costs a question
+    /// to the resolver.
     pub fn validation_delay(mut self, delay: Duration) -> Self {
         self.settings.validation_delay = delay;
         self
     }
 
-    /// How long after a validation that named the dialed agent the resolver is asked again, if the
-    /// dial still hangs; doubles up to [`revalidate_at_most`](Self::revalidate_at_most). Default 2
-    /// s.
+    /// Sets how long after a validation that confirmed the dialed agent the resolver is asked
+    /// again, if the dial still hangs. Default: 2 s. Must not be zero.
+    ///
+    /// The interval doubles with each question, up to
+    /// [`revalidate_at_most`](Self::revalidate_at_most).
     pub fn revalidate_every(mut self, interval: Duration) -> Self {
         self.settings.revalidate_every = interval;
         self
     }
 
-    /// The longest such interval. Default 15 s.
+    /// Sets the longest interval between two questions about a dial that hangs. Default: 15 s. Must
+    /// not be zero.
     pub fn revalidate_at_most(mut self, interval: Duration) -> Self {
         self.settings.revalidate_at_most = interval;
         self
     }
 
-    /// The bound of a whole call: look-ups, readiness, all its dials and restarts. Default 30 s.
+    /// Sets the time limit of a whole call: its look-ups, waits for readiness, dials and restarts.
+    /// Default: 30 s. Must not be zero.
     ///
-    /// Must be longer than the [`validation_delay`](Self::validation_delay) and the
-    /// [`resolve_timeout`](Self::resolve_timeout) together, and than the
-    /// [`store_timeout`](Self::store_timeout): for less patience lower these as well.
+    /// The limit must be longer than the [`validation_delay`](Self::validation_delay) and the
+    /// [`resolve_timeout`](Self::resolve_timeout) together, and longer than the
+    /// [`store_timeout`](Self::store_timeout). To lower it, lower these as well.
     pub fn dial_timeout(mut self, timeout: Duration) -> Self {
         self.settings.dial_timeout = timeout;
         self
     }
 
-    /// How many calls of this process may have a pending dial to one target at the same time.
-    /// Default 64.
+    /// Sets how many calls of this process may have a pending dial to one target at the same time.
+    /// Default: 64. Must not be zero.
     ///
-    /// After a rebuild, all sessions of a workspace dial the new agent. More connections than its
-    /// accept queue holds are dropped, or seem to be established and are never answered. Therefore,
-    /// later calls wait in a queue, first in, first out, before they call the dial service. A
-    /// queued call holds no readiness of the dial service, starts no validation delay and leaves no
-    /// doubt; the [`dial_timeout`](Self::dial_timeout) bounds it. A call that leaves the queue
-    /// dials the newest target that is known by then. A dial that is ready at its first poll needs
-    /// no place.
+    /// After a rebuild, all sessions of a workspace dial the new agent. If there are more
+    /// connections than its accept queue holds, the surplus is dropped, or seems to be established
+    /// and is never answered. Therefore, later calls wait in a queue, first in, first out, before
+    /// they call the dial service. A queued call holds no readiness of the dial service, starts no
+    /// validation delay and leaves no doubt; the [`dial_timeout`](Self::dial_timeout) bounds its
+    /// wait. A call that leaves the queue dials the newest target that is known by then. A dial
+    /// that is ready at its first poll bypasses the queue.
     ///
-    /// Threads that start dials at the same instant can exceed the limit by one dial each. Must not
-    /// be zero.
+    /// Threads that start dials at the same instant can exceed the limit by one dial each.
     pub fn max_pending_dials(mut self, dials: usize) -> Self {
         self.settings.max_pending_dials = dials;
         self
     }
 
-    /// The bound of one question to the resolver. Default 5 s.
+    /// Sets the time limit of one question to the resolver. Default: 5 s. Must not be zero.
     pub fn resolve_timeout(mut self, timeout: Duration) -> Self {
         self.settings.resolve_timeout = timeout;
         self
     }
 
-    /// The bound of one statement of the store. Default 5 s. Set the pool's acquire timeout below
-    /// it, so that a statement that was never sent is told from one without an answer; and the lock
-    /// timeout of the store, so that the server ends what is not waited for any more.
+    /// Sets the time limit of one statement of the store. Default: 5 s. Must not be zero.
+    ///
+    /// Set the acquire timeout of the pool below this limit, so that a statement that was never
+    /// sent can be told from one without an answer. Set the lock timeout of the store below it too,
+    /// so that the server ends a statement that the layer no longer waits for.
     pub fn store_timeout(mut self, timeout: Duration) -> Self {
         self.settings.store_timeout = timeout;
         self
     }
 
-    /// How many bindings are kept in memory. Default 100,000 (some 50 MB).
+    /// Sets how many bindings are kept in memory. Default: 100,000, which take about 50 MB. Must
+    /// not be zero.
     pub fn cache_capacity(mut self, bindings: u64) -> Self {
         self.settings.cache_capacity = bindings;
         self
     }
 
-    /// How long a binding that is not used is kept in memory. Default one hour. Bounds memory only:
-    /// it has nothing to do with how fresh a binding is. Must be longer than the
-    /// [`store_timeout`](Self::store_timeout).
+    /// Sets how long an unused binding is kept in memory. Default: one hour. Must be longer than
+    /// the [`store_timeout`](Self::store_timeout).
+    ///
+    /// This setting bounds memory only. It does not affect how fresh a binding is.
     pub fn cache_time_to_idle(mut self, idle: Duration) -> Self {
         self.settings.cache_time_to_idle = idle;
         self
     }
 
-    /// What to do when a dial has failed and the resolver names the same agent, or cannot say.
-    /// Default [`Redial::Once`].
+    /// Sets what a call does when its dial has failed and the resolver names the same agent again,
+    /// or does not answer. Default: [`Redial::Once`].
     pub fn redial(mut self, redial: Redial) -> Self {
         self.settings.redial = redial;
         self
     }
 
-    /// When a repair is written. Default [`RepairMode::Background`].
+    /// Sets when a repair is written. Default: [`RepairMode::Background`].
     pub fn repair(mut self, mode: RepairMode) -> Self {
         self.settings.repair = mode;
         self
     }
 
-    /// Whether a session whose row cannot be read or created is served all the same, if the caller
-    /// names its workspace ([`DialSession::in_workspace`](crate::DialSession::in_workspace)).
-    /// Default `false`: a typed error.
+    /// Sets whether a session whose record cannot be read or created is served if the caller names
+    /// its workspace ([`DialSession::in_workspace`](crate::DialSession::in_workspace)). Default:
+    /// `false`, and the call fails with [`ErrorKind::Store`](crate::ErrorKind::Store).
     ///
-    /// Such a call cannot know that the session points at another workspace by now.
+    /// A session that is served in this way may have been retargeted to another workspace.
     pub fn serve_without_store(mut self, serve: bool) -> Self {
         self.settings.serve_without_store = serve;
         self
     }
 
-    /// How often cached rows are read again in the background; `None` for never. Default 30 s, and
-    /// never while nobody else writes the store ([`BindingStore::shared`]).
+    /// Sets how often cached rows are read again in the background. `None`: never. Default: 30 s if
+    /// other processes may write the store ([`BindingStore::shared`]), and never otherwise; an
+    /// interval that is set here applies to both. Must not be zero.
     ///
-    /// After another process has pointed a session elsewhere, an old agent that still answers would
-    /// be dialed for ever; this is what bounds that, whatever became of the [`hints`](Self::hints).
+    /// If another process retargets a session whose old agent still answers, this process would
+    /// dial the old agent for ever. The refresh bounds that time, even if all
+    /// [`hints`](Self::hints) are lost.
     ///
-    /// A check reads the rows that were used since they were read last, and those whose handles
-    /// wait to be [`superseded`](crate::BoundHandle::superseded), in statements of 2,000 rows, one
-    /// after the other; then a sixteenth of all others (a cache of up to 2,000 rows is read whole).
-    /// So an order of another process is noticed within one interval for a session in use, and
-    /// within sixteen (8 minutes) for one that is not. With a million cached rows of which 10,000
-    /// are in use that is 37 statements each 30 s.
+    /// A check reads the rows that were used since they were last read, and the rows whose handles
+    /// wait in [`superseded`](crate::BoundHandle::superseded), in statements of 2,000 rows, one
+    /// after the other. Then it reads a sixteenth of all other rows; a cache of up to 2,000 rows is
+    /// read whole. So a command of another process is noticed within one interval for a session in
+    /// use, and within sixteen intervals (8 minutes) for any other session. With a million cached
+    /// rows of which 10,000 are in use, a check takes 37 statements.
     ///
-    /// While a check fails, calls go on as before, an observer receives
-    /// [`Event::RefreshFailed`](crate::Event), and the rows are the first ones of the next check. A
-    /// row that cannot be decoded hides no other one.
+    /// While checks fail, calls continue as before, and an observer receives
+    /// [`Event::RefreshFailed`](crate::Event::RefreshFailed). The next check begins with the rows
+    /// that were not read. A row that cannot be decoded does not keep other rows from being read.
     pub fn refresh_interval(mut self, every: impl Into<Option<Duration>>) -> Self {
         self.settings.refresh_interval = every.into();
         self.checks_in_any_case = true;
         self
     }
 
-    /// How this process and the others over the same store tell each other what they have written;
-    /// see [`hints`](crate::hints). Default: not at all, so that an order or a rebuild is noticed
-    /// when a dial hesitates or by the [`refresh_interval`](Self::refresh_interval).
+    /// Sets the bus on which the processes over one store tell each other what they have written;
+    /// see [`hints`](crate::hints). Default: none.
+    ///
+    /// Without hints, this process notices a command or a rebuild of another process when a dial is
+    /// slow or fails, or by the [`refresh_interval`](Self::refresh_interval).
     pub fn hints(mut self, hints: impl Hints) -> Self {
         self.hints = Some(Box::new(hints));
         self
     }
 
-    /// How often it is written down which sessions were used since the last time or are [in
-    /// use](crate::InUse) now, for [`Bindings::warm`](crate::Bindings::warm) and
-    /// [`Bindings::purge_idle`](crate::Bindings::purge_idle); `None`, the default, for never. One
-    /// statement for each 2,000 sessions, in the background. An observer receives
-    /// [`Event::InUse`](crate::Event) for each session that holds a connection then.
+    /// Sets how often the use of sessions is recorded in the store, for
+    /// [`Bindings::warm`](crate::Bindings::warm) and
+    /// [`Bindings::purge_idle`](crate::Bindings::purge_idle). `None`: never. Default: `None`. Must
+    /// not be zero.
     ///
-    /// Every process that works over the table must record, or what is used in one of them looks
-    /// idle.
+    /// At each interval, one background statement for each 2,000 sessions records the sessions that
+    /// were used since the last interval or are [in use](crate::InUse) now. An observer receives
+    /// [`Event::InUse`](crate::Event::InUse) for each session that holds a connection at that time.
+    ///
+    /// Set it in every process over the table. Otherwise, a session that is used only in a process
+    /// that does not record looks idle.
     pub fn usage_interval(mut self, every: impl Into<Option<Duration>>) -> Self {
         self.settings.usage_interval = every.into();
         self
     }
 
-    /// How many connections of the application's pool the statements share that no call waits for:
-    /// repairs, the [`refresh_interval`](Self::refresh_interval), the record of use, purges.
-    /// Default 2, at least 1.
+    /// Sets how many connections of the application's pool the background statements share:
+    /// repairs, the [`refresh_interval`](Self::refresh_interval), the record of use, and purges.
+    /// Default: 2. Must not be zero.
     ///
-    /// So many of them are sent at once; the others wait. What a call or an order waits for is sent
-    /// at once, however many of them there are. After a rebuild of many workspaces their rows are
-    /// written as fast as so many connections allow; until then the calls go by what is known in
-    /// memory.
+    /// At most this many background statements are sent at once, and the others wait. A statement
+    /// that a call or a command waits for is always sent at once. After a rebuild of many
+    /// workspaces, repairs take as long as these connections allow; until then, calls use what this
+    /// process knows in memory.
     pub fn background_connections(mut self, connections: usize) -> Self {
         self.settings.background_connections = connections;
         self
     }
 
-    /// Where the tasks of the layer run: what calls share (reads, validations), orders, repairs,
-    /// and whatever goes on in the background. Default: on the runtime of the call that begins it.
+    /// Sets the runtime of the layer's tasks: reads and validations that calls share, commands,
+    /// repairs, and all background work. Default: the runtime of the call that begins the task.
     ///
-    /// Name one if calls are made on runtimes that are not driven all the time, such as one for
-    /// each `block_on`. What runs on a runtime that nobody drives is noticed after a timeout, and
-    /// begun anew elsewhere. The runtime must have its timer enabled and outlive the layer: if it
-    /// was shut down, nothing can be read or written any more.
+    /// Set it if calls are made on runtimes that are not driven all the time, such as one runtime
+    /// for each `block_on`. Without it, work on a runtime that is not driven is noticed after a
+    /// timeout and begun again on another one. The runtime must have its timer enabled and must
+    /// outlive the layer: after its shutdown, nothing can be read or written.
     ///
     /// ```
     /// # use tower_bound_agent::*;
@@ -254,20 +269,21 @@ impl BoundAgentBuilder {
         self
     }
 
-    /// Is told of every event; see [`Observer`].
+    /// Sets the [`Observer`], which receives every event. Default: none. A second call replaces the
+    /// observer.
     pub fn observer(mut self, observer: impl Observer) -> Self {
         self.observer = Some(Box::new(observer));
         self
     }
 
-    /// Checks the settings against each other and makes the layer. Touches neither store nor
-    /// resolver.
+    /// Checks the settings against each other and creates the layer. It uses neither the store nor
+    /// the resolver.
     ///
     /// # Errors
     ///
-    /// A [`BuildError`] names the two settings that contradict each other: the validation delay and
-    /// one slow answer of the resolver must fit into the dial timeout, a slow statement of the
-    /// store too, and so on.
+    /// Returns a [`BuildError`] that names the two settings that contradict each other, or the
+    /// setting that is invalid by itself. For example, the [`dial_timeout`](Self::dial_timeout)
+    /// must leave time for the validation delay and a slow answer of the resolver.
     ///
     /// ```
     /// # use tower_bound_agent::*;
@@ -304,7 +320,7 @@ impl BoundAgentBuilder {
             tasks: Tasks::on(self.runtime),
             closed: Default::default(),
             hints: self.hints,
-            // The hasher's keys are the randomness that std has.
+            // The standard library has no other source of randomness than the keys of its hasher.
             origin: RandomState::new().hash_one(0),
             following: Default::default(),
             ended: Default::default(),

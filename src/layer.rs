@@ -1,4 +1,4 @@
-//! The layer.
+//! The layer, which wraps a dial service.
 
 use crate::{
     Bindings, BoundAgent, BoundAgentBuilder, BoxError, Resolution, ResolveWorkspace, state::Shared,
@@ -8,10 +8,11 @@ use std::{fmt, sync::Arc};
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Wraps a dial service so that it dials the agent each session is bound to.
+/// A [`Layer`] that wraps a dial service in a [`BoundAgent`], which dials the agent that each
+/// session is bound to.
 ///
-/// Cheap to clone. All clones, and all services made from them, share one state: the cached
-/// bindings, what is known of each workspace, the reads, validations and repairs under way.
+/// A clone is cheap. All clones, and all services made from them, share one state: the cached
+/// bindings, what is known of each workspace, and the reads, validations and repairs under way.
 ///
 /// ```
 /// use tower::{ServiceBuilder, ServiceExt, service_fn};
@@ -47,13 +48,13 @@ pub struct BoundAgentLayer {
 }
 
 impl BoundAgentLayer {
-    /// Begins with where bindings live and who knows which agent serves a workspace now; every
-    /// other setting has a default.
+    /// Returns a builder with a store for the bindings, a resolver, and the default of every other
+    /// setting.
     ///
-    /// The resolver is any `Service<ResolveWorkspace, Response = Resolution>`, a
-    /// `tower::service_fn` for example. It is cloned for each question. Put limits and timeouts of
-    /// its own around it as you like; a [`resolve_timeout`](BoundAgentBuilder::resolve_timeout)
-    /// holds in any case.
+    /// The resolver is any `Service<ResolveWorkspace, Response = Resolution>`, such as a
+    /// `tower::service_fn`. The layer clones it for each question, and bounds each question by the
+    /// [`resolve_timeout`](BoundAgentBuilder::resolve_timeout). The resolver may have limits and
+    /// timeouts of its own.
     pub fn builder<St, R>(store: St, resolver: R) -> BoundAgentBuilder
     where
         St: BindingStore,
@@ -68,7 +69,7 @@ impl BoundAgentLayer {
         Self { shared: Arc::new(shared) }
     }
 
-    /// The handle for explicit operations on the same bindings.
+    /// Returns a handle for commands and queries on the same bindings.
     #[must_use]
     pub fn bindings(&self) -> Bindings {
         Bindings::new(Arc::clone(&self.shared))

@@ -2,16 +2,17 @@
 //! query per turn.
 //!
 //! A *session* (a chat, a notebook, a job) points at a *workspace*. The workspace is rebuilt from
-//! time to time, and every build brings a new *agent*, the process that answers. The *binding* of a
-//! session to its agent is kept in a [`store`], cached here, and treated as a guess that is usually
-//! right:
+//! time to time, and every build creates a new *agent*, the process that answers. The *binding* of
+//! a session to its agent is persisted in a [`store`] and cached in this process. The layer treats
+//! it as an optimistic cache, which is validated only when there is a reason:
 //!
-//! * The bound agent is dialed at once. If it answers, nobody was asked: no query, no question.
-//! * If the dial hesitates longer than the
-//!   [`validation_delay`](BoundAgentBuilder::validation_delay), or fails, the *resolver* is asked
-//!   which agent serves the workspace now. A dial that hesitates goes on meanwhile.
-//! * If the answer is another agent, the stale dial is dropped, the new agent is dialed, and the
-//!   binding is *repaired* in the background.
+//! * The layer dials the bound agent at once. If the agent answers, the call costs no query, and no
+//!   question to the resolver.
+//! * If the dial is pending longer than the
+//!   [`validation_delay`](BoundAgentBuilder::validation_delay), or fails, the layer asks the
+//!   *resolver* which agent serves the workspace now. A pending dial continues meanwhile.
+//! * If the resolver names another agent, the layer drops the stale dial, dials the new agent, and
+//!   *repairs* the binding in the background.
 //!
 //! The [`guide`](https://docs.rs/tower-bound-agent/latest/tower_bound_agent/guide/index.html) has a
 //! page for each subject: the resolver, the dialer, HTTP, transactions, replicas, settings, errors,
@@ -19,10 +20,7 @@
 //!
 //! ```
 //! use tower::{ServiceBuilder, ServiceExt, service_fn};
-//! use tower_bound_agent::{
-//!     AgentId, BoundAgentLayer, BoxError, DialAgent, DialSession, OutcomeKind, Resolution, ResolveWorkspace, SessionId, Target,
-//!     WorkspaceId, store::MemoryStore,
-//! };
+//! use tower_bound_agent::{AgentId, OutcomeKind, prelude::*, store::MemoryStore};
 //! # use std::{future::pending, time::Duration};
 //! # use tokio::sync::watch;
 //! # use uuid::Uuid;
@@ -31,7 +29,7 @@
 //! # async fn main() -> Result<(), BoxError> {
 //! # let (old, new) = (AgentId::new(Uuid::from_u128(1)), AgentId::new(Uuid::from_u128(2)));
 //! # let (chat, workspace) = (SessionId::new(Uuid::from_u128(3)), WorkspaceId::new(Uuid::from_u128(4)));
-//! // Who serves the workspace now? Here: whoever was put into a channel, with the number of the build.
+//! // The resolver returns the target that serves the workspace now. Here, a channel holds it.
 //! let (build, builds) = watch::channel(Target::new(old).with_generation(1));
 //! let resolver = {
 //!     let builds = builds.clone();
@@ -40,7 +38,7 @@
 //!         async move { Ok::<_, BoxError>(Resolution::Running(builds.borrow().clone())) }
 //!     })
 //! };
-//! // Connects to a given target. Here: agents that were replaced accept, and never answer.
+//! // The dialer connects to a target. Here, an agent that was replaced never answers.
 //! let dialer = service_fn(move |ask: DialAgent| {
 //!     let builds = builds.clone();
 //!     async move {
@@ -57,7 +55,7 @@
 //!
 //! let bound = dial.clone().oneshot(DialSession::new(chat).in_workspace(workspace)).await?;
 //! assert_eq!(bound.outcome().kind, OutcomeKind::FirstBind);
-//! bindings.flush().await; // nobody need wait until the binding is written; here it is to be sure what comes next
+//! bindings.flush().await; // waits until the binding is written; an application need not wait
 //! let bound = dial.clone().oneshot(chat.into()).await?;
 //! assert_eq!(bound.outcome().kind, OutcomeKind::Reused);
 //!
@@ -71,40 +69,38 @@
 //!
 //! # Where to begin
 //!
-//! * [`BoundAgentLayer::builder`] takes a store and a resolver; [`BoundAgentBuilder`] has every
+//! * [`BoundAgentLayer::builder`] takes a store and a resolver. [`BoundAgentBuilder`] has every
 //!   setting.
 //! * [`BoundAgent`] is the service. It takes a [`DialSession`] and returns a [`Bound`] connection
-//!   or an [`Error`]; the dialer that it wraps gets a [`DialAgent`].
-//! * [`Bindings`] is the handle for what is no dial: looking at bindings, pointing a session at
-//!   another workspace, children, hints, the end.
-//! * [`store::MemoryStore`] is for tests; `store::SqliteStore` keeps bindings in a file, alone or
-//!   over the application's pool; `store::PostgresStore` and `store::MySqlStore` work over the
-//!   application's pool; [`store::BindingStore`] is the contract for others.
-//! * [`hints`] let the processes that work over one store tell each other what they have written.
-//! * [`Observer`] and [`Event`] are for metrics, activity tracking, and hooks for a rebind.
+//!   or an [`Error`]. The dialer that it wraps takes a [`DialAgent`].
+//! * [`Bindings`] is the handle for commands and queries: it reads bindings, retargets sessions,
+//!   binds children, announces rebuilds, and shuts the layer down.
+//! * [`store::MemoryStore`] is for tests. `store::SqliteStore` keeps bindings in a file of its own
+//!   or over the application's pool. `store::PostgresStore` and `store::MySqlStore` work over the
+//!   application's pool. [`store::BindingStore`] is the contract of a store.
+//! * [`hints`] tell the processes over one store what the others have written.
+//! * An [`Observer`] receives every [`Event`], for metrics, activity tracking, and hooks for a
+//!   rebind.
 //!
-//! # Tests of your own
+//! # Testing an application
 //!
-//! All waits are Tokio's, so on a paused clock a rebuild takes no time. Here `tower_test` plays the
-//! agents; a dialer of yours is tested by itself, with [`DialAgent::new`], and a resolver with
-//! [`ResolveWorkspace::new`].
+//! All waits use Tokio's clock, so a test on a paused clock waits no real time. In this example,
+//! `tower_test` replaces the dialer. To test a dialer or a resolver by itself, create its request
+//! with [`DialAgent::new`] or [`ResolveWorkspace::new`].
 //!
 //! ```
 //! use tower::{Layer, ServiceExt, service_fn};
-//! use tower_bound_agent::{
-//!     AgentId, BoundAgentLayer, BoxError, DialAgent, DialSession, OutcomeKind, Resolution, ResolveWorkspace, SessionId, Target,
-//!     WorkspaceId, store::MemoryStore,
-//! };
+//! use tower_bound_agent::{AgentId, OutcomeKind, prelude::*, store::MemoryStore};
 //! use uuid::Uuid;
 //!
 //! # fn main() -> Result<(), BoxError> {
 //! # tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build()?
-//! #     .block_on(an_agent_that_refuses_is_dialed_once_more())
+//! #     .block_on(dials_an_agent_that_refuses_once_more())
 //! # }
 //! # /*
 //! #[tokio::test(start_paused = true)]
 //! # */
-//! async fn an_agent_that_refuses_is_dialed_once_more() -> Result<(), BoxError> {
+//! async fn dials_an_agent_that_refuses_once_more() -> Result<(), BoxError> {
 //!     let target = Target::new(AgentId::new(Uuid::from_u128(1))).with_generation(7);
 //!     let (chat, workspace) = (SessionId::new(Uuid::from_u128(2)), WorkspaceId::new(Uuid::from_u128(3)));
 //!     let running = Resolution::Running(target.clone());
@@ -128,13 +124,13 @@
 //!
 //! # Features
 //!
-//! | feature | default | what it brings |
+//! | feature | default | contents |
 //! |---|---|---|
 //! | `sqlite` | yes | `store::SqliteStore`, with SQLite built in; `sqlx` is re-exported |
 //! | `postgres` | | `store::PostgresStore`, `hints::PostgresHints`; `sqlx` is re-exported |
 //! | `mysql` | | `store::MySqlStore`, also for MariaDB; `sqlx` is re-exported |
-//! | `http` | | the module `http`: a connector for hyper and tonic, and a client with a pool; hyper's `Read` and `Write` passed through [`Bound`] |
-//! | `serde` | | the ids as serde sees a `Uuid` |
+//! | `http` | | the module `http`: a connector for hyper and tonic, and a client with a pool; hyper's `Read` and `Write` for [`Bound`] |
+//! | `serde` | | `Serialize` and `Deserialize` for the ids |
 //! | `tracing` | | a span for each call, an event for each step |
 //! | `full` | | all of them |
 #![forbid(unsafe_code)]
@@ -160,7 +156,7 @@ mod single_flight;
 mod sync;
 mod tasks;
 mod tick;
-// What is known: of a session's row, of a workspace; what is written; what other processes write.
+// State: cached rows, workspaces, repairs, and what other processes write.
 mod cache;
 pub mod hints;
 mod repair;
@@ -171,7 +167,7 @@ pub mod store;
 mod workspace;
 // One call.
 mod dial;
-// The faces.
+// The public faces.
 mod bindings;
 mod bound;
 mod builder;
@@ -201,10 +197,10 @@ pub use settings::{BuildError, Redial, RepairMode};
 #[cfg_attr(docsrs, doc(cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))))]
 pub use sqlx;
 
-/// What most programs use, for `use tower_bound_agent::prelude::*`.
+/// The names that most programs use, for `use tower_bound_agent::prelude::*`.
 ///
-/// A glob import of the crate itself would bring the module `http` as well, and make the name of
-/// the crate `http` ambiguous.
+/// A glob import of the crate itself would also import its module `http`, and make the name of the
+/// crate `http` ambiguous.
 pub mod prelude {
     pub use crate::{
         AgentId, Bindings, Bound, BoundAgent, BoundAgentLayer, BoundHandle, BoxError, DialAgent,
@@ -213,7 +209,7 @@ pub mod prelude {
     };
 }
 
-/// The code in the README compiles.
+/// Compiles the examples of the README.
 #[cfg(all(doctest, feature = "full"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

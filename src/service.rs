@@ -1,4 +1,4 @@
-//! The Tower service and its future.
+//! The Tower service, and the future of its calls.
 
 use crate::{
     Bound, BoxError, DialAgent, DialSession, Error, ErrorKind, dial::call::call, state::Shared,
@@ -13,57 +13,59 @@ use std::{
 };
 use tower_service::Service;
 
-/// A dial service that knows where each session's agent is; made by
-/// [`BoundAgentLayer`](crate::BoundAgentLayer).
+/// A dial service that dials the agent that each session is bound to.
+/// [`BoundAgentLayer`](crate::BoundAgentLayer) creates it.
 ///
 /// # Readiness
 ///
-/// `poll_ready` speaks for the wrapped dial service only. The *readied* wrapped service is used for
-/// the dial of a cached target, which begins at once; a call that has to ask the store or the
-/// resolver first gives its readiness back before it does, and asks for it again when it dials. So
-/// a `ConcurrencyLimit` around the dialer is held by dials only.
+/// `poll_ready` returns the readiness of the wrapped dial service. A call whose target is cached
+/// uses the *readied* wrapped service for its dial, which begins at once. A call that has to ask
+/// the store or the resolver first gives its readiness back, and waits for readiness again when it
+/// dials. So only dials hold the permits of a `ConcurrencyLimit` around the dialer.
 ///
-/// A service that is ready does not mean that the dial begins at once: while as many dials to the
-/// target are pending as [`max_pending_dials`](crate::BoundAgentBuilder::max_pending_dials) allows,
-/// the call gives its readiness back and waits in the target's queue, first in, first out. A call
-/// whose future is not polled keeps its place there.
+/// If as many dials to a target are pending as
+/// [`max_pending_dials`](crate::BoundAgentBuilder::max_pending_dials) allows, a ready service does
+/// not dial at once. The call gives its readiness back and waits in the target's queue, first in,
+/// first out. It keeps its place in the queue while its future is not polled.
 ///
 /// # Lost dials
 ///
-/// A dial that is pending longer than the validation delay, while its target answers dials that
-/// began later, was lost on its way: it is dropped and started over, at most twice in a call,
-/// without a question to the resolver. The last dials of a herd see no later dial. If one of them
-/// still hangs when the resolver would be asked again after it has confirmed the agent, one dial to
-/// that target is started over in its place, once in each
-/// [`revalidate_every`](crate::BoundAgentBuilder::revalidate_every); the other dials follow if it
-/// is answered.
+/// A dial is *lost* if it is pending longer than the validation delay while its target answers
+/// dials that began later. The call drops a lost dial and starts it over, at most twice, without
+/// asking the resolver.
+///
+/// The last dials of a herd are followed by no later dial. If one of them still hangs when the
+/// resolver would be asked again after it confirmed the agent, one dial to that target is started
+/// over, once in each [`revalidate_every`](crate::BoundAgentBuilder::revalidate_every). If that
+/// dial is answered, the others are started over as well.
 ///
 /// # Clone
 ///
 /// A clone is cheap and shares cache, validations and repairs with every other service of its
-/// layer. The wrapped service is cloned for each call, so it must be cheap to clone too, as
-/// services usually are.
+/// layer. Each call clones the wrapped service, so a clone of that must be cheap too.
 ///
 /// # Errors
 ///
-/// Every call ends with a connection or an [`Error`]; see [`ErrorKind`] for the reasons.
+/// Every call ends with a connection or an [`Error`]; [`ErrorKind`] lists the reasons.
 ///
 /// # Cancel safety
 ///
-/// The future of a call may be dropped at any time. No dial, permit or connection of the call is
-/// left behind; what it shares with other calls (a read, a validation) and a repair that has begun
-/// go on by themselves. A dial that was pending for at least 10 ms leaves a *doubt* behind: the
-/// next call validates at once.
+/// The future of a call may be dropped at any time. It leaves no dial, permit or connection of the
+/// call behind. What the call shares with other calls (a read, a validation) and a repair that has
+/// begun continue on their own. A dial that was pending for at least 10 ms leaves a *doubt* behind:
+/// the next call validates at once.
 ///
 /// # Boxed errors in spawned tasks
 ///
-/// If the dialer's error is a [`BoxError`], `dial.oneshot(ask).await` inside an `async` block that
-/// is spawned does not compile: "implementation of `From` is not general enough". When the compiler
-/// proves that the block is [`Send`], it does not know any more that the `dyn Error` in the box is
-/// `'static`, which `Into<BoxError>` needs. As with every middleware that converts its inner
-/// service's errors, one of these helps: await [`call`](Service::call) instead of `oneshot`, spawn
-/// the `oneshot` itself, or let the dialer return an error type of its own (an
-/// [`io::Error`](std::io::Error), for example).
+/// If the dialer's error is a [`BoxError`], `dial.oneshot(ask).await` inside a spawned `async`
+/// block does not compile: "implementation of `From` is not general enough". While the compiler
+/// proves that the block is [`Send`], it does not know that the `dyn Error` in the box is
+/// `'static`, which `Into<BoxError>` needs. Every middleware that converts the errors of its inner
+/// service has this problem. Any of these changes solves it:
+///
+/// * await [`call`](Service::call) instead of `oneshot`,
+/// * spawn the `oneshot` itself,
+/// * let the dialer return an error type of its own, such as an [`io::Error`](std::io::Error).
 ///
 /// ```
 /// # use tower::{Layer, Service, ServiceExt, service_fn};
@@ -79,9 +81,9 @@ use tower_service::Service;
 ///
 /// # Panics
 ///
-/// Must be called within a Tokio runtime with its timer enabled. A panic of the wrapped service
-/// unwinds through the call and hurts nobody else; a panic of the resolver is caught and counts as
-/// a resolver that failed.
+/// A call may panic if it is polled outside a Tokio runtime, or on a runtime whose timer is not
+/// enabled. A panic of the wrapped service unwinds through its own call and affects no other call.
+/// A panic of the resolver is caught, and counts as a resolver that failed.
 #[derive(Clone)]
 pub struct BoundAgent<S> {
     inner: S,
@@ -93,23 +95,23 @@ impl<S> BoundAgent<S> {
         Self { inner, shared }
     }
 
-    /// The state that it shares with its layer.
+    /// Returns the state that the service shares with its layer.
     #[cfg(feature = "http")]
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
 
-    /// The wrapped dial service.
+    /// Returns a reference to the wrapped dial service.
     pub fn get_ref(&self) -> &S {
         &self.inner
     }
 
-    /// The wrapped dial service.
+    /// Returns a mutable reference to the wrapped dial service.
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.inner
     }
 
-    /// The wrapped dial service.
+    /// Returns the wrapped dial service.
     pub fn into_inner(self) -> S {
         self.inner
     }
@@ -139,7 +141,7 @@ where
     }
 
     fn call(&mut self, ask: DialSession) -> ResponseFuture<S::Response> {
-        // The readied service makes the call, its clone stays behind.
+        // Only the readied service may be called, so its clone takes its place.
         let clone = self.inner.clone();
         let readied = std::mem::replace(&mut self.inner, clone);
         let call = call(Arc::clone(&self.shared), readied, ask);
@@ -149,7 +151,7 @@ where
     }
 }
 
-/// The future of [`BoundAgent`]'s calls.
+/// The future that [`BoundAgent`] returns.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct ResponseFuture<C> {

@@ -1,4 +1,4 @@
-//! What is done to the store now and then: rows that nobody uses go.
+//! Housekeeping: purges of idle and of forgotten sessions.
 
 use super::Bindings;
 use crate::{
@@ -9,38 +9,38 @@ use crate::{
 use std::{sync::Arc, time::Duration};
 use tokio::time::sleep;
 
-/// What a batch waits before it is tried again. After the last of them it has failed.
+/// The pauses before the attempts to repeat a batch. After the last attempt the purge has failed.
 const PAUSES: [Duration; 3] =
     [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(4)];
 
 impl Bindings {
-    /// Forgets the sessions that nobody has used for longer than `idle`, in any process. Says how
-    /// many.
+    /// Forgets the sessions that no process has used for longer than `idle`. Returns how many.
     ///
-    /// To be called now and then, by one process or by all of them, while every process that uses
-    /// sessions [records it](crate::BoundAgentBuilder::usage_interval). A session whose use was
-    /// never recorded counts from the creation of its record. A session that is [in
-    /// use](crate::InUse) stays, however long ago its connection was made. `idle` should be days: a
-    /// use counts once it was recorded, and until then a session that comes back after so long may
-    /// still be forgotten.
+    /// Call it regularly, in one process or in all of them. Every process that uses sessions must
+    /// [record their use](crate::BoundAgentBuilder::usage_interval). A session whose use was never
+    /// recorded counts from the creation of its record. A session that is [in use](crate::InUse) is
+    /// kept, however long ago its connection was dialed. `idle` should be days: until the use of a
+    /// session that returns is recorded, the session may still be forgotten.
     ///
-    /// This goes in batches of 2,000 rows, each within the store timeout. A batch that fails for a
-    /// reason that may pass is tried again three times, over some five seconds; if its answer was
-    /// lost, its rows are not in the number that is returned.
+    /// The purge runs in batches of 2,000 rows, each within the store timeout. A batch that fails
+    /// for a temporary reason is tried again three times within about five seconds. If the answer
+    /// to a batch was lost, its rows are not counted.
     ///
     /// # Errors
     ///
-    /// What was forgotten before an error stays so. [`Store`](ErrorKind::Store); then
-    /// [`store_error`](Error::store_error) may be a [`StoreError::UseNotRecorded`], if use was not
-    /// recorded for long enough to tell, or a [`StoreError::Unsupported`].
-    /// [`OutcomeUnknown`](ErrorKind::OutcomeUnknown) if no answer came for the last batch;
-    /// [`Closed`](ErrorKind::Closed). While a batch has no answer no other one is sent: that is a
-    /// [`StoreError::Unavailable`].
+    /// Rows that were forgotten before an error stay forgotten.
+    ///
+    /// * [`Store`](ErrorKind::Store): the store failed, or another purge has no answer yet. If use
+    ///   was not recorded for long enough, [`store_error`](Error::store_error) is a
+    ///   [`StoreError::UseNotRecorded`]; if the store cannot purge, it is a
+    ///   [`StoreError::Unsupported`].
+    /// * [`OutcomeUnknown`](ErrorKind::OutcomeUnknown): the store did not answer the last batch.
+    /// * [`Closed`](ErrorKind::Closed): the layer was closed.
     ///
     /// # Cancel safety
     ///
     /// If the future is dropped, the batch under way is carried out wholly or not at all, and no
-    /// other one follows.
+    /// other batch follows.
     ///
     /// # Example
     ///
@@ -50,7 +50,7 @@ impl Bindings {
     /// # async fn once_a_day(bindings: Bindings) -> Result<(), Error> {
     /// let forgotten = bindings.purge_idle(Duration::from_secs(90 * 24 * 60 * 60)).await?;
     /// let removed = bindings.purge_forgotten().await?;
-    /// println!("{forgotten} sessions forgotten, {} old rows removed, {} wait", removed.gone, removed.waiting);
+    /// println!("{forgotten} sessions forgotten, {} tombstones removed, {} waiting", removed.gone, removed.waiting);
     /// # Ok(())
     /// # }
     /// ```
@@ -67,18 +67,26 @@ impl Bindings {
         }
     }
 
-    /// Removes what is left of sessions that were forgotten at least seven days ago. Says how many
-    /// rows are gone, and how many wait for a later run.
+    /// Removes the tombstones of sessions that were forgotten at least seven days ago. Returns how
+    /// many were removed, and how many wait for a later run.
     ///
-    /// A row goes in two runs that are at least an hour apart (see
-    /// [`purge_forgotten`](crate::store::BindingStore::purge_forgotten) for why), so this is to be
-    /// called again and again, once a day or so. In batches as [`purge_idle`](Self::purge_idle) is,
-    /// and with the same errors and cancel safety.
+    /// A tombstone is removed in two runs that are at least an hour apart (see
+    /// [`BindingStore::purge_forgotten`](crate::store::BindingStore::purge_forgotten) for the
+    /// reason), so call it regularly, such as once a day. It runs in batches, as
+    /// [`purge_idle`](Self::purge_idle) does.
     ///
     /// # Errors
     ///
-    /// [`Store`](ErrorKind::Store), [`OutcomeUnknown`](ErrorKind::OutcomeUnknown),
-    /// [`Closed`](ErrorKind::Closed). What was removed before an error stays so.
+    /// Tombstones that were removed before an error stay removed.
+    ///
+    /// * [`Store`](ErrorKind::Store): the store failed, or another purge has no answer yet.
+    /// * [`OutcomeUnknown`](ErrorKind::OutcomeUnknown): the store did not answer the last batch.
+    /// * [`Closed`](ErrorKind::Closed): the layer was closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the batch under way is carried out wholly or not at all, and no
+    /// other batch follows.
     pub async fn purge_forgotten(&self) -> Result<Purged, Error> {
         let mut all = Purged::default();
         loop {
@@ -92,8 +100,8 @@ impl Bindings {
         }
     }
 
-    /// Runs one batch, again if that may help. A batch that was carried out without an answer may
-    /// be repeated: it finds the next rows.
+    /// Runs one batch, and repeats it after a temporary failure. A batch whose answer was lost may
+    /// be repeated, because it then finds other rows.
     async fn batch<T, F>(&self, batch: impl Fn(Arc<dyn ErasedStore>) -> F) -> Result<T, Error>
     where
         T: Send + 'static,
@@ -118,7 +126,7 @@ impl Bindings {
             };
             let may_pass = matches!(error, StoreError::Unavailable(_) | StoreError::Unknown(_));
             match pauses.next().filter(|_| may_pass) {
-                // `close` does not wait for a pause.
+                // Closing ends the pause.
                 Some(pause) => drop(self.shared.ended.run_until_cancelled(sleep(pause)).await),
                 None => return Err(Error::new(kind).with_store(Some(Arc::new(error)))),
             }

@@ -1,4 +1,4 @@
-//! Rows that are loaded in advance.
+//! Loading of the most recently used rows.
 
 use crate::{
     error::Cause,
@@ -10,14 +10,14 @@ use futures_util::StreamExt;
 use std::sync::Arc;
 use tokio::{sync::mpsc, time::timeout};
 
-/// Loads the rows that were used last, in a task of its own, so that a query without an answer is
-/// not sent again.
+/// Loads the rows that were used last. The query runs in a task of its own, so that a query without
+/// an answer is not sent again.
 pub(super) async fn warm(shared: &Arc<Shared>, limit: u64) -> Result<u64, StoreError> {
     let within = shared.settings.store_timeout;
     let Ok(pass) = timeout(within, shared.one_of_a_kind.of(Kind::Warm).pass()).await else {
         return Err(StoreError::Unavailable(Cause::Unanswered(within).into()));
     };
-    // Of each row its number is told, at the end nothing.
+    // For each row, the count so far; `None` at the end.
     let (tell, mut told) = mpsc::channel(1);
     let task = Arc::clone(shared);
     let sent = shared.tasks.spawn(pass.hold(async move {
@@ -31,7 +31,7 @@ pub(super) async fn warm(shared: &Arc<Shared>, limit: u64) -> Result<u64, StoreE
                     let token = shared.rows.read_token_of(tokens, row.session);
                     shared.learn(row, token);
                     warmed += 1;
-                    // Nobody waits any more.
+                    // The caller has stopped waiting.
                     if tell.send(Ok(Some(warmed))).await.is_err() {
                         return;
                     }

@@ -1,4 +1,4 @@
-//! What is said, asked and shown of whole workspaces.
+//! Commands and queries about whole workspaces.
 
 use super::Bindings;
 use crate::{
@@ -12,58 +12,64 @@ use crate::{
 use std::sync::Arc;
 use tokio::time::Instant;
 
-/// A session that is in use, as [`Bindings::in_use`] shows it.
+/// A session that is in use, as [`Bindings::in_use`] returns it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SessionInUse {
-    /// Which session.
+    /// The session.
     pub session: SessionId,
-    /// What it is connected to.
+    /// The target of its connections.
     pub target: Arc<Target>,
-    /// How many of its connections, and of other guards, are held.
+    /// The number of its connections and [`InUse`](crate::InUse) guards.
     pub connections: u32,
-    /// Since when the session has been in use. To the second, and perhaps too early by one interval
-    /// of [`refresh_interval`](crate::BoundAgentBuilder::refresh_interval) or
-    /// [`usage_interval`](crate::BoundAgentBuilder::usage_interval): no call that is answered from
-    /// memory reads a clock.
+    /// The start of the session's present use, to the second.
+    ///
+    /// It may be too early by one [`refresh_interval`](crate::BoundAgentBuilder::refresh_interval)
+    /// or [`usage_interval`](crate::BoundAgentBuilder::usage_interval), because a call on the fast
+    /// path does not read a clock.
     pub since: Instant,
 }
 
 impl Bindings {
-    /// A hint that the agent of a workspace may have been replaced: the next call of each of its
-    /// sessions validates at once, in parallel with its dial, and so does every call under way. If
-    /// a connection into the workspace is held, or [`superseded`](crate::BoundHandle::superseded)
-    /// is waited for, the resolver is asked at once. In this process; the others are not told.
+    /// Raises a doubt about the agent of a workspace, which may have been replaced.
     ///
-    /// Better, if the new target is known: [`announce`](Self::announce).
+    /// The next call of each of its sessions, and every call under way, asks the resolver at once
+    /// while it dials. If a connection into the workspace is held, or a handle waits in
+    /// [`superseded`](crate::BoundHandle::superseded), the resolver is asked at once.
+    ///
+    /// The doubt stays in this process, and no hint is sent. If the new target is known, use
+    /// [`announce`](Self::announce) instead.
     pub fn revalidate_workspace(&self, workspace: WorkspaceId) {
-        // A workspace that nobody here uses has nothing to be doubted: its rows are read when they
-        // are needed.
+        // A workspace without a state here has no cached rows: its rows are read when they are
+        // needed.
         if let Some(place) = self.shared.workspaces.find(workspace) {
             place.doubt(Instant::now());
             ask_for_holders(&self.shared, &place);
         }
     }
 
-    /// Makes known what serves a workspace now, for a control plane that has just built it. The
-    /// target is believed as a resolver's answer to a question that began now:
+    /// Announces the target that serves a workspace now. Returns `false` if the target is older
+    /// than the known one by its generation, and is ignored.
     ///
-    /// * calls under way, and handles that wait to be
-    ///   [`superseded`](crate::BoundHandle::superseded), move to it at once, and no call of this
-    ///   process dials the former agent from here on, whether or not its session was known here;
-    /// * bindings are written once the new agent has answered a call, and never before;
-    /// * other processes are told by [`hints`](crate::hints), and ask their resolver.
+    /// This is for a control plane that has just built the workspace. The target counts as the
+    /// resolver's answer to a question that begins now:
     ///
-    /// A target that is older than what is known (by its generation) is ignored; returns `false`
-    /// then. Otherwise the resolver should say the same by now: without generations, its next
-    /// answer is believed again.
+    /// * Calls under way, and handles that wait in [`superseded`](crate::BoundHandle::superseded),
+    ///   move to it at once. From then on, no call of this process dials the former agent, even for
+    ///   a session that this process did not know before.
+    /// * Bindings are written after the new agent has answered a call, and never before.
+    /// * Other processes are told by [`hints`](crate::hints), and ask their resolver.
     ///
-    /// After a [reset](Self::reset_workspace) that this process learns of later, the target is
-    /// forgotten, and the resolver is asked: the numbers of the two may not be comparable. So it is
-    /// in a workspace that was reset before, if this process has read no row of it yet.
+    /// The resolver should know the target by then: without generations, its next answer replaces
+    /// the announced target.
     ///
-    /// This asks nobody and writes nothing. The last 10,000 workspaces that were announced are
-    /// remembered even if nobody here uses them.
+    /// If this process learns later of a [reset](Self::reset_workspace) of the workspace, it drops
+    /// the target and asks the resolver, because generations of two epochs cannot be compared. The
+    /// same happens in a workspace that was reset before, if this process has read none of its rows
+    /// yet.
+    ///
+    /// An announcement asks and writes nothing. The last 10,000 announced workspaces are remembered
+    /// even if this process does not use them.
     ///
     /// ```
     /// # use tower_bound_agent::{AgentId, Bindings, Target, WorkspaceId};
@@ -76,30 +82,45 @@ impl Bindings {
         let place = self.shared.workspaces.keep(workspace);
         let believed = place.announced(Arc::new(target), now);
         if believed {
-            // Without a row nobody here knows the epoch.
+            // The epoch is unknown without a row of the workspace.
             self.shared.tell(About::Workspace { workspace, generation, epoch: None });
         }
         believed
     }
 
-    /// Asks the resolver what serves a workspace now, in a question that begins now and is shared
-    /// with everybody who asks at this moment, acts on the answer as on every other one (a newer
-    /// target supersedes the known one), and returns it.
+    /// Asks the resolver which target serves a workspace now, and returns its answer.
+    ///
+    /// The question begins now and is shared with all calls that ask at this moment. The answer has
+    /// the same effect as any other validation: a newer target supersedes the known one.
     ///
     /// # Errors
     ///
-    /// [`Resolver`](ErrorKind::Resolver) if the resolver failed, did not answer in time, or said
-    /// less than what is known (an earlier generation); [`Closed`](ErrorKind::Closed).
+    /// * [`Resolver`](ErrorKind::Resolver): the resolver failed, did not answer in time, or
+    ///   returned an earlier generation than the known one.
+    /// * [`Closed`](ErrorKind::Closed): the layer was closed.
     ///
     /// # Cancel safety
     ///
-    /// May be dropped at any time. The question goes on, and what it brings is known.
+    /// The future may be dropped at any time. The question continues, and its answer takes effect.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use tower_bound_agent::{Bindings, Error, Resolution, WorkspaceId};
+    /// # async fn example(bindings: Bindings, workspace: WorkspaceId) -> Result<(), Error> {
+    /// match bindings.validate_workspace(workspace).await? {
+    ///     Resolution::Running(target) => println!("served by {target}"),
+    ///     other => println!("{other}"),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn validate_workspace(&self, workspace: WorkspaceId) -> Result<Resolution, Error> {
         self.open(None)?;
         follow::ensure(&self.shared);
         let shared = &self.shared;
         let mut cause = None;
-        // Twice: the first answer may be overtaken by what others learn meanwhile.
+        // Twice, because another answer may overtake the first one.
         for _ in 0..2 {
             let place = shared.workspaces.place(workspace, Epoch::default());
             let Some(validated) = shared.validate_since(&place, Instant::now()).await else {
@@ -127,12 +148,13 @@ impl Bindings {
         Err(Error::new(ErrorKind::Resolver).about(workspace).with_validation(cause))
     }
 
-    /// The sessions of a workspace that are in use in this process: those that hold a connection
-    /// ([`Bound`](crate::Bound)), or an [`InUse`](crate::InUse) guard. The HTTP client of this
-    /// crate holds one for each request until the end of the response's body, or of the tunnel that
-    /// it was upgraded to. In no particular order.
+    /// Returns the sessions of a workspace that are in use in this process, in no particular order.
     ///
-    /// Costs a look at the sessions of the workspace that were used of late.
+    /// A session is in use while it holds a connection ([`Bound`](crate::Bound)) or an
+    /// [`InUse`](crate::InUse) guard. The HTTP client of this crate holds a guard for each request
+    /// until the end of the response's body, or of the tunnel after an upgrade.
+    ///
+    /// The cost grows with the number of sessions of the workspace that were used recently.
     #[must_use]
     pub fn in_use(&self, workspace: WorkspaceId) -> Vec<SessionInUse> {
         let held = self.shared.usage.held_in(workspace).into_iter();
@@ -145,17 +167,33 @@ impl Bindings {
         .collect()
     }
 
-    /// Resolves when no session is in use with this agent of the workspace in this process: its
-    /// connections, and the guards of [`in_use`](Self::in_use), are gone. At once if there are
-    /// none. Then the agent may be stopped without breaking anything that this process does.
+    /// Waits until no session in this process uses this agent of the workspace.
     ///
-    /// It keeps nobody from connecting: name another target first ([`announce`](Self::announce), or
-    /// the resolver). It waits for as long as it takes; bound it with [`tokio::time::timeout`].
-    /// Idle connections of the HTTP client do not count.
+    /// The future resolves when all connections to the agent, and all [`InUse`](crate::InUse)
+    /// guards of them, are gone; at once if there are none. Then the agent can be stopped without
+    /// an effect on this process.
+    ///
+    /// The future does not keep sessions from connecting: first name another target, with
+    /// [`announce`](Self::announce) or in the resolver. The wait has no time limit; set one with
+    /// [`tokio::time::timeout`]. Idle connections of the HTTP client do not count.
     ///
     /// # Cancel safety
     ///
-    /// It only waits, and may be dropped at any time.
+    /// The future may be dropped at any time.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tokio::time::timeout;
+    /// # use tower_bound_agent::{AgentId, Bindings, Target, WorkspaceId};
+    /// # async fn example(bindings: Bindings, workspace: WorkspaceId, old: AgentId, new: Target) {
+    /// bindings.announce(workspace, new);
+    /// if timeout(Duration::from_secs(60), bindings.drained(workspace, old)).await.is_err() {
+    ///     println!("agent {old} is still in use");
+    /// }
+    /// # }
+    /// ```
     pub fn drained(
         &self,
         workspace: WorkspaceId,

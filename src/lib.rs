@@ -132,6 +132,7 @@
 //! | `http` | | the module `http`: a connector for hyper and tonic, and a client with a pool; hyper's `Read` and `Write` for [`Bound`] |
 //! | `serde` | | `Serialize` and `Deserialize` for the ids |
 //! | `tracing` | | a span for each call, an event for each step |
+//! | `testing` | | the module `testing`: the contracts of stores and hint buses as tests, constructors for tests of callers |
 //! | `full` | | all of them |
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -178,6 +179,9 @@ pub mod guide;
 pub mod http;
 mod layer;
 mod service;
+#[cfg(feature = "testing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
+pub mod testing;
 
 pub use binding::{Binding, Epoch, Generation, Previous, Revision, Target};
 pub use bindings::{Bindings, Current, Retargeted, SessionInUse, Status};

@@ -33,7 +33,8 @@ const ROOMS: &[(&str, &str, &str)] = &[
         "vocabulary leaves store hints workspace cache state replicas bound dial",
     ),
     ("http", "http", "vocabulary leaves state bound dial faces"),
-    ("guide", "guide", "vocabulary store hints bound faces http"),
+    ("testing", "testing", "vocabulary store"),
+    ("guide", "guide", "vocabulary store hints bound faces http testing"),
 ];
 
 /// Imports of single modules that go down the table, so that rooms form a circle. None is to be

@@ -1,5 +1,6 @@
 //! One idea: bindings may live anywhere. Here in a key-value service that compares versions; the
-//! store is in `store.rs`, and `tests/store_contract.rs` shows that it does what the layer expects.
+//! store is in `store.rs`. That it does what the layer expects is shown by the tests that
+//! `store_contract_tests!` makes, in `tests/store_contract.rs`.
 //!
 //! `cargo run --example own_store`
 

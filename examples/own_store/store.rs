@@ -1,7 +1,7 @@
 //! A store of bindings over a service that knows `get`, `put` at a version, and `scan`: etcd,
 //! DynamoDB, Redis with a script.
 //!
-//! `tests/store_contract.rs` holds it to the contract, as it does with the stores of this crate.
+//! `tests/store_contract.rs` holds it against the contract, as it does with the stores of this crate.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -241,8 +241,8 @@ fn at_most_a_batch(sessions: &[SessionId]) -> Result<(), StoreError> {
 /// Implementors write `async fn`, and those of a store around another one implement
 /// [`StoreWrapper`]. Ten verbs are needed. Those of housekeeping (`recent`, `touch`, `purge_idle`,
 /// `purge_forgotten`) are what a store may lack; nothing else of this crate needs them. In this
-/// crate's repository `examples/own_store` is a store over a service that compares versions, and
-/// `tests/store_contract.rs` is this contract as tests: copy them.
+/// crate's repository `examples/own_store` is a store over a service that compares versions. The macro
+/// `store_contract_tests!` (feature `testing`) runs this contract as tests over a store of yours.
 ///
 /// * **Every verb is one atomic statement** on one row, but those that say otherwise.
 /// * **Revisions** grow with every write of a row, also with one that leaves it as it was, and are

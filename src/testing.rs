@@ -1,0 +1,14 @@
+//! For tests of your own: the contracts of stores and hint buses as tests, and constructors for
+//! what callers receive. Feature `testing`; meant for `[dev-dependencies]`.
+//!
+//! ```toml
+//! [dev-dependencies]
+//! tower-bound-agent = { version = "0.1", default-features = false, features = ["testing"] }
+//! ```
+//!
+//! * [`store_contract_tests!`](crate::store_contract_tests) runs the contract of
+//!   [`BindingStore`](crate::store::BindingStore) over a store of yours, a `#[test]` for each
+//!   promise: see [`store`].
+
+mod run;
+pub mod store;

@@ -1,0 +1,272 @@
+//! The store under test, with what holds for every call of a verb checked at each call.
+
+use super::rows::{Row, session, workspace};
+use crate::{
+    Binding, Epoch, Revision, SessionId, Target, WorkspaceId,
+    store::{BindingStore, NewBinding, StoreError, Swap},
+};
+use std::{collections::BTreeMap, error::Error as _, sync::Arc};
+
+/// What became of a write that compares. As [`Swap`], without revisions and epochs.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Swapped {
+    Applied(Row),
+    Conflict(Option<Row>),
+}
+
+/// A store that one test uses alone. It remembers what the store has answered, and checks that
+///
+/// * a row that was written has a greater revision than the session's row ever had,
+/// * every row that is returned says the epoch of its workspace,
+/// * a verb that writes returns the row that is read afterwards, and one that refuses to write
+///   leaves the row as it was,
+/// * a verb that writes several rows writes as many as it says.
+pub(super) struct Checked<St> {
+    store: St,
+    /// The row of each session that was ever named; `None` if there is none.
+    rows: BTreeMap<SessionId, Option<Binding>>,
+    /// Every revision that the row of a session has had, in their order.
+    revisions: BTreeMap<SessionId, Vec<Revision>>,
+    epochs: BTreeMap<WorkspaceId, Epoch>,
+}
+
+/// Returns what a verb has returned; an error fails the test.
+pub(super) fn ok<T>(verb: &str, result: Result<T, StoreError>) -> T {
+    result.unwrap_or_else(|error| {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(error) = source {
+            text = format!("{text}: {error}");
+            source = error.source();
+        }
+        panic!("{verb} has failed: {text}")
+    })
+}
+
+impl<St: BindingStore> Checked<St> {
+    /// Of a store without rows.
+    pub(super) fn new(store: St) -> Self {
+        let (rows, revisions, epochs) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { store, rows, revisions, epochs }
+    }
+
+    /// The store itself, for verbs that write no row.
+    pub(super) const fn inner(&self) -> &St {
+        &self.store
+    }
+
+    /// The epoch of a workspace, as the last reset has said.
+    pub(super) fn epoch(&self, w: u128) -> Epoch {
+        self.epochs.get(&workspace(w)).copied().unwrap_or_default()
+    }
+
+    /// A record in the epoch of its workspace.
+    pub(super) fn new_binding(&self, s: u128, w: u128, target: Option<Arc<Target>>) -> NewBinding {
+        NewBinding::new(session(s), workspace(w), target).with_epoch(self.epoch(w))
+    }
+
+    /// The revision that the row of a session has, or had last.
+    pub(super) fn revision(&self, s: u128) -> Revision {
+        self.earlier_revision(s, 0)
+    }
+
+    /// The revision that the row of a session had so many writes ago, or its first one.
+    pub(super) fn earlier_revision(&self, s: u128, writes_ago: usize) -> Revision {
+        let revisions = self.revisions.get(&session(s)).map_or(&[][..], Vec::as_slice);
+        let then = revisions.len().saturating_sub(1 + writes_ago);
+        revisions.get(then).copied().unwrap_or(Revision::new(0))
+    }
+
+    pub(super) async fn load(&mut self, s: u128) -> Option<Row> {
+        self.loaded("load", session(s)).await
+    }
+
+    pub(super) async fn create(&mut self, new: NewBinding) -> Swapped {
+        let verb = format!("create({new:?})");
+        let swap = ok(&verb, self.store.create(new.clone()).await);
+        self.swapped(&verb, new.session, swap).await
+    }
+
+    /// A swap at the revision that the row has, or had last.
+    pub(super) async fn swap(&mut self, s: u128, w: u128, target: Option<Arc<Target>>) -> Swapped {
+        self.swap_at(self.revision(s), self.new_binding(s, w, target)).await
+    }
+
+    pub(super) async fn swap_at(&mut self, expected: Revision, new: NewBinding) -> Swapped {
+        let verb = format!("compare_and_swap({expected}, {new:?})");
+        let swap = ok(&verb, self.store.compare_and_swap(expected, new.clone()).await);
+        self.swapped(&verb, new.session, swap).await
+    }
+
+    pub(super) async fn retarget(&mut self, s: u128, w: u128) -> Row {
+        let verb = format!("retarget({:?}, {:?})", session(s), workspace(w));
+        let row = ok(&verb, self.store.retarget(session(s), workspace(w)).await);
+        self.written(&verb, session(s), row).await
+    }
+
+    pub(super) async fn unbind(&mut self, s: u128) -> Option<Row> {
+        let verb = format!("unbind({:?})", session(s));
+        match ok(&verb, self.store.unbind(session(s)).await) {
+            Some(row) => Some(self.written(&verb, session(s), row).await),
+            None => self.loaded(&verb, session(s)).await,
+        }
+    }
+
+    pub(super) async fn forget(&mut self, s: u128, expected: Option<Revision>) -> bool {
+        let verb = format!("forget({:?}, {expected:?})", session(s));
+        let forgotten = ok(&verb, self.store.forget(session(s), expected).await);
+        if forgotten {
+            self.rows.insert(session(s), None);
+        }
+        self.loaded(&verb, session(s)).await;
+        forgotten
+    }
+
+    pub(super) async fn inherit(&mut self, child: u128, parent: u128) -> Swapped {
+        let verb = format!("inherit({:?}, {:?})", session(child), session(parent));
+        let swap = ok(&verb, self.store.inherit(session(child), session(parent)).await);
+        self.swapped(&verb, session(child), swap).await
+    }
+
+    /// Returns how many rows the workspace has.
+    pub(super) async fn reset(&mut self, w: u128) -> u64 {
+        let verb = format!("reset_workspace({:?})", workspace(w));
+        let reset = ok(&verb, self.store.reset_workspace(workspace(w)).await);
+        let before = self.epoch(w);
+        let begun = reset.epoch;
+        assert!(begun > before, "{verb}: epoch {begun} is not greater than {before}");
+        self.epochs.insert(workspace(w), begun);
+        let of_workspace = |row: &Binding| row.workspace == workspace(w);
+        let rows = self.rows.values().flatten().filter(|row| of_workspace(row)).count() as u64;
+        assert_eq!(self.changed(&verb).await, rows, "{verb}: each row of the workspace is written");
+        reset.rows
+    }
+
+    /// Returns how many rows were written.
+    pub(super) async fn replace(
+        &mut self,
+        w: u128,
+        epoch: Epoch,
+        stale: &Target,
+        current: &Arc<Target>,
+        limit: u64,
+    ) -> u64 {
+        let verb =
+            format!("replace_agent({:?}, {epoch}, {stale}, {current}, {limit})", workspace(w));
+        let replaced = self.store.replace_agent(workspace(w), epoch, stale, current, limit).await;
+        let replaced = ok(&verb, replaced);
+        assert_eq!(self.changed(&verb).await, replaced, "{verb} says how many rows were written");
+        replaced
+    }
+
+    /// In the order of their sessions.
+    pub(super) async fn load_many(&mut self, sessions: &[u128]) -> Vec<Row> {
+        let verb = format!("load_many({sessions:?})");
+        let sessions: Vec<_> = sessions.iter().map(|s| session(*s)).collect();
+        let mut found = ok(&verb, self.store.load_many(&sessions).await);
+        found.sort_by_key(|row| row.session);
+        for row in &found {
+            self.is_known(&verb, row.session, Some(row));
+        }
+        found.iter().map(Row::of).collect()
+    }
+
+    /// The rows of these sessions after a purge, which may have deleted them.
+    pub(super) async fn purged<const N: usize>(&mut self, sessions: [u128; N]) -> [Option<Row>; N] {
+        let mut rows = [const { None }; N];
+        for (row, s) in rows.iter_mut().zip(sessions) {
+            let read = ok("load", self.store.load(session(s)).await);
+            if read.is_none() {
+                self.rows.insert(session(s), None);
+            }
+            self.is_known("load after a purge", session(s), read.as_ref());
+            *row = read.as_ref().map(Row::of);
+        }
+        rows
+    }
+
+    /// Checks that the rows of all sessions that were ever named are as they are known.
+    pub(super) async fn audit(&mut self, after: &str) {
+        let sessions: Vec<_> = self.rows.keys().copied().collect();
+        for session in sessions {
+            self.loaded(after, session).await;
+        }
+    }
+
+    async fn swapped(&mut self, verb: &str, session: SessionId, swap: Swap) -> Swapped {
+        match swap {
+            Swap::Applied(row) => Swapped::Applied(self.written(verb, session, row).await),
+            Swap::Conflict(winner) => {
+                self.is_known(verb, session, winner.as_ref());
+                self.loaded(verb, session).await;
+                Swapped::Conflict(winner.as_ref().map(Row::of))
+            }
+        }
+    }
+
+    /// A verb has returned this row as the one that it has written.
+    async fn written(&mut self, verb: &str, session: SessionId, row: Binding) -> Row {
+        self.is_next(verb, session, row.clone());
+        self.loaded(verb, session).await;
+        Row::of(&row)
+    }
+
+    /// Remembers a row that was written.
+    fn is_next(&mut self, verb: &str, session: SessionId, row: Binding) {
+        self.is_sound(verb, session, &row);
+        let revisions = self.revisions.entry(session).or_default();
+        if let Some(last) = revisions.last() {
+            let (next, last) = (row.revision, *last);
+            assert!(
+                next > last,
+                "{verb}: the row was written at revision {next}, and the session had {last} before"
+            );
+        }
+        revisions.push(row.revision);
+        self.rows.insert(session, Some(row));
+    }
+
+    fn is_sound(&self, verb: &str, session: SessionId, row: &Binding) {
+        assert_eq!(row.session, session, "{verb}: the row of another session");
+        let epoch = self.epochs.get(&row.workspace).copied().unwrap_or_default();
+        assert_eq!(row.epoch, epoch, "{verb}: the epoch of the workspace of {row:?}");
+    }
+
+    /// Compares a row that was returned, and not written, with the one that is known.
+    fn is_known(&mut self, verb: &str, session: SessionId, row: Option<&Binding>) {
+        if let Some(row) = row {
+            self.is_sound(verb, session, row);
+        }
+        match self.rows.get(&session) {
+            Some(known) => {
+                assert_eq!(row, known.as_ref(), "{verb}: the row of {session:?} as it is")
+            }
+            None => assert_eq!(row, None, "{verb}: {session:?} has no row yet"),
+        }
+        self.rows.entry(session).or_insert(None);
+    }
+
+    async fn loaded(&mut self, after: &str, session: SessionId) -> Option<Row> {
+        let row = ok("load", self.store.load(session).await);
+        self.is_known(&format!("load after {after}"), session, row.as_ref());
+        row.as_ref().map(Row::of)
+    }
+
+    /// Returns how many of the rows are others than are known, and remembers them.
+    async fn changed(&mut self, verb: &str) -> u64 {
+        let mut changed = 0;
+        for (session, known) in self.rows.clone() {
+            let read = ok("load", self.store.load(session).await);
+            if read == known {
+                continue;
+            }
+            let after = format!("load after {verb}");
+            match (read, known) {
+                (Some(read), Some(_)) => self.is_next(&after, session, read),
+                (read, known) => panic!("{after}: {read:?}, and it was {known:?}"),
+            }
+            changed += 1;
+        }
+        changed
+    }
+}

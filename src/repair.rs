@@ -55,6 +55,9 @@ enum Needed {
     Group(Behind),
 }
 
+/// The result of the statements of one attempt, and the session's row as they left or found it.
+type Written = (Repair, Option<Arc<CachedRow>>);
+
 fn needed(row: Option<&Arc<Target>>, stored: bool, answered: &Arc<Target>) -> Needed {
     let Some(row) = row.filter(|_| stored) else { return Needed::Own };
     if Arc::ptr_eq(row, answered) || row.is(answered) {
@@ -294,7 +297,7 @@ impl Task {
             // Boxed, so that a repair that only waits is small.
             let (attempt, last) = Box::pin(self.attempt(give_up)).await;
             let (repair, attempted) = match attempt {
-                Ok(repair) => (repair, Ok(())),
+                Ok((repair, row)) => (repair, Ok(row)),
                 Err(error) => (
                     if last { Repair::Failed } else { Repair::Retrying },
                     Err(Arc::new(error) as SharedError),
@@ -315,7 +318,7 @@ impl Task {
 
     /// One attempt, once there is no other statement about these rows, and a connection for the
     /// background unless a call waits for it. Says whether it was the last one.
-    async fn attempt(&self, give_up: Instant) -> (Result<Repair, StoreError>, bool) {
+    async fn attempt(&self, give_up: Instant) -> (Result<Written, StoreError>, bool) {
         let Self { shared, .. } = self;
         let within = shared.settings.store_timeout;
         let mut passes = pin!(async {
@@ -338,7 +341,7 @@ impl Task {
             || self.entry.place.supersedes(&self.target)
         {
             // Somebody's later repair will be right, this one would not.
-            return (Ok(Repair::Lost), true);
+            return (Ok((Repair::Lost, None)), true);
         }
         let began = Instant::now();
         let closing = || shared.repairs.closing.is_cancelled();
@@ -346,7 +349,9 @@ impl Task {
         let write = async {
             match self.key {
                 Key::Own(..) => self.write_own().await,
-                Key::Group(_, _, behind, _) => self.write_group(behind).await,
+                Key::Group(_, _, behind, _) => {
+                    self.write_group(behind).await.map(|repair| (repair, None))
+                }
             }
         };
         let written = alone.hold(async {

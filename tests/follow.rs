@@ -453,6 +453,35 @@ mod heard {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_row_created_elsewhere_is_a_mismatch_although_a_hint_keeps_it_out_of_the_cache() {
+        for (revision, alone) in [(None, false), (Some(1), false), (None, true)] {
+            let world = World::new();
+            let radio = Radio::default();
+            let process = Process::new(&world, |builder| {
+                builder.hints(radio.clone()).serve_without_store(alone)
+            });
+            // The first call of a layer starts what listens.
+            let (ws, _) = world.workspace();
+            world.bind(&process.layer, ws).await;
+            let ((named, _), (elsewhere, _)) = (world.workspace(), world.workspace());
+            let chat = session();
+            world.store.on_writes(Fault::Slow(ms(40)));
+            let before = world.counts();
+            let ask = DialSession::new(chat).in_workspace(named);
+            let mut pending = Box::pin(call(&process.dial, ask));
+            assert!(pending.as_mut().now_or_never().is_none());
+            tokio::select! { _ = &mut pending => panic!("not created yet"), () = sleep(ms(20)) => {} }
+            assert_eq!(world.counts() - before, counts(1, 1, 1, 1), "the row is being created");
+            world.store.elsewhere().retarget(chat, elsewhere).await.unwrap();
+            radio.says_of(chat, revision);
+            let error = pending.await.unwrap_err();
+            let mismatch = ErrorKind::WorkspaceMismatch { bound: elsewhere, asked: named };
+            assert_eq!(error.kind(), &mismatch, "{revision:?} {alone}");
+            assert_eq!(world.counts() - before, counts(1, 1, 2, 1));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_resolver_that_lags_is_asked_again_and_believed_in_the_end() {
         let world = World::new();
         let (process, radio, chat, ws, old) = listening(&world).await;

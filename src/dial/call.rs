@@ -8,10 +8,9 @@ use crate::{
         dialer::{Dialer, FirstPoll, To},
         race::{Raced, Times, Won, answered, race, tell_dialed, undisturbed},
     },
-    error::SharedError,
     replicas::follow,
     settings::RepairMode,
-    state::repairs::Repairs,
+    state::repairs::{Attempted, Repairs},
     state::{Shared, Start},
     workspace::Choice,
 };
@@ -116,12 +115,17 @@ where
                         // Boxed for the same reason. At the deadline there is a connection, so that
                         // is no failure.
                         let attempted = Box::pin(timeout_at(deadline, job.attempted())).await;
-                        if start.absent && !shared.settings.serve_without_store {
-                            created(&shared, &start.entry, attempted)?;
-                        }
-                        // The second look: the repair may have lost to something newer, or an order
-                        // may have come.
-                        if shared.has_left(&start.entry, &won.target) {
+                        let created = match start.absent {
+                            true => created(&shared, &start.entry, attempted)?,
+                            false => None,
+                        };
+                        // The row that the store answered with decides, since a hint may have
+                        // emptied the slot in the meantime.
+                        let is_elsewhere =
+                            created.is_some_and(|row| row.workspace() != start.entry.workspace());
+                        // The second look: the repair may have lost to something newer, or a
+                        // command may have come.
+                        if is_elsewhere || shared.has_left(&start.entry, &won.target) {
                             validations = validations.saturating_add(won.outcome.validations);
                             drop(won);
                             left = Some(start.entry);
@@ -190,22 +194,27 @@ where
     Ok((connection, target, Arc::clone(&start.entry)))
 }
 
-/// Checks that the session has a row by now: the one that was created, or another one. If not,
-/// nobody tries again.
+/// Returns the row that the session has after the attempt to create one: the created row, or the
+/// row that was there first. `None` if the attempt found that it was no longer needed, or has
+/// failed and calls are served without the store.
+///
+/// # Errors
+///
+/// The session has no row as far as this process knows. The creation is not tried again.
 fn created(
     shared: &Shared,
     entry: &CachedRow,
-    attempted: Result<Result<(), SharedError>, Elapsed>,
-) -> Result<(), Error> {
+    attempted: Result<Attempted, Elapsed>,
+) -> Result<Option<Arc<CachedRow>>, Error> {
     let session = entry.row.session;
-    let error = match attempted {
-        Ok(Ok(())) => return Ok(()),
+    let in_workspace = |row: &Arc<CachedRow>| row.workspace() == entry.workspace();
+    let error = match (attempted, shared.rows.get(session).filter(in_workspace)) {
+        (Ok(Ok(row)), _) => return Ok(row),
         // What is left to be written into that row is a repair like any other.
-        _ if shared.rows.get(session).is_some_and(|row| row.workspace() == entry.workspace()) => {
-            return Ok(());
-        }
-        Ok(Err(cause)) => Error::new(ErrorKind::Store).with_store(Some(cause)),
-        Err(_) => Error::new(ErrorKind::TimedOut { last: LastVerdict::Same }),
+        (_, Some(row)) => return Ok(Some(row)),
+        _ if shared.settings.serve_without_store => return Ok(None),
+        (Ok(Err(cause)), None) => Error::new(ErrorKind::Store).with_store(Some(cause)),
+        (Err(_), None) => Error::new(ErrorKind::TimedOut { last: LastVerdict::Same }),
     };
     shared.repairs.forget(session);
     Err(because(shared, error.of(session), false))

@@ -1,6 +1,6 @@
 //! A session's own repair: compares with what its call has read, and what it means to lose.
 
-use super::Task;
+use super::{Task, Written};
 use crate::{
     Binding, Repair, Revision, Target,
     cache::CachedRow,
@@ -69,7 +69,7 @@ impl Task {
     }
 
     /// One try, from the revision that the call went by.
-    pub(super) async fn write_own(&self) -> Result<Repair, StoreError> {
+    pub(super) async fn write_own(&self) -> Result<Written, StoreError> {
         let Self { shared, entry, target, .. } = self;
         let session = entry.row.session;
         let epoch = entry.place.epoch();
@@ -82,6 +82,7 @@ impl Task {
         {
             expected = Some(current.row.revision);
         }
+        let mut found = None;
         for _ in 0..MOST_SWAPS {
             let token = shared.rows.read_token(session);
             let swap = match expected {
@@ -93,8 +94,7 @@ impl Task {
             let winner = match swap? {
                 // The epoch has ended in the meantime: the row is unbound.
                 Swap::Applied(row) if row.epoch != epoch => {
-                    shared.learn_written(row, token);
-                    return Ok(Repair::Lost);
+                    return Ok((Repair::Lost, Some(shared.learn_written(row, token))));
                 }
                 Swap::Applied(row) => {
                     // Of a first bind the others have nothing to unlearn.
@@ -103,28 +103,31 @@ impl Task {
                     }
                     let written = shared.learn_written(row, token);
                     shared.usage.hand_over(entry, &written);
-                    return Ok(Repair::Written);
+                    return Ok((Repair::Written, Some(written)));
                 }
                 Swap::Conflict(winner) => winner,
             };
             let verdict = lost(entry, target, winner.as_ref());
-            match winner {
+            found = match winner {
                 Some(winner) => {
                     if let (Lost::Doubt, Some(named)) = (verdict, &winner.target) {
                         entry.place.doubt_agent(named.agent, Instant::now());
                     }
-                    shared.learn(winner, token);
+                    Some(shared.learn(winner, token))
                 }
                 // Deleted: the next call finds that out.
-                None => shared.rows.remove(session),
-            }
+                None => {
+                    shared.rows.remove(session);
+                    None
+                }
+            };
             match verdict {
-                Lost::Done => return Ok(Repair::Written),
-                Lost::Drop | Lost::Doubt => return Ok(Repair::Lost),
+                Lost::Done => return Ok((Repair::Written, found)),
+                Lost::Drop | Lost::Doubt => return Ok((Repair::Lost, found)),
                 Lost::Again(revision) => expected = Some(revision),
             }
         }
-        Ok(Repair::Lost)
+        Ok((Repair::Lost, found))
     }
 }
 

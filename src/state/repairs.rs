@@ -80,8 +80,9 @@ pub(crate) struct Job {
     pub(crate) attempted: Arc<watch::Sender<Option<Attempted>>>,
 }
 
-/// What became of an attempt: the store could be written, or why not.
-pub(crate) type Attempted = Result<(), SharedError>;
+/// The result of an attempt: the session's row as the store has answered with it, unless the
+/// attempt was a group repair or found no row; or the reason why the store could not be written.
+pub(crate) type Attempted = Result<Option<Arc<CachedRow>>, SharedError>;
 
 impl Job {
     pub(crate) fn new(repair: Repair, attempted: Option<Attempted>) -> Self {

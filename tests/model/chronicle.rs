@@ -30,6 +30,8 @@ pub(crate) struct Chronicle {
     pub(crate) disturbed: u64,
     /// Statements that were given up, and will be carried out.
     pub(crate) overdue: usize,
+    /// Commands under way.
+    pub(crate) commands: usize,
 }
 
 /// A question to the resolver.

@@ -10,6 +10,9 @@ use crate::{
 };
 use tower_bound_agent::{Error, ErrorKind, LastVerdict, Resolution, Revision, Target, WorkspaceId};
 
+/// What a call is told that has waited behind another statement about its session.
+const QUEUED: &str = "an earlier statement has no answer yet; nothing was sent within 5s";
+
 impl Plant {
     /// A call is polled for the first time.
     pub(crate) fn begins(&self, id: u64) {
@@ -88,6 +91,7 @@ impl State {
             && self.faults.iter().all(|faults| sound(faults.reads) && sound(faults.writes))
             && self.answers.iter().all(|(_, answers)| answers.how == How::Right)
             && self.chronicle.overdue == 0
+            && self.chronicle.commands == 0
             && self
                 .chronicle
                 .questions
@@ -174,7 +178,8 @@ impl<'a> Case<'a> {
             }
             ErrorKind::Store => {
                 let failed = self.found(|found| matches!(found, Found::Error(_)));
-                or(failed || self.waited_in_vain(self.began), "no statement failed")
+                let late = self.waited_in_vain(self.began) || self.joined_in_vain();
+                or(failed || late || self.queued_in_vain(), "no statement failed")
             }
             _ => Err("that cannot be"),
         }
@@ -196,8 +201,10 @@ impl<'a> Case<'a> {
                 Found::Error(None) => text == "the store did not answer",
                 _ => false,
             };
-            let late = text == "the store did not answer" && self.waited_in_vain(self.began);
-            or(late || self.found(told), "no statement failed with that")?;
+            let late = text == "the store did not answer"
+                && (self.waited_in_vain(self.began) || self.joined_in_vain());
+            let queued = text == QUEUED && self.queued_in_vain();
+            or(late || queued || self.found(told), "no statement failed with that")?;
         }
         let validation = error.validation_error().map(ToString::to_string);
         or(
@@ -383,6 +390,26 @@ impl<'a> Case<'a> {
             until.at.saturating_duration_since(since.at.max(reading.began.at)) >= STORE_TIMEOUT
         };
         self.readings().any(waited)
+    }
+
+    /// Whether a statement that was under way when the call began had no answer for a store timeout:
+    /// who waits for it is told with those who waited before.
+    fn joined_in_vain(&self) -> bool {
+        let waited = |reading: &Reading| {
+            let until = reading.ended.as_ref().map_or(self.now, |(at, _)| *at);
+            reading.began < self.began
+                && until > self.began
+                && until.at.saturating_duration_since(reading.began.at) >= STORE_TIMEOUT
+        };
+        self.readings().any(waited)
+    }
+
+    /// Whether the call has waited for a store timeout, at the end of which another statement about
+    /// the session had no answer: its own was not sent.
+    fn queued_in_vain(&self) -> bool {
+        let deadline = self.now.at.checked_sub(STORE_TIMEOUT).filter(|at| *at >= self.began.at);
+        let Some(deadline) = deadline else { return false };
+        self.readings().any(|reading| reading.ended.as_ref().is_none_or(|(at, _)| at.at > deadline))
     }
 
     fn is_own(&self, question: &Question) -> bool {

@@ -216,6 +216,9 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         2 => (0..WORKSPACES, does()).prop_map(|(ws, does)| Op::Agent { ws, does }),
         3 => (0..PROCESSES, 0..WORKSPACES, answers()).prop_map(|(process, ws, answers)| Op::Resolver { process, ws, answers }),
         3 => (0..PROCESSES, fault(), fault()).prop_map(|(process, reads, writes)| Op::Store { process, reads, writes }),
+        // Its connections lead to a server that takes no writes.
+        1 => (0..PROCESSES)
+            .prop_map(|process| Op::Store { process, reads: Fault::None, writes: Fault::Unavailable }),
         12 => (0..PROCESSES, 0..CHATS, named, lag)
             .prop_map(|(process, chat, named, lag)| Op::Call { process, chat, named, lag }),
         2 => (0usize..8).prop_map(|nth| Op::Drop { nth }),

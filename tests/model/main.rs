@@ -3,12 +3,12 @@
 //! Two processes (two layers) share one store. They never hear of each other, or in other lives by
 //! hints that are lost, late, doubled, reordered and made up. Workspaces are rebuilt, stopped and
 //! started; agents hang, refuse or live on; the resolver lags, fails and hangs; statements are
-//! late, lost, or carried out after they were given up; the statements that repair a workspace
-//! leave rows out; sessions are retargeted, unbound, forgotten and inherited through either process
-//! or past both; calls are dropped anywhere. What must hold all the time is checked at the moment
-//! it happens, by the store, the resolver, the dialer, the observer and the caller: a connection by
-//! what is known ([`judge`]), an error by what has happened ([`errors`]). What must hold in the end
-//! is checked once everything is well again.
+//! late, lost, refused for a while, or carried out after they were given up; the statements that
+//! repair a workspace leave rows out; sessions are retargeted, unbound, forgotten and inherited
+//! through either process or past both; calls are dropped anywhere. What must hold all the time is
+//! checked at the moment it happens, by the store, the resolver, the dialer, the observer and the
+//! caller: a connection by what is known ([`judge`]), an error by what has happened ([`errors`]).
+//! What must hold in the end is checked once everything is well again.
 
 #[path = "../support/wire.rs"]
 mod wire;

@@ -349,6 +349,31 @@ pub(crate) fn lives_that_once_broke_a_rule() {
                 Op::Advance { ms: 2_500 },
             ],
         ),
+        (
+            "a session that another process has created elsewhere is not served where its caller says, \
+             though hints have emptied its slot",
+            vec![
+                Op::Forget { by: Process(0), chat: 0 },
+                Op::Yield,
+                Op::Rebuild { ws: 0, old: Does::Answer(0) },
+                store(1, none, Fault::Slow(40)),
+                Op::Call { process: 1, chat: 0, named: Some(1), lag: 0 },
+                Op::Yield,
+                Op::RumourOfChat { chat: 0, revision: None },
+                Op::Retarget { by: Elsewhere, chat: 0, ws: 0 },
+                Op::RumourOfChat { chat: 0, revision: None },
+            ],
+        ),
+        (
+            "a call that waits for a row that another one creates is told when that has no answer",
+            vec![
+                Op::Call { process: 1, chat: 3, named: Some(0), lag: 0 },
+                store(1, none, Fault::Overdue(3)),
+                Op::Advance { ms: 1 },
+                Op::Call { process: 1, chat: 3, named: Some(0), lag: 0 },
+                Op::Flush { process: 1 },
+            ],
+        ),
     ];
     for (what, ops) in stories {
         for numbered in [[false; WORKSPACES], [true; WORKSPACES]] {
@@ -357,6 +382,7 @@ pub(crate) fn lives_that_once_broke_a_rule() {
                     None,
                     Some(vec![]),
                     Some(vec![Fate::Twice(400, 0), Fate::After(60), Fate::Lost]),
+                    Some(vec![Fate::After(5), Fate::Lost, Fate::Lost, Fate::Lost, Fate::Lost]),
                 ] {
                     let life =
                         Life { numbered, before_return, hints: hints.clone(), ops: ops.clone() };

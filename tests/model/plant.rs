@@ -152,8 +152,9 @@ impl Plant {
         let mut state = self.state();
         let build = &mut state.workspaces[ws];
         let number = build.builds.len();
-        let mut target =
-            Target::new(AgentId::new(Uuid::from_u128((0xa0 + ws as u128) << 64 | number as u128)));
+        let agent = AgentId::new(Uuid::from_u128((0xa0 + ws as u128) << 64 | number as u128));
+        // Two addresses take turns, so that a new agent is found at an address of an earlier one.
+        let mut target = Target::new(agent).with_address(format!("10.0.{ws}.{}:9000", number % 2));
         if build.numbered {
             target = target.with_generation(number as i64 + 1);
         }

@@ -122,8 +122,14 @@ impl Run {
         order: impl Future<Output = Result<(), Error>> + Send + 'static,
     ) {
         let (plant, began, id) = (self.plant.clone(), Instant::now(), self.processes[process].id);
+        plant.state().chronicle.commands += 1;
         self.others.push(tokio::spawn(async move {
             let result = order.await;
+            {
+                let chronicle = &mut plant.state().chronicle;
+                chronicle.commands -= 1;
+                chronicle.disturb();
+            }
             // At most three statements: the order, a look at the row, and one at the parent's.
             if began.elapsed() > ms(15_001) {
                 plant

@@ -179,7 +179,7 @@ impl Bindings {
             Some(start) => start,
             None => shared.look_up(session, None).await?,
         };
-        let place = &start.entry.place;
+        let place = &start.entry.workspace_state;
         let fresh = place.verdict().filter(|verdict| verdict.landed.elapsed() <= FRESH);
         let answer = match fresh {
             Some(verdict) => verdict.answer,

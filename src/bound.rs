@@ -233,7 +233,7 @@ impl BoundHandle {
             return;
         }
         let (session, workspace) = (self.session(), self.workspace());
-        if self.entry.place.doubt_reported(session, &self.target, Instant::now()) {
+        if self.entry.workspace_state.doubt_reported(session, &self.target, Instant::now()) {
             self.shared.emit(&Event::ReportedStale { session, workspace, target: &self.target });
         }
     }
@@ -275,7 +275,7 @@ impl BoundHandle {
                 let seen = Arc::clone(&entry);
                 // Created before the comparison, so that a change in between wakes this task.
                 let (row_changed, place_changed) =
-                    (shared.rows.changed(session), seen.place.changed());
+                    (shared.rows.changed(session), seen.workspace_state.changed());
                 match shared.names_another(&entry, &target) {
                     Some(true) => return,
                     Some(false) => {}
@@ -296,7 +296,7 @@ impl BoundHandle {
                     () = row_changed => {}
                     () = place_changed => {}
                     // A doubt needs a question to the resolver, and no call may come that asks it.
-                    () = doubts.ask(&shared, &seen.place) => {}
+                    () = doubts.ask(&shared, &seen.workspace_state) => {}
                 }
             }
         }
@@ -356,7 +356,7 @@ impl BoundHandle {
     pub(crate) fn dropped_waiting_since(&self, began: Instant) {
         let now = Instant::now();
         if now.saturating_duration_since(began) >= self.shared.settings.validation_delay {
-            self.entry.place.doubt_dropped(self.target.agent, began, now);
+            self.entry.workspace_state.doubt_dropped(self.target.agent, began, now);
         }
     }
 
@@ -364,7 +364,7 @@ impl BoundHandle {
     /// [`superseded`](Self::superseded), it ignores the binding of the session that the connection
     /// was dialed for.
     pub(crate) fn left_behind(&self) -> impl Future<Output = ()> + Send + 'static {
-        let (place, target) = (Arc::clone(&self.entry.place), Arc::clone(&self.target));
+        let (place, target) = (Arc::clone(&self.entry.workspace_state), Arc::clone(&self.target));
         async move {
             loop {
                 // Created before the comparison, so that a change in between wakes this task.

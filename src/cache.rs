@@ -18,10 +18,10 @@ use crate::{
     Binding, Previous, Revision, SessionId, Target, WorkspaceId,
     binding::Row,
     cache::usage::{Marks, Use},
-    clock::{Moment, Seen},
+    clock::{Stamp, Tick},
+    compact_instant::CompactInstant,
     settings::Settings,
     sync::lock,
-    tick::Tick,
     workspace::WorkspaceState,
 };
 use foldhash::fast::RandomState;
@@ -43,8 +43,8 @@ use watch::{Changed, Watch, Watches};
 pub(crate) struct CachedRow {
     pub(crate) row: Row,
     /// The row's workspace, in the row's epoch.
-    pub(crate) place: Arc<WorkspaceState>,
-    read: Tick,
+    pub(crate) workspace_state: Arc<WorkspaceState>,
+    read: CompactInstant,
     /// There is such a row in the store.
     pub(crate) stored: bool,
     pub(crate) usage: Use,
@@ -95,10 +95,10 @@ const EVICTED: u8 = 3;
 const REMOVED: u8 = 4;
 
 impl CachedRow {
-    /// The row is in the epoch of the place.
+    /// The row is in the epoch of the workspace state.
     pub(crate) fn new(
         row: Binding,
-        place: Arc<WorkspaceState>,
+        workspace_state: Arc<WorkspaceState>,
         stored: bool,
         read: Instant,
     ) -> Arc<Self> {
@@ -106,7 +106,7 @@ impl CachedRow {
         let rest = previous.map(|previous| Rest { previous: Some(previous), ..Rest::default() });
         Arc::new(Self::with_rest(
             Row { session, target, revision },
-            place,
+            workspace_state,
             stored,
             read.into(),
             rest,
@@ -115,14 +115,14 @@ impl CachedRow {
 
     fn with_rest(
         row: Row,
-        place: Arc<WorkspaceState>,
+        workspace_state: Arc<WorkspaceState>,
         stored: bool,
-        read: Tick,
+        read: CompactInstant,
         rest: Option<Rest>,
     ) -> Self {
         Self {
             row,
-            place,
+            workspace_state,
             read,
             stored,
             usage: Use::default(),
@@ -140,7 +140,7 @@ impl CachedRow {
         let Row { session, target, revision } = self.row.clone();
         Binding::new(session, self.workspace(), target, revision)
             .with_previous(self.previous())
-            .with_epoch(self.place.epoch())
+            .with_epoch(self.workspace_state.epoch())
     }
 
     /// When the read or write began whose answer it is.
@@ -165,14 +165,14 @@ impl CachedRow {
         self.rest.get().and_then(|rest| rest.previous)
     }
 
-    fn ahead(&self) -> Option<Moment> {
+    fn ahead(&self) -> Option<Tick> {
         self.rest.get().and_then(|rest| rest.ahead).map(NonZeroU64::get)
     }
 
     /// It is not older than that.
     pub(crate) fn read_at(&self, token: &ReadToken) {
-        self.began.store(token.began, Ordering::Relaxed);
-        self.answered.store(token.answered.unwrap_or(0), Ordering::Relaxed);
+        self.began.store(token.stamp.began(), Ordering::Relaxed);
+        self.answered.store(token.stamp.answered().unwrap_or(0), Ordering::Relaxed);
     }
 
     /// It is used without being kept, and goes on watching its session.
@@ -184,13 +184,13 @@ impl CachedRow {
     /// Another read has brought the same revision: it was still the row's then, so what was written
     /// before has missed it.
     pub(crate) fn read_again(&self, token: &ReadToken) {
-        self.began.fetch_max(token.began, Ordering::Relaxed);
-        self.answered.fetch_max(token.answered.unwrap_or(0), Ordering::Relaxed);
+        self.began.fetch_max(token.stamp.began(), Ordering::Relaxed);
+        self.answered.fetch_max(token.stamp.answered().unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// How old it may be.
-    pub(crate) fn seen(&self) -> Seen {
-        seen(self.began.load(Ordering::Relaxed), self.answered.load(Ordering::Relaxed))
+    /// When the statement ran that has brought the row.
+    pub(crate) fn stamp(&self) -> Stamp {
+        Stamp::written(self.began.load(Ordering::Relaxed), self.answered.load(Ordering::Relaxed))
     }
 
     /// Whether the row's revision is a later one than the entry's.
@@ -199,7 +199,7 @@ impl CachedRow {
     }
 
     /// The same row after a group repair, which has landed at that moment.
-    pub(crate) fn repaired(&self, target: &Arc<Target>, landed: Moment) -> Arc<Self> {
+    pub(crate) fn repaired(&self, target: &Arc<Target>, landed: Tick) -> Arc<Self> {
         let mut row = self.row.clone();
         let mut rest =
             Rest { previous: self.previous(), ahead: NonZeroU64::new(landed), ..Rest::default() };
@@ -212,19 +212,25 @@ impl CachedRow {
         Arc::new(Self {
             began: word(&self.began),
             answered: word(&self.answered),
-            ..Self::with_rest(row, Arc::clone(&self.place), self.stored, self.read, Some(rest))
+            ..Self::with_rest(
+                row,
+                Arc::clone(&self.workspace_state),
+                self.stored,
+                self.read,
+                Some(rest),
+            )
         })
     }
 
     /// Whether a row of the same revision, read since then, says more than this.
-    fn is_behind(&self, read: Seen) -> bool {
+    fn is_behind(&self, read: Stamp) -> bool {
         // Read after the group repair has landed: the statement has not found the row, which may
         // have been locked.
-        matches!((self.ahead(), read), (Some(landed), Seen::Read(began)) if began > landed)
+        read.answered().is_none() && self.ahead().is_some_and(|landed| read.began() > landed)
     }
 
     pub(crate) fn workspace(&self) -> WorkspaceId {
-        self.place.workspace()
+        self.workspace_state.workspace()
     }
 
     /// One atomic load.
@@ -283,31 +289,19 @@ impl CachedRow {
     }
 }
 
-fn seen(began: Moment, answered: Moment) -> Seen {
-    if answered > began { Seen::Written(answered) } else { Seen::Read(began) }
-}
-
 /// Taken before a read or a write, to be shown with its answer. Holds the session's watch
 /// meanwhile.
 #[derive(Clone, Debug)]
 pub(crate) struct ReadToken {
-    began: Moment,
-    /// When a write was answered.
-    answered: Option<Moment>,
+    stamp: Stamp,
     pub(crate) at: Instant,
     watch: Arc<Watch>,
-}
-
-impl ReadToken {
-    fn seen(&self) -> Seen {
-        seen(self.began, self.answered.unwrap_or(0))
-    }
 }
 
 /// Taken before a read of sessions that are not known before they are read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ReadTokens {
-    began: Moment,
+    began: Tick,
     at: Instant,
 }
 
@@ -386,28 +380,28 @@ impl RowCache {
     /// To be taken before the read or write whose result is to be learned.
     pub(crate) fn read_token(&self, session: SessionId) -> ReadToken {
         let watch = self.watches.watch(session);
-        ReadToken { began: self.moment(), answered: None, at: Instant::now(), watch }
+        ReadToken { stamp: Stamp::read(self.tick()), at: Instant::now(), watch }
     }
 
     /// For a read of sessions that are not known before they are read.
     pub(crate) fn read_tokens(&self) -> ReadTokens {
-        ReadTokens { began: self.moment(), at: Instant::now() }
+        ReadTokens { began: self.tick(), at: Instant::now() }
     }
 
     /// The one of these that is the session's.
     pub(crate) fn read_token_of(&self, tokens: ReadTokens, session: SessionId) -> ReadToken {
         let ReadTokens { began, at } = tokens;
-        ReadToken { began, answered: None, at, watch: self.watches.watch_since(session, began) }
+        ReadToken { stamp: Stamp::read(began), at, watch: self.watches.watch_since(session, began) }
     }
 
     /// The ticket of a write, once it was answered.
     pub(crate) fn written(&self, token: ReadToken) -> ReadToken {
-        ReadToken { answered: Some(self.moment()), ..token }
+        ReadToken { stamp: Stamp::written(token.stamp.began(), self.tick()), ..token }
     }
 
-    /// A moment later than all before.
-    pub(crate) fn moment(&self) -> Moment {
-        self.watches.moment()
+    /// A tick later than all before.
+    pub(crate) fn tick(&self) -> Tick {
+        self.watches.tick()
     }
 
     /// A command of this process has left the session's row at this revision.
@@ -450,7 +444,7 @@ impl RowCache {
 
     /// Whether what was read may fill an empty slot.
     fn may_fill(&self, row: &Row, token: &ReadToken) -> bool {
-        !self.is_void(token) && token.watch.may_fill(row.revision, token.began)
+        !self.is_void(token) && token.watch.may_fill(row.revision, token.stamp.began())
     }
 
     /// Keeps the entry unless a later one was seen; returns what is to be used from here on.
@@ -472,8 +466,8 @@ impl RowCache {
                 }
                 Some(current)
                     if current.row.revision == new.row.revision
-                        && current.place.epoch() >= new.place.epoch()
-                        && !current.is_behind(token.seen()) =>
+                        && current.workspace_state.epoch() >= new.workspace_state.epoch()
+                        && !current.is_behind(token.stamp) =>
                 {
                     current.read_again(token);
                     (Op::Nop, Learned::Known(current))
@@ -529,7 +523,7 @@ impl RowCache {
         &self,
         entry: &Arc<CachedRow>,
         target: &Arc<Target>,
-        landed: Moment,
+        landed: Tick,
     ) -> Option<Arc<CachedRow>> {
         let session = entry.row.session;
         let watch = self.watches.watch(session);
@@ -579,10 +573,10 @@ impl RowCache {
     /// A read that began with the ticket has found no row. What has come since then may be there
     /// all the same, or was deleted before that read: who holds it must look at the row to know.
     pub(crate) fn not_found(&self, session: SessionId, token: &ReadToken) {
-        let began = token.seen().moment();
+        let began = token.stamp.latest();
         self.take_out(
             session,
-            |entry| if entry.seen().moment() > began { EVICTED } else { REMOVED },
+            |entry| if entry.stamp().latest() > began { EVICTED } else { REMOVED },
         );
     }
 
@@ -660,12 +654,12 @@ impl RowCache {
     /// The targets of a workspace were dropped by order: no read that is under way fills an empty
     /// slot, or is an answer.
     pub(crate) fn void_tokens(&self) {
-        self.reset_at.fetch_max(self.moment(), Ordering::AcqRel);
+        self.reset_at.fetch_max(self.tick(), Ordering::AcqRel);
     }
 
     /// Whether targets may have been dropped by order since the ticket was taken.
     fn is_void(&self, token: &ReadToken) -> bool {
-        self.reset_at.load(Ordering::Acquire) > token.began
+        self.reset_at.load(Ordering::Acquire) > token.stamp.began()
     }
 
     /// Somebody may write or have written this revision, and nobody will say: for a while every

@@ -150,13 +150,13 @@ mod resolution;
 mod settings;
 // Leaves.
 mod clock;
+mod compact_instant;
 mod gate;
 mod jitter;
 mod pulse;
 mod single_flight;
 mod sync;
 mod tasks;
-mod tick;
 // State: cached rows, workspaces, repairs, and what other processes write.
 mod cache;
 pub mod hints;

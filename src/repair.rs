@@ -88,17 +88,22 @@ impl Repairs {
         let own = || Key::Own(entry.row.session, Arc::clone(target), entry.row.revision);
         let key = match needed {
             Needed::Nothing | Needed::Own => own(),
-            Needed::Group(behind) => match entry.place.repair_of(entry.seen(), behind, target) {
-                Repaired::NotYet => {
-                    Key::Group(entry.workspace(), entry.place.epoch(), behind, Arc::clone(target))
+            Needed::Group(behind) => {
+                match entry.workspace_state.repair_of(entry.stamp(), behind, target) {
+                    Repaired::NotYet => Key::Group(
+                        entry.workspace(),
+                        entry.workspace_state.epoch(),
+                        behind,
+                        Arc::clone(target),
+                    ),
+                    Repaired::Missed => own(),
+                    Repaired::Already(landed) => {
+                        drop(running);
+                        shared.repaired(entry, target, landed);
+                        return None;
+                    }
                 }
-                Repaired::Missed => own(),
-                Repaired::Already(landed) => {
-                    drop(running);
-                    shared.repaired(entry, target, landed);
-                    return None;
-                }
-            },
+            }
         };
         if running.len() >= MOST_REPAIRS && !running.contains_key(&key) {
             return Some(Job::new(Repair::Failed, Some(Err(Cause::TooManyRepairs.shared()))));
@@ -338,7 +343,7 @@ impl Task {
         };
         if !self.is_current(None)
             || self.forgotten.is_cancelled()
-            || self.entry.place.supersedes(&self.target)
+            || self.entry.workspace_state.supersedes(&self.target)
         {
             // Somebody's later repair will be right, this one would not.
             return (Ok((Repair::Lost, None)), true);

@@ -9,7 +9,7 @@ use crate::{
     Target, WorkspaceId,
     answer::Answer,
     cache::{CachedRow, ReadToken, RowCache, State, absent::Absent, usage::Usage},
-    clock::Moment,
+    clock::Tick,
     error::{Cause, SharedError},
     gate::{Gate, Gates, Kind},
     hints::{About, ErasedHints, Hint},
@@ -80,7 +80,7 @@ impl Start {
     /// Whether nothing has become known since.
     pub(crate) fn is_still(&self) -> bool {
         let Self { entry, choice, version, .. } = self;
-        entry.is_current() && entry.place.version() == *version && !choice.is_reset()
+        entry.is_current() && entry.workspace_state.version() == *version && !choice.is_reset()
     }
 }
 
@@ -198,7 +198,7 @@ impl Shared {
 
     /// A group repair that has landed at that moment has written the row, if it still was as in
     /// this entry.
-    pub(crate) fn repaired(&self, entry: &Arc<CachedRow>, target: &Arc<Target>, landed: Moment) {
+    pub(crate) fn repaired(&self, entry: &Arc<CachedRow>, target: &Arc<Target>, landed: Tick) {
         if let Some(repaired) = self.rows.repaired(entry, target, landed) {
             self.usage.adopt(&repaired);
         }
@@ -212,13 +212,14 @@ impl Shared {
     /// Chooses what a session with this row is to dial. Returns the version of the workspace state
     /// that this was chosen from, too. On the hot path: two atomic loads.
     pub(crate) fn choose(&self, entry: &CachedRow) -> (Choice, u32) {
-        let version = entry.place.version();
+        let version = entry.workspace_state.version();
         if entry.is_settled_in(version)
             && let Some(target) = &entry.row.target
         {
             return (Choice::Settled(Arc::clone(target)), version);
         }
-        let (choice, version) = entry.place.choose(&entry.row, entry.read(), Instant::now());
+        let (choice, version) =
+            entry.workspace_state.choose(&entry.row, entry.read(), Instant::now());
         if choice.is_settled() {
             entry.set_settled_in(version);
         }
@@ -338,7 +339,7 @@ impl Shared {
             Some(current) => current.workspace() != entry.workspace(),
             None => entry.state() == State::Removed || entry.is_commanded(),
         };
-        moved || entry.place.supersedes(target)
+        moved || entry.workspace_state.supersedes(target)
     }
 
     /// Finds the row of a session that is not cached. If there is none and the caller names a

@@ -11,10 +11,10 @@ use crate::{
     answer::{Answer, Denied},
     binding::Row,
     binding::{Behind, Relation},
-    clock::{Moment, Seen},
+    clock::{Stamp, Tick},
+    compact_instant::CompactInstant,
     settings::Settings,
     sync::lock,
-    tick::Tick,
     workspace::pending::{PendingDials, Queue, Slot},
 };
 use moka::sync::Cache;
@@ -236,8 +236,8 @@ pub(crate) struct GroupRepair {
     pub(crate) behind: Behind,
     pub(crate) target: Arc<Target>,
     /// When its last statement began, which found no more rows than it wrote.
-    pub(crate) began: Moment,
-    pub(crate) landed: Moment,
+    pub(crate) began: Tick,
+    pub(crate) landed: Tick,
 }
 
 /// Whether a row that names something else than what has answered must be written.
@@ -246,7 +246,7 @@ pub(crate) enum Repaired {
     /// No group repair to this target has landed.
     NotYet,
     /// One has written this row, or found it changed; it landed then.
-    Already(Moment),
+    Already(Tick),
     /// One has landed, and the row was seen to be behind after that.
     Missed,
 }
@@ -255,7 +255,7 @@ pub(crate) enum Repaired {
 #[derive(Clone, Debug)]
 struct Known {
     target: Arc<Target>,
-    began: Tick,
+    began: CompactInstant,
 }
 
 impl Known {
@@ -772,7 +772,7 @@ impl WorkspaceState {
     }
 
     /// What the group repairs to this target have made of a row that is behind.
-    pub(crate) fn repair_of(&self, seen: Seen, behind: Behind, target: &Target) -> Repaired {
+    pub(crate) fn repair_of(&self, stamp: Stamp, behind: Behind, target: &Target) -> Repaired {
         let facts = lock(&self.facts);
         let mut found = facts.repairs.iter().rev().filter(|repair| match (repair.behind, behind) {
             // Up to a later generation is more than was asked for.
@@ -780,12 +780,12 @@ impl WorkspaceState {
             (repaired, wanted) => repaired == wanted && repair.target.same_place(target),
         });
         let Some(repair) = found.next() else { return Repaired::NotYet };
-        let seen_before = match seen {
+        let seen_before = match stamp.answered() {
             // What a read brings that began while the statement ran may still be what it was
             // before.
-            Seen::Read(began) => began < repair.landed,
+            None => stamp.began() < repair.landed,
             // A row that was written while the statement ran may have been missed.
-            Seen::Written(answered) => answered < repair.began,
+            Some(answered) => answered < repair.began,
         };
         if seen_before { Repaired::Already(repair.landed) } else { Repaired::Missed }
     }

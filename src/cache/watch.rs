@@ -4,7 +4,11 @@
 //! A [`Watch`] is the record of one session. It exists while somebody holds it, so the records take
 //! no more room than what is under way, and no answer about one session depends on another one.
 
-use crate::{Revision, SessionId, WorkspaceId, clock::Moment, sync::lock};
+use crate::{
+    Revision, SessionId, WorkspaceId,
+    clock::{Clock, Tick},
+    sync::lock,
+};
 use foldhash::fast::RandomState;
 use std::{
     collections::HashMap,
@@ -24,7 +28,7 @@ const STRIPES: usize = 1024;
 /// The watches and the waiters, and the logical clock that orders reads, writes, losses and
 /// commands of this process.
 pub(super) struct Watches {
-    clock: AtomicU64,
+    clock: Clock,
     hasher: RandomState,
     stripes: Box<[Stripe]>,
 }
@@ -41,7 +45,7 @@ struct Inner {
     /// When a slot of any of the sessions was emptied last. Only for reads of sessions that are not
     /// known before they are read: a loss of another session costs such a row its place in the
     /// cache, nothing else.
-    lost_at: Moment,
+    lost_at: Tick,
     watches: HashMap<SessionId, Weak<Watch>, RandomState>,
     /// With holes, whose indices are in `free`.
     waiters: Vec<Option<Waiter>>,
@@ -67,12 +71,12 @@ impl Watches {
             }),
         };
         let stripes = (0..STRIPES).map(stripe).collect();
-        Self { clock: AtomicU64::new(0), hasher, stripes }
+        Self { clock: Clock::default(), hasher, stripes }
     }
 
-    /// A moment later than all before.
-    pub(super) fn moment(&self) -> Moment {
-        self.clock.fetch_add(1, Ordering::AcqRel) + 1
+    /// A tick later than all before.
+    pub(super) fn tick(&self) -> Tick {
+        self.clock.tick()
     }
 
     fn stripe(&self, session: SessionId) -> &Stripe {
@@ -86,7 +90,7 @@ impl Watches {
     }
 
     /// Watches a session as if from that moment on.
-    pub(super) fn watch_since(self: &Arc<Self>, session: SessionId, since: Moment) -> Arc<Watch> {
+    pub(super) fn watch_since(self: &Arc<Self>, session: SessionId, since: Tick) -> Arc<Watch> {
         let (watch, lost_at) = {
             let mut inner = self.stripe(session).lock();
             (inner.watch(self, session), inner.lost_at)
@@ -101,7 +105,7 @@ impl Watches {
     pub(super) fn evicted(self: &Arc<Self>, session: SessionId) -> Arc<Watch> {
         let (watch, now) = {
             let mut inner = self.stripe(session).lock();
-            (inner.watch(self, session), inner.lose(self.moment()))
+            (inner.watch(self, session), inner.lose(self.tick()))
         };
         watch.happened().lost_at.raise(now);
         watch
@@ -120,10 +124,10 @@ impl Watches {
         });
     }
 
-    fn tell(&self, session: SessionId, change: impl FnOnce(&mut Happened, Moment)) {
+    fn tell(&self, session: SessionId, change: impl FnOnce(&mut Happened, Tick)) {
         let (watch, now) = {
             let mut inner = self.stripe(session).lock();
-            let now = inner.lose(self.moment());
+            let now = inner.lose(self.tick());
             (inner.find(session), now)
         };
         if let Some(watch) = watch {
@@ -197,7 +201,7 @@ impl Inner {
         watch
     }
 
-    fn lose(&mut self, now: Moment) -> Moment {
+    fn lose(&mut self, now: Tick) -> Tick {
         self.lost_at.raise(now);
         now
     }
@@ -213,7 +217,7 @@ trait Raise {
     fn raise(&mut self, to: Self);
 }
 
-impl Raise for Moment {
+impl Raise for Tick {
     fn raise(&mut self, to: Self) {
         *self = to.max(*self);
     }
@@ -229,17 +233,17 @@ pub(super) struct Watch {
 #[derive(Debug, Default)]
 struct Happened {
     /// What was read from before this may be older than what was seen.
-    lost_at: Moment,
-    removed_at: Moment,
+    lost_at: Tick,
+    removed_at: Tick,
     /// Rows below this revision were overtaken by a command.
     commanded: Option<Revision>,
-    commanded_at: Moment,
+    commanded_at: Tick,
     /// The greatest revision that was seen, and where it points.
     seen: Option<(Revision, WorkspaceId)>,
 }
 
 impl Happened {
-    fn command(&mut self, revision: Revision, now: Moment) {
+    fn command(&mut self, revision: Revision, now: Tick) {
         self.commanded = self.commanded.max(Some(revision));
         self.commanded_at.raise(now);
     }
@@ -257,7 +261,7 @@ impl Watch {
         match happened.seen {
             Some((seen, there)) => {
                 if workspace != there {
-                    happened.command(seen.max(revision), self.watches.moment());
+                    happened.command(seen.max(revision), self.watches.tick());
                 }
                 if revision > seen {
                     happened.seen = Some((revision, workspace));
@@ -269,20 +273,20 @@ impl Watch {
 
     /// A command of this process has left the row at this revision.
     pub(super) fn commanded(&self, revision: Revision) {
-        let now = self.watches.moment();
+        let now = self.watches.tick();
         self.happened().command(revision, now);
     }
 
     /// Whether a row of this revision, by a read or write that began then, is not older than
     /// anything that was seen.
-    pub(super) fn may_fill(&self, revision: Revision, began: Moment) -> bool {
+    pub(super) fn may_fill(&self, revision: Revision, began: Tick) -> bool {
         let happened = self.happened();
         happened.lost_at < began && happened.seen.is_none_or(|(seen, _)| revision >= seen)
     }
 
     /// Whether a command has changed or removed the row since. `None` for a row that did not exist
     /// then: no revision orders it against what was commanded before.
-    pub(super) fn is_commanded(&self, revision: Option<Revision>, began: Moment) -> bool {
+    pub(super) fn is_commanded(&self, revision: Option<Revision>, began: Tick) -> bool {
         let happened = self.happened();
         let overtaken = match revision {
             Some(revision) => happened.commanded.is_some_and(|commanded| commanded > revision),

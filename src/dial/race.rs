@@ -108,15 +108,15 @@ where
                 continue;
             }
             Command::Validate => {
-                question = Some(shared.validate(&run.start.entry.place));
+                question = Some(shared.validate(&run.start.entry.workspace_state));
                 continue;
             }
             Command::Revalidate => {
-                match run.start.entry.place.paused_until(now) {
+                match run.start.entry.workspace_state.paused_until(now) {
                     Some(until) => run.attempt.on_paused(until),
                     None => {
                         run.attempt.on_asking(now);
-                        question = Some(shared.validate(&run.start.entry.place));
+                        question = Some(shared.validate(&run.start.entry.workspace_state));
                     }
                 }
                 continue;
@@ -185,7 +185,7 @@ where
         // they may change that state.
         select! {
             biased;
-            dialed = run.dialer.as_mut().finished(To { place: &run.start.entry.place, target: run.attempt.target() }) => match dialed {
+            dialed = run.dialer.as_mut().finished(To { place: &run.start.entry.workspace_state, target: run.attempt.target() }) => match dialed {
                 Dialed::Admitted => {
                     now = Instant::now();
                     if let Followed::Moved = run.admitted() {
@@ -229,14 +229,14 @@ where
                     Ok(validated) => validated,
                     // It began on a runtime that nobody drives: another one begins here.
                     Err(Missed::Stopped) => {
-                        question = Some(shared.validate(&run.start.entry.place));
+                        question = Some(shared.validate(&run.start.entry.workspace_state));
                         continue;
                     }
                     Err(Missed::Late | Missed::Ended) => Validated::crashed(now, shared.settings.revalidate_every),
                 };
                 // This call may hear of it after others have learned of something later, which it
                 // follows already.
-                let place = &run.start.entry.place;
+                let place = &run.start.entry.workspace_state;
                 let outdated = validated.is_overtaken(place)
                     || match &validated.answer {
                         Answer::Running(said) => place.supersedes(said),
@@ -303,16 +303,16 @@ pub(crate) fn answered(
     validated: bool,
     times: impl Fn() -> (Instant, Instant),
 ) {
-    entry.place.answered_dial(target, &times);
-    entry.place.answered(target.agent, validated, || times().1);
+    entry.workspace_state.answered_dial(target, &times);
+    entry.workspace_state.answered(target.agent, validated, || times().1);
 }
 
 fn dropped_in_flight(shared: &Shared, entry: &CachedRow, target: &Target, began: Instant) {
     let now = Instant::now();
-    let CachedRow { row, place, .. } = entry;
-    place.doubt_dropped(target.agent, began, now);
+    let CachedRow { row, workspace_state, .. } = entry;
+    workspace_state.doubt_dropped(target.agent, began, now);
     let (session, workspace, pending) =
-        (row.session, place.workspace(), now.saturating_duration_since(began));
+        (row.session, workspace_state.workspace(), now.saturating_duration_since(began));
     shared.emit(&Event::DroppedInFlight { session, workspace, target, pending });
 }
 
@@ -331,7 +331,7 @@ where
     S::Error: Into<BoxError>,
 {
     let mut in_flight = InFlight { shared, entry: &start.entry, target, began, ended: false };
-    let to = To { place: &start.entry.place, target: Some(target) };
+    let to = To { place: &start.entry.workspace_state, target: Some(target) };
     let first = select! {
         biased;
         dialed = dialer.as_mut().finished(to) => dialed.into(),
@@ -416,7 +416,7 @@ where
         let landing = self.look();
         if let Followed::Good = landing
             && let Some(Verdict { answer: Answer::Denied(denied), began, .. }) =
-                self.start.entry.place.verdict()
+                self.start.entry.workspace_state.verdict()
             && began >= self.dial_began
         {
             self.attempt.on_denied_in_queue(denied);
@@ -485,7 +485,10 @@ where
             // The row is unbound by now, and what is being dialed is known to be replaced: there is
             // nothing to be dialed before the resolver was asked.
             (None, _)
-                if self.attempt.target().is_some_and(|dialed| entry.place.supersedes(dialed)) =>
+                if self
+                    .attempt
+                    .target()
+                    .is_some_and(|dialed| entry.workspace_state.supersedes(dialed)) =>
             {
                 return Followed::Moved;
             }
@@ -511,18 +514,18 @@ enum Followed {
 /// Ends when the row or what is known of its workspace has changed. Counts the call as waiting
 /// meanwhile.
 pub(crate) async fn news(shared: &Shared, start: &Start) {
-    let CachedRow { row, place, .. } = &*start.entry;
-    let _waiting = place.wait();
+    let CachedRow { row, workspace_state, .. } = &*start.entry;
+    let _waiting = workspace_state.wait();
     // Made before the look, so that a change between the look and the first poll is not missed.
     let mut row_changed = pin!(shared.rows.changed(row.session));
-    let mut place_changed = pin!(place.changed());
+    let mut workspace_changed = pin!(workspace_state.changed());
     loop {
-        if place.version() != start.version || shared.rows.is_overtaken(&start.entry) {
+        if workspace_state.version() != start.version || shared.rows.is_overtaken(&start.entry) {
             return;
         }
         select! {
             () = row_changed.as_mut() => row_changed.set(shared.rows.changed(row.session)),
-            () = place_changed.as_mut() => place_changed.set(place.changed()),
+            () = workspace_changed.as_mut() => workspace_changed.set(workspace_state.changed()),
         }
     }
 }

@@ -412,7 +412,7 @@ where
             };
             // A request that is not dialed has the resolver asked, as a dial would.
             if start.choice.doubt().is_some() && !matches!(taken, Taken::Given(Given::Dial(_))) {
-                drop(shared.validate(&start.entry.place));
+                drop(shared.validate(&start.entry.workspace_state));
             }
             match taken {
                 Taken::Given(Given::Lease(lease)) if lease.conn().is_retired() => drop(lease),

@@ -189,7 +189,7 @@ impl Watch<'_> {
     /// is late, or in doubt.
     async fn superseded(&self, handle: &BoundHandle, progress: &Progress) -> Option<Arc<Target>> {
         let (shared, mut entry, target) = handle.watched();
-        let place = Arc::clone(&entry.place);
+        let place = Arc::clone(&entry.workspace_state);
         let session = entry.row.session;
         let mut question: Option<Waiter<Validated>> = None;
         // Since when it is known that there is a doubt, so that each is asked about once.

@@ -19,7 +19,7 @@ impl Task {
     /// again.
     pub(super) async fn write_group(&self, behind: Behind) -> Result<Repair, StoreError> {
         let Self { shared, entry, target, .. } = self;
-        let place = &entry.place;
+        let place = &entry.workspace_state;
         // Never: a row without a target is not behind.
         let Some(stale) = entry.row.target.as_deref() else { return Ok(Repair::Lost) };
         let mut statements = 0;
@@ -31,7 +31,7 @@ impl Task {
             if place.supersedes(target) {
                 return Ok(Repair::Lost);
             }
-            let began = shared.rows.moment();
+            let began = shared.rows.tick();
             let statement = shared.store.replace_agent(
                 place.workspace(),
                 place.epoch(),
@@ -43,7 +43,7 @@ impl Task {
                 break began;
             }
         };
-        let landed = shared.rows.moment();
+        let landed = shared.rows.tick();
         // Known before the list is looked at: who asks from here on finds it landed, who has asked
         // is on the list.
         place.repaired(GroupRepair { behind, target: Arc::clone(target), began, landed });

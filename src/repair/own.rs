@@ -4,7 +4,6 @@ use super::{Task, Written};
 use crate::{
     Binding, Repair, Revision, Target,
     cache::CachedRow,
-    clock::Seen,
     hints::About,
     store::{NewBinding, StoreError, Swap},
 };
@@ -32,7 +31,7 @@ fn lost(entry: &CachedRow, target: &Target, winner: Option<&Binding>) -> Lost {
     let Some(winner) = winner.filter(|winner| winner.workspace == entry.workspace()) else {
         return Lost::Drop;
     };
-    if winner.epoch != entry.place.epoch() {
+    if winner.epoch != entry.workspace_state.epoch() {
         // What answered is of an epoch that has ended.
         return Lost::Drop;
     }
@@ -60,19 +59,19 @@ impl Task {
     /// Whether a row that this process has written itself names what the repair's target has
     /// replaced.
     fn has_replaced(&self, written: &CachedRow) -> bool {
-        matches!(written.seen(), Seen::Written(_))
+        written.stamp().answered().is_some()
             && written.workspace() == self.entry.workspace()
             && written.row.revision > self.entry.row.revision
             // A repair from before a command is too late.
             && !self.entry.is_commanded()
-            && written.row.target.as_ref().is_some_and(|named| self.entry.place.supersedes(named))
+            && written.row.target.as_ref().is_some_and(|named| self.entry.workspace_state.supersedes(named))
     }
 
     /// One try, from the revision that the call went by.
     pub(super) async fn write_own(&self) -> Result<Written, StoreError> {
         let Self { shared, entry, target, .. } = self;
         let session = entry.row.session;
-        let epoch = entry.place.epoch();
+        let epoch = entry.workspace_state.epoch();
         let new =
             NewBinding::new(session, entry.workspace(), Some(Arc::clone(target))).with_epoch(epoch);
         let mut expected = entry.stored.then_some(entry.row.revision);
@@ -111,7 +110,7 @@ impl Task {
             found = match winner {
                 Some(winner) => {
                     if let (Lost::Doubt, Some(named)) = (verdict, &winner.target) {
-                        entry.place.doubt_agent(named.agent, Instant::now());
+                        entry.workspace_state.doubt_agent(named.agent, Instant::now());
                     }
                     Some(shared.learn(winner, token))
                 }

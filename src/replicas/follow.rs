@@ -427,7 +427,7 @@ async fn survey(shared: Arc<Shared>) -> Done {
     let mut cursor = Cursor::default();
     while shared.usage.look(&mut cursor, |entry| {
         let places = if shared.usage.is_held_or_waited_for(entry) { &mut held } else { &mut used };
-        places.push(Arc::downgrade(&entry.place));
+        places.push(Arc::downgrade(&entry.workspace_state));
     }) {
         yield_now().await;
     }
@@ -444,7 +444,7 @@ async fn survey(shared: Arc<Shared>) -> Done {
         }
     }
     for (looked_at, entry) in shared.rows.iter().enumerate() {
-        add(&Arc::downgrade(&entry.place));
+        add(&Arc::downgrade(&entry.workspace_state));
         if looked_at % SLICE == SLICE - 1 {
             yield_now().await;
         }

@@ -7,7 +7,7 @@
 use crate::{
     Binding, Event, SessionId,
     cache::{CachedRow, ReadToken, State, usage::Cursor},
-    clock::Moment,
+    clock::Tick,
     state::Shared,
     store::{BATCH, StoreError},
 };
@@ -38,7 +38,7 @@ pub(crate) struct Progress {
     /// The part of the other rows whose turn it is, and when it began: what was read since then is
     /// not read again.
     part: u64,
-    part_began: Option<Moment>,
+    part_began: Option<Tick>,
     /// Rows that could not be decoded.
     unreadable: HashMap<SessionId, Weak<CachedRow>>,
 }
@@ -59,7 +59,7 @@ pub(crate) async fn rows(shared: Arc<Shared>, entries: Vec<Arc<CachedRow>>) {
 pub(crate) async fn check(shared: Arc<Shared>, mut progress: Progress, whole: bool) -> Progress {
     let mut reading = Reading::new(&shared);
     reading.unreadable = std::mem::take(&mut progress.unreadable);
-    progress.part_began.get_or_insert_with(|| shared.rows.moment());
+    progress.part_began.get_or_insert_with(|| shared.rows.tick());
     let unreadable: Vec<SessionId> =
         reading.unreadable.keys().copied().take(MOST_UNREADABLE_A_CHECK).collect();
     progress.list = reading.rows_in_use(progress.list).await;
@@ -134,7 +134,7 @@ impl<'a> Reading<'a> {
                 yield_now().await;
             }
             let is_due = shared.rows.part_of(entry.row.session, parts) == progress.part % parts;
-            let was_read = entry.seen().moment() > began;
+            let was_read = entry.stamp().latest() > began;
             if is_due && entry.is_current() && !was_read && !shared.usage.is_to_read(&entry) {
                 chunk.push(entry);
             }
@@ -242,7 +242,9 @@ impl<'a> Reading<'a> {
     }
 
     fn found(&self, row: Binding, entry: &Arc<CachedRow>, token: ReadToken) {
-        if row.revision > entry.row.revision || row.epoch > entry.place.epoch() || entry.is_ahead()
+        if row.revision > entry.row.revision
+            || row.epoch > entry.workspace_state.epoch()
+            || entry.is_ahead()
         {
             self.shared.learn(row, token);
         } else if row.revision == entry.row.revision {

@@ -119,7 +119,7 @@ mod lives {
             true,
             Instant::now(),
         );
-        entry.place.learn_row(&target("a5"), Instant::now());
+        entry.workspace_state.learn_row(&target("a5"), Instant::now());
         let known = workspaces.place(workspace(1), Epoch::default()).newest_generation();
         assert_eq!(known, Some(Generation::new(5)));
         drop(entry);
@@ -902,7 +902,7 @@ mod memo {
     }
 
     fn fresh(s: &Scene, entry: &CachedRow, now: u64) -> (Choice, u32) {
-        entry.place.choose(&entry.row, entry.read(), s.at(now))
+        entry.workspace_state.choose(&entry.row, entry.read(), s.at(now))
     }
 
     #[derive(Clone, Debug)]

@@ -7,9 +7,9 @@ fn target(agent: u128) -> Arc<Target> {
 }
 
 /// An entry in its slot, and what a group repair that lands now makes of it.
-fn carried(s: &Scene, revision: i64) -> (Arc<CachedRow>, Arc<CachedRow>, Moment) {
+fn carried(s: &Scene, revision: i64) -> (Arc<CachedRow>, Arc<CachedRow>, Tick) {
     let entry = s.learn(&s.row(1, revision));
-    let landed = s.rows.moment();
+    let landed = s.rows.tick();
     s.rows.repaired(&entry, &target(9), landed);
     let ahead = s.rows.get(session(1)).expect("an entry");
     (entry, ahead, landed)
@@ -24,8 +24,8 @@ fn the_row_names_the_target_at_a_revision_that_is_not_known() {
     assert_eq!((ahead.row.target.as_ref(), revision(&ahead)), (Some(&target(9)), 5));
     assert_eq!(ahead.previous(), Some(Previous::new(target(1).agent, None)));
     assert_eq!(
-        (ahead.workspace(), ahead.read(), ahead.seen()),
-        (entry.workspace(), entry.read(), entry.seen())
+        (ahead.workspace(), ahead.read(), ahead.stamp()),
+        (entry.workspace(), entry.read(), entry.stamp())
     );
     assert!(!ahead.is_commanded());
 }
@@ -42,7 +42,7 @@ fn the_agent_before_stays_if_only_its_place_is_another_one() {
         s.at(0),
     ));
     let elsewhere = Arc::new((*target(1)).clone().with_address("elsewhere"));
-    s.rows.repaired(&entry, &elsewhere, s.rows.moment());
+    s.rows.repaired(&entry, &elsewhere, s.rows.tick());
     let ahead = s.rows.get(session(1)).expect("an entry");
     assert_eq!(ahead.row.target.as_ref(), Some(&elsewhere));
     assert_eq!(ahead.previous(), Some(Previous::new(target(7).agent, None)));
@@ -52,14 +52,14 @@ fn the_agent_before_stays_if_only_its_place_is_another_one() {
 fn it_is_carried_on_by_the_next_one() {
     let s = Scene::new();
     let (_, ahead, first) = carried(&s, 5);
-    let second = s.rows.moment();
+    let second = s.rows.tick();
     s.rows.repaired(&ahead, &target(10), second);
     let next = s.rows.get(session(1)).expect("an entry");
     assert_eq!((ahead.state(), next.state()), (State::Replaced, State::Current));
     assert_eq!((next.row.target.as_ref(), revision(&next)), (Some(&target(10)), 5));
     assert_eq!(next.previous(), Some(Previous::new(target(9).agent, None)));
     // Of a read in between, the later one of the two knows more.
-    assert!(!next.is_behind(Seen::Read(first + 1)) && next.is_behind(Seen::Read(second + 1)));
+    assert!(!next.is_behind(Stamp::read(first + 1)) && next.is_behind(Stamp::read(second + 1)));
 }
 
 #[test]
@@ -68,16 +68,16 @@ fn what_the_slot_holds_by_now_stays() {
     // A later row.
     let old = s.learn(&s.row(1, 5));
     let later = s.learn(&s.row(1, 6));
-    s.rows.repaired(&old, &target(9), s.rows.moment());
+    s.rows.repaired(&old, &target(9), s.rows.tick());
     assert!(Arc::ptr_eq(&s.rows.get(session(1)).expect("an entry"), &later));
     assert_eq!(later.state(), State::Current);
     // Nothing, since an order has taken it away.
     s.rows.remove(session(1));
-    s.rows.repaired(&later, &target(9), s.rows.moment());
+    s.rows.repaired(&later, &target(9), s.rows.tick());
     assert_eq!(s.slot(1), None);
     // One that was never kept.
     let stray = s.row(2, 5);
-    s.rows.repaired(&stray, &target(9), s.rows.moment());
+    s.rows.repaired(&stray, &target(9), s.rows.tick());
     assert_eq!((s.slot(2), stray.state()), (None, State::Evicted));
 }
 
@@ -106,7 +106,7 @@ fn the_same_revision_read_later_shows_that_the_row_was_missed() {
         (State::Replaced, State::Current, false)
     );
     assert_eq!(missed.row.target, Some(target(1)));
-    assert!(matches!(missed.seen(), Seen::Read(began) if began > landed));
+    assert!(missed.stamp().answered().is_none() && missed.stamp().began() > landed);
 }
 
 #[test]
@@ -114,15 +114,15 @@ fn the_same_revision_read_again_makes_an_entry_younger() {
     let s = Scene::new();
     let early = s.rows.read_token(session(1));
     let entry = s.learn(&s.row(1, 5));
-    let first = entry.seen();
+    let first = entry.stamp();
     assert!(Arc::ptr_eq(&s.rows.learn(s.row(1, 5), &early), &entry));
-    assert_eq!(entry.seen(), first, "an older read");
+    assert_eq!(entry.stamp(), first, "an older read");
     let later = s.rows.read_token(session(1));
     assert!(Arc::ptr_eq(&s.rows.learn(s.row(1, 5), &later), &entry));
-    assert_eq!(entry.seen(), later.seen());
+    assert_eq!(entry.stamp(), later.stamp);
     // Neither an earlier nor a later revision says anything about this one.
     s.learn(&s.row(1, 4));
-    assert_eq!(entry.seen(), later.seen());
+    assert_eq!(entry.stamp(), later.stamp);
 }
 
 #[test]
@@ -130,12 +130,11 @@ fn how_old_an_entry_may_be_is_what_its_ticket_says() {
     let s = Scene::new();
     let token = s.rows.read_token(session(1));
     let written = s.rows.written(token.clone());
-    let (Seen::Read(read), Seen::Written(answered)) = (token.seen(), written.seen()) else {
-        panic!("{token:?}, {written:?}")
-    };
-    assert!(read < answered && answered < s.rows.moment());
-    assert_eq!(s.rows.learn(s.row(1, 5), &token).seen(), token.seen());
-    assert_eq!(s.rows.learn(s.row(1, 6), &written).seen(), written.seen());
+    assert_eq!(token.stamp.answered(), None);
+    let answered = written.stamp.answered().expect("a write");
+    assert!(token.stamp.began() < answered && answered < s.rows.tick());
+    assert_eq!(s.rows.learn(s.row(1, 5), &token).stamp(), token.stamp);
+    assert_eq!(s.rows.learn(s.row(1, 6), &written).stamp(), written.stamp);
 }
 
 #[test]
@@ -145,7 +144,7 @@ fn who_waits_for_the_slot_is_told() {
     let entry = s.learn(&s.row(1, 5));
     let mut waiting = spawn(s.rows.changed(session(1)));
     assert_pending!(waiting.poll());
-    s.rows.repaired(&entry, &target(9), s.rows.moment());
+    s.rows.repaired(&entry, &target(9), s.rows.tick());
     assert_ready!(waiting.poll());
 }
 

@@ -24,23 +24,23 @@ fn landed(behind: Behind, target: Arc<Target>) -> WorkspaceState {
 #[test]
 fn a_row_that_was_seen_before_it_is_written_and_one_that_was_seen_later_was_missed() {
     let table = [
-        (Seen::Read(1), Repaired::Already(30)),
-        (Seen::Read(19), Repaired::Already(30)),
+        (Stamp::read(1), Repaired::Already(30)),
+        (Stamp::read(19), Repaired::Already(30)),
         // By a read that began while the statement ran: it may have brought what was there before.
-        (Seen::Read(20), Repaired::Already(30)),
-        (Seen::Read(29), Repaired::Already(30)),
-        (Seen::Read(31), Repaired::Missed),
-        (Seen::Written(19), Repaired::Already(30)),
+        (Stamp::read(20), Repaired::Already(30)),
+        (Stamp::read(29), Repaired::Already(30)),
+        (Stamp::read(31), Repaired::Missed),
+        (Stamp::written(1, 19), Repaired::Already(30)),
         // While the statement ran: it may have come too late for that.
-        (Seen::Written(21), Repaired::Missed),
-        (Seen::Written(29), Repaired::Missed),
-        (Seen::Written(31), Repaired::Missed),
+        (Stamp::written(1, 21), Repaired::Missed),
+        (Stamp::written(1, 29), Repaired::Missed),
+        (Stamp::written(1, 31), Repaired::Missed),
     ];
-    for (seen, repaired) in table {
+    for (stamp, repaired) in table {
         let place = landed(up_to(6), target("b6"));
-        assert_eq!(place.repair_of(seen, up_to(6), &target("b6")), repaired, "{seen:?}");
+        assert_eq!(place.repair_of(stamp, up_to(6), &target("b6")), repaired, "{stamp:?}");
         let place = landed(from("a"), target("b"));
-        assert_eq!(place.repair_of(seen, from("a"), &target("b")), repaired, "{seen:?}");
+        assert_eq!(place.repair_of(stamp, from("a"), &target("b")), repaired, "{stamp:?}");
     }
 }
 
@@ -65,20 +65,23 @@ fn only_one_that_reached_as_far_counts() {
     for (behind, written, wanted, answered, same) in table {
         let place = landed(behind, target(written));
         let expected = if same { Repaired::Already(30) } else { Repaired::NotYet };
-        let found = place.repair_of(Seen::Read(1), wanted, &target(answered));
+        let found = place.repair_of(Stamp::read(1), wanted, &target(answered));
         assert_eq!(found, expected, "{behind:?} to {written:?}, {wanted:?} to {answered}");
     }
     let place = Workspaces::new(&Settings::default()).place(workspace(1), Epoch::default());
-    assert_eq!(place.repair_of(Seen::Read(1), up_to(6), &target("b6")), Repaired::NotYet);
+    assert_eq!(place.repair_of(Stamp::read(1), up_to(6), &target("b6")), Repaired::NotYet);
 }
 
 #[test]
 fn the_last_one_counts() {
     let place = landed(up_to(6), target("b6"));
     place.repaired(GroupRepair { behind: up_to(6), target: target("b6"), began: 50, landed: 60 });
-    assert_eq!(place.repair_of(Seen::Read(40), up_to(6), &target("b6")), Repaired::Already(60));
-    assert_eq!(place.repair_of(Seen::Written(40), up_to(6), &target("b6")), Repaired::Already(60));
-    assert_eq!(place.repair_of(Seen::Read(61), up_to(6), &target("b6")), Repaired::Missed);
+    assert_eq!(place.repair_of(Stamp::read(40), up_to(6), &target("b6")), Repaired::Already(60));
+    assert_eq!(
+        place.repair_of(Stamp::written(1, 40), up_to(6), &target("b6")),
+        Repaired::Already(60)
+    );
+    assert_eq!(place.repair_of(Stamp::read(61), up_to(6), &target("b6")), Repaired::Missed);
 }
 
 #[test]
@@ -88,7 +91,11 @@ fn a_few_are_remembered() {
     for (n, letter) in later.enumerate() {
         let remembered = n < REMEMBERED;
         let expected = if remembered { Repaired::Already(30) } else { Repaired::NotYet };
-        assert_eq!(place.repair_of(Seen::Read(1), from("a"), &target("b")), expected, "{n} others");
+        assert_eq!(
+            place.repair_of(Stamp::read(1), from("a"), &target("b")),
+            expected,
+            "{n} others"
+        );
         place.repaired(GroupRepair {
             behind: from(&letter),
             target: target("b"),
@@ -96,6 +103,6 @@ fn a_few_are_remembered() {
             landed: 50,
         });
     }
-    assert_eq!(place.repair_of(Seen::Read(1), from("a"), &target("b")), Repaired::NotYet);
-    assert_eq!(place.repair_of(Seen::Read(1), from("j"), &target("b")), Repaired::Already(50));
+    assert_eq!(place.repair_of(Stamp::read(1), from("a"), &target("b")), Repaired::NotYet);
+    assert_eq!(place.repair_of(Stamp::read(1), from("j"), &target("b")), Repaired::Already(50));
 }

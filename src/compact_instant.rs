@@ -3,13 +3,13 @@
 use std::sync::LazyLock;
 use tokio::time::{Duration, Instant};
 
-/// An instant, exactly, in nanoseconds after the first one that was kept, or before it.
+/// An instant, to the nanosecond, as its distance from the first one that was converted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Tick(i64);
+pub(crate) struct CompactInstant(i64);
 
 static ZERO: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-impl From<Instant> for Tick {
+impl From<Instant> for CompactInstant {
     fn from(at: Instant) -> Self {
         // Nearly 300 years fit.
         let nanos = |duration: Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
@@ -20,10 +20,10 @@ impl From<Instant> for Tick {
     }
 }
 
-impl From<Tick> for Instant {
-    fn from(tick: Tick) -> Self {
-        let nanos = Duration::from_nanos(tick.0.unsigned_abs());
-        if tick.0 < 0 { *ZERO - nanos } else { *ZERO + nanos }
+impl From<CompactInstant> for Instant {
+    fn from(compact: CompactInstant) -> Self {
+        let nanos = Duration::from_nanos(compact.0.unsigned_abs());
+        if compact.0 < 0 { *ZERO - nanos } else { *ZERO + nanos }
     }
 }
 
@@ -42,8 +42,8 @@ mod tests {
             zero + Duration::from_nanos(1),
             zero + hour,
         ];
-        let ticks = instants.map(Tick::from);
-        assert_eq!(ticks.map(Instant::from), instants);
-        assert!(ticks.is_sorted_by(|a, b| a < b));
+        let compact = instants.map(CompactInstant::from);
+        assert_eq!(compact.map(Instant::from), instants);
+        assert!(compact.is_sorted_by(|a, b| a < b));
     }
 }

@@ -1,4 +1,4 @@
-//! A semaphore that survives the runtimes of those who use it.
+//! A semaphore that survives the runtimes of its users.
 
 use crate::{
     SessionId, WorkspaceId,
@@ -16,32 +16,32 @@ use tokio::{
     time::{Duration, Instant, timeout},
 };
 
-/// Of each of these, one statement is sent at a time.
+/// The key of statements of which only one is sent at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
-    /// An order about a session.
+    /// A command about a session.
     Command(SessionId),
-    /// An order about a workspace.
+    /// A reset of a workspace.
     Reset(WorkspaceId),
     /// A session's own repair.
     Repair(SessionId),
-    /// A repair of the rows of a workspace.
+    /// A group repair of a workspace.
     GroupRepair(WorkspaceId),
     /// A batch of housekeeping.
     Purge,
-    /// Rows that are loaded in advance.
+    /// The loading of recently used rows.
     Warm,
 }
 
-/// Lets so many through at once, in the order in which they came.
+/// A semaphore with `most` permits, first in, first out.
 ///
-/// Who holds a [`Pass`] shows signs of life. If there are none, the passes are held, or the next
-/// one is waited for, on runtimes that nobody drives: then the semaphore is replaced by a new one,
-/// to which all move that are still driven.
+/// The holder of a [`Pass`] gives a sign of life at each interval. If no sign is seen, the holders,
+/// or the first waiters, are on runtimes that are not driven. Then the gate replaces its semaphore,
+/// and waiters that are still driven move to the new one.
 #[derive(Debug)]
 pub(crate) struct Gate {
     most: usize,
-    /// Between two signs of life.
+    /// The interval between two signs of life.
     every: Duration,
     state: Mutex<State>,
 }
@@ -52,7 +52,7 @@ struct State {
     seen: Instant,
 }
 
-/// Held while something is done of which only so much may be done at once.
+/// A permit of a [`Gate`].
 #[derive(Debug)]
 pub(crate) struct Pass {
     gate: Arc<Gate>,
@@ -76,7 +76,7 @@ impl Gate {
                         pass.sign();
                         return pass;
                     }
-                    // It was replaced.
+                    // The semaphore was replaced.
                     Ok(Err(_)) => break,
                     Err(_) => drop(self.semaphore()),
                 }
@@ -84,7 +84,7 @@ impl Gate {
         }
     }
 
-    /// The one to wait at. If the present one is used by nobody who is driven, it is replaced.
+    /// Returns the semaphore to wait at, after replacing it if none of its users is driven.
     fn semaphore(&self) -> Arc<Semaphore> {
         let now = Instant::now();
         let mut state = self.state();
@@ -101,10 +101,10 @@ impl Gate {
 }
 
 impl Pass {
-    /// Does the work for which the pass is held.
+    /// Runs the work that the pass is held for.
     pub(crate) async fn hold<T>(self, work: impl Future<Output = T>) -> T {
         let done = with_signs(self.gate.every, work, || self.sign()).await;
-        // Those who wait get the next pass only now.
+        // The next waiter gets its pass now, so the wait for its first sign starts now.
         self.sign();
         done
     }
@@ -114,7 +114,7 @@ impl Pass {
     }
 }
 
-/// A gate for each key, as long as somebody uses it.
+/// A gate for each key that is in use.
 #[derive(Debug)]
 pub(crate) struct Gates<K> {
     most: usize,
@@ -133,7 +133,7 @@ impl<K: Eq + Hash> Gates<K> {
             return gate;
         }
         if gates.len() == gates.capacity() {
-            // Before it grows: those that nobody uses go.
+            // Unused gates are removed before the map grows.
             gates.retain(|_, gate| gate.strong_count() > 0);
         }
         let gate = Gate::new(self.most, self.every);
@@ -155,7 +155,7 @@ mod tests {
     const EVERY: Duration = Duration::from_secs(5);
 
     #[tokio::test(start_paused = true)]
-    async fn it_lets_no_more_through_at_once_than_it_may() {
+    async fn a_gate_grants_no_more_passes_than_its_limit() {
         let gate = Gate::new(2, EVERY);
         let (inside, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let begin = Instant::now();
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn passes_and_places_in_the_queue_of_a_runtime_that_nobody_drives_are_given_to_others() {
+    fn passes_and_queue_places_of_an_undriven_runtime_go_to_other_runtimes() {
         let gate = Gate::new(2, EVERY);
         let undriven = runtime();
         undriven.block_on(async {
@@ -199,7 +199,7 @@ mod tests {
             drop((one, two));
         });
         drop(undriven);
-        // What the others gave back late is not let through in addition.
+        // Passes of the old semaphore that are returned late add no permits to the new one.
         runtime().block_on(async {
             let _both = tokio::join!(gate.pass(), gate.pass());
             let mut third = tokio_test::task::spawn(gate.pass());
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_key_has_a_gate_and_those_that_nobody_uses_go() {
+    async fn each_key_has_a_gate_and_unused_gates_are_removed() {
         let gates = Gates::new(1, EVERY);
         let held = gates.of(0).pass().await;
         assert!(tokio_test::task::spawn(async { gates.of(0).pass().await }).poll().is_pending());

@@ -1,11 +1,14 @@
-//! Hints between processes: the words, the contract of what carries them, and a carrier within one
+//! Hints between processes: their text form, the contract of a hint bus, and a bus within one
 //! process.
 //!
-//! Several processes (replicas) may work over one store. Each keeps what it knows in memory, so
-//! that after an order or a repair in one of them the others dial the old agent until they notice.
-//! A *hint* makes them notice sooner. It is a doubt with a floor, sent after its commit: who hears
-//! it reads the row, or asks the resolver, and believes only that. So hints may be lost, late,
-//! doubled or reordered: they change *how soon*, never *what*.
+//! Several processes (replicas) may work over one store. Each keeps its own state in memory, so
+//! after a command or a repair in one process, the others dial the old agent until they notice. A
+//! *hint* makes them notice sooner. It is sent after the commit of a write, and names the revision
+//! or generation that the write has reached.
+//!
+//! A process that receives a hint reads the row or asks the resolver, and trusts only the result.
+//! Therefore, hints may be lost, late, doubled or reordered: they change *how soon* a process
+//! notices a change, and never *what* it does.
 
 use crate::{Epoch, Generation, Revision, SessionId, WorkspaceId};
 use futures_util::{
@@ -23,12 +26,12 @@ mod postgres;
 #[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
 pub use postgres::{ChannelNameError, PostgresHints};
 
-/// News from another process.
+/// A message from another process about a change of a session or a workspace.
 ///
-/// The text form (`Display`, `FromStr`) is for carriers that transport text: at most 95 ASCII
-/// letters, digits, colons and minus signs. It begins with a version. Later versions of this crate
-/// may add kinds of hints, which this version fails to parse, and fields at the end, which it
-/// ignores. A carrier tells a [`Heard::Lagged`] in place of what it cannot parse.
+/// The text form (`Display`, `FromStr`) is for buses that transport text: at most 95 ASCII letters,
+/// digits, colons and minus signs. It begins with a version. Later versions of this crate may add
+/// kinds of hints, which this version cannot parse, and fields at the end, which it ignores. A bus
+/// reports [`Heard::Lagged`] in place of a text that it cannot parse.
 ///
 /// ```
 /// use tower_bound_agent::hints::{About, Hint};
@@ -41,76 +44,80 @@ pub use postgres::{ChannelNameError, PostgresHints};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Hint {
-    /// A random number of the layer that sent it, so that a layer ignores its own.
+    /// The random number of the layer that sent the hint. A layer ignores its own hints.
     pub origin: u64,
-    /// What it is about.
+    /// The subject of the hint.
     pub about: About,
 }
 
 impl Hint {
-    /// A hint of a layer.
+    /// Creates a hint of a layer.
     #[must_use]
     pub const fn new(origin: u64, about: About) -> Self {
         Self { origin, about }
     }
 }
 
-/// What a hint is about.
+/// The subject of a [`Hint`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum About {
     /// The agent of a workspace was replaced, or may have been.
     Workspace {
-        /// Which workspace.
+        /// The workspace.
         workspace: WorkspaceId,
-        /// Up to which generation rows were repaired. `None`: its agent may have been replaced,
-        /// nobody knows by which.
+        /// The generation up to which rows were repaired. `None`: the agent may have been replaced
+        /// by an unknown one.
         generation: Option<Generation>,
-        /// The epoch of these generations. `None`: that of the one who hears it.
+        /// The epoch of the generation. `None`: the receiver's epoch of the workspace.
         epoch: Option<Epoch>,
     },
-    /// An order or a repair has written the record of a session, or removed it.
+    /// A command or a repair has written or removed the record of a session.
     Session {
-        /// Whose record.
+        /// The session.
         session: SessionId,
         /// The revision that was written. `None`: the record was removed.
         revision: Option<Revision>,
     },
-    /// The order `reset_workspace` was given: the resolver's generations start again.
+    /// The command [`reset_workspace`](crate::Bindings::reset_workspace) was carried out: the
+    /// resolver's generations start again.
     Reset {
-        /// Which workspace.
+        /// The workspace.
         workspace: WorkspaceId,
-        /// The epoch that has begun. `None`: another one may have begun, nobody knows.
+        /// The epoch that has begun. `None`: it is unknown whether another epoch has begun.
         epoch: Option<Epoch>,
     },
 }
 
-/// What a listener hears.
+/// An item of the stream of [`Hints::listen`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Heard {
-    /// A hint.
+    /// A hint from another layer or from the listener itself.
     Hint(Hint),
-    /// Something may have been lost: whatever hints could have said may be so.
+    /// Hints may have been lost, so any row and any agent may have changed.
     Lagged,
 }
 
-/// What carries hints from one process to the others.
+/// A bus that carries hints from one process to the others.
 ///
-/// It need not be reliable: hints may be lost, late, doubled or reordered. It must not stop the
-/// layer either, whatever happens to it.
+/// A bus need not be reliable: it may lose, delay, double or reorder hints. It must not block or
+/// stop the layer, whatever happens to it. [`LocalHints`] is the smallest implementation.
 pub trait Hints: Send + Sync + 'static {
-    /// Hands a hint over. Never waits, never fails; what cannot be carried is lost, and the others
-    /// hear a [`Heard::Lagged`] if that can be told.
+    /// Sends a hint to the other processes.
+    ///
+    /// It never waits and never fails. A hint that cannot be carried is lost; if the bus notices,
+    /// it reports [`Heard::Lagged`] to the other processes.
     fn send(&self, hint: Hint);
 
-    /// Listens, beginning now: a hint that is sent after this call is heard, or a [`Heard::Lagged`]
-    /// is heard after it was lost. So a carrier that is not listening yet when this returns says
-    /// `Lagged` once it is.
+    /// Returns a stream of the hints that are sent from now on.
     ///
-    /// Each layer listens once, polls the stream as long as it lives, and may hear what it sent
-    /// itself. The stream ends only when nothing can be heard any more, ever. Dropping it ends the
-    /// listening, and all that worked for it.
+    /// A hint that is sent after this call is received, or [`Heard::Lagged`] is received after it
+    /// was lost. A bus that is not listening yet when this returns must report `Lagged` when it is.
+    ///
+    /// Each layer listens once, polls the stream as long as it lives, and may receive its own
+    /// hints. The stream ends only if no hint can ever be received again. Dropping the stream ends
+    /// the listening and all work for it.
     fn listen(&self) -> impl Stream<Item = Heard> + Send + 'static;
 }
 
@@ -124,7 +131,7 @@ impl<H: Hints> Hints for Arc<H> {
     }
 }
 
-/// The object-safe twin of [`Hints`], so that the layer has no type parameter.
+/// The object-safe form of [`Hints`], which spares the layer a type parameter.
 pub(crate) trait ErasedHints: Send + Sync + 'static {
     fn send(&self, hint: Hint);
     fn listen(&self) -> BoxStream<'static, Heard>;
@@ -140,14 +147,14 @@ impl<H: Hints> ErasedHints for H {
     }
 }
 
-/// A carrier within one process, for tests and for several layers over one store. Clones share it.
+/// A bus within one process, for tests and for several layers over one store. Clones share the bus.
 ///
-/// A listener that falls more than 1,024 hints behind loses the oldest ones and hears a
+/// A listener that falls more than 1,024 hints behind loses the oldest ones and receives
 /// [`Heard::Lagged`] in their place.
 ///
 /// # Cancel safety
 ///
-/// Polling the stream again after a wait for it was dropped loses nothing.
+/// The wait for the next item of the stream may be dropped; no item is lost.
 ///
 /// # Example
 ///
@@ -170,7 +177,7 @@ impl<H: Hints> ErasedHints for H {
 pub struct LocalHints(broadcast::Sender<Hint>);
 
 impl LocalHints {
-    /// A carrier of its own, which nobody listens to yet.
+    /// Creates a bus without listeners.
     #[must_use]
     pub fn new() -> Self {
         Self(broadcast::Sender::new(1024))
@@ -185,7 +192,7 @@ impl Default for LocalHints {
 
 impl Hints for LocalHints {
     fn send(&self, hint: Hint) {
-        // An error: nobody listens.
+        // The send fails if there are no listeners.
         let _ = self.0.send(hint);
     }
 
@@ -201,19 +208,18 @@ impl Hints for LocalHints {
     }
 }
 
-/// The version of the text form. Another one is not understood at all.
+/// The version of the text form. A text of another version is not parsed.
 const VERSION: &str = "1";
 
-/// Not the text form of a hint that this version of the crate knows.
+/// The error of parsing a text that is no hint of a kind that this version of the crate knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a hint of a kind that is known")]
+#[error("the text is not a hint that this version of the crate can parse")]
 #[non_exhaustive]
 pub struct ParseHintError;
 
 impl fmt::Display for Hint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The epoch of those hints that have one stands in a field of its own, also if it is not
-        // known.
+        // A hint that has an epoch writes a field for it, even if the epoch is unknown.
         let (kind, id, number, epoch) = match self.about {
             About::Workspace { workspace, generation, epoch } => {
                 ('w', workspace.into_uuid(), generation.map(Generation::get), Some(epoch))
@@ -241,7 +247,7 @@ impl FromStr for Hint {
     }
 }
 
-/// A field that may be empty.
+/// Parses a field that may be empty.
 fn parse_number(field: &str) -> Option<Option<i64>> {
     if field.is_empty() { Some(None) } else { field.parse().ok().map(Some) }
 }
@@ -255,7 +261,7 @@ fn parse(text: &str) -> Option<Hint> {
     let origin = u64::from_str_radix(fields.next()?, 16).ok()?;
     let id = Uuid::try_parse(fields.next()?).ok()?;
     let number = parse_number(fields.next()?)?;
-    // Not in hints of those who know of no epochs.
+    // Older versions send no field for the epoch.
     let mut epoch = || Some(parse_number(fields.next().unwrap_or_default())?.map(Epoch::new));
     let about = match kind {
         "w" => About::Workspace {

@@ -1,16 +1,16 @@
-//! Signs of life: whether somebody drives the runtime that a task runs on.
+//! Signs of life, which show that the runtime of a task is driven.
 //!
-//! A runtime may live without being driven: `block_on` has returned, and the runtime was kept. A
-//! task on it waits for ever, and so does everybody who waits for the task. So a shared task shows
-//! a sign of life at each interval, and whoever finds none begins the work anew.
+//! A runtime may exist without being driven, such as after `block_on` has returned. A task on it
+//! never ends, and neither does a wait for the task. Therefore, a shared task gives a sign of life
+//! at each interval, and a waiter that finds none begins the work again.
 
 use std::pin::pin;
 use tokio::time::{Duration, Instant, timeout};
 
-/// How much later than due a sign of life may be, on a busy machine.
+/// The tolerated delay of a sign of life on a busy machine.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Runs `work` to its end, and calls `sign` at each interval until then.
+/// Runs `work` to its end and calls `sign` at each interval until then.
 pub(crate) async fn with_signs<T>(
     every: Duration,
     work: impl Future<Output = T>,
@@ -25,12 +25,12 @@ pub(crate) async fn with_signs<T>(
     }
 }
 
-/// How long to wait for the next sign.
+/// Returns how long to wait for the next sign of life.
 pub(crate) fn patience(every: Duration) -> Duration {
     every + GRACE
 }
 
-/// Whether nobody drives the task's runtime, if its last sign was at `seen`.
+/// Returns `true` if the runtime of a task whose last sign was at `seen` is not driven.
 pub(crate) fn has_stopped(seen: Instant, every: Duration, now: Instant) -> bool {
     now >= seen + patience(every)
 }

@@ -1,9 +1,9 @@
-//! The one way in which this crate locks a mutex.
+//! The lock that this crate uses.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Locks a mutex, poisoned or not: no code of this crate leaves what a mutex guards half changed
-/// when it panics.
+/// Locks a mutex and ignores poisoning: no code of this crate panics while the guarded state is
+/// inconsistent.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! Tasks that outlive the call that began them, and their end.
+//! The tasks of a layer, which outlive the calls that begin them, and their end.
 
 use std::sync::{
     Arc,
@@ -11,14 +11,14 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Every task of a layer, so that closing it can wait for them and leave none behind.
+/// The tasks of a layer. Closing waits for them and leaves none behind.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tasks {
     tracker: TaskTracker,
     end: CancellationToken,
-    /// Closing has ended: no task begins any more.
+    /// Set when closing has ended. No task begins afterwards.
     ended: Arc<AtomicBool>,
-    /// Where they run. `None`: on the runtime of whoever begins them.
+    /// The runtime of the tasks. `None`: the runtime of the caller that begins the task.
     runtime: Option<Handle>,
 }
 
@@ -27,13 +27,14 @@ impl Tasks {
         Self { runtime, ..Self::default() }
     }
 
-    /// Runs to its end, whoever stops waiting for it; its result is `None` if the layer was closed
-    /// before. Returns `None` and drops the task if closing has ended.
+    /// Spawns a task that runs to its end even if no caller waits for it. Its result is `None` if
+    /// the layer was closed before its end. Returns `None` and drops the task if closing has ended.
     pub(crate) fn spawn<T: Send + 'static>(
         &self,
         task: impl Future<Output = T> + Send + 'static,
     ) -> Option<JoinHandle<Option<T>>> {
-        // It counts before the look: `close` either waits for it, or is seen to have ended.
+        // Counted before the check, so that `close` either waits for the task, or has ended before
+        // the check.
         let counted = self.tracker.token();
         if self.ended.load(Ordering::SeqCst) {
             return None;
@@ -49,17 +50,17 @@ impl Tasks {
         })
     }
 
-    /// Waits for the tasks for so long, then drops those that are left and refuses new ones.
+    /// Waits for the tasks for up to `within`, then drops the remaining ones and refuses new ones.
     pub(crate) async fn close(&self, within: Duration) {
         let deadline = Instant::now() + within;
         self.tracker.close();
         let _ = timeout_at(deadline, self.tracker.wait()).await;
         self.ended.store(true, Ordering::SeqCst);
-        // Those that began between the two have their time as well.
+        // Tasks that began before `ended` was set may run until the deadline too.
         if timeout_at(deadline, self.tracker.wait()).await.is_err() {
             self.end.cancel();
-            // They end when they are polled next; a task that blocks its thread must not block this
-            // one.
+            // A cancelled task ends at its next poll. A task that blocks its thread must not block
+            // this one.
             let _ = timeout(Duration::from_secs(1), self.tracker.wait()).await;
         }
     }

@@ -1,4 +1,4 @@
-//! Hints through PostgreSQL's LISTEN and NOTIFY.
+//! Hints through `LISTEN` and `NOTIFY` of PostgreSQL.
 
 mod queue;
 
@@ -26,77 +26,78 @@ use tokio::{
 
 const DEFAULT_CHANNEL: &str = "agent_bindings";
 
-/// From the first hint that waits to the statement that carries it and what else came meanwhile.
+/// The time from the first waiting hint to the statement that sends it, with all hints that arrived
+/// meanwhile.
 const GATHER: Duration = Duration::from_millis(50);
 
-/// For one statement, from the moment it is sent.
+/// The time limit of one statement.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// For both connections to be there, and to listen.
+/// The time limit of connecting both connections and listening.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// For a probe to be heard.
+/// The time limit for a probe to be heard.
 const HEAR: Duration = Duration::from_secs(5);
 
-/// How many statements are run on a connection within the time after which the server ends one that
-/// says nothing.
+/// The number of statements that a connection sends within the time after which the server ends an
+/// idle session.
 const STATEMENTS: u32 = 3;
 
-/// Between attempts to connect, at first and at last. A half more or less: replicas that have lost
-/// their connections at the same moment come back one after the other, and so do the gaps that they
-/// tell.
+/// The first and the longest pause between attempts to connect. Each varies by a half, so that
+/// replicas that lose their connections at the same moment neither connect nor report a gap at the
+/// same moment.
 const PAUSES: [Duration; 2] = [Duration::from_millis(300), Duration::from_secs(5)];
 
-/// The payload that is sent only to be heard.
+/// The payload of a probe, which the listening connection must receive.
 const PROBE: &str = "probe";
 
-/// Hints through the LISTEN and NOTIFY of a PostgreSQL database, which every replica of an
-/// application has anyway.
+/// A hint bus over `LISTEN` and `NOTIFY` of a PostgreSQL database.
 ///
-/// It costs two connections for each layer, never any of the pool's: one listens, one sends. What
-/// is sent within 50 ms goes in one statement, in which of the hints about one session or workspace
-/// only the newest is left. Nothing is sent as part of a repair or of a transaction of yours, since
-/// PostgreSQL lets transactions that notify commit one after the other.
+/// Each layer has two connections of its own, one that listens and one that sends; the pool's
+/// connections are never used. Hints of the same 50 ms are sent in one statement, which has only
+/// the newest of the hints about one session or workspace. No hint is sent as part of a repair or
+/// of the application's transactions, because PostgreSQL commits transactions that notify one after
+/// the other.
 ///
-/// The stream of [`listen`](Hints::listen) does all of the work, both ways, while it is polled: the
-/// layer does that. No task is started. A hint that was sent waits for a stream of this value or of
-/// a clone; at most 10,000 different ones wait, and if there were more, every listener hears a
-/// [`Heard::Lagged`] afterwards. What still waits when the layer is closed is lost.
+/// The stream of [`listen`](Hints::listen) does all of the work, for sending too, while the layer
+/// polls it. No task is started. A hint waits for the stream of this value or of a clone. At most
+/// 10,000 different hints wait; if there are more, every listener receives [`Heard::Lagged`]
+/// afterwards. Hints that still wait when the layer is closed are lost.
 ///
 /// # Gaps
 ///
-/// A [`Heard::Lagged`] is told whenever the listening begins (anew), and for every payload that is
-/// not understood. Replicas that have lost their connections at the same moment tell it one after
-/// the other. So `NOTIFY agent_bindings` without any payload, by hand after rows were changed by
-/// hand, makes every replica look again. Correctness does not depend on hints; see the
+/// The stream reports [`Heard::Lagged`] whenever the listening begins or begins again, and for
+/// every payload that it cannot parse. Replicas that lost their connections at the same moment
+/// report it one after the other. After a manual change of rows, `NOTIFY agent_bindings` without a
+/// payload makes every replica read its rows again. Correctness does not depend on hints; see the
 /// [module](super).
 ///
-/// # When the database is away
+/// # Outages
 ///
-/// The stream never ends. It connects again, after 300 ms at first and every 5 s at last, with the
-/// connection options that the pool has then, and says what is wrong (feature `tracing`). Every
-/// statement has a bound, and a *probe* that is sent every 30 s tells whether the listening
-/// connection still hears: if nothing is heard within 5 s, both connections are made anew. If only
-/// the sending connection is lost, only that one is: nothing was missed.
+/// The stream never ends. It connects again after 300 ms at first and every 5 s at last, with the
+/// connection options that the pool has at that time, and logs the cause (feature `tracing`). Every
+/// statement has a time limit. A *probe* every 30 s verifies that the listening connection still
+/// receives: if nothing is received within 5 s, both connections are replaced. If only the sending
+/// connection is lost, only that one is replaced, because no hint was missed.
 ///
-/// Neither connection is idle: each runs a statement every 30 s, more often where the server's
-/// `idle_session_timeout` asks for it. If the server takes no writes any more, as after a failover,
-/// both are made anew.
+/// Neither connection is idle: each runs a statement every 30 s, or more often if the server's
+/// `idle_session_timeout` requires it. If the server no longer accepts writes, as after a failover,
+/// both connections are replaced.
 ///
 /// # Poolers
 ///
-/// LISTEN silently does nothing through a pooler in transaction mode (PgBouncer's
-/// `pool_mode = transaction`). The probe finds that out: a warning is logged once (feature
-/// `tracing`), the stream says [`Heard::Lagged`] every 30 s, and sending works as ever. So such a
-/// replica polls. Better give this value a pool whose options lead to the server itself, or to a
-/// pooler in session mode; the pool need not have any connection. Nothing here needs prepared
-/// statements.
+/// Through a pooler in transaction mode (PgBouncer's `pool_mode = transaction`), `LISTEN` has no
+/// effect and reports no error. The probe detects this: the stream logs a warning once (feature
+/// `tracing`) and reports [`Heard::Lagged`] every 30 s, so the replica polls; sending works as
+/// usual. To avoid this, create this value with a pool whose options lead to the server itself, or
+/// to a pooler in session mode. That pool need not have any connection. No prepared statements are
+/// used.
 ///
 /// # Cancel safety
 ///
-/// A stream that is dropped ends both connections and loses nothing that another stream of a clone
-/// could send. While the server does not answer at all, sqlx may hold on to the socket of the
-/// listening connection until that breaks.
+/// Dropping the stream closes both connections. Hints that wait can be sent by the stream of a
+/// clone. While the server does not answer at all, sqlx may hold the socket of the listening
+/// connection until that breaks.
 ///
 /// # Example
 ///
@@ -110,7 +111,7 @@ const PROBE: &str = "probe";
 /// let pool = sqlx::PgPool::connect("postgres://application@localhost/application").await?;
 /// let hints = PostgresHints::new(pool);
 /// let mut heard = std::pin::pin!(hints.listen());
-/// assert_eq!(heard.next().await, Some(Heard::Lagged)); // it listens now
+/// assert_eq!(heard.next().await, Some(Heard::Lagged)); // the connection listens now
 /// let hint = Hint::new(1, About::Reset { workspace, epoch: None });
 /// hints.send(hint);
 /// assert_eq!(heard.next().await, Some(Heard::Hint(hint)));
@@ -119,14 +120,14 @@ const PROBE: &str = "probe";
 /// ```
 #[derive(Clone)]
 pub struct PostgresHints {
-    /// Only for its options.
+    /// Used only for its connection options.
     pool: PgPool,
     channel: Arc<str>,
     probe_interval: Duration,
     queue: Arc<Queue>,
 }
 
-/// The options of the pool, which hold a password, are not shown.
+/// Omits the options of the pool, which hold a password.
 impl fmt::Debug for PostgresHints {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PostgresHints")
@@ -139,17 +140,20 @@ impl fmt::Debug for PostgresHints {
 /// Not a channel name that this crate puts into a statement.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{name:?} is not a channel name of letters, digits and underscores that begins with a letter or underscore"
+    "invalid channel name {name:?}: use at most 48 letters, digits and underscores, and no digit first"
 )]
+/// The error of [`PostgresHints::with_channel`] for a name that is not valid.
 #[non_exhaustive]
 pub struct ChannelNameError {
-    /// What was given.
+    /// The invalid name.
     pub name: String,
 }
 
 impl PostgresHints {
-    /// Connects to where the pool's connections go, with the pool's options, once somebody listens.
-    /// No connection of the pool is used, and closing the pool changes nothing here.
+    /// Creates a bus on the channel `agent_bindings` of the database that the pool leads to.
+    ///
+    /// Only the pool's connection options are used, when the layer listens. This uses no connection
+    /// of the pool, and closing the pool does not stop the bus.
     #[must_use]
     pub fn new(pool: PgPool) -> Self {
         Self {
@@ -160,13 +164,16 @@ impl PostgresHints {
         }
     }
 
-    /// Uses another channel than `agent_bindings`. Replicas hear each other if they use one channel
-    /// of one database; applications that share a database should not.
+    /// Sets the channel. Default: `agent_bindings`.
+    ///
+    /// Replicas receive each other's hints if they use one channel of one database. Two
+    /// applications that share a database need two channels. The name is quoted, so upper and lower
+    /// case differ.
     ///
     /// # Errors
     ///
-    /// If the name is anything but at most 48 ASCII letters, digits and underscores that do not
-    /// begin with a digit. It is quoted, so that upper and lower case differ.
+    /// Returns a [`ChannelNameError`] unless the name has 1 to 48 ASCII letters, digits and
+    /// underscores and does not begin with a digit.
     ///
     /// # Example
     ///
@@ -185,22 +192,21 @@ impl PostgresHints {
         Ok(Self { channel: name.into(), queue: Arc::default(), ..self })
     }
 
-    /// How often to find out whether the listening connection still hears. 30 s by default, at
-    /// least 100 ms, at most 30 days.
+    /// Sets how often the bus verifies that the listening connection still receives. Default: 30 s.
+    /// The interval is clamped to at least 100 ms and at most 30 days.
     ///
-    /// It bounds how long hints are lost without a word, and how often a replica polls whose LISTEN
-    /// does nothing.
+    /// It bounds how long hints can be lost without a [`Heard::Lagged`], and is the interval at
+    /// which a replica polls if its `LISTEN` has no effect.
     #[must_use]
     pub fn with_probe_interval(self, interval: Duration) -> Self {
         Self { probe_interval: interval.clamp(Duration::from_millis(100), LONGEST), ..self }
     }
 
-    /// Two connections that have answered. The listening one comes last: sqlx waits for an answer
-    /// even when it is dropped, so it should be made only where answers can be had.
+    /// Connects both connections. The listening one comes last: sqlx waits for an answer when it is
+    /// dropped, so it is created only if the server answers.
     async fn connect(&self) -> Result<(Sending, Listener), sqlx::Error> {
         let sending = self.connect_sending().await?;
-        // A new one each time, since its only connection may be in use for as long as a lost one
-        // takes to break.
+        // A new pool each time, because a lost connection occupies its only place until it breaks.
         let pool = PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None);
         let mut connection =
             PgListener::connect_with(&pool.connect_lazy_with(self.options())).await?;
@@ -210,14 +216,16 @@ impl PostgresHints {
         Ok((sending, Listener { connection, takes_writes }))
     }
 
-    /// A statement may be long, and is of no interest.
+    /// Returns the connection options without statement logging: statements may be long, and are of
+    /// no interest.
     fn options(&self) -> PgConnectOptions {
         self.pool.connect_options().as_ref().clone().disable_statement_logging()
     }
 
     async fn connect_sending(&self) -> Result<Sending, sqlx::Error> {
         let mut connection = PgConnection::connect_with(&self.options()).await?;
-        // In milliseconds, whatever unit it was set in. There is none before PostgreSQL 14.
+        // The value is in milliseconds, in whatever unit it was set. PostgreSQL before 14 does not
+        // have it.
         let ask =
             "SELECT CAST(setting AS BIGINT) FROM pg_settings WHERE name = 'idle_session_timeout'";
         let idle = sqlx::raw_sql(ask).fetch_optional(&mut connection).await?;
@@ -231,14 +239,14 @@ impl PostgresHints {
         })
     }
 
-    /// Sends what waits, on one connection after the other.
-    async fn speak(&self, mut sending: Sending, probe: &Probe) -> Infallible {
+    /// Sends waiting hints, on one connection after the other.
+    async fn send_all(&self, mut sending: Sending, probe: &Probe) -> Infallible {
         let (mut pause, mut log) =
-            (PAUSES[0], Log::new("hints cannot be sent to other processes, trying on"));
+            (PAUSES[0], Log::new("hints cannot be sent to other processes; trying again"));
         loop {
             let began = Instant::now();
-            // What connecting again helps against is no news.
-            let _ = self.speak_on(sending, probe).await;
+            // The error is not logged, because a new connection may solve it.
+            let _ = self.send_on(sending, probe).await;
             if began.elapsed() > PAUSES[1] {
                 pause = PAUSES[0];
             }
@@ -255,8 +263,8 @@ impl PostgresHints {
         }
     }
 
-    /// Sends what waits, and a probe when one is asked for, until that fails.
-    async fn speak_on(&self, Sending { mut connection, idle }: Sending, probe: &Probe) -> BoxError {
+    /// Sends waiting hints and requested probes until a statement fails.
+    async fn send_on(&self, Sending { mut connection, idle }: Sending, probe: &Probe) -> BoxError {
         let gathered = async || {
             self.queue.filled().await;
             sleep(GATHER).await;
@@ -276,7 +284,7 @@ impl PostgresHints {
             for payload in
                 batch.payloads().iter().map(String::as_str).chain(probes.then_some(PROBE))
             {
-                // Neither holds a quote.
+                // Neither the channel nor a payload contains a quote.
                 statement.push_str(&format!("NOTIFY \"{}\", '{payload}';", self.channel));
             }
             let answer = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection);
@@ -292,36 +300,36 @@ impl PostgresHints {
                 Err(_) => "no answer to a NOTIFY".into(),
             };
             if probes {
-                probe.wanted.notify_one(); // on the next connection
+                probe.wanted.notify_one(); // the next connection sends it
             }
             return error;
         }
     }
 }
 
-/// A connection that sends.
+/// The connection that sends.
 struct Sending {
     connection: PgConnection,
-    /// How long it may say nothing; the listening one as well.
+    /// The longest time that either connection may be idle.
     idle: Duration,
 }
 
-/// A connection that listens.
+/// The connection that listens.
 struct Listener {
     connection: PgListener,
-    /// As it was at the beginning.
+    /// Whether the server accepted writes when the connection was made.
     takes_writes: bool,
 }
 
 impl Listener {
-    /// Says something, so that nobody takes the connection for unused, and learns whether it is
-    /// still of use.
+    /// Runs a statement, so that the server does not end the session as idle, and checks that the
+    /// server still accepts writes.
     async fn keep_alive(&mut self) -> Result<(), BoxError> {
         let takes_writes = timeout(ANSWER, takes_writes(&mut self.connection))
             .await
             .map_err(|_| "no answer")??;
         if self.takes_writes && !takes_writes {
-            Err("the server takes no writes any more".into())
+            Err("the server no longer accepts writes".into())
         } else {
             Ok(())
         }
@@ -334,7 +342,7 @@ async fn takes_writes(connection: &mut PgListener) -> Result<bool, sqlx::Error> 
     Ok(answer.try_get::<String, _>(0)? == "off")
 }
 
-/// Between the two connections.
+/// The signals between the two connections.
 #[derive(Default)]
 struct Probe {
     wanted: Notify,
@@ -347,20 +355,20 @@ impl Hints for PostgresHints {
     }
 
     fn listen(&self) -> impl Stream<Item = Heard> + Send + 'static {
-        // Few: who does not take what was heard lets it wait in the server.
+        // A small bound: hints that the listener does not take wait in the server.
         let (out, heard) = mpsc::channel(64);
-        let log = Log::new("no hints from other processes, trying on");
+        let log = Log::new("hints from other processes cannot be received; trying again");
         let replica = Replica { hints: self.clone(), out, pause: PAUSES[0], log };
         Listening { work: Some(Box::pin(replica.run())), heard, runtime: None }
     }
 }
 
-/// The stream: what was heard, and the work, done while the stream is polled.
+/// The stream of hints. Polling it does the work of both connections.
 struct Listening {
-    /// Never ends. `None` only in `Drop`.
+    /// The work, which never ends. `None` only in `Drop`.
     work: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     heard: mpsc::Receiver<Heard>,
-    /// The one it was first polled in.
+    /// The runtime that polled the stream first.
     runtime: Option<Handle>,
 }
 
@@ -380,15 +388,14 @@ impl Stream for Listening {
 }
 
 impl Drop for Listening {
-    /// A listening connection says goodbye in a task of sqlx's, which needs a runtime wherever this
-    /// is dropped.
+    /// Drops the work inside a runtime, because sqlx closes the listening connection in a task.
     fn drop(&mut self) {
         let _runtime = self.runtime.as_ref().map(Handle::enter);
         self.work = None;
     }
 }
 
-/// One listener's life, over many pairs of connections.
+/// The work of one stream, over many pairs of connections.
 struct Replica {
     hints: PostgresHints,
     out: mpsc::Sender<Heard>,
@@ -396,10 +403,10 @@ struct Replica {
     log: Log,
 }
 
-/// Why a pair of connections is given up.
+/// The reason why a pair of connections is dropped.
 enum End {
     Failed(BoxError),
-    /// No probe was heard.
+    /// No probe was received.
     Deaf,
 }
 
@@ -417,7 +424,7 @@ impl Replica {
         }
     }
 
-    /// One listening connection, from the first to the last; as many that send as that takes.
+    /// Runs one listening connection to its end, and as many sending connections as needed.
     async fn session(&mut self) -> End {
         let (sending, listening) = match timeout(CONNECT, self.hints.connect()).await {
             Ok(Ok(both)) => both,
@@ -427,65 +434,65 @@ impl Replica {
         let (hints, probe, idle) = (self.hints.clone(), Probe::default(), sending.idle);
         select! {
             end = self.hear(listening, &probe, idle) => end,
-            never = hints.speak(sending, &probe) => match never {},
+            never = hints.send_all(sending, &probe) => match never {},
         }
     }
 
-    /// Tells what it hears, beginning with a gap, until there is nothing to be heard any more.
+    /// Forwards received hints, after a first `Lagged`, until the connection has to be replaced.
     async fn hear(&mut self, mut listening: Listener, probe: &Probe, idle: Duration) -> End {
-        self.say(Heard::Lagged).await;
-        // What came before the answer to LISTEN proves nothing: a pooler may have handed it over
-        // with the answer.
+        self.report(Heard::Lagged).await;
+        // Notifications before the answer to LISTEN do not prove that it works: a pooler may have
+        // delivered them with the answer.
         while let Some(early) = listening.connection.next_buffered() {
-            self.tell(early.payload()).await;
+            self.forward(early.payload()).await;
         }
         let interval = self.hints.probe_interval;
-        let patience = HEAR.min(interval);
+        let hear_timeout = HEAR.min(interval);
         let mut worked = false;
-        let mut speak_at = Instant::now() + idle;
+        let mut keep_alive_at = Instant::now() + idle;
         loop {
             let began = Instant::now();
             let (mut sent_at, mut heard, mut deaf) = (None, false, false);
-            // What is still to be told of the probe before.
+            // Discards the signal of the previous probe.
             let _ = probe.sent.notified().now_or_never();
             probe.wanted.notify_one();
             loop {
                 let until = match sent_at {
-                    Some(sent_at) if !heard && !deaf => sent_at + patience,
+                    Some(sent_at) if !heard && !deaf => sent_at + hear_timeout,
                     _ => began + interval,
                 };
                 select! {
-                    // Before what is heard, which may be so much that nothing else would ever get
-                    // its turn.
+                    // The timer comes before notifications, which may be so many that no other
+                    // branch runs.
                     biased;
-                    () = sleep_until(speak_at) => {
+                    () = sleep_until(keep_alive_at) => {
                         if let Err(error) = listening.keep_alive().await {
                             return End::Failed(error);
                         }
-                        speak_at = Instant::now() + idle;
+                        keep_alive_at = Instant::now() + idle;
                     }
                     received = listening.connection.try_recv() => match received {
-                        // Whatever it is: the probe may stand behind many.
+                        // Any notification counts, because the probe may be queued behind many.
                         Ok(Some(notification)) => {
                             (heard, worked) = (true, true);
                             self.pause = PAUSES[0];
                             self.log.right();
-                            self.tell(notification.payload()).await;
+                            self.forward(notification.payload()).await;
                         }
                         Ok(None) => return End::Failed("the connection was lost".into()),
                         Err(error) => return End::Failed(error.into()),
                     },
                     () = probe.sent.notified(), if sent_at.is_none() => sent_at = Some(Instant::now()),
                     () = sleep_until(until) => {
-                        // A probe that could not be sent says nothing about what is heard.
+                        // A probe that was not sent is no evidence.
                         if heard || sent_at.is_none() {
                             break;
                         }
-                        // It has worked, so it may work again with another connection.
+                        // LISTEN has worked before, so a new connection may help.
                         if worked || deaf {
                             return End::Deaf;
                         }
-                        self.log.wrong(&"LISTEN does nothing here (is there a pooler in transaction mode?)");
+                        self.log.wrong(&"LISTEN has no effect (is there a pooler in transaction mode?)");
                         deaf = true;
                     }
                 }
@@ -493,29 +500,29 @@ impl Replica {
         }
     }
 
-    async fn tell(&self, payload: &str) {
+    async fn forward(&self, payload: &str) {
         if payload == PROBE {
             return;
         }
         let mut understood = true;
         for word in payload.split(SEPARATOR) {
             match word.parse() {
-                Ok(hint) => self.say(Heard::Hint(hint)).await,
+                Ok(hint) => self.report(Heard::Hint(hint)).await,
                 Err(_) => understood = false,
             }
         }
         if !understood {
-            self.say(Heard::Lagged).await;
+            self.report(Heard::Lagged).await;
         }
     }
 
-    async fn say(&self, heard: Heard) {
-        // An error: the stream is being dropped.
+    async fn report(&self, heard: Heard) {
+        // The send fails if the stream is being dropped.
         let _ = self.out.send(heard).await;
     }
 }
 
-/// Says what is wrong once, not at every attempt.
+/// A log that reports a repeated failure once.
 struct Log {
     #[cfg(feature = "tracing")]
     what: &'static str,
@@ -539,7 +546,7 @@ impl Log {
 
     fn right(&mut self) {
         if self.wrong.take().is_some() {
-            tracing::info!("it is over: {}", self.what);
+            tracing::info!("resolved: {}", self.what);
         }
     }
 }

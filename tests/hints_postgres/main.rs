@@ -581,7 +581,7 @@ async fn where_listen_does_nothing_there_is_a_gap_at_each_interval_until_it_work
             heard => assert!(matches!(heard, Heard::Hint(_)), "{heard:?}"),
         }
     }
-    warnings::assert_count("LISTEN does nothing", 1);
+    warnings::assert_count("LISTEN has no effect", 1);
     warnings::assert_count("", 1);
 }
 

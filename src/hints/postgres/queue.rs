@@ -1,4 +1,4 @@
-//! What waits to be sent: merged, bounded, and cut into payloads.
+//! The queue of hints that wait to be sent: merged, bounded, and split into payloads.
 
 use super::super::{About, Hint};
 use crate::{Epoch, Generation, Revision, sync::lock};
@@ -9,17 +9,17 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// More different hints than this do not wait.
+/// The greatest number of different hints that wait.
 const CAPACITY: usize = 10_000;
 
-/// In bytes. PostgreSQL takes less than 8,000.
+/// The greatest length of a payload in bytes. PostgreSQL accepts less than 8,000.
 const LONGEST_PAYLOAD: usize = 4_000;
 
-/// Between the hints of one payload.
+/// The separator between the hints of one payload.
 pub(super) const SEPARATOR: char = ' ';
 
-/// The payload that tells everybody of hints that were lost. Like everything that is no hint, it is
-/// heard as a gap.
+/// The payload that reports lost hints. Receivers treat it as a gap, as any payload that is no
+/// hint.
 const GAP: &str = "gap";
 
 #[derive(Default)]
@@ -30,10 +30,10 @@ pub(super) struct Queue {
 
 #[derive(Default)]
 struct Waiting {
-    /// By what they say apart from their numbers; of each the greatest epoch, and in that the
-    /// greatest number.
+    /// The hints by their key, which is the hint without its numbers. Each has the greatest epoch,
+    /// and in it the greatest number.
     hints: HashMap<Hint, Hint>,
-    /// Some did not find room.
+    /// Hints were lost because the queue was full.
     lost: bool,
 }
 
@@ -44,7 +44,7 @@ impl Queue {
         waiting.push(hint);
         drop(waiting);
         if was_empty {
-            // Everyone: who is woken may be dropped before it takes anything.
+            // Wakes all waiters, because one that is woken may be dropped before it takes a hint.
             self.filled.notify_waiters();
         }
     }
@@ -52,7 +52,7 @@ impl Queue {
     /// Waits until there is something to send.
     pub(super) async fn filled(&self) {
         loop {
-            let filled = self.filled.notified(); // before the look: what comes after it wakes this one
+            let filled = self.filled.notified(); // created before the check, so that a later push wakes it
             if !self.lock().is_empty() {
                 return;
             }
@@ -60,12 +60,13 @@ impl Queue {
         }
     }
 
-    /// All that waits. It goes back unless it was [`sent`](Batch::sent).
+    /// Takes all waiting hints. Dropping the batch returns them unless it was
+    /// [`sent`](Batch::sent).
     pub(super) fn take(&self) -> Batch<'_> {
         Batch { queue: self, taken: mem::take(&mut *self.lock()) }
     }
 
-    /// Between two uses of the lock the state is always whole.
+    /// Locks the queue, which is consistent between two uses of the lock.
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         lock(&self.waiting)
     }
@@ -90,7 +91,7 @@ impl Waiting {
     }
 }
 
-/// What is being sent.
+/// The hints that are being sent.
 pub(super) struct Batch<'q> {
     queue: &'q Queue,
     taken: Waiting,
@@ -124,7 +125,7 @@ impl Batch<'_> {
     }
 }
 
-/// Whether it was sent or not: a hint may be doubled.
+/// Returns the hints to the queue. A hint whose answer was lost is sent twice, which is allowed.
 impl Drop for Batch<'_> {
     fn drop(&mut self) {
         for hint in self.taken.hints.drain().map(|(_, hint)| hint) {
@@ -137,8 +138,8 @@ impl Drop for Batch<'_> {
     }
 }
 
-/// A hint without its numbers, and the numbers in the order in which they are compared. A hint
-/// without a number says something else than one that has it, so the two are not merged.
+/// Splits a hint into its key and its numbers, in the order of comparison. Hints with and without a
+/// number have different meanings, so their keys differ and they are not merged.
 fn split(hint: Hint) -> (Hint, [Option<i64>; 2]) {
     let (no_epoch, no_generation, no_revision) =
         (|_| Epoch::new(0), |_| Generation::new(0), |_| Revision::new(0));

@@ -9,6 +9,8 @@ pub(super) mod lent;
 pub(super) mod one_statement;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 pub(super) mod server;
+#[cfg(test)]
+pub(super) mod snapshot;
 
 #[cfg(feature = "postgres")]
 use super::Reset;

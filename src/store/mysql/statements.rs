@@ -269,6 +269,48 @@ impl HousekeepingSql {
     }
 }
 
+#[cfg(test)]
+impl Statements {
+    /// Returns every statement with its name.
+    fn named(&self) -> Vec<(&'static str, &SqlStr)> {
+        let HousekeepingSql { delete_idle, delete_unused, .. } = &self.keeping;
+        vec![
+            ("load", &self.load),
+            ("claim", &self.claim),
+            ("fill", &self.fill),
+            ("compare_and_swap", &self.compare_and_swap),
+            ("retarget", &self.retarget),
+            ("retarget_in", &self.retarget_in),
+            ("unbind", &self.unbind),
+            ("delete", &self.delete),
+            ("inherit", &self.inherit),
+            ("raise_epoch", &self.raise_epoch),
+            ("epoch", &self.epoch),
+            ("drop_targets", &self.drop_targets),
+            ("older, choose", &self.older.rows.choose),
+            ("older, write", &self.older.rows.write),
+            ("older, behind", &self.older.behind),
+            ("of_agent, choose", &self.of_agent.rows.choose),
+            ("of_agent, write", &self.of_agent.rows.write),
+            ("of_agent, behind", &self.of_agent.behind),
+            ("load_many", &self.load_many),
+            ("recent", &self.keeping.recent),
+            ("memory", &self.keeping.memory),
+            ("mark_used, choose", &self.keeping.mark_used.choose),
+            ("mark_used, write", &self.keeping.mark_used.write),
+            ("mark_recorded", &self.keeping.mark_recorded),
+            ("delete_idle, choose", &delete_idle.choose),
+            ("delete_idle, write", &delete_idle.write),
+            ("delete_unused, choose", &delete_unused.choose),
+            ("delete_unused, write", &delete_unused.write),
+            ("remove_deleted, choose", &self.keeping.remove_deleted.choose),
+            ("remove_deleted, write", &self.keeping.remove_deleted.write),
+            ("deleted_before", &self.keeping.deleted_before),
+            ("raise_floor", &self.keeping.raise_floor),
+        ]
+    }
+}
+
 /// What stands before a statement that may wait for what others have locked.
 ///
 /// The server itself ends the wait: when the caller stops waiting, sqlx cannot tell the server to.
@@ -287,4 +329,16 @@ pub(super) fn retarget<'a>(session: SessionId, workspace: WorkspaceId) -> [Value
     // Inserted; compared twice for what was there before; compared for each column of the target;
     // assigned.
     [session.into(), to, now, to, to, to, to, to, to, now, to]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sql::{DEFAULT_TABLE, server::LOCK_TIMEOUT, snapshot};
+
+    #[test]
+    fn the_statements_are_those_of_the_sql_file() {
+        let statements = Statements::for_table(DEFAULT_TABLE, LOCK_TIMEOUT);
+        snapshot::check("src/store/mysql/statements.sql", &statements.named());
+    }
 }

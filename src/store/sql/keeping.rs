@@ -87,18 +87,19 @@ impl HousekeepingSql {
         }
     }
 
-    /// Those without a list, for a check.
-    #[cfg(feature = "sqlite")]
-    pub(super) fn all(&self) -> [&SqlStr; 8] {
+    /// Returns every statement with its name.
+    #[cfg(any(test, feature = "sqlite"))]
+    pub(super) fn named(&self) -> [(&'static str, &SqlStr); 9] {
         [
-            &self.recent,
-            &self.memory,
-            &self.mark_recorded,
-            &self.delete_idle,
-            &self.delete_unused,
-            &self.remove_deleted,
-            &self.deleted_before,
-            &self.raise_floor,
+            ("recent", &self.recent),
+            ("memory", &self.memory),
+            ("mark_used", &self.mark_used),
+            ("mark_recorded", &self.mark_recorded),
+            ("delete_idle", &self.delete_idle),
+            ("delete_unused", &self.delete_unused),
+            ("remove_deleted", &self.remove_deleted),
+            ("deleted_before", &self.deleted_before),
+            ("raise_floor", &self.raise_floor),
         ]
     }
 }

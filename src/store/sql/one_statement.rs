@@ -273,25 +273,30 @@ impl Statements {
         }
     }
 
-    /// All of them, for a check.
-    #[cfg(feature = "sqlite")]
-    pub(in crate::store) fn all(&self) -> Vec<&SqlStr> {
+    /// Returns every statement with its name.
+    #[cfg(any(test, feature = "sqlite"))]
+    pub(in crate::store) fn named(&self) -> Vec<(&'static str, &SqlStr)> {
         let verbs = [
-            &self.load,
-            &self.create,
-            &self.compare_and_swap,
-            &self.retarget,
-            &self.retarget_in,
-            &self.unbind,
-            &self.delete,
-            &self.inherit,
-            &self.pair,
-            &self.raise_epoch,
-            &self.drop_targets,
-            &self.replace_older,
-            &self.replace_agent,
+            ("load", &self.load),
+            ("create", &self.create),
+            ("compare_and_swap", &self.compare_and_swap),
+            ("retarget", &self.retarget),
+            ("retarget_in", &self.retarget_in),
+            ("unbind", &self.unbind),
+            ("delete", &self.delete),
+            ("inherit", &self.inherit),
+            ("pair", &self.pair),
+            #[cfg(feature = "postgres")]
+            ("reset_workspace", &self.reset_workspace),
+            #[cfg(feature = "sqlite")]
+            ("raise_epoch", &self.raise_epoch),
+            #[cfg(feature = "sqlite")]
+            ("drop_targets", &self.drop_targets),
+            ("replace_older", &self.replace_older),
+            ("replace_agent", &self.replace_agent),
+            ("load_many", &self.load_many),
         ];
-        verbs.into_iter().chain(self.keeping.all()).collect()
+        verbs.into_iter().chain(self.keeping.named()).collect()
     }
 
     /// For a retarget on a connection of the caller's.
@@ -584,3 +589,17 @@ macro_rules! one_statement_a_verb {
     };
 }
 pub(in crate::store) use one_statement_a_verb;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sql::{DEFAULT_TABLE, server::LOCK_TIMEOUT, snapshot};
+
+    #[test]
+    fn the_statements_are_those_of_the_sql_file() {
+        let s = Statements::for_table(DEFAULT_TABLE);
+        snapshot::check("src/store/sqlite/statements.sql", &s.named());
+        let s = Statements::for_table_with_row_locks(DEFAULT_TABLE, LOCK_TIMEOUT);
+        snapshot::check("src/store/postgres/statements.sql", &s.named());
+    }
+}

@@ -3,7 +3,7 @@
 use super::failure::Place;
 use crate::store::{
     StoreError,
-    sql::{self, Column, Found, Tables, one_statement::Statements, statement},
+    sql::{self, Column, Found, Tables, one_statement::{LIST, Statements}, statement},
 };
 use sqlx::{Connection, Executor, SqliteConnection};
 
@@ -127,7 +127,8 @@ pub(super) async fn look(
     }
     // What the list of columns does not say (the key that the upserts conflict on, a view instead
     // of a table), SQLite says when it compiles the statements. This runs none of them.
-    for statement in statements.all() {
+    let whole = statements.named().into_iter().filter(|(_, sql)| !sql.as_str().contains(LIST));
+    for (_, statement) in whole {
         match connection.prepare(statement.clone()).await {
             Ok(_) => {}
             Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("1") => {

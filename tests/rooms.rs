@@ -5,7 +5,7 @@
 //! the re-exports of `lib.rs`. Unit tests do not count.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -108,6 +108,35 @@ fn each_room_imports_what_the_table_allows() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// Rooms whose modules are checked for circles among themselves.
+const WITHOUT_CIRCLES_INSIDE: &[&str] = &["store"];
+
+#[test]
+fn modules_inside_a_room_form_no_circle() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut circles = Vec::new();
+    for room in WITHOUT_CIRCLES_INSIDE {
+        let modules = modules_of(&src, room);
+        let imports: BTreeMap<&str, BTreeSet<String>> =
+            modules.keys().map(|module| (&**module, imports_of(module, &modules))).collect();
+        assert!(imports.values().any(|imports| !imports.is_empty()), "nothing was found in {room}");
+        // Remove each module that imports none of those that are left, or that none of them
+        // imports: what remains are circles, and modules between two circles.
+        let mut left: BTreeSet<&str> = imports.keys().copied().collect();
+        while let Some(outside) = left.iter().copied().find(|module| {
+            imports[module].iter().all(|to| !left.contains(&**to))
+                || left.iter().all(|from| !imports[from].contains(*module))
+        }) {
+            left.remove(outside);
+        }
+        for module in &left {
+            let to: Vec<_> = imports[module].iter().filter(|to| left.contains(&***to)).collect();
+            circles.push(format!("{module} imports {to:?}"));
+        }
+    }
+    assert!(circles.is_empty(), "{circles:#?}");
+}
+
 fn room_of(module: &str) -> Option<&'static (&'static str, &'static str, &'static str)> {
     ROOMS.iter().find(|(_, modules, _)| modules.split(' ').any(|of| of == module))
 }
@@ -154,4 +183,129 @@ fn reexported_from<'a>(lib: &'a str, name: &str) -> Option<&'a str> {
         let (module, names) = item.split(';').next()?.split_once("::")?;
         names.split(['{', ',', '}']).any(|of| of.trim() == name).then_some(module)
     })
+}
+
+/// The modules of a room, unit tests left out, and the paths in their code.
+type Modules = BTreeMap<String, BTreeSet<Vec<String>>>;
+
+fn modules_of(src: &Path, room: &str) -> Modules {
+    let of_room = |path: &Path| path.starts_with(room) || path == Path::new(&format!("{room}.rs"));
+    let modules = files(src).into_iter().filter_map(|file| {
+        let path = file.strip_prefix(src).unwrap();
+        let parts: Vec<&str> = path.iter().map(|part| part.to_str().unwrap()).collect();
+        let module = parts.join("::").trim_end_matches(".rs").trim_end_matches("::mod").to_owned();
+        (of_room(path) && !module.ends_with("::tests"))
+            .then(|| (module, paths_in(&code(&file).replace("pub(in crate::", ""))))
+    });
+    modules.collect()
+}
+
+/// The modules that a module imports. A name that a module re-exports counts as an import of the
+/// module that defines it.
+fn imports_of(module: &str, modules: &Modules) -> BTreeSet<String> {
+    let import = |path: &Vec<String>| resolve(module, path, modules, 0);
+    modules[module].iter().filter_map(import).filter(|to| to != module).collect()
+}
+
+/// Follows a path from a module to the module that defines its last name, if that is in the room.
+fn resolve(from: &str, path: &[String], modules: &Modules, depth: usize) -> Option<String> {
+    let room = from.split("::").next()?;
+    let mut names = path.iter().map(|name| &**name).peekable();
+    let mut at = from.to_owned();
+    match *names.peek()? {
+        "crate" => {
+            names.next();
+            names.next_if_eq(&room)?;
+            at = room.to_owned();
+        }
+        "self" => {
+            names.next();
+        }
+        "super" => {
+            while names.next_if_eq(&"super").is_some() {
+                at = at.rsplit_once("::")?.0.to_owned();
+            }
+        }
+        // A path that begins with a module of this one, or with a module that was imported.
+        first if modules.contains_key(&format!("{at}::{first}")) => {}
+        first => {
+            let alias = modules[from].iter().find(|other| {
+                other.len() > 1
+                    && other.last().is_some_and(|last| last == first)
+                    && other[..] != *path
+            })?;
+            let module = (depth < 4).then(|| resolve(from, alias, modules, depth + 1))??;
+            names.next();
+            // Only modules can be followed by more names that lead to other modules.
+            if !module.ends_with(&format!("::{first}")) {
+                return None;
+            }
+            at = module;
+        }
+    }
+    while let Some(name) = names.next() {
+        let inner = format!("{at}::{name}");
+        if modules.contains_key(&inner) {
+            at = inner;
+            continue;
+        }
+        let reexport = modules[&at]
+            .iter()
+            .find(|other| other.len() > 1 && other.last().is_some_and(|last| last == name));
+        if depth < 4
+            && at != from
+            && let Some(target) = reexport.and_then(|other| resolve(&at, other, modules, depth + 1))
+        {
+            at = target;
+        }
+        break;
+    }
+    Some(at)
+}
+
+/// Every path of at least two names in a text; `a::{b, c}` is `a::b` and `a::c`.
+fn paths_in(text: &str) -> BTreeSet<Vec<String>> {
+    let mut paths = BTreeSet::new();
+    // The names before each brace that is open.
+    let (mut open, mut path): (Vec<Vec<String>>, Vec<String>) = (vec![], vec![]);
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let name = word(rest);
+        if !name.is_empty() && !c.is_whitespace() {
+            rest = &rest[name.len()..];
+            path.push(name);
+            if let Some(after) = rest.strip_prefix("::") {
+                rest = after;
+                if rest.starts_with('{') {
+                    rest = &rest[1..];
+                    open.push(path.clone());
+                }
+                if !rest.starts_with(|c: char| c == '_' || c.is_alphabetic()) {
+                    path = open.last().cloned().unwrap_or_default();
+                }
+                continue;
+            }
+            if path.len() > 1 {
+                // `a::{self}` is `a`.
+                path.pop_if(|last| last == "self");
+                paths.insert(path);
+            }
+            path = open.last().cloned().unwrap_or_default();
+            continue;
+        }
+        match c {
+            '}' => {
+                open.pop();
+                path = open.last().cloned().unwrap_or_default();
+            }
+            // A brace of code: it has no path.
+            '{' => {
+                open.push(vec![]);
+                path = vec![];
+            }
+            _ => {}
+        }
+        rest = &rest[c.len_utf8()..];
+    }
+    paths
 }

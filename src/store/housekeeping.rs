@@ -3,38 +3,23 @@
 //! Times are milliseconds of the process's wall clock. Nothing else in this crate reads them, and
 //! no order comes from them.
 
-use super::{StoreError, at_most_a_batch, chunk};
+use super::{
+    error::StoreError,
+    types::{Purged, at_most_a_batch, chunk},
+};
 use crate::SessionId;
 use std::time::{Duration, SystemTime};
 
 /// How long a deleted row is kept in any case.
-const KEPT: i64 = 7 * 24 * 60 * 60 * 1000;
+const TOMBSTONE_RETENTION: i64 = 7 * 24 * 60 * 60 * 1000;
 
 /// How long after the floor was raised it may be relied on: an INSERT under way may still use the
 /// one that it has read.
-const SETTLED: i64 = 60 * 60 * 1000;
-
-/// What became of [`purge_forgotten`](super::BindingStore::purge_forgotten).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Purged {
-    /// How many rows are gone.
-    pub gone: u64,
-    /// How many were deleted long enough ago, and wait for a later run.
-    pub waiting: u64,
-}
-
-impl Purged {
-    /// For implementors of stores.
-    #[must_use]
-    pub const fn new(gone: u64, waiting: u64) -> Self {
-        Self { gone, waiting }
-    }
-}
+const FLOOR_DELAY: i64 = 60 * 60 * 1000;
 
 /// What a store remembers beside its rows.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Memory {
+pub(super) struct Meta {
     /// New rows start above it.
     pub(super) floor: i64,
     pub(super) floor_raised_at: Option<i64>,
@@ -44,7 +29,7 @@ pub(super) struct Memory {
     pub(super) gap: Option<i64>,
 }
 
-impl Memory {
+impl Meta {
     /// Since when use has been recorded without a gap up to now.
     fn recorded_since(&self, now: i64) -> Option<i64> {
         let recent = self.recorded_until? >= now.saturating_sub(self.gap?);
@@ -55,7 +40,7 @@ impl Memory {
 /// The steps, each of them one statement. Every condition holds on the row that is written, when it
 /// is written.
 pub(super) trait Housekeeping: Sync {
-    fn memory(&self) -> impl Future<Output = Result<Memory, StoreError>> + Send;
+    fn meta(&self) -> impl Future<Output = Result<Meta, StoreError>> + Send;
 
     /// Records a use at `now` in those of these rows that are not deleted, and not used later
     /// already.
@@ -148,7 +133,7 @@ pub(super) async fn purge_idle(
     now: i64,
 ) -> Result<u64, StoreError> {
     let before = now.saturating_sub(milliseconds(idle));
-    match db.memory().await?.recorded_since(now) {
+    match db.meta().await?.recorded_since(now) {
         Some(since) if since <= before => {
             let limit = chunk(limit);
             let idle = db.delete_idle(before, now, limit).await?;
@@ -166,25 +151,25 @@ pub(super) async fn purge_forgotten(
     now: i64,
 ) -> Result<Purged, StoreError> {
     let (limit, before, settled) =
-        (chunk(limit), now.saturating_sub(KEPT), now.saturating_sub(SETTLED));
-    let memory = db.memory().await?;
-    let gone = match memory.floor_raised_at {
+        (chunk(limit), now.saturating_sub(TOMBSTONE_RETENTION), now.saturating_sub(FLOOR_DELAY));
+    let meta = db.meta().await?;
+    let gone = match meta.floor_raised_at {
         Some(raised_at) if raised_at <= settled => {
-            db.remove_deleted(before, memory.floor, limit).await?
+            db.remove_deleted(before, meta.floor, limit).await?
         }
         _ => 0,
     };
     let (waiting, greatest) = db.deleted_before(before).await?;
     // Not while there may be more below the floor: once it is raised, an hour has to pass again
     // before a row may go.
-    if gone < limit && greatest > memory.floor {
+    if gone < limit && greatest > meta.floor {
         db.raise_floor(greatest, now, settled).await?;
     }
     Ok(Purged { gone, waiting })
 }
 
 /// The verbs of a [`BindingStore`](super::BindingStore) that [`Housekeeping`].
-macro_rules! verbs {
+macro_rules! housekeeping_verbs {
     () => {
         async fn touch(
             &self,
@@ -211,4 +196,4 @@ macro_rules! verbs {
         }
     };
 }
-pub(super) use verbs;
+pub(super) use housekeeping_verbs;

@@ -1,8 +1,9 @@
 //! A store in this process's memory.
 
 use super::{
-    BindingStore, NewBinding, Reset, StoreError, Swap, UsedByLayer, at_most_a_batch, chunk,
-    housekeeping::{self, Housekeeping, Memory, milliseconds_now},
+    BindingStore, NewBinding, Reset, StoreError, Swap, UsedByLayer,
+    housekeeping::{Housekeeping, Meta, housekeeping_verbs, milliseconds_now},
+    types::{at_most_a_batch, chunk},
 };
 use crate::{
     Binding, Epoch, Previous, Revision, SessionId, Target, WorkspaceId, binding::Behind, sync::lock,
@@ -70,7 +71,7 @@ struct Rows {
     rows: HashMap<SessionId, Row>,
     /// Of the workspaces that were ever reset.
     epochs: HashMap<WorkspaceId, Epoch>,
-    memory: Memory,
+    meta: Meta,
 }
 
 impl Rows {
@@ -101,7 +102,7 @@ impl Rows {
 
     /// The row to write a new record into.
     fn row(&mut self, session: SessionId) -> &mut Row {
-        let floor = self.memory.floor;
+        let floor = self.meta.floor;
         self.rows.entry(session).or_insert_with(|| Row { revision: floor, ..Row::default() })
     }
 }
@@ -338,12 +339,12 @@ impl BindingStore for MemoryStore {
         stream::iter(live.into_iter().map(|(_, binding)| Ok(binding)))
     }
 
-    housekeeping::verbs! {}
+    housekeeping_verbs! {}
 }
 
 impl Housekeeping for MemoryStore {
-    async fn memory(&self) -> Result<Memory, StoreError> {
-        Ok(self.rows().memory)
+    async fn meta(&self) -> Result<Meta, StoreError> {
+        Ok(self.rows().meta)
     }
 
     async fn mark_used(&self, sessions: &[SessionId], now: i64) -> Result<(), StoreError> {
@@ -357,10 +358,10 @@ impl Housekeeping for MemoryStore {
     }
 
     async fn mark_recorded(&self, now: i64, continuous: i64, gap: i64) -> Result<(), StoreError> {
-        let memory = &mut self.rows().memory;
-        let goes_on = memory.recorded_until.is_some_and(|until| until >= continuous);
-        memory.recorded_since = memory.recorded_since.filter(|_| goes_on).or(Some(now));
-        (memory.recorded_until, memory.gap) = (Some(now), Some(gap));
+        let meta = &mut self.rows().meta;
+        let goes_on = meta.recorded_until.is_some_and(|until| until >= continuous);
+        meta.recorded_since = meta.recorded_since.filter(|_| goes_on).or(Some(now));
+        (meta.recorded_until, meta.gap) = (Some(now), Some(gap));
         Ok(())
     }
 
@@ -402,10 +403,9 @@ impl Housekeeping for MemoryStore {
     }
 
     async fn raise_floor(&self, to: i64, now: i64, settled: i64) -> Result<(), StoreError> {
-        let memory = &mut self.rows().memory;
-        if memory.floor < to && memory.floor_raised_at.is_none_or(|raised_at| raised_at <= settled)
-        {
-            (memory.floor, memory.floor_raised_at) = (to, Some(now));
+        let meta = &mut self.rows().meta;
+        if meta.floor < to && meta.floor_raised_at.is_none_or(|raised_at| raised_at <= settled) {
+            (meta.floor, meta.floor_raised_at) = (to, Some(now));
         }
         Ok(())
     }

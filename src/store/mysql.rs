@@ -1,26 +1,25 @@
 //! A store in MySQL or MariaDB.
 
+mod chunks;
 mod failure;
-mod keeping;
-mod reset;
+mod housekeeping;
+mod run;
 mod schema;
-mod some_rows;
 mod statements;
+mod transaction;
+mod verbs;
 
 use super::{
-    BindingStore, NewBinding, Reset, StoreError, Swap, TransactionalStore, at_most_a_batch, chunk,
-    housekeeping::{self, milliseconds_now},
+    error::StoreError,
     sql::{
-        self, Backoff, DEFAULT_TABLE, Value,
         attempts::Stage,
-        lent::CloseOnDrop,
-        server::{self, Failed, ServerAttempts, Table},
+        backoff::Backoff,
+        close_on_drop::CloseOnDrop,
+        schema::{DEFAULT_TABLE, table_name},
+        server::{self, FailedAttempt, Table, TableAttempts},
     },
 };
-use crate::{Binding, Epoch, Revision, SessionId, Target, WorkspaceId, binding::Behind};
-use futures_util::Stream;
-use some_rows::{Condition, with_list};
-use sqlx::{Connection, MySql, MySqlConnection, MySqlPool, SqlStr, mysql::MySqlRow};
+use sqlx::{MySql, MySqlPool};
 use statements::Statements;
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -30,8 +29,8 @@ use std::{fmt, sync::Arc, time::Duration};
 /// A deleted session leaves a small row without workspace behind, which keeps its revision from
 /// being used again. Clones share the pool.
 ///
-/// The *orders* ([`unbind`](BindingStore::unbind),
-/// [`reset_workspace`](BindingStore::reset_workspace)) also raise the revision of a row that has no
+/// The *orders* ([`unbind`](super::BindingStore::unbind),
+/// [`reset_workspace`](super::BindingStore::reset_workspace)) also raise the revision of a row that has no
 /// target: a repair that read it before the order then fails to write after it.
 ///
 /// # What a verb is
@@ -43,16 +42,16 @@ use std::{fmt, sync::Arc, time::Duration};
 /// transaction always reads what it wrote itself. If the write's condition did not hold, the
 /// transaction is rolled back, and what it read is the row that stands in the way.
 ///
-/// [`create`](BindingStore::create) and [`inherit`](BindingStore::inherit) first *claim* the row:
+/// [`create`](super::BindingStore::create) and [`inherit`](super::BindingStore::inherit) first *claim* the row:
 /// an upsert that locks it, and inserts a deleted one if there is none. What follows then is a
 /// plain `UPDATE`, and whether it found what it needed is not to be guessed from the number of rows
 /// that an upsert says it affected.
 ///
-/// [`load`](BindingStore::load), [`load_many`](BindingStore::load_many),
-/// [`forget`](BindingStore::forget) and [`recent`](BindingStore::recent) are one statement without
-/// a transaction. [`reset_workspace`](BindingStore::reset_workspace) is a transaction that raises
+/// [`load`](super::BindingStore::load), [`load_many`](super::BindingStore::load_many),
+/// [`forget`](super::BindingStore::forget) and [`recent`](super::BindingStore::recent) are one statement without
+/// a transaction. [`reset_workspace`](super::BindingStore::reset_workspace) is a transaction that raises
 /// the epoch and drops the targets. What writes to some rows of many
-/// ([`replace_agent`](BindingStore::replace_agent), housekeeping) is a transaction of a read that
+/// ([`replace_agent`](super::BindingStore::replace_agent), housekeeping) is a transaction of a read that
 /// locks them, and a statement that writes them.
 ///
 /// # What the database must be
@@ -88,7 +87,7 @@ use std::{fmt, sync::Arc, time::Duration};
 /// # What housekeeping costs
 ///
 /// Two indexes beside the one of the workspaces. That of the last uses has an entry for each row,
-/// and [`touch`](BindingStore::touch) moves one for each session in use; through it a start reads
+/// and [`touch`](super::BindingStore::touch) moves one for each session in use; through it a start reads
 /// the rows used last, and a purge finds the idle ones, without looking at the others. So has that
 /// of the deleted rows, which MySQL cannot limit to them; it changes when a row is deleted or comes
 /// back.
@@ -126,8 +125,8 @@ pub struct MySqlStore {
 impl fmt::Debug for MySqlStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MySqlStore")
-            .field("server", &self.table.place.server)
-            .field("table", &self.table.place.table)
+            .field("server", &self.table.location.server)
+            .field("table", &self.table.location.table)
             .finish_non_exhaustive()
     }
 }
@@ -203,8 +202,11 @@ impl MySqlStore {
     /// # }
     /// ```
     pub fn with_table(self, name: impl Into<String>) -> Result<Self, StoreError> {
-        let name = sql::table_name(name.into())?;
-        Ok(Self { table: table(self.table.place.server.clone(), name, self.lock_timeout), ..self })
+        let name = table_name(name.into())?;
+        Ok(Self {
+            table: table(self.table.location.server.clone(), name, self.lock_timeout),
+            ..self
+        })
     }
 
     /// How long a statement waits in MariaDB for what somebody else has locked. 4 s by default; in
@@ -214,7 +216,7 @@ impl MySqlStore {
     /// Choose it below the layer's [`store_timeout`](crate::BoundAgentBuilder::store_timeout): a
     /// statement that the layer has stopped waiting for runs in the server until that ends it. A
     /// shorter timeout of the connection stays in force. It does not apply to
-    /// [`retarget_in`](TransactionalStore::retarget_in): a transaction of the caller's has the
+    /// [`retarget_in`](super::TransactionalStore::retarget_in): a transaction of the caller's has the
     /// caller's settings.
     ///
     /// MySQL has no such setting of a single statement. There, set `innodb_lock_wait_timeout` (50 s
@@ -231,9 +233,9 @@ impl MySqlStore {
     /// ```
     #[must_use]
     pub fn with_lock_timeout(self, timeout: Duration) -> Self {
-        let (place, lock_timeout) = (&self.table.place, server::lock_timeout(timeout));
+        let (location, lock_timeout) = (&self.table.location, server::lock_timeout(timeout));
         Self {
-            table: table(place.server.clone(), place.table.clone(), lock_timeout),
+            table: table(location.server.clone(), location.table.clone(), lock_timeout),
             lock_timeout,
             ..self
         }
@@ -266,20 +268,24 @@ impl MySqlStore {
     /// # }
     /// ```
     pub async fn set_up(&self) -> Result<(), StoreError> {
-        let place = &self.table.place;
-        let (mut patience, mut attempts) = (Backoff::of_a_set_up(), self.attempts());
+        let location = &self.table.location;
+        let (mut backoff, mut attempts) = (Backoff::for_set_up(), self.attempts());
         loop {
-            let mut lent = self.lend().await?;
-            match schema::set_up(lent.connection(), place).await {
+            let mut connection = self.acquire().await?;
+            match schema::set_up(connection.get_mut(), location).await {
                 Ok(found) => {
-                    lent.give_back();
-                    return server::verdict(place, found);
+                    connection.give_back();
+                    return server::verdict(location, found);
                 }
                 Err(error)
-                    if server::again(&mut patience, &error, failure::concurrent_set_up).await => {}
+                    if server::again(&mut backoff, &error, failure::concurrent_set_up).await => {}
                 Err(error) => {
                     attempts
-                        .again(Failed { stage: Stage::Sent, error, connection: lent.close() })
+                        .again(FailedAttempt {
+                            stage: Stage::Sent,
+                            error,
+                            connection: connection.close(),
+                        })
                         .await?
                 }
             }
@@ -309,18 +315,20 @@ impl MySqlStore {
     /// # }
     /// ```
     pub async fn check(&self) -> Result<(), StoreError> {
-        let place = &self.table.place;
+        let location = &self.table.location;
         let mut attempts = self.attempts();
         loop {
-            let mut lent = self.lend().await?;
-            match schema::look(lent.connection(), place).await {
+            let mut connection = self.acquire().await?;
+            match schema::look(connection.get_mut(), location).await {
                 Ok(found) => {
-                    lent.give_back();
-                    return server::verdict(place, found);
+                    connection.give_back();
+                    return server::verdict(location, found);
                 }
                 Err(error) => {
-                    let connection = lent.after(&error);
-                    attempts.again(Failed { stage: Stage::Reads, error, connection }).await?;
+                    let connection = connection.after(&error);
+                    attempts
+                        .again(FailedAttempt { stage: Stage::Reads, error, connection })
+                        .await?;
                 }
             }
         }
@@ -348,306 +356,19 @@ impl MySqlStore {
     }
 
     fn failed(&self, stage: Stage, error: sqlx::Error) -> StoreError {
-        self.table.place.failed(stage, failure::meaning, error)
+        self.table.location.failed(stage, failure::classify, error)
     }
 
-    async fn lend(&self) -> Result<CloseOnDrop<MySql>, StoreError> {
+    async fn acquire(&self) -> Result<CloseOnDrop<MySql>, StoreError> {
         let connection = self.pool.acquire().await;
         connection.map(CloseOnDrop::new).map_err(|error| self.failed(Stage::NothingWritten, error))
     }
 
-    fn attempts(&self) -> ServerAttempts<'_> {
-        self.table.attempts(self.pool.options().get_max_connections(), failure::meaning)
-    }
-
-    /// Runs a statement that changes rows and returns none, by itself. Says how many it found.
-    async fn changed(&self, (sql, values): Statement<'_>) -> Result<u64, StoreError> {
-        let mut attempts = self.attempts();
-        loop {
-            let mut lent = self.lend().await?;
-            match sql::query(sql, values).execute(lent.connection()).await {
-                Ok(done) => {
-                    lent.give_back();
-                    return Ok(done.rows_affected());
-                }
-                Err(error) => {
-                    let connection = lent.after(&error);
-                    attempts.again(Failed { stage: Stage::Sent, error, connection }).await?;
-                }
-            }
-        }
-    }
-
-    /// Runs a statement that reads rows, by itself.
-    async fn read(&self, (sql, values): Statement<'_>) -> Result<Vec<MySqlRow>, StoreError> {
-        let mut attempts = self.attempts();
-        loop {
-            let mut lent = self.lend().await?;
-            match sql::query(sql, values).fetch_all(lent.connection()).await {
-                Ok(rows) => {
-                    lent.give_back();
-                    return Ok(rows);
-                }
-                Err(error) => {
-                    let connection = lent.after(&error);
-                    attempts.again(Failed { stage: Stage::Reads, error, connection }).await?;
-                }
-            }
-        }
-    }
-
-    /// Runs writes and a read as one transaction, which is committed if the last of the writes
-    /// found its row.
-    async fn write(
-        &self,
-        writes: &[Statement<'_>],
-        read: Statement<'_>,
-    ) -> Result<Written, StoreError> {
-        let mut attempts = self.attempts();
-        loop {
-            match transaction(self.lend().await?, writes, read).await {
-                Ok((applied, rows)) => return Ok(Written { applied, rows: sql::bindings(rows)? }),
-                Err(failed) => attempts.again(failed).await?,
-            }
-        }
+    fn attempts(&self) -> TableAttempts<'_> {
+        self.table.attempts(self.pool.options().get_max_connections(), failure::classify)
     }
 }
 
 fn table(server: String, name: String, lock_timeout: Duration) -> Arc<Table<Statements>> {
     Table::new(server, name, |name| Statements::for_table(name, lock_timeout))
-}
-
-/// A statement, and its values in the order of their places.
-type Statement<'a> = (&'a SqlStr, &'a [Value<'a>]);
-
-/// What became of [`MySqlStore::write`].
-struct Written {
-    applied: bool,
-    rows: Vec<Binding>,
-}
-
-impl Written {
-    /// Of a verb on one session that compares.
-    fn swap(self, session: SessionId) -> Swap {
-        let row = self.rows.into_iter().find(|row| row.session == session);
-        match row {
-            Some(row) if self.applied => Swap::Applied(row),
-            row => Swap::Conflict(row),
-        }
-    }
-}
-
-/// Whether the writes were committed, and the rows that were read.
-async fn transaction(
-    lent: CloseOnDrop<MySql>,
-    writes: &[Statement<'_>],
-    read: Statement<'_>,
-) -> Result<(bool, Vec<MySqlRow>), Failed<MySql>> {
-    in_transaction(
-        lent,
-        |(applied, _)| *applied,
-        async |connection| steps(connection, writes, read).await,
-    )
-    .await
-}
-
-/// Takes these steps in a transaction, which is committed if what they return asks for it.
-async fn in_transaction<T>(
-    mut lent: CloseOnDrop<MySql>,
-    commits: impl FnOnce(&T) -> bool,
-    steps: impl AsyncFnOnce(&mut MySqlConnection) -> Result<T, sqlx::Error>,
-) -> Result<T, Failed<MySql>> {
-    // Whatever fails before the commit was sent: the server then rolls back.
-    let unwritten = |error, connection| Failed { stage: Stage::NothingWritten, error, connection };
-    let mut transaction = match lent.connection().begin().await {
-        Ok(transaction) => transaction,
-        Err(error) => return Err(unwritten(error, None)),
-    };
-    let done = match steps(&mut transaction).await {
-        Ok(done) => done,
-        Err(error) => {
-            // The connection is closed, unless the server takes it from here.
-            let rolled_back = match error.as_database_error() {
-                Some(_) => transaction.rollback().await.is_ok(),
-                None => {
-                    drop(transaction);
-                    false
-                }
-            };
-            return Err(unwritten(error, if rolled_back { lent.take() } else { None }));
-        }
-    };
-    if commits(&done) {
-        transaction.commit().await.map_err(|error| Failed {
-            stage: Stage::Sent,
-            error,
-            connection: None,
-        })?;
-    } else {
-        transaction.rollback().await.map_err(|error| unwritten(error, None))?;
-    }
-    lent.give_back();
-    Ok(done)
-}
-
-/// What is between begin and commit.
-async fn steps(
-    connection: &mut MySqlConnection,
-    writes: &[Statement<'_>],
-    (sql, values): Statement<'_>,
-) -> Result<(bool, Vec<MySqlRow>), sqlx::Error> {
-    let mut found = 0;
-    for (sql, values) in writes {
-        found = sql::query(sql, values).execute(&mut *connection).await?.rows_affected();
-    }
-    Ok((found > 0, sql::query(sql, values).fetch_all(connection).await?))
-}
-
-impl BindingStore for MySqlStore {
-    async fn load(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
-        let rows = self.read((&self.table.statements.load, &[session.into()])).await?;
-        rows.first().map(sql::binding).transpose()
-    }
-
-    async fn create(&self, new: NewBinding) -> Result<Swap, StoreError> {
-        let Statements { claim, fill, load, .. } = &self.table.statements;
-        let session = new.session.into();
-        let [workspace, agent, build, generation, address] = sql::content(&new);
-        let now = Value::Number(Some(milliseconds_now()));
-        let filled = [workspace, agent, build, generation, address, new.epoch.into(), now, session];
-        let written =
-            self.write(&[(claim, &[session]), (fill, &filled)], (load, &[session])).await?;
-        Ok(written.swap(new.session))
-    }
-
-    async fn compare_and_swap(
-        &self,
-        expected: Revision,
-        new: NewBinding,
-    ) -> Result<Swap, StoreError> {
-        let Statements { compare_and_swap, load, .. } = &self.table.statements;
-        let session = new.session.into();
-        let [workspace, agent, build, generation, address] = sql::content(&new);
-        let (epoch, expected) = (new.epoch.into(), expected.into());
-        let values =
-            [agent, agent, address, build, generation, agent, epoch, workspace, session, expected];
-        let written = self.write(&[(compare_and_swap, &values)], (load, &[session])).await?;
-        Ok(written.swap(new.session))
-    }
-
-    async fn retarget(
-        &self,
-        session: SessionId,
-        workspace: WorkspaceId,
-    ) -> Result<Binding, StoreError> {
-        let Statements { retarget, load, .. } = &self.table.statements;
-        let values = statements::retarget(session, workspace);
-        let written = self.write(&[(retarget, &values)], (load, &[session.into()])).await?;
-        the_row(written.rows)
-    }
-
-    async fn unbind(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
-        let Statements { unbind, load, .. } = &self.table.statements;
-        let written = self.write(&[(unbind, &[session.into()])], (load, &[session.into()])).await?;
-        Ok(written.rows.into_iter().next().filter(|_| written.applied))
-    }
-
-    async fn forget(
-        &self,
-        session: SessionId,
-        expected: Option<Revision>,
-    ) -> Result<bool, StoreError> {
-        let expected = Value::Number(expected.map(Revision::get));
-        let values = [Value::Number(Some(milliseconds_now())), session.into(), expected, expected];
-        Ok(self.changed((&self.table.statements.delete, &values)).await? > 0)
-    }
-
-    async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
-        let Statements { claim, inherit, load, .. } = &self.table.statements;
-        let (session, parent) = (child.into(), parent.into());
-        let inherited = [parent, Value::Number(Some(milliseconds_now())), session];
-        // If the parent is not there, the read finds no child: a claimed row counts as deleted.
-        let written =
-            self.write(&[(claim, &[session]), (inherit, &inherited)], (load, &[session])).await?;
-        Ok(written.swap(child))
-    }
-
-    async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<Reset, StoreError> {
-        self.reset(workspace).await
-    }
-
-    async fn replace_agent(
-        &self,
-        workspace: WorkspaceId,
-        epoch: Epoch,
-        stale: &Target,
-        current: &Arc<Target>,
-        limit: u64,
-    ) -> Result<u64, StoreError> {
-        let Statements { older, of_agent, .. } = &self.table.statements;
-        let [agent, build, generation, address] = sql::place_to_dial(current);
-        let assigned = [agent, agent, address, build, generation, agent];
-        let (workspace, epoch, limit) = (workspace.into(), epoch.into(), chunk(limit));
-        match Behind::of(stale, current) {
-            Behind::Generation(_) => {
-                let values = [workspace, epoch, generation];
-                self.replace(older, Condition { values: &values, among: &[], limit }, &assigned)
-                    .await
-            }
-            Behind::Agent(stale) => {
-                let values = [workspace, epoch, Value::Id(Some(stale.into_uuid())), agent, address];
-                self.replace(of_agent, Condition { values: &values, among: &[], limit }, &assigned)
-                    .await
-            }
-        }
-    }
-
-    fn recent(&self, limit: u64) -> impl Stream<Item = Result<Binding, StoreError>> + Send {
-        self.stream(&self.table.statements.keeping.recent, limit)
-    }
-
-    housekeeping::verbs! {}
-
-    async fn load_many(&self, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
-        at_most_a_batch(sessions)?;
-        if sessions.is_empty() {
-            return Ok(Vec::new());
-        }
-        let (sql, list) = with_list(&self.table.statements.load_many, sessions);
-        sql::bindings(self.read((&sql, &list)).await?)
-    }
-}
-
-/// Of a statement without a condition: it writes, or it fails.
-fn the_row(rows: Vec<Binding>) -> Result<Binding, StoreError> {
-    rows.into_iter()
-        .next()
-        .ok_or_else(|| StoreError::Rejected("the row that was just written is not there".into()))
-}
-
-impl TransactionalStore for MySqlStore {
-    type Connection = MySqlConnection;
-
-    /// One statement that writes, and one that reads the row. Outside of a transaction, as on a
-    /// connection straight from the pool, the row that is returned may be one that another process
-    /// wrote in between.
-    ///
-    /// An error is never followed by another try here: what a deadlock undid is the caller's whole
-    /// transaction ([`StoreError::Unavailable`]), and the caller may begin it again.
-    async fn retarget_in(
-        &self,
-        connection: &mut MySqlConnection,
-        session: SessionId,
-        workspace: WorkspaceId,
-    ) -> Result<Binding, StoreError> {
-        let Statements { retarget_in, load, .. } = &self.table.statements;
-        let failed = |error| self.failed(Stage::Sent, error);
-        sql::query(retarget_in, &statements::retarget(session, workspace))
-            .execute(&mut *connection)
-            .await
-            .map_err(failed)?;
-        let rows =
-            sql::query(load, &[session.into()]).fetch_all(connection).await.map_err(failed)?;
-        the_row(sql::bindings(rows)?)
-    }
 }

@@ -1,28 +1,24 @@
 //! A store in PostgreSQL.
 
 mod failure;
+mod run;
 mod schema;
+mod statements;
+mod transaction;
 
 use super::{
-    NewBinding, Reset, StoreError, Swap, TransactionalStore,
+    error::StoreError,
     sql::{
-        self, Backoff, DEFAULT_TABLE, Value,
-        attempts::{Stage, only_reads},
-        lent::CloseOnDrop,
-        one_statement::{self, RunStatement, Statements, one_statement_a_verb},
-        server::{self, Failed, ServerAttempts, Table},
+        attempts::Stage,
+        backoff::Backoff,
+        schema::{DEFAULT_TABLE, table_name},
+        server::{self, FailedAttempt, Table, TableAttempts},
+        statements::Statements,
     },
 };
-use crate::{Binding, Revision, SessionId, Target, WorkspaceId};
-use futures_util::{Stream, StreamExt, TryFutureExt, TryStreamExt, stream};
-use sqlx::{
-    Connection, Either, Executor, PgConnection, PgPool, Postgres, SqlStr,
-    pool::PoolConnection,
-    postgres::{PgArguments, PgRow},
-    query::Query,
-};
+use sqlx::{PgPool, Postgres, pool::PoolConnection};
 use std::{fmt, sync::Arc, time::Duration};
-use uuid::Uuid;
+use transaction::in_transaction;
 
 /// Each look sees what others have created before it.
 const LOOKS: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
@@ -128,8 +124,8 @@ pub struct PostgresStore {
 impl fmt::Debug for PostgresStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PostgresStore")
-            .field("server", &self.table.place.server)
-            .field("table", &self.table.place.table)
+            .field("server", &self.table.location.server)
+            .field("table", &self.table.location.table)
             .finish_non_exhaustive()
     }
 }
@@ -209,8 +205,11 @@ impl PostgresStore {
     /// # }
     /// ```
     pub fn with_table(self, name: impl Into<String>) -> Result<Self, StoreError> {
-        let name = sql::table_name(name.into())?;
-        Ok(Self { table: table(self.table.place.server.clone(), name, self.lock_timeout), ..self })
+        let name = table_name(name.into())?;
+        Ok(Self {
+            table: table(self.table.location.server.clone(), name, self.lock_timeout),
+            ..self
+        })
     }
 
     /// How long a statement waits for a row that somebody else has locked, or is inserting. 4 s by
@@ -234,9 +233,9 @@ impl PostgresStore {
     /// ```
     #[must_use]
     pub fn with_lock_timeout(self, timeout: Duration) -> Self {
-        let (place, lock_timeout) = (&self.table.place, server::lock_timeout(timeout));
+        let (location, lock_timeout) = (&self.table.location, server::lock_timeout(timeout));
         Self {
-            table: table(place.server.clone(), place.table.clone(), lock_timeout),
+            table: table(location.server.clone(), location.table.clone(), lock_timeout),
             lock_timeout,
             ..self
         }
@@ -293,18 +292,18 @@ impl PostgresStore {
     /// # }
     /// ```
     pub async fn set_up(&self) -> Result<(), StoreError> {
-        let place = &self.table.place;
-        let (mut patience, mut attempts) = (Backoff::of_a_set_up(), self.attempts());
+        let location = &self.table.location;
+        let (mut backoff, mut attempts) = (Backoff::for_set_up(), self.attempts());
         loop {
             let connection = self.acquire().await?;
             match in_transaction(LOOKS, connection, async |connection| {
-                schema::set_up(connection, place).await
+                schema::set_up(connection, location).await
             })
             .await
             {
-                Ok(found) => return server::verdict(place, found),
+                Ok(found) => return server::verdict(location, found),
                 Err(failed)
-                    if server::again(&mut patience, &failed.error, failure::concurrent_set_up)
+                    if server::again(&mut backoff, &failed.error, failure::concurrent_set_up)
                         .await => {}
                 Err(failed) => attempts.again(failed).await?,
             }
@@ -334,17 +333,19 @@ impl PostgresStore {
     /// # }
     /// ```
     pub async fn check(&self) -> Result<(), StoreError> {
-        let place = &self.table.place;
+        let location = &self.table.location;
         let mut attempts = self.attempts();
         loop {
             let connection = self.acquire().await?;
             match in_transaction(LOOKS, connection, async |connection| {
-                schema::look(connection, place).await
+                schema::look(connection, location).await
             })
             .await
             {
-                Ok(found) => return server::verdict(place, found),
-                Err(failed) => attempts.again(Failed { stage: Stage::Reads, ..failed }).await?,
+                Ok(found) => return server::verdict(location, found),
+                Err(failed) => {
+                    attempts.again(FailedAttempt { stage: Stage::Reads, ..failed }).await?
+                }
             }
         }
     }
@@ -371,7 +372,7 @@ impl PostgresStore {
     }
 
     fn failed(&self, stage: Stage, error: sqlx::Error) -> StoreError {
-        self.table.place.failed(stage, failure::meaning, error)
+        self.table.location.failed(stage, failure::classify, error)
     }
 
     /// Apart from what it is for, so that what could not be sent is told from what was not
@@ -380,226 +381,11 @@ impl PostgresStore {
         self.pool.acquire().await.map_err(|error| self.failed(Stage::NothingWritten, error))
     }
 
-    fn attempts(&self) -> ServerAttempts<'_> {
-        self.table.attempts(self.pool.options().get_max_connections(), failure::meaning)
-    }
-
-    /// Runs a statement to its end, again if the database undid it for the sake of others, or on
-    /// another connection if the first one did not lead to where it can be run.
-    async fn run<'q>(
-        &self,
-        sql: &SqlStr,
-        query: impl Fn() -> Statement<'q> + Sync,
-    ) -> Result<Done, StoreError> {
-        let stage = if only_reads(sql.as_str()) { Stage::Reads } else { Stage::Sent };
-        let mut attempts = self.attempts();
-        loop {
-            match self.run_once(self.acquire().await?, query(), stage).await {
-                Ok(done) => return Ok(done),
-                Err(failed) => attempts.again(failed).await?,
-            }
-        }
-    }
-
-    async fn run_once(
-        &self,
-        mut connection: PoolConnection<Postgres>,
-        query: Statement<'_>,
-        stage: Stage,
-    ) -> Result<Done, Failed<Postgres>> {
-        if self.behind_pooler {
-            let run = async |connection: &mut PgConnection| {
-                done(connection, query.persistent(false)).await
-            };
-            let done = in_transaction("BEGIN", connection, run).await;
-            done.map_err(|failed| Failed { stage: failed.stage.min(stage), ..failed })
-        } else {
-            match done(&mut connection, query).await {
-                Ok(done) => Ok(done),
-                Err(error) => Err(Failed { stage, error, connection: Some(connection) }),
-            }
-        }
+    fn attempts(&self) -> TableAttempts<'_> {
+        self.table.attempts(self.pool.options().get_max_connections(), failure::classify)
     }
 }
 
 fn table(server: String, name: String, lock_timeout: Duration) -> Arc<Table<Statements>> {
-    Table::new(server, name, |name| Statements::for_table_with_row_locks(name, lock_timeout))
-}
-
-/// Takes these steps in a transaction, and commits them.
-///
-/// The connection goes back to the pool only if nothing is left of the transaction: behind a
-/// pooler, one that is open holds a connection of the server for as long as the pool does not use
-/// it.
-async fn in_transaction<T>(
-    begin: &'static str,
-    connection: PoolConnection<Postgres>,
-    steps: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
-) -> Result<T, Failed<Postgres>> {
-    let mut lent = CloseOnDrop::new(connection);
-    let unwritten = |error, connection| Failed { stage: Stage::NothingWritten, error, connection };
-    let mut transaction = match lent.connection().begin_with(begin).await {
-        Ok(transaction) => transaction,
-        Err(error) => return Err(unwritten(error, None)),
-    };
-    match steps(&mut transaction).await {
-        Ok(done) => match transaction.commit().await {
-            Ok(()) => {
-                lent.give_back();
-                Ok(done)
-            }
-            Err(error) => Err(Failed { stage: Stage::Sent, error, connection: None }),
-        },
-        Err(error) => {
-            // The connection is closed, unless the server takes it from here.
-            let rolled_back = match error.as_database_error() {
-                Some(_) => transaction.rollback().await.is_ok(),
-                None => {
-                    drop(transaction);
-                    false
-                }
-            };
-            Err(unwritten(error, if rolled_back { lent.take() } else { None }))
-        }
-    }
-}
-
-type Statement<'q> = Query<'q, Postgres, PgArguments>;
-
-/// What came of a statement.
-#[derive(Default)]
-struct Done {
-    rows: Vec<PgRow>,
-    changed: u64,
-}
-
-/// To the end, not to the first row: only then has the statement been committed.
-async fn done(connection: &mut PgConnection, query: Statement<'_>) -> Result<Done, sqlx::Error> {
-    let mut done = Done::default();
-    let mut answer = connection.fetch_many(query);
-    while let Some(part) = answer.try_next().await? {
-        match part {
-            Either::Left(end) => done.changed += end.rows_affected(),
-            Either::Right(row) => done.rows.push(row),
-        }
-    }
-    Ok(done)
-}
-
-impl RunStatement for PostgresStore {
-    fn statements(&self) -> &Statements {
-        &self.table.statements
-    }
-
-    async fn rows(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<Vec<Binding>, StoreError> {
-        sql::bindings(self.run(sql, || sql::query(sql, values)).await?.rows)
-    }
-
-    async fn changed(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<u64, StoreError> {
-        Ok(self.run(sql, || sql::query(sql, values)).await?.changed)
-    }
-
-    async fn reset(&self, workspace: WorkspaceId) -> Result<Reset, StoreError> {
-        sql::reset(
-            &self.numbers(&self.table.statements.reset_workspace, &[workspace.into()]).await?,
-        )
-    }
-
-    async fn replaced(
-        &self,
-        sql: &SqlStr,
-        values: &[Value<'_>],
-    ) -> Result<(u64, bool), StoreError> {
-        let numbers = self.numbers(sql, values).await?;
-        let number = |column: usize| numbers.get(column).copied().flatten().unwrap_or(0);
-        Ok((u64::try_from(number(0)).unwrap_or(0), number(1) > 0))
-    }
-
-    async fn numbers(
-        &self,
-        sql: &SqlStr,
-        values: &[Value<'_>],
-    ) -> Result<Vec<Option<i64>>, StoreError> {
-        sql::numbers(&self.run(sql, || sql::query(sql, values)).await?.rows)
-    }
-
-    async fn rows_of(
-        &self,
-        sql: &SqlStr,
-        sessions: &[SessionId],
-    ) -> Result<Vec<Binding>, StoreError> {
-        let sessions = uuids(sessions);
-        sql::bindings(self.run(sql, || sqlx::query(sql.clone()).bind(&sessions)).await?.rows)
-    }
-
-    async fn changed_of(
-        &self,
-        sql: &SqlStr,
-        value: Value<'_>,
-        sessions: &[SessionId],
-    ) -> Result<u64, StoreError> {
-        let sessions = uuids(sessions);
-        Ok(self.run(sql, || sql::query(sql, &[value]).bind(&sessions)).await?.changed)
-    }
-
-    /// As one message, so that there is no transaction to be held for as long as the rows are read.
-    fn stream(
-        &self,
-        sql: &SqlStr,
-        limit: u64,
-    ) -> impl Stream<Item = Result<Binding, StoreError>> + Send {
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX).to_string();
-        let sql = sql::statement(sql.as_str().replace("$1", &limit));
-        let failed = |error| self.failed(Stage::Reads, error);
-        let begun = async move {
-            let mut attempts = self.attempts();
-            loop {
-                let mut rows = sqlx::raw_sql(sql.clone()).fetch(&self.pool);
-                match rows.try_next().await {
-                    Ok(first) => return Ok(stream::iter(first.map(Ok)).chain(rows)),
-                    // Of the rows that were handed on already nothing may come again.
-                    Err(error) => {
-                        attempts
-                            .again::<Postgres>(Failed {
-                                stage: Stage::Reads,
-                                error,
-                                connection: None,
-                            })
-                            .await?;
-                    }
-                }
-            }
-        };
-        let rows =
-            begun.map_ok(move |rows| rows.map(move |row| sql::binding(&row.map_err(failed)?)));
-        rows.try_flatten_stream()
-    }
-}
-
-/// What can be an array.
-fn uuids(sessions: &[SessionId]) -> Vec<Uuid> {
-    sessions.iter().map(|session| session.into_uuid()).collect()
-}
-
-one_statement_a_verb!(PostgresStore);
-
-impl TransactionalStore for PostgresStore {
-    type Connection = PgConnection;
-
-    /// An error ends the caller's transaction, as any error does in PostgreSQL. It is never sent
-    /// again here: what was undone is the caller's whole transaction ([`StoreError::Unavailable`]),
-    /// and the caller may begin it again.
-    async fn retarget_in(
-        &self,
-        connection: &mut PgConnection,
-        session: SessionId,
-        workspace: WorkspaceId,
-    ) -> Result<Binding, StoreError> {
-        let (sql, values) = self.table.statements.retarget_in(session, workspace);
-        let rows =
-            sql::query(sql, &values).persistent(!self.behind_pooler).fetch_all(connection).await;
-        one_statement::the_row(sql::bindings(
-            rows.map_err(|error| self.failed(Stage::Sent, error))?,
-        )?)
-    }
+    Table::new(server, name, |name| statements::for_table(name, lock_timeout))
 }

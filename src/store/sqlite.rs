@@ -1,22 +1,24 @@
 //! A store in a SQLite file.
 
 mod failure;
+mod run;
 mod schema;
+mod statements;
 
 use super::{
-    NewBinding, Reset, StoreError, Swap, TransactionalStore,
+    error::StoreError,
     sql::{
-        self, Backoff, DEFAULT_TABLE, Found, Value,
-        attempts::{Attempts, Replacements, Stage, only_reads},
-        one_statement::{self, LIST, RunStatement, Statements, one_statement_a_verb},
+        attempts::{Attempts, Replacements, Stage},
+        backoff::Backoff,
+        schema::{DEFAULT_TABLE, Found},
+        statements::Statements,
     },
 };
-use crate::{Binding, BoxError, Epoch, Revision, SessionId, Target, WorkspaceId};
-use failure::Place;
-use futures_util::{Stream, StreamExt, TryStreamExt};
+use crate::BoxError;
+use failure::TableLocation;
 use sqlx::{
-    Connection, Either, Executor, SqlStr, SqliteConnection, SqlitePool,
-    sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteRow, SqliteSynchronous},
+    SqliteConnection, SqlitePool,
+    sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteSynchronous},
 };
 use std::{
     fmt,
@@ -95,7 +97,7 @@ pub struct SqliteStore {
 
 /// What follows from the name of the table.
 struct Table {
-    place: Place,
+    location: TableLocation,
     statements: Statements,
     replacements: Replacements,
 }
@@ -104,8 +106,8 @@ impl Table {
     fn new(file: PathBuf, table: String) -> Arc<Self> {
         let replacements = Replacements::default();
         Arc::new(Self {
-            statements: Statements::for_table(&table),
-            place: Place { file, table },
+            statements: statements::for_table(&table),
+            location: TableLocation { file, table },
             replacements,
         })
     }
@@ -115,8 +117,8 @@ impl Table {
 impl fmt::Debug for SqliteStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SqliteStore")
-            .field("file", &self.table.place.file)
-            .field("table", &self.table.place.table)
+            .field("file", &self.table.location.file)
+            .field("table", &self.table.location.table)
             .finish_non_exhaustive()
     }
 }
@@ -265,7 +267,7 @@ impl SqliteStore {
     /// ```
     pub fn with_table(self, name: impl Into<String>) -> Result<Self, StoreError> {
         let name = schema::table_name(name.into())?;
-        Ok(Self { table: Table::new(self.table.place.file.clone(), name), ..self })
+        Ok(Self { table: Table::new(self.table.location.file.clone(), name), ..self })
     }
 
     /// Creates what is missing of the tables and their index, by running [`SCHEMA`](Self::SCHEMA)
@@ -321,12 +323,12 @@ impl SqliteStore {
     /// # }
     /// ```
     pub async fn check(&self) -> Result<(), StoreError> {
-        let Table { place, statements, .. } = &*self.table;
+        let Table { location, statements, .. } = &*self.table;
         let found =
-            async { schema::look(&mut *self.pool.acquire().await?, place, statements).await };
-        match found.await.map_err(|error| place.not_opened(error))? {
+            async { schema::look(&mut *self.pool.acquire().await?, location, statements).await };
+        match found.await.map_err(|error| location.not_opened(error))? {
             Found::Ready => Ok(()),
-            Found::Incomplete(what) => Err(place.schema(what)),
+            Found::Incomplete(what) => Err(location.schema(what)),
             Found::Wrong(error) => Err(error),
         }
     }
@@ -360,25 +362,28 @@ impl SqliteStore {
     /// SQLite's own waiting is not enough: it does not wait where two connections could wait for
     /// each other, as on the change to WAL, and the caller's pool may not wait at all.
     async fn settle(&self, journal: Journal) -> Result<(), StoreError> {
-        let place = &self.table.place;
-        let (mut patience, mut attempts) = (Backoff::of_a_set_up(), self.attempts());
+        let location = &self.table.location;
+        let (mut backoff, mut attempts) = (Backoff::for_set_up(), self.attempts());
         loop {
             let mut connection = match self.pool.acquire().await {
                 Ok(connection) => connection,
-                Err(error) if failure::contended(&error) && patience.wait().await => continue,
-                Err(error) => return Err(place.not_opened(error)),
+                Err(error) if failure::contended(&error) && backoff.wait().await => continue,
+                Err(error) => return Err(location.not_opened(error)),
             };
             match self.attempt(&mut connection, journal).await {
                 Ok(verdict) => return verdict,
                 Err(error) if failure::contended(&error) => {
                     drop(connection);
-                    if !patience.wait().await {
-                        return Err(place.not_opened(error));
+                    if !backoff.wait().await {
+                        return Err(location.not_opened(error));
                     }
                 }
                 Err(error) => {
-                    if !attempts.again(Stage::Sent, place.meaning(&error), Some(connection)).await {
-                        return Err(place.not_opened(error));
+                    if !attempts
+                        .again(Stage::Sent, location.classify(&error), Some(connection))
+                        .await
+                    {
+                        return Err(location.not_opened(error));
                     }
                 }
             }
@@ -396,10 +401,10 @@ impl SqliteStore {
         connection: &mut SqliteConnection,
         journal: Journal,
     ) -> Result<Result<(), StoreError>, sqlx::Error> {
-        let Table { place, statements, .. } = &*self.table;
+        let Table { location, statements, .. } = &*self.table;
         if journal == Journal::Wal {
             // Before anything is changed: a file with the wrong tables is left as it was.
-            if let Found::Wrong(error) = schema::look(connection, place, statements).await? {
+            if let Found::Wrong(error) = schema::look(connection, location, statements).await? {
                 return Ok(Err(error));
             }
             let mode: String =
@@ -409,74 +414,11 @@ impl SqliteStore {
                 // `synchronous = NORMAL` that is not safe.
                 let source =
                     format!("it cannot be put into WAL mode, its journal mode stays {mode}").into();
-                return Ok(Err(StoreError::Open { path: place.file.clone(), source }));
+                return Ok(Err(StoreError::Open { path: location.file.clone(), source }));
             }
         }
-        schema::set_up(connection, place, statements).await
+        schema::set_up(connection, location, statements).await
     }
-
-    fn failed(&self, error: sqlx::Error) -> StoreError {
-        self.table.place.failed(error)
-    }
-
-    /// Runs a statement to its end, on another connection if the first one does not lead to where
-    /// it can be run. Returns the rows, and how many were changed.
-    async fn run(
-        &self,
-        sql: &SqlStr,
-        values: &[Value<'_>],
-    ) -> Result<(Vec<SqliteRow>, u64), StoreError> {
-        let stage = if only_reads(sql.as_str()) { Stage::Reads } else { Stage::Sent };
-        let mut attempts = self.attempts();
-        loop {
-            let mut connection = self.pool.acquire().await.map_err(|error| self.failed(error))?;
-            match run_on(&mut connection, sql, values).await {
-                Ok(done) => return Ok(done),
-                Err(error) => {
-                    let meaning = self.table.place.meaning(&error);
-                    if !attempts.again(stage, meaning, Some(connection)).await {
-                        return Err(self.failed(error));
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Runs a statement to its end. Returns the rows, and how many were changed.
-///
-/// Not only to its first row: sqlx then resets the statement, the implicit transaction ends in that
-/// reset, and an error of the commit is lost: a write that was rolled back would look like one that
-/// was made.
-async fn run_on(
-    connection: &mut SqliteConnection,
-    sql: &SqlStr,
-    values: &[Value<'_>],
-) -> Result<(Vec<SqliteRow>, u64), sqlx::Error> {
-    let (mut rows, mut changed) = (Vec::new(), 0);
-    let mut answer = connection.fetch_many(sql::query(sql, values));
-    while let Some(part) = answer.try_next().await? {
-        match part {
-            Either::Left(end) => changed += end.rows_affected(),
-            Either::Right(row) => rows.push(row),
-        }
-    }
-    Ok((rows, changed))
-}
-
-/// Begins the next epoch of a workspace, and drops the targets of its rows, which nobody else
-/// writes in between. Returns the epoch, and how many rows there are.
-async fn reset_on(
-    connection: &mut SqliteConnection,
-    statements: &Statements,
-    workspace: WorkspaceId,
-) -> Result<(Vec<SqliteRow>, u64), sqlx::Error> {
-    let value = &[workspace.into()];
-    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-    let (raised, _) = run_on(&mut transaction, &statements.raise_epoch, value).await?;
-    let (_, rows) = run_on(&mut transaction, &statements.drop_targets, value).await?;
-    transaction.commit().await?;
-    Ok((raised, rows))
 }
 
 /// What [`SqliteStore::settle`] does about the journal.
@@ -502,117 +444,4 @@ fn plain_path(path: &Path) -> Result<PathBuf, StoreError> {
         ));
     }
     std::path::absolute(path).map_err(|error| refused(error.into()))
-}
-
-impl RunStatement for SqliteStore {
-    fn statements(&self) -> &Statements {
-        &self.table.statements
-    }
-
-    async fn rows(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<Vec<Binding>, StoreError> {
-        sql::bindings(self.run(sql, values).await?.0)
-    }
-
-    async fn changed(&self, sql: &SqlStr, values: &[Value<'_>]) -> Result<u64, StoreError> {
-        Ok(self.run(sql, values).await?.1)
-    }
-
-    async fn reset(&self, workspace: WorkspaceId) -> Result<Reset, StoreError> {
-        let mut attempts = self.attempts();
-        loop {
-            let mut connection = self.pool.acquire().await.map_err(|error| self.failed(error))?;
-            match reset_on(&mut connection, &self.table.statements, workspace).await {
-                Ok((raised, rows)) => {
-                    let epoch = sql::numbers(&raised)?.first().copied().flatten().map(Epoch::new);
-                    return epoch.map(|epoch| Reset::new(rows, epoch)).ok_or_else(sql::no_epoch);
-                }
-                Err(error) => {
-                    let meaning = self.table.place.meaning(&error);
-                    if !attempts.again(Stage::Sent, meaning, Some(connection)).await {
-                        return Err(self.failed(error));
-                    }
-                }
-            }
-        }
-    }
-
-    /// One writer at a time: nothing is locked, and nothing is left out.
-    async fn replaced(
-        &self,
-        sql: &SqlStr,
-        values: &[Value<'_>],
-    ) -> Result<(u64, bool), StoreError> {
-        Ok((self.changed(sql, values).await?, false))
-    }
-
-    async fn numbers(
-        &self,
-        sql: &SqlStr,
-        values: &[Value<'_>],
-    ) -> Result<Vec<Option<i64>>, StoreError> {
-        sql::numbers(&self.run(sql, values).await?.0)
-    }
-
-    async fn rows_of(
-        &self,
-        sql: &SqlStr,
-        sessions: &[SessionId],
-    ) -> Result<Vec<Binding>, StoreError> {
-        let (sql, values) = with_list(sql, None, sessions);
-        self.rows(&sql, &values).await
-    }
-
-    async fn changed_of(
-        &self,
-        sql: &SqlStr,
-        value: Value<'_>,
-        sessions: &[SessionId],
-    ) -> Result<u64, StoreError> {
-        let (sql, values) = with_list(sql, Some(value), sessions);
-        self.changed(&sql, &values).await
-    }
-
-    fn stream(
-        &self,
-        sql: &SqlStr,
-        limit: u64,
-    ) -> impl Stream<Item = Result<Binding, StoreError>> + Send {
-        let rows = sql::query(sql, &[sql::number(limit)]).fetch(&self.pool);
-        rows.map(|row| sql::binding(&row.map_err(|error| self.failed(error))?))
-    }
-}
-
-/// Puts the list of sessions into a statement, after the value that it has before.
-fn with_list<'a>(
-    sql: &SqlStr,
-    value: Option<Value<'a>>,
-    sessions: &[SessionId],
-) -> (SqlStr, Vec<Value<'a>>) {
-    let list = sql::listed(sessions);
-    let first = if value.is_some() { 2 } else { 1 };
-    let places = (first..)
-        .take(list.len())
-        .map(|number| format!("?{number}"))
-        .collect::<Vec<_>>()
-        .join(", ");
-    let sql = sql::statement(sql.as_str().replace(LIST, &format!("({places})")));
-    (sql, value.into_iter().chain(list).collect())
-}
-
-one_statement_a_verb!(SqliteStore);
-
-impl TransactionalStore for SqliteStore {
-    type Connection = SqliteConnection;
-
-    async fn retarget_in(
-        &self,
-        connection: &mut SqliteConnection,
-        session: SessionId,
-        workspace: WorkspaceId,
-    ) -> Result<Binding, StoreError> {
-        let (sql, values) = self.table.statements.retarget_in(session, workspace);
-        let (rows, _) =
-            run_on(connection, sql, &values).await.map_err(|error| self.failed(error))?;
-        one_statement::the_row(sql::bindings(rows)?)
-    }
 }

@@ -67,7 +67,7 @@ impl Case {
         sqlx::query_scalar(self.sql(text)).fetch_one(self.store.pool()).await.unwrap()
     }
 
-    fn place(&self) -> String {
+    fn location(&self) -> String {
         let server = format!("{:?}", self.store);
         let server = server.split('"').nth(1).unwrap();
         format!("{server}, table {}", self.table)
@@ -77,11 +77,11 @@ impl Case {
     async fn wrong(&self) -> String {
         let mut said = Vec::new();
         for result in [self.store.check().await, self.store.set_up().await] {
-            let StoreError::Schema { place, what } = result.unwrap_err() else {
+            let StoreError::Schema { location, problem } = result.unwrap_err() else {
                 panic!("another error")
             };
-            assert_eq!(place, self.place());
-            said.push(what);
+            assert_eq!(location, self.location());
+            said.push(problem);
         }
         assert_eq!(said[0], said[1]);
         said.remove(0)
@@ -134,8 +134,11 @@ mod set_up {
         let Some(case) = Case::bare(1).await else { return };
         assert_eq!(case.store.pool().size(), 0, "not even a connection");
         let error = case.store.check().await.unwrap_err();
-        let StoreError::Schema { place, what } = &error else { panic!("{error:?}") };
-        assert_eq!((place, what), (&case.place(), &format!("table {} does not exist", case.table)));
+        let StoreError::Schema { location, problem } = &error else { panic!("{error:?}") };
+        assert_eq!(
+            (location, problem),
+            (&case.location(), &format!("table {} does not exist", case.table))
+        );
         assert_eq!(case.everything().await, Vec::<String>::new());
     }
 
@@ -154,7 +157,7 @@ mod set_up {
             case.run(damage).await;
             let error = case.store.check().await.unwrap_err();
             assert!(
-                matches!(&error, StoreError::Schema { what: found, .. } if *found == what),
+                matches!(&error, StoreError::Schema { problem: found, .. } if *found == what),
                 "{error:?}"
             );
             case.store.set_up().await.unwrap();
@@ -231,10 +234,10 @@ mod set_up {
         let before = case.everything().await;
         for result in [case.store.set_up().await, case.store.check().await] {
             let error = result.unwrap_err();
-            let StoreError::SchemaTooNew { place, found: 7, supported: 1 } = &error else {
+            let StoreError::SchemaTooNew { location, found: 7, supported: 1 } = &error else {
                 panic!("{error:?}")
             };
-            assert_eq!(*place, case.place());
+            assert_eq!(*location, case.location());
         }
         assert_eq!(case.everything().await, before);
         case.run("UPDATE M SET schema_version = 0").await;
@@ -468,8 +471,8 @@ mod errors {
             wrong.load(session(1)).await.unwrap_err(),
             wrong.retarget(session(1), workspace(1)).await.unwrap_err(),
         ] {
-            let StoreError::Denied { place, .. } = &error else { panic!("{error:?}") };
-            assert_eq!(*place, case.place());
+            let StoreError::Denied { location, .. } = &error else { panic!("{error:?}") };
+            assert_eq!(*location, case.location());
             assert!(!words(&error).contains("wrong"), "{}", words(&error));
         }
     }
@@ -480,7 +483,7 @@ mod errors {
         let store = Store::new(pool(&case.options.clone().database("nowhere_to_be_found"), 1));
         for error in [store.set_up().await.unwrap_err(), store.load(session(1)).await.unwrap_err()]
         {
-            let named = matches!(&error, StoreError::Schema { what, .. } if what.contains("nowhere_to_be_found"));
+            let named = matches!(&error, StoreError::Schema { problem, .. } if problem.contains("nowhere_to_be_found"));
             assert!(named, "{error:?}");
         }
     }
@@ -495,8 +498,11 @@ mod errors {
             store.compare_and_swap(at(1), new(1, 1, None)).await.unwrap_err(),
             store.forget(session(1), None).await.unwrap_err(),
         ] {
-            let StoreError::Schema { place, what } = &error else { panic!("{error:?}") };
-            assert_eq!((place, what), (&case.place(), &NO_TABLE.replace("{}", &case.table)));
+            let StoreError::Schema { location, problem } = &error else { panic!("{error:?}") };
+            assert_eq!(
+                (location, problem),
+                (&case.location(), &NO_TABLE.replace("{}", &case.table))
+            );
         }
     }
 

@@ -35,7 +35,7 @@ async fn a_table_of_an_engine_without_transactions_is_refused() {
         for result in [store.check().await, store.set_up().await] {
             let error = result.unwrap_err();
             assert!(
-                matches!(&error, StoreError::Schema { what, .. } if *what == expected),
+                matches!(&error, StoreError::Schema { problem, .. } if *problem == expected),
                 "{error:?}"
             );
         }

@@ -118,9 +118,9 @@ async fn a_table_that_was_never_set_up_is_named() {
         store.retarget(session(1), workspace(1)).await.unwrap_err(),
         store.forget(session(1), None).await.unwrap_err(),
     ] {
-        let StoreError::Schema { place, what } = &error else { panic!("{error:?}") };
-        assert!(place.ends_with(", table nowhere"), "{place}");
-        assert_eq!(what, "no such table: nowhere");
+        let StoreError::Schema { location, problem } = &error else { panic!("{error:?}") };
+        assert!(location.ends_with(", table nowhere"), "{location}");
+        assert_eq!(problem, "no such table: nowhere");
     }
 }
 

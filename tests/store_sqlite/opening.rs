@@ -86,10 +86,10 @@ async fn a_schema_of_a_newer_version_is_refused_and_left_alone() {
     for result in [opened, store.set_up().await, store.check().await] {
         let error = result.unwrap_err();
         // The missing column is not what is wrong: a newer version may well have no use for it.
-        let StoreError::SchemaTooNew { place, found: 7, supported: 1 } = &error else {
+        let StoreError::SchemaTooNew { location, found: 7, supported: 1 } = &error else {
             panic!("{error:?}")
         };
-        assert_eq!(*place, format!("{}, table agent_bindings", path.display()));
+        assert_eq!(*location, format!("{}, table agent_bindings", path.display()));
     }
     assert_eq!(everything_in(store.pool()).await, before);
 }
@@ -103,7 +103,7 @@ async fn a_schema_version_that_never_was_is_refused() {
         .unwrap();
     let error = store.set_up().await.unwrap_err();
     assert!(
-        matches!(&error, StoreError::Schema { what, .. } if what.contains("version 0")),
+        matches!(&error, StoreError::Schema { problem, .. } if problem.contains("version 0")),
         "{error:?}"
     );
 }
@@ -128,9 +128,9 @@ async fn a_table_that_lacks_a_column_is_refused_and_left_alone() {
             let before = everything_in(&pool).await;
 
             let error = SqliteStore::open(&path).await.unwrap_err();
-            let StoreError::Schema { place, what } = &error else { panic!("{error:?}") };
-            assert_eq!(*place, format!("{}, table agent_bindings", path.display()));
-            assert_eq!(*what, format!("table {table} has no column {missing}"));
+            let StoreError::Schema { location, problem } = &error else { panic!("{error:?}") };
+            assert_eq!(*location, format!("{}, table agent_bindings", path.display()));
+            assert_eq!(*problem, format!("table {table} has no column {missing}"));
             assert_eq!(everything_in(&pool).await, before);
             let mode: String =
                 sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&pool).await.unwrap();
@@ -155,7 +155,7 @@ async fn a_table_with_another_key_is_refused() {
     for result in [store.check().await, store.set_up().await] {
         let error = result.unwrap_err();
         assert!(
-            matches!(&error, StoreError::Schema { what, .. } if what.contains("ON CONFLICT")),
+            matches!(&error, StoreError::Schema { problem, .. } if problem.contains("ON CONFLICT")),
             "{error:?}"
         );
     }
@@ -185,9 +185,9 @@ async fn check_tells_what_is_missing_and_creates_nothing() {
     let pool = foreign_pool(&path).await;
     let store = SqliteStore::new(pool.clone());
     let what = |error: StoreError| match error {
-        StoreError::Schema { place, what } => {
-            assert_eq!(place, format!("{}, table agent_bindings", path.display()));
-            what
+        StoreError::Schema { location, problem } => {
+            assert_eq!(location, format!("{}, table agent_bindings", path.display()));
+            problem
         }
         error => panic!("{error:?}"),
     };

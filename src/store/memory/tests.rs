@@ -3,8 +3,8 @@
 
 use super::*;
 use crate::AgentId;
+use crate::store::housekeeping::{purge_forgotten, purge_idle, touch};
 use futures_util::{FutureExt, TryStreamExt};
-use housekeeping::{purge_forgotten, purge_idle, touch};
 use std::time::{Duration, SystemTime};
 use uuid::Uuid;
 
@@ -152,7 +152,7 @@ fn the_floor_is_raised_again_once_what_is_below_it_has_gone() {
     }
     let purge = |limit, now| {
         let purged = done(purge_forgotten(&store, limit, now)).unwrap();
-        (purged.gone, purged.waiting, store.rows().memory.floor)
+        (purged.gone, purged.waiting, store.rows().meta.floor)
     };
     assert_eq!(purge(2, 8 * DAY), (0, 5, 2));
     create(&store, 6); // 3

@@ -1,9 +1,9 @@
 //! The tables: their text, and whether they are what this version needs.
 
 use crate::store::sql::{
-    self, Column, Found, Tables,
-    server::{self, Place},
-    statement,
+    schema::{Column, Found, Tables, schema_for},
+    server::{self, TableLocation},
+    text::statement,
 };
 use sqlx::MySqlConnection;
 
@@ -71,25 +71,25 @@ INSERT INTO `agent_bindings_meta` (id, schema_version) VALUES (1, 1) ON DUPLICAT
 /// Creates what is missing, after a look that what exists is right. Nothing that exists is altered.
 pub(super) async fn set_up(
     connection: &mut MySqlConnection,
-    place: &Place,
+    location: &TableLocation,
 ) -> Result<Found, sqlx::Error> {
     // Looking first: the usual start finds everything there, and needs no right to create anything.
-    match look(connection, place).await? {
+    match look(connection, location).await? {
         Found::Incomplete(_) => {}
         found => return Ok(found),
     }
-    sqlx::raw_sql(sql::schema_for(SCHEMA, &place.table)).execute(&mut *connection).await?;
-    look(connection, place).await
+    sqlx::raw_sql(schema_for(SCHEMA, &location.table)).execute(&mut *connection).await?;
+    look(connection, location).await
 }
 
 /// Compares what there is with what this version needs. Reads only.
 pub(super) async fn look(
     connection: &mut MySqlConnection,
-    place: &Place,
+    location: &TableLocation,
 ) -> Result<Found, sqlx::Error> {
-    let meta = format!("{}_meta", place.table);
-    let (bindings, key) = columns(connection, &place.table).await?;
-    let epochs = format!("{}_epochs", place.table);
+    let meta = format!("{}_meta", location.table);
+    let (bindings, key) = columns(connection, &location.table).await?;
+    let epochs = format!("{}_epochs", location.table);
     let tables = Tables {
         bindings,
         meta: columns(connection, &meta).await?.0,
@@ -100,20 +100,20 @@ pub(super) async fn look(
         false => None,
     };
     let kinds = |column: &str| server::kind(column, ["binary(16)", "bigint", "longtext", "int"]);
-    match tables.judged(place, &place.table, version, kinds) {
+    match tables.judged(location, &location.table, version, kinds) {
         Found::Ready => {}
         found => return Ok(found),
     }
-    for table in [&place.table, &meta, &epochs] {
+    for table in [&location.table, &meta, &epochs] {
         // A transaction on a table of an engine without transactions is none, and nobody says so.
         let engine = engine(connection, table).await?.unwrap_or_else(|| "none".to_owned());
         if !engine.eq_ignore_ascii_case("InnoDB") {
             return Ok(Found::Wrong(
-                place.schema(format!("the engine of table {table} is {engine}, not InnoDB")),
+                location.schema(format!("the engine of table {table} is {engine}, not InnoDB")),
             ));
         }
     }
-    Ok(server::key_of(place, &place.table, &key))
+    Ok(server::key_of(location, &location.table, &key))
 }
 
 /// A table's columns, none if it does not exist; and the names of those that are its primary key.

@@ -10,7 +10,10 @@ use crate::{
     SessionId, WorkspaceId,
     store::{
         housekeeping::milliseconds_now,
-        sql::{MEMORY, Value, read, statement},
+        sql::{
+            text::{META_COLUMNS, read, statement},
+            values::{Value, listed},
+        },
     },
 };
 use sqlx::SqlStr;
@@ -46,23 +49,23 @@ pub(super) struct Statements {
     /// Workspace.
     pub(super) drop_targets: SqlStr,
     /// Workspace, epoch, generation. Agent, agent, address, build, generation, agent.
-    pub(super) older: Replacement,
+    pub(super) replace_older: Replacement,
     /// Workspace, epoch, stale agent, agent, address; the same.
-    pub(super) of_agent: Replacement,
+    pub(super) replace_agent: Replacement,
     /// The list.
     pub(super) load_many: SqlStr,
-    pub(super) keeping: HousekeepingSql,
+    pub(super) housekeeping: HousekeepingStatements,
 }
 
 /// What stands in a statement where a list of sessions has to be put.
-pub(super) const LIST: &str = "(sessions)";
+const LIST: &str = "(sessions)";
 
 /// A write to rows that are chosen first, in the same transaction.
 ///
 /// MySQL has no single statement for it: an UPDATE with a LIMIT waits for rows that others have
 /// locked, one with a subquery reads the whole table, and in one that joins the rows to be written
 /// nobody promises the order of the assignments.
-pub(super) struct SomeRows {
+pub(super) struct ChunkStatements {
     /// The values of the condition, and how many rows at most. Locks what it finds and nobody else
     /// has locked.
     pub(super) choose: SqlStr,
@@ -72,26 +75,26 @@ pub(super) struct SomeRows {
 
 /// A chunk of a group repair.
 pub(super) struct Replacement {
-    pub(super) rows: SomeRows,
+    pub(super) rows: ChunkStatements,
     /// The values of the condition. Finds a row that is behind; reads without locks.
     pub(super) behind: SqlStr,
 }
 
 /// The steps of housekeeping.
-pub(super) struct HousekeepingSql {
+pub(super) struct HousekeepingStatements {
     /// How many.
     pub(super) recent: SqlStr,
-    pub(super) memory: SqlStr,
+    pub(super) meta: SqlStr,
     /// Time, and among which sessions. Time.
-    pub(super) mark_used: SomeRows,
+    pub(super) mark_used: ChunkStatements,
     /// How long ago is a gap; time, twice; how long it may be.
     pub(super) mark_recorded: SqlStr,
     /// Before which time. Time.
-    pub(super) delete_idle: SomeRows,
+    pub(super) delete_idle: ChunkStatements,
     /// The same.
-    pub(super) delete_unused: SomeRows,
+    pub(super) delete_unused: ChunkStatements,
     /// Before which time, the floor. Nothing is assigned.
-    pub(super) remove_deleted: SomeRows,
+    pub(super) remove_deleted: ChunkStatements,
     /// Before which time.
     pub(super) deleted_before: SqlStr,
     /// The floor, the time, the floor, before which time it must have been raised last.
@@ -136,7 +139,7 @@ impl Statements {
             "{other_agent}, address = ?, build = ?, generation = ?, agent = ?, revision = revision + 1"
         );
         let replaced = |condition: &str| Replacement {
-            rows: SomeRows {
+            rows: ChunkStatements {
                 choose: choose(condition, "session"),
                 write: write(&replace, condition),
             },
@@ -200,19 +203,19 @@ impl Statements {
             drop_targets: statement(format!(
                 "{patiently}UPDATE {t} SET {drop_target}, revision = revision + 1 WHERE workspace = ?"
             )),
-            older: replaced("workspace = ? AND epoch = ? AND generation < ?"),
-            of_agent: replaced(
+            replace_older: replaced("workspace = ? AND epoch = ? AND generation < ?"),
+            replace_agent: replaced(
                 "workspace = ? AND epoch = ? AND agent = ? AND generation IS NULL AND NOT (agent = ? AND address <=> ?)",
             ),
             load_many: statement(format!(
                 "{patiently}SELECT {read} FROM {t} WHERE workspace IS NOT NULL AND session IN {LIST}"
             )),
-            keeping: HousekeepingSql::for_table(table, read, &patiently, &drop_target, choose, write),
+            housekeeping: HousekeepingStatements::for_table(table, read, &patiently, &drop_target, choose, write),
         }
     }
 }
 
-impl HousekeepingSql {
+impl HousekeepingStatements {
     fn for_table(
         table: &str,
         read: &str,
@@ -233,8 +236,8 @@ impl HousekeepingSql {
             recent: statement(format!(
                 "SELECT {read} FROM {t} WHERE workspace IS NOT NULL ORDER BY last_used DESC LIMIT ?"
             )),
-            memory: statement(format!("SELECT {MEMORY} FROM {meta} WHERE id = 1")),
-            mark_used: SomeRows {
+            meta: statement(format!("SELECT {META_COLUMNS} FROM {meta} WHERE id = 1")),
+            mark_used: ChunkStatements {
                 choose: statement(format!(
                     "SELECT session FROM {t} FORCE INDEX (PRIMARY) WHERE {not_used_since} AND session IN {LIST}
                      ORDER BY session LIMIT ? FOR UPDATE SKIP LOCKED"
@@ -251,9 +254,9 @@ impl HousekeepingSql {
             )),
             // Rows are locked in the order of another index than elsewhere. But nobody is waited
             // for, so that no two can wait for each other.
-            delete_idle: SomeRows { choose: choose(idle, "last_used"), write: write(&delete, idle) },
-            delete_unused: SomeRows { choose: choose(unused, "created_at"), write: write(&delete, unused) },
-            remove_deleted: SomeRows {
+            delete_idle: ChunkStatements { choose: choose(idle, "last_used"), write: write(&delete, idle) },
+            delete_unused: ChunkStatements { choose: choose(unused, "created_at"), write: write(&delete, unused) },
+            remove_deleted: ChunkStatements {
                 choose: choose("workspace IS NULL AND deleted_at < ? AND revision <= ?", "deleted_at"),
                 // A DELETE cannot be told which index to use. Of a sum there is none.
                 write: statement(format!(
@@ -273,7 +276,7 @@ impl HousekeepingSql {
 impl Statements {
     /// Returns every statement with its name.
     fn named(&self) -> Vec<(&'static str, &SqlStr)> {
-        let HousekeepingSql { delete_idle, delete_unused, .. } = &self.keeping;
+        let HousekeepingStatements { delete_idle, delete_unused, .. } = &self.housekeeping;
         vec![
             ("load", &self.load),
             ("claim", &self.claim),
@@ -287,26 +290,26 @@ impl Statements {
             ("raise_epoch", &self.raise_epoch),
             ("epoch", &self.epoch),
             ("drop_targets", &self.drop_targets),
-            ("older, choose", &self.older.rows.choose),
-            ("older, write", &self.older.rows.write),
-            ("older, behind", &self.older.behind),
-            ("of_agent, choose", &self.of_agent.rows.choose),
-            ("of_agent, write", &self.of_agent.rows.write),
-            ("of_agent, behind", &self.of_agent.behind),
+            ("replace_replace_older, choose", &self.replace_older.rows.choose),
+            ("replace_replace_older, write", &self.replace_older.rows.write),
+            ("replace_replace_older, behind", &self.replace_older.behind),
+            ("replace_agent, choose", &self.replace_agent.rows.choose),
+            ("replace_agent, write", &self.replace_agent.rows.write),
+            ("replace_agent, behind", &self.replace_agent.behind),
             ("load_many", &self.load_many),
-            ("recent", &self.keeping.recent),
-            ("memory", &self.keeping.memory),
-            ("mark_used, choose", &self.keeping.mark_used.choose),
-            ("mark_used, write", &self.keeping.mark_used.write),
-            ("mark_recorded", &self.keeping.mark_recorded),
+            ("recent", &self.housekeeping.recent),
+            ("meta", &self.housekeeping.meta),
+            ("mark_used, choose", &self.housekeeping.mark_used.choose),
+            ("mark_used, write", &self.housekeeping.mark_used.write),
+            ("mark_recorded", &self.housekeeping.mark_recorded),
             ("delete_idle, choose", &delete_idle.choose),
             ("delete_idle, write", &delete_idle.write),
             ("delete_unused, choose", &delete_unused.choose),
             ("delete_unused, write", &delete_unused.write),
-            ("remove_deleted, choose", &self.keeping.remove_deleted.choose),
-            ("remove_deleted, write", &self.keeping.remove_deleted.write),
-            ("deleted_before", &self.keeping.deleted_before),
-            ("raise_floor", &self.keeping.raise_floor),
+            ("remove_deleted, choose", &self.housekeeping.remove_deleted.choose),
+            ("remove_deleted, write", &self.housekeeping.remove_deleted.write),
+            ("deleted_before", &self.housekeeping.deleted_before),
+            ("raise_floor", &self.housekeeping.raise_floor),
         ]
     }
 }
@@ -323,6 +326,13 @@ fn patiently(lock_timeout: Duration) -> String {
     format!("/*M! SET STATEMENT {row}, {table} FOR */ ")
 }
 
+/// Puts a list of sessions into a statement that has a place for it, and the values of the list.
+pub(super) fn with_list<'a>(sql: &SqlStr, sessions: &[SessionId]) -> (SqlStr, Vec<Value<'a>>) {
+    let list = listed(sessions);
+    let places = format!("({})", vec!["?"; list.len()].join(", "));
+    (statement(sql.as_str().replace(LIST, &places)), list)
+}
+
 /// The values of [`Statements::retarget`].
 pub(super) fn retarget<'a>(session: SessionId, workspace: WorkspaceId) -> [Value<'a>; 11] {
     let (to, now) = (workspace.into(), Value::Number(Some(milliseconds_now())));
@@ -334,7 +344,7 @@ pub(super) fn retarget<'a>(session: SessionId, workspace: WorkspaceId) -> [Value
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::sql::{DEFAULT_TABLE, server::LOCK_TIMEOUT, snapshot};
+    use crate::store::sql::{schema::DEFAULT_TABLE, server::LOCK_TIMEOUT, snapshot};
 
     #[test]
     fn the_statements_are_those_of_the_sql_file() {

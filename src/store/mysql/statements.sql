@@ -72,28 +72,28 @@ SELECT epoch FROM `agent_bindings_epochs` WHERE workspace = ?;
                      CASE WHEN agent IS NOT NULL AND TRUE THEN generation ELSE previous_generation END,
                  previous_agent = CASE WHEN agent IS NOT NULL AND TRUE THEN agent ELSE previous_agent END, address = NULL, build = NULL, generation = NULL, agent = NULL, revision = revision + 1 WHERE workspace = ?;
 
--- older, choose
+-- replace_replace_older, choose
 SELECT session FROM `agent_bindings` IGNORE INDEX (PRIMARY) WHERE workspace = ? AND epoch = ? AND generation < ?
                  ORDER BY session LIMIT ? FOR UPDATE SKIP LOCKED;
 
--- older, write
+-- replace_replace_older, write
 UPDATE `agent_bindings` FORCE INDEX (PRIMARY) SET previous_generation =
                      CASE WHEN agent IS NOT NULL AND NOT (agent <=> ?) THEN generation ELSE previous_generation END,
                  previous_agent = CASE WHEN agent IS NOT NULL AND NOT (agent <=> ?) THEN agent ELSE previous_agent END, address = ?, build = ?, generation = ?, agent = ?, revision = revision + 1 WHERE workspace = ? AND epoch = ? AND generation < ? AND session IN (sessions);
 
--- older, behind
+-- replace_replace_older, behind
 SELECT session FROM `agent_bindings` IGNORE INDEX (PRIMARY) WHERE workspace = ? AND epoch = ? AND generation < ? ORDER BY session LIMIT 1;
 
--- of_agent, choose
+-- replace_agent, choose
 SELECT session FROM `agent_bindings` IGNORE INDEX (PRIMARY) WHERE workspace = ? AND epoch = ? AND agent = ? AND generation IS NULL AND NOT (agent = ? AND address <=> ?)
                  ORDER BY session LIMIT ? FOR UPDATE SKIP LOCKED;
 
--- of_agent, write
+-- replace_agent, write
 UPDATE `agent_bindings` FORCE INDEX (PRIMARY) SET previous_generation =
                      CASE WHEN agent IS NOT NULL AND NOT (agent <=> ?) THEN generation ELSE previous_generation END,
                  previous_agent = CASE WHEN agent IS NOT NULL AND NOT (agent <=> ?) THEN agent ELSE previous_agent END, address = ?, build = ?, generation = ?, agent = ?, revision = revision + 1 WHERE workspace = ? AND epoch = ? AND agent = ? AND generation IS NULL AND NOT (agent = ? AND address <=> ?) AND session IN (sessions);
 
--- of_agent, behind
+-- replace_agent, behind
 SELECT session FROM `agent_bindings` IGNORE INDEX (PRIMARY) WHERE workspace = ? AND epoch = ? AND agent = ? AND generation IS NULL AND NOT (agent = ? AND address <=> ?) ORDER BY session LIMIT 1;
 
 -- load_many
@@ -106,7 +106,7 @@ SELECT session, workspace, agent, build, generation, address, previous_agent, pr
          COALESCE((SELECT `agent_bindings_epochs`.epoch FROM `agent_bindings_epochs` WHERE `agent_bindings_epochs`.workspace = `agent_bindings`.workspace), 0)
              AS workspace_epoch FROM `agent_bindings` WHERE workspace IS NOT NULL ORDER BY last_used DESC LIMIT ?;
 
--- memory
+-- meta
 SELECT revision_floor, floor_raised_at, use_recorded_since, use_recorded_until, use_recorded_gap FROM `agent_bindings_meta` WHERE id = 1;
 
 -- mark_used, choose

@@ -1,60 +1,60 @@
 //! What an error of PostgreSQL says about the write that was asked for.
 
-use crate::store::sql::attempts::Meaning;
+use crate::store::sql::attempts::ErrorClass;
 use sqlx::{
     error::DatabaseError,
     postgres::{PgDatabaseError, PgSeverity},
 };
 
 /// By its [SQLSTATE](https://www.postgresql.org/docs/current/errcodes-appendix.html).
-pub(super) fn meaning(error: &(dyn DatabaseError + 'static)) -> Meaning {
+pub(super) fn classify(error: &(dyn DatabaseError + 'static)) -> ErrorClass {
     let severity = error.try_downcast_ref::<PgDatabaseError>().map(PgDatabaseError::severity);
     let fatal = matches!(severity, Some(PgSeverity::Fatal | PgSeverity::Panic));
     of(error.code().as_deref().unwrap_or_default(), fatal)
 }
 
 /// `fatal`: the server ends the connection with this error.
-fn of(state: &str, fatal: bool) -> Meaning {
+fn of(state: &str, fatal: bool) -> ErrorClass {
     match of_state(state) {
         // A standby whose recovery conflicts with what this session was doing.
-        Meaning::Contended if fatal => Meaning::StaleConnection,
-        Meaning::Rejected if fatal => Meaning::Ended,
-        meaning => meaning,
+        ErrorClass::Contended if fatal => ErrorClass::StaleConnection,
+        ErrorClass::Rejected if fatal => ErrorClass::Ended,
+        class => class,
     }
 }
 
-fn of_state(state: &str) -> Meaning {
+fn of_state(state: &str) -> ErrorClass {
     match state {
         // A serialization failure, a deadlock.
-        "40001" | "40P01" => Meaning::Contended,
+        "40001" | "40P01" => ErrorClass::Contended,
         // CockroachDB: the commit may have gone through.
-        "40003" => Meaning::Ended,
+        "40003" => ErrorClass::Ended,
         // The server takes no writes, or this session does not: a standby, or what was the primary
         // before a failover. Somebody left a failed transaction open on the connection.
-        "25006" | "25P02" => Meaning::StaleConnection,
+        "25006" | "25P02" => ErrorClass::StaleConnection,
         // The server ended the connection while it waited for the next statement, so that it has
         // not seen this one.
-        "57P05" | "25P03" => Meaning::StaleConnection,
+        "57P05" | "25P03" => ErrorClass::StaleConnection,
         // The server, or somebody with the right to, ends the connection. It may do so after the
         // commit, while it waits for a replica. Or the database was dropped.
-        "57P01" | "57P02" | "57P04" => Meaning::Ended,
+        "57P01" | "57P02" | "57P04" => ErrorClass::Ended,
         // Cancelled, timed out, a lock that was not to be had; the server is starting, or short of
         // something.
-        "57014" | "57P03" | "55P03" | "25P04" => Meaning::Unavailable,
-        "28000" | "28P01" | "42501" => Meaning::Denied,
+        "57014" | "57P03" | "55P03" | "25P04" => ErrorClass::Unavailable,
+        "28000" | "28P01" | "42501" => ErrorClass::Denied,
         // No such database, schema, table, column, key, operator for the column's type.
-        "3D000" | "3F000" | "42P01" | "42703" | "42P10" | "42804" | "42883" => Meaning::Schema,
+        "3D000" | "3F000" | "42P01" | "42703" | "42P10" | "42804" | "42883" => ErrorClass::Schema,
         _ => match state.get(..2) {
-            Some("08" | "58" | "XX") => Meaning::Ended,
-            Some("53") => Meaning::Unavailable,
-            _ => Meaning::Rejected,
+            Some("08" | "58" | "XX") => ErrorClass::Ended,
+            Some("53") => ErrorClass::Unavailable,
+            _ => ErrorClass::Rejected,
         },
     }
 }
 
 /// Whether the statement was undone for the sake of others, so that it may be sent again.
 pub(super) fn undone(error: &(dyn DatabaseError + 'static)) -> bool {
-    meaning(error) == Meaning::Contended
+    classify(error) == ErrorClass::Contended
 }
 
 /// Whether another one created the same tables at the same moment. `IF NOT EXISTS` is no lock: who
@@ -76,32 +76,32 @@ mod tests {
     #[test]
     fn a_state_says_what_is_known_about_the_write() {
         for (state, expected) in [
-            ("40001", Meaning::Contended),
-            ("40P01", Meaning::Contended),
-            ("40003", Meaning::Ended),
-            ("57P01", Meaning::Ended),
-            ("57P02", Meaning::Ended),
-            ("57P04", Meaning::Ended),
-            ("08006", Meaning::Ended),
-            ("XX000", Meaning::Ended),
-            ("57014", Meaning::Unavailable),
-            ("53300", Meaning::Unavailable),
-            ("53100", Meaning::Unavailable),
-            ("57P03", Meaning::Unavailable),
-            ("28P01", Meaning::Denied),
-            ("42501", Meaning::Denied),
-            ("3D000", Meaning::Schema),
-            ("42P01", Meaning::Schema),
-            ("42703", Meaning::Schema),
-            ("23514", Meaning::Rejected),
-            ("22021", Meaning::Rejected),
-            ("25006", Meaning::StaleConnection),
-            ("25P02", Meaning::StaleConnection),
-            ("25P03", Meaning::StaleConnection),
-            ("25P04", Meaning::Unavailable),
-            ("57P05", Meaning::StaleConnection),
-            ("28000", Meaning::Denied),
-            ("", Meaning::Rejected),
+            ("40001", ErrorClass::Contended),
+            ("40P01", ErrorClass::Contended),
+            ("40003", ErrorClass::Ended),
+            ("57P01", ErrorClass::Ended),
+            ("57P02", ErrorClass::Ended),
+            ("57P04", ErrorClass::Ended),
+            ("08006", ErrorClass::Ended),
+            ("XX000", ErrorClass::Ended),
+            ("57014", ErrorClass::Unavailable),
+            ("53300", ErrorClass::Unavailable),
+            ("53100", ErrorClass::Unavailable),
+            ("57P03", ErrorClass::Unavailable),
+            ("28P01", ErrorClass::Denied),
+            ("42501", ErrorClass::Denied),
+            ("3D000", ErrorClass::Schema),
+            ("42P01", ErrorClass::Schema),
+            ("42703", ErrorClass::Schema),
+            ("23514", ErrorClass::Rejected),
+            ("22021", ErrorClass::Rejected),
+            ("25006", ErrorClass::StaleConnection),
+            ("25P02", ErrorClass::StaleConnection),
+            ("25P03", ErrorClass::StaleConnection),
+            ("25P04", ErrorClass::Unavailable),
+            ("57P05", ErrorClass::StaleConnection),
+            ("28000", ErrorClass::Denied),
+            ("", ErrorClass::Rejected),
         ] {
             assert_eq!(of(state, false), expected, "{state}");
         }
@@ -110,16 +110,16 @@ mod tests {
     #[test]
     fn an_error_that_ends_the_connection_is_about_the_connection() {
         for (state, expected) in [
-            ("40001", Meaning::StaleConnection), // a conflict with a standby's recovery
-            ("25006", Meaning::StaleConnection),
-            ("57P05", Meaning::StaleConnection),
-            ("57P01", Meaning::Ended),
-            ("08P01", Meaning::Ended),
-            ("22021", Meaning::Ended),
-            ("28P01", Meaning::Denied),
-            ("3D000", Meaning::Schema),
-            ("57P03", Meaning::Unavailable),
-            ("53300", Meaning::Unavailable),
+            ("40001", ErrorClass::StaleConnection), // a conflict with a standby's recovery
+            ("25006", ErrorClass::StaleConnection),
+            ("57P05", ErrorClass::StaleConnection),
+            ("57P01", ErrorClass::Ended),
+            ("08P01", ErrorClass::Ended),
+            ("22021", ErrorClass::Ended),
+            ("28P01", ErrorClass::Denied),
+            ("3D000", ErrorClass::Schema),
+            ("57P03", ErrorClass::Unavailable),
+            ("53300", ErrorClass::Unavailable),
         ] {
             assert_eq!(of(state, true), expected, "{state}");
         }

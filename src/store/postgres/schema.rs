@@ -1,9 +1,9 @@
 //! The tables: their text, and whether they are what this version needs.
 
 use crate::store::sql::{
-    self, Column, Found, Tables,
-    server::{self, Place},
-    statement,
+    schema::{Column, Found, Tables, schema_for},
+    server::{self, TableLocation},
+    text::statement,
 };
 use sqlx::PgConnection;
 
@@ -73,37 +73,37 @@ INSERT INTO "agent_bindings_meta" (id, schema_version) VALUES (1, 1) ON CONFLICT
 /// Creates what is missing, after a look that what exists is right. Nothing that exists is altered.
 pub(super) async fn set_up(
     connection: &mut PgConnection,
-    place: &Place,
+    location: &TableLocation,
 ) -> Result<Found, sqlx::Error> {
     // Looking first: the usual start finds everything there, and needs no right to create anything.
-    match look(connection, place).await? {
+    match look(connection, location).await? {
         Found::Incomplete(_) => {}
         found => return Ok(found),
     }
     // All of it in one message, which PostgreSQL runs as one transaction.
-    sqlx::raw_sql(sql::schema_for(SCHEMA, &place.table)).execute(&mut *connection).await?;
-    look(connection, place).await
+    sqlx::raw_sql(schema_for(SCHEMA, &location.table)).execute(&mut *connection).await?;
+    look(connection, location).await
 }
 
 /// Compares what there is with what this version needs. Reads only.
 pub(super) async fn look(
     connection: &mut PgConnection,
-    place: &Place,
+    location: &TableLocation,
 ) -> Result<Found, sqlx::Error> {
-    let meta = format!("{}_meta", place.table);
+    let meta = format!("{}_meta", location.table);
     let tables = Tables {
-        bindings: columns(connection, &place.table).await?,
+        bindings: columns(connection, &location.table).await?,
         meta: columns(connection, &meta).await?,
-        epochs: columns(connection, &format!("{}_epochs", place.table)).await?,
+        epochs: columns(connection, &format!("{}_epochs", location.table)).await?,
     };
     let version = match tables.have_a_version() {
         true => version(connection, &meta).await?,
         false => None,
     };
     let kinds = |column: &str| server::kind(column, ["uuid", "bigint", "text", "integer"]);
-    match tables.judged(place, &place.table, version, kinds) {
+    match tables.judged(location, &location.table, version, kinds) {
         Found::Ready => {
-            Ok(server::key_of(place, &place.table, &key(connection, &place.table).await?))
+            Ok(server::key_of(location, &location.table, &key(connection, &location.table).await?))
         }
         found => Ok(found),
     }

@@ -1,6 +1,6 @@
 //! Which failed statements are sent again, and what becomes of their connections.
 
-use super::Backoff;
+use super::backoff::Backoff;
 use crate::sync::lock;
 use sqlx::{Database, pool::PoolConnection};
 use std::{sync::Mutex, time::Duration};
@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 /// What an error of a database means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::store) enum Meaning {
+pub(in crate::store) enum ErrorClass {
     /// Undone because of others who were at the same rows: the same statement may be sent again.
     #[cfg(any(feature = "postgres", feature = "mysql"))]
     Contended,
@@ -90,8 +90,8 @@ impl<'s> Attempts<'s> {
             replacements,
             connections,
             #[cfg(any(feature = "postgres", feature = "mysql"))]
-            contended: Backoff::of_a_verb(),
-            stale: Backoff::of_a_stale_connection(),
+            contended: Backoff::for_contention(),
+            stale: Backoff::for_stale_connection(),
         }
     }
 
@@ -102,7 +102,7 @@ impl<'s> Attempts<'s> {
     pub(in crate::store) async fn again<DB: Database>(
         &mut self,
         stage: Stage,
-        meaning: Meaning,
+        class: ErrorClass,
         mut connection: Option<PoolConnection<DB>>,
     ) -> bool {
         let mut close = || {
@@ -110,26 +110,26 @@ impl<'s> Attempts<'s> {
                 connection.close_on_drop();
             }
         };
-        match meaning {
+        match class {
             #[cfg(any(feature = "postgres", feature = "mysql"))]
-            Meaning::Contended => {
+            ErrorClass::Contended => {
                 // Not held while it waits.
                 drop(connection);
                 self.contended.wait().await
             }
-            Meaning::StaleConnection => {
+            ErrorClass::StaleConnection => {
                 close();
                 drop(connection);
                 self.replacements.take(self.connections) || self.stale.wait().await
             }
             #[cfg(any(feature = "postgres", feature = "mysql"))]
-            Meaning::Ended => {
+            ErrorClass::Ended => {
                 close();
                 drop(connection);
                 stage < Stage::Sent
                     && (self.replacements.take(self.connections) || self.stale.wait().await)
             }
-            Meaning::Lost => {
+            ErrorClass::Lost => {
                 close();
                 drop(connection);
                 stage == Stage::Reads
@@ -137,7 +137,7 @@ impl<'s> Attempts<'s> {
             }
             // A login that has been replaced, or has lost a role, may do less than that of a new
             // connection.
-            Meaning::Denied => {
+            ErrorClass::Denied => {
                 let another = self.replacements.take(self.connections);
                 if another {
                     close();
@@ -145,8 +145,8 @@ impl<'s> Attempts<'s> {
                 another
             }
             #[cfg(any(feature = "postgres", feature = "mysql"))]
-            Meaning::Unavailable | Meaning::Schema => false,
-            Meaning::Rejected => false,
+            ErrorClass::Unavailable | ErrorClass::Schema => false,
+            ErrorClass::Rejected => false,
         }
     }
 }

@@ -2,21 +2,22 @@
 //! repeated.
 
 use super::{
-    Backoff, Found,
-    attempts::{Attempts, Meaning, Replacements, Stage},
+    attempts::{Attempts, ErrorClass, Replacements, Stage},
+    backoff::Backoff,
+    schema::Found,
 };
 use crate::store::StoreError;
 use sqlx::{Database, error::DatabaseError, pool::PoolConnection};
 use std::{fmt, sync::Arc, time::Duration};
 
 /// The names that an error mentions.
-pub(in crate::store) struct Place {
+pub(in crate::store) struct TableLocation {
     /// Which database, on which server.
     pub(in crate::store) server: String,
     pub(in crate::store) table: String,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for TableLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}, table {}", self.server, self.table)
     }
@@ -33,7 +34,7 @@ pub(in crate::store) fn lock_timeout(timeout: Duration) -> Duration {
 
 /// What follows from the name of the table.
 pub(in crate::store) struct Table<Statements> {
-    pub(in crate::store) place: Place,
+    pub(in crate::store) location: TableLocation,
     pub(in crate::store) statements: Statements,
     replacements: Replacements,
 }
@@ -47,7 +48,7 @@ impl<Statements> Table<Statements> {
         let replacements = Replacements::default();
         Arc::new(Self {
             statements: statements(&table),
-            place: Place { server, table },
+            location: TableLocation { server, table },
             replacements,
         })
     }
@@ -56,21 +57,21 @@ impl<Statements> Table<Statements> {
     pub(in crate::store) fn attempts(
         &self,
         connections: u32,
-        meaning: MeaningOf,
-    ) -> ServerAttempts<'_> {
-        ServerAttempts {
-            place: &self.place,
-            meaning,
+        classify: Classify,
+    ) -> TableAttempts<'_> {
+        TableAttempts {
+            location: &self.location,
+            classify,
             attempts: Attempts::new(&self.replacements, connections),
         }
     }
 }
 
 /// What a database says with an error.
-pub(in crate::store) type MeaningOf = fn(&(dyn DatabaseError + 'static)) -> Meaning;
+pub(in crate::store) type Classify = fn(&(dyn DatabaseError + 'static)) -> ErrorClass;
 
 /// A verb that failed on a connection.
-pub(in crate::store) struct Failed<DB: Database> {
+pub(in crate::store) struct FailedAttempt<DB: Database> {
     pub(in crate::store) stage: Stage,
     pub(in crate::store) error: sqlx::Error,
     /// If its state is known; otherwise it is closed already.
@@ -78,13 +79,13 @@ pub(in crate::store) struct Failed<DB: Database> {
 }
 
 /// The attempts of one verb.
-pub(in crate::store) struct ServerAttempts<'s> {
-    place: &'s Place,
-    meaning: MeaningOf,
+pub(in crate::store) struct TableAttempts<'s> {
+    location: &'s TableLocation,
+    classify: Classify,
     attempts: Attempts<'s>,
 }
 
-impl ServerAttempts<'_> {
+impl TableAttempts<'_> {
     /// Waits until the verb may be tried again, on another connection if this one is at fault.
     ///
     /// # Errors
@@ -92,31 +93,31 @@ impl ServerAttempts<'_> {
     /// Why the verb failed, if that is final.
     pub(in crate::store) async fn again<DB: Database>(
         &mut self,
-        failed: Failed<DB>,
+        failed: FailedAttempt<DB>,
     ) -> Result<(), StoreError> {
-        let Failed { stage, error, connection } = failed;
-        let meaning = match &error {
-            sqlx::Error::Database(error) => (self.meaning)(&**error),
-            sqlx::Error::Io(_) | sqlx::Error::Protocol(_) => Meaning::Lost,
-            _ => Meaning::Rejected,
+        let FailedAttempt { stage, error, connection } = failed;
+        let class = match &error {
+            sqlx::Error::Database(error) => (self.classify)(&**error),
+            sqlx::Error::Io(_) | sqlx::Error::Protocol(_) => ErrorClass::Lost,
+            _ => ErrorClass::Rejected,
         };
-        match self.attempts.again(stage, meaning, connection).await {
+        match self.attempts.again(stage, class, connection).await {
             true => Ok(()),
-            false => Err(self.place.failed(stage, self.meaning, error)),
+            false => Err(self.location.failed(stage, self.classify, error)),
         }
     }
 }
 
-impl Place {
-    pub(in crate::store) fn schema(&self, what: String) -> StoreError {
-        StoreError::Schema { place: self.to_string(), what }
+impl TableLocation {
+    pub(in crate::store) fn schema(&self, problem: String) -> StoreError {
+        StoreError::Schema { location: self.to_string(), problem }
     }
 
     /// Why a verb failed.
     pub(in crate::store) fn failed(
         &self,
         stage: Stage,
-        meaning: MeaningOf,
+        classify: Classify,
         error: sqlx::Error,
     ) -> StoreError {
         let unknown = |error: sqlx::Error| match stage {
@@ -124,16 +125,16 @@ impl Place {
             Stage::Sent => StoreError::Unknown(error.into()),
         };
         match error {
-            sqlx::Error::Database(ref found) => match meaning(&**found) {
-                Meaning::Contended | Meaning::Unavailable | Meaning::StaleConnection => {
+            sqlx::Error::Database(ref found) => match classify(&**found) {
+                ErrorClass::Contended | ErrorClass::Unavailable | ErrorClass::StaleConnection => {
                     StoreError::Unavailable(error.into())
                 }
-                Meaning::Ended | Meaning::Lost => unknown(error),
-                Meaning::Denied => {
-                    StoreError::Denied { place: self.to_string(), source: error.into() }
+                ErrorClass::Ended | ErrorClass::Lost => unknown(error),
+                ErrorClass::Denied => {
+                    StoreError::Denied { location: self.to_string(), source: error.into() }
                 }
-                Meaning::Schema => self.schema(found.message().to_owned()),
-                Meaning::Rejected => StoreError::Rejected(error.into()),
+                ErrorClass::Schema => self.schema(found.message().to_owned()),
+                ErrorClass::Rejected => StoreError::Rejected(error.into()),
             },
             sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::BeginFailed => {
                 StoreError::Unavailable(error.into())
@@ -160,29 +161,31 @@ impl Place {
 /// Whether another look may find something else, since somebody creates the same tables at this
 /// moment.
 pub(in crate::store) async fn again(
-    patience: &mut Backoff,
+    backoff: &mut Backoff,
     error: &sqlx::Error,
     contended: fn(&(dyn DatabaseError + 'static)) -> bool,
 ) -> bool {
-    error.as_database_error().is_some_and(contended) && patience.wait().await
+    error.as_database_error().is_some_and(contended) && backoff.wait().await
 }
 
 /// What a check makes of what was found.
-pub(in crate::store) fn verdict(place: &Place, found: Found) -> Result<(), StoreError> {
+pub(in crate::store) fn verdict(location: &TableLocation, found: Found) -> Result<(), StoreError> {
     match found {
         Found::Ready => Ok(()),
-        Found::Incomplete(what) => Err(place.schema(what)),
+        Found::Incomplete(what) => Err(location.schema(what)),
         Found::Wrong(error) => Err(error),
     }
 }
 
 /// The primary key must be the session alone: the upserts conflict on it.
-pub(in crate::store) fn key_of(place: &Place, table: &str, key: &[String]) -> Found {
+pub(in crate::store) fn key_of(location: &TableLocation, table: &str, key: &[String]) -> Found {
     if key == ["session"] {
         return Found::Ready;
     }
     let key = if key.is_empty() { "missing".to_owned() } else { format!("({})", key.join(", ")) };
-    Found::Wrong(place.schema(format!("the primary key of table {table} is {key}, not (session)")))
+    Found::Wrong(
+        location.schema(format!("the primary key of table {table} is {key}, not (session)")),
+    )
 }
 
 /// The types of the columns, in a database's own words.

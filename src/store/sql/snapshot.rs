@@ -8,7 +8,9 @@ use std::{env, fmt::Write, fs, path::Path};
 
 /// Compares the statements with the file. With `UPDATE_SQL` in the environment, writes the file.
 pub(in crate::store) fn check(file: &str, statements: &[(&str, &SqlStr)]) {
-    let mut text = "-- Written and checked by `UPDATE_SQL=1 cargo test --features full --lib statements`.\n".to_owned();
+    let mut text =
+        "-- Written and checked by `UPDATE_SQL=1 cargo test --features full --lib statements`.\n"
+            .to_owned();
     for (name, sql) in statements {
         write!(text, "\n-- {name}\n{};\n", sql.as_str()).unwrap();
     }

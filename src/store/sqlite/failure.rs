@@ -2,29 +2,29 @@
 
 use crate::{
     BoxError,
-    store::{StoreError, sql::attempts::Meaning},
+    store::{StoreError, sql::attempts::ErrorClass},
 };
 use sqlx::error::DatabaseError;
 use std::{fmt, path::PathBuf};
 
 /// The names that an error mentions.
 #[derive(Clone)]
-pub(super) struct Place {
+pub(super) struct TableLocation {
     /// As the connect options have it: for a database in memory the name that sqlx or SQLite gave
     /// it.
     pub(super) file: PathBuf,
     pub(super) table: String,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for TableLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}, table {}", self.file.display(), self.table)
     }
 }
 
-impl Place {
-    pub(super) fn schema(&self, what: String) -> StoreError {
-        StoreError::Schema { place: self.to_string(), what }
+impl TableLocation {
+    pub(super) fn schema(&self, problem: String) -> StoreError {
+        StoreError::Schema { location: self.to_string(), problem }
     }
 
     /// Why a verb failed.
@@ -51,7 +51,7 @@ impl Place {
                 code::NOTADB => {
                     StoreError::NotADatabase { path: self.file.clone(), source: error.into() }
                 }
-                code::ERROR if lacks_something(found.message()) => {
+                code::ERROR if is_missing_schema(found.message()) => {
                     self.schema(found.message().to_owned())
                 }
                 _ => StoreError::Rejected(error.into()),
@@ -75,24 +75,24 @@ impl Place {
     /// A connection takes no writes if that was asked of it, if the file could only be read when it
     /// was opened, or if another file was put in its place. A database in memory is nowhere else:
     /// its connection is never at fault.
-    pub(super) fn meaning(&self, error: &sqlx::Error) -> Meaning {
-        let meaning = match error {
-            sqlx::Error::WorkerCrashed => Meaning::Lost,
+    pub(super) fn classify(&self, error: &sqlx::Error) -> ErrorClass {
+        let class = match error {
+            sqlx::Error::WorkerCrashed => ErrorClass::Lost,
             sqlx::Error::Database(found) => match primary_code(&**found) {
                 code::READONLY if result_code(&**found) == code::READONLY_DBMOVED => {
-                    Meaning::StaleConnection
+                    ErrorClass::StaleConnection
                 }
-                code::READONLY => Meaning::Denied,
-                code::IOERR => Meaning::Lost,
-                _ => Meaning::Rejected,
+                code::READONLY => ErrorClass::Denied,
+                code::IOERR => ErrorClass::Lost,
+                _ => ErrorClass::Rejected,
             },
-            _ => Meaning::Rejected,
+            _ => ErrorClass::Rejected,
         };
         // Looked at only where a connection may have to be closed.
-        if meaning == Meaning::Rejected || self.file.is_file() {
-            meaning
+        if class == ErrorClass::Rejected || self.file.is_file() {
+            class
         } else {
-            Meaning::Rejected
+            ErrorClass::Rejected
         }
     }
 
@@ -112,15 +112,15 @@ impl Place {
         if !about_the_file {
             return self.failed(error);
         }
-        let source = self.what_the_file_system_says().map_or_else(|| error.into(), BoxError::from);
+        let source = self.file_system_reason().map_or_else(|| error.into(), BoxError::from);
         StoreError::Open { path: self.file.clone(), source }
     }
 }
 
-impl Place {
+impl TableLocation {
     /// SQLite only says that it was unable to open a file. For the usual reasons there are better
     /// words.
-    fn what_the_file_system_says(&self) -> Option<String> {
+    fn file_system_reason(&self) -> Option<String> {
         if !self.file.is_absolute() {
             return None; // no file at all, or one whose directory depends on when one looks
         }
@@ -152,7 +152,7 @@ fn result_code(error: &(dyn DatabaseError + 'static)) -> i32 {
 
 /// SQLite has one code for everything that it cannot compile. These are the words of a table that
 /// was never set up, or was set up for something else.
-fn lacks_something(message: &str) -> bool {
+fn is_missing_schema(message: &str) -> bool {
     ["no such table", "no such column", "has no column named"]
         .iter()
         .any(|words| message.contains(words))
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn an_error_says_what_is_known_about_the_write() {
-        let place = Place { file: "/somewhere.db".into(), table: "t".into() };
+        let location = TableLocation { file: "/somewhere.db".into(), table: "t".into() };
         let table = [
             // error, of a verb, of opening
             (sqlx::Error::PoolTimedOut, "unavailable"),
@@ -257,38 +257,43 @@ mod tests {
         ];
         for (error, expected) in table {
             let text = format!("{error:?}");
-            assert_eq!(kind(&place.failed(error)), expected, "{text}");
+            assert_eq!(kind(&location.failed(error)), expected, "{text}");
         }
     }
 
     #[test]
     fn only_a_connection_to_a_file_may_be_at_fault() {
         let there = tempfile::NamedTempFile::new().unwrap();
-        let place = |file: &std::path::Path| Place { file: file.to_owned(), table: "t".into() };
+        let location =
+            |file: &std::path::Path| TableLocation { file: file.to_owned(), table: "t".into() };
         for (error, expected) in [
-            (database(8, "attempt to write a readonly database"), Meaning::Denied),
+            (database(8, "attempt to write a readonly database"), ErrorClass::Denied),
             (
                 database(8 | 4 << 8, "attempt to write a readonly database"),
-                Meaning::StaleConnection,
+                ErrorClass::StaleConnection,
             ),
-            (database(10, "disk I/O error"), Meaning::Lost),
-            (sqlx::Error::WorkerCrashed, Meaning::Lost),
-            (database(5, "database is locked"), Meaning::Rejected),
-            (database(19, "CHECK constraint failed"), Meaning::Rejected),
-            (sqlx::Error::PoolTimedOut, Meaning::Rejected),
+            (database(10, "disk I/O error"), ErrorClass::Lost),
+            (sqlx::Error::WorkerCrashed, ErrorClass::Lost),
+            (database(5, "database is locked"), ErrorClass::Rejected),
+            (database(19, "CHECK constraint failed"), ErrorClass::Rejected),
+            (sqlx::Error::PoolTimedOut, ErrorClass::Rejected),
         ] {
-            assert_eq!(place(there.path()).meaning(&error), expected, "{error:?}");
+            assert_eq!(location(there.path()).classify(&error), expected, "{error:?}");
             for nowhere in
                 [":memory:", "file:sqlx-in-memory-1?mode=memory&cache=shared", "/no/such/file"]
             {
-                assert_eq!(place(nowhere.as_ref()).meaning(&error), Meaning::Rejected, "{error:?}");
+                assert_eq!(
+                    location(nowhere.as_ref()).classify(&error),
+                    ErrorClass::Rejected,
+                    "{error:?}"
+                );
             }
         }
     }
 
     #[test]
     fn while_opening_the_file_is_to_blame() {
-        let place = Place { file: "/somewhere.db".into(), table: "t".into() };
+        let location = TableLocation { file: "/somewhere.db".into(), table: "t".into() };
         for (error, expected) in [
             (database(14, "unable to open database file"), "open"),
             (database(8, "attempt to write a readonly database"), "open"),
@@ -297,7 +302,7 @@ mod tests {
             (database(5, "database is locked"), "unavailable"),
         ] {
             let text = format!("{error:?}");
-            assert_eq!(kind(&place.not_opened(error)), expected, "{text}");
+            assert_eq!(kind(&location.not_opened(error)), expected, "{text}");
         }
     }
 }

@@ -1,9 +1,13 @@
 //! The tables: their text, their name, and whether they are what this version needs.
 
-use super::failure::Place;
+use super::{failure::TableLocation, statements::LIST};
 use crate::store::{
     StoreError,
-    sql::{self, Column, Found, Tables, one_statement::{LIST, Statements}, statement},
+    sql::{
+        schema::{self, Column, Found, Tables},
+        statements::Statements,
+        text::statement,
+    },
 };
 use sqlx::{Connection, Executor, SqliteConnection};
 
@@ -75,7 +79,7 @@ INSERT INTO "agent_bindings_meta" (id, schema_version) VALUES (1, 1) ON CONFLICT
 pub(super) fn table_name(name: String) -> Result<String, StoreError> {
     match name.get(..7) {
         Some(start) if start.eq_ignore_ascii_case("sqlite_") => Err(StoreError::TableName { name }),
-        _ => sql::table_name(name),
+        _ => schema::table_name(name),
     }
 }
 
@@ -84,11 +88,11 @@ pub(super) fn table_name(name: String) -> Result<String, StoreError> {
 /// The outer error is the database's, which may be worth another try; the inner one is the verdict.
 pub(super) async fn set_up(
     connection: &mut SqliteConnection,
-    place: &Place,
+    location: &TableLocation,
     statements: &Statements,
 ) -> Result<Result<(), StoreError>, sqlx::Error> {
     // Looking first: the usual start finds everything there, and takes no write lock.
-    match look(connection, place, statements).await? {
+    match look(connection, location, statements).await? {
         Found::Ready => return Ok(Ok(())),
         Found::Wrong(error) => return Ok(Err(error)),
         Found::Incomplete(_) => {}
@@ -96,10 +100,10 @@ pub(super) async fn set_up(
     // IMMEDIATE: a transaction that begins by reading cannot wait for another one's write, it
     // fails.
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-    sqlx::raw_sql(sql::schema_for(SCHEMA, &place.table)).execute(&mut *transaction).await?;
-    match look(&mut transaction, place, statements).await? {
+    sqlx::raw_sql(schema::schema_for(SCHEMA, &location.table)).execute(&mut *transaction).await?;
+    match look(&mut transaction, location, statements).await? {
         Found::Ready => transaction.commit().await.map(Ok),
-        Found::Incomplete(what) => Ok(Err(place.schema(what))),
+        Found::Incomplete(what) => Ok(Err(location.schema(what))),
         Found::Wrong(error) => Ok(Err(error)),
     }
 }
@@ -107,21 +111,21 @@ pub(super) async fn set_up(
 /// Compares what there is with what this version needs. Reads only.
 pub(super) async fn look(
     connection: &mut SqliteConnection,
-    place: &Place,
+    location: &TableLocation,
     statements: &Statements,
 ) -> Result<Found, sqlx::Error> {
-    let meta = format!("{}_meta", place.table);
+    let meta = format!("{}_meta", location.table);
     let tables = Tables {
-        bindings: columns(connection, &place.table).await?,
+        bindings: columns(connection, &location.table).await?,
         meta: columns(connection, &meta).await?,
-        epochs: columns(connection, &format!("{}_epochs", place.table)).await?,
+        epochs: columns(connection, &format!("{}_epochs", location.table)).await?,
     };
     let version = match tables.have_a_version() {
         true => version(connection, &meta).await?,
         false => None,
     };
     // SQLite takes any word for a type. What a column holds, the table checks.
-    let found = tables.judged(place, &place.table, version, |_| None);
+    let found = tables.judged(location, &location.table, version, |_| None);
     if !matches!(found, Found::Ready) {
         return Ok(found);
     }
@@ -132,7 +136,7 @@ pub(super) async fn look(
         match connection.prepare(statement.clone()).await {
             Ok(_) => {}
             Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("1") => {
-                return Ok(Found::Wrong(place.schema(error.message().to_owned())));
+                return Ok(Found::Wrong(location.schema(error.message().to_owned())));
             }
             Err(error) => return Err(error),
         }
@@ -177,9 +181,9 @@ mod tests {
 
     #[test]
     fn another_table_gets_the_same_text_under_its_own_name() {
-        assert_eq!(sql::schema_for(SCHEMA, sql::DEFAULT_TABLE).as_str(), SCHEMA);
-        let other = sql::schema_for(SCHEMA, "sticky");
-        assert!(!other.as_str().contains(sql::DEFAULT_TABLE));
-        assert_eq!(other.as_str().replace("sticky", sql::DEFAULT_TABLE), SCHEMA);
+        assert_eq!(schema::schema_for(SCHEMA, schema::DEFAULT_TABLE).as_str(), SCHEMA);
+        let other = schema::schema_for(SCHEMA, "sticky");
+        assert!(!other.as_str().contains(schema::DEFAULT_TABLE));
+        assert_eq!(other.as_str().replace("sticky", schema::DEFAULT_TABLE), SCHEMA);
     }
 }

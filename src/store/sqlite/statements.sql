@@ -149,7 +149,7 @@ SELECT session, workspace, agent, build, generation, address, previous_agent, pr
          COALESCE((SELECT "agent_bindings_epochs".epoch FROM "agent_bindings_epochs" WHERE "agent_bindings_epochs".workspace = "agent_bindings".workspace), 0)
              AS workspace_epoch FROM "agent_bindings" WHERE workspace IS NOT NULL ORDER BY last_used DESC NULLS LAST LIMIT $1;
 
--- memory
+-- meta
 SELECT revision_floor, floor_raised_at, use_recorded_since, use_recorded_until, use_recorded_gap FROM "agent_bindings_meta" WHERE id = 1;
 
 -- mark_used

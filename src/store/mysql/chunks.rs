@@ -1,17 +1,18 @@
 //! Writes to some of the rows that meet a condition: those that nobody else is writing.
 
 use super::{
-    MySqlStore, in_transaction,
-    statements::{LIST, Replacement, SomeRows},
+    MySqlStore,
+    statements::{ChunkStatements, Replacement, with_list},
+    transaction::in_transaction,
 };
 use crate::{
     SessionId,
     store::{
         StoreError,
-        sql::{self, Value},
+        sql::values::{Value, number, query},
     },
 };
-use sqlx::{MySqlConnection, Row, SqlStr};
+use sqlx::{MySqlConnection, Row};
 use uuid::Uuid;
 
 /// Which rows.
@@ -34,7 +35,7 @@ impl MySqlStore {
         condition: Condition<'_>,
         assigned: &[Value<'_>],
     ) -> Result<u64, StoreError> {
-        let written = self.write_some(&statements.rows, condition, assigned).await?;
+        let written = self.write_chunk(&statements.rows, condition, assigned).await?;
         if written < condition.limit
             && !self.read((&statements.behind, condition.values)).await?.is_empty()
         {
@@ -44,9 +45,9 @@ impl MySqlStore {
     }
 
     /// Says how many rows were written.
-    pub(super) async fn write_some(
+    pub(super) async fn write_chunk(
         &self,
-        statements: &SomeRows,
+        statements: &ChunkStatements,
         condition: Condition<'_>,
         assigned: &[Value<'_>],
     ) -> Result<u64, StoreError> {
@@ -55,7 +56,7 @@ impl MySqlStore {
             let run = async |connection: &mut MySqlConnection| {
                 steps(connection, statements, condition, assigned).await
             };
-            match in_transaction(self.lend().await?, |_| true, run).await {
+            match in_transaction(self.acquire().await?, |_| true, run).await {
                 Ok(written) => return Ok(written),
                 Err(failed) => attempts.again(failed).await?,
             }
@@ -66,13 +67,13 @@ impl MySqlStore {
 /// What is between begin and commit.
 async fn steps(
     connection: &mut MySqlConnection,
-    statements: &SomeRows,
+    statements: &ChunkStatements,
     condition: Condition<'_>,
     assigned: &[Value<'_>],
 ) -> Result<u64, sqlx::Error> {
     let (choose, list) = with_list(&statements.choose, condition.among);
-    let values = [condition.values, &list, &[sql::number(condition.limit)]].concat();
-    let rows = sql::query(&choose, &values).fetch_all(&mut *connection).await?;
+    let values = [condition.values, &list, &[number(condition.limit)]].concat();
+    let rows = query(&choose, &values).fetch_all(&mut *connection).await?;
     let sessions = rows.iter().map(|row| Ok(SessionId::new(row.try_get::<Uuid, _>(0)?)));
     let sessions = sessions.collect::<Result<Vec<_>, sqlx::Error>>()?;
     if sessions.is_empty() {
@@ -80,12 +81,5 @@ async fn steps(
     }
     let (write, list) = with_list(&statements.write, &sessions);
     let values = [assigned, condition.values, &list].concat();
-    Ok(sql::query(&write, &values).execute(connection).await?.rows_affected())
-}
-
-/// Puts a list of sessions into a statement that has a place for it, and the values of the list.
-pub(super) fn with_list<'a>(sql: &SqlStr, sessions: &[SessionId]) -> (SqlStr, Vec<Value<'a>>) {
-    let list = sql::listed(sessions);
-    let places = format!("({})", vec!["?"; list.len()].join(", "));
-    (sql::statement(sql.as_str().replace(LIST, &places)), list)
+    Ok(query(&write, &values).execute(connection).await?.rows_affected())
 }

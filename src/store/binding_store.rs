@@ -1,245 +1,17 @@
-//! Where bindings live: the contract of a store, and the stores that come with this crate.
+//! The contract of a store.
 
-use crate::{Binding, BoxError, Epoch, Revision, SessionId, Target, WorkspaceId};
-use futures_util::{
-    Stream,
-    future::BoxFuture,
-    stream::{self, BoxStream},
+use super::{
+    error::StoreError,
+    types::{NewBinding, Purged, Reset, Swap},
 };
-use std::{
-    future::ready,
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
-
-mod housekeeping;
-mod memory;
-#[cfg(feature = "mysql")]
-mod mysql;
-#[cfg(feature = "postgres")]
-mod postgres;
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
-pub(crate) mod sql;
-#[cfg(feature = "sqlite")]
-mod sqlite;
-mod wrapper;
-
-pub use housekeeping::Purged;
-pub use memory::MemoryStore;
-#[cfg(feature = "mysql")]
-#[cfg_attr(docsrs, doc(cfg(feature = "mysql")))]
-pub use mysql::MySqlStore;
-#[cfg(feature = "postgres")]
-#[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
-pub use postgres::PostgresStore;
-#[cfg(feature = "sqlite")]
-#[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
-pub use sqlite::SqliteStore;
-pub use wrapper::StoreWrapper;
-
-/// Why a store did not do what it was asked.
-///
-/// The first three differ in what is known about a write: [`Unavailable`](Self::Unavailable) and
-/// [`Rejected`](Self::Rejected) mean that nothing was written, [`Unknown`](Self::Unknown) that
-/// nobody can tell.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StoreError {
-    /// The database could not be asked (no connection, pool exhausted, locked for too long).
-    /// Nothing was written; worth another try.
-    #[error("the store is unavailable")]
-    Unavailable(#[source] BoxError),
-    /// The statement was sent and no answer came. If it was a write, it may or may not have been
-    /// carried out.
-    #[error("the store did not answer")]
-    Unknown(#[source] BoxError),
-    /// The database answered with an error. Nothing was written.
-    #[error("the store refused the statement")]
-    Rejected(#[source] BoxError),
-    /// A row holds what no store of this crate writes.
-    #[error("the row cannot be read")]
-    Corrupt(#[source] BoxError),
-    /// The database does not let the application in, or not do this. Nothing was written, and
-    /// trying again will not help.
-    #[error("{place} denies access")]
-    Denied {
-        /// The database, and the table.
-        place: String,
-        /// What the database said.
-        source: BoxError,
-    },
-    /// A chunk of a group repair has left out rows that somebody else has locked, and has written
-    /// all others that were behind. To be repeated later.
-    #[error("rows that are locked were left out, after {written} were written")]
-    LeftOut {
-        /// How many rows were written.
-        written: u64,
-    },
-    /// The file cannot be opened or created.
-    #[error("cannot open {}", path.display())]
-    Open {
-        /// Which file.
-        path: PathBuf,
-        /// Why not.
-        source: BoxError,
-    },
-    /// The file exists and is no database.
-    #[error("{} is not a SQLite database", path.display())]
-    NotADatabase {
-        /// Which file.
-        path: PathBuf,
-        /// What the database said.
-        source: BoxError,
-    },
-    /// The table does not exist, or lacks what this version needs.
-    #[error("{place}: {what}")]
-    Schema {
-        /// The file or database, and the table.
-        place: String,
-        /// What is wrong with it.
-        what: String,
-    },
-    /// The table was set up by a newer version of this crate.
-    #[error("{place} has schema version {found}, this version of the crate knows {supported}")]
-    SchemaTooNew {
-        /// The file or database, and the table.
-        place: String,
-        /// The version that was found.
-        found: i64,
-        /// The version that this crate can work with.
-        supported: i64,
-    },
-    /// The store has no such verb.
-    #[error("the store has no {verb}")]
-    Unsupported {
-        /// Which one.
-        verb: &'static str,
-    },
-    /// Nobody can tell which rows are idle: use has not been recorded for so long, or not without a
-    /// gap, or not up to now. Nothing was written.
-    #[error("the use of sessions has not been recorded for that long")]
-    UseNotRecorded {
-        /// Since when it has been; `None` if it is not recorded now.
-        since: Option<SystemTime>,
-    },
-    /// Not a table name that this crate puts into a statement.
-    #[error(
-        "{name:?} is not a table name of letters, digits and underscores that begins with a letter or underscore"
-    )]
-    TableName {
-        /// What was given.
-        name: String,
-    },
-}
-
-impl StoreError {
-    /// Returns the kind of error as a word in snake case, for logs and the labels of metrics. The
-    /// words of 0.1 do not change.
-    #[must_use]
-    pub const fn as_str(&self) -> &'static str {
-        match self {
-            Self::Unavailable(..) => "unavailable",
-            Self::Unknown(..) => "unknown",
-            Self::Rejected(..) => "rejected",
-            Self::Corrupt(..) => "corrupt",
-            Self::Denied { .. } => "denied",
-            Self::LeftOut { .. } => "left_out",
-            Self::Open { .. } => "open",
-            Self::NotADatabase { .. } => "not_a_database",
-            Self::Schema { .. } => "schema",
-            Self::SchemaTooNew { .. } => "schema_too_new",
-            Self::Unsupported { .. } => "unsupported",
-            Self::UseNotRecorded { .. } => "use_not_recorded",
-            Self::TableName { .. } => "table_name",
-        }
-    }
-}
-
-/// Where a session is to point.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct NewBinding {
-    /// Whose record.
-    pub session: SessionId,
-    /// Its workspace.
-    pub workspace: WorkspaceId,
-    /// Its target; `None` for an unbound record.
-    pub target: Option<Arc<Target>>,
-    /// The epoch of the workspace in which the target was learned.
-    pub epoch: Epoch,
-}
-
-impl NewBinding {
-    /// A record to be written.
-    #[must_use]
-    pub const fn new(
-        session: SessionId,
-        workspace: WorkspaceId,
-        target: Option<Arc<Target>>,
-    ) -> Self {
-        Self { session, workspace, target, epoch: Epoch::new(0) }
-    }
-
-    /// Sets the epoch in which the target was learned, which is 0 otherwise.
-    #[must_use]
-    pub const fn with_epoch(mut self, epoch: Epoch) -> Self {
-        self.epoch = epoch;
-        self
-    }
-}
-
-/// What [`reset_workspace`](BindingStore::reset_workspace) has done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Reset {
-    /// How many rows the workspace has.
-    pub rows: u64,
-    /// The epoch that has begun.
-    pub epoch: Epoch,
-}
-
-impl Reset {
-    /// For implementors of stores.
-    #[must_use]
-    pub const fn new(rows: u64, epoch: Epoch) -> Self {
-        Self { rows, epoch }
-    }
-}
-
-/// What became of a write that compares.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Swap {
-    /// Written; the row as it is now.
-    Applied(Binding),
-    /// Not written. The row that stands in the way, or `None` if there is no row.
-    Conflict(Option<Binding>),
-}
-
-/// The most sessions that one call names, and the most rows that one call of a verb in chunks
-/// writes.
-pub const BATCH: usize = 2_000;
-
-/// What a chunk may write at most.
-fn chunk(limit: u64) -> u64 {
-    limit.min(BATCH as u64)
-}
-
-/// Refuses more sessions than one statement takes.
-fn at_most_a_batch(sessions: &[SessionId]) -> Result<(), StoreError> {
-    match sessions.len() {
-        ..=BATCH => Ok(()),
-        more => Err(StoreError::Rejected(
-            format!("{more} sessions, and {BATCH} are the most at once").into(),
-        )),
-    }
-}
+use crate::{Binding, Epoch, Revision, SessionId, Target, WorkspaceId};
+use futures_util::{Stream, stream};
+use std::{future::ready, sync::Arc, time::Duration};
 
 /// The contract of a store.
 ///
 /// Implementors write `async fn`, and those of a store around another one implement
-/// [`StoreWrapper`]. Ten verbs are needed. Those of housekeeping (`recent`, `touch`, `purge_idle`,
+/// [`StoreWrapper`](super::StoreWrapper). Ten verbs are needed. Those of housekeeping (`recent`, `touch`, `purge_idle`,
 /// `purge_forgotten`) are what a store may lack; nothing else of this crate needs them. In this
 /// crate's repository `examples/own_store` is a store over a service that compares versions. The macro
 /// `store_contract_tests!` (feature `testing`) runs this contract as tests over a store of yours.
@@ -344,7 +116,7 @@ pub trait BindingStore: Send + Sync + 'static {
     /// somebody else is writing is waited for: where rows can be locked, a locked one is left out.
     /// Rows are chosen, and locked, in the order of their sessions.
     ///
-    /// `limit` is the most rows to write; above [`BATCH`] it means [`BATCH`]. Repeating a call
+    /// `limit` is the most rows to write; above [`BATCH`](super::BATCH) it means [`BATCH`](super::BATCH). Repeating a call
     /// whose outcome is unknown does no harm.
     ///
     /// # Errors
@@ -360,7 +132,7 @@ pub trait BindingStore: Send + Sync + 'static {
         limit: u64,
     ) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
-    /// Reads those of at most [`BATCH`] rows that exist, in any order, each once, also if it is
+    /// Reads those of at most [`BATCH`](super::BATCH) rows that exist, in any order, each once, also if it is
     /// named twice. In one statement.
     ///
     /// # Errors
@@ -374,7 +146,7 @@ pub trait BindingStore: Send + Sync + 'static {
     /// Whether anybody but the layer that asks may write the rows. A layer over a store that nobody
     /// else writes does not read rows again in the background. It asks again from time to time.
     ///
-    /// A store around another one says what that says: see [`StoreWrapper`].
+    /// A store around another one says what that says: see [`StoreWrapper`](super::StoreWrapper).
     fn shared(&self) -> bool {
         true
     }
@@ -386,7 +158,7 @@ pub trait BindingStore: Send + Sync + 'static {
         UsedByLayer::default()
     }
 
-    /// Housekeeping: the rows that were used last, at most `limit` of them, the latest first. Rows
+    /// Househousekeeping: the rows that were used last, at most `limit` of them, the latest first. Rows
     /// whose use was never recorded come last. One query, and the rows are handed on as they
     /// arrive.
     ///
@@ -403,7 +175,7 @@ pub trait BindingStore: Send + Sync + 'static {
         stream::once(ready(Err(unsupported("recent"))))
     }
 
-    /// Housekeeping: records that these sessions, at most [`BATCH`], are in use now, and that use
+    /// Househousekeeping: records that these sessions, at most [`BATCH`](super::BATCH), are in use now, and that use
     /// is recorded every `interval`, also if there are none.
     ///
     /// The revision stays. The last use of a row never moves back, a deleted row is not touched,
@@ -421,8 +193,8 @@ pub trait BindingStore: Send + Sync + 'static {
         ready(Err(unsupported("touch")))
     }
 
-    /// Housekeeping: deletes, as [`forget`](Self::forget) does, at most `limit` rows (above
-    /// [`BATCH`] it means [`BATCH`]) whose recorded last use is longer ago than `idle`. Says how
+    /// Househousekeeping: deletes, as [`forget`](Self::forget) does, at most `limit` rows (above
+    /// [`BATCH`](super::BATCH) it means [`BATCH`](super::BATCH)) whose recorded last use is longer ago than `idle`. Says how
     /// many; to be repeated while it says `limit`.
     ///
     /// A row whose use was never recorded counts from its creation. One that has no time of
@@ -442,8 +214,8 @@ pub trait BindingStore: Send + Sync + 'static {
         ready(Err(unsupported("purge_idle")))
     }
 
-    /// Housekeeping: removes what is left of rows that were deleted at least seven days ago, at
-    /// most `limit` of them (above [`BATCH`] it means [`BATCH`]). To be repeated while `gone` is
+    /// Househousekeeping: removes what is left of rows that were deleted at least seven days ago, at
+    /// most `limit` of them (above [`BATCH`](super::BATCH) it means [`BATCH`](super::BATCH)). To be repeated while `gone` is
     /// `limit`, and to be run again some day.
     ///
     /// Such a row keeps its revisions from being used again, so it goes in two runs. One raises the
@@ -464,7 +236,7 @@ pub trait BindingStore: Send + Sync + 'static {
 #[doc(hidden)]
 #[derive(Debug, Default)]
 pub struct UsedByLayer {
-    _counted: Option<Arc<()>>,
+    pub(super) _counted: Option<Arc<()>>,
 }
 
 const fn unsupported(verb: &'static str) -> StoreError {
@@ -592,136 +364,5 @@ impl<St: BindingStore> BindingStore for Arc<St> {
         limit: u64,
     ) -> impl Future<Output = Result<Purged, StoreError>> + Send {
         (**self).purge_forgotten(limit)
-    }
-}
-
-/// The object-safe twin of [`BindingStore`], so that the layer has no type parameter.
-pub(crate) trait ErasedStore: Send + Sync + 'static {
-    fn load(&self, session: SessionId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>>;
-    fn create(&self, new: NewBinding) -> BoxFuture<'_, Result<Swap, StoreError>>;
-    fn compare_and_swap(
-        &self,
-        expected: Revision,
-        new: NewBinding,
-    ) -> BoxFuture<'_, Result<Swap, StoreError>>;
-    fn retarget(
-        &self,
-        session: SessionId,
-        workspace: WorkspaceId,
-    ) -> BoxFuture<'_, Result<Binding, StoreError>>;
-    fn unbind(&self, session: SessionId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>>;
-    fn forget(
-        &self,
-        session: SessionId,
-        expected: Option<Revision>,
-    ) -> BoxFuture<'_, Result<bool, StoreError>>;
-    fn inherit(
-        &self,
-        child: SessionId,
-        parent: SessionId,
-    ) -> BoxFuture<'_, Result<Swap, StoreError>>;
-    fn reset_workspace(&self, workspace: WorkspaceId) -> BoxFuture<'_, Result<Reset, StoreError>>;
-    fn replace_agent<'a>(
-        &'a self,
-        workspace: WorkspaceId,
-        epoch: Epoch,
-        stale: &'a Target,
-        current: &'a Arc<Target>,
-        limit: u64,
-    ) -> BoxFuture<'a, Result<u64, StoreError>>;
-    fn load_many<'a>(
-        &'a self,
-        sessions: &'a [SessionId],
-    ) -> BoxFuture<'a, Result<Vec<Binding>, StoreError>>;
-    fn shared(&self) -> bool;
-    fn used_by_layer(&self) -> UsedByLayer;
-    fn recent(&self, limit: u64) -> BoxStream<'_, Result<Binding, StoreError>>;
-    fn touch<'a>(
-        &'a self,
-        used: &'a [SessionId],
-        interval: Duration,
-    ) -> BoxFuture<'a, Result<(), StoreError>>;
-    fn purge_idle(&self, idle: Duration, limit: u64) -> BoxFuture<'_, Result<u64, StoreError>>;
-    fn purge_forgotten(&self, limit: u64) -> BoxFuture<'_, Result<Purged, StoreError>>;
-}
-
-impl<St: BindingStore> ErasedStore for St {
-    fn load(&self, session: SessionId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
-        Box::pin(BindingStore::load(self, session))
-    }
-    fn create(&self, new: NewBinding) -> BoxFuture<'_, Result<Swap, StoreError>> {
-        Box::pin(BindingStore::create(self, new))
-    }
-    fn compare_and_swap(
-        &self,
-        expected: Revision,
-        new: NewBinding,
-    ) -> BoxFuture<'_, Result<Swap, StoreError>> {
-        Box::pin(BindingStore::compare_and_swap(self, expected, new))
-    }
-    fn retarget(
-        &self,
-        session: SessionId,
-        workspace: WorkspaceId,
-    ) -> BoxFuture<'_, Result<Binding, StoreError>> {
-        Box::pin(BindingStore::retarget(self, session, workspace))
-    }
-    fn unbind(&self, session: SessionId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
-        Box::pin(BindingStore::unbind(self, session))
-    }
-    fn forget(
-        &self,
-        session: SessionId,
-        expected: Option<Revision>,
-    ) -> BoxFuture<'_, Result<bool, StoreError>> {
-        Box::pin(BindingStore::forget(self, session, expected))
-    }
-    fn inherit(
-        &self,
-        child: SessionId,
-        parent: SessionId,
-    ) -> BoxFuture<'_, Result<Swap, StoreError>> {
-        Box::pin(BindingStore::inherit(self, child, parent))
-    }
-    fn reset_workspace(&self, workspace: WorkspaceId) -> BoxFuture<'_, Result<Reset, StoreError>> {
-        Box::pin(BindingStore::reset_workspace(self, workspace))
-    }
-    fn replace_agent<'a>(
-        &'a self,
-        workspace: WorkspaceId,
-        epoch: Epoch,
-        stale: &'a Target,
-        current: &'a Arc<Target>,
-        limit: u64,
-    ) -> BoxFuture<'a, Result<u64, StoreError>> {
-        Box::pin(BindingStore::replace_agent(self, workspace, epoch, stale, current, limit))
-    }
-    fn load_many<'a>(
-        &'a self,
-        sessions: &'a [SessionId],
-    ) -> BoxFuture<'a, Result<Vec<Binding>, StoreError>> {
-        Box::pin(BindingStore::load_many(self, sessions))
-    }
-    fn shared(&self) -> bool {
-        BindingStore::shared(self)
-    }
-    fn used_by_layer(&self) -> UsedByLayer {
-        BindingStore::used_by_layer(self)
-    }
-    fn recent(&self, limit: u64) -> BoxStream<'_, Result<Binding, StoreError>> {
-        Box::pin(BindingStore::recent(self, limit))
-    }
-    fn touch<'a>(
-        &'a self,
-        used: &'a [SessionId],
-        interval: Duration,
-    ) -> BoxFuture<'a, Result<(), StoreError>> {
-        Box::pin(BindingStore::touch(self, used, interval))
-    }
-    fn purge_idle(&self, idle: Duration, limit: u64) -> BoxFuture<'_, Result<u64, StoreError>> {
-        Box::pin(BindingStore::purge_idle(self, idle, limit))
-    }
-    fn purge_forgotten(&self, limit: u64) -> BoxFuture<'_, Result<Purged, StoreError>> {
-        Box::pin(BindingStore::purge_forgotten(self, limit))
     }
 }

@@ -1,43 +1,38 @@
-//! The steps of housekeeping where each is one statement: the same text for SQLite and PostgreSQL.
+//! The statements of housekeeping, the same text for SQLite and PostgreSQL but for the dialect.
 
-use super::{
-    MEMORY, Value, count_and_greatest, lost_memory, memory, number,
-    one_statement::{Dialect, RunStatement},
-    statement,
-};
-use crate::{
-    SessionId,
-    store::{
-        StoreError,
-        housekeeping::{Housekeeping, Memory},
-    },
-};
+use super::super::text::{META_COLUMNS, statement};
+use super::dialect::Dialect;
 use sqlx::SqlStr;
 
 /// The text for one table.
-pub(super) struct HousekeepingSql {
+pub(in crate::store) struct HousekeepingStatements {
     /// `$1` how many.
-    pub(super) recent: SqlStr,
-    memory: SqlStr,
+    pub(in crate::store) recent: SqlStr,
+    pub(in crate::store) meta: SqlStr,
     /// `$1` the time, `$2` the sessions.
-    mark_used: SqlStr,
+    pub(in crate::store) mark_used: SqlStr,
     /// `$1` the time, `$2` how long ago is a gap, `$3` how long it may be.
-    mark_recorded: SqlStr,
+    pub(in crate::store) mark_recorded: SqlStr,
     /// `$1` before which time, `$2` the time, `$3` how many.
-    delete_idle: SqlStr,
+    pub(in crate::store) delete_idle: SqlStr,
     /// The same.
-    delete_unused: SqlStr,
+    pub(in crate::store) delete_unused: SqlStr,
     /// `$1` before which time, `$2` the floor, `$3` how many.
-    remove_deleted: SqlStr,
+    pub(in crate::store) remove_deleted: SqlStr,
     /// `$1` before which time.
-    deleted_before: SqlStr,
+    pub(in crate::store) deleted_before: SqlStr,
     /// `$1` the floor, `$2` the time, `$3` before which time it must have been raised last.
-    raise_floor: SqlStr,
+    pub(in crate::store) raise_floor: SqlStr,
 }
 
-impl HousekeepingSql {
+impl HousekeepingStatements {
     /// `read` is what a row is read from, `no_agent` remembers the agent of a row that loses it.
-    pub(super) fn new(table: &str, read: &str, no_agent: &str, dialect: &Dialect<'_>) -> Self {
+    pub(in crate::store) fn new(
+        table: &str,
+        read: &str,
+        no_agent: &str,
+        dialect: &Dialect<'_>,
+    ) -> Self {
         let (t, meta) = (format!("\"{table}\""), format!("\"{table}_meta\""));
         let Dialect { some, listed, patiently, .. } = dialect;
         let not_used_since = "workspace IS NOT NULL AND (last_used IS NULL OR last_used < $1)";
@@ -59,7 +54,7 @@ impl HousekeepingSql {
             recent: statement(format!(
                 "SELECT {read} FROM {t} WHERE workspace IS NOT NULL ORDER BY last_used DESC NULLS LAST LIMIT $1"
             )),
-            memory: statement(format!("SELECT {MEMORY} FROM {meta} WHERE id = 1")),
+            meta: statement(format!("SELECT {META_COLUMNS} FROM {meta} WHERE id = 1")),
             mark_used: statement(format!(
                 "UPDATE {t} SET last_used = $1 WHERE {not_used_since} AND {}",
                 some(&format!("{} AND {not_used_since}", listed(2)), "ORDER BY session")
@@ -89,10 +84,10 @@ impl HousekeepingSql {
 
     /// Returns every statement with its name.
     #[cfg(any(test, feature = "sqlite"))]
-    pub(super) fn named(&self) -> [(&'static str, &SqlStr); 9] {
+    pub(in crate::store) fn named(&self) -> [(&'static str, &SqlStr); 9] {
         [
             ("recent", &self.recent),
-            ("memory", &self.memory),
+            ("meta", &self.meta),
             ("mark_used", &self.mark_used),
             ("mark_recorded", &self.mark_recorded),
             ("delete_idle", &self.delete_idle),
@@ -101,61 +96,5 @@ impl HousekeepingSql {
             ("deleted_before", &self.deleted_before),
             ("raise_floor", &self.raise_floor),
         ]
-    }
-}
-
-pub(super) fn time<'a>(milliseconds: i64) -> Value<'a> {
-    Value::Number(Some(milliseconds))
-}
-
-impl<Db: RunStatement> Housekeeping for Db {
-    async fn memory(&self) -> Result<Memory, StoreError> {
-        memory(&self.numbers(&self.statements().keeping.memory, &[]).await?)
-    }
-
-    async fn mark_used(&self, sessions: &[SessionId], now: i64) -> Result<(), StoreError> {
-        self.changed_of(&self.statements().keeping.mark_used, time(now), sessions).await?;
-        Ok(())
-    }
-
-    async fn mark_recorded(&self, now: i64, continuous: i64, gap: i64) -> Result<(), StoreError> {
-        let values = [time(now), time(continuous), time(gap)];
-        match self.changed(&self.statements().keeping.mark_recorded, &values).await? {
-            0 => Err(lost_memory()),
-            _ => Ok(()),
-        }
-    }
-
-    async fn delete_idle(&self, before: i64, now: i64, limit: u64) -> Result<u64, StoreError> {
-        self.changed(
-            &self.statements().keeping.delete_idle,
-            &[time(before), time(now), number(limit)],
-        )
-        .await
-    }
-
-    async fn delete_unused(&self, before: i64, now: i64, limit: u64) -> Result<u64, StoreError> {
-        self.changed(
-            &self.statements().keeping.delete_unused,
-            &[time(before), time(now), number(limit)],
-        )
-        .await
-    }
-
-    async fn remove_deleted(&self, before: i64, floor: i64, limit: u64) -> Result<u64, StoreError> {
-        let values = [time(before), Value::Number(Some(floor)), number(limit)];
-        self.changed(&self.statements().keeping.remove_deleted, &values).await
-    }
-
-    async fn deleted_before(&self, before: i64) -> Result<(u64, i64), StoreError> {
-        let numbers =
-            self.numbers(&self.statements().keeping.deleted_before, &[time(before)]).await?;
-        Ok(count_and_greatest(&numbers))
-    }
-
-    async fn raise_floor(&self, to: i64, now: i64, settled: i64) -> Result<(), StoreError> {
-        let values = [Value::Number(Some(to)), time(now), time(settled)];
-        self.changed(&self.statements().keeping.raise_floor, &values).await?;
-        Ok(())
     }
 }

@@ -16,7 +16,7 @@ impl<DB: Database> CloseOnDrop<DB> {
         Self { connection: Some(connection) }
     }
 
-    pub(in crate::store) fn connection(&mut self) -> &mut DB::Connection {
+    pub(in crate::store) fn get_mut(&mut self) -> &mut DB::Connection {
         self.connection.as_mut().expect("it is taken by what consumes `self` only")
     }
 
@@ -29,7 +29,7 @@ impl<DB: Database> CloseOnDrop<DB> {
         self.connection.take()
     }
 
-    /// Closes it. For [`Failed`](super::server::Failed): nothing is left.
+    /// Closes it. For [`FailedAttempt`](super::server::FailedAttempt): nothing is left.
     #[cfg(feature = "mysql")]
     pub(in crate::store) fn close(self) -> Option<PoolConnection<DB>> {
         None

@@ -1,21 +1,22 @@
 //! The steps of housekeeping.
 
-use super::{MySqlStore, some_rows::Condition};
+use super::{MySqlStore, chunks::Condition};
 use crate::{
     Binding, SessionId,
     store::{
         StoreError,
-        housekeeping::{Housekeeping, Memory},
-        sql::{self, Value, attempts::Stage, server::Failed},
+        housekeeping::{Housekeeping, Meta},
+        sql::{
+            attempts::Stage,
+            decode,
+            server::FailedAttempt,
+            values::{Value, number, query, time},
+        },
     },
 };
 use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt, stream};
 use sqlx::SqlStr;
 use tokio::sync::mpsc;
-
-fn time<'a>(milliseconds: i64) -> Value<'a> {
-    Value::Number(Some(milliseconds))
-}
 
 impl MySqlStore {
     async fn numbers(
@@ -23,7 +24,7 @@ impl MySqlStore {
         sql: &SqlStr,
         values: &[Value<'_>],
     ) -> Result<Vec<Option<i64>>, StoreError> {
-        sql::numbers(&self.read((sql, values)).await?)
+        decode::numbers(&self.read((sql, values)).await?)
     }
 
     /// Runs a statement that has a limit, and hands on its rows as they arrive.
@@ -40,31 +41,31 @@ impl MySqlStore {
         let reading = async move {
             let mut attempts = self.attempts();
             let failed = loop {
-                let mut lent = match self.lend().await {
-                    Ok(lent) => lent,
+                let mut connection = match self.acquire().await {
+                    Ok(connection) => connection,
                     Err(error) => break error,
                 };
-                let mut found = sql::query(sql, &[sql::number(limit)]).fetch(lent.connection());
+                let mut found = query(sql, &[number(limit)]).fetch(connection.get_mut());
                 let mut begun = false;
                 let error = loop {
                     match found.try_next().await {
-                        Ok(Some(row)) => drop(passed_on.send(sql::binding(&row)).await),
+                        Ok(Some(row)) => drop(passed_on.send(decode::binding(&row)).await),
                         Ok(None) => {
                             drop(found);
-                            return lent.give_back();
+                            return connection.give_back();
                         }
                         Err(error) => break error,
                     }
                     begun = true;
                 };
                 drop(found);
-                let connection = lent.after(&error);
+                let connection = connection.after(&error);
                 if begun {
                     // Of the rows that were handed on already nothing may come again.
                     break self.failed(Stage::Reads, error);
                 }
                 if let Err(error) =
-                    attempts.again(Failed { stage: Stage::Reads, error, connection }).await
+                    attempts.again(FailedAttempt { stage: Stage::Reads, error, connection }).await
                 {
                     break error;
                 }
@@ -78,51 +79,55 @@ impl MySqlStore {
 }
 
 impl Housekeeping for MySqlStore {
-    async fn memory(&self) -> Result<Memory, StoreError> {
-        sql::memory(&self.numbers(&self.table.statements.keeping.memory, &[]).await?)
+    async fn meta(&self) -> Result<Meta, StoreError> {
+        decode::meta(&self.numbers(&self.table.statements.housekeeping.meta, &[]).await?)
     }
 
     async fn mark_used(&self, sessions: &[SessionId], now: i64) -> Result<(), StoreError> {
         let condition =
             Condition { values: &[time(now)], among: sessions, limit: sessions.len() as u64 };
-        self.write_some(&self.table.statements.keeping.mark_used, condition, &[time(now)]).await?;
+        self.write_chunk(&self.table.statements.housekeeping.mark_used, condition, &[time(now)])
+            .await?;
         Ok(())
     }
 
     async fn mark_recorded(&self, now: i64, continuous: i64, gap: i64) -> Result<(), StoreError> {
         let values = [time(continuous), time(now), time(now), time(gap)];
-        match self.changed((&self.table.statements.keeping.mark_recorded, &values)).await? {
-            0 => Err(sql::lost_memory()),
+        match self.changed((&self.table.statements.housekeeping.mark_recorded, &values)).await? {
+            0 => Err(decode::missing_meta()),
             _ => Ok(()),
         }
     }
 
     async fn delete_idle(&self, before: i64, now: i64, limit: u64) -> Result<u64, StoreError> {
         let condition = Condition { values: &[time(before)], among: &[], limit };
-        self.write_some(&self.table.statements.keeping.delete_idle, condition, &[time(now)]).await
+        self.write_chunk(&self.table.statements.housekeeping.delete_idle, condition, &[time(now)])
+            .await
     }
 
     async fn delete_unused(&self, before: i64, now: i64, limit: u64) -> Result<u64, StoreError> {
         let condition = Condition { values: &[time(before)], among: &[], limit };
-        self.write_some(&self.table.statements.keeping.delete_unused, condition, &[time(now)]).await
+        self.write_chunk(&self.table.statements.housekeeping.delete_unused, condition, &[time(now)])
+            .await
     }
 
     async fn remove_deleted(&self, before: i64, floor: i64, limit: u64) -> Result<u64, StoreError> {
         let condition =
             Condition { values: &[time(before), Value::Number(Some(floor))], among: &[], limit };
-        self.write_some(&self.table.statements.keeping.remove_deleted, condition, &[]).await
+        self.write_chunk(&self.table.statements.housekeeping.remove_deleted, condition, &[]).await
     }
 
     async fn deleted_before(&self, before: i64) -> Result<(u64, i64), StoreError> {
-        let numbers =
-            self.numbers(&self.table.statements.keeping.deleted_before, &[time(before)]).await?;
-        Ok(sql::count_and_greatest(&numbers))
+        let numbers = self
+            .numbers(&self.table.statements.housekeeping.deleted_before, &[time(before)])
+            .await?;
+        Ok(decode::count_and_greatest(&numbers))
     }
 
     async fn raise_floor(&self, to: i64, now: i64, settled: i64) -> Result<(), StoreError> {
         let to = Value::Number(Some(to));
         let values = [to, time(now), to, time(settled)];
-        self.changed((&self.table.statements.keeping.raise_floor, &values)).await?;
+        self.changed((&self.table.statements.housekeeping.raise_floor, &values)).await?;
         Ok(())
     }
 }

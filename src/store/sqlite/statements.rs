@@ -1,0 +1,59 @@
+//! The SQL of SQLite: its dialect of [the statements that it shares](crate::store::sql::statements)
+//! with PostgreSQL.
+//!
+//! `statements.sql` beside this file shows each statement as it is sent.
+
+use crate::{
+    SessionId,
+    store::sql::{
+        statements::{Statements, dialect::Dialect},
+        text::statement,
+        values::{Value, listed},
+    },
+};
+use sqlx::SqlStr;
+
+/// Where a list of sessions has to be put into the text, since a parameter is one value.
+pub(super) const LIST: &str = "(sessions)";
+
+/// Where one writer at a time has the whole database, and a parameter is one value.
+pub(super) fn for_table(table: &str) -> Statements {
+    let t = format!("\"{table}\"");
+    let some = |rows: &str, which: &str| {
+        format!("session IN (SELECT session FROM {t} WHERE {rows} {which})")
+    };
+    let listed = |_| format!("session IN {LIST}");
+    let left_out = |write: String, _: &str| write;
+    Statements::new(
+        table,
+        &Dialect { in_order: "", patiently: "TRUE", some: &some, left_out: &left_out, listed },
+    )
+}
+
+/// Puts the list of sessions into a statement, after the value that it has before.
+pub(super) fn with_list<'a>(
+    sql: &SqlStr,
+    value: Option<Value<'a>>,
+    sessions: &[SessionId],
+) -> (SqlStr, Vec<Value<'a>>) {
+    let list = listed(sessions);
+    let first = if value.is_some() { 2 } else { 1 };
+    let places = (first..)
+        .take(list.len())
+        .map(|number| format!("?{number}"))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let sql = statement(sql.as_str().replace(LIST, &format!("({places})")));
+    (sql, value.into_iter().chain(list).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sql::{schema::DEFAULT_TABLE, snapshot};
+
+    #[test]
+    fn the_statements_are_those_of_the_sql_file() {
+        snapshot::check("src/store/sqlite/statements.sql", &for_table(DEFAULT_TABLE).named());
+    }
+}

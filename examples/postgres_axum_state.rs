@@ -11,8 +11,6 @@
 //! POST /chats/{id}/turns                           which agent answers
 //! ```
 
-mod common;
-
 use axum::{
     Json, Router,
     extract::{Path, State},
@@ -21,7 +19,7 @@ use axum::{
     routing::{get, post, put},
     serve,
 };
-use common::{Agent, Authority, Connection, Dialer, database::Database, expect};
+use examples::common::{self, Agent, Authority, Connection, Dialer, database::Database, expect};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{net::SocketAddr, process::ExitCode};

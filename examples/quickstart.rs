@@ -9,9 +9,7 @@
 //! The agents listen on TCP, the bindings are in a SQLite file, and every count is a count of what
 //! really happened. The exit code is 1 if a step differs from what it is expected to be.
 
-mod common;
-
-use common::{Agent, Authority, Connection, Dialer, Watch};
+use examples::common::{self, Agent, Authority, Connection, Dialer, Watch};
 use serde_json::json;
 use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 use std::{ops::RangeInclusive, path::Path as File, process::ExitCode, time::Duration};

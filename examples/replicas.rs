@@ -5,9 +5,7 @@
 //! `cargo run --example replicas --features postgres`, with `DATABASE_URL` or a server that is
 //! started for the purpose.
 
-mod common;
-
-use common::{Agent, Authority, Connection, Dialer, database::Database, expect};
+use examples::common::{self, Agent, Authority, Connection, Dialer, database::Database, expect};
 use std::{fmt::Display, process::ExitCode, time::Duration};
 use tokio::time::{Instant, timeout};
 use tower::{Layer, ServiceExt, service_fn, util::BoxCloneSyncService};

@@ -4,9 +4,7 @@
 //!
 //! `cargo run --example retarget_in_transaction`
 
-mod common;
-
-use common::{Agent, Authority, Dialer, expect};
+use examples::common::{self, Agent, Authority, Dialer, expect};
 use sqlx::{
     SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode},

@@ -3,9 +3,7 @@
 //!
 //! `cargo run --example stack`
 
-mod common;
-
-use common::{Agent, Authority, Connection, Dialer, Watch, expect};
+use examples::common::{self, Agent, Authority, Connection, Dialer, Watch, expect};
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tower::{

@@ -4,9 +4,7 @@
 //!
 //! `cargo run --example subagents`
 
-mod common;
-
-use common::{Agent, Authority, Dialer, Watch, expect};
+use examples::common::{self, Agent, Authority, Dialer, Watch, expect};
 use tokio::time::Instant;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_bound_agent::{

@@ -1,14 +1,11 @@
 //! How much of the application's pool the statements take that no call waits for.
 
-#[cfg(feature = "postgres")]
-#[path = "support/servers.rs"]
-mod servers;
-mod support;
-
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering::SeqCst},
 };
+#[cfg(feature = "postgres")]
+use support::servers;
 use support::*;
 use tokio::time::{Duration, Instant, sleep};
 use tower_bound_agent::{Event, Repair};

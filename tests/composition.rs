@@ -1,8 +1,6 @@
 //! How the layer gets on with the rest of Tower: what is `Send`, `Sync` and `Clone`, what it can be
 //! wrapped in and what it can wrap, and what a connection still can do once it is bound.
 
-mod support;
-
 use std::{
     cell::Cell,
     io::IoSlice,

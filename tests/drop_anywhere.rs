@@ -4,8 +4,6 @@
 //! Each case is played again from the start, on a runtime of its own, for every number of polls
 //! until it ends by itself.
 
-mod support;
-
 use futures_util::{FutureExt, future::BoxFuture};
 use std::{
     future::poll_fn,

@@ -23,8 +23,6 @@ use tower_bound_agent::{
     store::{BindingStore, NewBinding},
 };
 
-mod support;
-
 /// A process: a layer of its own over the world's store.
 struct Process {
     layer: BoundAgentLayer,

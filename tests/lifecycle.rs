@@ -1,7 +1,5 @@
 //! Flush, close, runtimes that end in the middle, a store that panics.
 
-mod support;
-
 use std::{
     future::Future,
     panic,

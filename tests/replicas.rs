@@ -15,7 +15,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
-use support::*;
+use support::{servers, *};
 use tokio::{
     task::JoinSet,
     time::{Duration, Instant, sleep},
@@ -25,10 +25,6 @@ use tower_bound_agent::{
     hints::{Heard, Hint, Hints, PostgresHints},
     store::{BATCH, BindingStore, NewBinding, PostgresStore, Swap},
 };
-
-#[path = "support/servers.rs"]
-mod servers;
-mod support;
 
 const SESSIONS: usize = 2_000;
 const WORKSPACES: usize = 8;

@@ -7,12 +7,6 @@ use tower_bound_agent::{
     store::{BindingStore, MemoryStore},
 };
 
-#[path = "support/resets.rs"]
-#[cfg(feature = "sqlite")]
-#[allow(dead_code)] // a transaction beside a reset: that takes locks
-mod in_a_database;
-mod support;
-
 /// A process: a layer over its own way to the store.
 struct Process {
     store: Tap<MemoryStore>,
@@ -177,5 +171,5 @@ async fn over_a_file_a_process_that_knows_greater_generations_does_not_write_the
     let next = std::sync::atomic::AtomicUsize::new(0);
     let store =
         || stores[next.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % stores.len()].clone();
-    in_a_database::greater_generations_are_not_written_back(store).await;
+    support::resets::greater_generations_are_not_written_back(store).await;
 }

@@ -3,8 +3,6 @@
 //!
 //! Each runtime has a paused clock of its own.
 
-mod support;
-
 use std::future::Future;
 use support::*;
 use tokio::{

@@ -1,7 +1,5 @@
 //! The builder: what contradicts what, what the defaults are, what zero means.
 
-mod support;
-
 use std::error::Error as _;
 use support::*;
 use tokio::time::{Duration, Instant, sleep};

@@ -1,29 +1,16 @@
 //! The contract of a store (`tower_bound_agent::testing::store`), held against every store of this
 //! crate and against that of the example; and what the stores of this crate promise beyond it.
 
+use examples::own_store::store::KeyValueStore;
 use futures_util::TryStreamExt;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+use support::servers;
 use tower_bound_agent::{
     AgentId, Binding, BuildId, Epoch, Revision, SessionId, Target, WorkspaceId,
     store::{BATCH, BindingStore, MemoryStore, NewBinding, Reset, StoreError, StoreWrapper, Swap},
 };
 use uuid::Uuid;
-
-#[cfg(all(unix, feature = "postgres"))]
-#[path = "support/own_server.rs"]
-#[allow(dead_code)] // what kills
-mod own_server;
-#[cfg(all(unix, feature = "postgres"))]
-#[path = "support/pgbouncer.rs"]
-#[allow(dead_code)] // other ways
-mod pgbouncer;
-#[cfg(any(feature = "postgres", feature = "mysql"))]
-#[path = "support/servers.rs"]
-mod servers;
-
-/// The store of the example, so that who copies it has one that keeps the contract.
-#[path = "../examples/own_store/store.rs"]
-mod own_store;
 
 fn session(id: u128) -> SessionId {
     SessionId::new(Uuid::from_u128(0x5e55_0000 + id))
@@ -107,7 +94,7 @@ stores! {
 #[cfg(all(unix, feature = "postgres"))]
 stores! {
     postgres_behind_pgbouncer: super::postgres::behind_pgbouncer("postgres");
-    postgres_serializable_behind_pgbouncer: super::postgres::behind_pgbouncer(super::pgbouncer::SERIALIZABLE);
+    postgres_serializable_behind_pgbouncer: super::postgres::behind_pgbouncer(support::pgbouncer::SERIALIZABLE);
 }
 
 #[cfg(feature = "mysql")]
@@ -163,8 +150,8 @@ async fn without_housekeeping() -> Option<(Foreign, ())> {
     Some((Foreign(MemoryStore::new()), ()))
 }
 
-async fn key_value() -> Option<(own_store::KeyValueStore, ())> {
-    Some((own_store::KeyValueStore::default(), ()))
+async fn key_value() -> Option<(KeyValueStore, ())> {
+    Some((KeyValueStore::default(), ()))
 }
 
 /// A store around another one that changes nothing.
@@ -470,7 +457,7 @@ mod postgres {
     #[cfg(unix)]
     pub(super) async fn behind_pgbouncer(database: &str) -> Option<(PostgresStore, ())> {
         let options =
-            crate::pgbouncer::ways().await?.in_transaction_mode.clone().database(database);
+            support::pgbouncer::ways().await?.in_transaction_mode.clone().database(database);
         let pool = PgPoolOptions::new().max_connections(8).connect_with(options).await.unwrap();
         let store = PostgresStore::new(pool)
             .with_table(servers::table())

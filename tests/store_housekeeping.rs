@@ -4,7 +4,6 @@
 #![cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 
 use futures_util::{StreamExt, TryStreamExt};
-use rows::*;
 use sqlx::{AssertSqlSafe, Row};
 use std::{
     collections::BTreeSet,
@@ -12,25 +11,15 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
+#[cfg(all(unix, feature = "postgres"))]
+use support::pgbouncer;
+use support::rows::*;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+use support::servers;
 use tower_bound_agent::{
     Binding, SessionId,
     store::{BATCH, BindingStore, Purged, StoreError, Swap, TransactionalStore},
 };
-
-#[cfg(all(unix, feature = "postgres"))]
-#[path = "support/own_server.rs"]
-#[allow(dead_code)] // what kills
-mod own_server;
-#[cfg(all(unix, feature = "postgres"))]
-#[path = "support/pgbouncer.rs"]
-#[allow(dead_code)] // other ways
-mod pgbouncer;
-#[allow(dead_code)]
-#[path = "support/rows.rs"]
-mod rows;
-#[cfg(any(feature = "postgres", feature = "mysql"))]
-#[path = "support/servers.rs"]
-mod servers;
 
 const MINUTE: i64 = 60_000;
 const HOUR: i64 = 60 * MINUTE;

@@ -1,14 +1,8 @@
 //! A store around another one, and several layers over one store in memory.
 
-#[path = "support/rows.rs"]
-#[allow(dead_code)]
-mod rows;
-#[allow(unused_imports)]
-mod support;
-
 use futures_util::TryStreamExt;
-use rows::{at, epoch, new, previous, row, session as numbered, target, workspace};
 use std::sync::Arc;
+use support::rows::{at, epoch, new, previous, row, session as numbered, target, workspace};
 use support::*;
 use tokio::time::{Duration, advance};
 use tower_bound_agent::{

@@ -3,8 +3,6 @@
 //!
 //! Bounded by counts. Nothing here depends on how fast anything is.
 
-mod support;
-
 use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicI64, Ordering::SeqCst},

@@ -1,7 +1,5 @@
 //! A statement that the store does not answer is not sent again, and its late answer is used.
 
-mod support;
-
 use support::*;
 use tokio::{
     task::JoinSet,

@@ -68,7 +68,7 @@ async fn execute(connection: &mut PgConnection, sql: String) -> Result<(), BoxEr
 
 /// Returns only if that is not possible.
 fn run_again_with_a_server() -> BoxError {
-    let servers = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/servers");
+    let servers = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/servers");
     let Ok(program) = env::current_exe() else {
         return "set DATABASE_URL to a PostgreSQL database".into();
     };

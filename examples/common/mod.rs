@@ -1,7 +1,6 @@
 //! What the examples share: agents on real TCP sockets, the dialer that finds them, an authority
 //! that knows which agent serves a workspace now, and a counter of the SQL statements that were
 //! really executed.
-#![allow(dead_code, unreachable_pub)] // each example uses its own part
 
 #[cfg(feature = "postgres")]
 pub mod database;

@@ -1,6 +1,6 @@
 //! How often each statement was executed, as PostgreSQL counts it.
 
-use crate::common::database::Database;
+use examples::common::database::Database;
 use std::collections::BTreeMap;
 use tower_bound_agent::{
     BoxError,

@@ -14,13 +14,11 @@
 #![allow(unreachable_pub)] // nothing is outside of an example
 
 mod chart;
-#[path = "../common/mod.rs"]
-mod common;
 mod counter;
 mod world;
 
-use common::database::Database;
 use counter::{Calls, Counter};
+use examples::common::database::Database;
 use serde_json::{Value, json};
 use std::{
     fs,

@@ -19,7 +19,7 @@ use tower_bound_agent::{
 const SOON: Duration = Duration::from_secs(1);
 
 /// What the gateway itself answers.
-pub(crate) enum Refused {
+pub enum Refused {
     Bad(&'static str),
     /// The request may not be passed on.
     Hop(Refusal),
@@ -49,7 +49,7 @@ impl From<BadResponse> for Refused {
 }
 
 impl Refused {
-    pub(crate) fn name(&self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         self.status().1
     }
 

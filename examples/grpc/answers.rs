@@ -6,7 +6,6 @@
 //! message Question { string text = 1; }
 //! message Word { string text = 1; string agent = 2; }
 //! ```
-#![allow(dead_code, unreachable_pub)]
 
 use futures_util::{Stream, StreamExt, stream};
 use hyper::body::Incoming;
@@ -63,7 +62,8 @@ where
 /// An agent that listens on TCP. Dropping it is its death.
 pub struct Agent {
     pub target: Target,
-    server: JoinSet<()>,
+    /// Ends with this value.
+    _server: JoinSet<()>,
 }
 
 impl Agent {
@@ -75,7 +75,7 @@ impl Agent {
             .with_address(listener.local_addr()?.to_string());
         let mut server = JoinSet::new();
         server.spawn(serve(listener, id));
-        Ok(Self { target, server })
+        Ok(Self { target, _server: server })
     }
 
     pub fn name(&self) -> String {

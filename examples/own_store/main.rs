@@ -4,12 +4,8 @@
 //!
 //! `cargo run --example own_store`
 
-#[path = "../common/mod.rs"]
-mod common;
-mod store;
-
-use common::{Agent, Authority, Connection, expect};
-use store::KeyValueStore;
+use examples::common::{self, Agent, Authority, Connection, expect};
+use examples::own_store::store::KeyValueStore;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_bound_agent::{BoundAgentLayer, BoxError, DialSession, Resolution, Revision};
 

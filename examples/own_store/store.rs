@@ -104,7 +104,7 @@ impl Change {
 
 /// Bindings in a key-value service. The version of a key is the revision of its row.
 #[derive(Clone, Default)]
-pub(crate) struct KeyValueStore(Service);
+pub struct KeyValueStore(Service);
 
 impl KeyValueStore {
     /// The one way in which a row changes: it is read, a change is decided on, and that is written

@@ -1,7 +1,7 @@
 //! What an observer sees.
 
-use crate::support::*;
 use std::sync::{Arc, Mutex};
+use support::*;
 use tokio::time::{sleep, timeout};
 use tower_bound_agent::{
     BoundAgentLayer, Event, OwnedEvent, Repair, Resolution, store::BindingStore,

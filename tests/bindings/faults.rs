@@ -1,8 +1,8 @@
 //! Orders whose store does not answer: what is said, what is read, and that nothing is sent twice.
 
 use crate::at;
-use crate::support::*;
 use std::sync::Arc;
+use support::*;
 use tokio::time::{Duration, Instant, sleep};
 use tower_bound_agent::{
     Error, ErrorKind,

@@ -1,7 +1,7 @@
 //! The order inside of a transaction of a real SQLite file.
 
-use crate::support::*;
 use crate::{start, transactions::Case};
+use support::*;
 use tempfile::TempDir;
 use tokio::{
     task::JoinHandle,

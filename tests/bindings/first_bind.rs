@@ -1,9 +1,9 @@
 //! Sessions without an agent, without a record, with a parent; many calls at once; a store that is
 //! down.
 
-use crate::support::*;
 use crate::{settled, start};
 use std::{collections::HashSet, error::Error as _};
+use support::*;
 use tokio::time::{Duration, Instant, sleep};
 use tower_bound_agent::{
     DialSession, ErrorKind, OutcomeKind, Repair, Resolution, Revision,

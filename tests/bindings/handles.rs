@@ -1,7 +1,7 @@
 //! Doubts by hand, reports, answers for a page.
 
-use crate::support::*;
 use crate::{at, events::Log, settled, start};
+use support::*;
 use tokio::{
     task::JoinHandle,
     time::{Duration, Instant, sleep},

@@ -1,11 +1,11 @@
 //! Housekeeping through the handle: batches, errors that pass, and such that do not.
 
 use crate::at;
-use crate::support::*;
 use std::{
     thread,
     time::{SystemTime, UNIX_EPOCH},
 };
+use support::*;
 use tokio::{
     task::JoinHandle,
     time::{Duration, Instant},

@@ -1,9 +1,6 @@
 //! Bindings: rows that are not there yet, orders and their faults, repairs that lose, the handles
 //! and what they tell.
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod events;
 mod faults;
 #[cfg(feature = "sqlite")]

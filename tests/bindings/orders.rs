@@ -1,8 +1,8 @@
 //! Orders: what they write and what they move.
 
-use crate::support::*;
 use crate::{at, settled, start};
 use std::sync::{Arc, Mutex};
+use support::*;
 use tokio::{
     task::JoinHandle,
     time::{Duration, Instant, sleep},

@@ -1,8 +1,8 @@
 //! What a repair does that has lost the compare-and-swap: every case of it.
 
-use crate::support::*;
 use crate::{at, settled};
 use std::sync::Arc;
+use support::*;
 use tokio::time::{Instant, timeout};
 use tower_bound_agent::{
     Binding, Bound, BoundAgentLayer, DialSession, ErrorKind, OutcomeKind, Previous, Repair,

@@ -1,7 +1,7 @@
 //! The end of a binding, as the handle of a connection tells it.
 
 use crate::settled;
-use crate::support::*;
+use support::*;
 use tokio::{
     task::JoinHandle,
     time::{Instant, sleep, timeout},

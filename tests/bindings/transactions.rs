@@ -1,8 +1,8 @@
 //! The order inside of the caller's own transaction: nothing is known before its end, everything at
 //! its end.
 
-use crate::support::*;
 use crate::{at, start};
+use support::*;
 use tokio::time::Instant;
 use tower_bound_agent::{
     BoundAgentLayer, ErrorKind, OutcomeKind, Retargeted, SessionId, Target, WorkspaceId,

@@ -1,7 +1,7 @@
 //! What happens to other sessions wakes nobody, costs no read and ends no call, however little the
 //! cache can keep.
 
-use crate::{settled, support::*};
+use crate::settled;
 use std::{
     pin::{Pin, pin},
     sync::{
@@ -10,6 +10,7 @@ use std::{
     },
     task::{Context, Poll},
 };
+use support::*;
 use tokio::{task::JoinHandle, time::sleep};
 use tower_bound_agent::{BoundAgentLayer, BoundHandle, DialSession, SessionId, WorkspaceId};
 

@@ -1,9 +1,10 @@
 //! The tests, compiled for each database.
 
 use super::engine::*;
-use crate::{own_server::OwnServer, scene::*, support::*};
+use crate::scene::*;
 use futures_util::future::join_all;
 use std::{collections::BTreeMap, sync::Arc};
+use support::{own_server::OwnServer, *};
 use tokio::time::Duration;
 use tower_bound_agent::{
     Binding, BoundAgentBuilder, BoundAgentLayer, SessionId, Target, WorkspaceId,

@@ -4,8 +4,9 @@ use super::{
     cases::{Case, Workspace, pool},
     engine::*,
 };
-use crate::{proxy::Proxy, scene::*, support::*};
+use crate::{proxy::Proxy, scene::*};
 use sqlx::AssertSqlSafe;
+use support::*;
 use tokio::time::{Duration, Instant, sleep};
 use tower_bound_agent::{BoundAgentLayer, hints::PostgresHints};
 

@@ -7,19 +7,9 @@
 
 #[cfg(feature = "mysql")]
 mod mysql;
-#[path = "../support/own_server.rs"]
-#[cfg_attr(not(feature = "postgres"), allow(dead_code))] // only that has a pooler
-mod own_server;
 #[cfg(feature = "postgres")]
 mod pgbouncer;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod proxy;
-#[path = "../support/resets.rs"]
-mod resets;
 mod scene;
-#[path = "../support/servers.rs"]
-#[allow(dead_code)] // no server is from tests/servers
-mod servers;
-#[path = "../support/mod.rs"]
-mod support;

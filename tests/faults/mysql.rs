@@ -1,7 +1,7 @@
 //! MariaDB.
 
 mod engine {
-    use crate::{own_server::OwnServer, proxy};
+    use crate::proxy;
     pub(super) use sqlx::{
         MySqlPool as Pool,
         mysql::{MySqlConnectOptions as Options, MySqlPoolOptions as PoolOptions},
@@ -10,6 +10,7 @@ mod engine {
         collections::HashMap,
         path::{Path, PathBuf},
     };
+    use support::own_server::OwnServer;
     pub(super) use tower_bound_agent::store::MySqlStore as Store;
 
     pub(super) const KIND: &str = "mysql";

@@ -1,8 +1,8 @@
 //! PostgreSQL behind a PgBouncer in transaction mode: it is PgBouncer that fails.
 
 mod engine {
-    use crate::own_server::OwnServer;
     pub(super) use crate::postgres::engine::*;
+    use support::own_server::OwnServer;
 
     pub(super) const KIND: &str = "pgbouncer";
     /// Those of PgBouncer are no one's.

@@ -1,7 +1,7 @@
 //! PostgreSQL.
 
 pub(crate) mod engine {
-    use crate::{own_server::OwnServer, proxy};
+    use crate::proxy;
     pub(crate) use sqlx::{
         PgPool as Pool,
         postgres::{PgConnectOptions as Options, PgPoolOptions as PoolOptions},
@@ -10,6 +10,7 @@ pub(crate) mod engine {
         collections::HashMap,
         path::{Path, PathBuf},
     };
+    use support::own_server::OwnServer;
     pub(crate) use tower_bound_agent::store::PostgresStore as Store;
 
     pub(crate) const KIND: &str = "postgres";

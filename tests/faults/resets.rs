@@ -2,7 +2,7 @@
 //! moves its sessions.
 
 use super::*;
-use crate::resets::*;
+use support::resets::*;
 use tokio::time::sleep;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

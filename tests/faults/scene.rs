@@ -1,6 +1,5 @@
 //! What the tests of every database share: waiting, and turns without a pause.
 
-use crate::support::*;
 use std::{
     collections::BTreeMap,
     sync::{
@@ -8,6 +7,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
+use support::*;
 use tokio::{
     runtime::Handle,
     task::JoinSet,

@@ -1,7 +1,7 @@
 //! Bodies are streamed, never gathered, and break off where they break.
 
 use crate::clients::{run, text};
-use crate::process::{Gateway, signal, soon};
+use support::gateway::{Gateway, signal, soon};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,

@@ -1,7 +1,5 @@
 //! Clients that are not ours.
 
-use crate::process::{Gateway, soon};
-use crate::servers::left_out;
 use axum::http::{Request, header};
 use bytes::Bytes;
 use fastwebsockets::{Frame, OpCode, Payload, WebSocket, WebSocketError, handshake};
@@ -9,6 +7,8 @@ use http_body_util::Empty;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::{process::Output, time::Duration};
+use support::gateway::{Gateway, soon};
+use support::servers::left_out;
 use tokio::{net::TcpStream, process::Command, time::timeout};
 use uuid::Uuid;
 

@@ -1,6 +1,6 @@
 //! tonic's client over the layer, and a gRPC server behind it.
 
-use crate::answers::{Agent, Word, ask};
+use examples::grpc::answers::{Agent, Word, ask};
 use hyper_util::rt::TokioIo;
 use std::{
     sync::{

@@ -1,9 +1,6 @@
 //! What crosses the hop from the client to the agent and back, and what does not.
 
-use crate::{
-    clients::say,
-    process::{Gateway, soon},
-};
+use crate::clients::say;
 use axum::http::{HeaderMap, Method, Request, Response, StatusCode};
 use bytes::Bytes;
 use fastwebsockets::{Role, WebSocket};
@@ -19,6 +16,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo},
 };
 use std::collections::HashSet;
+use support::gateway::{Gateway, soon};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 use tower_bound_agent::http::proxy::{Hop, Peer};
 

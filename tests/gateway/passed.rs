@@ -1,6 +1,6 @@
 //! What is handed on, and what is not.
 
-use crate::process::Gateway;
+use support::gateway::Gateway;
 use uuid::Uuid;
 
 /// The head of the request as the agent saw it: without the status line and the headers of its

@@ -2,7 +2,6 @@
 //! on as if nothing had happened.
 
 use crate::clients::{say, socket};
-use crate::process::{Agent, Gateway, is_alive};
 use axum::body::Body;
 use fastwebsockets::WebSocketError;
 use http_body_util::BodyExt;
@@ -18,6 +17,7 @@ use std::{
     },
     time::Duration,
 };
+use support::gateway::{Agent, Gateway, is_alive};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, sleep_until, timeout},

@@ -1,7 +1,7 @@
 //! What is no request for an agent never becomes one.
 
-use crate::process::Gateway;
 use std::collections::HashMap;
+use support::gateway::Gateway;
 
 #[tokio::test]
 async fn malformed_ids_hosts_and_targets_are_refused_and_nothing_is_asked_of_the_agent() {

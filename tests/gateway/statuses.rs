@@ -1,15 +1,15 @@
 //! What the gateway answers when there is no agent to do it.
 
-use crate::process::{Answer, Gateway, is_alive, program, signal, soon};
-use crate::refusals::Refused;
 use axum::{
     body::Body,
     http::{Request, header::RETRY_AFTER},
     response::IntoResponse,
 };
+use examples::gateway::refused::Refused;
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use std::{process::Stdio, time::Duration};
+use support::gateway::{Answer, Gateway, is_alive, program, signal, soon};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,

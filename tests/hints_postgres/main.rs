@@ -3,8 +3,6 @@
 #![cfg(all(feature = "postgres", unix))]
 
 mod proxy;
-#[path = "../support/servers.rs"]
-mod servers;
 
 use futures_util::{FutureExt, Stream, StreamExt, stream::BoxStream};
 use proxy::{Mode, Proxy};
@@ -13,6 +11,7 @@ use sqlx::{
     postgres::{PgConnectOptions as Options, PgListener, PgPoolOptions},
 };
 use std::{collections::HashSet, future::poll_fn, task::Poll};
+use support::servers;
 use tokio::{
     runtime::Handle,
     sync::mpsc::{self, UnboundedReceiver},

@@ -1,10 +1,10 @@
 //! The dial service as a connector of hyper-util's legacy client.
 
-use crate::net::*;
-use crate::support::session;
 use http_body_util::BodyExt;
 use hyper_util::{client::legacy::Client as Legacy, rt::TokioExecutor};
 use std::error::Error as _;
+use support::net::*;
+use support::session;
 use tower_bound_agent::{
     BoundHandle, DialSession, Error, ErrorKind, OutcomeKind, Resolution,
     http::{Connector, NoSession},

@@ -1,9 +1,9 @@
 //! What is held against an agent, and what a caller is told of it.
 
-use crate::net::*;
-use crate::support::{session, workspace};
 use bytes::Bytes;
 use std::{num::NonZeroUsize, time::Duration};
+use support::net::*;
+use support::{session, workspace};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,

@@ -1,7 +1,5 @@
 //! Agents that die, hang, or go away without a word.
 
-use crate::net::*;
-use crate::support::{agent, session, workspace};
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use std::{
@@ -10,6 +8,8 @@ use std::{
     task::{Context, Poll},
     time::Duration,
 };
+use support::net::*;
+use support::{agent, session, workspace};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},

@@ -1,7 +1,6 @@
 //! A gateway in this process, and agents that are nothing but bytes on a socket.
 #![allow(unreachable_pub)]
 
-use crate::net::{Client, soon};
 use axum::body::Body;
 use bytes::Bytes;
 use http_body_util::Full;
@@ -15,6 +14,7 @@ use std::{
     net::SocketAddr,
     sync::{Arc, Mutex},
 };
+use support::net::{Client, soon};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional},
     net::{TcpListener, TcpStream},

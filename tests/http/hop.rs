@@ -1,10 +1,7 @@
 //! A gateway between clients and agents of other versions: `proxy::Hop` around the client, on real
 //! sockets.
 
-use crate::{
-    front::{Front, Heard, RawAgent},
-    net::{Agent, Net, Speaks, get_, post_, send, soon, text},
-};
+use crate::front::{Front, Heard, RawAgent};
 use axum::body::Body;
 use bytes::Bytes;
 use fastwebsockets::{Frame, OpCode, Payload, Role, WebSocket, handshake};
@@ -12,6 +9,7 @@ use http_body_util::{BodyExt, Empty, StreamBody};
 use hyper::{body::Frame as BodyFrame, client::conn::http2, ext::Protocol, upgrade::Upgraded};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::{convert::Infallible, time::Duration};
+use support::net::{Agent, Net, Speaks, get_, post_, send, soon, text};
 use tokio::net::TcpStream;
 use tower_bound_agent::{SessionId, http::proxy::Hop};
 
@@ -27,7 +25,7 @@ fn streamed(parts: &[&'static str]) -> Body {
 async fn scene(answer: &'static str) -> (RawAgent, Net, SessionId) {
     let agent = RawAgent::start(move |_: &Heard| answer.as_bytes().to_vec()).await;
     let net = Net::new();
-    let workspace = crate::support::workspace();
+    let workspace = support::workspace();
     net.runs_target(workspace, &agent.target);
     let chat = net.bind(workspace).await;
     (agent, net, chat)
@@ -356,7 +354,7 @@ async fn h2c_is_not_smuggled_through_an_agent_that_grants_it() {
     };
     let agent = RawAgent::start(move |heard: &Heard| grants(heard).into_bytes()).await;
     let net = Net::new();
-    let workspace = crate::support::workspace();
+    let workspace = support::workspace();
     net.runs_target(workspace, &agent.target);
     let chat = net.bind(workspace).await;
     let sent = "GET / HTTP/1.1\r\nhost: app\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\n\

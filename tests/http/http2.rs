@@ -1,7 +1,6 @@
 //! HTTP/2 agents with limits of their own, and what HTTP/2 says about requests that were not
 //! processed.
 
-use crate::net::*;
 use bytes::Bytes;
 use h2::Reason;
 use http_body_util::BodyExt;
@@ -16,6 +15,7 @@ use std::{
     },
     time::Duration,
 };
+use support::net::*;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     net::TcpListener,
@@ -310,7 +310,7 @@ impl Frames {
     /// So many callers, each of them with so many requests one after the other; says how many
     /// failed.
     async fn asked(&self, callers: usize, requests: usize, body: &'static str) -> Vec<ClientError> {
-        let (net, ws) = (Net::new(), crate::support::workspace());
+        let (net, ws) = (Net::new(), support::workspace());
         net.says(ws, Resolution::Running(self.target.clone()));
         let chat = net.bind(ws).await;
         let client = net.client(Speaks::Http2);
@@ -461,7 +461,7 @@ async fn silent_streams_are_pinged_no_more_often_than_servers_of_grpc_tolerate()
         let builder = AgentClient::builder().http2();
         let builder = if interval.is_some() { builder.ping_interval(interval) } else { builder };
         let client: AgentClient<_, Sends> = builder.build(layer.layer(dialer));
-        let (chat, ws) = (crate::support::session(), crate::support::workspace());
+        let (chat, ws) = (support::session(), support::workspace());
         let events = async || {
             let mut request = get_("/events", chat);
             request.extensions_mut().insert(DialSession::new(chat).in_workspace(ws));

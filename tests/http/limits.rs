@@ -1,9 +1,9 @@
 //! How many connections there are, and for how long.
 
-use crate::net::*;
-use crate::support::session;
 use futures_util::FutureExt;
 use std::{num::NonZeroUsize, time::Duration};
+use support::net::*;
+use support::session;
 use tokio::{
     task::{JoinHandle, JoinSet},
     time::{Instant, sleep, timeout},

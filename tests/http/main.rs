@@ -1,10 +1,5 @@
 //! HTTP to agents over real sockets: the connector, the client and its pool.
 
-#[path = "../support/mod.rs"]
-mod support;
-
-mod net;
-
 /// Makes tests of these functions, on a runtime of one thread and on one of several. One that is
 /// not listed is not used, which the compiler says.
 macro_rules! on_both_runtimes {

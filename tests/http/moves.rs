@@ -1,10 +1,10 @@
 //! What happens to healthy connections when the binding moves: the very next request goes to the
 //! new agent, and what is under way ends in its own time.
 
-use crate::net::*;
-use crate::support::{Fault, session};
 use http_body_util::BodyExt;
 use std::time::Duration;
+use support::net::*;
+use support::{Fault, session};
 use tower_bound_agent::{BoundHandle, OutcomeKind, Repair, RepairMode};
 
 async fn after_a_rebuild_that_is_known_the_next_turn_is_the_new_agents_and_the_old_connections_close()

@@ -1,8 +1,6 @@
 //! Requests without an answer: the resolver is asked about their agent, and what becomes known
 //! reaches them.
 
-use crate::net::*;
-use crate::support::{session, workspace};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
@@ -14,6 +12,8 @@ use std::{
     },
     time::Duration,
 };
+use support::net::*;
+use support::{session, workspace};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout},

@@ -1,11 +1,11 @@
 //! An ordinary turn: a connection that is there, and nothing else.
 
-use crate::net::*;
-use crate::support::session;
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
+use support::net::*;
+use support::session;
 use tokio::task::JoinSet;
 use tower_bound_agent::{
     BoundHandle, DialSession, Event, OutcomeKind,

@@ -1,6 +1,5 @@
 //! Bodies, trailers and upgrades, and callers and agents that let go in the middle.
 
-use crate::net::*;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use http_body_util::{BodyExt, channel::Channel};
@@ -10,6 +9,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::SeqCst},
 };
 use std::time::Duration;
+use support::net::*;
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{Message, protocol::Role},

@@ -1,7 +1,8 @@
 //! One life: what happens, and how it is made up.
 
-use crate::{CHATS, PROCESSES, WORKSPACES, wire::Fate};
+use crate::{CHATS, PROCESSES, WORKSPACES};
 use proptest::prelude::*;
+use support::wire::Fate;
 
 /// What happens, as plain data, so that a failure shrinks to a story that can be read.
 #[derive(Clone, Debug)]

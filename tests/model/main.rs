@@ -10,9 +10,6 @@
 //! caller: a connection by what is known ([`judge`]), an error by what has happened ([`errors`]).
 //! What must hold in the end is checked once everything is well again.
 
-#[path = "../support/wire.rs"]
-mod wire;
-
 mod chronicle;
 mod dialer;
 mod errors;

@@ -4,8 +4,8 @@ use crate::{
     WORKSPACES,
     life::{Answers, By, Does, Fault, How, Life, Op},
     run::play,
-    wire::Fate,
 };
+use support::wire::Fate;
 
 /// Lives that broke a rule once: here, or in a library that was changed to see whether that would
 /// be noticed.

@@ -7,7 +7,6 @@ use crate::{
     plant::{Faults, Knowledge, Plant},
     resolver::resolver,
     store::Probe,
-    wire::Wire,
 };
 use futures_util::{Stream, StreamExt};
 use std::{
@@ -15,6 +14,7 @@ use std::{
     pin::Pin,
     task::{Context, Poll},
 };
+use support::wire::Wire;
 use tokio::time::{Instant, Sleep, sleep};
 use tower::Layer;
 use tower_bound_agent::{

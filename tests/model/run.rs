@@ -8,10 +8,10 @@ use crate::{
     ms, pin,
     plant::{Call, Faults, Plant},
     process::{Lagging, Process},
-    wire::Wire,
     workspace,
 };
 use std::future::Future;
+use support::wire::Wire;
 use tokio::{
     runtime::Builder,
     task::{JoinHandle, yield_now},

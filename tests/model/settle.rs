@@ -6,9 +6,9 @@ use crate::{
     ms,
     plant::Faults,
     run::Run,
-    wire::Wire,
     workspace,
 };
+use support::wire::Wire;
 use tokio::{runtime::Handle, time::sleep};
 use tower_bound_agent::ErrorKind;
 

@@ -1,9 +1,6 @@
 //! How news reaches those who hold or wait: rows that are read again, doubts, announcements,
 //! sessions in use.
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod announced;
 mod check;
 mod follower;

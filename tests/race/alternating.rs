@@ -1,6 +1,7 @@
 //! Agents that come back: a standby pair, and one agent that alternates between two addresses.
 
-use crate::{scene::*, support::*};
+use crate::scene::*;
+use support::*;
 use tower::Layer;
 use tower_bound_agent::{OutcomeKind, Target};
 

@@ -1,6 +1,7 @@
 //! When the resolver is asked again, and that the workspace shares it.
 
-use crate::{scene::*, support::*};
+use crate::scene::*;
+use support::*;
 use tokio::{
     task::JoinSet,
     time::{Duration, Instant, sleep},

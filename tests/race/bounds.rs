@@ -1,6 +1,7 @@
 //! At most three dials a call, one at a time; and row 17.
 
-use crate::{scene::*, support::*};
+use crate::scene::*;
+use support::*;
 use tokio::time::{Duration, Instant, sleep};
 use tower::{Layer, limit::ConcurrencyLimitLayer};
 use tower_bound_agent::{DialSession, ErrorKind, OutcomeKind, Repair, RepairMode, Target};

@@ -1,6 +1,6 @@
 //! Rows 1–4 and 6–12: one call, its dial and its validation.
 
-use crate::{scene::*, support::*};
+use crate::scene::*;
 use std::{
     error::Error as _,
     sync::{
@@ -8,6 +8,7 @@ use std::{
         atomic::{AtomicU32, Ordering::SeqCst},
     },
 };
+use support::*;
 use tokio::time::{Duration, Instant, sleep};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_bound_agent::{DialAgent, DialSession, ErrorKind, OutcomeKind, Redial, Repair};

@@ -1,7 +1,8 @@
 //! Comparing an answer with what is dialed.
 
-use crate::{scene::*, support::*};
+use crate::scene::*;
 use std::sync::Arc;
+use support::*;
 use tokio::time::{Duration, Instant, sleep};
 use tower_bound_agent::{ErrorKind, Generation, OutcomeKind, Repair, Resolution, Target};
 

@@ -1,7 +1,7 @@
 //! Row 26: a dialer or a resolver that panics; and a dial service that is broken, which is no
 //! evidence.
 
-use crate::{scene::*, support::*};
+use crate::scene::*;
 use std::{
     convert::Infallible,
     sync::{
@@ -10,6 +10,7 @@ use std::{
     },
     task::{Context, Poll},
 };
+use support::*;
 use tokio::{
     task::JoinSet,
     time::{Duration, sleep},

@@ -1,6 +1,7 @@
 //! Row 16: many sessions of one workspace.
 
-use crate::{scene::*, support::*};
+use crate::scene::*;
+use support::*;
 use tokio::{
     task::JoinSet,
     time::{Duration, Instant, sleep},

@@ -1,7 +1,8 @@
 //! Row 14: the one bound over dials, readiness waits and restarts, and how its error is classified.
 
-use crate::{scene::*, support::*};
+use crate::scene::*;
 use std::task::{Context, Poll};
+use support::*;
 use tokio::time::{Duration, Instant, sleep};
 use tower::{Layer, Service, limit::ConcurrencyLimitLayer};
 use tower_bound_agent::{

@@ -1,7 +1,8 @@
 //! Row 5: the resolver says that there is nothing to dial, and the row is read again before that
 //! ends a call.
 
-use crate::{scene::*, support::*};
+use crate::scene::*;
+use support::*;
 use tokio::time::{Duration, Instant, sleep};
 use tower_bound_agent::{
     DialSession, ErrorKind, LastVerdict, OutcomeKind, Repair, Resolution,

@@ -1,6 +1,7 @@
 //! Rows 13 and 15: a caller that goes away, and what that leaves behind.
 
-use crate::{scene::*, support::*};
+use crate::scene::*;
+use support::*;
 use tokio::time::{Duration, Instant, sleep};
 use tower::{
     Layer, ServiceExt, limit::ConcurrencyLimitLayer, timeout::Timeout, timeout::error::Elapsed,

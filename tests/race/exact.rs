@@ -1,7 +1,7 @@
 //! Exact interleavings: every step of the dialer, of the resolver and of the call is made by the
 //! test.
 
-use crate::{scene::settled, support::*};
+use crate::scene::settled;
 use std::{
     error::Error as _,
     pin::Pin,
@@ -11,6 +11,7 @@ use std::{
     },
     task::{Context, Poll},
 };
+use support::*;
 use tokio::time::{Duration, Instant, advance, sleep};
 use tokio_test::{
     assert_pending, assert_ready, assert_ready_err, assert_ready_ok,

@@ -1,7 +1,8 @@
 //! Repairing all rows of a workspace that are behind: which rows, by how many statements, and what
 //! that saves.
 
-use crate::{scene::*, support::*};
+use crate::scene::*;
+use support::*;
 use tokio::{
     task::JoinSet,
     time::{Duration, Instant, sleep},

@@ -1,6 +1,7 @@
 //! Rows 27–30: many calls with a pending dial to one target, and dials that are lost.
 
-use crate::{scene::*, support::*};
+use crate::scene::*;
+use support::*;
 use tokio::{
     task::{JoinHandle, JoinSet},
     time::{Duration, Instant, sleep},

@@ -1,7 +1,8 @@
 //! Row 49: an error of our own making is no evidence about any agent.
 
-use crate::{scene::*, support::*};
+use crate::scene::*;
 use std::{error::Error as _, io};
+use support::*;
 use tokio::{task::JoinSet, time::Duration};
 use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
 use tower_bound_agent::{BoxError, DialAgent, ErrorKind, LocalError};

@@ -2,9 +2,6 @@
 //!
 //! One module a subject; the numbers in the names are the rows of the table of what must hold.
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod alternating;
 mod asking;
 mod bounds;

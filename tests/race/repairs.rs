@@ -1,7 +1,8 @@
 //! Rows 18 and 19: a repair that cannot be written, and one that somebody else was faster than.
 
-use crate::{scene::*, support::*};
+use crate::scene::*;
 use std::sync::Arc;
+use support::*;
 use tokio::time::{Duration, Instant, sleep};
 use tokio_test::task;
 use tower::Layer;

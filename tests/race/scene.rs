@@ -1,11 +1,11 @@
 //! One session that was bound long ago, and what is counted around it.
 
-use crate::support::*;
 use std::{
     future::Future,
     sync::{Arc, Mutex},
     task::{Context, Poll},
 };
+use support::*;
 use tokio::{
     task::yield_now,
     time::{Duration, Instant, sleep},

@@ -1,7 +1,8 @@
 //! Rows that a repair of their workspace has missed, and what is cached of those that it has
 //! written.
 
-use crate::{scene::*, support::*};
+use crate::scene::*;
+use support::*;
 use tokio::time::{Duration, Instant, sleep};
 use tower_bound_agent::{
     DialSession, ErrorKind, OutcomeKind, Previous, Repair, SessionId, Target, store::BindingStore,

@@ -1,16 +1,16 @@
 //! PostgreSQL behind a PgBouncer; besides the contract, which is held against it as well.
 
-use crate::{
-    pgbouncer::{Ways, ways},
-    rows::*,
-    servers,
-    verbs::{self, Verb},
-};
 use sqlx::{
     AssertSqlSafe, PgPool,
     postgres::{PgConnectOptions as Options, PgPoolOptions},
 };
 use std::time::Duration;
+use support::{
+    pgbouncer::{Ways, ways},
+    rows::*,
+    servers,
+    verbs::{self, Verb},
+};
 use tokio::time::{sleep, timeout};
 use tower_bound_agent::{
     Binding,

@@ -1,7 +1,6 @@
 //! The tests, compiled for each database.
 
 use super::engine::*;
-use crate::{rows::*, servers, verbs};
 use sqlx::{AssertSqlSafe, Connection as _};
 use std::{
     collections::BTreeMap,
@@ -11,6 +10,7 @@ use std::{
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
+use support::{rows::*, servers, verbs};
 use tower_bound_agent::{
     Binding, Previous,
     store::{BindingStore, NewBinding, StoreError, Swap, TransactionalStore},

@@ -1,12 +1,12 @@
 //! MySQL and MariaDB.
 
 mod engine {
-    use crate::{rows::*, servers};
     use sqlx::{AssertSqlSafe, Row};
     pub(super) use sqlx::{
         MySql as Database, MySqlConnection as Connection, MySqlPool as Pool,
         mysql::{MySqlConnectOptions as Options, MySqlPoolOptions as PoolOptions},
     };
+    use support::{rows::*, servers};
     pub(super) use tower_bound_agent::store::MySqlStore as Store;
 
     pub(super) const NAME: &str = "MySQL";

@@ -1,12 +1,12 @@
 //! Connections of PostgreSQL whose role is not that of a new one any more.
 
 use super::engine::*;
-use crate::{rows::*, servers};
 use sqlx::{AssertSqlSafe, Executor};
 use std::sync::{
     Arc,
     atomic::{AtomicU32, Ordering},
 };
+use support::{rows::*, servers};
 use tower_bound_agent::store::{BindingStore, StoreError};
 
 /// A store over so many connections, the first of which have the rights of a role without any.

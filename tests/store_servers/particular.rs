@@ -1,8 +1,8 @@
 //! What only MySQL and MariaDB can get wrong.
 
 use super::engine::*;
-use crate::{rows::*, servers};
 use sqlx::{AssertSqlSafe, Executor};
+use support::{rows::*, servers};
 use tower_bound_agent::{
     Target,
     store::{BindingStore, NewBinding, StoreError, Swap},

@@ -1,12 +1,12 @@
 //! PostgreSQL.
 
 mod engine {
-    use crate::{rows::*, servers};
     use sqlx::{AssertSqlSafe, Row};
     pub(super) use sqlx::{
         PgConnection as Connection, PgPool as Pool, Postgres as Database,
         postgres::{PgConnectOptions as Options, PgPoolOptions as PoolOptions},
     };
+    use support::{rows::*, servers};
     pub(super) use tower_bound_agent::store::PostgresStore as Store;
 
     pub(super) const NAME: &str = "PostgreSQL";

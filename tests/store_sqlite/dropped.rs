@@ -1,7 +1,7 @@
 //! Verbs whose caller goes away, at every point where it can.
 
 use super::*;
-use crate::verbs::{Drop, Verb, until};
+use support::verbs::{self, Drop, Verb, until};
 use tower_bound_agent::store::BindingStore;
 
 async fn a_dropped_verb_leaves_old_or_new(store: &SqliteStore, connections: usize) {

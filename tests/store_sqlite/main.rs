@@ -1,12 +1,12 @@
 //! What is particular to the store in SQLite: files, processes, statements, transactions, errors.
 #![cfg(feature = "sqlite")]
 
-use rows::*;
 use sqlx::{
     SqlitePool,
     sqlite::{SqliteConnectOptions, SqlitePoolOptions},
 };
 use std::{path::Path, time::Duration};
+use support::rows::*;
 use tower_bound_agent::store::SqliteStore;
 use uuid::Uuid;
 
@@ -15,12 +15,8 @@ mod errors;
 mod opening;
 mod processes;
 mod read_only;
-#[path = "../support/rows.rs"]
-mod rows;
 mod statements;
 mod transactions;
-#[path = "../support/verbs.rs"]
-mod verbs;
 
 /// A pool as an application may have it: not this crate's settings.
 async fn foreign_pool(path: &Path) -> SqlitePool {

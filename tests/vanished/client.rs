@@ -1,10 +1,6 @@
 //! The client, and agents on machines that vanish at any moment.
 
-use crate::{
-    machine::{Machine, alone, bounded},
-    net::{BOTH, Client, Leftovers, Net, Sends, Speaks, counts, post_, text, turn, until, upgrade},
-    process::signal,
-};
+use crate::machine::{Machine, alone, bounded};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http::Response;
@@ -14,6 +10,10 @@ use http_body_util::{
 };
 use hyper_util::rt::TokioIo;
 use std::time::Duration;
+use support::{
+    gateway::signal,
+    net::{BOTH, Client, Leftovers, Net, Sends, Speaks, counts, post_, text, turn, until, upgrade},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     task::JoinHandle,
@@ -76,7 +76,7 @@ impl Scene {
         if notices == Socket {
             net.watches(WATCHED);
         }
-        let workspace = crate::support::workspace();
+        let workspace = support::workspace();
         net.runs_target(workspace, &old.target);
         let chat = net.bind(workspace).await;
         let client = net.client_with(speaks, |builder| {

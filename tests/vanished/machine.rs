@@ -1,7 +1,6 @@
 //! An agent on a machine of its own, which can vanish.
 #![allow(unreachable_pub)]
 
-use crate::{process::program, servers::left_out};
 use std::{
     fs,
     io::{BufRead, BufReader},
@@ -10,6 +9,7 @@ use std::{
     process::{Child, Command, Stdio},
     time::Duration,
 };
+use support::{gateway::program, servers::left_out};
 use tempfile::TempDir;
 use tower_bound_agent::{AgentId, Target};
 use uuid::Uuid;
@@ -74,7 +74,7 @@ fn unshared() -> Command {
 }
 
 pub fn script() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/vanished/machine.sh")
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("vanished/machine.sh")
 }
 
 fn ip(arguments: &[&str]) {

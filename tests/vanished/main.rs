@@ -6,18 +6,6 @@
 //! network of the machine that it runs on, and nothing remains of it however it ends.
 #![cfg(target_os = "linux")]
 
-#[path = "../http/net.rs"]
-#[allow(dead_code)] // its agents live on this machine
-mod net;
-#[path = "../gateway/process.rs"]
-#[allow(dead_code)]
-mod process;
-#[path = "../support/servers.rs"]
-#[allow(dead_code)] // for its `left_out`
-mod servers;
-#[path = "../support/mod.rs"]
-mod support;
-
 mod machine;
 
 mod client;

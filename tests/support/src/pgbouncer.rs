@@ -9,16 +9,16 @@ use tokio::sync::OnceCell;
 const CONNECTIONS: u32 = 5;
 
 /// A database of that server, in which this is the isolation level.
-pub(crate) const SERIALIZABLE: &str = "serializable";
+pub const SERIALIZABLE: &str = "serializable";
 
-pub(crate) struct Ways {
-    pub(crate) direct: Options,
-    pub(crate) in_transaction_mode: Options,
-    pub(crate) in_session_mode: Options,
+pub struct Ways {
+    pub direct: Options,
+    pub in_transaction_mode: Options,
+    pub in_session_mode: Options,
 }
 
 /// How to reach the server. `None` if there is none, which is said.
-pub(crate) async fn ways() -> Option<&'static Ways> {
+pub async fn ways() -> Option<&'static Ways> {
     static ALL: OnceCell<Option<(Ways, [OwnServer; 3])>> = OnceCell::const_new();
     let all = ALL.get_or_init(start).await;
     if all.is_none() {

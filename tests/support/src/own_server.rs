@@ -9,7 +9,7 @@ use std::{
 };
 
 /// Ends with this value, also if the test panics or is killed: `own_server.sh` sees to it.
-pub(crate) struct OwnServer {
+pub struct OwnServer {
     script: Child,
     orders: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
@@ -18,18 +18,18 @@ pub(crate) struct OwnServer {
 
 impl OwnServer {
     /// Started, but it may not take connections yet. `None` if it is not installed, which is said.
-    pub(crate) fn start(kind: &str) -> Option<Self> {
+    pub fn start(kind: &str) -> Option<Self> {
         Self::run(&[kind])
     }
 
     /// A PgBouncer in this mode, with at most so many connections to the PostgreSQL whose socket is
     /// in that folder.
-    pub(crate) fn bouncer(server: &Path, mode: &str, connections: u32) -> Option<Self> {
+    pub fn bouncer(server: &Path, mode: &str, connections: u32) -> Option<Self> {
         Self::run(&["pgbouncer", server.to_str().unwrap(), mode, &connections.to_string()])
     }
 
     fn run(arguments: &[&str]) -> Option<Self> {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/own_server.sh");
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/own_server.sh");
         let mut script = Command::new("bash")
             .arg(script)
             .args(arguments)
@@ -53,32 +53,32 @@ impl OwnServer {
     }
 
     /// Where its socket is.
-    pub(crate) fn folder(&self) -> &Path {
+    pub fn folder(&self) -> &Path {
         &self.folder
     }
 
     /// All its processes at once, without a goodbye. They are gone on return.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.order("kill");
     }
 
     /// After it was killed, on the same data.
-    pub(crate) fn restart(&mut self) {
+    pub fn restart(&mut self) {
         self.order("start");
     }
 
     /// All its processes stop where they are. The kernel still takes connections for it, and what
     /// is sent to it.
-    pub(crate) fn freeze(&mut self) {
+    pub fn freeze(&mut self) {
         self.order("freeze");
     }
 
-    pub(crate) fn thaw(&mut self) {
+    pub fn thaw(&mut self) {
         self.order("thaw");
     }
 
     /// What it has written to its log.
-    pub(crate) fn log(&self) -> String {
+    pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
     }
 

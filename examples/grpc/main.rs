@@ -6,12 +6,8 @@
 //!
 //! `cargo run --features http --example grpc`; nothing else is needed, no `protoc` either.
 
-#[path = "grpc/answers.rs"]
-mod answers;
-mod common;
-
-use answers::{Agent, ask};
-use common::{Authority, expect};
+use examples::common::{self, Authority, expect};
+use examples::grpc::answers::{Agent, Word, ask};
 use hyper_util::rt::TokioIo;
 use std::time::Duration;
 use tokio::{net::TcpStream, time::sleep};
@@ -80,7 +76,7 @@ async fn main() -> Result<(), BoxError> {
     )
 }
 
-async fn first_word(mut answer: tonic::Streaming<answers::Word>) -> Result<String, BoxError> {
+async fn first_word(mut answer: tonic::Streaming<Word>) -> Result<String, BoxError> {
     let word = answer.message().await?.ok_or("no word")?;
     println!("agent {} {}", &word.agent[..8], word.text);
     Ok(word.agent)

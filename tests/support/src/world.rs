@@ -1,6 +1,5 @@
 //! A world to test in: workspaces and agents that do as they are told, a strict dialer, a store
 //! that counts and fails. Time is tokio's paused clock; nothing here sleeps but on it.
-#![allow(dead_code, unreachable_pub)] // each test binary uses its own part
 
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use std::{

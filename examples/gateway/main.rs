@@ -30,13 +30,8 @@
 //! An error of the gateway's own is JSON (`{"error": "stopped", …}`) without the `x-agent` header
 //! that agents send. It has `"unsent": true` if the agent cannot have processed the request.
 
-#[path = "agent.rs"]
 mod agent;
-#[path = "gateway/refused.rs"]
-mod refused;
-#[path = "gateway/story.rs"]
 mod story;
-#[path = "gateway/yard.rs"]
 mod yard;
 
 use axum::{
@@ -48,9 +43,9 @@ use axum::{
     routing::{any, get, post, put},
     serve::ListenerExt,
 };
+use examples::gateway::refused::Refused;
 use futures_util::{FutureExt, future::BoxFuture};
 use hyper_util::rt::TokioIo;
-use refused::Refused;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{future::pending, net::SocketAddr, process::ExitCode, str::FromStr, time::Duration};

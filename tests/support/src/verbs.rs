@@ -13,7 +13,7 @@ use tower_bound_agent::{
 
 /// When a future is dropped.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Drop {
+pub enum Drop {
     /// Right after it was polled that often: the statement may just have been sent.
     After(usize),
     /// Instead of the poll after that, when it was woken for it: the answer may be there.
@@ -45,13 +45,13 @@ impl<F: Future + Unpin> Future for Until<F> {
     }
 }
 
-pub(crate) async fn until<F: Future>(drop: Drop, future: F) -> Option<F::Output> {
+pub async fn until<F: Future>(drop: Drop, future: F) -> Option<F::Output> {
     let (Drop::After(left) | Drop::Before(left)) = drop;
     Until { future: Box::pin(future), left, drop }.await
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Verb {
+pub enum Verb {
     Create,
     Swap,
     Retarget,
@@ -63,7 +63,7 @@ pub(crate) enum Verb {
 }
 
 impl Verb {
-    pub(crate) const ALL: [Self; 8] = [
+    pub const ALL: [Self; 8] = [
         Self::Create,
         Self::Swap,
         Self::Retarget,
@@ -75,7 +75,7 @@ impl Verb {
     ];
 
     /// The row that it works on, before and after.
-    pub(crate) fn rows(self, s: u128) -> (Option<Binding>, Option<Binding>) {
+    pub fn rows(self, s: u128) -> (Option<Binding>, Option<Binding>) {
         let bound = Some(row(s, s, Some(target(1)), 1, None));
         match self {
             Self::Create => (None, bound),
@@ -88,7 +88,7 @@ impl Verb {
         }
     }
 
-    pub(crate) async fn run(self, store: &impl BindingStore, s: u128) -> Result<(), StoreError> {
+    pub async fn run(self, store: &impl BindingStore, s: u128) -> Result<(), StoreError> {
         match self {
             Self::Create => drop(store.create(new(s, s, Some(target(1)))).await?),
             Self::Swap => drop(store.compare_and_swap(at(1), new(s, s, Some(target(2)))).await?),
@@ -108,7 +108,7 @@ impl Verb {
 
 /// `reader` looks at the same rows, where it can on a connection of its own. `all_back` waits until
 /// every connection of the store has come back.
-pub(crate) async fn a_dropped_verb_leaves_old_or_new<St: BindingStore>(
+pub async fn a_dropped_verb_leaves_old_or_new<St: BindingStore>(
     store: &St,
     reader: &St,
     all_back: impl AsyncFn(),

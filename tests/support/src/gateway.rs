@@ -1,5 +1,4 @@
 //! The gateway's process, and what is asked of it.
-#![allow(unreachable_pub)]
 
 use axum::body::Body;
 use bytes::Bytes;

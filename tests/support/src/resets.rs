@@ -1,20 +1,20 @@
 //! Two processes without hints over one store in a database, and a workspace that one of them
 //! resets.
 
-use crate::support::*;
+use crate::*;
 use tokio::time::Duration;
 use tower_bound_agent::{
     Bound, BoundAgentLayer, DialSession, SessionId, Target, WorkspaceId, store::BindingStore,
 };
 
 /// A process: a layer over its own way to the store.
-pub(crate) struct Process {
-    pub(crate) layer: BoundAgentLayer,
+pub struct Process {
+    pub layer: BoundAgentLayer,
     dial: Dial,
 }
 
 impl Process {
-    pub(crate) fn new<St: BindingStore>(world: &World, store: St) -> Self {
+    pub fn new<St: BindingStore>(world: &World, store: St) -> Self {
         let builder = BoundAgentLayer::builder(store, world.resolver()).refresh_interval(None);
         // A busy machine is not a slow agent.
         let layer = builder.validation_delay(Duration::from_secs(2)).build().unwrap();
@@ -22,31 +22,31 @@ impl Process {
         Self { layer, dial }
     }
 
-    pub(crate) async fn call(&self, ask: impl Into<DialSession>) -> Bound<Conn> {
+    pub async fn call(&self, ask: impl Into<DialSession>) -> Bound<Conn> {
         call(&self.dial, ask).await.unwrap()
     }
 
-    pub(crate) async fn bind(&self, ws: WorkspaceId) -> SessionId {
+    pub async fn bind(&self, ws: WorkspaceId) -> SessionId {
         let chat = session();
         self.call(DialSession::new(chat).in_workspace(ws)).await;
         self.written().await;
         chat
     }
 
-    pub(crate) async fn written(&self) {
+    pub async fn written(&self) {
         assert_eq!(self.layer.bindings().flush().await, 0);
     }
 }
 
 /// A workspace that runs this generation.
-pub(crate) fn runs(world: &World, ws: WorkspaceId, generation: i64) -> Target {
+pub fn runs(world: &World, ws: WorkspaceId, generation: i64) -> Target {
     let target = world.agent(Some(generation));
     world.runs(ws, &target);
     target
 }
 
 /// All sessions get to the agent, in both processes and in one that starts, and their rows name it.
-pub(crate) async fn all_reach<St: BindingStore>(
+pub async fn all_reach<St: BindingStore>(
     world: &World,
     store: impl Fn() -> St,
     processes: [&Process; 2],
@@ -65,9 +65,7 @@ pub(crate) async fn all_reach<St: BindingStore>(
 
 /// One process resets and binds generation 1. The other one knows generation 100, whose agent
 /// lives, and has heard nothing.
-pub(crate) async fn greater_generations_are_not_written_back<St: BindingStore>(
-    store: impl Fn() -> St,
-) {
+pub async fn greater_generations_are_not_written_back<St: BindingStore>(store: impl Fn() -> St) {
     let world = World::new();
     let (a, b) = (Process::new(&world, store()), Process::new(&world, store()));
     let ws = workspace();

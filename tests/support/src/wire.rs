@@ -13,7 +13,7 @@ use tower_bound_agent::hints::{Heard, Hint, Hints};
 
 /// What becomes of a hint on its way to one listener.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Fate {
+pub enum Fate {
     Lost,
     /// Heard after so long; another one that takes less time may overtake it.
     After(u64),
@@ -24,7 +24,7 @@ pub(crate) enum Fate {
 
 /// Clones are the ends of one wire. It works without any task.
 #[derive(Clone)]
-pub(crate) struct Wire(Arc<Mutex<State>>);
+pub struct Wire(Arc<Mutex<State>>);
 
 struct State {
     fates: Vec<Fate>,
@@ -44,7 +44,7 @@ struct Listener {
 
 impl Wire {
     /// The fates come one after the other, again and again; with none everything is heard at once.
-    pub(crate) fn new(fates: Vec<Fate>) -> Self {
+    pub fn new(fates: Vec<Fate>) -> Self {
         Self(Arc::new(Mutex::new(State { fates, met: 0, number: 0, listeners: Vec::new() })))
     }
 
@@ -53,12 +53,12 @@ impl Wire {
     }
 
     /// From now on everything is heard at once.
-    pub(crate) fn heal(&self) {
+    pub fn heal(&self) {
         self.state().fates.clear();
     }
 
     /// To everybody.
-    pub(crate) fn say(&self, heard: Heard) {
+    pub fn say(&self, heard: Heard) {
         let state = &mut *self.state();
         state.listeners.retain(|listener| listener.strong_count() > 0);
         for listener in state.listeners.iter().filter_map(Weak::upgrade) {

@@ -7,31 +7,31 @@ use tower_bound_agent::{
 };
 use uuid::Uuid;
 
-pub(crate) fn session(id: u128) -> SessionId {
+pub fn session(id: u128) -> SessionId {
     SessionId::new(Uuid::from_u128(0x5e55_0000 + id))
 }
 
-pub(crate) fn workspace(id: u128) -> WorkspaceId {
+pub fn workspace(id: u128) -> WorkspaceId {
     WorkspaceId::new(Uuid::from_u128(0x3032_0000 + id))
 }
 
 /// The target of a generation: one that is made of two generations equals none of these.
-pub(crate) fn target(generation: i64) -> Arc<Target> {
+pub fn target(generation: i64) -> Arc<Target> {
     let id = generation as u128;
     let target = Target::new(AgentId::new(Uuid::from_u128(0xa6e4_0000 + id)));
     let target = target.with_build(BuildId::new(Uuid::from_u128(0xb1d_0000 + id)));
     Arc::new(target.with_generation(generation).with_address(format!("agent-{generation}:9000")))
 }
 
-pub(crate) fn previous(generation: i64) -> Option<Previous> {
+pub fn previous(generation: i64) -> Option<Previous> {
     Some(Previous::new(target(generation).agent, Some(Generation::new(generation))))
 }
 
-pub(crate) fn new(s: u128, w: u128, target: Option<Arc<Target>>) -> NewBinding {
+pub fn new(s: u128, w: u128, target: Option<Arc<Target>>) -> NewBinding {
     NewBinding::new(session(s), workspace(w), target)
 }
 
-pub(crate) fn row(
+pub fn row(
     s: u128,
     w: u128,
     target: Option<Arc<Target>>,
@@ -41,16 +41,16 @@ pub(crate) fn row(
     Binding::new(session(s), workspace(w), target, at(revision)).with_previous(previous)
 }
 
-pub(crate) const fn epoch(epoch: i64) -> Epoch {
+pub const fn epoch(epoch: i64) -> Epoch {
     Epoch::new(epoch)
 }
 
-pub(crate) const fn at(revision: i64) -> Revision {
+pub const fn at(revision: i64) -> Revision {
     Revision::new(revision)
 }
 
 /// The words of an error and of all its causes.
-pub(crate) fn words(error: &dyn Error) -> String {
+pub fn words(error: &dyn Error) -> String {
     let mut words = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -1,8 +1,7 @@
 //! Agents on real sockets, and lines to them that can be cut. Everything is counted; every wait has
 //! a bound.
-#![allow(unreachable_pub)]
 
-use crate::support::{Tap, session, workspace};
+use crate::{Tap, session, workspace};
 use axum::{
     Router,
     body::Body,
@@ -498,9 +497,15 @@ impl Service<DialAgent> for Dialer {
     }
 }
 
+impl Default for Net {
+    fn default() -> Self {
+        Self::over(Arc::default(), Tap::default(), |builder| builder)
+    }
+}
+
 impl Net {
     pub fn new() -> Self {
-        Self::over(Arc::default(), Tap::default(), |builder| builder)
+        Self::default()
     }
 
     /// The same workspaces, with a layer that tells of what it does.

@@ -1,0 +1,20 @@
+//! What examples share with each other, and with the tests.
+
+pub mod common;
+
+/// The answers of the gateway's own.
+#[cfg(feature = "http")]
+pub mod gateway {
+    pub mod refused;
+}
+
+/// The service of the gRPC example.
+#[cfg(feature = "http")]
+pub mod grpc {
+    pub mod answers;
+}
+
+/// The store of the example, which the tests hold to the contract of a store.
+pub mod own_store {
+    pub mod store;
+}

@@ -1,0 +1,26 @@
+//! Doubles and scenes that the tests share. Nothing here is published.
+//!
+//! * [`World`]: workspaces and agents that do as they are told, the strict dialer, and [`Tap`], a
+//!   store that counts and fails. Its names are those of this crate's root.
+//! * [`wire`]: a hint bus that loses, delays, doubles and reorders hints.
+//! * [`rows`], [`verbs`]: rows that are made of numbers, and each verb of a store that writes.
+//! * [`resets`]: two processes of which one does not know of the other's reset.
+//! * [`servers`], [`own_server`], `pgbouncer`: database servers, shared and of a test's own.
+//! * `net`, `gateway`: agents on real sockets, and the gateway of the examples as a process.
+
+#[cfg(all(target_os = "linux", feature = "http"))]
+pub mod gateway;
+#[cfg(feature = "http")]
+pub mod net;
+#[cfg(unix)]
+pub mod own_server;
+#[cfg(all(unix, feature = "postgres"))]
+pub mod pgbouncer;
+pub mod resets;
+pub mod rows;
+pub mod servers;
+pub mod verbs;
+pub mod wire;
+mod world;
+
+pub use world::*;

@@ -282,7 +282,7 @@ impl BoundHandle {
                     // The cache did not keep the row, and a command was carried out since, perhaps
                     // for another session.
                     None => match shared.read_since(session, Instant::now()).await {
-                        Ok(Some(read)) if read.workspace() == entry.workspace() => {
+                        Ok(Some(read)) if read.points_where(&entry) => {
                             entry = read;
                             _waiting = shared.usage.wait(&entry);
                             continue;

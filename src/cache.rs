@@ -233,6 +233,13 @@ impl CachedRow {
         self.workspace_state.workspace()
     }
 
+    /// Returns `true` if both rows point into one workspace in one epoch. If not, a dial that was
+    /// begun by the one row proves nothing about the other.
+    pub(crate) fn points_where(&self, other: &Self) -> bool {
+        let place = |row: &Self| (row.workspace(), row.workspace_state.epoch());
+        place(self) == place(other)
+    }
+
     /// One atomic load.
     pub(crate) fn state(&self) -> State {
         match self.state.load(Ordering::Acquire) {

@@ -30,8 +30,8 @@ pub enum ErrorKind {
         /// The workspace that the caller named.
         asked: WorkspaceId,
     },
-    /// The session was retargeted during the call, and no dial was left for its new workspace. Try
-    /// again.
+    /// The session was retargeted, or its workspace was reset, during the call, and no dial was
+    /// left for what it points at now. Try again.
     Retargeted,
     /// A build of the workspace is under way.
     Starting {

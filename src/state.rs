@@ -283,12 +283,16 @@ impl Shared {
         let state = start.entry.state();
         if state != State::Current {
             match (state, self.rows.get(start.entry.row.session)) {
-                (_, Some(entry)) if entry.workspace() != start.entry.workspace() => {
+                (_, Some(entry)) if !entry.points_where(&start.entry) => {
                     return Standing::Moved;
                 }
                 // What could not be kept may be later than what is.
                 (State::Evicted, Some(entry)) if entry.row.revision < start.entry.row.revision => {}
-                (_, Some(entry)) => start.entry = entry,
+                (_, Some(entry)) => {
+                    // It exists, so there is none to create.
+                    start.absent = false;
+                    start.entry = entry;
+                }
                 // The read that found no row again has said so to everybody; nothing else has been
                 // heard since.
                 (State::Evicted, None) if start.absent && self.is_still_absent(&start.entry) => {}
@@ -321,7 +325,7 @@ impl Shared {
     pub(crate) fn names_another(&self, entry: &Arc<CachedRow>, target: &Target) -> Option<bool> {
         let session = entry.row.session;
         let current = match self.rows.get(session) {
-            Some(current) if current.workspace() != entry.workspace() => return Some(true),
+            Some(current) if !current.points_where(entry) => return Some(true),
             Some(current) => current,
             None if entry.state() == State::Removed => return Some(true),
             None if entry.is_commanded() => return self.rows.must_read(session).then_some(true),
@@ -336,7 +340,7 @@ impl Shared {
     /// elsewhere or forgotten, or its workspace has a later agent.
     pub(crate) fn has_left(&self, entry: &CachedRow, target: &Target) -> bool {
         let moved = match self.rows.get(entry.row.session) {
-            Some(current) => current.workspace() != entry.workspace(),
+            Some(current) => !current.points_where(entry),
             None => entry.state() == State::Removed || entry.is_commanded(),
         };
         moved || entry.workspace_state.supersedes(target)

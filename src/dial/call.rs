@@ -122,7 +122,7 @@ where
                         // The row that the store answered with decides, since a hint may have
                         // emptied the slot in the meantime.
                         let is_elsewhere =
-                            created.is_some_and(|row| row.workspace() != start.entry.workspace());
+                            created.is_some_and(|row| !row.points_where(&start.entry));
                         // The second look: the repair may have lost to something newer, or a
                         // command may have come.
                         if is_elsewhere || shared.has_left(&start.entry, &won.target) {
@@ -136,7 +136,7 @@ where
                 }
                 if start.absent
                     && let Some(entry) = shared.rows.get(ask.session)
-                    && entry.workspace() == start.entry.workspace()
+                    && entry.points_where(&start.entry)
                 {
                     // The row that there is by now: a use of it is recorded.
                     start.entry = entry;
@@ -207,7 +207,7 @@ fn created(
     attempted: Result<Attempted, Elapsed>,
 ) -> Result<Option<Arc<CachedRow>>, Error> {
     let session = entry.row.session;
-    let in_workspace = |row: &Arc<CachedRow>| row.workspace() == entry.workspace();
+    let in_workspace = |row: &Arc<CachedRow>| row.points_where(entry);
     let error = match (attempted, shared.rows.get(session).filter(in_workspace)) {
         (Ok(Ok(row)), _) => return Ok(row),
         // What is left to be written into that row is a repair like any other.
@@ -231,15 +231,16 @@ async fn look_up(
     looked.unwrap_or_else(timed_out).map_err(|error| because(shared, error, false))
 }
 
-/// Whether the session was pointed elsewhere, or its row was removed, between these two rows that a
-/// call went by. If not, the call was restarted because its workspace has another agent.
+/// Returns `true` if the session was retargeted, its row removed or its workspace reset between
+/// these two rows of one call. If not, the call was restarted because its workspace has another
+/// agent.
 fn has_moved(left: &CachedRow, entry: &CachedRow) -> bool {
     let removed = match left.state() {
         State::Removed => true,
         State::Evicted | State::Replaced => left.is_commanded(),
         State::Current => false,
     };
-    removed || left.workspace() != entry.workspace()
+    removed || !left.points_where(entry)
 }
 
 /// What an error is called depends on what else has happened.

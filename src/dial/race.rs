@@ -452,7 +452,7 @@ where
         now: Instant,
     ) -> Followed {
         match looked {
-            Ok(Some(entry)) if entry.workspace() == self.start.entry.workspace() => {
+            Ok(Some(entry)) if entry.points_where(&self.start.entry) => {
                 let start = self.shared.start(entry, false);
                 if start.choice.is_reset() {
                     return Followed::Moved;

@@ -207,7 +207,7 @@ impl Watch<'_> {
                 // The cache did not keep the row, and there was an order since, perhaps another
                 // session's.
                 None => match shared.read_since(session, Instant::now()).await {
-                    Ok(Some(read)) if read.workspace() == entry.workspace() => {
+                    Ok(Some(read)) if read.points_where(&entry) => {
                         entry = read;
                         continue;
                     }

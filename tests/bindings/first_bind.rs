@@ -589,6 +589,24 @@ async fn a_row_that_another_process_made_here_meanwhile_is_bound() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_row_that_a_command_made_meanwhile_is_repaired_in_the_background() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let layer = world.layer();
+    let chat = session();
+    world.does(&target, Does::Answer(ms(100)));
+    let begin = Instant::now();
+    let under_way = start(&world.dial(&layer), DialSession::new(chat).in_workspace(ws));
+    sleep(ms(50)).await;
+    layer.bindings().retarget(chat, ws).await.unwrap();
+    world.store.on_writes(Fault::Hang);
+    let bound = under_way.await.unwrap().unwrap();
+    assert_eq!((begin.elapsed(), bound.outcome().repair()), (ms(100), Repair::Pending));
+    settled().await;
+    assert_eq!(world.counts(), counts(1, 1, 1, 2));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_session_is_served_without_the_store_if_it_names_its_workspace_and_is_persisted_later() {
     let world = World::new();
     let (ws, target) = world.workspace();

@@ -59,6 +59,25 @@ async fn a_binding_ends_when_somebody_learns_of_a_newer_build() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_binding_ends_with_a_reset_although_the_row_is_cached_again() {
+    for is_read_again in [false, true] {
+        let world = World::new();
+        let (ws, _) = world.workspace();
+        let layer = world.layer();
+        let (chat, handles) = handles(&world, &layer, ws).await;
+        let watched = handles[0].superseded();
+        let mut watched = tokio_test::task::spawn(watched);
+        assert!(watched.poll().is_pending());
+        assert_eq!(layer.bindings().reset_workspace(ws).await.unwrap(), 1);
+        if is_read_again {
+            assert_eq!(layer.bindings().get(chat).await.unwrap().unwrap().target, None);
+        }
+        assert!(watched.poll().is_ready(), "read again: {is_read_again}");
+        assert!(has_ended(&handles[1]).await, "read again: {is_read_again}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_binding_ends_with_an_order() {
     for forget in [false, true] {
         let world = World::new();

@@ -11,7 +11,7 @@ use crate::{
 use tower_bound_agent::{Error, ErrorKind, LastVerdict, Resolution, Revision, Target, WorkspaceId};
 
 /// What a call is told that has waited behind another statement about its session.
-const QUEUED: &str = "an earlier statement has no answer yet; nothing was sent within 5s";
+const QUEUED: &str = "an earlier statement is unanswered, so nothing was sent within 5s";
 
 impl Plant {
     /// A call is polled for the first time.
@@ -38,6 +38,7 @@ impl Plant {
             | Op::Retarget { .. }
             | Op::Unbind { .. }
             | Op::Forget { .. }
+            | Op::Reset { .. }
             | Op::Inherit { .. } => self.state().chronicle.disturb(),
             Op::Call { .. }
             | Op::Drop { .. }
@@ -58,12 +59,12 @@ impl Plant {
     pub(crate) fn check_error(&self, id: u64, error: &Error) {
         let mut state = self.state();
         let now = state.chronicle.now();
-        let State { chronicle, knows, calls, closing, .. } = &*state;
+        let State { chronicle, knows, calls, closing, workspaces, .. } = &*state;
         let call = &calls[&id];
         let (began, floor, well) = call.began.expect("a call that has ended was polled");
         let closing = closing.contains(&call.process);
-        let case =
-            Case { chronicle, knows: &knows[call.process], call, began, floor, now, closing };
+        let knows = &knows[call.process];
+        let case = Case { chronicle, knows, workspaces, call, began, floor, now, closing };
         let calm = well && chronicle.disturbed < began.number;
         let judged = case.judge(error).and_then(|()| match error.kind() {
             ErrorKind::NotBound | ErrorKind::WorkspaceMismatch { .. } | ErrorKind::Closed => Ok(()),
@@ -83,6 +84,10 @@ impl State {
     fn is_well(&self, process: usize) -> bool {
         let since = self.chronicle.disturbed;
         let runs = |ws: &Workspace| {
+            if ws.renumbered > 0 {
+                // A process that has not heard of it takes the new numbers for old ones.
+                return false;
+            }
             let newest = &ws.builds.last().expect("a first build").agent;
             ws.status == Status::Running && matches!(self.agents[newest].does, Does::Answer(_))
         };
@@ -109,6 +114,7 @@ impl State {
 struct Case<'a> {
     chronicle: &'a Chronicle,
     knows: &'a Knowledge,
+    workspaces: &'a [Workspace],
     call: &'a Call,
     began: Moment,
     floor: Revision,
@@ -147,7 +153,7 @@ impl<'a> Case<'a> {
             }
             ErrorKind::Retargeted => {
                 or(self.call.dials.len() == 3, "there was a dial left")?;
-                or(self.was_moved(), "the session was not moved")
+                or(self.was_moved() || self.renumbered(), "the session was not moved")
             }
             ErrorKind::Starting { .. } | ErrorKind::Stopped | ErrorKind::Gone => {
                 self.judge_denial(error.kind())
@@ -174,7 +180,7 @@ impl<'a> Case<'a> {
                     Ok(Resolution::Running(target)) => less(question, target),
                     Ok(_) => false,
                 });
-                or(failed, "the resolver has not failed")
+                or(failed || self.renumbered(), "the resolver has not failed")
             }
             ErrorKind::Store => {
                 let failed = self.found(|found| matches!(found, Found::Error(_)));
@@ -242,7 +248,7 @@ impl<'a> Case<'a> {
                 let found = answers.any(
                     |(q, said)| matches!(said, Ok(Resolution::Running(target)) if older(q, target)),
                 );
-                or(found, "no answer was older")
+                or(found || self.renumbered(), "no answer was older")
             }
             Some(text) => or(
                 self.answers().any(|(_, said)| matches!(said, Err(told) if told == text)),
@@ -306,7 +312,8 @@ impl<'a> Case<'a> {
         let newest =
             self.chronicle.generation_known(self.call.process, last.workspace, self.now.at);
         let known = last.target.generation.map(|generation| generation.get());
-        or(known >= newest || dials.len() == 3, "a later agent was known")
+        let latest = known >= newest || self.renumbered();
+        or(latest || dials.len() == 3, "a later agent was known")
     }
 
     /// What is said to have been heard of the resolver was heard.
@@ -333,6 +340,11 @@ impl<'a> Case<'a> {
             _ => false,
         };
         or(justified, "the resolver has not said that")
+    }
+
+    /// Whether builds of any workspace were numbered anew: a number says nothing then.
+    fn renumbered(&self) -> bool {
+        self.workspaces.iter().any(|workspace| workspace.renumbered > 0)
     }
 
     /// Where the session pointed, as this process had seen it when the call began, and since.

@@ -1,10 +1,11 @@
 //! What a call may return.
 
 use crate::{
-    DIAL_TIMEOUT,
+    DIAL_TIMEOUT, WORKSPACES,
     dialer::Conn,
     ms,
     plant::{Plant, State},
+    workspace,
 };
 use tokio::time::{Duration, Instant};
 use tower_bound_agent::{Bound, Error, SessionId};
@@ -22,8 +23,11 @@ impl Plant {
     /// A call has ended, in this very poll.
     pub(crate) fn returned(&self, call: Ended<'_>) {
         let mut state = self.state();
-        let State { knows, calls, broken, agents, .. } = &mut *state;
         let Ended { process, session, id, took, lag, result } = call;
+        if let Ok(bound) = result {
+            state.judge_numbering(process, id, Instant::now() - took, bound);
+        }
+        let State { knows, calls, broken, agents, workspaces, .. } = &mut *state;
         let knows = &knows[process];
         let call = &calls[&id];
         // A lagging caller is late twice: for its first poll, and for its last.
@@ -72,6 +76,11 @@ impl Plant {
             Some(_) => {}
             None => broken.push(format!("{id}: no row was read, served {bound:?}")),
         }
+        let renumbered = (0..WORKSPACES)
+            .any(|ws| workspace(ws) == bound.workspace() && workspaces[ws].renumbered > 0);
+        if renumbered {
+            return;
+        }
         if let Some(generation) = bound.target().generation
             && knows
                 .generations
@@ -89,6 +98,23 @@ impl Plant {
             .is_some_and(|replaced| replaced.contains(&bound.agent))
         {
             broken.push(format!("{id}: known to be replaced, served {bound:?}"));
+        }
+    }
+}
+
+impl State {
+    /// A process that knows of a numbering when a call begins does not serve an agent of an earlier
+    /// one.
+    fn judge_numbering(&mut self, process: usize, id: u64, began: Instant, bound: &Bound<Conn>) {
+        let known = self.knows[process].epochs.get(&bound.workspace()).copied();
+        let workspace = self.workspace(bound.workspace());
+        let Some((epoch, since)) = known else { return };
+        if since < began
+            && epoch.get() == workspace.resets as i64
+            && workspace.is_of_ended_numbering(bound.agent)
+        {
+            self.broken
+                .push(format!("{id}: of an ended numbering, known since {since:?}: {bound:?}"));
         }
     }
 }

@@ -69,6 +69,13 @@ pub(crate) enum Op {
         child: usize,
         parent: usize,
     },
+    /// The workspace's builds are numbered anew, from one that is made now. The command to forget
+    /// the earlier numbers goes through one process, or past both.
+    Reset {
+        by: By,
+        ws: usize,
+        old: Does,
+    },
     Look {
         process: usize,
         chat: usize,
@@ -229,6 +236,7 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         1 => (by(), 0..CHATS).prop_map(|(by, chat)| Op::Unbind { by, chat }),
         1 => (by(), 0..CHATS).prop_map(|(by, chat)| Op::Forget { by, chat }),
         1 => (by(), 0..CHATS, 0..CHATS).prop_map(|(by, child, parent)| Op::Inherit { by, child, parent }),
+        1 => (by(), 0..WORKSPACES, does()).prop_map(|(by, ws, old)| Op::Reset { by, ws, old }),
         2 => (0..PROCESSES, 0..CHATS, any::<bool>())
             .prop_map(|(process, chat, current)| Op::Look { process, chat, current }),
         1 => (0..CHATS, prop::option::of(0..12i64)).prop_map(|(chat, revision)| Op::RumourOfChat { chat, revision }),
@@ -267,6 +275,7 @@ impl Op {
             | Self::Agent { ws, .. }
             | Self::Resolver { ws, .. }
             | Self::RumourOfWorkspace { ws, .. }
+            | Self::Reset { ws, .. }
             | Self::Doubt { ws, .. } => workspaces(ws),
             Self::Call { chat, named, .. } => {
                 chats(chat);

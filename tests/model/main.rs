@@ -5,7 +5,7 @@
 //! started; agents hang, refuse or live on; the resolver lags, fails and hangs; statements are
 //! late, lost, refused for a while, or carried out after they were given up; the statements that
 //! repair a workspace leave rows out; sessions are retargeted, unbound, forgotten and inherited
-//! through either process or past both; calls are dropped anywhere. What must hold all the time is
+//! through either process or past both, and builds are numbered anew; calls are dropped anywhere. What must hold all the time is
 //! checked at the moment it happens, by the store, the resolver, the dialer, the observer and the
 //! caller: a connection by what is known ([`judge`]), an error by what has happened ([`errors`]).
 //! What must hold in the end is checked once everything is well again.

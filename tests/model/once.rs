@@ -365,6 +365,47 @@ pub(crate) fn lives_that_once_broke_a_rule() {
             ],
         ),
         (
+            "a pending dial of an ended numbering writes nothing into the next one",
+            vec![
+                Op::Resolver {
+                    process: 0,
+                    ws: 0,
+                    answers: Answers { how: How::Right, after: 4000, early: false },
+                },
+                Op::Rebuild { ws: 0, old: Does::Answer(400) },
+                Op::Rebuild { ws: 0, old: Does::Answer(0) },
+                Op::Call { process: 0, chat: 0, named: None, lag: 0 },
+                Op::Look { process: 0, chat: 0, current: false },
+                Op::Close { process: 1 },
+                Op::Reset { by: Process(1), ws: 0, old: Does::Answer(0) },
+                Op::Call { process: 0, chat: 1, named: None, lag: 0 },
+                Op::Call { process: 0, chat: 0, named: None, lag: 7 },
+                Op::Advance { ms: 2_500 },
+            ],
+        ),
+        (
+            "a call whose workspace is reset after its third dial is told that",
+            vec![
+                Op::Rebuild { ws: 0, old: Does::Fail(0) },
+                Op::Reset { by: Process(1), ws: 0, old: Does::Answer(0) },
+                Op::Agent { ws: 0, does: Does::Hang },
+                Op::Call { process: 0, chat: 0, named: None, lag: 0 },
+                Op::Restart { process: 1 },
+                Op::Resolver {
+                    process: 0,
+                    ws: 0,
+                    answers: Answers { how: How::Lags(1), after: 4000, early: false },
+                },
+                Op::Agent { ws: 0, does: Does::Answer(0) },
+                store(0, none, Fault::Unavailable),
+                Op::Call { process: 1, chat: 0, named: None, lag: 0 },
+                Op::Rebuild { ws: 0, old: Does::Answer(0) },
+                Op::Inherit { by: Process(0), child: 0, parent: 0 },
+                Op::Advance { ms: 2_500 },
+                Op::Rebuild { ws: 0, old: Does::Answer(0) },
+            ],
+        ),
+        (
             "a call that waits for a row that another one creates is told when that has no answer",
             vec![
                 Op::Call { process: 1, chat: 3, named: Some(0), lag: 0 },
@@ -383,6 +424,7 @@ pub(crate) fn lives_that_once_broke_a_rule() {
                     Some(vec![]),
                     Some(vec![Fate::Twice(400, 0), Fate::After(60), Fate::Lost]),
                     Some(vec![Fate::After(5), Fate::Lost, Fate::Lost, Fate::Lost, Fate::Lost]),
+                    Some(vec![Fate::After(60)]),
                 ] {
                     let life =
                         Life { numbered, before_return, hints: hints.clone(), ops: ops.clone() };

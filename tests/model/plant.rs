@@ -15,7 +15,7 @@ use std::{
 use tokio::time::Instant;
 use tower_bound_agent::{
     AgentId, Binding, Bound, Epoch, Previous, Revision, SessionId, Target, WorkspaceId,
-    store::{BindingStore, MemoryStore, NewBinding, Swap},
+    store::{BindingStore, MemoryStore, NewBinding, Reset, StoreError, Swap},
 };
 use uuid::Uuid;
 
@@ -52,6 +52,17 @@ pub(crate) struct State {
 }
 
 impl State {
+    pub(crate) fn workspace(&mut self, id: WorkspaceId) -> &mut Workspace {
+        let ws = (0..WORKSPACES).find(|ws| workspace(*ws) == id).expect("a known workspace");
+        &mut self.workspaces[ws]
+    }
+
+    /// Whether builds of the workspace were numbered anew: then numbers alone do not say which of
+    /// two agents is the later one.
+    pub(crate) fn was_renumbered(&mut self, id: WorkspaceId) -> bool {
+        self.workspace(id).renumbered > 0
+    }
+
     /// After `close` has returned, nothing of the layer runs.
     pub(crate) fn not_after_closing(&mut self, process: usize, what: &str) {
         if self.closed.contains(&process) {
@@ -64,6 +75,25 @@ pub(crate) struct Workspace {
     pub(crate) builds: Vec<Target>,
     pub(crate) status: Status,
     pub(crate) numbered: bool,
+    /// The first build of the present numbering.
+    pub(crate) first: usize,
+    /// How often builds were numbered anew, and how often the store was told.
+    pub(crate) renumbered: usize,
+    pub(crate) resets: usize,
+}
+
+impl Workspace {
+    /// The store does not know of the present numbering yet.
+    pub(crate) fn is_reset_due(&self) -> bool {
+        self.resets < self.renumbered
+    }
+
+    /// Whether the agent is of an ended numbering, of which the store knows. Without numbers an
+    /// agent may come back.
+    pub(crate) fn is_of_ended_numbering(&self, agent: AgentId) -> bool {
+        let mut ended = self.builds[..self.first].iter();
+        self.numbered && !self.is_reset_due() && ended.any(|target| target.agent == agent)
+    }
 }
 
 pub(crate) struct Agent {
@@ -123,12 +153,23 @@ pub(crate) struct Knowledge {
     pub(crate) replaced: HashMap<WorkspaceId, HashSet<AgentId>>,
     /// Agents that answered a dial of this process.
     pub(crate) connected: HashSet<AgentId>,
-    /// Of each session the row that was seen last, and whether a write found it in its way.
-    pub(crate) last: HashMap<SessionId, (Binding, bool)>,
+    /// Of each session the row that was seen last, whether a write found it in its way, and when.
+    pub(crate) last: HashMap<SessionId, (Binding, bool, Instant)>,
     /// The repairs of a workspace that have landed, here or by what was heard: up to which
     /// generation or, without, from which agent to which.
     pub(crate) landed: HashMap<WorkspaceId, i64>,
     pub(crate) landed_from: HashSet<(AgentId, AgentId)>,
+    /// The greatest epoch of each workspace, and since when that is known.
+    pub(crate) epochs: HashMap<WorkspaceId, (Epoch, Instant)>,
+}
+
+impl Knowledge {
+    pub(crate) fn learn_epoch(&mut self, workspace: WorkspaceId, epoch: Epoch) {
+        let known = self.epochs.entry(workspace).or_insert((epoch, Instant::now()));
+        if epoch > known.0 {
+            *known = (epoch, Instant::now());
+        }
+    }
 }
 
 impl Plant {
@@ -136,7 +177,14 @@ impl Plant {
         let plant = Self::default();
         for numbered in numbered {
             let builds = Vec::new();
-            plant.state().workspaces.push(Workspace { builds, status: Status::Running, numbered });
+            plant.state().workspaces.push(Workspace {
+                builds,
+                status: Status::Running,
+                numbered,
+                first: 0,
+                renumbered: 0,
+                resets: 0,
+            });
         }
         for ws in 0..WORKSPACES {
             plant.build(ws);
@@ -156,7 +204,7 @@ impl Plant {
         // Two addresses take turns, so that a new agent is found at an address of an earlier one.
         let mut target = Target::new(agent).with_address(format!("10.0.{ws}.{}:9000", number % 2));
         if build.numbered {
-            target = target.with_generation(number as i64 + 1);
+            target = target.with_generation((number - build.first) as i64 + 1);
         }
         build.builds.push(target.clone());
         let agent =
@@ -175,6 +223,20 @@ impl Plant {
         let Some(before) = before else { return self.build(ws) };
         self.state().workspaces[ws].builds.push(before.clone());
         self.does(before.agent, Does::Answer(0));
+    }
+
+    /// Builds are numbered anew from the next one on.
+    pub(crate) fn renumber(&self, ws: usize) {
+        let build = &mut self.state().workspaces[ws];
+        build.first = build.builds.len();
+        build.renumbered += 1;
+    }
+
+    /// Carries out a reset.
+    pub(crate) fn reset(&self, workspace: WorkspaceId) -> Result<Reset, StoreError> {
+        self.state().workspace(workspace).resets += 1;
+        let reset = self.store.reset_workspace(workspace).now_or_never();
+        reset.expect("the memory store never waits")
     }
 
     pub(crate) fn current(&self, ws: usize) -> Target {
@@ -211,6 +273,11 @@ impl Plant {
             {
                 state.broken.push(format!("a torn row: {row:?}"));
             }
+            if let Some(target) = &row.target
+                && state.workspace(row.workspace).is_of_ended_numbering(target.agent)
+            {
+                state.broken.push(format!("a target of an ended numbering came back: {row:?}"));
+            }
         }
     }
 
@@ -222,12 +289,13 @@ impl Plant {
         let knows = &mut state.knows[process];
         let floor = knows.floors.entry(row.session).or_insert(Revision::new(-1));
         if row.revision >= *floor {
-            knows.last.insert(row.session, (row.clone(), in_the_way));
+            knows.last.insert(row.session, (row.clone(), in_the_way, Instant::now()));
         }
         if row.revision > *floor {
             *floor = row.revision;
             knows.rows.insert(row.session, Ok((row.revision, row.workspace, Instant::now())));
         }
+        knows.learn_epoch(row.workspace, row.epoch);
         if let Some(generation) = row.target.as_ref().and_then(|target| target.generation) {
             let known = knows.generations.entry(row.workspace).or_default();
             *known = generation.get().max(*known);
@@ -275,7 +343,8 @@ impl Plant {
         limit: u64,
     ) -> u64 {
         let behind = |row: &Binding| {
-            let target = row.target.as_deref().filter(|_| row.workspace == workspace)?;
+            let row = Some(row).filter(|row| row.workspace == workspace && row.epoch == epoch)?;
+            let target = row.target.as_deref()?;
             let behind = match (current.generation, target.generation) {
                 (Some(current), generation) => generation? < current,
                 (None, generation) => generation.is_none() && target.agent == stale.agent,

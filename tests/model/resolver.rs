@@ -27,10 +27,12 @@ pub(crate) fn resolver(
             let answers = answers.unwrap_or(Answers { how: How::Right, after: 0, early: true });
             let says = || {
                 let state = plant.state();
-                let Workspace { builds, status, .. } = &state.workspaces[ws];
+                let Workspace { builds, status, first, .. } = &state.workspaces[ws];
                 match (answers.how, status) {
                     (How::Lags(behind), _) => {
-                        Resolution::Running(builds[builds.len().saturating_sub(1 + behind)].clone())
+                        // A number of an ended numbering would never be reached again.
+                        let behind = builds.len().saturating_sub(1 + behind).max(*first);
+                        Resolution::Running(builds[behind].clone())
                     }
                     (_, Status::Running) => Resolution::Running(builds.last().unwrap().clone()),
                     (_, Status::Starting) => {

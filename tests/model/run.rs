@@ -262,6 +262,20 @@ impl Run {
                     bindings.inherit(chat(child), chat(parent)).await.map(drop)
                 });
             }
+            Op::Reset { by, ws, old } => {
+                self.plant.does(self.plant.current(ws).agent, old);
+                self.plant.renumber(ws);
+                self.plant.build(ws);
+                match by {
+                    By::Elsewhere => drop(self.plant.reset(workspace(ws)).unwrap()),
+                    By::Process(process) => {
+                        let bindings = self.processes[process].bindings.clone();
+                        self.order(process, async move {
+                            bindings.reset_workspace(workspace(ws)).await.map(drop)
+                        });
+                    }
+                }
+            }
             Op::Look { process, chat: n, current } => self.look(process, chat(n), current),
             Op::RumourOfChat { chat: n, revision } => {
                 self.say(About::Session {

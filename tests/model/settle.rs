@@ -32,6 +32,15 @@ impl Run {
                 agent.does = Does::Hang;
             }
         }
+        // A reset that was not carried out is given once more.
+        for ws in 0..WORKSPACES {
+            while {
+                let is_due = self.plant.state().workspaces[ws].is_reset_due();
+                is_due
+            } {
+                self.plant.reset(workspace(ws)).unwrap();
+            }
+        }
         // Past every timeout, every retry, the time for which a row that may have been changed is
         // read, and the time after which a statement without an answer is sent again.
         sleep(ms(150_000)).await;

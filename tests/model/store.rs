@@ -8,7 +8,7 @@ use crate::{
     plant::{Knowledge, Plant, State},
 };
 use std::{future::Future, sync::Arc};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tower_bound_agent::{
     AgentId, Binding, Epoch, Revision, SessionId, Target, WorkspaceId,
     store::{BindingStore, NewBinding, Reset, StoreError, Swap},
@@ -94,11 +94,18 @@ impl Probe {
     /// itself only if that has missed it.
     pub(crate) fn check_own(&self, expected: Revision, new: &NewBinding) {
         let mut state = self.plant.state();
-        let State { knows, broken, .. } = &mut *state;
+        let State { knows, broken, workspaces, .. } = &mut *state;
         let Knowledge { last, landed, landed_from, .. } = &knows[self.process];
-        let Some((seen, false)) = last.get(&new.session) else { return };
+        let Some((seen, false, at)) = last.get(&new.session) else { return };
+        // It has waited for the write that has just left the row so, and began before that.
+        if *at == Instant::now() {
+            return;
+        }
         let (Some(named), Some(target)) = (&seen.target, &new.target) else { return };
-        if seen.revision != expected || seen.workspace != new.workspace {
+        if seen.revision != expected
+            || seen.workspace != new.workspace
+            || workspaces.iter().any(|ws| ws.renumbered > 0)
+        {
             return;
         }
         let group_landed = match target.generation {
@@ -115,6 +122,7 @@ impl Probe {
     /// What a repair of a workspace must be at the moment at which it is sent.
     pub(crate) fn check_group(&self, workspace: WorkspaceId, stale: &Target, current: &Target) {
         let mut state = self.plant.state();
+        let renumbered = state.was_renumbered(workspace);
         let State { knows, agents, broken, .. } = &mut *state;
         let knows = &knows[self.process];
         let what = format!("{stale:?} replaced by {current:?} in {workspace}");
@@ -130,11 +138,10 @@ impl Probe {
         let later = |generation: i64| {
             knows.generations.get(&workspace).is_some_and(|known| *known > generation)
         };
-        if current.generation.is_some_and(|generation| later(generation.get()))
-            || knows
-                .replaced
-                .get(&workspace)
-                .is_some_and(|replaced| replaced.contains(&current.agent))
+        let replaced = knows.replaced.get(&workspace);
+        if !renumbered
+            && (current.generation.is_some_and(|generation| later(generation.get()))
+                || replaced.is_some_and(|replaced| replaced.contains(&current.agent)))
         {
             broken.push(format!("{what}: a later agent is known"));
         }
@@ -156,7 +163,9 @@ impl Probe {
         let (Swap::Applied(row), Some(target)) = (swap, &new.target) else { return };
         let mut state = plant.state();
         let mut broken = Vec::new();
-        if row.workspace != new.workspace || row.target != new.target {
+        // A target of an ended epoch is not kept.
+        let kept = new.target.clone().filter(|_| row.epoch == new.epoch);
+        if row.workspace != new.workspace || row.target != kept {
             broken.push(format!("wrote {new:?}, became {row:?}"));
         }
         if !state.knows[process].connected.contains(&target.agent) {
@@ -170,6 +179,7 @@ impl Probe {
                 old.target.as_ref().map(|target| target.generation).zip(Some(target.generation));
             if let Some((Some(old), Some(new))) = generations
                 && new <= old
+                && !state.was_renumbered(row.workspace)
             {
                 broken.push(format!("a repair from generation {old} to {new}"));
             }
@@ -256,8 +266,13 @@ impl BindingStore for Probe {
         // Without a row to show it is the parent's that is missing.
         self.statement(true, parent, statement, self.learn_swap(parent)).await
     }
-    async fn reset_workspace(&self, _: WorkspaceId) -> Result<Reset, StoreError> {
-        unreachable!("not part of this model")
+    async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<Reset, StoreError> {
+        let plant = self.plant.clone();
+        let statement = async move { plant.reset(workspace) };
+        let learn = |reset: &Reset, _| {
+            self.plant.state().knows[self.process].learn_epoch(workspace, reset.epoch);
+        };
+        self.statement(true, chat(0), statement, learn).await
     }
     async fn replace_agent(
         &self,

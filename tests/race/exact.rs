@@ -542,6 +542,31 @@ async fn a_denial_that_is_older_than_the_doubt_and_was_overtaken_is_asked_for_ag
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_dial_that_began_before_a_reset_is_dropped_although_the_row_is_cached_again() {
+    let mut b = Bench::new(Some(5)).await;
+    let (new, chat) = (target(Some(1)), b.chat);
+    let mut call = b.call();
+    assert_pending!(call.poll());
+    let (_, stale) = b.dialed();
+    assert_eq!(b.layer.bindings().reset_workspace(b.ws).await.unwrap(), 1);
+    // Read by somebody else before the call is polled: the row is unbound, in the next epoch.
+    assert_eq!(b.layer.bindings().get(chat).await.unwrap().unwrap().target, None);
+    stale.send_response(line(&target(Some(5))).1);
+    assert_pending!(call.poll());
+    settled().await;
+    assert_pending!(call.poll());
+    b.asked().await.send_response(Resolution::Running(new.clone()));
+    settled().await;
+    assert_pending!(call.poll());
+    let (whom, dial) = b.dialed();
+    assert_eq!(whom, new.agent);
+    dial.send_response(line(&new).1);
+    let bound = assert_ready_ok!(call.poll());
+    got(&bound, &new);
+    assert_eq!((bound.outcome().dials, bound.outcome().validations), (2, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_question_that_was_under_way_when_the_workspace_was_reset_is_asked_again() {
     let mut b = Bench::new(Some(5)).await;
     let (new, chat) = (target(Some(1)), b.chat);

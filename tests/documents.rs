@@ -67,6 +67,60 @@ fn every_method_that_is_named_exists() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// Each case of a contract quotes promises, and the documentation of its trait makes them.
+#[test]
+fn every_promise_that_a_case_quotes_is_made() {
+    let contracts = [("src/store/binding_store.rs", "src/testing/store")];
+    let mut wrong = Vec::new();
+    for (made, cases) in contracts {
+        let made = fs::read_to_string(root().join(made)).unwrap();
+        let made = plain(&comments(&made).join("\n"));
+        for (path, text) in
+            sources().iter().filter(|(path, _)| path.starts_with(root().join(cases)))
+        {
+            for case in text.split("\npub async fn ").map(|after| after.rsplit("\n}\n").next()) {
+                let quotes = comments(case.unwrap_or_default()).join("\n");
+                let quotes: Vec<_> = quotes
+                    .split("\n\n")
+                    .filter_map(|paragraph| paragraph.strip_prefix("> "))
+                    .map(|quote| plain(&quote.replace("\n> ", "\n")))
+                    .collect();
+                wrong.extend(
+                    quotes
+                        .iter()
+                        .filter(|quote| !made.contains(&**quote))
+                        .map(|quote| format!("{}: nobody promises {quote:?}", path.display())),
+                );
+            }
+            let cases = text.split("\n}\n").filter(|item| item.contains("\npub async fn "));
+            wrong.extend(
+                cases
+                    .filter(|item| !item.contains("\n/// > "))
+                    .map(|item| format!("{}: quotes no promise: {item}", path.display())),
+            );
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// The text of the doc comments.
+fn comments(text: &str) -> Vec<&str> {
+    let lines = text.lines().map(str::trim_start);
+    lines.filter_map(|line| line.strip_prefix("///")).map(|line| line.trim_start()).collect()
+}
+
+/// On one line, and without the syntax of links.
+fn plain(text: &str) -> String {
+    let mut plain = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find("](") {
+        plain.push_str(&rest[..at]);
+        rest = rest[at..].split_once(')').map_or("", |(_, after)| after);
+    }
+    plain.push_str(rest);
+    plain.replace(['[', ']'], "").split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }

@@ -1,6 +1,8 @@
 //! The store under test, with what holds for every call of a verb checked at each call.
 
-use super::rows::{Row, session, workspace};
+use super::rows::{
+    Row, Shown, session, show_new, show_session, show_target, show_workspace, workspace,
+};
 use crate::{
     Binding, Epoch, Revision, SessionId, Target, WorkspaceId,
     store::{BindingStore, NewBinding, StoreError, Swap},
@@ -28,6 +30,22 @@ pub(super) struct Checked<St> {
     /// Every revision that the row of a session has had, in their order.
     revisions: BTreeMap<SessionId, Vec<Revision>>,
     epochs: BTreeMap<WorkspaceId, Epoch>,
+    /// What was called.
+    calls: Vec<String>,
+}
+
+/// A failure is hard to understand without what led to it.
+impl<St> Drop for Checked<St> {
+    fn drop(&mut self) {
+        const SHOWN: usize = 20;
+        if std::thread::panicking() {
+            let from = self.calls.len().saturating_sub(SHOWN);
+            eprintln!("the last calls (in the message, left is the store and right the contract):");
+            for call in &self.calls[from..] {
+                eprintln!("    {call}");
+            }
+        }
+    }
 }
 
 /// Returns what a verb has returned; an error fails the test.
@@ -47,7 +65,12 @@ impl<St: BindingStore> Checked<St> {
     /// Of a store without rows.
     pub(super) fn new(store: St) -> Self {
         let (rows, revisions, epochs) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { store, rows, revisions, epochs }
+        Self { store, rows, revisions, epochs, calls: Vec::new() }
+    }
+
+    fn call(&mut self, verb: String) -> String {
+        self.calls.push(verb.clone());
+        verb
     }
 
     /// The store itself, for verbs that write no row.
@@ -78,11 +101,12 @@ impl<St: BindingStore> Checked<St> {
     }
 
     pub(super) async fn load(&mut self, s: u128) -> Option<Row> {
+        self.call(format!("load({})", show_session(session(s))));
         self.loaded("load", session(s)).await
     }
 
     pub(super) async fn create(&mut self, new: NewBinding) -> Swapped {
-        let verb = format!("create({new:?})");
+        let verb = self.call(format!("create({})", show_new(&new)));
         let swap = ok(&verb, self.store.create(new.clone()).await);
         self.swapped(&verb, new.session, swap).await
     }
@@ -93,19 +117,23 @@ impl<St: BindingStore> Checked<St> {
     }
 
     pub(super) async fn swap_at(&mut self, expected: Revision, new: NewBinding) -> Swapped {
-        let verb = format!("compare_and_swap({expected}, {new:?})");
+        let verb = self.call(format!("compare_and_swap(revision {expected}: {})", show_new(&new)));
         let swap = ok(&verb, self.store.compare_and_swap(expected, new.clone()).await);
         self.swapped(&verb, new.session, swap).await
     }
 
     pub(super) async fn retarget(&mut self, s: u128, w: u128) -> Row {
-        let verb = format!("retarget({:?}, {:?})", session(s), workspace(w));
+        let verb = self.call(format!(
+            "retarget({}, {})",
+            show_session(session(s)),
+            show_workspace(workspace(w))
+        ));
         let row = ok(&verb, self.store.retarget(session(s), workspace(w)).await);
         self.written(&verb, session(s), row).await
     }
 
     pub(super) async fn unbind(&mut self, s: u128) -> Option<Row> {
-        let verb = format!("unbind({:?})", session(s));
+        let verb = self.call(format!("unbind({})", show_session(session(s))));
         match ok(&verb, self.store.unbind(session(s)).await) {
             Some(row) => Some(self.written(&verb, session(s), row).await),
             None => self.loaded(&verb, session(s)).await,
@@ -113,7 +141,7 @@ impl<St: BindingStore> Checked<St> {
     }
 
     pub(super) async fn forget(&mut self, s: u128, expected: Option<Revision>) -> bool {
-        let verb = format!("forget({:?}, {expected:?})", session(s));
+        let verb = self.call(format!("forget({}, {expected:?})", show_session(session(s))));
         let forgotten = ok(&verb, self.store.forget(session(s), expected).await);
         if forgotten {
             self.rows.insert(session(s), None);
@@ -123,14 +151,18 @@ impl<St: BindingStore> Checked<St> {
     }
 
     pub(super) async fn inherit(&mut self, child: u128, parent: u128) -> Swapped {
-        let verb = format!("inherit({:?}, {:?})", session(child), session(parent));
+        let verb = self.call(format!(
+            "inherit({} of {})",
+            show_session(session(child)),
+            show_session(session(parent))
+        ));
         let swap = ok(&verb, self.store.inherit(session(child), session(parent)).await);
         self.swapped(&verb, session(child), swap).await
     }
 
     /// Returns how many rows the workspace has.
     pub(super) async fn reset(&mut self, w: u128) -> u64 {
-        let verb = format!("reset_workspace({:?})", workspace(w));
+        let verb = self.call(format!("reset_workspace({})", show_workspace(workspace(w))));
         let reset = ok(&verb, self.store.reset_workspace(workspace(w)).await);
         let before = self.epoch(w);
         let begun = reset.epoch;
@@ -151,8 +183,12 @@ impl<St: BindingStore> Checked<St> {
         current: &Arc<Target>,
         limit: u64,
     ) -> u64 {
-        let verb =
-            format!("replace_agent({:?}, {epoch}, {stale}, {current}, {limit})", workspace(w));
+        let verb = self.call(format!(
+            "replace_agent({}, epoch {epoch}: {} by {}, at most {limit})",
+            show_workspace(workspace(w)),
+            show_target(Some(stale)),
+            show_target(Some(current)),
+        ));
         let replaced = self.store.replace_agent(workspace(w), epoch, stale, current, limit).await;
         let replaced = ok(&verb, replaced);
         assert_eq!(self.changed(&verb).await, replaced, "{verb} says how many rows were written");
@@ -161,7 +197,7 @@ impl<St: BindingStore> Checked<St> {
 
     /// In the order of their sessions.
     pub(super) async fn load_many(&mut self, sessions: &[u128]) -> Vec<Row> {
-        let verb = format!("load_many({sessions:?})");
+        let verb = self.call(format!("load_many({sessions:?})"));
         let sessions: Vec<_> = sessions.iter().map(|s| session(*s)).collect();
         let mut found = ok(&verb, self.store.load_many(&sessions).await);
         found.sort_by_key(|row| row.session);
@@ -229,7 +265,12 @@ impl<St: BindingStore> Checked<St> {
     fn is_sound(&self, verb: &str, session: SessionId, row: &Binding) {
         assert_eq!(row.session, session, "{verb}: the row of another session");
         let epoch = self.epochs.get(&row.workspace).copied().unwrap_or_default();
-        assert_eq!(row.epoch, epoch, "{verb}: the epoch of the workspace of {row:?}");
+        assert_eq!(
+            row.epoch,
+            epoch,
+            "{verb}: the epoch of the workspace of {:?}",
+            Shown(Some(row))
+        );
     }
 
     /// Compares a row that was returned, and not written, with the one that is known.
@@ -239,9 +280,9 @@ impl<St: BindingStore> Checked<St> {
         }
         match self.rows.get(&session) {
             Some(known) => {
-                assert_eq!(row, known.as_ref(), "{verb}: the row of {session:?} as it is")
+                assert_eq!(Shown(row), Shown(known.as_ref()), "{verb}: the row as it is")
             }
-            None => assert_eq!(row, None, "{verb}: {session:?} has no row yet"),
+            None => assert_eq!(Shown(row), Shown(None), "{verb}: the session has no row yet"),
         }
         self.rows.entry(session).or_insert(None);
     }
@@ -263,7 +304,10 @@ impl<St: BindingStore> Checked<St> {
             let after = format!("load after {verb}");
             match (read, known) {
                 (Some(read), Some(_)) => self.is_next(&after, session, read),
-                (read, known) => panic!("{after}: {read:?}, and it was {known:?}"),
+                (read, known) => {
+                    let (read, known) = (Shown(read.as_ref()), Shown(known.as_ref()));
+                    panic!("{after}: {read:?}, and it was {known:?}")
+                }
             }
             changed += 1;
         }

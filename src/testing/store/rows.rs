@@ -4,23 +4,28 @@ use crate::{
     AgentId, Binding, BuildId, Epoch, Generation, Previous, Revision, SessionId, Target,
     WorkspaceId, store::NewBinding,
 };
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 use uuid::Uuid;
 
+const SESSION: u128 = 0x5e55_0000_0000;
+const WORKSPACE: u128 = 0x3032_0000_0000;
+const AGENT: u128 = 0xa6e4_0000_0000;
+const BUILD: u128 = 0xb1d_0000_0000;
+
 pub(super) const fn session(id: u128) -> SessionId {
-    SessionId::new(Uuid::from_u128(0x5e55_0000_0000 + id))
+    SessionId::new(Uuid::from_u128(SESSION + id))
 }
 
 pub(super) const fn workspace(id: u128) -> WorkspaceId {
-    WorkspaceId::new(Uuid::from_u128(0x3032_0000_0000 + id))
+    WorkspaceId::new(Uuid::from_u128(WORKSPACE + id))
 }
 
 pub(super) const fn agent(id: u128) -> AgentId {
-    AgentId::new(Uuid::from_u128(0xa6e4_0000_0000 + id))
+    AgentId::new(Uuid::from_u128(AGENT + id))
 }
 
 pub(super) const fn build(id: u128) -> BuildId {
-    BuildId::new(Uuid::from_u128(0xb1d_0000_0000 + id))
+    BuildId::new(Uuid::from_u128(BUILD + id))
 }
 
 /// A target of which everything is known, and everything follows from the number.
@@ -67,7 +72,7 @@ pub(super) const fn at(revision: i64) -> Revision {
 
 /// What the contract says of a row's content. Its revision only has to grow, and its epoch is that
 /// of its workspace: `Checked` sees to both.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(super) struct Row {
     pub(super) session: SessionId,
     pub(super) workspace: WorkspaceId,
@@ -86,6 +91,19 @@ impl Row {
     }
 }
 
+impl fmt::Debug for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (session, workspace) = (show_session(self.session), show_workspace(self.workspace));
+        write!(f, "{{ {session}, {workspace}, {}", show_target(self.target.as_deref()))?;
+        if let Some(previous) = &self.previous {
+            write!(f, ", before: {}", show("agent", previous.agent.into_uuid(), AGENT))?;
+            let generation = previous.generation.map(Generation::get);
+            generation.map_or(Ok(()), |generation| write!(f, " of generation {generation}"))?;
+        }
+        f.write_str(" }")
+    }
+}
+
 pub(super) fn row(
     s: u128,
     w: u128,
@@ -93,4 +111,50 @@ pub(super) fn row(
     previous: Option<Previous>,
 ) -> Row {
     Row { session: session(s), workspace: workspace(w), target, previous }
+}
+
+/// A whole row, or none, as it is shown.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) struct Shown<'a>(pub(super) Option<&'a Binding>);
+
+impl fmt::Debug for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            None => f.write_str("no row"),
+            Some(row) => {
+                write!(f, "{:?} at revision {} in epoch {}", Row::of(row), row.revision, row.epoch)
+            }
+        }
+    }
+}
+
+/// An id that was made of a number is shown as that number.
+fn show(kind: &str, id: Uuid, base: u128) -> String {
+    match id.as_u128().checked_sub(base) {
+        Some(number @ ..1_000_000_000) => format!("{kind} {number}"),
+        _ => format!("{kind} {id}"),
+    }
+}
+
+pub(super) fn show_session(session: SessionId) -> String {
+    show("session", session.into_uuid(), SESSION)
+}
+
+pub(super) fn show_workspace(workspace: WorkspaceId) -> String {
+    show("workspace", workspace.into_uuid(), WORKSPACE)
+}
+
+pub(super) fn show_target(target: Option<&Target>) -> String {
+    let Some(target) = target else { return "no target".into() };
+    let mut known = Vec::new();
+    known.extend(target.build.map(|build| show("build", build.into_uuid(), BUILD)));
+    known.extend(target.generation.map(|generation| format!("generation {}", generation.get())));
+    known.extend(target.address.as_deref().map(|address| format!("at {address:?}")));
+    let agent = show("agent", target.agent.into_uuid(), AGENT);
+    if known.is_empty() { agent } else { format!("{agent} ({})", known.join(", ")) }
+}
+
+pub(super) fn show_new(new: &NewBinding) -> String {
+    let (session, workspace) = (show_session(new.session), show_workspace(new.workspace));
+    format!("{session}, {workspace}, {}, epoch {}", show_target(new.target.as_deref()), new.epoch)
 }

@@ -132,10 +132,13 @@ pub async fn an_agent_that_has_to_go_becomes_the_previous_one<St: BindingStore>(
 /// > **Every verb is one atomic statement** on one row, but those that say otherwise.
 pub async fn a_verb_on_one_row_leaves_all_others_alone<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
-    for (s, w) in [(1, 1), (2, 1), (3, 2), (4, 1)] {
+    for (s, w) in [(1, 1), (2, 1), (3, 2), (4, 1), (7, 1)] {
         store.create(new(s, w, Some(full(1)))).await;
     }
     assert!(store.forget(4, None).await);
+    store.audit("a forgotten row").await;
+    store.unbind(7).await;
+    store.audit("an unbind").await;
     store.swap(1, 1, Some(full(2))).await;
     store.audit("a swap").await;
     store.swap_at(at(-1), new(1, 2, Some(full(3)))).await;
@@ -144,12 +147,10 @@ pub async fn a_verb_on_one_row_leaves_all_others_alone<St: BindingStore>(store: 
     store.audit("a retarget to where the row is").await;
     store.retarget(1, 2).await;
     store.audit("a retarget").await;
-    store.unbind(2).await;
-    store.audit("an unbind").await;
     store.inherit(5, 3).await;
     store.audit("a child").await;
     assert!(store.forget(5, None).await);
-    store.audit("a forgotten row").await;
+    store.audit("a forgotten child").await;
     store.retarget(6, 1).await;
     store.audit("a retarget that creates").await;
 }

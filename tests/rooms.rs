@@ -160,7 +160,8 @@ fn word(text: &str) -> String {
 /// The first name of each path that begins with `crate::`, also of each path in `crate::{…}`.
 fn names_after_crate(text: &str) -> Vec<String> {
     let mut names = Vec::new();
-    for path in text.split("crate::").skip(1) {
+    // Not hidden macros: the root has them because they are exported.
+    for path in text.split("crate::").skip(1).filter(|path| !path.starts_with("__")) {
         let (mut depth, mut after_name) = (0, false);
         for (at, c) in path.char_indices() {
             if depth <= 1 && !after_name && (c.is_alphabetic() || c == '*') {

@@ -113,7 +113,7 @@ const WITHOUT_CIRCLES_INSIDE: &[&str] = &["store"];
 
 #[test]
 fn modules_inside_a_room_form_no_circle() {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("src");
     let mut circles = Vec::new();
     for room in WITHOUT_CIRCLES_INSIDE {
         let modules = modules_of(&src, room);

@@ -195,7 +195,7 @@ async fn a_clone_for_each_call_costs_no_more() {
 }
 
 #[test]
-fn what_is_handed_around_is_small() {
+fn public_types_are_small() {
     assert_eq!(size_of::<Error>(), 8);
     assert_eq!(size_of::<ResponseFuture<u64>>(), 16);
     assert_eq!(size_of::<ResponseFuture<[u8; 1024]>>(), 16);
@@ -250,7 +250,7 @@ mod statements {
     }
 
     #[tokio::test]
-    async fn a_cached_turn_is_no_statement() {
+    async fn a_cached_turn_sends_no_statement() {
         let folder = tempfile::tempdir().unwrap();
         let store = watched(&folder.path().join("bindings.db")).await;
         let before = BEGUN.load(SeqCst);

@@ -64,7 +64,7 @@ async fn the_repairs_of_many_workspaces_share_two_connections() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_two_statements_have_no_answer_no_other_one_is_sent_in_the_background() {
+async fn two_unanswered_statements_hold_back_all_background_statements() {
     let world = World::new();
     let layer = world.layer();
     let dial = world.dial(&layer);
@@ -135,7 +135,7 @@ async fn refreshes_and_records_of_use_wait_for_the_shared_connection() {
 #[cfg(feature = "postgres")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement; best with --release"]
-async fn how_long_the_application_waits_for_a_connection() {
+async fn measures_how_long_the_application_waits_for_a_connection() {
     use sqlx::postgres::PgPoolOptions;
     use tower_bound_agent::{
         BoundAgentLayer, DialSession,

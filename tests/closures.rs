@@ -48,7 +48,7 @@ async fn an_async_closure_with_boxed_errors_is_called_in_a_task() {
 }
 
 #[tokio::test]
-async fn a_dialer_with_an_error_type_of_its_own_may_be_called_anyhow() {
+async fn a_dialer_with_its_own_error_type_works_with_oneshot_in_a_task() {
     let layer = layer();
     let bound = tokio::spawn(async move {
         let dial = layer.layer(service_fn(async move |ask: DialAgent| -> io::Result<u8> {

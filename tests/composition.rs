@@ -54,7 +54,7 @@ macro_rules! all_and_clone {
 }
 
 #[test]
-fn what_is_handed_around_may_go_anywhere() {
+fn public_types_are_send_and_sync() {
     all_and_clone!(
         SessionId,
         WorkspaceId,
@@ -105,7 +105,7 @@ fn what_is_handed_around_may_go_anywhere() {
 
 /// The futures of the handle's verbs may be spawned.
 #[tokio::test]
-async fn every_verb_may_be_spawned() {
+async fn every_method_of_bindings_can_be_spawned() {
     let world = World::new();
     let (ws, _) = world.workspace();
     let layer = world.layer();
@@ -128,7 +128,7 @@ async fn every_verb_may_be_spawned() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn erased_and_shared_between_threads() {
+async fn a_boxed_service_is_shared_between_threads() {
     let world = World::new();
     let (ws, target) = world.workspace();
     let layer = world.layer();
@@ -172,7 +172,7 @@ async fn every_service_of_a_layer_shares_its_state() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_resolver_that_is_not_sync() {
+async fn a_resolver_need_not_be_sync() {
     #[derive(Clone)]
     struct Counts(Cell<usize>, Target);
     impl Service<ResolveWorkspace> for Counts {
@@ -202,7 +202,7 @@ async fn a_resolver_that_is_not_sync() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_resolver_behind_a_buffer_a_limit_and_a_timeout() {
+async fn a_resolver_works_behind_a_buffer_a_limit_and_a_timeout() {
     let world = World::new();
     let [(first, _), (second, _)] = [world.workspace(), world.workspace()];
     world.resolver_takes(first, ms(100));
@@ -233,7 +233,7 @@ async fn a_resolver_behind_a_buffer_a_limit_and_a_timeout() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_timeout_outside_that_is_shorter_than_the_delay_still_gets_the_binding_repaired() {
+async fn an_outer_timeout_shorter_than_the_delay_still_gets_the_binding_repaired() {
     let world = World::new();
     let (ws, old) = world.workspace();
     let layer = world.layer();
@@ -258,7 +258,7 @@ async fn a_timeout_outside_that_is_shorter_than_the_delay_still_gets_the_binding
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_timeout_inside_is_a_failed_dial() {
+async fn an_inner_timeout_is_a_failed_dial() {
     let world = World::new();
     let (ws, old) = world.workspace();
     let layer = world.layer();
@@ -281,7 +281,7 @@ async fn a_timeout_inside_is_a_failed_dial() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_limit_of_one_inside_does_not_hang_a_switch() {
+async fn an_inner_limit_of_one_does_not_block_a_switch() {
     let world = World::new();
     let (ws, old) = world.workspace();
     let layer = world.layer();
@@ -302,7 +302,7 @@ async fn a_limit_of_one_inside_does_not_hang_a_switch() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_resolver_of_one_session_does_not_hold_up_anothers_dial() {
+async fn a_slow_resolver_of_one_session_does_not_delay_another_dial() {
     let world = World::new();
     let [(quick, target), (slow, _)] = [world.workspace(), world.workspace()];
     let layer = world.layer();
@@ -346,7 +346,7 @@ async fn a_cold_session_holds_no_permit_while_its_row_is_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dialer_that_cannot_be_cloned_goes_behind_a_buffer() {
+async fn a_dialer_that_is_not_clone_works_behind_a_buffer() {
     /// Not `Clone`, and strict.
     struct Once(StrictDialer);
     impl Service<DialAgent> for Once {
@@ -377,7 +377,7 @@ async fn a_dialer_that_cannot_be_cloned_goes_behind_a_buffer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn readiness_is_the_wrapped_services() {
+async fn readiness_is_that_of_the_wrapped_service() {
     let world = World::new();
     let (ws, old) = world.workspace();
     let layer = world.layer();
@@ -402,7 +402,7 @@ async fn readiness_is_the_wrapped_services() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_switch_waits_for_readiness_once_more_after_the_stale_dial_is_gone() {
+async fn a_switch_drops_the_stale_dial_before_it_waits_for_readiness() {
     let world = World::new();
     let (ws, old) = world.workspace();
     let layer = world.layer();
@@ -439,7 +439,7 @@ async fn a_switch_waits_for_readiness_once_more_after_the_stale_dial_is_gone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_readiness_error_is_the_dialers_own_and_no_evidence() {
+async fn a_readiness_error_is_an_error_of_the_dialer_and_no_evidence() {
     let world = World::new();
     let (ws, _) = world.workspace();
     let layer = world.layer();
@@ -477,7 +477,7 @@ fn tcp() -> impl Service<DialAgent, Response = TcpStream, Error = std::io::Error
 }
 
 #[tokio::test]
-async fn a_bound_socket_is_a_socket() {
+async fn a_bound_socket_reads_and_writes() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = tokio::spawn(async move {
@@ -613,7 +613,7 @@ mod http {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn hypers_reads_and_writes_go_through() {
+    async fn bound_forwards_reads_and_writes_of_hyper() {
         let world = World::new();
         let (ws, _) = world.workspace();
         let layer = world.layer();
@@ -653,7 +653,7 @@ fn an_id_is_serialized_as_its_uuid() {
 }
 
 #[test]
-fn an_id_is_read_and_shown_as_its_uuid() {
+fn an_id_is_parsed_and_formatted_as_its_uuid() {
     let uuid = uuid::Uuid::new_v4();
     let id: SessionId = uuid.to_string().parse().unwrap();
     assert_eq!(

@@ -571,7 +571,7 @@ fn denied_and_retargeted_elsewhere() {
 }
 
 #[test]
-fn restarted_by_an_order() {
+fn restarted_by_a_command() {
     drop_everywhere(costs(2, 1, 0, 2), |slow| {
         async move {
             let (mut stage, _, old) = Stage::cached(slow, |builder| builder).await;
@@ -814,32 +814,32 @@ async fn drop_order_once(
 }
 
 #[test]
-fn an_order_to_retarget() {
+fn a_command_to_retarget() {
     drop_order_everywhere(Order::Retarget);
 }
 
 #[test]
-fn an_order_to_retarget_to_where_it_is() {
+fn a_command_to_retarget_to_the_same_workspace() {
     drop_order_everywhere(Order::RetargetToTheSame);
 }
 
 #[test]
-fn an_order_to_inherit() {
+fn a_command_to_inherit() {
     drop_order_everywhere(Order::Inherit);
 }
 
 #[test]
-fn an_order_to_unbind() {
+fn a_command_to_unbind() {
     drop_order_everywhere(Order::Unbind);
 }
 
 #[test]
-fn an_order_to_forget() {
+fn a_command_to_forget() {
     drop_order_everywhere(Order::Forget);
 }
 
 #[test]
-fn an_order_to_reset() {
+fn a_command_to_reset() {
     drop_order_everywhere(Order::Reset);
 }
 
@@ -912,7 +912,7 @@ async fn drop_transaction_once(end: End, polls: usize, drops: Drops) -> bool {
 }
 
 #[test]
-fn an_order_in_the_callers_transaction() {
+fn a_command_in_the_callers_transaction() {
     for end in [End::CommitThenDropGuard, End::DropGuardThenCommit, End::RollBack, End::Committed] {
         for drops in DROPS {
             let mut polls = 0;
@@ -926,7 +926,7 @@ fn an_order_in_the_callers_transaction() {
 }
 
 #[test]
-fn an_order_moves_a_call_under_way_also_if_nobody_waits_for_the_order() {
+fn a_command_moves_a_call_under_way_even_if_its_future_is_dropped() {
     for drops in DROPS {
         play(async {
             let (mut stage, _, old) = Stage::cached(Slow(5), |builder| builder).await;

@@ -141,7 +141,7 @@ mod local {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_order_in_one_is_followed_in_the_other_though_the_old_agent_lives() {
+    async fn a_command_in_one_process_moves_the_other_though_the_old_agent_answers() {
         let world = World::new();
         let ([here, there], chat, _, _) = pair(&world).await;
         let (elsewhere, target) = world.workspace();
@@ -162,7 +162,7 @@ mod local {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_call_under_way_in_the_other_moves_at_that_instant() {
+    async fn a_command_in_one_process_moves_a_pending_call_in_the_other() {
         let world = World::new();
         let ([here, there], chat, _, old) = pair(&world).await;
         world.does(&old, Does::Hang);
@@ -177,7 +177,7 @@ mod local {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_rebuild_seen_by_one_costs_the_other_no_delay() {
+    async fn a_rebuild_that_one_process_discovers_costs_the_other_no_delay() {
         let world = World::new();
         let ([here, there], chat, ws, old) = pair(&world).await;
         let new = world.rebuild(ws, &old, Does::Hang);
@@ -205,7 +205,7 @@ mod local {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_old_agent_that_lives_is_left_though_it_answers() {
+    async fn an_old_agent_is_left_after_a_hint_though_it_answers() {
         let world = World::new();
         let ([here, there], chat, ws, old) = pair(&world).await;
         // Slow enough for the first process to ask, fast enough to be used for ever by the other
@@ -219,7 +219,7 @@ mod local {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_generations_the_other_asks_and_writes_for_itself() {
+    async fn without_generations_the_other_process_asks_and_writes_on_its_own() {
         let world = World::new();
         let hints = LocalHints::new();
         let [here, there] =
@@ -240,7 +240,7 @@ mod local {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_session_that_is_forgotten_in_one_is_unknown_in_the_other() {
+    async fn a_session_that_one_process_forgets_is_not_bound_in_the_other() {
         let world = World::new();
         let ([here, there], chat, _, _) = pair(&world).await;
         assert!(here.bindings().forget(chat).await.unwrap());
@@ -252,7 +252,7 @@ mod local {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_reset_in_one_lets_the_other_take_smaller_generations() {
+    async fn a_reset_in_one_process_lets_the_other_accept_smaller_generations() {
         let world = World::new();
         let ([here, there], chat, ws, old) = pair(&world).await;
         world.does(&old, Does::Hang);
@@ -264,7 +264,7 @@ mod local {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_transaction_tells_nobody_before_its_commit() {
+    async fn a_transaction_sends_no_hint_before_its_commit() {
         let world = World::new();
         let ([here, there], chat, _, old) = pair(&world).await;
         let (elsewhere, target) = world.workspace();
@@ -289,7 +289,7 @@ mod heard {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_told_of_what_was_written() {
+    async fn each_kind_of_write_sends_its_hint() {
         let world = World::new();
         let (process, radio, chat, ws, old) = listening(&world).await;
         let new = world.rebuild(ws, &old, Does::Hang);
@@ -321,7 +321,7 @@ mod heard {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_row_that_does_not_show_it_is_read_three_more_times() {
+    async fn a_row_below_the_revision_of_a_hint_is_read_three_more_times() {
         let world = World::new();
         let (process, radio, chat, _, _) = listening(&world).await;
         let before = world.counts();
@@ -344,7 +344,7 @@ mod heard {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_row_that_shows_it_in_the_end_is_read_no_more() {
+    async fn a_row_that_reaches_the_revision_of_a_hint_is_read_no_more() {
         let world = World::new();
         let (process, radio, chat, _, _) = listening(&world).await;
         let (elsewhere, target) = world.workspace();
@@ -358,7 +358,7 @@ mod heard {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_known_already_or_of_no_interest_costs_nothing() {
+    async fn hints_about_known_or_unused_rows_cost_nothing() {
         let world = World::new();
         let (process, radio, chat, ws, _) = listening(&world).await;
         let before = world.counts();
@@ -376,7 +376,7 @@ mod heard {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn its_own_voice_is_no_news() {
+    async fn a_layer_ignores_its_own_hints() {
         let world = World::new();
         let (ws, _) = world.workspace();
         let hints = LocalHints::new();
@@ -432,7 +432,7 @@ mod heard {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_read_that_was_under_way_fills_no_slot() {
+    async fn a_read_that_began_before_a_hint_fills_no_slot() {
         let world = World::new();
         let (process, radio, _, ws, _) = listening(&world).await;
         let (chat, elsewhere) = (session(), world.workspace().0);
@@ -480,7 +480,7 @@ mod heard {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_resolver_that_lags_is_asked_again_and_believed_in_the_end() {
+    async fn a_lagging_resolver_is_asked_again_and_accepted_in_the_end() {
         let world = World::new();
         let (process, radio, chat, ws, old) = listening(&world).await;
         let before = world.counts();
@@ -502,7 +502,7 @@ mod heard {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_resolver_that_catches_up_is_believed_at_once() {
+    async fn a_resolver_that_catches_up_is_accepted_at_once() {
         let world = World::new();
         let (process, radio, chat, ws, old) = listening(&world).await;
         radio.says_rebuilt(ws, Some(2));
@@ -553,7 +553,7 @@ mod heard {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_storm_is_a_few_statements() {
+    async fn a_storm_of_hints_costs_a_few_statements() {
         let world = World::new();
         let (process, radio, _, ws, _) = listening(&world).await;
         let mut chats = Vec::new();
@@ -588,7 +588,7 @@ mod gaps {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_gap_is_a_doubt_and_a_look_at_all_rows_and_no_flush() {
+    async fn a_gap_raises_doubts_and_reads_all_rows_but_empties_no_cache() {
         let world = World::new();
         let (process, radio, chat, ws, target) = listening(&world).await;
         let other = world.bind(&process.layer, ws).await;
@@ -614,7 +614,7 @@ mod gaps {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_order_that_was_missed_is_found_after_a_gap() {
+    async fn a_gap_finds_a_command_that_was_missed() {
         let world = World::new();
         let (process, radio, chat, _, _) = listening(&world).await;
         let (elsewhere, target) = world.workspace();
@@ -625,7 +625,7 @@ mod gaps {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn many_gaps_in_a_second_are_two() {
+    async fn many_gaps_within_a_second_count_as_two() {
         let world = World::new();
         let (_process, radio, _, _, _) = listening(&world).await;
         let before = world.counts();
@@ -642,7 +642,7 @@ mod gaps {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_carrier_that_ends_is_one_gap() {
+    async fn a_bus_that_ends_counts_as_one_gap() {
         let world = World::new();
         let (process, radio, chat, _, _) = listening(&world).await;
         let before = world.counts();
@@ -661,7 +661,7 @@ mod refresh_interval {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_order_of_another_process_is_found_though_the_old_agent_lives() {
+    async fn the_refresh_finds_a_command_though_the_old_agent_answers() {
         let world = World::new();
         let process = checking(&world);
         let (ws, old) = world.workspace();
@@ -678,7 +678,7 @@ mod refresh_interval {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_begins_with_the_first_row_whoever_has_read_it() {
+    async fn the_refresh_begins_with_the_first_row_that_is_read() {
         for page in [false, true] {
             let world = World::new();
             let ((ws, old), (elsewhere, target)) = (world.workspace(), world.workspace());
@@ -700,7 +700,7 @@ mod refresh_interval {
     }
 
     #[tokio::test]
-    async fn it_keeps_no_row_in_the_cache_that_nobody_uses() {
+    async fn the_refresh_keeps_no_unused_row_in_the_cache() {
         // In real time: the cache has a clock of its own.
         let world = World::new();
         let process = Process::new(&world, |builder| {
@@ -720,7 +720,7 @@ mod refresh_interval {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_long_lived_connection_is_told() {
+    async fn the_refresh_wakes_a_handle_of_a_long_lived_connection() {
         let world = World::new();
         let process = checking(&world);
         let (ws, _) = world.workspace();
@@ -734,7 +734,7 @@ mod refresh_interval {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_record_that_is_gone_is_found() {
+    async fn the_refresh_finds_a_record_that_was_removed() {
         let world = World::new();
         let process = checking(&world);
         let (ws, _) = world.workspace();
@@ -745,7 +745,7 @@ mod refresh_interval {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_record_that_goes_after_an_order_is_found_though_the_read_began_before_it() {
+    async fn the_refresh_finds_a_removed_record_though_its_read_began_before_a_command() {
         let world = World::new();
         let process = checking(&world);
         let ((ws, _), (elsewhere, _)) = (world.workspace(), world.workspace());
@@ -760,7 +760,7 @@ mod refresh_interval {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_row_that_was_written_here_meanwhile_is_read_all_the_same() {
+    async fn the_refresh_reads_a_row_that_this_process_wrote_meanwhile() {
         let world = World::new();
         let process = checking(&world);
         let (ws, _) = world.workspace();
@@ -829,7 +829,7 @@ mod refresh_interval {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_store_that_is_down_is_asked_again_at_the_next_time_and_costs_no_call() {
+    async fn a_refresh_of_a_store_that_is_down_is_repeated_and_fails_no_call() {
         let world = World::new();
         let process = checking(&world);
         let (ws, old) = world.workspace();
@@ -851,7 +851,7 @@ mod refresh_interval {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_is_off_over_a_store_that_nobody_else_writes() {
+    async fn the_refresh_is_off_over_a_store_with_one_writer() {
         let world = World::new();
         assert!(!world.store.shared());
         let layer = world.builder().build().unwrap();
@@ -868,7 +868,7 @@ mod ends {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_follows_for_a_layer_that_is_gone() {
+    async fn the_follower_of_a_dropped_layer_ends() {
         let world = World::new();
         let (process, radio, _, _, _) = listening(&world).await;
         assert_eq!(Handle::current().metrics().num_alive_tasks(), 1);
@@ -881,7 +881,7 @@ mod ends {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn closing_ends_it_at_once() {
+    async fn closing_ends_the_follower_at_once() {
         let world = World::new();
         let (process, radio, chat, _, _) = listening(&world).await;
         world.store.on_all(Fault::Hang);
@@ -897,7 +897,7 @@ mod ends {
     }
 
     #[test]
-    fn another_runtime_follows_again() {
+    fn the_follower_restarts_on_another_runtime() {
         let world = World::new();
         let radio = Radio::default();
         let process = Process::new(&world, |builder| builder.hints(radio.clone()));
@@ -927,7 +927,7 @@ mod ends {
     }
 
     #[test]
-    fn another_runtime_follows_again_though_every_row_that_it_uses_is_cached() {
+    fn the_follower_restarts_on_another_runtime_even_if_every_row_is_cached() {
         let world = World::new();
         let radio = Radio::default();
         let process = Process::new(&world, |builder| builder.hints(radio.clone()));
@@ -959,7 +959,7 @@ mod use_recorded {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn it_costs_nothing_unless_asked_for() {
+    async fn use_is_not_recorded_by_default() {
         let world = World::new();
         let process = Process::new(&world, |builder| builder);
         let (ws, _) = world.workspace();
@@ -973,7 +973,7 @@ mod use_recorded {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_statement_an_interval_says_who_was_used() {
+    async fn one_statement_an_interval_records_the_used_sessions() {
         let world = World::new();
         let process =
             Process::new(&world, |builder| builder.usage_interval(Duration::from_secs(60)));
@@ -1028,7 +1028,7 @@ mod warm {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn one_query_spares_every_session_its_read() {
+    async fn warm_loads_every_session_in_one_query() {
         let world = World::new();
         let (ws, target) = world.workspace();
         let mut chats = Vec::new();
@@ -1049,7 +1049,7 @@ mod warm {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn rows_that_are_behind_are_repaired_by_the_first_call_that_finds_out() {
+    async fn warmed_rows_that_are_behind_are_repaired_by_the_first_call() {
         let world = World::new();
         let (ws, old) = world.workspace();
         let mut chats = Vec::new();
@@ -1075,7 +1075,7 @@ mod warm {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_more_than_asked_for_and_than_the_cache_holds() {
+    async fn warm_loads_no_more_than_its_limit_and_the_cache_capacity() {
         let world = World::new();
         let (ws, _) = world.workspace();
         for _ in 0..20 {
@@ -1089,7 +1089,7 @@ mod warm {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_order_that_was_given_meanwhile_stands() {
+    async fn warm_does_not_undo_a_command_given_meanwhile() {
         let world = World::new();
         let (ws, _) = world.workspace();
         let process = Process::new(&world, |builder| builder);
@@ -1107,7 +1107,7 @@ mod warm {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_session_that_was_forgotten_meanwhile_does_not_come_back() {
+    async fn warm_does_not_bring_back_a_session_forgotten_meanwhile() {
         let world = World::new();
         let (ws, _) = world.workspace();
         let process = Process::new(&world, |builder| builder);
@@ -1124,7 +1124,7 @@ mod warm {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_store_that_hangs_is_given_up_in_time() {
+    async fn warm_of_a_store_that_hangs_ends_after_the_store_timeout() {
         let world = World::new();
         let process = Process::new(&world, |builder| builder);
         world.store.on_reads(Fault::Hang);

@@ -51,12 +51,12 @@ proptest! {
     }
 
     #[test]
-    fn what_a_later_version_adds_at_the_end_is_ignored(hint in any_hint(), more in "(:[a-z0-9]{0,5}){1,3}") {
+    fn fields_that_a_later_version_adds_are_ignored(hint in any_hint(), more in "(:[a-z0-9]{0,5}){1,3}") {
         prop_assert_eq!(format!("{hint}{more}").parse::<Hint>(), Ok(hint));
     }
 
     #[test]
-    fn a_hint_that_was_cut_is_another_one_at_most_in_its_number(hint in any_hint(), at in 0..95usize) {
+    fn a_truncated_hint_differs_at_most_in_its_number(hint in any_hint(), at in 0..95usize) {
         let text = hint.to_string();
         if let Some(Ok(cut)) = text.get(..at).map(str::parse::<Hint>) {
             prop_assert_eq!(cut.origin, hint.origin);
@@ -65,7 +65,7 @@ proptest! {
     }
 
     #[test]
-    fn no_text_is_too_strange_to_be_refused(text in prop_oneof![".*", "1:[wsr]:[0-9a-f]{0,17}:.{0,40}:.{0,22}:.{0,22}"]) {
+    fn every_text_that_parses_survives_a_round_trip(text in prop_oneof![".*", "1:[wsr]:[0-9a-f]{0,17}:.{0,40}:.{0,22}:.{0,22}"]) {
         if let Ok(hint) = text.parse::<Hint>() {
             prop_assert_eq!(hint.to_string().parse(), Ok(hint));
         }
@@ -73,7 +73,7 @@ proptest! {
 }
 
 #[test]
-fn what_is_not_known_is_refused() {
+fn an_unknown_kind_or_version_is_refused() {
     const ID: &str = "00000000-0000-0000-0000-000000000007";
     let good = format!("1:w:f:{ID}:3");
     let about = About::Workspace {
@@ -99,7 +99,7 @@ fn what_is_not_known_is_refused() {
 }
 
 #[tokio::test]
-async fn every_listener_hears_what_was_sent_since_it_listens() {
+async fn every_listener_receives_all_hints_since_it_listens() {
     let hints = LocalHints::new();
     hints.send(written(1));
     let mut first = pin!(hints.listen());
@@ -115,7 +115,7 @@ async fn every_listener_hears_what_was_sent_since_it_listens() {
 }
 
 #[tokio::test]
-async fn a_listener_that_falls_behind_hears_one_gap_and_then_what_is_left() {
+async fn a_listener_that_falls_behind_receives_one_lagged_and_then_the_rest() {
     let hints = LocalHints::new();
     let mut heard = pin!(hints.listen());
     for revision in 0..3000 {
@@ -129,7 +129,7 @@ async fn a_listener_that_falls_behind_hears_one_gap_and_then_what_is_left() {
 }
 
 #[tokio::test]
-async fn the_stream_ends_when_nobody_can_send_any_more() {
+async fn the_stream_ends_when_all_senders_are_dropped() {
     let hints = Arc::new(LocalHints::new());
     let mut heard = pin!(hints.listen());
     hints.send(written(1));

@@ -113,7 +113,7 @@ impl Repairing {
 }
 
 #[tokio::test(start_paused = true)]
-async fn flush_has_nothing_to_wait_for_if_nothing_was_begun() {
+async fn flush_returns_at_once_without_repairs() {
     let world = World::new();
     let layer = world.layer();
     assert_eq!(layer.bindings().flush().await, 0);
@@ -136,7 +136,7 @@ async fn flush_waits_for_the_first_attempts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn flush_counts_what_is_left_and_does_not_wait_for_it() {
+async fn flush_counts_unwritten_repairs_and_does_not_wait_for_them() {
     for (writes, repairs) in [(Writes::Own, 3), (Writes::Group, 1)] {
         for fault in [Fault::Unavailable, Fault::LostRequest] {
             let case = Repairing::new(writes, 3, fault).await;
@@ -177,7 +177,7 @@ async fn flush_waits_for_an_answer_for_one_store_timeout() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_repair_is_given_up_when_the_store_was_out_of_reach_for_ten_minutes() {
+async fn a_repair_fails_after_the_store_was_out_of_reach_for_ten_minutes() {
     for writes in [Writes::Own, Writes::Group] {
         let case = Repairing::new(writes, 1, Fault::Unavailable).await;
         sleep(secs(599)).await;
@@ -203,7 +203,7 @@ async fn flush_after_flush_leaves_the_layer_open() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn close_drains_what_is_under_way() {
+async fn close_waits_for_tasks_under_way() {
     for writes in [Writes::Own, Writes::Group] {
         let case = Repairing::new(writes, 3, Fault::Slow(ms(700))).await;
         assert_eq!(case.bindings.close(secs(5)).await, 0);
@@ -229,7 +229,7 @@ async fn close_of_an_idle_layer_takes_no_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn close_gives_every_repair_a_last_attempt_and_says_what_did_not_land() {
+async fn close_attempts_every_repair_once_more_and_counts_unwritten_ones() {
     for writes in [Writes::Own, Writes::Group] {
         let case = Repairing::new(writes, 3, Fault::Unavailable).await;
         assert_eq!(case.bindings.flush().await, case.repairs());
@@ -253,7 +253,7 @@ async fn close_gives_every_repair_a_last_attempt_and_says_what_did_not_land() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_last_attempt_lands_if_the_store_is_back() {
+async fn close_writes_repairs_if_the_store_is_back() {
     for writes in [Writes::Own, Writes::Group] {
         let case = Repairing::new(writes, 3, Fault::Unavailable).await;
         assert_eq!(case.bindings.flush().await, case.repairs());
@@ -266,7 +266,7 @@ async fn the_last_attempt_lands_if_the_store_is_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn close_cuts_short_what_hangs() {
+async fn close_drops_repairs_that_hang() {
     for writes in [Writes::Own, Writes::Group] {
         let case = Repairing::new(writes, 3, Fault::Hang).await;
         let begin = Instant::now();
@@ -278,7 +278,7 @@ async fn close_cuts_short_what_hangs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn close_without_time_ends_at_once() {
+async fn close_with_zero_time_ends_at_once() {
     for writes in [Writes::Own, Writes::Group] {
         let case = Repairing::new(writes, 2, Fault::Hang).await;
         let begin = Instant::now();
@@ -290,7 +290,7 @@ async fn close_without_time_ends_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn close_cuts_short_reads_and_validations_that_hang() {
+async fn close_drops_reads_and_validations_that_hang() {
     let case = Repairing::new(Writes::Group, 1, Fault::None).await;
     case.bindings.flush().await;
     case.world.does(&case.new, Does::Hang);
@@ -311,7 +311,7 @@ async fn close_cuts_short_reads_and_validations_that_hang() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_close_every_call_and_order_is_refused() {
+async fn after_close_every_call_and_command_is_refused() {
     let case = Repairing::new(Writes::Group, 1, Fault::None).await;
     let (chat, ws, bindings) = (case.bound[0].session(), case.ws, &case.bindings);
     assert_eq!(bindings.close(secs(1)).await, 0);
@@ -376,7 +376,7 @@ async fn a_call_under_way_that_fails_is_closed_with_its_causes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_needs_a_repair_after_the_end_is_returned() {
+async fn a_connection_that_needs_a_repair_after_close_is_returned() {
     // Closed with nothing left to do, or cut short.
     for (cut, writes) in
         [false, true].into_iter().flat_map(|cut| [(cut, Writes::Own), (cut, Writes::Group)])
@@ -413,7 +413,7 @@ async fn a_connection_that_needs_a_repair_after_the_end_is_returned() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_under_way_that_can_ask_nobody_any_more_ends_closed() {
+async fn a_call_under_way_that_needs_a_question_after_close_ends_closed() {
     let case = Repairing::new(Writes::Group, 1, Fault::None).await;
     case.bindings.flush().await;
     case.world.does(&case.new, Does::Fail(ms(400)));
@@ -434,7 +434,7 @@ async fn a_call_under_way_that_can_ask_nobody_any_more_ends_closed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_order_under_way_is_waited_for() {
+async fn close_waits_for_a_command_under_way() {
     let case = Repairing::new(Writes::Group, 1, Fault::None).await;
     case.bindings.flush().await;
     let chat = case.bound[0].session();
@@ -490,7 +490,7 @@ fn count_panics() -> Arc<AtomicU64> {
 }
 
 #[test]
-fn a_runtime_that_goes_with_everything_pending_hurts_neither_the_layer_nor_the_next_runtime() {
+fn a_runtime_that_shuts_down_with_pending_work_affects_no_other_runtime() {
     let panics = count_panics();
     let world = World::new();
     let layer = world.builder().validation_delay(ms(20)).build().unwrap();
@@ -547,7 +547,7 @@ fn a_runtime_that_goes_with_everything_pending_hurts_neither_the_layer_nor_the_n
 }
 
 #[test]
-fn who_waits_in_another_runtime_is_told_when_the_one_that_asked_goes() {
+fn a_waiter_on_another_runtime_is_woken_when_the_runtime_of_the_flight_shuts_down() {
     let world = World::new();
     let layer = world.layer();
     let dial = world.dial(&layer);
@@ -625,7 +625,7 @@ async fn a_store_that_panics_fails_the_call_and_poisons_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_an_order_in_which_the_store_panicked_the_row_is_read_at_each_call() {
+async fn after_a_command_in_which_the_store_panicked_the_row_is_read_at_each_call() {
     let world = World::new();
     let (ws, old) = world.workspace();
     let (other, target) = world.workspace();

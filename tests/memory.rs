@@ -169,7 +169,7 @@ async fn a_binding_takes_little_memory() {
 
 #[tokio::test]
 #[ignore = "takes a while, and 2 GB"]
-async fn what_a_million_bindings_take() {
+async fn measures_the_memory_of_a_million_bindings() {
     for sessions_a_workspace in [1, 10] {
         let (read, used) = bytes_a_binding(1_000_000, sessions_a_workspace).await;
         println!(

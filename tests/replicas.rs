@@ -361,12 +361,12 @@ async fn in_the_end_everybody_is_right(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_hints() {
+async fn replicas_agree_without_hints() {
     in_the_end_everybody_is_right("no hints", true, |builder, _, _| builder).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_hints_alone() {
+async fn replicas_agree_with_hints_alone() {
     in_the_end_everybody_is_right("hints", false, |builder, pool, channel| {
         builder.hints(PostgresHints::new(pool).with_channel(channel).unwrap())
     })
@@ -374,7 +374,7 @@ async fn with_hints_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_hints_that_are_lost_doubled_and_reordered() {
+async fn replicas_agree_with_lost_doubled_and_reordered_hints() {
     in_the_end_everybody_is_right("bad hints", true, |builder, pool, channel| {
         builder.hints(Lossy::new(PostgresHints::new(pool).with_channel(channel).unwrap()))
     })

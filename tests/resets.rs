@@ -72,7 +72,7 @@ async fn all_reach(world: &World, processes: &[Process; 2], chats: &[SessionId],
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_process_that_knows_greater_generations_does_not_write_them_back() {
+async fn a_process_that_knows_greater_generations_does_not_undo_a_reset() {
     let world = World::new();
     let (ws, _, [a, b], chat) = scene(&world, 100).await;
     let restarted = restart(&world, ws);
@@ -124,7 +124,7 @@ async fn a_first_bind_that_races_with_the_reset_loses_and_the_next_call_asks_aga
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_workspace_without_rows_is_reset_for_the_rows_that_come() {
+async fn a_reset_of_a_workspace_without_rows_holds_for_later_rows() {
     let world = World::new();
     let (ws, _, [a, b], chat) = scene(&world, 100).await;
     world.store.elsewhere().forget(chat, None).await.unwrap();
@@ -161,7 +161,7 @@ async fn a_first_bind_in_a_workspace_that_was_reset_before_asks_again_once_it_kn
 /// The same in a file, over two connections of their own.
 #[cfg(feature = "sqlite")]
 #[tokio::test]
-async fn over_a_file_a_process_that_knows_greater_generations_does_not_write_them_back() {
+async fn over_a_file_a_process_that_knows_greater_generations_does_not_undo_a_reset() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bindings.db");
     let mut stores = Vec::new();

@@ -42,7 +42,7 @@ fn layer(world: &World) -> BoundAgentLayer {
 }
 
 #[test]
-fn a_read_that_nobody_drives_is_begun_anew() {
+fn a_read_on_an_undriven_runtime_is_begun_again() {
     let world = World::new();
     let layer = layer(&world);
     let (ws, target) = world.workspace();
@@ -63,7 +63,7 @@ fn a_read_that_nobody_drives_is_begun_anew() {
 }
 
 #[test]
-fn a_validation_that_nobody_drives_is_begun_anew() {
+fn a_validation_on_an_undriven_runtime_is_begun_again() {
     let world = World::new();
     let layer = layer(&world);
     let (ws, old) = world.workspace();
@@ -107,7 +107,7 @@ fn a_validation_that_nobody_drives_is_begun_anew() {
 }
 
 #[test]
-fn a_repair_that_nobody_drives_is_taken_over() {
+fn a_repair_on_an_undriven_runtime_is_taken_over() {
     for writes in [Writes::Own, Writes::Group] {
         let world = World::new();
         let layer = layer(&world);
@@ -143,7 +143,7 @@ fn a_repair_that_nobody_drives_is_taken_over() {
 }
 
 #[test]
-fn close_is_bounded_whatever_hangs_where() {
+fn close_is_bounded_although_other_runtimes_hang() {
     let world = World::new();
     let layer = layer(&world);
     let (ws, old) = world.workspace();
@@ -163,7 +163,7 @@ fn close_is_bounded_whatever_hangs_where() {
 }
 
 #[test]
-fn a_follower_that_nobody_drives_is_replaced() {
+fn a_follower_on_an_undriven_runtime_is_replaced() {
     let world = World::new();
     let layer = layer(&world);
     let (ws, _) = world.workspace();
@@ -190,7 +190,7 @@ fn a_follower_that_nobody_drives_is_replaced() {
 }
 
 #[test]
-fn tasks_run_where_the_builder_says() {
+fn tasks_run_on_the_runtime_of_the_builder() {
     let world = World::new();
     let background = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let layer = world.builder().runtime(background.handle().clone()).build().unwrap();

@@ -66,7 +66,7 @@ fn the_delay_and_a_slow_answer_must_fit_into_the_dial_timeout() {
 }
 
 #[test]
-fn a_limit_of_no_pending_dials_is_refused() {
+fn a_limit_of_zero_pending_dials_is_refused() {
     assert_eq!(refused(|builder| builder.max_pending_dials(0)).settings()[0], "max_pending_dials");
     accepted(|builder| builder.max_pending_dials(1));
     accepted(|builder| builder.max_pending_dials(usize::MAX));
@@ -105,13 +105,13 @@ fn the_shortest_interval_must_not_exceed_the_longest() {
 }
 
 #[test]
-fn the_order_in_which_settings_are_given_does_not_matter() {
+fn settings_may_be_given_in_any_order() {
     accepted(|builder| builder.validation_delay(secs(60)).dial_timeout(secs(120)));
     accepted(|builder| builder.dial_timeout(secs(120)).validation_delay(secs(60)));
 }
 
 #[test]
-fn waits_that_bound_something_must_not_be_zero() {
+fn time_limits_must_not_be_zero() {
     let zeros: [(&str, Set); 8] = [
         ("refresh_interval", |builder| builder.refresh_interval(NO)),
         ("usage_interval", |builder| builder.usage_interval(NO)),
@@ -136,7 +136,7 @@ fn waits_that_bound_something_must_not_be_zero() {
 }
 
 #[test]
-fn waits_that_never_end_are_refused_and_do_not_overflow() {
+fn endless_durations_are_refused_and_do_not_overflow() {
     let endless: [(&str, Set); 9] = [
         ("refresh_interval", |builder| builder.refresh_interval(Duration::MAX)),
         ("usage_interval", |builder| builder.usage_interval(Duration::MAX)),
@@ -177,8 +177,7 @@ fn a_builder_and_a_layer_show_their_settings_and_nothing_else() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn by_default_a_hanging_dial_is_asked_about_after_250_ms_then_ever_more_rarely_and_ends_after_30_s()
- {
+async fn by_default_a_hanging_dial_is_validated_after_250_ms_then_less_often_and_ends_after_30_s() {
     let world = World::new();
     let (ws, target) = world.workspace();
     let layer = world.layer();
@@ -211,7 +210,7 @@ async fn by_default_a_question_and_a_statement_end_after_5_s() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_bound_is_the_one_that_was_set() {
+async fn every_time_limit_is_the_one_that_was_set() {
     let world = World::new();
     let (ws, target) = world.workspace();
     let layer = world
@@ -248,7 +247,7 @@ async fn every_bound_is_the_one_that_was_set() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_delay_of_zero_asks_about_every_dial_that_is_not_ready_at_once() {
+async fn a_delay_of_zero_validates_every_dial_that_is_not_ready_at_once() {
     let world = World::new();
     let (ws, target) = world.workspace();
     let layer = world.builder().validation_delay(NO).build().unwrap();
@@ -268,7 +267,7 @@ async fn a_delay_of_zero_asks_about_every_dial_that_is_not_ready_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn by_default_a_failed_dial_is_tried_once_more_and_never_if_so_set() {
+async fn a_failed_dial_is_repeated_once_by_default_and_never_with_redial_never() {
     for (redial, dials) in [(None, 2), (Some(Redial::Once), 2), (Some(Redial::Never), 1)] {
         let world = World::new();
         let (ws, target) = world.workspace();
@@ -289,7 +288,7 @@ async fn by_default_a_failed_dial_is_tried_once_more_and_never_if_so_set() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_second_dial_another_agent_is_dialed_all_the_same() {
+async fn redial_never_still_dials_another_agent() {
     let world = World::new();
     let (ws, old) = world.workspace();
     let layer = world.builder().redial(Redial::Never).build().unwrap();
@@ -302,7 +301,7 @@ async fn without_a_second_dial_another_agent_is_dialed_all_the_same() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_second_dial_a_resolver_that_hangs_is_not_waited_for_longer_than_its_timeout() {
+async fn redial_never_waits_for_a_hanging_resolver_until_its_timeout() {
     let world = World::new();
     let (ws, target) = world.workspace();
     let layer = world.builder().redial(Redial::Never).build().unwrap();

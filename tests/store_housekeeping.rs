@@ -561,7 +561,9 @@ mod contract {
 
     /// Rows are used, deleted, made and purged at the same time. The table itself refuses a deleted
     /// row with a last use.
-    pub(super) async fn uses_deletions_and_purges_get_along<St: Sql, K>(case: Case<St, K>) {
+    pub(super) async fn concurrent_uses_deletions_and_purges_keep_the_rules<St: Sql, K>(
+        case: Case<St, K>,
+    ) {
         const ROWS: u128 = 12;
         case.recorded_for(3 * HOUR).await;
         let store = Arc::new(case.store.clone());
@@ -634,9 +636,9 @@ macro_rules! contract {
                 a_floor_of_unknown_age_is_not_relied_on
             );
             #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-            async fn uses_deletions_and_purges_get_along() {
+            async fn concurrent_uses_deletions_and_purges_keep_the_rules() {
                 let Some(case) = super::$made(4, $($isolation)?).await else { return };
-                super::contract::uses_deletions_and_purges_get_along(case).await;
+                super::contract::concurrent_uses_deletions_and_purges_keep_the_rules(case).await;
             }
         }
     )+ };

@@ -26,7 +26,7 @@ fn erased(store: impl BindingStore) -> impl BindingStore {
 }
 
 #[tokio::test]
-async fn a_wrapper_does_with_every_verb_what_its_store_does() {
+async fn a_wrapper_forwards_every_verb_to_its_store() {
     let inner = MemoryStore::new();
     let wrapper = erased(Bare(Arc::new(Bare(inner.clone()))));
     let hour = Duration::from_secs(3600);
@@ -70,7 +70,7 @@ async fn a_wrapper_does_with_every_verb_what_its_store_does() {
 }
 
 #[tokio::test]
-async fn a_store_in_memory_and_what_is_around_it_are_shared_while_two_layers_work_over_them() {
+async fn a_memory_store_and_its_wrappers_are_shared_while_two_layers_use_them() {
     let world = World::new();
     let store = MemoryStore::new();
     let wrapper = Arc::new(Bare(store.clone()));
@@ -85,7 +85,7 @@ async fn a_store_in_memory_and_what_is_around_it_are_shared_while_two_layers_wor
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_layer_notices_what_another_one_over_the_same_store_in_memory_has_ordered() {
+async fn a_layer_notices_commands_of_another_layer_over_the_same_memory_store() {
     for wrapped in [false, true] {
         let world = World::new();
         let store = MemoryStore::new();
@@ -118,7 +118,7 @@ async fn a_layer_notices_what_another_one_over_the_same_store_in_memory_has_orde
 
 /// As before: nobody else can have written anything.
 #[tokio::test(start_paused = true)]
-async fn a_layer_that_is_alone_over_a_store_in_memory_reads_nothing_again() {
+async fn a_single_layer_over_a_memory_store_refreshes_nothing() {
     let world = World::new();
     let layer = BoundAgentLayer::builder(world.store.clone(), world.resolver()).build().unwrap();
     let (workspace, target) = world.workspace();

@@ -62,7 +62,7 @@ async fn turn(dial: &Dial, chat: SessionId, site: &Site) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn no_session_goes_back_behind_what_another_one_was_returned() {
+async fn no_session_goes_back_behind_a_target_that_another_one_was_returned() {
     let world = World::new();
     let layer = world.layer();
     let sites = sites(&world);
@@ -131,11 +131,11 @@ async fn orders(capacity: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn an_order_holds_for_every_call_that_begins_after_it() {
+async fn a_command_holds_for_every_later_call() {
     orders(100_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn an_order_holds_although_the_cache_keeps_next_to_nothing() {
+async fn a_command_holds_although_the_cache_is_tiny() {
     orders(4).await;
 }

@@ -51,7 +51,7 @@ impl Process {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_repair_that_is_not_answered_is_sent_once_however_many_turns_the_session_makes() {
+async fn an_unanswered_repair_is_sent_once_however_many_turns_the_session_makes() {
     for writes in [Writes::Own, Writes::Group] {
         let mut p = Process::new();
         let (ws, old) = p.world.workspace();
@@ -85,7 +85,7 @@ async fn a_repair_that_is_not_answered_is_sent_once_however_many_turns_the_sessi
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_later_repair_of_the_same_rows_waits_for_the_answer_to_the_earlier_one() {
+async fn a_later_repair_of_the_same_rows_waits_for_the_earlier_answer() {
     for (first, second) in [(Writes::Own, Writes::Own), (Writes::Group, Writes::Group)] {
         let mut p = Process::new();
         let (ws, old) = p.world.workspace();
@@ -155,7 +155,7 @@ async fn a_cold_session_whose_read_hangs_is_read_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_row_that_cannot_be_created_is_created_once() {
+async fn an_unanswered_creation_of_a_row_is_sent_once() {
     let mut p = Process::new();
     let (ws, target) = p.world.workspace();
     let (other, _) = p.world.workspace();
@@ -181,7 +181,7 @@ async fn a_row_that_cannot_be_created_is_created_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_order_is_not_sent_while_an_earlier_one_of_its_session_is_unanswered() {
+async fn a_command_is_not_sent_while_an_earlier_one_of_its_session_is_unanswered() {
     let mut p = Process::new();
     let (ws, _) = p.world.workspace();
     let (other, target) = p.world.workspace();
@@ -237,7 +237,7 @@ async fn a_reset_is_not_sent_while_an_earlier_one_of_its_workspace_is_unanswered
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_that_is_not_answered_is_not_sent_again() {
+async fn an_unanswered_batch_is_not_sent_again() {
     let mut p = Process::new();
     p.world.store.on_writes(Fault::Held);
     for _ in 0..2 {
@@ -253,7 +253,7 @@ async fn a_batch_that_is_not_answered_is_not_sent_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn rows_are_not_loaded_in_advance_twice_at_once() {
+async fn warm_runs_one_query_at_a_time() {
     let mut p = Process::new();
     let (ws, _) = p.world.workspace();
     let chat = p.cold(ws).await;
@@ -274,7 +274,7 @@ async fn rows_are_not_loaded_in_advance_twice_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_row_check_that_hangs_is_not_followed_by_another_one() {
+async fn a_refresh_that_hangs_is_not_followed_by_another_one() {
     let world = World::new();
     let (ws, _) = world.workspace();
     let layer = world.builder().refresh_interval(secs(1)).usage_interval(secs(1)).build().unwrap();
@@ -340,7 +340,7 @@ async fn nothing_more_is_sent_while_a_thousand_statements_are_overdue() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn close_waits_one_store_timeout_for_what_is_unanswered() {
+async fn close_waits_one_store_timeout_for_unanswered_statements() {
     for writes in [Writes::Own, Writes::Group] {
         let p = Process::new();
         let (ws, old) = p.world.workspace();

@@ -185,7 +185,7 @@ async fn an_observer_sees_every_kind_of_event() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_event_of_its_own_says_what_the_event_said() {
+async fn an_owned_event_equals_its_event() {
     let world = World::new();
     let (ws, old) = world.workspace();
     let log = Log::default();

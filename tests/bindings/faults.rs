@@ -15,7 +15,7 @@ fn is_unknown(error: &Error) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_order_whose_future_is_dropped_is_carried_out() {
+async fn a_command_whose_future_is_dropped_is_carried_out() {
     let world = World::new();
     let (ws, _) = world.workspace();
     let (other, target) = world.workspace();
@@ -33,7 +33,7 @@ async fn an_order_whose_future_is_dropped_is_carried_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_order_whose_answer_was_lost_is_a_success_because_the_row_shows_it() {
+async fn a_command_whose_answer_was_lost_succeeds_if_the_row_shows_it() {
     let world = World::new();
     let (ws, target) = world.workspace();
     let (other, _) = world.workspace();
@@ -75,8 +75,7 @@ async fn an_order_whose_answer_was_lost_is_a_success_because_the_row_shows_it() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_order_that_was_lost_has_an_unknown_outcome_and_the_row_is_read_at_each_call_until_it_shows_it()
- {
+async fn a_lost_command_has_an_unknown_outcome_and_each_call_reads_the_row() {
     let world = World::new();
     let (ws, old) = world.workspace();
     let (other, target) = world.workspace();
@@ -108,7 +107,7 @@ async fn an_order_that_was_lost_has_an_unknown_outcome_and_the_row_is_read_at_ea
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_order_that_never_arrives_is_waited_for_a_minute() {
+async fn a_command_that_never_arrives_is_expected_for_a_minute() {
     let world = World::new();
     let (ws, old) = world.workspace();
     let (other, _) = world.workspace();
@@ -129,7 +128,7 @@ async fn an_order_that_never_arrives_is_waited_for_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_order_without_any_answer_ends_after_the_store_timeout() {
+async fn a_command_without_an_answer_ends_after_the_store_timeout() {
     let world = World::new();
     let (ws, old) = world.workspace();
     let (other, _) = world.workspace();
@@ -156,7 +155,7 @@ async fn an_order_without_any_answer_ends_after_the_store_timeout() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_order_that_was_lost_says_so_and_is_sent_once() {
+async fn every_lost_command_has_an_unknown_outcome_and_is_sent_once() {
     let world = World::new();
     let (ws, _) = world.workspace();
     let layer = world.layer();
@@ -182,7 +181,7 @@ async fn every_order_that_was_lost_says_so_and_is_sent_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_order_to_a_store_that_is_down_changes_nothing() {
+async fn a_command_to_a_store_that_is_down_changes_nothing() {
     let world = World::new();
     let (ws, old) = world.workspace();
     let (other, _) = world.workspace();

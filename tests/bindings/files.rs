@@ -115,7 +115,7 @@ async fn a_rollback_of_a_file_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_dropped_guard_of_a_committed_file_costs_one_read_and_moves_everybody() {
+async fn a_dropped_guard_of_a_committed_file_costs_one_read_and_moves_all_calls() {
     let file = File::new().await;
     let under_way = file.pending().await;
     let reads = file.tap.reads();
@@ -133,7 +133,7 @@ async fn a_dropped_guard_of_a_committed_file_costs_one_read_and_moves_everybody(
 }
 
 #[tokio::test]
-async fn a_guard_that_is_dropped_with_its_transaction_costs_a_read_a_call() {
+async fn a_guard_that_is_dropped_with_its_transaction_costs_one_read_per_call() {
     let file = File::new().await;
     let reads = file.tap.reads();
     {
@@ -154,7 +154,7 @@ async fn a_guard_that_is_dropped_with_its_transaction_costs_a_read_a_call() {
 }
 
 #[tokio::test]
-async fn a_transaction_on_a_database_without_the_table_is_the_stores_error() {
+async fn a_transaction_on_a_database_without_the_table_is_a_store_error() {
     let file = File::new().await;
     let folder = tempfile::tempdir().unwrap();
     let other = SqliteStore::open(folder.path().join("other.db")).await.unwrap();

@@ -11,7 +11,7 @@ use tower_bound_agent::{
 };
 
 #[tokio::test(start_paused = true)]
-async fn an_unbound_session_asks_first_and_dials_then() {
+async fn an_unbound_session_asks_before_it_dials() {
     let world = World::new();
     let (ws, target) = world.workspace();
     let layer = world.layer();
@@ -36,7 +36,7 @@ async fn an_unbound_session_asks_first_and_dials_then() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unbound_session_dials_what_another_session_knows() {
+async fn an_unbound_session_dials_a_target_that_another_session_has_learned() {
     let world = World::new();
     let (ws, target) = world.workspace();
     let layer = world.layer();
@@ -150,7 +150,7 @@ async fn a_denial_answers_the_calls_of_the_next_second_that_have_nothing_to_dial
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_denial_that_was_just_heard_does_not_outlive_an_order_to_another_workspace() {
+async fn a_fresh_denial_does_not_outlive_a_command_to_another_workspace() {
     let world = World::new();
     let (stopped, _) = world.workspace();
     world.says(stopped, Says::Is(Resolution::Stopped));
@@ -185,8 +185,7 @@ async fn a_resolver_that_fails_or_hangs_leaves_an_unbound_session_without_a_dial
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unbound_session_that_was_pointed_elsewhere_meanwhile_is_not_told_that_its_old_workspace_is_stopped()
- {
+async fn an_unbound_session_retargeted_meanwhile_does_not_fail_for_its_old_workspace() {
     let world = World::new();
     let (stopped, _) = world.workspace();
     world.says(stopped, Says::Is(Resolution::Stopped));
@@ -206,7 +205,7 @@ async fn an_unbound_session_that_was_pointed_elsewhere_meanwhile_is_not_told_tha
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_said_to_be_stopped_is_not_dialed_for_an_unbound_session() {
+async fn an_unbound_session_does_not_dial_into_a_stopped_workspace() {
     let world = World::new();
     let (ws, target) = world.workspace();
     let layer = world.layer();
@@ -255,7 +254,7 @@ async fn a_child_inherits_in_one_statement() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_child_inherits_from_the_row_and_not_from_what_is_cached() {
+async fn a_child_inherits_from_the_row_and_not_from_the_cache() {
     let world = World::new();
     let (ws, _) = world.workspace();
     let (other, _) = world.workspace();
@@ -319,7 +318,7 @@ async fn nothing_is_inherited_from_a_parent_without_a_record() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_repair_of_the_parent_helps_the_child_and_the_other_way_round() {
+async fn repairs_of_parent_and_child_help_each_other() {
     let world = World::new();
     let (ws, first) = world.workspace();
     let layer = world.layer();
@@ -394,7 +393,7 @@ async fn sixteen_calls_of_a_bound_session_share_a_read() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn no_order_is_lost_among_many_calls_of_one_session() {
+async fn no_command_is_lost_among_many_calls_of_one_session() {
     let world = World::new();
     let places: Vec<_> = (0..4).map(|_| world.workspace()).collect();
     let layer = world.layer();
@@ -438,7 +437,7 @@ async fn no_order_is_lost_among_many_calls_of_one_session() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_is_down_is_an_error_of_a_cold_session_only() {
+async fn a_store_that_is_down_fails_only_cold_sessions() {
     let world = World::new();
     let (ws, target) = world.workspace();
     let layer = world.layer();
@@ -465,7 +464,7 @@ async fn a_store_that_is_down_is_an_error_of_a_cold_session_only() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_hangs_is_an_error_of_a_cold_session_after_the_store_timeout() {
+async fn a_store_that_hangs_fails_a_cold_session_after_the_store_timeout() {
     let world = World::new();
     let layer = world.layer();
     world.store.on_all(Fault::Hang);
@@ -499,7 +498,7 @@ async fn a_row_that_cannot_be_created_is_an_error_and_is_not_created_later() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn strangers_create_nothing() {
+async fn unknown_ids_create_no_row() {
     let world = World::new();
     let layer = world.layer();
     let dial = world.dial(&layer);
@@ -538,7 +537,7 @@ async fn a_session_without_a_record_is_read_once_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stranger_of_a_stopped_workspace_costs_one_question_and_two_reads_a_second() {
+async fn an_unknown_session_of_a_stopped_workspace_costs_one_question_and_two_reads_a_second() {
     let world = World::new();
     let (ws, _) = world.workspace();
     world.says(ws, Says::Is(Resolution::Stopped));
@@ -554,7 +553,7 @@ async fn a_stranger_of_a_stopped_workspace_costs_one_question_and_two_reads_a_se
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_row_that_another_process_made_elsewhere_meanwhile_is_a_mismatch_and_no_connection() {
+async fn a_row_created_meanwhile_in_another_workspace_is_a_mismatch() {
     let world = World::new();
     let ((ws, target), (elsewhere, _)) = (world.workspace(), world.workspace());
     let layer = world.layer();
@@ -571,7 +570,7 @@ async fn a_row_that_another_process_made_elsewhere_meanwhile_is_a_mismatch_and_n
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_row_that_another_process_made_here_meanwhile_is_bound() {
+async fn a_row_created_meanwhile_in_the_same_workspace_is_bound() {
     let world = World::new();
     let (ws, target) = world.workspace();
     let layer = world.layer();
@@ -668,7 +667,7 @@ async fn a_session_whose_row_cannot_be_created_is_served_without_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_served_without_the_store_is_written_into_an_unbound_row_and_over_nothing_else() {
+async fn a_target_served_without_the_store_is_written_into_unbound_rows_only() {
     for elsewhere in [false, true] {
         let world = World::new();
         let (ws, target) = world.workspace();
@@ -703,7 +702,7 @@ async fn what_was_served_without_the_store_is_written_into_an_unbound_row_and_ov
 /// Another call that has waited for the same write fails first, after which nobody tries to write
 /// any more.
 #[tokio::test(start_paused = true)]
-async fn no_call_takes_a_row_for_created_that_could_not_be_created() {
+async fn no_call_counts_a_row_as_created_that_could_not_be_created() {
     let world = World::new();
     let (ws, _) = world.workspace();
     let layer = world.layer();

@@ -192,7 +192,7 @@ async fn a_report_counts_once_for_a_connection_and_its_handles() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_report_of_what_is_superseded_changes_nothing() {
+async fn a_report_of_a_superseded_target_changes_nothing() {
     let world = World::new();
     let (ws, old) = world.workspace();
     let log = Log::default();
@@ -232,7 +232,7 @@ async fn a_report_of_a_workspace_that_the_session_has_left_does_not_slow_the_ses
 }
 
 #[tokio::test(start_paused = true)]
-async fn reports_of_one_agent_count_once_a_second_and_ever_more_rarely_while_it_is_confirmed() {
+async fn reports_of_one_agent_count_once_a_second_and_less_often_while_it_is_confirmed() {
     let world = World::new();
     let (ws, target) = world.workspace();
     let log = Log::default();
@@ -328,7 +328,7 @@ async fn current_shares_its_question_and_writes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn current_tells_every_answer_apart_and_keeps_the_target() {
+async fn current_returns_every_answer_as_its_status_and_keeps_the_target() {
     let world = World::new();
     let (ws, target) = world.workspace();
     let layer = world.layer();
@@ -387,7 +387,7 @@ async fn current_of_a_cold_session_reads_its_row() {
 }
 
 #[test]
-fn what_is_kept_of_a_connection_can_be_sent_and_shared() {
+fn handles_and_errors_are_send_and_sync() {
     fn is<T: Send + Sync + Clone + 'static>() {}
     fn sent<T: Send + Sync + 'static>() {}
     is::<BoundHandle>();

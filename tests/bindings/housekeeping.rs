@@ -73,7 +73,7 @@ async fn idle_sessions_are_forgotten_batch_by_batch() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_is_typed_and_final() {
+async fn a_refused_purge_is_a_typed_error_and_is_not_repeated() {
     let world = World::new();
     let (layer, sessions) = used(&world, 1).await;
     let before = (Instant::now(), world.counts());
@@ -88,7 +88,7 @@ async fn a_refusal_is_typed_and_final() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_may_pass_is_tried_again_after_a_pause() {
+async fn a_temporary_failure_is_repeated_after_a_pause() {
     let world = World::new();
     let (layer, sessions) = used(&world, 3).await;
     world.store.on_writes(Fault::Unavailable);
@@ -103,7 +103,7 @@ async fn what_may_pass_is_tried_again_after_a_pause() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_does_not_pass_fails_after_three_more_tries() {
+async fn a_lasting_failure_ends_after_three_more_attempts() {
     let pauses = ms(250 + 1000 + 4000);
     for (fault, took, left_over) in [
         (Fault::Unavailable, pauses, 2),
@@ -158,7 +158,7 @@ async fn a_batch_without_an_answer_is_not_sent_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_that_fails_undoes_none_before_it() {
+async fn a_batch_that_fails_does_not_undo_earlier_batches() {
     let world = World::new();
     let (layer, sessions) = used(&world, 2 * BATCH + 5).await;
     world.store.on_writes(Fault::Slow(ms(100)));
@@ -174,7 +174,7 @@ async fn a_batch_that_fails_undoes_none_before_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_layer_that_was_closed_keeps_no_house() {
+async fn a_closed_layer_refuses_purges() {
     let world = World::new();
     let (layer, sessions) = used(&world, 1).await;
     let bindings = layer.bindings();
@@ -194,7 +194,7 @@ async fn a_layer_that_was_closed_keeps_no_house() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_purge_that_is_dropped_goes_no_further() {
+async fn a_dropped_purge_sends_no_further_batch() {
     let world = World::new();
     let (layer, sessions) = used(&world, BATCH + 5).await;
     world.store.on_writes(Fault::SlowAnswer(ms(100)));

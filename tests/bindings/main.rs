@@ -1,6 +1,7 @@
-//! Bindings: rows that are not there yet, orders and their faults, repairs that lose, the handles
-//! and what they tell.
+//! Bindings: first binds, commands and their faults, repairs that lose the compare-and-swap, handles
+//! and events.
 
+mod commands;
 mod events;
 mod faults;
 #[cfg(feature = "sqlite")]
@@ -8,7 +9,6 @@ mod files;
 mod first_bind;
 mod handles;
 mod housekeeping;
-mod orders;
 mod repairs;
 mod superseded;
 mod transactions;

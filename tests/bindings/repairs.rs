@@ -206,7 +206,7 @@ async fn a_row_that_is_behind_is_written_over_three_times_at_most() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_winner_that_nothing_orders_is_adopted_and_in_doubt() {
+async fn a_winner_without_a_generation_is_adopted_with_a_doubt() {
     let case = Losing::new(None).await;
     let other = case.world.agent(None);
     let row = case.other_writes(&other).await;
@@ -222,7 +222,7 @@ async fn a_winner_that_nothing_orders_is_adopted_and_in_doubt() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_winner_that_nothing_orders_and_that_the_resolver_confirms_stays() {
+async fn a_winner_without_a_generation_that_the_resolver_confirms_stays() {
     let case = Losing::new(None).await;
     let other = case.world.agent(None);
     case.other_writes(&other).await;
@@ -240,7 +240,7 @@ async fn a_winner_that_nothing_orders_and_that_the_resolver_confirms_stays() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_winner_that_nothing_orders_is_in_doubt_also_if_no_resolver_was_asked_before() {
+async fn a_winner_without_a_generation_is_in_doubt_even_without_an_earlier_question() {
     let world = World::new();
     let ws = workspace();
     let (named, other) = (world.agent(None), world.agent(None));
@@ -335,7 +335,7 @@ async fn a_connection_that_waits_for_its_repair_follows_a_winner_of_a_greater_ge
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_waits_for_its_repair_follows_an_order() {
+async fn a_connection_that_waits_for_its_repair_follows_a_command() {
     for writes in [Writes::Own, Writes::Group] {
         let world = World::new();
         let (ws, old) = world.workspace();
@@ -364,7 +364,7 @@ async fn a_connection_that_waits_for_its_repair_follows_an_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_waits_for_the_first_attempt_of_its_repair_and_no_longer() {
+async fn a_connection_waits_only_for_the_first_attempt_of_its_repair() {
     for writes in [Writes::Own, Writes::Group] {
         for (fault, after, repair) in [
             (Fault::Slow(ms(100)), ms(100), Repair::Written),
@@ -385,7 +385,7 @@ async fn a_connection_waits_for_the_first_attempt_of_its_repair_and_no_longer() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_written_before_an_order_is_not_taken_for_the_repair_of_what_the_order_left() {
+async fn a_write_from_before_a_command_does_not_count_as_the_repair_of_its_row() {
     // The write was carried out, and its answer is under way.
     let world = World::new();
     let (ws, old) = world.workspace();

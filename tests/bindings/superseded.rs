@@ -39,7 +39,7 @@ async fn handles(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_binding_ends_when_somebody_learns_of_a_newer_build() {
+async fn superseded_resolves_after_any_call_learns_of_a_newer_build() {
     let world = World::new();
     let (ws, old) = world.workspace();
     let layer = world.layer();
@@ -78,7 +78,7 @@ async fn a_binding_ends_with_a_reset_although_the_row_is_cached_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_binding_ends_with_an_order() {
+async fn superseded_resolves_after_a_command() {
     for forget in [false, true] {
         let world = World::new();
         let (ws, _) = world.workspace();
@@ -105,7 +105,7 @@ async fn a_binding_ends_with_an_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_binding_does_not_end_with_what_does_not_move_it() {
+async fn superseded_ignores_changes_that_do_not_move_the_session() {
     let world = World::new();
     let (ws, target) = world.workspace();
     let layer = world.layer();
@@ -136,7 +136,7 @@ async fn a_binding_does_not_end_with_what_does_not_move_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_binding_ends_although_its_row_was_evicted() {
+async fn superseded_resolves_although_the_row_was_evicted() {
     for order in ["build", "select", "select and evict", "forget"] {
         let world = World::new();
         let (ws, old) = world.workspace();
@@ -203,7 +203,7 @@ async fn a_binding_ends_although_its_row_was_evicted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_ended_a_binding_while_nobody_listened_is_noticed() {
+async fn superseded_notices_a_change_from_before_it_was_called() {
     let world = World::new();
     let (ws, old) = world.workspace();
     let layer = world.layer();
@@ -219,7 +219,7 @@ async fn what_ended_a_binding_while_nobody_listened_is_noticed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_read_from_before_the_record_was_there_ends_no_binding() {
+async fn superseded_ignores_a_read_from_before_the_record_existed() {
     let world = World::new();
     let (ws, target) = world.workspace();
     let layer = world.layer();

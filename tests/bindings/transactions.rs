@@ -40,7 +40,7 @@ impl Case {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_known_before_the_commit_and_everything_after_it() {
+async fn a_retarget_in_a_transaction_takes_effect_after_the_commit_only() {
     let case = Case::new().await;
     let (mut transaction, before) = (Staged::default(), case.world.counts());
     let guard = case.order(&mut transaction).await;
@@ -114,7 +114,7 @@ async fn after_a_guard_was_dropped_the_row_is_read_at_each_call_for_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_a_guard_was_dropped_the_row_is_read_until_it_shows_the_order() {
+async fn after_a_guard_was_dropped_the_row_is_read_until_it_shows_the_command() {
     let case = Case::new().await;
     let mut transaction = Staged::default();
     drop(case.order(&mut transaction).await);
@@ -132,7 +132,7 @@ async fn after_a_guard_was_dropped_the_row_is_read_until_it_shows_the_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_guard_that_is_dropped_makes_pending_calls_and_other_questions_read_the_row() {
+async fn a_dropped_guard_makes_pending_calls_and_queries_read_the_row() {
     let case = Case::new().await;
     case.world.does(&case.old, Does::Hang);
     let mut transaction = Staged::default();
@@ -181,7 +181,7 @@ async fn after_a_guard_was_dropped_a_call_is_not_served_by_a_read_that_began_bef
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_guard_that_is_dropped_while_the_store_is_down_makes_calls_fail_rather_than_guess() {
+async fn a_dropped_guard_makes_calls_fail_while_the_store_is_down() {
     let case = Case::new().await;
     drop(case.order(&mut Staged::default()).await);
     case.world.store.on_reads(Fault::Unavailable);
@@ -191,7 +191,7 @@ async fn a_guard_that_is_dropped_while_the_store_is_down_makes_calls_fail_rather
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_commit_that_is_told_late_does_not_undo_a_later_order() {
+async fn a_late_committed_does_not_undo_a_later_command() {
     let case = Case::new().await;
     let (third, target) = case.world.workspace();
     let mut transaction = Staged::default();
@@ -205,7 +205,7 @@ async fn a_commit_that_is_told_late_does_not_undo_a_later_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_order_in_a_transaction_that_fails_is_the_stores_error() {
+async fn a_command_in_a_failed_transaction_is_a_store_error() {
     let case = Case::new().await;
     case.world.store.on_writes(Fault::Unavailable);
     let mut transaction = Staged::default();

@@ -6,7 +6,7 @@ use support::resets::*;
 use tokio::time::sleep;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_process_that_knows_greater_generations_does_not_write_them_back() {
+async fn a_process_that_knows_greater_generations_does_not_undo_a_reset() {
     let Some(case) = Case::new().await else { return };
     greater_generations_are_not_written_back(|| case.reader.clone()).await;
 }

@@ -15,7 +15,7 @@ async fn built(world: &World) -> (Process, SessionId, WorkspaceId, Target, Targe
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reported_rebuild_is_never_again_served_by_the_old_agent() {
+async fn no_call_is_served_by_the_old_agent_after_an_announcement() {
     let world = World::new();
     let (process, chat, ws, _, new) = built(&world).await;
     let before = world.counts();
@@ -36,7 +36,7 @@ async fn a_reported_rebuild_is_never_again_served_by_the_old_agent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_that_was_not_known_here_goes_to_the_announced_agent() {
+async fn a_cold_session_dials_the_announced_agent() {
     for generation in [Some(1), None] {
         let world = World::new();
         let (ws, old) = (workspace(), world.agent(generation));
@@ -57,7 +57,7 @@ async fn a_session_that_was_not_known_here_goes_to_the_announced_agent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pending_call_moves_at_that_instant() {
+async fn a_pending_call_moves_at_the_announcement() {
     let world = World::new();
     let (process, chat, ws, old, new) = built(&world).await;
     world.does(&old, Does::Hang);
@@ -72,7 +72,7 @@ async fn a_pending_call_moves_at_that_instant() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handle_that_waits_hears_it_at_that_instant() {
+async fn a_waiting_handle_is_woken_at_the_announcement() {
     let world = World::new();
     let (process, chat, ws, _, new) = built(&world).await;
     let superseded = watch(&process.call(chat).await.into_parts().1);
@@ -84,7 +84,7 @@ async fn a_handle_that_waits_hears_it_at_that_instant() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_older_generation_is_ignored() {
+async fn an_announcement_of_an_older_generation_is_ignored() {
     let world = World::new();
     let (process, chat, ws, old, _) = built(&world).await;
     let superseded = watch(&process.call(chat).await.into_parts().1);
@@ -102,7 +102,7 @@ async fn an_older_generation_is_ignored() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_target_that_is_known_changes_nothing_and_answers_doubts() {
+async fn an_announcement_of_the_known_target_answers_doubts_and_changes_nothing_else() {
     let world = World::new();
     let (process, chat, ws, old, _) = built(&world).await;
     let superseded = watch(&process.call(chat).await.into_parts().1);
@@ -118,7 +118,7 @@ async fn the_target_that_is_known_changes_nothing_and_answers_doubts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_generations_the_announced_target_is_later_than_every_answer_before() {
+async fn without_generations_an_announcement_is_newer_than_every_earlier_answer() {
     let world = World::new();
     let process = Process::new(&world, |builder| builder);
     let (ws, old) = (workspace(), world.agent(None));
@@ -133,7 +133,7 @@ async fn without_generations_the_announced_target_is_later_than_every_answer_bef
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_bound_to_an_agent_that_has_not_answered() {
+async fn no_row_is_written_before_the_announced_agent_has_answered() {
     let world = World::new();
     let (process, chat, ws, old, new) = built(&world).await;
     world.does(&new, Does::Hang);
@@ -144,7 +144,7 @@ async fn nothing_is_bound_to_an_agent_that_has_not_answered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_rows_of_all_sessions_follow_the_first_answer() {
+async fn the_first_answer_of_the_announced_agent_repairs_all_rows() {
     let world = World::new();
     let process = Process::new(&world, |builder| builder);
     let (ws, old) = world.workspace();
@@ -160,7 +160,7 @@ async fn the_rows_of_all_sessions_follow_the_first_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn other_processes_ask_their_resolver() {
+async fn other_processes_ask_their_resolver_after_an_announcement() {
     let world = World::new();
     let hints = LocalHints::new();
     let [here, there] =
@@ -186,7 +186,7 @@ async fn other_processes_ask_their_resolver() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_question_is_asked_now_and_its_answer_acted_upon() {
+async fn validate_workspace_asks_now_and_acts_on_the_answer() {
     let world = World::new();
     let (process, chat, ws, old, _) = built(&world).await;
     let superseded = watch(&process.call(chat).await.into_parts().1);
@@ -215,7 +215,7 @@ async fn a_question_is_asked_now_and_its_answer_acted_upon() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_question_under_way_that_began_earlier_is_no_answer() {
+async fn validate_workspace_does_not_join_an_earlier_question() {
     let world = World::new();
     let process = Process::new(&world, |builder| builder);
     let (ws, old) = world.workspace();
@@ -237,7 +237,7 @@ async fn a_question_under_way_that_began_earlier_is_no_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_question_without_an_answer_is_an_error() {
+async fn validate_workspace_fails_without_an_answer() {
     let world = World::new();
     let (process, _, ws, _, _) = built(&world).await;
     for says in [

@@ -24,7 +24,7 @@ async fn left_behind(process: &Process, chats: &[SessionId], elsewhere: Workspac
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_unreadable_row_of_20_000_hides_no_other_one() {
+async fn one_unreadable_row_of_20_000_does_not_hide_other_rows() {
     let world = World::new();
     let process = Process::checking(&world);
     let (ws, target) = world.workspace();
@@ -49,7 +49,7 @@ async fn one_unreadable_row_of_20_000_hides_no_other_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unreadable_row_is_found_by_halves() {
+async fn an_unreadable_row_is_isolated_by_bisection() {
     let world = World::new();
     let process = Process::checking(&world);
     let (ws, target) = world.workspace();
@@ -83,7 +83,7 @@ async fn each_fourth_statement_that_fails_delays_its_rows_by_one_check() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_is_out_of_reach_is_left_alone_after_three_statements() {
+async fn a_check_of_a_store_out_of_reach_ends_after_three_statements() {
     let world = World::new();
     let process = Process::checking(&world);
     let (ws, target) = world.workspace();
@@ -117,7 +117,7 @@ async fn a_check_costs_what_was_used() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn rows_that_nobody_uses_are_read_in_sixteen_checks() {
+async fn unused_rows_are_read_within_sixteen_checks() {
     let world = World::new();
     let process = Process::checking(&world);
     let (ws, target) = world.workspace();
@@ -132,7 +132,7 @@ async fn rows_that_nobody_uses_are_read_in_sixteen_checks() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handle_that_waits_is_told_though_the_cache_has_not_kept_its_row() {
+async fn a_waiting_handle_is_woken_although_its_row_was_evicted() {
     let world = World::new();
     let process = Process::new(&world, |builder| {
         builder.refresh_interval(Duration::from_secs(30)).cache_capacity(1)
@@ -170,7 +170,7 @@ mod events {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_unreadable_row_is_told_at_every_check() {
+    async fn an_unreadable_row_is_reported_at_every_check() {
         let world = World::new();
         let (process, failed) = telling(&world);
         let (ws, target) = world.workspace();
@@ -183,7 +183,7 @@ mod events {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn statements_that_fail_are_told_once_a_check() {
+    async fn failed_statements_are_reported_once_per_check() {
         let world = World::new();
         let (process, failed) = telling(&world);
         let (ws, target) = world.workspace();
@@ -245,7 +245,7 @@ mod events {
 /// yield.
 #[test]
 #[ignore = "a measurement; best with --release"]
-fn how_long_a_check_holds_its_thread() {
+fn measures_how_long_a_check_blocks_its_thread() {
     for rows in [100_000, 1_000_000] {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {

@@ -55,7 +55,7 @@ impl Hints for Chatter {
 }
 
 #[test]
-fn a_stream_that_is_always_ready_leaves_the_thread_to_others() {
+fn a_stream_that_is_always_ready_yields_its_thread() {
     let (done, waits) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -77,7 +77,7 @@ fn a_stream_that_is_always_ready_leaves_the_thread_to_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_generation_that_nobody_reaches_keeps_no_row_from_being_written() {
+async fn a_generation_that_is_never_reached_keeps_no_row_from_being_written() {
     let world = World::new();
     let radio = Radio::default();
     let process = Process::new(&world, |builder| builder.hints(radio.clone()));
@@ -113,7 +113,7 @@ async fn a_generation_that_nobody_reaches_keeps_no_row_from_being_written() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_gap_raises_four_doubts_at_a_time_and_first_where_connections_are_held() {
+async fn a_gap_raises_four_doubts_at_a_time_beginning_with_held_connections() {
     let world = World::new();
     let radio = Radio::default();
     let process = Process::new(&world, |builder| builder.hints(radio.clone()));
@@ -163,7 +163,7 @@ async fn a_gap_raises_four_doubts_at_a_time_and_first_where_connections_are_held
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_a_gap_every_row_is_read_and_not_more_often_than_the_interval() {
+async fn after_a_gap_every_row_is_read_at_most_once_per_interval() {
     let world = World::new();
     let radio = Radio::default();
     let process = Process::new(&world, |builder| {

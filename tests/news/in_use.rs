@@ -59,7 +59,7 @@ async fn a_guard_keeps_the_session_in_use_without_its_connection() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn connections_to_other_targets_than_the_row_names_are_listed_as_well() {
+async fn connections_to_targets_other_than_the_one_of_the_row_are_listed() {
     let world = World::new();
     let process = Process::new(&world, |builder| builder);
     let (ws, old) = world.workspace();
@@ -99,7 +99,7 @@ async fn a_session_that_has_left_the_cache_is_still_in_use() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_held_is_recorded_and_told_once_an_interval() {
+async fn held_connections_are_recorded_and_reported_once_per_interval() {
     let world = World::new();
     let told = Arc::<Mutex<Vec<SessionId>>>::default();
     let log = Arc::clone(&told);
@@ -129,7 +129,7 @@ async fn what_is_held_is_recorded_and_told_once_an_interval() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn use_that_cannot_be_recorded_is_told_and_recorded_the_next_time() {
+async fn use_that_cannot_be_recorded_is_reported_and_recorded_at_the_next_interval() {
     let world = World::new();
     let failed = Arc::new(AtomicU64::new(0));
     let log = Arc::clone(&failed);
@@ -188,7 +188,7 @@ async fn an_agent_is_drained_when_its_last_connection_is_gone() {
 }
 
 #[test]
-fn nothing_is_lost_between_threads_that_hold_and_release() {
+fn no_hold_is_lost_between_threads_that_hold_and_release() {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
     runtime.block_on(async {
@@ -227,7 +227,7 @@ fn nothing_is_lost_between_threads_that_hold_and_release() {
 
 #[cfg(feature = "sqlite")]
 #[tokio::test]
-async fn a_session_whose_connection_is_held_is_not_purged() {
+async fn a_session_that_holds_a_connection_is_not_purged() {
     use std::time::{SystemTime, UNIX_EPOCH};
     use tower_bound_agent::{sqlx, store::SqliteStore};
 

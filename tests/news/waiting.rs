@@ -15,7 +15,7 @@ async fn pair(world: &World) -> ([Process; 2], SessionId, WorkspaceId, Target) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_doubt_starts_one_question_for_a_handle_that_waits() {
+async fn a_doubt_starts_one_question_for_a_waiting_handle() {
     let world = World::new();
     let process = Process::new(&world, |builder| builder);
     let (ws, old) = world.workspace();
@@ -60,7 +60,7 @@ async fn a_doubt_starts_one_question_for_100_handles_and_connections() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_doubt_starts_one_question_for_a_connection_that_is_held() {
+async fn a_doubt_starts_one_question_for_a_held_connection() {
     let world = World::new();
     let process = Process::new(&world, |builder| builder);
     let (ws, old) = world.workspace();
@@ -77,7 +77,7 @@ async fn a_doubt_starts_one_question_for_a_connection_that_is_held() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_who_holds_or_waits_is_no_question() {
+async fn a_doubt_starts_no_question_without_holders_and_waiters() {
     let world = World::new();
     let ([here, there], chat, ws, old) = pair(&world).await;
     let (bound, handle) = there.call(chat).await.into_parts();
@@ -92,7 +92,7 @@ async fn nobody_who_holds_or_waits_is_no_question() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_connection_of_another_process_hears_of_a_rebuild_by_a_hint() {
+async fn an_idle_connection_of_another_process_learns_of_a_rebuild_by_a_hint() {
     let world = World::new();
     let ([here, there], chat, ws, old) = pair(&world).await;
     let superseded = watch(&there.call(chat).await.into_parts().1);
@@ -128,7 +128,7 @@ async fn a_question_that_began_before_the_doubt_is_followed_by_one_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_resolver_that_fails_is_asked_again_less_and_less_often() {
+async fn a_resolver_that_fails_is_asked_again_at_growing_intervals() {
     let world = World::new();
     let process = Process::new(&world, |builder| builder);
     let (ws, old) = world.workspace();
@@ -149,7 +149,7 @@ async fn a_resolver_that_fails_is_asked_again_less_and_less_often() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_workspace_that_is_stopped_is_asked_about_once() {
+async fn a_stopped_workspace_is_validated_once_for_waiting_handles() {
     let world = World::new();
     let process = Process::new(&world, |builder| builder);
     let (ws, _) = world.workspace();
@@ -183,7 +183,7 @@ async fn a_resolver_that_lags_behind_a_hint_is_asked_again_soon() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_close_nobody_is_asked() {
+async fn after_close_the_resolver_is_not_asked() {
     let world = World::new();
     let process = Process::new(&world, |builder| builder);
     let (ws, _) = world.workspace();
@@ -199,7 +199,7 @@ async fn after_close_nobody_is_asked() {
 }
 
 #[test]
-fn a_doubt_may_be_raised_outside_of_a_runtime() {
+fn a_doubt_can_be_raised_outside_a_runtime() {
     let world = World::new();
     let process = Process::new(&world, |builder| builder);
     let (ws, old) = world.workspace();
@@ -220,7 +220,7 @@ fn a_doubt_may_be_raised_outside_of_a_runtime() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handle_whose_row_the_cache_has_not_kept_hears_of_an_order_by_a_hint() {
+async fn a_handle_of_an_evicted_row_learns_of_a_command_by_a_hint() {
     let world = World::new();
     let hints = LocalHints::new();
     let here = Process::new(&world, |builder| builder.hints(hints.clone()));

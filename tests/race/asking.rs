@@ -12,7 +12,7 @@ use tower_bound_agent::{ErrorKind, LastVerdict, SessionId};
 const LOOKS: [u64; 5] = [250, 2_250, 6_250, 14_250, 29_250];
 
 #[tokio::test(start_paused = true)]
-async fn a_dial_that_hangs_is_asked_about_at_doubling_intervals() {
+async fn a_dial_that_hangs_is_validated_at_doubling_intervals() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         s.old_does(Does::Hang);
@@ -90,7 +90,7 @@ async fn calls_that_began_together_share_every_question() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_one_call_learns_moves_the_others_at_that_instant() {
+async fn an_answer_to_one_call_moves_the_others_at_once() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let chats = s.sessions(2).await;
@@ -118,7 +118,7 @@ async fn call_in(
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_an_answer_the_next_dial_that_hangs_is_asked_about_as_often_as_the_first() {
+async fn after_a_confirmation_the_next_dial_that_hangs_is_validated_as_often_as_the_first() {
     let mut s = Scene::new(Some(5)).await;
     s.old_does(Does::Answer(ms(20_000)));
     let begin = Instant::now();
@@ -132,7 +132,7 @@ async fn after_an_answer_the_next_dial_that_hangs_is_asked_about_as_often_as_the
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_a_call_that_ended_in_a_timeout_the_next_one_is_asked_about_from_the_beginning() {
+async fn after_a_timeout_the_intervals_of_the_next_call_begin_again() {
     let s = Scene::new(Some(5)).await;
     s.old_does(Does::Hang);
     s.call().await.1.unwrap_err();
@@ -145,7 +145,7 @@ async fn after_a_call_that_ended_in_a_timeout_the_next_one_is_asked_about_from_t
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_that_hang_since_different_times_ask_again_together() {
+async fn calls_that_hang_since_different_times_share_later_questions() {
     let world = World::new();
     let (ws, old) = world.workspace();
     let layer = world.layer();
@@ -172,7 +172,7 @@ async fn calls_that_hang_since_different_times_ask_again_together() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_newer_target_that_comes_at_the_end_of_the_delay_is_dialed_without_a_question() {
+async fn a_newer_target_known_at_the_end_of_the_delay_is_dialed_without_a_question() {
     // The task of the call is polled for the first time when both have happened, as on a busy
     // machine.
     for late in [0, 100] {

@@ -107,7 +107,7 @@ async fn a_redial_that_would_be_the_fourth_is_not_started() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn restarts_count_and_a_fourth_dial_is_retargeted() {
+async fn dials_before_a_retarget_count_and_a_fourth_fails_as_retargeted() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         s.old_does(Does::Hang);
@@ -231,7 +231,7 @@ async fn row_17_a_switch_whose_dial_hangs_persists_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn with_one_permit_the_stale_dial_gives_way_to_the_new_one() {
+async fn with_one_permit_the_stale_dial_is_dropped_for_the_new_one() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let new = s.rebuild();
@@ -244,7 +244,7 @@ async fn with_one_permit_the_stale_dial_gives_way_to_the_new_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn with_one_permit_a_slow_look_up_or_question_holds_nobody_back() {
+async fn with_one_permit_a_slow_look_up_or_question_delays_no_other_call() {
     let s = Scene::new(Some(5)).await;
     let layer = s.world.layer();
     let dial = layer.layer(ConcurrencyLimitLayer::new(1).layer(s.world.dialer()));

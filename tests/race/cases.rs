@@ -14,7 +14,7 @@ use tower::{Layer, ServiceExt, service_fn};
 use tower_bound_agent::{DialAgent, DialSession, ErrorKind, OutcomeKind, Redial, Repair};
 
 #[tokio::test(start_paused = true)]
-async fn a_cached_binding_is_dialed_without_asking_anybody() {
+async fn a_cached_binding_is_dialed_without_a_question() {
     let world = World::new();
     let (ws, target) = world.workspace();
     let layer = world.layer();
@@ -63,7 +63,7 @@ async fn row_1_an_agent_that_answers_before_the_delay_is_used_without_a_question
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_2_a_slow_dial_to_the_named_agent_is_waited_for() {
+async fn row_2_a_slow_dial_to_the_confirmed_agent_is_kept() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         s.old_does(Does::Answer(ms(1_000)));
@@ -100,7 +100,7 @@ async fn a_slow_dial_to_a_replaced_agent_is_switched_after_the_delay() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_3_what_the_stale_dial_still_brings_is_never_used() {
+async fn row_3_a_late_connection_of_the_stale_dial_is_never_used() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let new = s.rebuild();
@@ -134,7 +134,7 @@ async fn row_3_what_the_stale_dial_still_brings_is_never_used() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_4_the_switch_does_not_wait_for_what_the_stale_dial_leaves_running() {
+async fn row_4_the_switch_does_not_wait_for_work_of_the_stale_dial() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let new = s.rebuild();
@@ -159,7 +159,7 @@ async fn row_4_the_switch_does_not_wait_for_what_the_stale_dial_leaves_running()
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_6_without_an_answer_the_dial_goes_on_and_nothing_is_written() {
+async fn row_6_without_an_answer_the_dial_continues_and_nothing_is_written() {
     for generation in BOTH {
         for (says, validations) in [(Says::Fails, 1), (Says::Hangs, 1), (Says::Panics, 1)] {
             let mut s = Scene::new(generation).await;
@@ -179,7 +179,7 @@ async fn row_6_without_an_answer_the_dial_goes_on_and_nothing_is_written() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_6_a_resolver_that_hangs_is_given_up_and_asked_again_while_the_dial_goes_on() {
+async fn row_6_a_resolver_that_hangs_is_asked_again_while_the_dial_continues() {
     let mut s = Scene::new(Some(5)).await;
     s.old_does(Does::Answer(ms(10_000)));
     s.says(Says::Hangs);
@@ -192,7 +192,7 @@ async fn row_6_a_resolver_that_hangs_is_given_up_and_asked_again_while_the_dial_
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_7_a_failed_dial_asks_at_once_and_switches() {
+async fn row_7_a_failed_dial_validates_at_once_and_switches() {
     for generation in BOTH {
         for after in [0, 100] {
             let mut s = Scene::new(generation).await;
@@ -213,7 +213,7 @@ async fn row_7_a_failed_dial_asks_at_once_and_switches() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_8_a_failed_dial_to_the_named_agent_is_repeated_once() {
+async fn row_8_a_failed_dial_to_the_confirmed_agent_is_repeated_once() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         s.old_does(Does::Fail(ms(100)));
@@ -316,7 +316,7 @@ async fn row_9_an_answer_that_comes_after_the_second_failure_still_switches() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_10_a_dial_that_fails_after_it_was_confirmed_is_validated_anew() {
+async fn row_10_a_dial_that_fails_after_a_confirmation_is_validated_again() {
     for generation in BOTH {
         // The rebuild happens after the first look.
         let mut s = Scene::new(generation).await;

@@ -13,7 +13,7 @@ fn same_place(target: &Target, generation: Option<i64>) -> Target {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_newer_generation_of_the_same_place_keeps_the_dial_and_the_row_follows() {
+async fn a_newer_generation_of_the_same_agent_keeps_the_dial_and_updates_the_row() {
     // A number where none was known is more than was known.
     for (bound, said) in [(Some(5), Some(6)), (None, Some(1))] {
         let mut s = Scene::new(bound).await;
@@ -37,7 +37,7 @@ async fn a_newer_generation_of_the_same_place_keeps_the_dial_and_the_row_follows
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_newer_generation_of_the_same_place_answers_a_failed_dial_with_a_redial() {
+async fn a_newer_generation_of_the_same_agent_redials_after_a_failed_dial() {
     let mut s = Scene::new(Some(5)).await;
     s.old_does(Does::Fail(ms(100)));
     s.world.runs(s.ws, &same_place(&s.old, Some(6)));
@@ -50,7 +50,7 @@ async fn a_newer_generation_of_the_same_place_answers_a_failed_dial_with_a_redia
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_address_is_another_place() {
+async fn another_address_is_another_target() {
     // Newer, equal, or without any number: the read began after the doubt.
     for (bound, said) in [(Some(5), Some(6)), (Some(5), Some(5)), (None, None), (None, Some(1))] {
         let mut s = Scene::new(bound).await;
@@ -69,7 +69,7 @@ async fn another_address_is_another_place() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_agent_is_other_unless_it_is_known_to_be_older() {
+async fn another_agent_is_dialed_unless_its_generation_is_older() {
     for (bound, said) in [(Some(5), Some(6)), (Some(5), Some(5)), (None, None), (None, Some(1))] {
         let mut s = Scene::new(bound).await;
         s.old_does(Does::Hang);
@@ -82,7 +82,7 @@ async fn another_agent_is_other_unless_it_is_known_to_be_older() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_older_generation_or_none_where_one_is_known_is_no_answer() {
+async fn an_older_or_missing_generation_is_no_answer() {
     for said in [Some(4), None] {
         for same in [false, true] {
             // A slow dial goes on.
@@ -114,7 +114,7 @@ async fn an_older_generation_or_none_where_one_is_known_is_no_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_question_says_which_generation_is_known() {
+async fn the_question_contains_the_known_generation() {
     for generation in BOTH {
         let s = Scene::new(generation).await;
         s.old_does(Does::Answer(ms(300)));
@@ -217,7 +217,7 @@ async fn a_denial_counts_only_if_its_read_began_after_the_doubt() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_without_a_number_that_orders_it_is_ordered_by_when_its_question_began() {
+async fn answers_without_generations_are_ordered_by_the_begin_of_their_questions() {
     for generation in BOTH {
         // Equal, or both without: a read that began after the row was learned, though before this
         // call's doubt, names another agent. That is what is known of the workspace from then on,

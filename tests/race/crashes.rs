@@ -22,7 +22,7 @@ use tower_bound_agent::{
 };
 
 #[tokio::test(start_paused = true)]
-async fn row_26_a_dialer_that_panics_fails_its_call_only() {
+async fn row_26_a_dialer_that_panics_fails_only_its_call() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let waiting = s.world.bind(&s.layer, s.ws).await;
@@ -161,7 +161,7 @@ impl<R: Service<ResolveWorkspace, Response = Resolution, Error = BoxError>>
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_26_a_resolver_may_panic_wherever_it_likes() {
+async fn row_26_a_resolver_may_panic_in_clone_ready_or_call() {
     for place in 0..3 {
         let s = Scene::new(Some(5)).await;
         let counters: [Arc<AtomicU8>; 3] = Default::default();
@@ -221,7 +221,7 @@ fn broken(s: &Scene, good_for: u8) -> Broken<StrictDialer> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_readiness_error_before_the_call_is_the_dialers_own() {
+async fn a_readiness_error_before_the_call_is_an_error_of_the_dialer() {
     let mut s = Scene::new(Some(5)).await;
     let error = call(&s.layer.layer(broken(&s, 0)), s.chat).await.unwrap_err();
     assert_eq!((error.kind(), error.session()), (&ErrorKind::Dialer, None));
@@ -254,7 +254,7 @@ impl<S: Service<DialAgent, Error = BoxError>> Service<DialAgent> for ThenBroken<
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_readiness_error_in_a_cold_call_asks_nobody_and_dials_nothing() {
+async fn a_readiness_error_in_a_cold_call_ends_it_without_question_and_dial() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let layer = s.world.layer();

@@ -62,7 +62,7 @@ impl Crowd {
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_16_after_a_rebuild_one_question_serves_everybody() {
+async fn row_16_after_a_rebuild_one_question_serves_all_sessions() {
     for generation in BOTH {
         let mut crowd = Crowd::new(generation).await;
         let (new, before) = (crowd.s.rebuild(), crowd.rows());
@@ -84,7 +84,7 @@ async fn row_16_after_a_rebuild_one_question_serves_everybody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_16_who_starts_after_the_discovery_waits_no_delay() {
+async fn row_16_a_call_after_the_discovery_waits_no_delay() {
     for generation in BOTH {
         let mut crowd = Crowd::new(generation).await;
         let (new, before) = (crowd.s.rebuild(), crowd.rows());
@@ -115,7 +115,7 @@ async fn row_16_who_starts_after_the_discovery_waits_no_delay() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_16_a_session_that_did_not_call_meanwhile_waits_no_delay_later() {
+async fn row_16_an_idle_session_waits_no_delay_later() {
     for generation in BOTH {
         let mut crowd = Crowd::new(generation).await;
         let (new, before) = (crowd.s.rebuild(), crowd.rows());
@@ -140,7 +140,7 @@ async fn row_16_a_session_that_did_not_call_meanwhile_waits_no_delay_later() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn if_nothing_was_rebuilt_those_at_once_ask_at_most_twice() {
+async fn without_a_rebuild_concurrent_calls_ask_at_most_twice() {
     for generation in BOTH {
         let mut crowd = Crowd::new(generation).await;
         crowd.s.old_does(Does::Answer(ms(1_500)));
@@ -155,7 +155,7 @@ async fn if_nothing_was_rebuilt_those_at_once_ask_at_most_twice() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_fail_and_one_question_serves_everybody() {
+async fn one_question_serves_all_sessions_whose_dials_fail() {
     for generation in BOTH {
         let mut crowd = Crowd::new(generation).await;
         let (new, before) = (crowd.s.rebuild(), crowd.rows());
@@ -171,7 +171,7 @@ async fn all_fail_and_one_question_serves_everybody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stopped_workspace_is_asked_about_once_and_every_row_is_read_again() {
+async fn a_stopped_workspace_costs_one_question_and_one_read_per_row() {
     for generation in BOTH {
         let mut crowd = Crowd::new(generation).await;
         crowd.s.old_does(Does::Hang);
@@ -185,7 +185,7 @@ async fn a_stopped_workspace_is_asked_about_once_and_every_row_is_read_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_resolver_that_is_down_is_asked_once_at_a_time() {
+async fn a_resolver_that_is_down_gets_one_question_at_a_time() {
     for says in [Says::Fails, Says::Hangs, Says::Panics] {
         let mut crowd = Crowd::new(Some(5)).await;
         crowd.s.old_does(Does::Hang);
@@ -202,7 +202,7 @@ async fn a_resolver_that_is_down_is_asked_once_at_a_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_workspaces_are_asked_about_independently() {
+async fn two_workspaces_are_validated_independently() {
     let mut s = Scene::new(Some(5)).await;
     let (other, there) = new_workspace(&s.world, Some(5));
     let second = s.world.bind(&s.layer, other).await;

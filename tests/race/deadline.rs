@@ -26,7 +26,7 @@ async fn hangs(s: &Scene, last: LastVerdict) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn unknown_if_the_resolver_never_answered() {
+async fn a_timeout_is_unknown_if_the_resolver_never_answered() {
     for generation in BOTH {
         for says in [Says::Fails, Says::Hangs] {
             let mut s = Scene::new(generation).await;
@@ -40,7 +40,7 @@ async fn unknown_if_the_resolver_never_answered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn same_if_it_named_what_was_dialed() {
+async fn a_timeout_is_same_if_the_resolver_confirmed_the_target() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         s.old_does(Does::Hang);
@@ -50,7 +50,7 @@ async fn same_if_it_named_what_was_dialed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn superseded_if_it_had_just_named_another() {
+async fn a_timeout_is_superseded_if_the_resolver_named_another_target() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         s.old_does(Does::Hang);
@@ -65,7 +65,7 @@ async fn superseded_if_it_had_just_named_another() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn superseded_however_often_the_new_target_is_named_again() {
+async fn a_timeout_stays_superseded_when_the_new_target_is_confirmed() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let new = s.rebuild();
@@ -77,7 +77,7 @@ async fn superseded_however_often_the_new_target_is_named_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_newest_verdict_counts() {
+async fn a_timeout_reports_the_newest_verdict() {
     // The row cannot be read, so that the dial goes on after "stopped".
     for (first, then, last) in
         [(true, false, LastVerdict::Stopped), (false, true, LastVerdict::Same)]
@@ -97,7 +97,7 @@ async fn the_newest_verdict_counts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn starting_stopped_and_gone_if_the_row_could_not_be_read() {
+async fn a_timeout_reports_a_denial_if_the_row_could_not_be_read() {
     for generation in BOTH {
         for (said, last) in [
             (Resolution::Starting { retry_after: None }, LastVerdict::Starting),
@@ -115,7 +115,7 @@ async fn starting_stopped_and_gone_if_the_row_could_not_be_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_resolver_that_fails_later_does_not_unsay_what_it_said() {
+async fn a_later_resolver_error_does_not_replace_the_verdict() {
     let s = Scene::new(Some(5)).await;
     s.old_does(Does::Hang);
     meanwhile(1_000, async { s.says(Says::Fails) }, hangs(&s, LastVerdict::Same)).await;
@@ -144,7 +144,7 @@ impl<S: Service<DialAgent>> Service<DialAgent> for Once<S> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_readiness_wait_counts_too() {
+async fn a_wait_for_readiness_counts_against_the_dial_timeout() {
     for generation in BOTH {
         // Before a redial, and before the dial of another agent.
         for rebuilt in [false, true] {
@@ -167,7 +167,7 @@ async fn a_readiness_wait_counts_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dial_that_waits_for_a_permit_asks_nobody() {
+async fn a_dial_that_waits_for_a_permit_asks_no_question() {
     for generation in BOTH {
         // A cold session gives its readiness back while its row is read; another dial takes the
         // only permit meanwhile.
@@ -197,7 +197,7 @@ async fn a_dial_that_waits_for_a_permit_asks_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_restart_does_not_begin_the_time_anew() {
+async fn a_restart_does_not_extend_the_dial_timeout() {
     let mut s = Scene::new(Some(5)).await;
     let (other, there) = new_workspace(&s.world, Some(1));
     s.old_does(Does::Hang);
@@ -223,7 +223,7 @@ async fn a_restart_does_not_begin_the_time_anew() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_look_up_counts_too() {
+async fn a_slow_look_up_counts_against_the_dial_timeout() {
     let s = Scene::new(Some(5)).await;
     // Another process: nothing is cached.
     let layer = s.world.layer();
@@ -238,8 +238,7 @@ async fn a_slow_look_up_counts_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unbound_session_whose_resolver_hangs_ends_with_the_resolvers_error_not_with_the_timeout()
- {
+async fn an_unbound_session_whose_resolver_hangs_ends_with_a_resolver_error() {
     let mut s = Scene::new(Some(5)).await;
     let (other, _) = new_workspace(&s.world, None);
     s.world.says(other, Says::Hangs);
@@ -253,7 +252,7 @@ async fn an_unbound_session_whose_resolver_hangs_ends_with_the_resolvers_error_n
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_dials_share_the_time() {
+async fn all_dials_of_a_call_share_the_dial_timeout() {
     // Each of three dials takes its time, the third one is cut off.
     let mut s = Scene::new(Some(5)).await;
     let (second, third) = (s.world.agent(Some(6)), s.world.agent(Some(7)));

@@ -37,7 +37,7 @@ async fn a_stopped_workspace_is_an_error_after_the_row_was_read_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_5_a_slow_dial_into_nothing_ends_with_a_typed_error_at_the_verdict() {
+async fn row_5_a_slow_dial_ends_with_a_typed_error_at_the_denial() {
     for generation in BOTH {
         for (said, kind) in denials() {
             let mut s = Scene::new(generation).await;
@@ -55,7 +55,7 @@ async fn row_5_a_slow_dial_into_nothing_ends_with_a_typed_error_at_the_verdict()
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_5_a_failed_dial_into_nothing_is_not_repeated() {
+async fn row_5_a_failed_dial_is_not_repeated_after_a_denial() {
     for generation in BOTH {
         for (said, kind) in denials() {
             let mut s = Scene::new(generation).await;
@@ -72,7 +72,7 @@ async fn row_5_a_failed_dial_into_nothing_is_not_repeated() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_5_a_retarget_that_arrived_meanwhile_wins() {
+async fn row_5_a_concurrent_retarget_wins() {
     for generation in BOTH {
         for (said, _) in denials() {
             for does in [Does::Hang, Does::Fail(ms(260))] {
@@ -103,7 +103,7 @@ async fn row_5_a_retarget_that_arrived_meanwhile_wins() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_5_a_newer_target_that_arrived_in_the_row_meanwhile_wins() {
+async fn row_5_a_newer_target_in_the_row_wins() {
     for generation in BOTH {
         for (said, _) in denials() {
             let mut s = Scene::new(generation).await;
@@ -154,7 +154,7 @@ async fn row_5_a_read_that_began_before_the_verdict_does_not_count() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_5_a_row_that_was_forgotten_meanwhile_is_not_bound() {
+async fn row_5_a_session_forgotten_meanwhile_is_not_bound() {
     let mut s = Scene::new(Some(5)).await;
     s.old_does(Does::Hang);
     s.says(Says::Is(Resolution::Stopped));
@@ -195,7 +195,7 @@ async fn a_dial_that_succeeds_before_the_row_was_read_is_used() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_row_that_cannot_be_read_lets_the_dial_go_on() {
+async fn the_dial_continues_if_the_row_cannot_be_read() {
     for generation in BOTH {
         for (said, _) in denials() {
             let mut s = Scene::new(generation).await;
@@ -210,7 +210,7 @@ async fn a_row_that_cannot_be_read_lets_the_dial_go_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_hangs_lets_the_dial_go_on_too() {
+async fn the_dial_continues_if_the_store_hangs() {
     let mut s = Scene::new(Some(5)).await;
     s.old_does(Does::Answer(ms(6_000)));
     s.says(Says::Is(Resolution::Gone));
@@ -223,7 +223,7 @@ async fn a_store_that_hangs_lets_the_dial_go_on_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_workspace_is_asked_again_and_the_row_read_again_once_the_store_is_back() {
+async fn the_question_and_the_read_are_repeated_when_the_store_is_back() {
     for (said, kind) in denials() {
         let mut s = Scene::new(Some(5)).await;
         s.old_does(Does::Hang);
@@ -239,7 +239,7 @@ async fn the_workspace_is_asked_again_and_the_row_read_again_once_the_store_is_b
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_dial_into_nothing_ends_at_once_if_the_row_cannot_be_read() {
+async fn a_failed_dial_ends_at_once_after_a_denial_if_the_row_cannot_be_read() {
     let mut s = Scene::new(Some(5)).await;
     s.old_does(Does::Fail(ms(100)));
     s.says(Says::Is(Resolution::Stopped));
@@ -250,7 +250,7 @@ async fn a_failed_dial_into_nothing_ends_at_once_if_the_row_cannot_be_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_denial_teaches_nobody_to_avoid_a_living_agent() {
+async fn a_denial_does_not_keep_later_calls_from_a_living_agent() {
     // The next call dials the bound agent all the same, and uses it without a question.
     for (said, _) in denials() {
         let mut s = Scene::new(Some(5)).await;
@@ -266,7 +266,7 @@ async fn a_denial_teaches_nobody_to_avoid_a_living_agent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dial_that_goes_on_for_want_of_the_row_is_asked_about_at_intervals_until_the_timeout() {
+async fn a_dial_that_continues_without_the_row_is_validated_until_the_timeout() {
     let mut s = Scene::new(Some(5)).await;
     s.old_does(Does::Hang);
     s.says(Says::Is(Resolution::Stopped));
@@ -280,7 +280,7 @@ async fn a_dial_that_goes_on_for_want_of_the_row_is_asked_about_at_intervals_unt
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_row_created_anew_by_another_process_counts_as_news() {
+async fn a_row_created_again_by_another_process_wins() {
     // Deleted and created again elsewhere: the revision goes on, and the row that is read names the
     // newer target.
     let mut s = Scene::new(Some(5)).await;

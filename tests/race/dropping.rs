@@ -66,7 +66,7 @@ async fn row_13_a_call_dropped_at_any_instant_leaves_nothing_of_its_own_behind()
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_13_a_repair_that_has_begun_is_finished_whoever_goes_away() {
+async fn row_13_a_repair_that_has_begun_finishes_after_its_caller_is_dropped() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let new = s.rebuild();
@@ -82,7 +82,7 @@ async fn row_13_a_repair_that_has_begun_is_finished_whoever_goes_away() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_13_a_cold_read_is_finished_for_the_others() {
+async fn row_13_a_cold_read_finishes_for_the_other_callers() {
     let s = Scene::new(Some(5)).await;
     let layer = s.world.layer();
     let dial = s.world.dial(&layer);
@@ -109,7 +109,7 @@ async fn row_13_the_re_read_after_a_denial_may_be_dropped() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_15_a_caller_in_a_hurry_gets_the_binding_repaired_by_its_next_call() {
+async fn row_15_a_caller_with_a_short_deadline_gets_the_binding_repaired_by_its_next_call() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let new = s.rebuild();
@@ -130,7 +130,7 @@ async fn row_15_a_caller_in_a_hurry_gets_the_binding_repaired_by_its_next_call()
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_15_a_resolver_slower_than_the_caller_costs_one_more_call() {
+async fn row_15_a_resolver_slower_than_the_deadline_costs_one_more_call() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let new = s.rebuild();
@@ -150,7 +150,7 @@ async fn row_15_a_resolver_slower_than_the_caller_costs_one_more_call() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drop_leaves_a_doubt_only_after_ten_milliseconds() {
+async fn a_dropped_dial_leaves_a_doubt_only_after_ten_milliseconds() {
     for generation in BOTH {
         for (pending, validations) in [(0, 0), (9, 0), (10, 1), (100, 1)] {
             let mut s = Scene::new(generation).await;
@@ -165,7 +165,7 @@ async fn a_drop_leaves_a_doubt_only_after_ten_milliseconds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drop_leaves_no_doubt_if_the_agent_has_answered_somebody_since() {
+async fn a_dropped_dial_leaves_no_doubt_if_the_agent_has_answered_another_dial_since() {
     for generation in BOTH {
         for (answers_at, validations) in [(Some(50), 0), (None, 1)] {
             let mut s = Scene::new(generation).await;
@@ -191,7 +191,7 @@ async fn a_drop_leaves_no_doubt_if_the_agent_has_answered_somebody_since() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_before_the_dial_began_is_no_excuse() {
+async fn an_answer_from_before_the_dropped_dial_does_not_prevent_the_doubt() {
     let mut s = Scene::new(Some(5)).await;
     s.call().await.1.unwrap();
     sleep(ms(1)).await;
@@ -204,7 +204,7 @@ async fn an_answer_before_the_dial_began_is_no_excuse() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_doubt_that_ended_in_same_is_silent_for_one_interval() {
+async fn a_doubt_that_was_answered_by_same_is_silent_for_one_interval() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         for (pause, validations) in
@@ -224,7 +224,7 @@ async fn a_doubt_that_ended_in_same_is_silent_for_one_interval() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drop_is_a_doubt_about_the_agent_so_its_other_sessions_ask_too() {
+async fn a_dropped_dial_makes_other_sessions_of_its_agent_ask() {
     let mut s = Scene::new(Some(5)).await;
     let other = s.world.bind(&s.layer, s.ws).await;
     sleep(Duration::from_secs(10)).await;
@@ -254,7 +254,7 @@ async fn a_call_dropped_while_the_new_dial_is_pending_doubts_the_new_agent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_dropped_while_it_waits_for_the_dial_service_doubts_nobody() {
+async fn a_call_dropped_while_it_waits_for_the_dial_service_leaves_no_doubt() {
     let world = World::new();
     let (ws, target) = world.workspace();
     let (elsewhere, hanging) = world.workspace();
@@ -285,7 +285,7 @@ async fn a_call_dropped_while_it_waits_for_the_dial_service_doubts_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_first_bind_is_no_reason_to_be_silent() {
+async fn a_first_bind_does_not_silence_the_doubt_of_a_dropped_dial() {
     // The resolver named the agent a moment ago, but nobody had doubted it: only a doubt that ended
     // in "same" is silent.
     for generation in BOTH {

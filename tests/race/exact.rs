@@ -175,7 +175,7 @@ async fn a_dial_that_answers_before_the_verdict_has_landed_is_used() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_of_another_workspace_is_dropped_if_the_order_was_first() {
+async fn a_connection_of_another_workspace_is_dropped_if_the_command_was_first() {
     for generation in BOTH {
         let mut b = Bench::new(generation).await;
         let (other, there) = (workspace(), target(generation));
@@ -202,7 +202,7 @@ async fn a_connection_of_another_workspace_is_dropped_if_the_order_was_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_stale_dial_answers_after_the_switch_reaches_nobody() {
+async fn an_answer_of_the_stale_dial_after_the_switch_is_dropped() {
     let mut b = Bench::new(Some(1)).await;
     let new = later(Some(1));
     let mut call = b.call();
@@ -254,7 +254,7 @@ async fn the_switch_waits_for_readiness_without_the_stale_dial() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_second_dials_error_is_the_source() {
+async fn the_error_of_the_second_dial_is_the_source() {
     for generation in BOTH {
         let mut b = Bench::new(generation).await;
         let mut call = b.call();
@@ -292,7 +292,7 @@ async fn both_causes_are_the_last_of_their_kind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dial_that_fails_in_the_same_moment_as_its_verdict_is_not_repeated_but_switched() {
+async fn a_dial_that_fails_at_the_moment_of_its_verdict_is_switched() {
     for generation in BOTH {
         let mut b = Bench::new(generation).await;
         let new = later(generation);
@@ -337,7 +337,7 @@ async fn row_13_an_error_that_the_cancellation_caused_starts_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_13_a_connection_that_arrives_when_its_caller_is_gone_is_dropped() {
+async fn row_13_a_connection_that_arrives_after_its_caller_was_dropped_is_dropped() {
     let mut b = Bench::new(Some(1)).await;
     let mut call = b.call();
     assert_pending!(call.poll());
@@ -414,7 +414,7 @@ async fn asks_again_and_binds(
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_was_overtaken_before_it_was_heard_is_asked_for_again() {
+async fn an_overtaken_answer_is_asked_for_again() {
     for generation in BOTH {
         let mut b = Bench::new(generation).await;
         let (call, other) = nothing_to_dial(&mut b).await;
@@ -438,7 +438,7 @@ async fn an_answer_that_was_overtaken_before_it_was_heard_is_asked_for_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_a_row_overtook_while_it_was_under_way_is_asked_for_again() {
+async fn an_answer_overtaken_by_a_row_is_asked_for_again() {
     let mut b = Bench::new(Some(1)).await;
     let (mut call, _) = nothing_to_dial(&mut b).await;
     let question = b.asked().await;
@@ -455,7 +455,7 @@ async fn an_answer_that_a_row_overtook_while_it_was_under_way_is_asked_for_again
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_was_behind_when_it_was_asked_for_is_not_asked_for_again() {
+async fn an_answer_that_is_older_than_the_known_target_at_its_begin_is_not_asked_for_again() {
     let mut b = Bench::new(Some(5)).await;
     let (mut call, _) = nothing_to_dial(&mut b).await;
     b.asked().await.send_response(Resolution::Running(target(Some(4))));
@@ -474,7 +474,7 @@ async fn bound_elsewhere(b: &Bench, target: &Target) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_denial_that_a_row_overtook_ends_no_dial_to_the_agent_that_the_row_names() {
+async fn a_denial_overtaken_by_a_row_ends_no_dial_to_the_agent_of_the_row() {
     // Before or after the denial has landed, but before the call has heard of it.
     for landed in [false, true] {
         for denial in
@@ -514,7 +514,7 @@ async fn a_denial_that_a_row_overtook_ends_no_dial_to_the_agent_that_the_row_nam
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_denial_that_is_older_than_the_doubt_and_was_overtaken_is_asked_for_again_at_once() {
+async fn an_overtaken_denial_older_than_the_doubt_is_asked_for_again_at_once() {
     let mut b = Bench::new(Some(1)).await;
     let (bindings, chat) = (b.layer.bindings(), b.chat);
     tokio::spawn(async move { bindings.current(chat).await });
@@ -567,7 +567,7 @@ async fn a_dial_that_began_before_a_reset_is_dropped_although_the_row_is_cached_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_question_that_was_under_way_when_the_workspace_was_reset_is_asked_again() {
+async fn a_question_under_way_during_a_reset_is_asked_again() {
     let mut b = Bench::new(Some(5)).await;
     let (new, chat) = (target(Some(1)), b.chat);
     let mut call = b.call();
@@ -601,7 +601,7 @@ async fn a_question_that_was_under_way_when_the_workspace_was_reset_is_asked_aga
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_waits_is_polled_only_when_there_is_news() {
+async fn a_waiting_call_is_polled_only_after_a_change() {
     let mut b = Bench::new(Some(1)).await;
     let begin = Instant::now();
     let mut call = b.call();
@@ -650,7 +650,7 @@ impl Service<DialAgent> for Counted {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dial_is_polled_once_each_time_its_call_is() {
+async fn a_dial_is_polled_once_per_poll_of_its_call() {
     let world = World::new();
     let (ws, _) = world.workspace();
     let layer = world.layer();
@@ -682,7 +682,7 @@ async fn at_the_end_of_its_budget<F: Future + Unpin>(mut future: F) -> F::Output
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dial_that_is_ready_when_a_task_goes_on_that_had_spent_its_budget_is_heard_at_once() {
+async fn a_ready_dial_is_used_at_once_after_the_task_has_spent_its_budget() {
     let world = World::new();
     let (ws, _) = world.workspace();
     let layer = world.layer();

@@ -58,7 +58,7 @@ async fn at_once(s: &Scene, chat: SessionId, new: &Target) -> (OutcomeKind, Repa
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_statement_writes_the_rows_of_everybody_who_calls() {
+async fn one_statement_writes_the_rows_of_all_calling_sessions() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let chats = s.sessions(5).await;
@@ -78,7 +78,7 @@ async fn one_statement_writes_the_rows_of_everybody_who_calls() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_calls_later_finds_its_row_written() {
+async fn a_later_call_finds_its_row_written() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let chats = s.sessions(5).await;
@@ -100,7 +100,7 @@ async fn who_calls_later_finds_its_row_written() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_row_that_is_loaded_later_needs_nothing() {
+async fn a_row_that_is_loaded_later_needs_no_repair() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let cold = s.rows_elsewhere(2).await;
@@ -116,7 +116,7 @@ async fn a_row_that_is_loaded_later_needs_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_statement_writes_two_thousand_rows_at_most() {
+async fn a_statement_writes_at_most_2_000_rows() {
     for generation in BOTH {
         for (n, statements) in [(1, 1), (1_999, 1), (2_000, 2), (2_001, 2), (4_000, 3), (4_500, 3)]
         {
@@ -171,7 +171,7 @@ async fn only_rows_that_are_behind_are_written() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn unbound_deleted_and_other_workspaces_rows_stay_as_they_are() {
+async fn unbound_deleted_and_foreign_rows_are_not_written() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let store = s.world.store.elsewhere().clone();
@@ -221,7 +221,7 @@ async fn ordered_elsewhere(s: &Scene, chat: SessionId, order: Order) -> Option<B
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_order_of_another_process_survives_and_costs_nothing() {
+async fn a_command_of_another_process_survives_and_costs_nothing() {
     for generation in BOTH {
         for order in ORDERS {
             let mut s = Scene::new(generation).await;
@@ -248,7 +248,7 @@ async fn an_order_of_another_process_survives_and_costs_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_order_between_the_discovery_and_the_statement_survives() {
+async fn a_command_of_another_process_between_the_discovery_and_the_statement_survives() {
     for generation in BOTH {
         for order in ORDERS {
             let mut s = Scene::new(generation).await;
@@ -267,7 +267,7 @@ async fn an_order_between_the_discovery_and_the_statement_survives() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_order_of_this_process_between_the_discovery_and_the_statement_survives() {
+async fn a_command_of_this_process_between_the_discovery_and_the_statement_survives() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let chats = s.sessions(2).await;
@@ -291,7 +291,7 @@ async fn the_order_of_this_process_between_the_discovery_and_the_statement_survi
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_later_build_of_the_same_agent_is_written_into_all_rows_and_nobody_switches() {
+async fn a_later_build_of_the_same_agent_is_written_into_all_rows_without_a_switch() {
     let mut s = Scene::new(Some(5)).await;
     let chats = s.sessions(5).await;
     let before = rows(&s, &chats);
@@ -351,7 +351,7 @@ async fn each_of_two_rebuilds_in_a_row_takes_one_statement() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_switches_while_the_statement_runs_joins_it() {
+async fn a_call_that_switches_while_the_statement_runs_joins_it() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let chats = s.sessions(4).await;
@@ -411,7 +411,7 @@ async fn a_row_that_is_read_while_the_statement_runs_is_written_by_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_later_build_ends_it_between_two_statements() {
+async fn a_later_build_ends_the_repair_between_two_statements() {
     let mut s = Scene::new(Some(5)).await;
     let mut chats = s.rows_elsewhere(4_499).await;
     chats.push(s.chat);
@@ -466,7 +466,7 @@ async fn a_statement_that_fails_between_two_others_is_repeated() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn before_the_return_everybody_waits_for_the_same_statement_and_no_longer_than_it_may_take() {
+async fn before_return_all_calls_wait_for_one_statement_and_at_most_its_time_limit() {
     for generation in BOTH {
         for (fault, took, repair) in [
             (Fault::Slow(ms(1_000)), 1_250, Repair::Written),
@@ -492,7 +492,7 @@ async fn before_the_return_everybody_waits_for_the_same_statement_and_no_longer_
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_goes_on_when_every_caller_has_gone() {
+async fn a_group_repair_continues_after_every_caller_was_dropped() {
     for generation in BOTH {
         let before_return = |builder: BoundAgentBuilder| builder.repair(RepairMode::BeforeReturn);
         let mut s = Scene::with(generation, before_return).await;
@@ -521,7 +521,7 @@ async fn it_goes_on_when_every_caller_has_gone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_panics_in_it_fails_everybodys_repair_and_the_next_call_begins_anew() {
+async fn a_store_that_panics_fails_the_repair_and_the_next_call_begins_another() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let chats = s.sessions(5).await;
@@ -541,7 +541,7 @@ async fn a_store_that_panics_in_it_fails_everybodys_repair_and_the_next_call_beg
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_two_processes_the_later_one_writes_nothing_and_needs_one_statement_to_know() {
+async fn the_later_of_two_processes_sends_one_statement_and_writes_nothing() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let chats = s.sessions(5).await;

@@ -77,7 +77,7 @@ async fn row_28_calls_beyond_the_limit_wait_and_dial_first_in_first_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_28_a_dial_that_is_ready_at_once_needs_no_place() {
+async fn row_28_a_dial_that_is_ready_at_once_bypasses_the_queue() {
     let mut s = limited(1).await;
     let chats = s.sessions(3).await;
     let (other, _) = new_workspace(&s.world, Some(5));
@@ -95,7 +95,7 @@ async fn row_28_a_dial_that_is_ready_at_once_needs_no_place() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_28_calls_that_wait_for_the_old_agent_go_to_the_new_one() {
+async fn row_28_queued_calls_for_the_old_agent_dial_the_new_one() {
     for generation in BOTH {
         let mut s = Scene::with(generation, |builder| builder.max_pending_dials(2)).await;
         let chats = s.sessions(10).await;
@@ -111,7 +111,7 @@ async fn row_28_calls_that_wait_for_the_old_agent_go_to_the_new_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_28_a_call_in_the_queue_hears_of_an_order_at_that_instant() {
+async fn row_28_a_queued_call_moves_at_the_instant_of_a_command() {
     let mut s = limited(1).await;
     let chats = s.sessions(2).await;
     let (next, there) = new_workspace(&s.world, Some(5));
@@ -151,7 +151,7 @@ async fn row_28_the_deadline_bounds_the_queue_and_no_doubt_is_left() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_28_a_call_in_the_queue_holds_no_readiness() {
+async fn row_28_a_queued_call_holds_no_readiness() {
     let mut s = limited(1).await;
     let chats = s.sessions(4).await;
     let (other, there) = new_workspace(&s.world, Some(5));
@@ -172,7 +172,7 @@ async fn row_28_a_call_in_the_queue_holds_no_readiness() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_28_a_denial_ends_the_calls_in_the_queue_as_well() {
+async fn row_28_a_denial_ends_queued_calls() {
     let mut s = limited(2).await;
     let chats = s.sessions(9).await;
     s.old_does(Does::Hang);
@@ -212,7 +212,7 @@ async fn row_29_when_the_first_of_the_queue_is_dropped_the_next_one_starts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_27_a_lost_dial_is_started_over_and_nobody_is_asked() {
+async fn row_27_a_lost_dial_is_started_over_without_a_question() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let chats = s.sessions(2).await;

@@ -8,7 +8,7 @@ use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
 use tower_bound_agent::{BoxError, DialAgent, ErrorKind, LocalError};
 
 #[tokio::test(start_paused = true)]
-async fn a_local_error_ends_the_call_and_nobody_is_asked() {
+async fn a_local_error_ends_the_call_without_a_question() {
     let exhausted = || io::Error::from(io::ErrorKind::AddrNotAvailable).into();
     let marked = || LocalError::new("no credentials").into();
     let errors: [fn() -> BoxError; 2] = [exhausted, marked];

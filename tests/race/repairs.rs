@@ -44,7 +44,7 @@ fn came_after(seen: &[(Duration, Repair)], wanted: &[(Duration, Repair)]) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_18_a_store_that_is_down_holds_no_connection_back_and_the_write_lands_later_once() {
+async fn row_18_a_store_that_is_down_delays_no_connection_and_is_written_later_once() {
     for (writes, generation) in ALL {
         let mut s = Scene::writing(writes, generation, |builder| builder).await;
         let (new, before) = (s.replaced(writes), s.row());
@@ -101,7 +101,7 @@ async fn row_18_a_store_that_is_down_holds_no_connection_back_and_the_write_land
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_18_an_answer_that_was_lost_is_found_out_by_the_next_attempt() {
+async fn row_18_a_lost_answer_is_recognized_by_the_next_attempt() {
     for (writes, generation) in ALL {
         for fault in [Fault::LostAnswer, Fault::LostRequest] {
             let mut s = Scene::writing(writes, generation, |builder| builder).await;
@@ -132,7 +132,7 @@ async fn row_18_an_answer_that_was_lost_is_found_out_by_the_next_attempt() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_18_a_slow_store_holds_no_connection_back() {
+async fn row_18_a_slow_store_delays_no_connection() {
     for (writes, generation) in ALL {
         let mut s = Scene::writing(writes, generation, |builder| builder).await;
         let new = s.replaced(writes);
@@ -149,7 +149,7 @@ async fn row_18_a_slow_store_holds_no_connection_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_18_a_store_that_hangs_is_not_asked_again_and_its_late_answer_counts() {
+async fn row_18_an_unanswered_write_is_not_repeated_and_its_late_answer_counts() {
     for (writes, generation) in ALL {
         let mut s = Scene::writing(writes, generation, |builder| builder).await;
         let (new, revision) = (s.replaced(writes), s.row().revision.get());
@@ -172,7 +172,7 @@ async fn row_18_a_store_that_hangs_is_not_asked_again_and_its_late_answer_counts
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_18_with_repair_before_return_one_attempt_is_waited_for_and_no_more() {
+async fn row_18_repair_before_return_waits_for_one_attempt() {
     for (writes, generation) in ALL {
         for (fault, took, repair) in [
             (Fault::None, 250, Repair::Written),
@@ -201,7 +201,7 @@ async fn row_18_with_repair_before_return_one_attempt_is_waited_for_and_no_more(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_repair_that_waits_for_the_store_gives_way_to_a_later_one() {
+async fn a_later_repair_replaces_one_that_waits_for_the_store() {
     for writes in [Writes::Own, Writes::Group] {
         let mut s = Scene::new(Some(5)).await;
         let (second, third) = (s.replaced(writes), s.world.agent(Some(7)));
@@ -313,7 +313,7 @@ async fn row_19_a_row_that_was_unbound_stays_unbound_until_the_next_call() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_19_a_row_that_was_retargeted_stays_where_it_points() {
+async fn row_19_a_retargeted_row_is_not_overwritten() {
     for (writes, generation) in OWN {
         let mut s = Scene::writing(writes, generation, |builder| builder).await;
         let (other, there) = new_workspace(&s.world, generation);
@@ -366,7 +366,7 @@ async fn row_19_an_equal_generation_is_adopted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn row_19_without_generations_another_agent_is_adopted_in_doubt() {
+async fn row_19_without_generations_another_agent_is_adopted_with_a_doubt() {
     let mut s = Scene::writing(Writes::Own, None, |builder| builder).await;
     let rival = s.world.agent(None);
     s.written_elsewhere(&rival).await;

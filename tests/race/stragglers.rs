@@ -51,7 +51,7 @@ async fn is_reused(s: &mut Scene, chat: SessionId, new: &Target) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_row_that_was_written_behind_by_another_process_later_is_written_by_itself() {
+async fn a_row_that_another_process_writes_behind_later_gets_an_own_repair() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let new = repaired(&mut s).await;
@@ -69,7 +69,7 @@ async fn a_row_that_was_written_behind_by_another_process_later_is_written_by_it
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_row_two_builds_behind_that_appears_later_is_written_by_itself() {
+async fn a_row_two_builds_behind_that_appears_later_gets_an_own_repair() {
     let mut s = Scene::new(Some(5)).await;
     let new = repaired(&mut s).await;
     let cold = session();
@@ -78,7 +78,7 @@ async fn a_row_two_builds_behind_that_appears_later_is_written_by_itself() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_locked_row_that_was_left_out_is_written_by_itself_once_it_is_read_again() {
+async fn a_locked_row_gets_an_own_repair_after_it_is_read_again() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let chat = s.chat;
@@ -97,8 +97,7 @@ async fn a_locked_row_that_was_left_out_is_written_by_itself_once_it_is_read_aga
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_locked_row_that_was_read_again_before_anybody_took_it_for_written_is_written_by_itself()
-{
+async fn a_locked_row_read_again_before_the_repair_counts_as_written_gets_an_own_repair() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let chats = s.sessions(2).await;
@@ -117,7 +116,7 @@ async fn a_locked_row_that_was_read_again_before_anybody_took_it_for_written_is_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_locked_row_that_the_background_reads_again_is_written_by_itself() {
+async fn a_locked_row_that_the_refresh_reads_gets_an_own_repair() {
     for generation in BOTH {
         for called in [true, false] {
             let mut s = Scene::with(generation, |builder| {
@@ -144,7 +143,7 @@ async fn a_locked_row_that_the_background_reads_again_is_written_by_itself() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_row_that_is_written_behind_while_the_statement_runs_is_written_by_itself() {
+async fn a_row_written_behind_while_the_statement_runs_gets_an_own_repair() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let (chat, child) = (s.chat, session());
@@ -169,7 +168,7 @@ async fn a_row_that_is_written_behind_while_the_statement_runs_is_written_by_its
 }
 
 #[tokio::test(start_paused = true)]
-async fn flush_waits_for_the_rows_that_the_statement_has_missed() {
+async fn flush_waits_for_rows_that_the_statement_missed() {
     let s = Scene::new(Some(5)).await;
     let (chat, child) = (s.chat, session());
     let new = s.rebuild();
@@ -187,7 +186,7 @@ async fn flush_waits_for_the_rows_that_the_statement_has_missed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_cached_of_a_written_row_says_what_the_row_says() {
+async fn the_cached_row_equals_the_written_row() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let chats = s.sessions(2).await;
@@ -233,7 +232,7 @@ async fn an_own_repair_of_a_written_row_conflicts_on_the_revision_and_lands_once
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_own_repair_of_a_written_row_still_loses_to_an_order_and_to_a_later_build() {
+async fn an_own_repair_of_a_written_row_still_loses_to_a_command_and_to_a_later_build() {
     let mut s = Scene::new(Some(5)).await;
     let new = repaired(&mut s).await;
     let (other, _) = new_workspace(&s.world, Some(5));
@@ -258,7 +257,7 @@ async fn an_own_repair_of_a_written_row_still_loses_to_an_order_and_to_a_later_b
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_order_after_it_writes_the_true_row() {
+async fn a_command_after_a_group_repair_writes_the_true_row() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let new = repaired(&mut s).await;
@@ -274,7 +273,7 @@ async fn an_order_after_it_writes_the_true_row() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_never_comes_to_an_end_is_tried_again_and_holds_nobody_up() {
+async fn a_group_repair_that_never_ends_is_retried_and_delays_no_call() {
     let mut s = Scene::new(Some(5)).await;
     let new = s.rebuild();
     s.world.store.on_writes(Fault::Endless);

@@ -561,7 +561,7 @@ mod rows {
             50   known b6       | dial b6, wait 300
             60   connected      | serve switched from a5";
 
-        row_16_who_starts_after_the_discovery_waits_no_delay: "bound a5 known b6
+        row_16_a_call_after_the_discovery_waits_no_delay: "bound a5 known b6
             0    begin          | dial b6, wait 250
             10   connected      | serve switched from a5";
 

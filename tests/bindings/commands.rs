@@ -14,7 +14,7 @@ use tower_bound_agent::{
 };
 
 #[tokio::test(start_paused = true)]
-async fn a_pending_call_moves_at_the_instant_of_the_order() {
+async fn a_pending_call_moves_at_the_instant_of_the_command() {
     for known in [false, true] {
         let world = World::new();
         let (ws, old) = world.workspace();
@@ -51,7 +51,7 @@ async fn a_pending_call_moves_at_the_instant_of_the_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_has_moved_tells_of_every_question_that_it_asked() {
+async fn a_call_that_has_moved_counts_every_validation() {
     let world = World::new();
     let (ws, old) = world.workspace();
     let (other, target) = world.workspace();
@@ -71,7 +71,7 @@ async fn a_call_that_has_moved_tells_of_every_question_that_it_asked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_waits_for_the_resolver_moves_at_the_instant_of_the_order() {
+async fn a_call_that_waits_for_the_resolver_moves_at_the_instant_of_the_command() {
     let world = World::new();
     let (ws, _) = world.workspace();
     world.says(ws, Says::Hangs);
@@ -91,8 +91,8 @@ async fn a_call_that_waits_for_the_resolver_moves_at_the_instant_of_the_order() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_to_the_old_workspace_is_dropped_if_the_order_lands_while_the_dial_is_polled()
-{
+async fn a_connection_to_the_old_workspace_is_dropped_if_the_command_lands_while_the_dial_is_polled()
+ {
     let world = World::new();
     let (ws, old) = world.workspace();
     let (other, target) = world.workspace();
@@ -129,7 +129,7 @@ async fn a_connection_to_the_old_workspace_is_dropped_if_the_order_lands_while_t
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_living_old_agent_is_returned_to_a_call_that_began_before_the_order() {
+async fn no_living_old_agent_is_returned_to_a_call_that_began_before_the_command() {
     let world = World::new();
     let (ws, old) = world.workspace();
     let (other, target) = world.workspace();
@@ -160,7 +160,7 @@ async fn no_living_old_agent_is_returned_to_a_call_that_began_before_the_order()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_that_is_pointed_elsewhere_again_and_again_runs_out_of_dials() {
+async fn a_session_that_is_retargeted_repeatedly_runs_out_of_dials() {
     let world = World::new();
     let places: Vec<_> = (0..4).map(|_| world.workspace()).collect();
     let layer = world.layer();
@@ -181,7 +181,7 @@ async fn a_session_that_is_pointed_elsewhere_again_and_again_runs_out_of_dials()
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_order_to_the_workspace_where_a_session_is_keeps_its_agent_and_its_pending_dial() {
+async fn a_retarget_to_the_same_workspace_keeps_the_agent_and_the_pending_dial() {
     let world = World::new();
     let (ws, target) = world.workspace();
     let layer = world.layer();
@@ -199,7 +199,7 @@ async fn an_order_to_the_workspace_where_a_session_is_keeps_its_agent_and_its_pe
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_order_creates_the_record_of_a_session_that_has_none() {
+async fn retarget_creates_the_record_of_a_session_without_one() {
     let world = World::new();
     let (ws, target) = world.workspace();
     let layer = world.layer();
@@ -213,7 +213,7 @@ async fn an_order_creates_the_record_of_a_session_that_has_none() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn unbind_drops_the_target_and_keeps_the_workspace() {
+async fn unbind_removes_the_target_and_keeps_the_workspace() {
     let world = World::new();
     let (ws, target) = world.workspace();
     let layer = world.layer();
@@ -234,7 +234,7 @@ async fn unbind_drops_the_target_and_keeps_the_workspace() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_agent_that_unbind_drops_is_not_dialed_again_before_the_resolver_names_it() {
+async fn the_agent_that_unbind_removes_is_not_dialed_before_the_resolver_names_it() {
     let world = World::new();
     let (ws, wrong) = world.workspace();
     let layer = world.layer();
@@ -254,7 +254,7 @@ async fn the_agent_that_unbind_drops_is_not_dialed_again_before_the_resolver_nam
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dropped_agent_that_the_resolver_confirms_is_in_no_doubt_for_the_other_sessions() {
+async fn a_removed_agent_that_the_resolver_confirms_is_not_in_doubt_for_other_sessions() {
     let world = World::new();
     let (ws, target) = world.workspace();
     let layer = world.layer();
@@ -378,7 +378,7 @@ async fn a_late_repair_of_a_session_that_was_served_without_the_store_does_not_b
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_resolver_whose_generations_start_again_needs_the_order_to_reset() {
+async fn a_resolver_whose_generations_start_again_needs_a_reset() {
     let world = World::new();
     let ws = workspace();
     let old = world.agent(Some(5));
@@ -426,7 +426,7 @@ async fn a_resolver_whose_generations_start_again_needs_the_order_to_reset() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_under_way_follow_the_order_to_reset_at_once() {
+async fn calls_under_way_follow_a_reset_at_once() {
     let world = World::new();
     let ws = workspace();
     let old = world.agent(Some(5));
@@ -467,7 +467,7 @@ async fn read_before_the_order_to_reset(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_row_that_was_read_before_the_order_to_reset_does_not_come_back() {
+async fn a_row_that_was_read_before_a_reset_does_not_come_back() {
     let world = World::new();
     let ws = workspace();
     let old = world.agent(Some(5));
@@ -491,7 +491,7 @@ async fn a_row_that_was_read_before_the_order_to_reset_does_not_come_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_row_that_was_read_before_the_order_to_reset_teaches_nobody_what_the_order_has_ended() {
+async fn a_row_that_was_read_before_a_reset_does_not_bring_its_target_back() {
     let world = World::new();
     let ws = workspace();
     let old = world.agent(Some(5));
@@ -548,7 +548,7 @@ async fn a_repair_that_was_under_way_when_the_workspace_was_reset_writes_nothing
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_row_keeps_the_agent_before_through_switch_and_rebind() {
+async fn a_row_keeps_its_previous_agent_through_switch_and_rebind() {
     let world = World::new();
     let (ws, a) = world.workspace();
     let (other, c) = world.workspace();
@@ -580,7 +580,7 @@ async fn a_row_keeps_the_agent_before_through_switch_and_rebind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_workspace_that_contradicts_the_cached_row_makes_the_row_be_read_once_more() {
+async fn a_workspace_that_differs_from_the_cached_row_makes_the_call_read_the_row() {
     let world = World::new();
     let (ws, _) = world.workspace();
     let (other, target) = world.workspace();
@@ -605,7 +605,7 @@ async fn a_workspace_that_contradicts_the_cached_row_makes_the_row_be_read_once_
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_row_that_contradicts_is_read_by_a_read_that_begins_with_the_call() {
+async fn a_row_that_differs_from_the_call_is_read_after_the_call_begins() {
     let world = World::new();
     let (ws, _) = world.workspace();
     let (other, target) = world.workspace();
@@ -626,7 +626,7 @@ async fn the_row_that_contradicts_is_read_by_a_read_that_begins_with_the_call() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_order_of_another_process_is_found_when_the_old_workspace_is_stopped() {
+async fn a_command_of_another_process_is_found_when_the_old_workspace_is_stopped() {
     let world = World::new();
     let (ws, old) = world.workspace();
     let (other, target) = world.workspace();
@@ -644,7 +644,7 @@ async fn an_order_of_another_process_is_found_when_the_old_workspace_is_stopped(
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_order_of_another_process_is_found_by_the_repair_that_loses_to_it() {
+async fn a_command_of_another_process_is_found_by_the_repair_that_loses_to_it() {
     let world = World::new();
     let (ws, old) = world.workspace();
     let (other, target) = world.workspace();
@@ -669,7 +669,7 @@ async fn an_order_of_another_process_is_found_by_the_repair_that_loses_to_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unbound_session_says_so_on_a_page() {
+async fn current_of_an_unbound_session_writes_nothing() {
     let world = World::new();
     let (ws, target) = world.workspace();
     let layer = world.layer();

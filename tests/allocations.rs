@@ -1,7 +1,7 @@
-//! What a call of a cached session costs: allocations, and statements.
+//! The cost of a call of a cached session: allocations and statements.
 //!
-//! Allocations are counted by the allocator, on the thread that makes the calls, and statements by
-//! SQLite.
+//! The allocator counts the allocations of the thread that makes the calls, and SQLite counts the
+//! statements.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -24,7 +24,7 @@ struct Counting;
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Count {
     allocations: usize,
-    /// Of the greatest one.
+    /// The size of the largest allocation.
     size: usize,
 }
 
@@ -66,7 +66,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// A dial that allocates nothing, and is ready at the poll after so many.
+/// A dial that allocates nothing and is ready after a given number of polls.
 #[derive(Clone, Copy)]
 struct Dialer {
     pending: u8,
@@ -126,7 +126,7 @@ async fn bind(layer: &BoundAgentLayer, sessions: u128) {
     assert_eq!(layer.bindings().flush().await, 0);
 }
 
-/// What each of some calls allocates, from the request to the connection and its drop.
+/// Returns the allocations of each call, from the request to the drop of the connection.
 async fn measure(dial: &mut BoundAgent<Dialer>) -> Vec<Count> {
     let mut counts = Vec::with_capacity(TURNS);
     for turn in 0..TURNS {
@@ -140,7 +140,7 @@ async fn measure(dial: &mut BoundAgent<Dialer>) -> Vec<Count> {
     counts
 }
 
-/// Asserts how many allocations a call makes, and returns the size of the greatest usual one.
+/// Asserts the number of allocations of a call, and returns the size of the largest usual one.
 fn check(what: &str, counts: Vec<Count>, usual: usize) -> usize {
     let mut allocations: Vec<usize> = counts.iter().map(|count| count.allocations).collect();
     let total: usize = allocations.iter().sum();
@@ -229,7 +229,8 @@ mod statements {
         0
     }
 
-    /// A store over a file whose every connection is watched from its beginning.
+    /// Creates a store over a file that counts the statements of every connection from its
+    /// beginning.
     async fn watched(file: &std::path::Path) -> SqliteStore {
         let options = SqliteConnectOptions::new().filename(file).create_if_missing(true);
         let pool = SqlitePoolOptions::new().max_connections(4).after_connect(|connection, _| {

@@ -1,4 +1,4 @@
-//! How much of the application's pool the statements take that no call waits for.
+//! The share of the application's pool that background statements take.
 
 use std::sync::{
     Arc,
@@ -12,7 +12,7 @@ use tower_bound_agent::{Event, Repair};
 
 const WORKSPACES: usize = 2_000;
 
-/// Every workspace has one cached session, and all are rebuilt at once.
+/// Rebuilds many workspaces at once, each with one cached session.
 #[tokio::test(start_paused = true)]
 async fn the_repairs_of_many_workspaces_share_two_connections() {
     let world = World::new();
@@ -90,8 +90,8 @@ async fn two_unanswered_statements_hold_back_all_background_statements() {
     assert_eq!((layer.bindings().flush().await, (world.counts() - before).w), (0, 10));
 }
 
-/// A repair that has no answer holds the one connection: until it is answered, no row is refreshed
-/// and no use is recorded.
+/// An unanswered repair holds the only background connection, so no row is refreshed and no use is
+/// recorded until it is answered.
 #[tokio::test(start_paused = true)]
 async fn refreshes_and_records_of_use_wait_for_the_shared_connection() {
     let every = Some(Duration::from_secs(10));
@@ -131,7 +131,7 @@ async fn refreshes_and_records_of_use_wait_for_the_shared_connection() {
     }
 }
 
-/// How long the application waits for a connection while the rows of many workspaces are repaired.
+/// Measures how long the application waits for a connection while many workspaces are repaired.
 #[cfg(feature = "postgres")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement; best with --release"]

@@ -1,5 +1,5 @@
-//! Dialers as users write them first: closures in spawned tasks, with the error type that `?`
-//! likes.
+//! Dialers as applications first write them: closures in spawned tasks, with the boxed errors of
+//! `?`.
 
 use http::Extensions; // The crate, although everything of the prelude is imported.
 use std::io;

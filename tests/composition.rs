@@ -1,5 +1,5 @@
-//! How the layer gets on with the rest of Tower: what is `Send`, `Sync` and `Clone`, what it can be
-//! wrapped in and what it can wrap, and what a connection still can do once it is bound.
+//! Composition with Tower: `Send`, `Sync` and `Clone`, middleware around and inside the layer, and
+//! the traits of a bound connection.
 
 use std::{
     cell::Cell,
@@ -103,7 +103,7 @@ fn public_types_are_send_and_sync() {
     into_box::<StoreError>();
 }
 
-/// The futures of the handle's verbs may be spawned.
+/// Asserts that the futures of all methods of `Bindings` are `Send`.
 #[tokio::test]
 async fn every_method_of_bindings_can_be_spawned() {
     let world = World::new();
@@ -347,7 +347,7 @@ async fn a_cold_session_holds_no_permit_while_its_row_is_read() {
 
 #[tokio::test(start_paused = true)]
 async fn a_dialer_that_is_not_clone_works_behind_a_buffer() {
-    /// Not `Clone`, and strict.
+    /// A strict dialer that is not `Clone`.
     struct Once(StrictDialer);
     impl Service<DialAgent> for Once {
         type Response = Conn;
@@ -364,7 +364,8 @@ async fn a_dialer_that_is_not_clone_works_behind_a_buffer() {
     let (ws, old) = world.workspace();
     let layer = world.layer();
     let chat = world.bind(&layer, ws).await;
-    // One place in the queue: who keeps it while a resolver is asked would block everybody.
+    // The limit is one, so a call that holds its permit during a question would block all other
+    // calls.
     let dial = layer.layer(Buffer::new(Once(world.dialer()), 1));
     assert_eq!(call(&dial, chat).await.unwrap().agent, old.agent);
     let new = world.rebuild(ws, &old, Does::Hang);
@@ -422,7 +423,7 @@ async fn a_switch_drops_the_stale_dial_before_it_waits_for_readiness() {
     assert_pending!(pending.poll()); // asks
     sleep(ms(1)).await;
     assert!(pending.is_woken());
-    assert_pending!(pending.poll()); // is told, drops the stale dial, and waits for readiness
+    assert_pending!(pending.poll()); // receives the answer, drops the stale dial, and waits for readiness
     assert_pending!(spawn(dialer.next_request()).poll());
     dialer.allow(1);
     assert!(pending.is_woken());

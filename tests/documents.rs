@@ -1,4 +1,4 @@
-//! The documents for people who change this crate name files, tests and methods that exist.
+//! Checks that the documents for developers name existing files, tests and methods.
 
 use std::{
     fs,
@@ -37,7 +37,8 @@ fn every_file_and_every_test_that_is_named_exists() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// `Type::method`, also in pictures: some file has the type, or an `impl` of it, and the function.
+/// Checks each `Type::method`, in pictures too: one file has the type, or an `impl` of it, and the
+/// function.
 #[test]
 fn every_method_that_is_named_exists() {
     let sources = sources();

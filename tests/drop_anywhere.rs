@@ -1,8 +1,8 @@
-//! Calls and orders dropped at every point where they wait, and what they leave behind: nothing of
-//! their own, and nothing that stands in the way of the next one.
+//! Calls and commands that are dropped at every await point. They leave nothing of their own
+//! behind, and do not obstruct the next call.
 //!
-//! Each case is played again from the start, on a runtime of its own, for every number of polls
-//! until it ends by itself.
+//! Each case is repeated from its start, on a runtime of its own, for every number of polls until
+//! it ends by itself.
 
 use futures_util::{FutureExt, future::BoxFuture};
 use std::{
@@ -30,7 +30,7 @@ fn play<F: Future>(play: F) -> F::Output {
     })
 }
 
-/// When a future is dropped.
+/// The time at which a future is dropped.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Drops {
     /// Within its last poll's turn: no other task runs in between.
@@ -81,19 +81,19 @@ struct Stage {
     ask: DialSession,
     /// Another session of the same workspace.
     other: SessionId,
-    /// What the row may name, before and after.
+    /// The targets that the row may name, before and after.
     may_name: Vec<(WorkspaceId, Option<AgentId>)>,
-    /// Where the session must end up.
+    /// The target of the session at the end.
     ends_at: Target,
-    /// What goes on beside the call.
+    /// The work that runs beside the call.
     beside: Vec<JoinHandle<()>>,
-    /// Makes the world well again.
+    /// Ends all faults of the world.
     heal: Box<dyn Fn(&World) + Send>,
-    /// Gone once nobody holds the layer's state any more.
+    /// Expires when the last reference to the layer's state is dropped.
     alive: Weak<()>,
 }
 
-/// How long store and resolver take.
+/// The latency of the store and the resolver.
 #[derive(Clone, Copy, Debug)]
 struct Slow(u64);
 
@@ -187,7 +187,7 @@ impl Stage {
         (bound.map(|bound| bound.agent), self.world.counts() - before, took)
     }
 
-    /// Ends everything; nothing may be left.
+    /// Closes the layer and asserts that no task is left.
     async fn close(self) {
         self.names_what_was_written();
         let began = Instant::now();
@@ -216,8 +216,8 @@ fn at_most(a: Counts, b: Counts) -> Counts {
     counts(a.d.max(b.d), a.v.max(b.v), a.r.max(b.r), a.w.max(b.w))
 }
 
-/// What an undropped call of a case costs with a fast and with a slow store and resolver, and how
-/// it ends.
+/// The cost and the result of an undropped call of a case, with a fast and with a slow store and
+/// resolver.
 struct Normal {
     fast: Counts,
     slow: Counts,
@@ -228,7 +228,7 @@ fn costs(d: u64, v: u64, r: u64, w: u64) -> Normal {
     Normal { fast: counts(d, v, r, w), slow: counts(d, v, r, w), fails: None }
 }
 
-/// Plays the case undropped, then drops it at every poll.
+/// Runs the case undropped, then drops it at every poll.
 fn drop_everywhere(normal: Normal, stage: impl Fn(Slow) -> BoxFuture<'static, Stage>) {
     for slow in [Slow(0), Slow(5)] {
         let cost = if slow.0 == 0 { normal.fast } else { normal.slow };
@@ -275,7 +275,7 @@ fn drop_everywhere(normal: Normal, stage: impl Fn(Slow) -> BoxFuture<'static, St
 }
 
 /// Drops the call, then closes the layer, or first makes the calls that must be possible, within
-/// those bounds. Says whether the call was dropped before its end.
+/// those bounds. Returns `true` if the call was dropped before its end.
 async fn drop_once(
     stage: BoxFuture<'static, Stage>,
     polls: usize,
@@ -645,8 +645,8 @@ fn timed_out_with_everything_hanging() {
     });
 }
 
-/// A call that waits in the queue of its target, behind one that takes 15 ms. Says whether it was
-/// dropped before its end.
+/// A call that waits in the queue of its target, behind one that takes 15 ms. Returns `true` if it
+/// was dropped before its end.
 async fn drop_queued_once(polls: usize, drops: Drops) -> bool {
     let what = format!("after {polls} polls, {drops:?}");
     let (stage, _, target) = Stage::cached(Slow(0), |builder| builder.max_pending_dials(1)).await;
@@ -693,7 +693,7 @@ fn queued_behind_another_call() {
     }
 }
 
-/// What is ordered in a case.
+/// The command of a case.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Order {
     Retarget,
@@ -774,8 +774,8 @@ async fn drop_order_once(
         return false;
     }
 
-    // An order that was begun is carried out, whoever stops waiting for it. One that was not is
-    // not.
+    // A command that has begun is carried out even if its future is dropped. One that has not begun
+    // is not.
     sleep(ms(11_000)).await;
     stage.world.store.on_all(Fault::None);
     if writes == Fault::Hang || reads == Fault::Hang {
@@ -851,7 +851,7 @@ enum End {
     Committed,
 }
 
-/// Says whether the order was dropped before its end.
+/// Returns `true` if the command was dropped before its end.
 async fn drop_transaction_once(end: End, polls: usize, drops: Drops) -> bool {
     let what = format!("{end:?}, after {polls} polls, {drops:?}");
     let (mut stage, ws, old) = Stage::cached(Slow(0), |builder| builder).await;
@@ -865,7 +865,7 @@ async fn drop_transaction_once(end: End, polls: usize, drops: Drops) -> bool {
     let ordered = polled(ordering, polls, drops).await;
     store.on_writes(Fault::None);
     let dropped = ordered.is_none();
-    // Nobody sees anything before the end.
+    // The retarget is not visible before the commit.
     assert_eq!(stage.world.row(chat).map(|row| row.workspace), Some(ws), "{what}");
     let (called, found, _) = stage.call(chat).await;
     assert_eq!((called.unwrap(), found), (old.agent, counts(1, 0, 0, 0)), "{what}");

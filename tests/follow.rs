@@ -1,5 +1,4 @@
-//! Two processes over one store: what one of them learns of what the other has written, how soon,
-//! and at what cost.
+//! Two processes over one store: which writes of one the other notices, how soon, and at what cost.
 
 use futures_util::{FutureExt, Stream, stream};
 use std::{
@@ -45,14 +44,14 @@ impl Process {
     }
 }
 
-/// Lets the tasks beside this one do what they can do without the clock.
+/// Runs all tasks as far as they can run without the clock.
 async fn settle() {
     for _ in 0..50 {
         yield_now().await;
     }
 }
 
-/// A carrier whose hints the test makes up.
+/// A bus whose hints the test creates.
 #[derive(Clone, Default)]
 struct Radio {
     sent: Arc<Mutex<Vec<Hint>>>,
@@ -114,7 +113,7 @@ impl Hints for Radio {
     }
 }
 
-/// A process that hears the radio, and a session that is bound and cached there.
+/// A process that listens to the bus, and a session that is bound and cached there.
 async fn listening(world: &World) -> (Process, Radio, SessionId, WorkspaceId, Target) {
     let radio = Radio::default();
     let process = Process::new(world, |builder| builder.hints(radio.clone()));
@@ -128,7 +127,7 @@ async fn listening(world: &World) -> (Process, Radio, SessionId, WorkspaceId, Ta
 mod local {
     use super::*;
 
-    /// Two processes that hear each other, with a session that both have cached.
+    /// Two processes that share a bus, and a session that both have cached.
     async fn pair(world: &World) -> ([Process; 2], SessionId, WorkspaceId, Target) {
         let hints = LocalHints::new();
         let processes = [0, 1].map(|_| Process::new(world, |builder| builder.hints(hints.clone())));
@@ -521,8 +520,8 @@ mod heard {
         );
     }
 
-    /// A hint that is late, or of another numbering, must not cost anybody a connection that would
-    /// be there without it.
+    /// A hint that is late, or of another numbering, must not cost a caller a connection that it
+    /// would get without the hint.
     #[tokio::test(start_paused = true)]
     async fn a_generation_that_the_resolver_does_not_reach_turns_no_answer_into_an_error() {
         let world = World::new();
@@ -799,7 +798,7 @@ mod refresh_interval {
         let before = world.counts();
         sleep(ms(30_001)).await;
         assert_eq!(world.counts() - before, counts(0, 0, 3, 0));
-        // Used since then by nobody: a part of them, in one statement.
+        // No row was used since, so one statement reads a part of them.
         sleep(ms(30_000)).await;
         assert_eq!(world.counts() - before, counts(0, 0, 4, 0));
     }
@@ -811,7 +810,7 @@ mod refresh_interval {
         let (ws, old) = world.workspace();
         let chat = world.bind(&process.layer, ws).await;
         let new = world.rebuild(ws, &old, Does::Hang);
-        // Carried out, says the store; but the row was locked by somebody.
+        // The store reports success, but another transaction had locked the row.
         let row = world.row(chat).unwrap();
         process.call(chat).await;
         process.bindings().flush().await;
@@ -987,7 +986,8 @@ mod use_recorded {
         assert_eq!(world.counts() - before, counts(20, 0, 0, 0));
         sleep(ms(60_001)).await;
         assert_eq!(world.counts() - before, counts(20, 0, 0, 1));
-        // Also when nobody was used: that it was recorded all the time is worth knowing.
+        // Even if no session was used, because a purge must know that use was recorded all the
+        // time.
         sleep(ms(60_000)).await;
         assert_eq!(world.counts() - before, counts(20, 0, 0, 2));
     }

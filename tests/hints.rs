@@ -1,4 +1,4 @@
-//! Hints: their text form, and the carrier within one process.
+//! Hints: their text form, and the bus within one process.
 
 use futures_util::{FutureExt, StreamExt};
 use proptest::prelude::*;

@@ -1,4 +1,4 @@
-//! Flush, close, runtimes that end in the middle, a store that panics.
+//! `flush` and `close`, runtimes that shut down, and a store that panics.
 
 use std::{
     future::Future,
@@ -28,7 +28,7 @@ fn start(dial: &Dial, ask: impl Into<DialSession>) -> JoinHandle<Result<Bound<Co
     tokio::spawn(async move { call(&dial, ask).await })
 }
 
-/// Tasks of this runtime that are alive, the test itself not counted.
+/// Returns the number of tasks of this runtime, without the test itself.
 async fn alive() -> usize {
     // Aborted and finished tasks leave when they are next looked at.
     for _ in 0..100 {
@@ -37,13 +37,13 @@ async fn alive() -> usize {
     Handle::current().metrics().num_alive_tasks()
 }
 
-/// Everything that is ready has run, at the price of a millisecond.
+/// Runs all tasks that are ready. It advances the clock by a millisecond.
 async fn settled() {
     sleep(ms(1)).await;
 }
 
-/// So many sessions of one workspace whose repair is on its way to a store that does as told: each
-/// one's own, or one of all their rows.
+/// Sessions of one workspace whose repairs are under way to a store with a given fault: own
+/// repairs, or one group repair.
 struct Repairing {
     writes: Writes,
     world: World,
@@ -94,12 +94,12 @@ impl Repairing {
         (self.world.counts() - self.before).w
     }
 
-    /// The repairs that were begun: of each one statement an attempt.
+    /// Returns the number of repairs, each of which sends one statement per attempt.
     fn repairs(&self) -> usize {
         if self.writes == Writes::Own { self.bound.len() } else { 1 }
     }
 
-    /// How many rows name the new agent.
+    /// Returns how many rows name the new agent.
     fn written(&self) -> usize {
         self.bound
             .iter()
@@ -505,7 +505,7 @@ fn a_runtime_that_shuts_down_with_pending_work_affects_no_other_runtime() {
         world.rebuild(ws, &old, Does::Fail(ms(0)));
         world.store.on_all(Fault::Hang);
         let bound = call(&dial, chat).await.unwrap();
-        // A repair, a validation with a hanging dial in front of it, a read, an order.
+        // A repair, a validation of a hanging dial, a read, and a command.
         world.does(&target, Does::Hang);
         world.says(asked, Says::Hangs);
         let (before, writes, reads) = (world.counts().v, world.counts().w, world.counts().r);
@@ -643,7 +643,7 @@ async fn after_a_command_in_which_the_store_panicked_the_row_is_read_at_each_cal
     let error = bindings.reset_workspace(ws).await.unwrap_err();
     assert_eq!((error.kind(), error.session()), (&ErrorKind::OutcomeUnknown, None));
 
-    // Nobody knows what a store did before it panicked.
+    // The effect of a store that panicked is unknown.
     let before = world.counts();
     for n in 1..=3 {
         assert_eq!(call(&dial, chat).await.unwrap().agent, old.agent);

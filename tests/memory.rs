@@ -1,6 +1,6 @@
-//! What a cached binding costs in memory, counted by the allocator.
+//! The memory of a cached binding, counted by the allocator.
 //!
-//! For a million of them: `cargo test --release --test memory -- --ignored --nocapture`.
+//! For a million bindings: `cargo test --release --test memory -- --ignored --nocapture`.
 
 use futures_util::{Stream, stream};
 use std::{

@@ -1,6 +1,6 @@
-//! Two replicas over one PostgreSQL, thousands of sessions, rebuilds and orders at random moments:
-//! in the end everybody is right, with hints, without, and with hints that get lost, doubled and
-//! reordered. What that costs is counted.
+//! Two replicas over one PostgreSQL, with thousands of sessions, and rebuilds and commands at
+//! random times: in the end, both replicas dial the right agents, with hints, without hints, and
+//! with hints that are lost, doubled and reordered. The tests count the cost.
 #![cfg(feature = "postgres")]
 
 use futures_util::{Stream, future::join_all};
@@ -90,7 +90,8 @@ struct Replica {
 }
 
 impl Replica {
-    /// One call of each session. Says how many did not get to the current agent of their workspace.
+    /// Makes one call of each session. Returns how many did not reach the current agent of their
+    /// workspace.
     async fn calls_each(&self, scene: &Scene) -> usize {
         let mut elsewhere = 0;
         for session in scene.sessions.keys() {
@@ -182,7 +183,7 @@ async fn scene(reader: &PostgresStore) -> Scene {
     Scene { world, current, sessions, ordered: BTreeSet::new() }
 }
 
-/// Rebuilds and orders. Says how many orders were given.
+/// Rebuilds workspaces and gives commands. Returns the number of commands.
 async fn what_happens(scene: &mut Scene, replicas: &[Replica], dice: &mut Dice) -> u64 {
     let workspaces: Vec<_> = scene.current.keys().copied().collect();
     let sessions: Vec<_> = scene.sessions.keys().copied().collect();
@@ -209,8 +210,8 @@ async fn what_happens(scene: &mut Scene, replicas: &[Replica], dice: &mut Dice) 
         if last.is_none() && dice.below(2) == 0 {
             scene.world.does(old, Does::Fail(Duration::ZERO));
         } else {
-            // Whoever dials the old one gets a connection: only the replica that is told can know,
-            // and who hears of it.
+            // The old agent still accepts connections, so only a replica that gave the command or
+            // received its hint knows of the change.
             replicas[dice.below(replicas.len())].layer.bindings().revalidate_workspace(workspace);
         }
         scene.current.insert(workspace, new);
@@ -227,7 +228,7 @@ fn costs(scene: &Scene, replicas: &[Replica]) -> [u64; 4] {
     [scene.world.counts().v, sum(Tap::rows_read), sum(Tap::writes), sum(Tap::group_writes)]
 }
 
-/// `checks` says whether rows are read again in the background; else only hints tell.
+/// If `checks` is set, rows are read again in the background. Otherwise, only hints report changes.
 async fn in_the_end_everybody_is_right(
     name: &str,
     checks: bool,
@@ -280,7 +281,7 @@ async fn in_the_end_everybody_is_right(
     stop.store(true, Ordering::Relaxed);
     let turns: u64 = load.join_all().await.into_iter().sum();
 
-    // Whoever was told of a rebuild and has not dialed since then finds out.
+    // A replica that received a hint of a rebuild and has not dialed since validates now.
     for replica in &replicas {
         replica.calls_each(&scene).await;
     }
@@ -320,7 +321,7 @@ async fn in_the_end_everybody_is_right(
         group_writes <= processes * REBUILDS * (statements + 1),
         "and writes its rows in as few statements as it takes"
     );
-    // The order, its session's first bind by each process, and now and then a row that was bound
+    // The command, its session's first bind by each process, and now and then a row that was bound
     // while a group was written.
     assert!(written - group_writes <= 4 * orders);
     match name {

@@ -1,5 +1,5 @@
-//! Two processes over one store, without hints: a workspace is reset by one of them while the other
-//! still knows greater generations.
+//! Two processes over one store, without hints: one resets a workspace while the other knows
+//! greater generations.
 
 use support::*;
 use tower_bound_agent::{
@@ -7,7 +7,7 @@ use tower_bound_agent::{
     store::{BindingStore, MemoryStore},
 };
 
-/// A process: a layer over its own way to the store.
+/// A process: a layer over its own connection to the store.
 struct Process {
     store: Tap<MemoryStore>,
     layer: BoundAgentLayer,

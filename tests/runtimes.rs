@@ -1,5 +1,4 @@
-//! Runtimes that are alive and not driven: what hangs on them is begun anew by whoever waits for it
-//! elsewhere.
+//! Runtimes that exist and are not driven: a waiter on another runtime begins the work again.
 //!
 //! Each runtime has a paused clock of its own.
 
@@ -91,8 +90,7 @@ fn a_validation_on_an_undriven_runtime_is_begun_again() {
         call(&dial, chats[0]).await.unwrap();
         assert_eq!(begin.elapsed(), ms(0));
     });
-    // `current` as well.
-    // At an instant of the clock that goes ahead.
+    // `current` as well. At an instant of the clock that goes ahead.
     driven.block_on(async {
         sleep(ms(1)).await;
         layer.bindings().revalidate_workspace(ws);

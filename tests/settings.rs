@@ -1,4 +1,4 @@
-//! The builder: what contradicts what, what the defaults are, what zero means.
+//! The builder: contradictions, defaults, and the meaning of zero.
 
 use std::error::Error as _;
 use support::*;
@@ -24,7 +24,7 @@ fn accepted(set: impl FnOnce(BoundAgentBuilder) -> BoundAgentBuilder) {
     set(World::new().builder()).build().expect("settings that go together");
 }
 
-/// The error names both, in its text and for a program.
+/// Asserts that the error names both settings, in its text and in `settings`.
 fn names(error: &BuildError, first: &str, second: &str) {
     assert_eq!(error.settings(), [first, second], "{error}");
     let text = error.to_string();

@@ -1,4 +1,4 @@
-//! A store around another one, and several layers over one store in memory.
+//! Stores that wrap another one, and several layers over one memory store.
 
 use futures_util::TryStreamExt;
 use std::sync::Arc;
@@ -116,7 +116,7 @@ async fn a_layer_notices_commands_of_another_layer_over_the_same_memory_store() 
     }
 }
 
-/// As before: nobody else can have written anything.
+/// The refresh is off, because no other layer writes the store.
 #[tokio::test(start_paused = true)]
 async fn a_single_layer_over_a_memory_store_refreshes_nothing() {
     let world = World::new();

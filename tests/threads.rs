@@ -1,7 +1,7 @@
-//! Many threads at once, on the real clock: what one thread has been told holds for what any thread
-//! begins after that.
+//! Many threads on the real clock: a result that one thread has received holds for every call that
+//! any thread begins afterwards.
 //!
-//! Bounded by counts. Nothing here depends on how fast anything is.
+//! The tests are bounded by counts, and do not depend on the speed of the machine.
 
 use std::sync::{
     Arc,
@@ -15,7 +15,7 @@ const WORKSPACES: usize = 4;
 const CHATS: usize = 32;
 const ROUNDS: usize = 150;
 
-/// A workspace that is rebuilt all the time. The agents of its former builds go on answering.
+/// A workspace that is rebuilt all the time. The agents of former builds still answer.
 struct Site {
     id: WorkspaceId,
     /// The greatest generation that a connection was returned to.
@@ -89,8 +89,7 @@ async fn no_session_goes_back_behind_a_target_that_another_one_was_returned() {
     assert_eq!(layer.bindings().close(ms(5_000)).await, 0);
 }
 
-/// Each session is pointed here and there by orders, while others crowd it out of a cache that is
-/// too small.
+/// Commands retarget each session, while other sessions evict it from a cache that is too small.
 async fn orders(capacity: u64) {
     let world = World::new();
     let layer = world.builder().cache_capacity(capacity).build().unwrap();
@@ -105,7 +104,7 @@ async fn orders(capacity: u64) {
             for round in 0..ROUNDS {
                 let id = ids[(n + round) % WORKSPACES];
                 bindings.retarget(chat, id).await.unwrap();
-                // Others of the same session, begun before and after the order, in the way.
+                // Other calls of the same session, begun before and after the command.
                 let late = tokio::spawn({
                     let dial = dial.clone();
                     async move { call(&dial, chat).await }

@@ -14,7 +14,7 @@ fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-/// Lets everything run that can run without the clock.
+/// Runs all tasks as far as they can run without the clock.
 async fn settled() {
     for _ in 0..100 {
         tokio::task::yield_now().await;

@@ -1,4 +1,4 @@
-//! Orders: what they write and what they move.
+//! Commands: the rows that they write and the calls that they move.
 
 use crate::{at, settled, start};
 use std::sync::{Arc, Mutex};
@@ -39,7 +39,8 @@ async fn a_pending_call_moves_at_the_instant_of_the_command() {
         assert_eq!(bound.outcome().kind, OutcomeKind::FirstBind);
         assert_eq!((bound.outcome().dials, bound.outcome().decided_in), (2, ms(100)));
         assert_eq!(layer.bindings().flush().await, 0);
-        // The order and the first bind; a question only if nobody here knew the workspace.
+        // The command and the first bind; a question only if this process did not know the
+        // workspace.
         assert_eq!(world.counts() - before, counts(2, u64::from(!known), 0, 2));
         assert_eq!((world.live_dials(), world.live_connections()), (0, 1));
         let last = world.dialed().pop().unwrap();
@@ -99,8 +100,8 @@ async fn a_connection_to_the_old_workspace_is_dropped_if_the_command_lands_while
     let layer = world.layer();
     let chat = world.bind(&layer, ws).await;
 
-    // The end of a transaction is the one order that lands at once, so it can be put inside of a
-    // poll.
+    // The end of a transaction is the only command that takes effect at once, so it can be put
+    // inside a poll.
     let mut transaction = Staged::default();
     let guard =
         layer.bindings().retarget_in(&world.store, &mut transaction, chat, other).await.unwrap();
@@ -137,7 +138,7 @@ async fn no_living_old_agent_is_returned_to_a_call_that_began_before_the_command
     let chat = world.bind(&layer, ws).await;
     world.does(&old, Does::Answer(ms(100)));
 
-    // The order is under way when the dial ends, and known one millisecond later or earlier.
+    // The command is under way when the dial ends, and known one millisecond later or earlier.
     for (takes, expected) in [(99, target.agent), (101, old.agent)] {
         let begin = Instant::now();
         let under_way = start(&world.dial(&layer), chat);
@@ -451,7 +452,7 @@ async fn calls_under_way_follow_a_reset_at_once() {
     assert_eq!((world.live_dials(), world.live_connections()), (0, 0));
 }
 
-/// A call whose row, one of two in the workspace, is read before the order and comes after it.
+/// A call whose row, one of two in the workspace, is read before the command and arrives after it.
 async fn read_before_the_order_to_reset(
     world: &World,
     layer: &BoundAgentLayer,

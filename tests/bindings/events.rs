@@ -1,4 +1,4 @@
-//! What an observer sees.
+//! The events that an observer receives.
 
 use std::sync::{Arc, Mutex};
 use support::*;
@@ -168,7 +168,7 @@ async fn an_observer_sees_every_kind_of_event() {
     sleep(ms(200)).await;
     assert_eq!(log.take(), [format!("all repaired {}: Written", new.agent)]);
 
-    // And what was given up when the layer was closed.
+    // And the repair that failed when the layer was closed.
     let (second, there) = world.workspace();
     let other = world.bind(&layer, second).await;
     let there_too = world.agent(Some(1));

@@ -1,4 +1,5 @@
-//! Orders whose store does not answer: what is said, what is read, and that nothing is sent twice.
+//! Commands whose store does not answer: their result, the reads that follow, and that no command
+//! is sent twice.
 
 use crate::at;
 use std::sync::Arc;

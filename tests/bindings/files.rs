@@ -1,4 +1,4 @@
-//! The order inside of a transaction of a real SQLite file.
+//! Commands inside a transaction of a SQLite file.
 
 use crate::{start, transactions::Case};
 use support::*;
@@ -145,7 +145,7 @@ async fn a_guard_that_is_dropped_with_its_transaction_costs_one_read_per_call() 
         assert_eq!(file.call().await.agent, file.case.old.agent);
         assert_eq!(file.tap.reads(), reads + n);
     }
-    // A later order of this process shows a greater revision, and that ends the doubt.
+    // A later command of this process writes a greater revision, which ends the doubt.
     file.case.layer.bindings().retarget(file.case.chat, file.case.other).await.unwrap();
     for _ in 0..3 {
         assert_eq!(file.call().await.agent, file.case.new.agent);

@@ -1,5 +1,5 @@
-//! Sessions without an agent, without a record, with a parent; many calls at once; a store that is
-//! down.
+//! Sessions without an agent, without a record, and with a parent; concurrent calls; a store that
+//! is down.
 
 use crate::{settled, start};
 use std::{collections::HashSet, error::Error as _};
@@ -43,7 +43,7 @@ async fn an_unbound_session_dials_a_target_that_another_session_has_learned() {
     let dial = world.dial(&layer);
     world.bind(&layer, ws).await;
 
-    // Cold: its row is read, nobody is asked.
+    // Cold: the row is read, and no question is asked.
     let cold = session();
     world.store.elsewhere().retarget(cold, ws).await.unwrap();
     let before = world.counts();
@@ -52,7 +52,7 @@ async fn an_unbound_session_dials_a_target_that_another_session_has_learned() {
     assert_eq!(layer.bindings().flush().await, 0);
     assert_eq!(world.counts() - before, counts(1, 0, 1, 1));
 
-    // Cached: by order.
+    // Cached by a command.
     let cached = session();
     layer.bindings().retarget(cached, ws).await.unwrap();
     let before = world.counts();
@@ -699,8 +699,7 @@ async fn a_target_served_without_the_store_is_written_into_unbound_rows_only() {
     }
 }
 
-/// Another call that has waited for the same write fails first, after which nobody tries to write
-/// any more.
+/// Another call that waited for the same write fails first, and then no call tries to write again.
 #[tokio::test(start_paused = true)]
 async fn no_call_counts_a_row_as_created_that_could_not_be_created() {
     let world = World::new();

@@ -1,4 +1,4 @@
-//! Doubts by hand, reports, answers for a page.
+//! `revalidate_workspace`, `report_stale` and `current`.
 
 use crate::{at, events::Log, settled, start};
 use support::*;
@@ -78,7 +78,7 @@ async fn a_doubt_is_answered_once() {
     let dial = world.dial(&layer);
     let chat = world.bind(&layer, ws).await;
     layer.bindings().revalidate_workspace(ws);
-    layer.bindings().revalidate_workspace(workspace()); // nobody uses that one
+    layer.bindings().revalidate_workspace(workspace()); // an unused workspace
     let before = world.counts();
     for _ in 0..3 {
         assert_eq!(call(&dial, chat).await.unwrap().agent, target.agent);

@@ -1,4 +1,4 @@
-//! Housekeeping through the handle: batches, errors that pass, and such that do not.
+//! Purges through the handle: batches, temporary errors, and lasting ones.
 
 use crate::at;
 use std::{

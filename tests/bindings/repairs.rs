@@ -1,4 +1,4 @@
-//! What a repair does that has lost the compare-and-swap: every case of it.
+//! Repairs that lose the compare-and-swap, case by case.
 
 use crate::{at, settled};
 use std::sync::Arc;
@@ -142,7 +142,7 @@ async fn a_winner_of_a_greater_generation_is_adopted() {
     assert!(!case.superseded().await, "nobody here knows yet");
     case.ended(Repair::Lost, 1).await;
     assert_eq!(case.world.row(case.chat), Some(row));
-    // The connection stays the caller's, and the caller is told.
+    // The connection stays the caller's, and `superseded` resolves.
     assert_eq!(case.bound.agent, case.new.agent);
     assert!(case.superseded().await);
     let (cost, bound) = case.next().await;
@@ -357,7 +357,7 @@ async fn a_connection_that_waits_for_its_repair_follows_a_command() {
             "{writes:?}"
         );
         assert_eq!((world.live_dials(), world.live_connections()), (0, 1));
-        // What was ordered is what is in the row.
+        // The row holds the target of the command.
         let row = world.row(chat).unwrap();
         assert_eq!((row.workspace, row.target.as_deref()), (other, Some(&target)));
     }

@@ -1,4 +1,4 @@
-//! The end of a binding, as the handle of a connection tells it.
+//! `BoundHandle::superseded`.
 
 use crate::settled;
 use support::*;
@@ -10,12 +10,12 @@ use tower_bound_agent::{
     BoundAgentLayer, BoundHandle, DialSession, Resolution, SessionId, WorkspaceId,
 };
 
-/// Whether a binding has ended by now.
+/// Returns `true` if the binding is superseded.
 async fn has_ended(handle: &BoundHandle) -> bool {
     timeout(ms(1), handle.superseded()).await.is_ok()
 }
 
-/// Waits for the end of a binding; says when it came.
+/// Waits until the binding is superseded, and returns the time.
 fn watch(handle: &BoundHandle) -> JoinHandle<Instant> {
     let superseded = handle.superseded();
     tokio::spawn(async move {

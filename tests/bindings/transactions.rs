@@ -1,5 +1,4 @@
-//! The order inside of the caller's own transaction: nothing is known before its end, everything at
-//! its end.
+//! Commands inside the caller's own transaction: they take effect at its end, and not before.
 
 use crate::{at, start};
 use support::*;
@@ -8,7 +7,7 @@ use tower_bound_agent::{
     BoundAgentLayer, ErrorKind, OutcomeKind, Retargeted, SessionId, Target, WorkspaceId,
 };
 
-/// A session that is bound in one workspace and about to be pointed at another one.
+/// A session that is bound in one workspace and about to be retargeted to another one.
 pub(crate) struct Case {
     pub(crate) world: World,
     pub(crate) layer: BoundAgentLayer,

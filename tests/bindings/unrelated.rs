@@ -1,5 +1,5 @@
-//! What happens to other sessions wakes nobody, costs no read and ends no call, however little the
-//! cache can keep.
+//! A change of one session wakes no other one, costs others no read and ends no call of theirs,
+//! however small the cache is.
 
 use crate::settled;
 use std::{
@@ -29,7 +29,7 @@ impl<F: Future> Future for Polled<F> {
     }
 }
 
-/// Waits for the end of each binding, and counts the polls of all these waits.
+/// Waits until each binding is superseded, and counts the polls of all these waits.
 fn watch(handles: &[BoundHandle]) -> (Vec<JoinHandle<()>>, Arc<AtomicUsize>) {
     let polls = Arc::<AtomicUsize>::default();
     let watch = |handle: &BoundHandle| {
@@ -109,8 +109,8 @@ async fn handles_whose_rows_were_evicted_read_nothing_for_others() {
             "{capacity}"
         );
 
-        // Its own is noticed all the same: also by who asks only later, and after the row has left
-        // the cache again.
+        // A change of its own is noticed, even by a wait that begins later, and after the row has
+        // left the cache again.
         layer.bindings().retarget(chats[7], elsewhere).await.unwrap();
         layer.bindings().forget(chats[8]).await.unwrap();
         for other in &others {

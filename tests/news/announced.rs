@@ -1,4 +1,4 @@
-//! What a control plane says and asks of a workspace.
+//! `announce` and `validate_workspace`.
 
 use super::*;
 use futures_util::FutureExt;

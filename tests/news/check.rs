@@ -1,5 +1,5 @@
-//! The rows that are read again in the background: which, by how many statements, and what becomes
-//! of those that cannot be read.
+//! The background refresh: which rows it reads, in how many statements, and its treatment of
+//! unreadable rows.
 
 use super::*;
 
@@ -39,7 +39,7 @@ async fn one_unreadable_row_of_20_000_does_not_hide_other_rows() {
     assert!((10 + 20..=10 + 22).contains(&read), "{read} statements");
     assert_eq!(left_behind(&process, &chats, elsewhere).await, 1);
 
-    // From then on it is read alone, beside a part of the rows that nobody uses.
+    // From then on, it is read alone, beside a part of the unused rows.
     let before = world.counts();
     sleep(ms(30_000)).await;
     assert_eq!((world.counts() - before).r, 2);
@@ -241,8 +241,7 @@ mod events {
     }
 }
 
-/// How long a check keeps its thread from other tasks, as a task sees it that does nothing but
-/// yield.
+/// Measures how long a check blocks its thread, as seen by a task that only yields.
 #[test]
 #[ignore = "a measurement; best with --release"]
 fn measures_how_long_a_check_blocks_its_thread() {

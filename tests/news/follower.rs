@@ -1,5 +1,5 @@
-//! What is heard: streams that never pause, generations that nobody reaches, gaps, and hints beside
-//! a check.
+//! The follower: streams that never pause, generations that are never reached, gaps, and hints
+//! beside a check.
 
 use super::*;
 use futures_util::{Stream, stream};
@@ -9,7 +9,7 @@ use tower_bound_agent::{
     hints::{About, Heard, Hint, Hints},
 };
 
-/// A carrier whose hints the test makes up.
+/// A bus whose hints the test creates.
 #[derive(Clone, Default)]
 struct Radio(Arc<Mutex<Vec<mpsc::UnboundedSender<Heard>>>>);
 
@@ -42,7 +42,7 @@ impl Hints for Radio {
     }
 }
 
-/// A carrier that always has something to say.
+/// A bus whose stream is always ready.
 struct Chatter;
 
 impl Hints for Chatter {

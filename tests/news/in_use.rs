@@ -1,4 +1,4 @@
-//! Sessions in use: who is listed, what is recorded, when an agent is drained.
+//! Sessions in use: `in_use`, recorded use, and `drained`.
 
 use super::*;
 use futures_util::{FutureExt, TryStreamExt};

@@ -1,5 +1,5 @@
-//! How news reaches those who hold or wait: rows that are read again, doubts, announcements,
-//! sessions in use.
+//! News for held connections and waiting handles: the background refresh, doubts, announcements,
+//! and sessions in use.
 
 mod announced;
 mod check;
@@ -45,7 +45,7 @@ impl Process {
     }
 }
 
-/// Lets the tasks beside this one do what they can do without the clock.
+/// Runs all tasks as far as they can run without the clock.
 async fn settle() {
     for _ in 0..50 {
         yield_now().await;
@@ -71,7 +71,7 @@ async fn used(
     chats
 }
 
-/// Waits for the end of a binding; says when it came.
+/// Waits until a binding is superseded, and returns the time.
 fn watch(handle: &BoundHandle) -> JoinHandle<Instant> {
     let superseded = handle.superseded();
     tokio::spawn(async move {

@@ -1,10 +1,9 @@
-//! Connections that nobody uses, and handles that wait: what makes them hear of a rebuild, and what
-//! that costs.
+//! Idle connections and waiting handles: how they learn of a rebuild, and at what cost.
 
 use super::*;
 use tower_bound_agent::{Resolution, hints::LocalHints};
 
-/// Two processes that hear each other, and a session that both have cached.
+/// Two processes that share a bus, and a session that both have cached.
 async fn pair(world: &World) -> ([Process; 2], SessionId, WorkspaceId, Target) {
     let hints = LocalHints::new();
     let processes = [0, 1].map(|_| Process::new(world, |builder| builder.hints(hints.clone())));
@@ -171,7 +170,7 @@ async fn a_resolver_that_lags_behind_a_hint_is_asked_again_soon() {
     let superseded = watch(&there.call(chat).await.into_parts().1);
     settle().await;
     let new = world.agent(Some(2));
-    // Known to whoever has built it, and not to the resolver yet.
+    // The control plane knows the target, and the resolver does not yet.
     let began = Instant::now();
     assert!(here.bindings().announce(ws, new.clone()));
     settle().await;

@@ -1,4 +1,4 @@
-//! When the resolver is asked again, and that the workspace shares it.
+//! The intervals of validations, which the calls of a workspace share.
 
 use crate::scene::*;
 use support::*;
@@ -162,7 +162,7 @@ async fn calls_that_hang_since_different_times_share_later_questions() {
         sleep(ms(50)).await;
     }
     sleep(Duration::from_secs(28)).await;
-    // Each has a doubt of its own to ask about. Whoever asks then asks for all.
+    // Each call has its own doubt. From then on, one question answers all of them.
     let own = (0..20).map(|i| 250 + 50 * i);
     let together = [1_200 + 2_000, 3_200 + 4_000, 7_200 + 8_000];
     let asked: Vec<_> =

@@ -1,4 +1,4 @@
-//! At most three dials a call, one at a time; and row 17.
+//! At most three dials in a call, one at a time; and row 17.
 
 use crate::scene::*;
 use support::*;

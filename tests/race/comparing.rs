@@ -1,4 +1,4 @@
-//! Comparing an answer with what is dialed.
+//! Comparison of an answer with the dialed target.
 
 use crate::scene::*;
 use std::sync::Arc;
@@ -304,7 +304,7 @@ async fn a_hint_before_the_call_asks_in_parallel_with_its_dial() {
 
 #[tokio::test(start_paused = true)]
 async fn a_row_is_as_old_as_the_beginning_of_its_read() {
-    // Nothing but time orders the row against the answer, and the replaced agent goes on answering.
+    // Only time orders the row and the answer, and the replaced agent still answers.
     let s = Scene::new(None).await;
     let replaced = s.world.agent(None);
     let chat = session();

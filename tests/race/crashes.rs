@@ -102,7 +102,7 @@ async fn row_26_a_resolver_that_panics_is_a_resolver_that_failed() {
             let dial = s.world.dial(&s.layer);
             calls.spawn(async move { timed(call(&dial, chat)).await });
         }
-        // Everybody waits for the one flight that crashes, and everybody is told.
+        // All calls wait for the one flight that panics, and all receive its failure.
         for (took, error) in calls.join_all().await {
             let error = error.unwrap_err();
             assert_eq!((took, error.kind()), (ms(60), &ErrorKind::Unreachable { newer: None }));
@@ -120,7 +120,7 @@ async fn row_26_a_resolver_that_panics_is_a_resolver_that_failed() {
     }
 }
 
-/// Panics in the verb that it is told to, a number of times.
+/// A store that panics in one verb, a given number of times.
 struct Touchy<R> {
     resolver: R,
     clone: Arc<AtomicU8>,
@@ -269,7 +269,7 @@ async fn a_readiness_error_in_a_cold_call_ends_it_without_question_and_dial() {
         sleep(Duration::from_secs(60)).await;
         assert_eq!(s.did().await, counts(0, 0, 1, 0));
 
-        // It is no evidence: the next call through a good service asks nobody.
+        // The error is no evidence: the next call through a working service asks no question.
         call(&s.world.dial(&layer), s.chat).await.unwrap();
         assert_eq!(s.did().await, counts(1, 0, 0, 0));
     }

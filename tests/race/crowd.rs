@@ -70,7 +70,7 @@ async fn row_16_after_a_rebuild_one_question_serves_all_sessions() {
             assert_eq!((took, agent), (ms(250), Ok(new.agent)));
         }
         crowd.s.layer.bindings().flush().await;
-        // One statement for everybody.
+        // One statement repairs all rows.
         assert_eq!(crowd.s.did().await, counts(2 * N, 1, 0, 1));
         assert_eq!(crowd.s.world.most_validating(), 1);
         crowd.all_written_once(&before, &new);

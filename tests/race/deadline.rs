@@ -1,4 +1,5 @@
-//! Row 14: the one bound over dials, readiness waits and restarts, and how its error is classified.
+//! Row 14: the time limit over dials, waits for readiness and restarts, and the verdict in its
+//! error.
 
 use crate::scene::*;
 use std::task::{Context, Poll};
@@ -15,7 +16,8 @@ fn timed_out(last: LastVerdict) -> ErrorKind {
     ErrorKind::TimedOut { last }
 }
 
-/// The call hangs until the timeout; nobody is asked at the deadline, and nothing is left.
+/// Asserts that the call hangs until the timeout, asks no question at the deadline, and leaves
+/// nothing behind.
 async fn hangs(s: &Scene, last: LastVerdict) {
     let begin = Instant::now();
     let (took, error) = s.call().await;

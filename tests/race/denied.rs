@@ -1,5 +1,4 @@
-//! Row 5: the resolver says that there is nothing to dial, and the row is read again before that
-//! ends a call.
+//! Row 5: the resolver denies the workspace, and the row is read again before the call ends.
 
 use crate::scene::*;
 use support::*;
@@ -132,9 +131,9 @@ async fn row_5_a_read_that_began_before_the_verdict_does_not_count() {
         s.old_does(Does::Hang);
         s.says(Says::Is(Resolution::Stopped));
         s.world.store.on_reads(Fault::SlowAnswer(ms(200)));
-        // Somebody who names another workspace makes the row be read at 200; the newer target comes
-        // at 240, the verdict at 250. The read of 200 answers at 400 and knows nothing of it; the
-        // next one does.
+        // A call that names another workspace reads the row at 200; the newer target comes at 240,
+        // the verdict at 250. The read of 200 answers at 400 and knows nothing of it; the next one
+        // does.
         let dial = s.world.dial(&s.layer);
         let reads_early = async {
             let mistaken = call(&dial, DialSession::new(s.chat).in_workspace(elsewhere));

@@ -1,4 +1,4 @@
-//! Rows 13 and 15: a caller that goes away, and what that leaves behind.
+//! Rows 13 and 15: callers that drop their call, and the doubts that remain.
 
 use crate::scene::*;
 use support::*;
@@ -286,8 +286,8 @@ async fn a_call_dropped_while_it_waits_for_the_dial_service_leaves_no_doubt() {
 
 #[tokio::test(start_paused = true)]
 async fn a_first_bind_does_not_silence_the_doubt_of_a_dropped_dial() {
-    // The resolver named the agent a moment ago, but nobody had doubted it: only a doubt that ended
-    // in "same" is silent.
+    // The resolver named the agent a moment ago, but there was no doubt: only a doubt that ended in
+    // "same" is silent.
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let new = s.rebuild();

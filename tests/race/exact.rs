@@ -1,5 +1,4 @@
-//! Exact interleavings: every step of the dialer, of the resolver and of the call is made by the
-//! test.
+//! Exact interleavings: the test makes every step of the dialer, of the resolver and of the call.
 
 use crate::scene::settled;
 use std::{
@@ -26,7 +25,7 @@ use tower_bound_agent::{
 };
 use tower_test::mock::{self, Handle, Mock, SendResponse};
 
-/// A connection: who else holds it shows whether it was dropped.
+/// A connection, whose reference count shows whether it was dropped.
 type Line = Arc<AgentId>;
 
 struct Bench {
@@ -152,7 +151,7 @@ async fn a_dial_that_answers_before_the_verdict_has_landed_is_used() {
         advance(ms(250)).await;
         assert_pending!(call.poll());
         let question = b.asked().await;
-        // The answer is sent, but nobody has read it when the call is polled.
+        // The answer was sent, but not processed when the call is polled.
         question.send_response(Resolution::Running(new.clone()));
         dial.send_response(line(&b.old).1);
         let bound = assert_ready_ok!(call.poll());
@@ -160,7 +159,7 @@ async fn a_dial_that_answers_before_the_verdict_has_landed_is_used() {
         let mut superseded = task::spawn(bound.handle().superseded());
         assert_pending!(superseded.poll());
 
-        // It lands, the caller is told, and the next call dials the new agent.
+        // The validation ends, and the next call dials the new agent.
         settled().await;
         assert!(superseded.is_woken());
         assert_ready!(superseded.poll());
@@ -421,8 +420,8 @@ async fn an_overtaken_answer_is_asked_for_again() {
         let (new, newer) = (later(generation), later(generation.map(|generation| generation + 1)));
         b.asked().await.send_response(Resolution::Running(new.clone()));
         settled().await;
-        // It has landed. Before the call is polled again somebody learns of the next build, and
-        // that is doubted at once.
+        // The validation has ended. Before the call is polled again, another call learns of the
+        // next build, and that is doubted at once.
         advance(ms(1)).await;
         b.layer.bindings().revalidate_workspace(b.ws);
         let bindings = b.layer.bindings();
@@ -584,7 +583,7 @@ async fn a_question_under_way_during_a_reset_is_asked_again() {
     settled().await;
     assert_pending!(call.poll());
     b.nothing_more().await;
-    // Its answer was judged by what was known before the order.
+    // The answer was compared with the state before the command.
     question.send_response(Resolution::Running(new.clone()));
     settled().await;
     assert_pending!(call.poll());
@@ -624,7 +623,7 @@ async fn a_waiting_call_is_polled_only_after_a_change() {
     b.nothing_more().await;
 }
 
-/// A dialer whose dials count how often they are polled, and are ready when they are told.
+/// A dialer whose dials count their polls and become ready on request.
 #[derive(Clone, Default)]
 struct Counted {
     polls: Arc<AtomicUsize>,

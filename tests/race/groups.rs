@@ -1,5 +1,4 @@
-//! Repairing all rows of a workspace that are behind: which rows, by how many statements, and what
-//! that saves.
+//! Group repairs: which rows they write, in how many statements, and what they save.
 
 use crate::scene::*;
 use support::*;
@@ -205,7 +204,7 @@ enum Order {
 
 const ORDERS: [Order; 3] = [Order::Retarget, Order::Unbind, Order::Forget];
 
-/// Another process carries out an order; the row as it is from then on.
+/// Carries out a command in another process, and returns the row that it wrote.
 async fn ordered_elsewhere(s: &Scene, chat: SessionId, order: Order) -> Option<Binding> {
     let store = s.world.store.elsewhere();
     match order {
@@ -230,7 +229,7 @@ async fn a_command_of_another_process_survives_and_costs_nothing() {
             let (new, before) = (s.rebuild(), rows(&s, &[chats[0], chats[2]]));
             s.call().await.1.unwrap();
             assert_eq!(s.did().await, counts(2, 1, 0, 1));
-            // Here nobody knows of the order yet.
+            // This process does not know of the command yet.
             let from = s.old.clone().into();
             assert_eq!(
                 at_once(&s, chats[1], &new).await,
@@ -240,7 +239,7 @@ async fn a_command_of_another_process_survives_and_costs_nothing() {
             assert_eq!(s.did().await, counts(2, 0, 0, 0));
             assert_eq!(s.world.row(chats[1]), ordered, "{order:?}");
             written_once(&s, &before, &new);
-            // Who looks finds it out.
+            // A read of the row shows the command.
             assert_eq!(s.layer.bindings().get(chats[1]).await.unwrap(), ordered, "{order:?}");
             assert_eq!(s.did().await, counts(0, 0, 1, 0));
         }

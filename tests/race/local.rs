@@ -1,4 +1,4 @@
-//! Row 49: an error of our own making is no evidence about any agent.
+//! Row 49: an error of this process is no evidence about an agent.
 
 use crate::scene::*;
 use std::{error::Error as _, io};

@@ -1,6 +1,8 @@
-//! The race, case by case: what is dialed, asked, read and written, when, and what the caller gets.
+//! The race, case by case: dials, questions, reads and writes, their times, and the result of the
+//! call.
 //!
-//! One module a subject; the numbers in the names are the rows of the table of what must hold.
+//! Each module has one subject. The numbers in the names are the rows of "What must hold" in
+//! ARCHITECTURE.md.
 
 mod alternating;
 mod asking;

@@ -1,4 +1,4 @@
-//! Rows 18 and 19: a repair that cannot be written, and one that somebody else was faster than.
+//! Rows 18 and 19: a repair that cannot be written, and one that loses the compare-and-swap.
 
 use crate::scene::*;
 use std::sync::Arc;
@@ -245,7 +245,7 @@ async fn lost_to(s: &mut Scene) -> (tower_bound_agent::Bound<Conn>, Target) {
     (bound, new)
 }
 
-/// A connection that was returned stays the caller's, and an observer is told.
+/// A returned connection stays the caller's, and an observer receives an event.
 async fn kept(s: &Scene, bound: &tower_bound_agent::Bound<Conn>, repair: Repair) {
     sleep(Duration::from_secs(60)).await;
     assert_eq!((bound.outcome().repair(), s.world.live_connections()), (repair, 1));
@@ -390,7 +390,7 @@ async fn row_19_a_smaller_generation_is_written_over() {
     kept(&s, &bound, Repair::Written).await;
 }
 
-/// Somebody else writes an older target right before each compare-and-swap.
+/// Another process writes an older target right before each compare-and-swap.
 #[derive(Clone)]
 struct Rival {
     store: Tap<MemoryStore>,

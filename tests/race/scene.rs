@@ -1,4 +1,4 @@
-//! One session that was bound long ago, and what is counted around it.
+//! A session that was bound long ago, and counts of all dials, questions, reads and writes.
 
 use std::{
     future::Future,
@@ -44,7 +44,7 @@ impl Service<DialAgent> for Lone {
     }
 }
 
-/// What an observer was told, as far as the tests look at it.
+/// The events that the tests compare.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Seen {
     Dialed(AgentId, bool),
@@ -166,7 +166,7 @@ impl Scene {
         tokio::spawn(async move { timed(call(&dial, chat)).await })
     }
 
-    /// A call whose caller gives up after so long.
+    /// Makes a call, and drops it after a given time.
     pub(crate) async fn drop_after(&self, patience: Duration) {
         let given_up = tokio::time::timeout(patience, call(&self.dial(), self.chat)).await;
         assert!(given_up.is_err(), "the call ended before its caller gave up: {given_up:?}");
@@ -230,7 +230,7 @@ impl Scene {
         assert!(matches!(swap, Swap::Applied(_)));
     }
 
-    /// So many sessions whose rows name the old agent, and of which this process knows nothing.
+    /// Creates sessions whose rows name the old agent, and which this process has not read.
     pub(crate) async fn rows_elsewhere(&self, n: usize) -> Vec<SessionId> {
         let chats: Vec<_> = (0..n).map(|_| session()).collect();
         for chat in &chats {
@@ -259,7 +259,7 @@ pub(crate) fn new_workspace(world: &World, generation: Option<i64>) -> (Workspac
     (ws, target)
 }
 
-/// Lets everything run that can run without the clock.
+/// Runs all tasks as far as they can run without the clock.
 pub(crate) async fn settled() {
     for _ in 0..50 {
         yield_now().await;

@@ -1,5 +1,4 @@
-//! Rows that a repair of their workspace has missed, and what is cached of those that it has
-//! written.
+//! Rows that a group repair missed, and the cached rows of those that it wrote.
 
 use crate::scene::*;
 use support::*;
@@ -55,7 +54,7 @@ async fn a_row_that_another_process_writes_behind_later_gets_an_own_repair() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let new = repaired(&mut s).await;
-        // One that nobody here knew, and one that was there before.
+        // A session that this process did not know, and one that it knew.
         let cold = session();
         s.row_written_elsewhere(cold, &s.old).await;
         writes_its_own(&mut s, cold, &new, 1).await;
@@ -89,7 +88,7 @@ async fn a_locked_row_gets_an_own_repair_after_it_is_read_again() {
         assert_eq!(s.row(), before);
         // It is taken for written.
         is_reused(&mut s, chat, &new).await;
-        // Who reads it finds the same revision and the old agent.
+        // A read shows the same revision and the old agent.
         assert_eq!(s.layer.bindings().get(chat).await.unwrap(), Some(before));
         assert_eq!(s.did().await, counts(0, 0, 1, 0));
         writes_its_own(&mut s, chat, &new, 0).await;
@@ -158,7 +157,7 @@ async fn a_row_written_behind_while_the_statement_runs_gets_an_own_repair() {
         let row = s.layer.bindings().inherit(child, chat).await.unwrap();
         assert_eq!(row.target.as_deref(), Some(&s.old));
         assert_eq!(s.did().await, counts(2, 1, 0, 2));
-        // Who asks meanwhile waits for the statement, and then it is found that the row was missed.
+        // A call meanwhile waits for the statement, and then finds that its row was missed.
         let bound = call(&s.dial(), child).await.unwrap();
         assert_eq!((bound.agent, bound.outcome().repair()), (new.agent, Repair::Pending));
         assert_eq!((s.layer.bindings().flush().await, s.did().await), (0, counts(1, 0, 0, 1)));

@@ -276,7 +276,7 @@ mod statements {
         assert_eq!(BEGUN.load(SeqCst) - before, 0);
 
         second.bindings().retarget(chat(0), WorkspaceId::new(Uuid::from_u128(2))).await.unwrap();
-        assert_eq!(BEGUN.load(SeqCst) - before, 1, "an order is one");
+        assert_eq!(BEGUN.load(SeqCst) - before, 1, "a command is one");
         assert_eq!(first.bindings().close(std::time::Duration::from_secs(5)).await, 0);
         assert_eq!(second.bindings().close(std::time::Duration::from_secs(5)).await, 0);
         store.pool().close().await;

@@ -202,7 +202,7 @@ impl Stage {
         assert_eq!((self.world.live_dials(), self.world.live_connections()), (0, 0));
         let Self { layer, dial, alive, .. } = self;
         drop((layer, dial));
-        assert!(alive.upgrade().is_none(), "somebody still holds the layer's state");
+        assert!(alive.upgrade().is_none(), "the layer's state is still referenced");
     }
 }
 
@@ -695,7 +695,7 @@ fn queued_behind_another_call() {
 
 /// The command of a case.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Order {
+enum Command {
     Retarget,
     RetargetToTheSame,
     Inherit,
@@ -713,54 +713,56 @@ const FAULTS: [Fault; 6] = [
     Fault::Hang,
 ];
 
-fn drop_order_everywhere(order: Order) {
+fn drop_command_everywhere(command: Command) {
     for (writes, reads) in FAULTS.into_iter().flat_map(|writes| FAULTS.map(|reads| (writes, reads)))
     {
         for drops in DROPS {
             let mut polls = 0;
-            while play(drop_order_once(order, writes, reads, polls, drops)) {
+            while play(drop_command_once(command, writes, reads, polls, drops)) {
                 polls += 1;
-                assert!(polls < 30, "{order:?} {writes:?} {reads:?} {drops:?}: no end");
+                assert!(polls < 30, "{command:?} {writes:?} {reads:?} {drops:?}: no end");
             }
             assert!(polls > 0);
         }
     }
 }
 
-async fn drop_order_once(
-    order: Order,
+async fn drop_command_once(
+    command: Command,
     writes: Fault,
     reads: Fault,
     polls: usize,
     drops: Drops,
 ) -> bool {
     let what =
-        format!("{order:?}, writes {writes:?}, reads {reads:?}, after {polls} polls, {drops:?}");
+        format!("{command:?}, writes {writes:?}, reads {reads:?}, after {polls} polls, {drops:?}");
     let (stage, ws, _) = Stage::cached(Slow(0), |builder| builder).await;
     let (next, _) = stage.world.workspace();
     let (bindings, parent) = (stage.layer.bindings(), stage.ask.session);
-    let subject = if order == Order::Inherit { session() } else { parent };
+    let subject = if command == Command::Inherit { session() } else { parent };
     let old = stage.world.row(subject);
     stage.world.store.on_writes(writes);
     stage.world.store.on_reads(reads);
 
-    let ordered = async {
-        match order {
-            Order::Retarget => bindings.retarget(subject, next).await.map(drop),
-            Order::RetargetToTheSame => bindings.retarget(subject, ws).await.map(drop),
-            Order::Inherit => bindings.inherit(subject, parent).await.map(drop),
-            Order::Unbind => bindings.unbind(subject).await.map(drop),
-            Order::Forget => bindings.forget(subject).await.map(drop),
-            Order::Reset => bindings.reset_workspace(ws).await.map(drop),
+    let commanded = async {
+        match command {
+            Command::Retarget => bindings.retarget(subject, next).await.map(drop),
+            Command::RetargetToTheSame => bindings.retarget(subject, ws).await.map(drop),
+            Command::Inherit => bindings.inherit(subject, parent).await.map(drop),
+            Command::Unbind => bindings.unbind(subject).await.map(drop),
+            Command::Forget => bindings.forget(subject).await.map(drop),
+            Command::Reset => bindings.reset_workspace(ws).await.map(drop),
         }
     };
-    let done = polled(ordered, polls, drops).await;
-    let is_new = |row: &Option<Binding>| match (order, row) {
-        (Order::Forget, None) => true,
-        (Order::Forget, Some(_)) | (_, None) => false,
-        (Order::Retarget, Some(row)) => row.workspace == next && row.target.is_none(),
-        (Order::Unbind | Order::Reset, Some(row)) => row.workspace == ws && row.target.is_none(),
-        (Order::RetargetToTheSame | Order::Inherit, Some(row)) => {
+    let done = polled(commanded, polls, drops).await;
+    let is_new = |row: &Option<Binding>| match (command, row) {
+        (Command::Forget, None) => true,
+        (Command::Forget, Some(_)) | (_, None) => false,
+        (Command::Retarget, Some(row)) => row.workspace == next && row.target.is_none(),
+        (Command::Unbind | Command::Reset, Some(row)) => {
+            row.workspace == ws && row.target.is_none()
+        }
+        (Command::RetargetToTheSame | Command::Inherit, Some(row)) => {
             row.workspace == ws && row.target.is_some()
         }
     };
@@ -815,32 +817,32 @@ async fn drop_order_once(
 
 #[test]
 fn a_command_to_retarget() {
-    drop_order_everywhere(Order::Retarget);
+    drop_command_everywhere(Command::Retarget);
 }
 
 #[test]
 fn a_command_to_retarget_to_the_same_workspace() {
-    drop_order_everywhere(Order::RetargetToTheSame);
+    drop_command_everywhere(Command::RetargetToTheSame);
 }
 
 #[test]
 fn a_command_to_inherit() {
-    drop_order_everywhere(Order::Inherit);
+    drop_command_everywhere(Command::Inherit);
 }
 
 #[test]
 fn a_command_to_unbind() {
-    drop_order_everywhere(Order::Unbind);
+    drop_command_everywhere(Command::Unbind);
 }
 
 #[test]
 fn a_command_to_forget() {
-    drop_order_everywhere(Order::Forget);
+    drop_command_everywhere(Command::Forget);
 }
 
 #[test]
 fn a_command_to_reset() {
-    drop_order_everywhere(Order::Reset);
+    drop_command_everywhere(Command::Reset);
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -861,17 +863,17 @@ async fn drop_transaction_once(end: End, polls: usize, drops: Drops) -> bool {
     stage.may_name.extend([(next, None), (next, Some(target.agent))]);
     let mut transaction = Staged::default();
     store.on_writes(Fault::Slow(ms(5)));
-    let ordering = bindings.retarget_in(&store, &mut transaction, chat, next);
-    let ordered = polled(ordering, polls, drops).await;
+    let commanding = bindings.retarget_in(&store, &mut transaction, chat, next);
+    let commanded = polled(commanding, polls, drops).await;
     store.on_writes(Fault::None);
-    let dropped = ordered.is_none();
+    let dropped = commanded.is_none();
     // The retarget is not visible before the commit.
     assert_eq!(stage.world.row(chat).map(|row| row.workspace), Some(ws), "{what}");
     let (called, found, _) = stage.call(chat).await;
     assert_eq!((called.unwrap(), found), (old.agent, counts(1, 0, 0, 0)), "{what}");
 
     let mut ends_at = old;
-    if let Some(retargeted) = ordered {
+    if let Some(retargeted) = commanded {
         let retargeted = retargeted.unwrap();
         if end != End::RollBack {
             ends_at = target;
@@ -938,8 +940,8 @@ fn a_command_moves_a_call_under_way_even_if_its_future_is_dropped() {
                 (stage.dial.clone(), stage.ask.clone(), stage.layer.bindings());
             let under_way = tokio::spawn(async move { call(&dial, ask).await.unwrap().agent });
             sleep(ms(1)).await;
-            let ordered = polled(bindings.retarget(stage.ask.session, next), 1, drops).await;
-            assert!(ordered.is_none());
+            let commanded = polled(bindings.retarget(stage.ask.session, next), 1, drops).await;
+            assert!(commanded.is_none());
             drop(bindings);
             assert_eq!(under_way.await.unwrap(), target.agent);
             assert!(began.elapsed() < ms(50), "{drops:?}: at once, not after the delay");

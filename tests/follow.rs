@@ -120,7 +120,7 @@ async fn listening(world: &World) -> (Process, Radio, SessionId, WorkspaceId, Ta
     let (ws, target) = world.workspace();
     let chat = world.bind(&process.layer, ws).await;
     settle().await;
-    assert_eq!(radio.sent(), [], "nobody has anything to unlearn of a first bind");
+    assert_eq!(radio.sent(), [], "no hint is sent for a first bind");
     (process, radio, chat, ws, target)
 }
 
@@ -150,7 +150,7 @@ mod local {
         assert_eq!(
             world.counts() - before,
             counts(0, 0, 1, 1),
-            "the order, and the other process's look at the row"
+            "the command, and the other process's read of the row"
         );
 
         let before = world.counts();
@@ -597,7 +597,7 @@ mod gaps {
         assert_eq!(
             world.counts() - before,
             counts(0, 0, 1, 0),
-            "both rows in one statement, nobody asked"
+            "both rows in one statement, no question"
         );
         world.does(&target, Does::Answer(ms(100)));
         let (one, two) = tokio::join!(process.call(chat), process.call(other));
@@ -859,7 +859,7 @@ mod refresh_interval {
         let before = world.counts();
         sleep(Duration::from_secs(3600)).await;
         assert_eq!(world.counts() - before, counts(0, 0, 0, 0));
-        assert_eq!(Handle::current().metrics().num_alive_tasks(), 0, "nobody follows");
+        assert_eq!(Handle::current().metrics().num_alive_tasks(), 0, "no follower runs");
     }
 }
 
@@ -1097,11 +1097,11 @@ mod warm {
         let (elsewhere, target) = world.workspace();
         world.store.on_reads(Fault::SlowAnswer(ms(20)));
         let (bindings, other) = (process.bindings(), process.bindings());
-        let (warmed, ordered) = tokio::join!(bindings.warm(10), async {
+        let (warmed, commanded) = tokio::join!(bindings.warm(10), async {
             sleep(ms(10)).await;
             other.retarget(chat, elsewhere).await
         });
-        assert_eq!((warmed.unwrap(), ordered.unwrap().workspace), (1, elsewhere));
+        assert_eq!((warmed.unwrap(), commanded.unwrap().workspace), (1, elsewhere));
         world.store.on_reads(Fault::None);
         assert_eq!(process.call(chat).await.agent, target.agent);
     }

@@ -390,10 +390,10 @@ async fn a_connection_that_needs_a_repair_after_close_is_returned() {
         if cut {
             case.world.store.on_writes(Fault::Hang);
             let (bindings, other) = (case.layer.bindings(), session());
-            let order = tokio::spawn(async move { bindings.unbind(other).await });
+            let command = tokio::spawn(async move { bindings.unbind(other).await });
             settled().await;
-            assert_eq!(case.bindings.close(ms(10)).await, 0, "an order is no repair");
-            assert_eq!(order.await.unwrap().unwrap_err().kind(), &ErrorKind::OutcomeUnknown);
+            assert_eq!(case.bindings.close(ms(10)).await, 0, "a command is no repair");
+            assert_eq!(command.await.unwrap().unwrap_err().kind(), &ErrorKind::OutcomeUnknown);
             case.world.store.on_writes(Fault::None);
         } else {
             assert_eq!(case.bindings.close(secs(10)).await, 0);
@@ -440,11 +440,11 @@ async fn close_waits_for_a_command_under_way() {
     let chat = case.bound[0].session();
     case.world.store.on_writes(Fault::Slow(ms(300)));
     let bindings = case.layer.bindings();
-    let order = tokio::spawn(async move { bindings.forget(chat).await });
+    let command = tokio::spawn(async move { bindings.forget(chat).await });
     settled().await;
     let begin = Instant::now();
     assert_eq!(case.bindings.close(secs(10)).await, 0);
-    assert_eq!((begin.elapsed(), order.await.unwrap().unwrap()), (ms(299), true));
+    assert_eq!((begin.elapsed(), command.await.unwrap().unwrap()), (ms(299), true));
     assert_eq!((case.world.row(chat), alive().await), (None, 0));
 }
 
@@ -497,7 +497,7 @@ fn a_runtime_that_shuts_down_with_pending_work_affects_no_other_runtime() {
     let (dial, bindings) = (world.dial(&layer), layer.bindings());
     let (ws, old) = world.workspace();
     let (asked, target) = world.workspace();
-    let (read, order) = (session(), session());
+    let (read, command) = (session(), session());
 
     let first = runtime();
     let (chat, pending, bound) = within(&first, async {
@@ -511,7 +511,7 @@ fn a_runtime_that_shuts_down_with_pending_work_affects_no_other_runtime() {
         let (before, writes, reads) = (world.counts().v, world.counts().w, world.counts().r);
         start(&dial, pending);
         start(&dial, read);
-        let (handle, id) = (layer.bindings(), order);
+        let (handle, id) = (layer.bindings(), command);
         tokio::spawn(async move { handle.retarget(id, ws).await });
         until("everything pending", || {
             let now = world.counts();
@@ -537,8 +537,8 @@ fn a_runtime_that_shuts_down_with_pending_work_affects_no_other_runtime() {
         assert_eq!(world.row_agent(chat), Some(bound.agent));
         assert_eq!(call(&dial, pending).await.unwrap().agent, target.agent);
         assert_eq!(call(&dial, read).await.unwrap_err().kind(), &ErrorKind::NotBound);
-        bindings.retarget(order, asked).await.unwrap();
-        assert_eq!(call(&dial, order).await.unwrap().agent, target.agent);
+        bindings.retarget(command, asked).await.unwrap();
+        assert_eq!(call(&dial, command).await.unwrap().agent, target.agent);
         assert_eq!(bindings.current(pending).await.unwrap().target.as_deref(), Some(&target));
         assert_eq!(bindings.close(secs(5)).await, 0);
     });

@@ -150,7 +150,7 @@ struct Scene {
     current: BTreeMap<WorkspaceId, Target>,
     sessions: BTreeMap<SessionId, WorkspaceId>,
     /// Those that were pointed elsewhere.
-    ordered: BTreeSet<SessionId>,
+    commanded: BTreeSet<SessionId>,
 }
 
 impl Scene {
@@ -180,14 +180,14 @@ async fn scene(reader: &PostgresStore) -> Scene {
             join_all(created).await.into_iter().all(|swap| matches!(swap, Ok(Swap::Applied(_))))
         );
     }
-    Scene { world, current, sessions, ordered: BTreeSet::new() }
+    Scene { world, current, sessions, commanded: BTreeSet::new() }
 }
 
 /// Rebuilds workspaces and gives commands. Returns the number of commands.
 async fn what_happens(scene: &mut Scene, replicas: &[Replica], dice: &mut Dice) -> u64 {
     let workspaces: Vec<_> = scene.current.keys().copied().collect();
     let sessions: Vec<_> = scene.sessions.keys().copied().collect();
-    let mut orders = 0;
+    let mut commands = 0;
     for n in 0..REBUILDS as usize {
         sleep(ms(1 + dice.below(30) as u64)).await;
         if dice.below(3) == 0 {
@@ -197,8 +197,8 @@ async fn what_happens(scene: &mut Scene, replicas: &[Replica], dice: &mut Dice) 
                 let bindings = replicas[dice.below(replicas.len())].layer.bindings();
                 bindings.retarget(session, to).await.unwrap();
                 scene.sessions.insert(session, to);
-                scene.ordered.insert(session);
-                orders += 1;
+                scene.commanded.insert(session);
+                commands += 1;
             }
         }
         // At last each of them once more, with an old one that lives.
@@ -216,7 +216,7 @@ async fn what_happens(scene: &mut Scene, replicas: &[Replica], dice: &mut Dice) 
         }
         scene.current.insert(workspace, new);
     }
-    orders
+    commands
 }
 
 /// Questions to the resolver, rows read, statements that write, and those of them that write a
@@ -277,7 +277,7 @@ async fn in_the_end_everybody_is_right(
             Arc::clone(&stop),
         ));
     }
-    let orders = what_happens(&mut scene, &replicas, &mut Dice(seed())).await;
+    let commands = what_happens(&mut scene, &replicas, &mut Dice(seed())).await;
     stop.store(true, Ordering::Relaxed);
     let turns: u64 = load.join_all().await.into_iter().sum();
 
@@ -306,7 +306,7 @@ async fn in_the_end_everybody_is_right(
     let [asked, rows_read, written, group_writes] = std::array::from_fn(|n| after[n] - before[n]);
     let noticed = began.elapsed();
     println!(
-        "{name}: {turns} turns, {REBUILDS} rebuilds, {orders} orders: {asked} questions, {rows_read} rows read, {written} \
+        "{name}: {turns} turns, {REBUILDS} rebuilds, {commands} commands: {asked} questions, {rows_read} rows read, {written} \
          statements written ({group_writes} of groups), all was noticed {noticed:?} after the end"
     );
     let processes = replicas.len() as u64;
@@ -323,17 +323,17 @@ async fn in_the_end_everybody_is_right(
     );
     // The command, its session's first bind by each process, and now and then a row that was bound
     // while a group was written.
-    assert!(written - group_writes <= 4 * orders);
+    assert!(written - group_writes <= 4 * commands);
     match name {
         // All are in use, so that each check reads each row at most once; a call reads a row that a
         // check has taken away.
         "no hints" => {
             let checks = 1 + u64::try_from(all.elapsed().as_millis()).unwrap() / 500;
-            let most = processes * checks * SESSIONS as u64 + 8 * orders;
+            let most = processes * checks * SESSIONS as u64 + 8 * commands;
             assert!((SESSIONS as u64..=most).contains(&rows_read), "{rows_read} of {most}");
         }
         // The look at everything may have come late.
-        "hints" => assert!(rows_read <= 8 * orders + processes * SESSIONS as u64),
+        "hints" => assert!(rows_read <= 8 * commands + processes * SESSIONS as u64),
         _ => {}
     }
 
@@ -348,7 +348,7 @@ async fn in_the_end_everybody_is_right(
         // Created as the first, and each rebuild has the next number: none has written a row twice.
         let generation = scene.current[&row.workspace].generation.unwrap().get();
         assert!(
-            row.revision.get() <= generation || scene.ordered.contains(&row.session),
+            row.revision.get() <= generation || scene.commanded.contains(&row.session),
             "{row:?}"
         );
     }

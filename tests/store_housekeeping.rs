@@ -393,9 +393,9 @@ mod contract {
             case.set(s, &format!("created_at = {}", made - age)).await;
         }
         case.set(3, &format!("last_used = {}", made - MINUTE)).await; // is in use
-        case.set(5, "created_at = NULL").await; // nobody knows since when
+        case.set(5, "created_at = NULL").await; // an unknown time
         assert!(store.forget(session(6), None).await.unwrap());
-        // An order to a row that is there is no creation; one that creates a row, or brings it
+        // A command on an existing row is no creation; one that creates a row, or brings it
         // back, is one.
         store.retarget(session(7), workspace(9)).await.unwrap();
         store.retarget(session(6), workspace(9)).await.unwrap();
@@ -548,7 +548,7 @@ mod contract {
         assert_eq!(store.load(session(1)).await.unwrap(), Some(back));
     }
 
-    /// By hand, or by a backup: nobody knows since when.
+    /// The row was created by hand or by a backup, at an unknown time.
     pub(super) async fn a_floor_of_unknown_age_is_not_relied_on<St: Sql, K>(case: Case<St, K>) {
         case.deleted(1, 8 * DAY).await;
         case.run("UPDATE M SET revision_floor = 100").await;

@@ -108,7 +108,7 @@ async fn a_layer_notices_commands_of_another_layer_over_the_same_memory_store() 
         assert_eq!(
             call(&world.dial(&one), session).await.unwrap().agent,
             old_target.agent,
-            "nobody has said so"
+            "the wrapper was not told"
         );
         advance(Duration::from_secs(31)).await;
         tokio::time::sleep(ms(10)).await;

@@ -90,7 +90,7 @@ async fn no_session_goes_back_behind_a_target_that_another_one_was_returned() {
 }
 
 /// Commands retarget each session, while other sessions evict it from a cache that is too small.
-async fn orders(capacity: u64) {
+async fn commands(capacity: u64) {
     let world = World::new();
     let layer = world.builder().cache_capacity(capacity).build().unwrap();
     let sites = sites(&world);
@@ -131,10 +131,10 @@ async fn orders(capacity: u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_command_holds_for_every_later_call() {
-    orders(100_000).await;
+    commands(100_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_command_holds_although_the_cache_is_tiny() {
-    orders(4).await;
+    commands(4).await;
 }

@@ -144,10 +144,10 @@ async fn no_living_old_agent_is_returned_to_a_call_that_began_before_the_command
         let under_way = start(&world.dial(&layer), chat);
         world.store.on_writes(Fault::Slow(ms(takes)));
         let bindings = layer.bindings();
-        let order = tokio::spawn(async move { bindings.retarget(chat, other).await });
+        let command = tokio::spawn(async move { bindings.retarget(chat, other).await });
         let bound = under_way.await.unwrap().unwrap();
         assert_eq!(bound.agent, expected);
-        order.await.unwrap().unwrap();
+        command.await.unwrap().unwrap();
         assert!(begin.elapsed() <= ms(101));
         assert_eq!(call(&world.dial(&layer), chat).await.unwrap().agent, target.agent);
         world.store.on_writes(Fault::None);
@@ -653,14 +653,14 @@ async fn a_command_of_another_process_is_found_by_the_repair_that_loses_to_it() 
     let dial = world.dial(&layer);
     let chat = world.bind(&layer, ws).await;
     world.store.elsewhere().retarget(chat, other).await.unwrap();
-    let ordered = world.row(chat);
+    let commanded = world.row(chat);
     let new = world.replace(ws, &old, Does::Hang);
 
     let before = world.counts();
     let bound = call(&dial, chat).await.unwrap();
     assert_eq!(bound.agent, new.agent);
     assert_eq!(layer.bindings().flush().await, 0);
-    assert_eq!((bound.outcome().repair(), world.row(chat)), (Repair::Lost, ordered));
+    assert_eq!((bound.outcome().repair(), world.row(chat)), (Repair::Lost, commanded));
     assert_eq!(world.counts() - before, counts(2, 1, 0, 1));
 
     let before = world.counts();

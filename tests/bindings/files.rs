@@ -37,7 +37,7 @@ impl File {
         Self { case: Case::over(world, layer).await, store, tap, _folder: folder }
     }
 
-    async fn order(&self, connection: &mut SqliteConnection) -> Retargeted {
+    async fn command(&self, connection: &mut SqliteConnection) -> Retargeted {
         let Case { layer, chat, other, .. } = &self.case;
         layer.bindings().retarget_in(&self.store, connection, *chat, *other).await.unwrap()
     }
@@ -71,7 +71,7 @@ async fn a_commit_to_a_file_moves_the_pending_call_and_the_next_one() {
     let reads = file.tap.reads();
     let mut tx = file.store.pool().begin().await.unwrap();
     sqlx::query("CREATE TABLE chat (workspace BLOB)").execute(&mut *tx).await.unwrap();
-    let guard = file.order(&mut tx).await;
+    let guard = file.command(&mut tx).await;
     assert!(!under_way.is_finished());
     tx.commit().await.unwrap();
     let row = guard.committed();
@@ -90,7 +90,7 @@ async fn before_the_commit_to_a_file_the_old_agent_is_dialed_without_a_read() {
     let file = File::new().await;
     let reads = file.tap.reads();
     let mut tx = file.store.pool().begin().await.unwrap();
-    let guard = file.order(&mut tx).await;
+    let guard = file.command(&mut tx).await;
     assert_eq!(file.call().await.agent, file.case.old.agent);
     tx.commit().await.unwrap();
     guard.committed();
@@ -104,7 +104,7 @@ async fn a_rollback_of_a_file_changes_nothing() {
     let under_way = file.pending().await;
     let (reads, writes) = (file.tap.reads(), file.tap.writes());
     let mut tx = file.store.pool().begin().await.unwrap();
-    let guard = file.order(&mut tx).await;
+    let guard = file.command(&mut tx).await;
     tx.rollback().await.unwrap();
     guard.rolled_back();
     file.case.world.does(&file.case.old, Does::Answer(ms(0)));
@@ -120,7 +120,7 @@ async fn a_dropped_guard_of_a_committed_file_costs_one_read_and_moves_all_calls(
     let under_way = file.pending().await;
     let reads = file.tap.reads();
     let mut tx = file.store.pool().begin().await.unwrap();
-    let guard = file.order(&mut tx).await;
+    let guard = file.command(&mut tx).await;
     tx.commit().await.unwrap();
     drop(guard);
     let bound = timeout(BOUND, under_way).await.unwrap().unwrap().unwrap();
@@ -138,7 +138,7 @@ async fn a_guard_that_is_dropped_with_its_transaction_costs_one_read_per_call() 
     let reads = file.tap.reads();
     {
         let mut tx = file.store.pool().begin().await.unwrap();
-        let _guard = file.order(&mut tx).await;
+        let _guard = file.command(&mut tx).await;
         // An early return: both are dropped.
     }
     for n in 1..=3 {
@@ -169,8 +169,8 @@ async fn a_transaction_on_a_database_without_the_table_is_a_store_error() {
         sqlx::query(drop).execute(&mut *tx).await.unwrap();
     }
     let bindings = file.case.layer.bindings();
-    let order = bindings.retarget_in(&file.store, &mut tx, file.case.chat, file.case.other).await;
-    let error = order.unwrap_err();
+    let command = bindings.retarget_in(&file.store, &mut tx, file.case.chat, file.case.other).await;
+    let error = command.unwrap_err();
     assert_eq!(error.kind(), &ErrorKind::Store);
     assert!(error.store_error().unwrap().is::<StoreError>());
     tx.rollback().await.unwrap();

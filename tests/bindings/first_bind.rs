@@ -401,7 +401,7 @@ async fn no_command_is_lost_among_many_calls_of_one_session() {
     let chat = world.bind(&layer, places[0].0).await;
     for round in 0..50 {
         let calls: Vec<_> = (0..16).map(|_| start(&dial, chat)).collect();
-        let orders: Vec<_> = places
+        let commands: Vec<_> = places
             .iter()
             .map(|(ws, _)| {
                 let (bindings, ws) = (layer.bindings(), *ws);
@@ -410,10 +410,10 @@ async fn no_command_is_lost_among_many_calls_of_one_session() {
             .collect();
         let mut revisions = HashSet::new();
         let mut last = None;
-        for order in orders {
-            let (ws, row) = order.await.unwrap();
+        for command in commands {
+            let (ws, row) = command.await.unwrap();
             let row = row.unwrap();
-            assert_eq!(row.workspace, ws, "an order tells what it wrote");
+            assert_eq!(row.workspace, ws, "a command returns its own row");
             assert!(revisions.insert(row.revision), "a revision twice, round {round}");
             last = last.max(Some((row.revision, row.workspace)));
         }
@@ -429,7 +429,7 @@ async fn no_command_is_lost_among_many_calls_of_one_session() {
         }
         layer.bindings().flush().await;
         let row = world.row(chat).unwrap();
-        assert_eq!(Some(row.workspace), last.map(|(_, ws)| ws), "the last order holds");
+        assert_eq!(Some(row.workspace), last.map(|(_, ws)| ws), "the last command holds");
         assert_eq!(call(&dial, chat).await.unwrap().workspace(), row.workspace);
         layer.bindings().flush().await;
     }

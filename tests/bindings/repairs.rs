@@ -139,7 +139,7 @@ async fn a_winner_of_a_greater_generation_is_adopted() {
     let case = Losing::new(Some(3)).await;
     let newer = case.world.agent(Some(4));
     let row = case.other_writes(&newer).await;
-    assert!(!case.superseded().await, "nobody here knows yet");
+    assert!(!case.superseded().await, "this process does not know yet");
     case.ended(Repair::Lost, 1).await;
     assert_eq!(case.world.row(case.chat), Some(row));
     // The connection stays the caller's, and `superseded` resolves.

@@ -54,7 +54,7 @@ async fn superseded_resolves_after_any_call_learns_of_a_newer_build() {
         assert_eq!(watched.await.unwrap(), begin + ms(250));
     }
     for handle in &handles {
-        assert!(has_ended(handle).await, "also for who asks later");
+        assert!(has_ended(handle).await, "for a later wait too");
     }
 }
 
@@ -99,7 +99,7 @@ async fn superseded_resolves_after_a_command() {
             assert_eq!(ended, begin);
         }
         for handle in &handles {
-            assert!(has_ended(handle).await, "also for who asks later");
+            assert!(has_ended(handle).await, "for a later wait too");
         }
     }
 }
@@ -137,7 +137,7 @@ async fn superseded_ignores_changes_that_do_not_move_the_session() {
 
 #[tokio::test(start_paused = true)]
 async fn superseded_resolves_although_the_row_was_evicted() {
-    for order in ["build", "select", "select and evict", "forget"] {
+    for change in ["build", "select", "select and evict", "forget"] {
         let world = World::new();
         let (ws, old) = world.workspace();
         let (crowd, _) = world.workspace();
@@ -163,10 +163,10 @@ async fn superseded_resolves_although_the_row_was_evicted() {
                     return;
                 }
             }
-            panic!("{order}: never evicted");
+            panic!("{change}: never evicted");
         };
         crowded().await;
-        if order == "build" {
+        if change == "build" {
             // Some of these look as if they might have been about the evicted one.
             for _ in 0..5_000 {
                 assert!(!layer.bindings().forget(session()).await.unwrap());
@@ -174,7 +174,7 @@ async fn superseded_resolves_although_the_row_was_evicted() {
         }
         settled().await;
         assert!(watched.iter().all(|watched| !watched.is_finished()), "eviction ends nothing");
-        match order {
+        match change {
             "build" => {
                 let other = world.bind(&layer, ws).await;
                 world.rebuild(ws, &old, Does::Hang);
@@ -185,19 +185,19 @@ async fn superseded_resolves_although_the_row_was_evicted() {
                 layer.bindings().retarget(chat, elsewhere).await.unwrap();
             }
         }
-        if order == "select and evict" {
+        if change == "select and evict" {
             watched.iter().for_each(JoinHandle::abort);
             crowded().await;
         } else {
             for watched in watched {
                 timeout(ms(10), watched)
                     .await
-                    .unwrap_or_else(|_| panic!("{order}: not told"))
+                    .unwrap_or_else(|_| panic!("{change}: not noticed"))
                     .unwrap();
             }
         }
         for handle in &handles {
-            assert!(has_ended(handle).await, "{order}: not told to who asks later");
+            assert!(has_ended(handle).await, "{change}: a later wait misses it");
         }
     }
 }

@@ -32,7 +32,7 @@ impl Case {
         Self { dial: world.dial(&layer), world, layer, chat, old, other, new }
     }
 
-    async fn order(&self, transaction: &mut Staged) -> Retargeted {
+    async fn command(&self, transaction: &mut Staged) -> Retargeted {
         let Self { world, layer, chat, other, .. } = self;
         layer.bindings().retarget_in(&world.store, transaction, *chat, *other).await.unwrap()
     }
@@ -42,7 +42,7 @@ impl Case {
 async fn a_retarget_in_a_transaction_takes_effect_after_the_commit_only() {
     let case = Case::new().await;
     let (mut transaction, before) = (Staged::default(), case.world.counts());
-    let guard = case.order(&mut transaction).await;
+    let guard = case.command(&mut transaction).await;
     assert_eq!((guard.binding().session, guard.binding().workspace), (case.chat, case.other));
     assert_eq!(case.world.counts() - before, counts(0, 0, 0, 1));
 
@@ -63,7 +63,7 @@ async fn a_pending_call_moves_at_the_instant_of_the_commit() {
     let case = Case::new().await;
     case.world.does(&case.old, Does::Hang);
     let mut transaction = Staged::default();
-    let guard = case.order(&mut transaction).await;
+    let guard = case.command(&mut transaction).await;
     let begin = Instant::now();
     let under_way = start(&case.dial, case.chat);
     at(begin, ms(100)).await;
@@ -79,7 +79,7 @@ async fn a_rollback_changes_nothing() {
     let case = Case::new().await;
     case.world.does(&case.old, Does::Answer(ms(200)));
     let mut transaction = Staged::default();
-    let guard = case.order(&mut transaction).await;
+    let guard = case.command(&mut transaction).await;
     let (before, begin) = (case.world.counts(), Instant::now());
     let under_way = start(&case.dial, case.chat);
     at(begin, ms(100)).await;
@@ -95,7 +95,7 @@ async fn a_rollback_changes_nothing() {
 async fn after_a_guard_was_dropped_the_row_is_read_at_each_call_for_a_minute() {
     let case = Case::new().await;
     let begin = Instant::now();
-    drop(case.order(&mut Staged::default()).await);
+    drop(case.command(&mut Staged::default()).await);
     let before = case.world.counts();
     for (n, (after, reads)) in
         [(0, 1), (1, 2), (30_000, 3), (59_999, 4), (60_000, 5), (60_001, 5), (120_000, 5)]
@@ -116,7 +116,7 @@ async fn after_a_guard_was_dropped_the_row_is_read_at_each_call_for_a_minute() {
 async fn after_a_guard_was_dropped_the_row_is_read_until_it_shows_the_command() {
     let case = Case::new().await;
     let mut transaction = Staged::default();
-    drop(case.order(&mut transaction).await);
+    drop(case.command(&mut transaction).await);
     let before = case.world.counts();
     for n in 1..=3 {
         assert_eq!(call(&case.dial, case.chat).await.unwrap().agent, case.old.agent);
@@ -135,7 +135,7 @@ async fn a_dropped_guard_makes_pending_calls_and_queries_read_the_row() {
     let case = Case::new().await;
     case.world.does(&case.old, Does::Hang);
     let mut transaction = Staged::default();
-    let guard = case.order(&mut transaction).await;
+    let guard = case.command(&mut transaction).await;
     let (before, begin) = (case.world.counts(), Instant::now());
     let under_way = start(&case.dial, case.chat);
     at(begin, ms(100)).await;
@@ -151,7 +151,7 @@ async fn a_dropped_guard_makes_pending_calls_and_queries_read_the_row() {
 #[tokio::test(start_paused = true)]
 async fn sixteen_calls_after_a_guard_was_dropped_share_their_reads() {
     let case = Case::new().await;
-    drop(case.order(&mut Staged::default()).await);
+    drop(case.command(&mut Staged::default()).await);
     let before = case.world.counts();
     case.world.store.on_reads(Fault::Slow(ms(10)));
     let calls: Vec<_> = (0..16).map(|_| start(&case.dial, case.chat)).collect();
@@ -165,7 +165,7 @@ async fn sixteen_calls_after_a_guard_was_dropped_share_their_reads() {
 async fn after_a_guard_was_dropped_a_call_is_not_served_by_a_read_that_began_before_it() {
     let case = Case::new().await;
     let mut transaction = Staged::default();
-    drop(case.order(&mut transaction).await);
+    drop(case.command(&mut transaction).await);
     let (before, begin) = (case.world.counts(), Instant::now());
     case.world.store.on_reads(Fault::SlowAnswer(ms(100)));
     let early = start(&case.dial, case.chat);
@@ -182,7 +182,7 @@ async fn after_a_guard_was_dropped_a_call_is_not_served_by_a_read_that_began_bef
 #[tokio::test(start_paused = true)]
 async fn a_dropped_guard_makes_calls_fail_while_the_store_is_down() {
     let case = Case::new().await;
-    drop(case.order(&mut Staged::default()).await);
+    drop(case.command(&mut Staged::default()).await);
     case.world.store.on_reads(Fault::Unavailable);
     assert_eq!(call(&case.dial, case.chat).await.unwrap_err().kind(), &ErrorKind::Store);
     case.world.store.on_reads(Fault::None);
@@ -194,7 +194,7 @@ async fn a_late_committed_does_not_undo_a_later_command() {
     let case = Case::new().await;
     let (third, target) = case.world.workspace();
     let mut transaction = Staged::default();
-    let guard = case.order(&mut transaction).await;
+    let guard = case.command(&mut transaction).await;
     transaction.commit(&case.world.store).await;
     case.layer.bindings().retarget(case.chat, third).await.unwrap();
     guard.committed();
@@ -209,9 +209,9 @@ async fn a_command_in_a_failed_transaction_is_a_store_error() {
     case.world.store.on_writes(Fault::Unavailable);
     let mut transaction = Staged::default();
     let bindings = case.layer.bindings();
-    let order =
+    let command =
         bindings.retarget_in(&case.world.store, &mut transaction, case.chat, case.other).await;
-    let error = order.unwrap_err();
+    let error = command.unwrap_err();
     assert_eq!((error.kind(), error.session()), (&ErrorKind::Store, Some(case.chat)));
     let before = case.world.counts();
     assert_eq!(call(&case.dial, case.chat).await.unwrap().agent, case.old.agent);

@@ -21,11 +21,7 @@ async fn no_call_is_served_by_the_old_agent_after_an_announcement() {
     let before = world.counts();
     assert!(process.bindings().announce(ws, new.clone()));
     settle().await;
-    assert_eq!(
-        world.counts() - before,
-        counts(0, 0, 0, 0),
-        "nobody is asked, and nothing is written"
-    );
+    assert_eq!(world.counts() - before, counts(0, 0, 0, 0), "no question, and no write");
     assert_eq!(world.row(chat).unwrap().target.unwrap().generation.unwrap().get(), 1);
     let bound = process.call(chat).await;
     assert_eq!(bound.agent, new.agent);
@@ -180,7 +176,7 @@ async fn other_processes_ask_their_resolver_after_an_announcement() {
     assert_eq!(
         world.counts() - before,
         counts(2, 1, 0, 1),
-        "it was not written by the one who has announced it"
+        "the announcing process did not write it"
     );
     assert_eq!(world.row_agent(chat), Some(new.agent));
 }

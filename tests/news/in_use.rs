@@ -48,7 +48,7 @@ async fn a_guard_keeps_the_session_in_use_without_its_connection() {
     let (ws, _) = world.workspace();
     let chat = world.bind(&process.layer, ws).await;
     let (conn, handle) = process.call(chat).await.into_parts();
-    assert_eq!(listed(&process, ws), [], "nobody says how long the connection lives");
+    assert_eq!(listed(&process, ws), [], "the lifetime of a bare connection is unknown");
     let guards = [handle.in_use(), handle.clone().in_use()];
     assert_eq!(listed(&process, ws), [(chat, 2)]);
     drop((conn, handle));
@@ -181,7 +181,7 @@ async fn an_agent_is_drained_when_its_last_connection_is_gone() {
     }
     drained.await.unwrap();
     assert!(bindings.drained(ws, new.agent).now_or_never().is_none());
-    assert_eq!(bindings.drained(ws, agent()).now_or_never(), Some(()), "nobody is connected to it");
+    assert_eq!(bindings.drained(ws, agent()).now_or_never(), Some(()), "it has no connections");
     assert_eq!(bindings.drained(workspace(), new.agent).now_or_never(), Some(()));
     drop(on_new);
     assert_eq!(bindings.drained(ws, new.agent).now_or_never(), Some(()));

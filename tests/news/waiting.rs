@@ -87,7 +87,7 @@ async fn a_doubt_starts_no_question_without_holders_and_waiters() {
     assert_eq!(here.call(chat).await.agent, new.agent);
     here.bindings().flush().await;
     sleep(Duration::from_secs(3600)).await;
-    assert_eq!(world.counts() - before, counts(2, 1, 0, 1), "all of it by the one who called");
+    assert_eq!(world.counts() - before, counts(2, 1, 0, 1), "only the calling process pays");
 }
 
 #[tokio::test(start_paused = true)]

@@ -129,7 +129,7 @@ async fn dials_before_a_retarget_count_and_a_fourth_fails_as_retargeted() {
         assert_eq!((took, error.unwrap_err().kind()), (ms(250), &ErrorKind::Retargeted));
         assert_eq!(s.world.dialed_agents()[1..], agents[..3]);
         let did = s.did().await;
-        assert_eq!((did.d, did.w), (3, 3), "three dials, and three orders");
+        assert_eq!((did.d, did.w), (3, 3), "three dials, and three commands");
         s.nothing_is_left();
     }
 }

@@ -174,14 +174,14 @@ async fn a_dropped_dial_leaves_no_doubt_if_the_agent_has_answered_another_dial_s
             s.did().await;
             s.old_does(Does::Hang);
             let dial = s.world.dial(&s.layer);
-            let somebody = async {
+            let other = async {
                 if answers_at.is_some() {
                     s.old_does(Does::Answer(ms(0)));
                     call(&dial, other).await.unwrap();
                 }
             };
             let given_up = tokio::time::timeout(ms(100), call(&dial, s.chat));
-            assert!(meanwhile(answers_at.unwrap_or(50), somebody, given_up).await.is_err());
+            assert!(meanwhile(answers_at.unwrap_or(50), other, given_up).await.is_err());
             s.did().await;
             s.old_does(Does::Answer(ms(0)));
             s.call().await.1.unwrap();

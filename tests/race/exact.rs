@@ -215,7 +215,7 @@ async fn an_answer_of_the_stale_dial_after_the_switch_is_dropped() {
     let (_, fresh) = b.dialed();
     let (seen, connection) = line(&b.old);
     stale.send_response(connection);
-    assert!(is_dropped(&seen), "nobody waits for it any more");
+    assert!(is_dropped(&seen), "no call waits for it");
     assert_pending!(call.poll());
     fresh.send_response(line(&new).1);
     got(&assert_ready_ok!(call.poll()), &new);

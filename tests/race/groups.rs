@@ -196,25 +196,25 @@ async fn unbound_deleted_and_foreign_rows_are_not_written() {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Order {
+enum Command {
     Retarget,
     Unbind,
     Forget,
 }
 
-const ORDERS: [Order; 3] = [Order::Retarget, Order::Unbind, Order::Forget];
+const COMMANDS: [Command; 3] = [Command::Retarget, Command::Unbind, Command::Forget];
 
 /// Carries out a command in another process, and returns the row that it wrote.
-async fn ordered_elsewhere(s: &Scene, chat: SessionId, order: Order) -> Option<Binding> {
+async fn command_elsewhere(s: &Scene, chat: SessionId, command: Command) -> Option<Binding> {
     let store = s.world.store.elsewhere();
-    match order {
-        Order::Retarget => {
+    match command {
+        Command::Retarget => {
             let (other, _) =
                 new_workspace(&s.world, s.old.generation.map(|generation| generation.get()));
             drop(store.retarget(chat, other).await.unwrap());
         }
-        Order::Unbind => drop(store.unbind(chat).await.unwrap()),
-        Order::Forget => assert!(store.forget(chat, None).await.unwrap()),
+        Command::Unbind => drop(store.unbind(chat).await.unwrap()),
+        Command::Forget => assert!(store.forget(chat, None).await.unwrap()),
     }
     s.world.row(chat)
 }
@@ -222,10 +222,10 @@ async fn ordered_elsewhere(s: &Scene, chat: SessionId, order: Order) -> Option<B
 #[tokio::test(start_paused = true)]
 async fn a_command_of_another_process_survives_and_costs_nothing() {
     for generation in BOTH {
-        for order in ORDERS {
+        for command in COMMANDS {
             let mut s = Scene::new(generation).await;
             let chats = s.sessions(3).await;
-            let ordered = ordered_elsewhere(&s, chats[1], order).await;
+            let commanded = command_elsewhere(&s, chats[1], command).await;
             let (new, before) = (s.rebuild(), rows(&s, &[chats[0], chats[2]]));
             s.call().await.1.unwrap();
             assert_eq!(s.did().await, counts(2, 1, 0, 1));
@@ -237,10 +237,10 @@ async fn a_command_of_another_process_survives_and_costs_nothing() {
             );
             assert_eq!(at_once(&s, chats[1], &new).await, (OutcomeKind::Reused, Repair::NotNeeded));
             assert_eq!(s.did().await, counts(2, 0, 0, 0));
-            assert_eq!(s.world.row(chats[1]), ordered, "{order:?}");
+            assert_eq!(s.world.row(chats[1]), commanded, "{command:?}");
             written_once(&s, &before, &new);
             // A read of the row shows the command.
-            assert_eq!(s.layer.bindings().get(chats[1]).await.unwrap(), ordered, "{order:?}");
+            assert_eq!(s.layer.bindings().get(chats[1]).await.unwrap(), commanded, "{command:?}");
             assert_eq!(s.did().await, counts(0, 0, 1, 0));
         }
     }
@@ -249,18 +249,18 @@ async fn a_command_of_another_process_survives_and_costs_nothing() {
 #[tokio::test(start_paused = true)]
 async fn a_command_of_another_process_between_the_discovery_and_the_statement_survives() {
     for generation in BOTH {
-        for order in ORDERS {
+        for command in COMMANDS {
             let mut s = Scene::new(generation).await;
             let chats = s.sessions(3).await;
             let (new, before) = (s.rebuild(), rows(&s, &chats[..1]));
             s.world.store.on_writes(Fault::Slow(ms(100)));
             s.call().await.1.unwrap();
-            let ordered = [1, 2].map(|n| ordered_elsewhere(&s, chats[n], order));
-            let ordered = futures_util::future::join_all(ordered).await;
+            let commanded = [1, 2].map(|n| command_elsewhere(&s, chats[n], command));
+            let commanded = futures_util::future::join_all(commanded).await;
             assert_eq!(s.layer.bindings().flush().await, 0);
             assert_eq!(s.did().await, counts(2, 1, 0, 1));
             written_once(&s, &before, &new);
-            assert_eq!([1, 2].map(|n| s.world.row(chats[n])).to_vec(), ordered, "{order:?}");
+            assert_eq!([1, 2].map(|n| s.world.row(chats[n])).to_vec(), commanded, "{command:?}");
         }
     }
 }
@@ -275,10 +275,10 @@ async fn a_command_of_this_process_between_the_discovery_and_the_statement_survi
         s.world.store.on_writes(Fault::Slow(ms(100)));
         s.call().await.1.unwrap();
         s.world.store.on_writes(Fault::None);
-        let ordered = s.layer.bindings().retarget(chats[0], other).await.unwrap();
+        let commanded = s.layer.bindings().retarget(chats[0], other).await.unwrap();
         let unbound = s.layer.bindings().unbind(chats[1]).await.unwrap();
         assert_eq!(s.layer.bindings().flush().await, 0);
-        assert_eq!((s.did().await, s.world.row(chats[0])), (counts(2, 1, 0, 3), Some(ordered)));
+        assert_eq!((s.did().await, s.world.row(chats[0])), (counts(2, 1, 0, 3), Some(commanded)));
         assert_eq!(s.world.row(chats[1]), unbound);
         // Nor is it forgotten here.
         assert_eq!(at_once(&s, chats[0], &there).await.0, OutcomeKind::FirstBind);

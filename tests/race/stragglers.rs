@@ -235,11 +235,11 @@ async fn an_own_repair_of_a_written_row_still_loses_to_a_command_and_to_a_later_
     let mut s = Scene::new(Some(5)).await;
     let new = repaired(&mut s).await;
     let (other, _) = new_workspace(&s.world, Some(5));
-    let ordered = s.world.store.elsewhere().retarget(s.chat, other).await.unwrap();
+    let commanded = s.world.store.elsewhere().retarget(s.chat, other).await.unwrap();
     s.world.replace(s.ws, &new, Does::Hang);
     let bound = s.call().await.1.unwrap();
     settled().await;
-    assert_eq!((bound.outcome().repair(), s.row()), (Repair::Lost, ordered));
+    assert_eq!((bound.outcome().repair(), s.row()), (Repair::Lost, commanded));
     assert_eq!(s.did().await, counts(2, 1, 0, 1));
 
     let mut s = Scene::new(Some(5)).await;

@@ -178,7 +178,7 @@ impl Shared {
     /// A row that was read or written by somebody who took the ticket before that. It may know of a
     /// later build, or of a later epoch.
     pub(crate) fn entry(&self, row: Binding, stored: bool, token: &ReadToken) -> Arc<CachedRow> {
-        let place = self.workspaces.place(row.workspace, row.epoch);
+        let place = self.workspaces.state(row.workspace, row.epoch);
         // Read before others have read of a later epoch: as the store says, its target does not
         // count.
         let mut row = row.in_epoch(place.epoch());

@@ -79,7 +79,7 @@ impl Bindings {
     /// ```
     pub fn announce(&self, workspace: WorkspaceId, target: Target) -> bool {
         let (now, generation) = (Instant::now(), target.generation);
-        let place = self.shared.workspaces.keep(workspace);
+        let place = self.shared.workspaces.remember_announced(workspace);
         let believed = place.announced(Arc::new(target), now);
         if believed {
             // The epoch is unknown without a row of the workspace.
@@ -122,7 +122,7 @@ impl Bindings {
         let mut cause = None;
         // Twice, because another answer may overtake the first one.
         for _ in 0..2 {
-            let place = shared.workspaces.place(workspace, Epoch::default());
+            let place = shared.workspaces.state(workspace, Epoch::default());
             let Some(validated) = shared.validate_since(&place, Instant::now()).await else {
                 cause = Some(Cause::TaskEnded.shared());
                 break;

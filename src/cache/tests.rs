@@ -50,7 +50,7 @@ impl Scene {
         );
         CachedRow::new(
             row,
-            self.workspaces.place(workspace(place), Epoch::default()),
+            self.workspaces.state(workspace(place), Epoch::default()),
             true,
             self.at(read),
         )

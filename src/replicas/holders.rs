@@ -67,7 +67,7 @@ pub(crate) fn ask_for_holders(shared: &Arc<Shared>, place: &Arc<WorkspaceState>)
     let shared = Arc::clone(shared);
     // After closing nobody asks any more.
     let _ = shared.clone().tasks.spawn(async move {
-        let place = asking.place();
+        let place = asking.workspace_state();
         // Twice: a question that was under way may have begun before the doubt.
         for _ in 0..2 {
             let now = Instant::now();

@@ -37,7 +37,7 @@ fn the_agent_before_stays_if_only_its_place_is_another_one() {
     row.previous = Some(Previous::new(target(7).agent, None));
     let entry = s.learn(&CachedRow::new(
         row,
-        s.workspaces.place(workspace(1), Epoch::default()),
+        s.workspaces.state(workspace(1), Epoch::default()),
         true,
         s.at(0),
     ));

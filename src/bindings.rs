@@ -179,14 +179,17 @@ impl Bindings {
             Some(start) => start,
             None => shared.look_up(session, None).await?,
         };
-        let place = &start.entry.workspace_state;
-        let fresh = place.verdict().filter(|verdict| verdict.landed.elapsed() <= FRESH);
+        let workspace_state = &start.entry.workspace_state;
+        let fresh = workspace_state.verdict().filter(|verdict| verdict.landed.elapsed() <= FRESH);
         let answer = match fresh {
             Some(verdict) => verdict.answer,
             None => {
-                let mut validated = shared.validated(place).await;
-                if validated.as_ref().is_some_and(|validated| validated.is_overtaken(place)) {
-                    validated = shared.validated(place).await;
+                let mut validated = shared.validated(workspace_state).await;
+                if validated
+                    .as_ref()
+                    .is_some_and(|validated| validated.is_overtaken(workspace_state))
+                {
+                    validated = shared.validated(workspace_state).await;
                 }
                 validated.map_or(Answer::Unknown, |validated| validated.answer)
             }
@@ -625,8 +628,8 @@ fn announce_command(shared: &Shared, row: &Binding) {
 /// so it would be dialed again.
 fn doubt_left(shared: &Shared, unbound: &Binding) {
     let Some(previous) = unbound.previous else { return };
-    if let Some(place) = shared.workspaces.find(unbound.workspace) {
-        place.doubt_agent(previous.agent, Instant::now());
+    if let Some(workspace_state) = shared.workspaces.find(unbound.workspace) {
+        workspace_state.doubt_agent(previous.agent, Instant::now());
     }
     shared.tell(About::Workspace { workspace: unbound.workspace, generation: None, epoch: None });
 }

@@ -274,7 +274,7 @@ impl BoundHandle {
             loop {
                 let seen = Arc::clone(&entry);
                 // Created before the comparison, so that a change in between wakes this task.
-                let (row_changed, place_changed) =
+                let (row_changed, workspace_changed) =
                     (shared.rows.changed(session), seen.workspace_state.changed());
                 match shared.names_another(&entry, &target) {
                     Some(true) => return,
@@ -294,7 +294,7 @@ impl BoundHandle {
                 }
                 select! {
                     () = row_changed => {}
-                    () = place_changed => {}
+                    () = workspace_changed => {}
                     // A doubt needs a question to the resolver, and no call may come that asks it.
                     () = doubts.ask(&shared, &seen.workspace_state) => {}
                 }
@@ -364,12 +364,13 @@ impl BoundHandle {
     /// [`superseded`](Self::superseded), it ignores the binding of the session that the connection
     /// was dialed for.
     pub(crate) fn left_behind(&self) -> impl Future<Output = ()> + Send + 'static {
-        let (place, target) = (Arc::clone(&self.entry.workspace_state), Arc::clone(&self.target));
+        let (workspace_state, target) =
+            (Arc::clone(&self.entry.workspace_state), Arc::clone(&self.target));
         async move {
             loop {
                 // Created before the comparison, so that a change in between wakes this task.
-                let changed = place.changed();
-                if place.supersedes(&target) {
+                let changed = workspace_state.changed();
+                if workspace_state.supersedes(&target) {
                     return;
                 }
                 changed.await;

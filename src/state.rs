@@ -41,7 +41,7 @@ type LoadResult = Result<Option<Arc<CachedRow>>, SharedError>;
 pub(crate) struct Validated {
     /// By what is known of which it was judged: of one workspace there are two if it was reset
     /// meanwhile.
-    place: Option<Arc<WorkspaceState>>,
+    workspace_state: Option<Arc<WorkspaceState>>,
     pub(crate) answer: Answer,
     pub(crate) cause: Option<SharedError>,
     pub(crate) began: Instant,
@@ -53,13 +53,22 @@ impl Validated {
     /// The task that asked has ended without an answer.
     pub(crate) fn crashed(now: Instant, again_in: Duration) -> Self {
         let cause = Some(Cause::TaskEnded.shared());
-        Self { place: None, answer: Answer::Unknown, cause, began: now, again: now + again_in }
+        Self {
+            workspace_state: None,
+            answer: Answer::Unknown,
+            cause,
+            began: now,
+            again: now + again_in,
+        }
     }
 
     /// Whether something has become known since the question began, so that it is to be asked
     /// again.
-    pub(crate) fn is_overtaken(&self, place: &Arc<WorkspaceState>) -> bool {
-        let reset = self.place.as_ref().is_some_and(|judged| !Arc::ptr_eq(judged, place));
+    pub(crate) fn is_overtaken(&self, workspace_state: &Arc<WorkspaceState>) -> bool {
+        let reset = self
+            .workspace_state
+            .as_ref()
+            .is_some_and(|judged| !Arc::ptr_eq(judged, workspace_state));
         reset || self.answer == Answer::Overtaken
     }
 }
@@ -178,14 +187,14 @@ impl Shared {
     /// A row that was read or written by somebody who took the ticket before that. It may know of a
     /// later build, or of a later epoch.
     pub(crate) fn entry(&self, row: Binding, stored: bool, token: &ReadToken) -> Arc<CachedRow> {
-        let place = self.workspaces.state(row.workspace, row.epoch);
+        let workspace_state = self.workspaces.state(row.workspace, row.epoch);
         // Read before others have read of a later epoch: as the store says, its target does not
         // count.
-        let mut row = row.in_epoch(place.epoch());
+        let mut row = row.in_epoch(workspace_state.epoch());
         if let Some(target) = &mut row.target {
-            *target = place.learn_row(target, token.at);
+            *target = workspace_state.learn_row(target, token.at);
         }
-        CachedRow::new(row, place, stored, token.at)
+        CachedRow::new(row, workspace_state, stored, token.at)
     }
 
     /// A row that was read or written by somebody who took the ticket before that.
@@ -461,10 +470,13 @@ impl Shared {
     }
 
     /// Joins the validation of a workspace, or starts it. It goes on whoever stops waiting for it.
-    pub(crate) fn validate(self: &Arc<Self>, place: &Arc<WorkspaceState>) -> Waiter<Validated> {
-        self.validations.join(place.workspace(), &self.tasks, || {
-            let (shared, place) = (Arc::clone(self), Arc::clone(place));
-            async move { shared.ask(place).await }
+    pub(crate) fn validate(
+        self: &Arc<Self>,
+        workspace_state: &Arc<WorkspaceState>,
+    ) -> Waiter<Validated> {
+        self.validations.join(workspace_state.workspace(), &self.tasks, || {
+            let (shared, workspace_state) = (Arc::clone(self), Arc::clone(workspace_state));
+            async move { shared.ask(workspace_state).await }
         })
     }
 
@@ -472,38 +484,41 @@ impl Shared {
     /// one.
     pub(crate) async fn validate_since(
         self: &Arc<Self>,
-        place: &Arc<WorkspaceState>,
+        workspace_state: &Arc<WorkspaceState>,
         since: Instant,
     ) -> Option<Validated> {
-        self.answer_of_resolver(place, Some(since)).await
+        self.answer_of_resolver(workspace_state, Some(since)).await
     }
 
     /// The answer of the validation of a workspace. `None` if it crashed, or if the layer was
     /// closed.
     pub(crate) async fn validated(
         self: &Arc<Self>,
-        place: &Arc<WorkspaceState>,
+        workspace_state: &Arc<WorkspaceState>,
     ) -> Option<Validated> {
-        self.answer_of_resolver(place, None).await
+        self.answer_of_resolver(workspace_state, None).await
     }
 
     async fn answer_of_resolver(
         self: &Arc<Self>,
-        place: &Arc<WorkspaceState>,
+        workspace_state: &Arc<WorkspaceState>,
         since: Option<Instant>,
     ) -> Option<Validated> {
         let ask = || {
-            let (shared, place) = (Arc::clone(self), Arc::clone(place));
-            async move { shared.ask(place).await }
+            let (shared, workspace_state) = (Arc::clone(self), Arc::clone(workspace_state));
+            async move { shared.ask(workspace_state).await }
         };
-        self.validations.answer(since, None, place.workspace(), &self.tasks, ask).await.ok()
+        self.validations
+            .answer(since, None, workspace_state.workspace(), &self.tasks, ask)
+            .await
+            .ok()
     }
 
-    async fn ask(&self, place: Arc<WorkspaceState>) -> Validated {
+    async fn ask(&self, workspace_state: Arc<WorkspaceState>) -> Validated {
         let began = Instant::now();
         let ask = ResolveWorkspace {
-            workspace: place.workspace(),
-            newer_than: place.newest_generation(),
+            workspace: workspace_state.workspace(),
+            newer_than: workspace_state.newest_generation(),
         };
         let within = self.settings.resolve_timeout;
         // The resolver is called inside, so that a panic of its `clone` or `call` is caught as
@@ -518,7 +533,7 @@ impl Shared {
         };
         let now = Instant::now();
         self.emit(&Event::Validated {
-            workspace: place.workspace(),
+            workspace: workspace_state.workspace(),
             took: now - began,
             answer: resolved.as_ref().map_err(|cause| &**cause),
         });
@@ -526,11 +541,11 @@ impl Shared {
             Ok(resolution) => (Answer::from(resolution), None),
             Err(cause) => (Answer::Unknown, Some(cause)),
         };
-        let (answer, again) = place.learn_answer(said.clone(), began, now);
+        let (answer, again) = workspace_state.learn_answer(said.clone(), began, now);
         if let Answer::Denied(_) = answer {
-            self.workspaces.remember_denial(Arc::clone(&place));
+            self.workspaces.remember_denial(Arc::clone(&workspace_state));
         }
         let cause = if answer == said { cause } else { Some(Cause::OldAnswer.shared()) };
-        Validated { place: Some(place), answer, cause, began, again }
+        Validated { workspace_state: Some(workspace_state), answer, cause, began, again }
     }
 }

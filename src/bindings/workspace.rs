@@ -42,9 +42,9 @@ impl Bindings {
     pub fn revalidate_workspace(&self, workspace: WorkspaceId) {
         // A workspace without a state here has no cached rows: its rows are read when they are
         // needed.
-        if let Some(place) = self.shared.workspaces.find(workspace) {
-            place.doubt(Instant::now());
-            ask_for_holders(&self.shared, &place);
+        if let Some(workspace_state) = self.shared.workspaces.find(workspace) {
+            workspace_state.doubt(Instant::now());
+            ask_for_holders(&self.shared, &workspace_state);
         }
     }
 
@@ -79,8 +79,8 @@ impl Bindings {
     /// ```
     pub fn announce(&self, workspace: WorkspaceId, target: Target) -> bool {
         let (now, generation) = (Instant::now(), target.generation);
-        let place = self.shared.workspaces.remember_announced(workspace);
-        let believed = place.announced(Arc::new(target), now);
+        let workspace_state = self.shared.workspaces.remember_announced(workspace);
+        let believed = workspace_state.announced(Arc::new(target), now);
         if believed {
             // The epoch is unknown without a row of the workspace.
             self.shared.tell(About::Workspace { workspace, generation, epoch: None });
@@ -122,12 +122,13 @@ impl Bindings {
         let mut cause = None;
         // Twice, because another answer may overtake the first one.
         for _ in 0..2 {
-            let place = shared.workspaces.state(workspace, Epoch::default());
-            let Some(validated) = shared.validate_since(&place, Instant::now()).await else {
+            let workspace_state = shared.workspaces.state(workspace, Epoch::default());
+            let Some(validated) = shared.validate_since(&workspace_state, Instant::now()).await
+            else {
                 cause = Some(Cause::TaskEnded.shared());
                 break;
             };
-            if validated.is_overtaken(&place) {
+            if validated.is_overtaken(&workspace_state) {
                 cause = validated.cause;
                 continue;
             }

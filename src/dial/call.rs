@@ -176,7 +176,7 @@ where
     };
     let target = Arc::clone(target);
     dialer.as_mut().start(ask.to(start.entry.workspace(), Arc::clone(&target)));
-    let to = To { place: &start.entry.workspace_state, target: Some(&target) };
+    let to = To { workspace_state: &start.entry.workspace_state, target: Some(&target) };
     let connection = match dialer.first_poll(to).await {
         FirstPoll::Connected(connection) => connection,
         first => return Err(first),

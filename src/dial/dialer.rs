@@ -70,7 +70,7 @@ impl<S: Service<DialAgent>> Dialer<S> {
 /// Where a dial goes.
 #[derive(Clone, Copy)]
 pub(crate) struct To<'a> {
-    pub(crate) place: &'a WorkspaceState,
+    pub(crate) workspace_state: &'a WorkspaceState,
     pub(crate) target: Option<&'a Arc<Target>>,
 }
 
@@ -199,7 +199,7 @@ where
         }
         if let Some(ask) = this.next {
             if this.slot.is_none() && this.queue.is_none() {
-                *this.queue = to.place.queue(&ask.target);
+                *this.queue = to.workspace_state.queue(&ask.target);
                 if this.queue.is_some() {
                     *this.waited = true;
                     // Dials to other targets must not wait for the readiness of a queued call.
@@ -237,7 +237,7 @@ where
         let Poll::Ready(result) = dial.poll(cx) else {
             *this.was_pending = true;
             if this.slot.is_none() {
-                *this.slot = to.target.map(|target| to.place.enter(target));
+                *this.slot = to.target.map(|target| to.workspace_state.enter(target));
             }
             return Poll::Pending;
         };

@@ -185,7 +185,7 @@ where
         // they may change that state.
         select! {
             biased;
-            dialed = run.dialer.as_mut().finished(To { place: &run.start.entry.workspace_state, target: run.attempt.target() }) => match dialed {
+            dialed = run.dialer.as_mut().finished(To { workspace_state: &run.start.entry.workspace_state, target: run.attempt.target() }) => match dialed {
                 Dialed::Admitted => {
                     now = Instant::now();
                     if let Followed::Moved = run.admitted() {
@@ -236,11 +236,11 @@ where
                 };
                 // This call may hear of it after others have learned of something later, which it
                 // follows already.
-                let place = &run.start.entry.workspace_state;
-                let outdated = validated.is_overtaken(place)
+                let workspace_state = &run.start.entry.workspace_state;
+                let outdated = validated.is_overtaken(workspace_state)
                     || match &validated.answer {
-                        Answer::Running(said) => place.supersedes(said),
-                        Answer::Denied(_) => run.attempt.counts(validated.began) && place.runs_since(validated.began),
+                        Answer::Running(said) => workspace_state.supersedes(said),
+                        Answer::Denied(_) => run.attempt.counts(validated.began) && workspace_state.runs_since(validated.began),
                         Answer::Unknown | Answer::Overtaken => false,
                     };
                 let Validated { answer, cause, began, again, .. } = validated;
@@ -331,7 +331,7 @@ where
     S::Error: Into<BoxError>,
 {
     let mut in_flight = InFlight { shared, entry: &start.entry, target, began, ended: false };
-    let to = To { place: &start.entry.workspace_state, target: Some(target) };
+    let to = To { workspace_state: &start.entry.workspace_state, target: Some(target) };
     let first = select! {
         biased;
         dialed = dialer.as_mut().finished(to) => dialed.into(),

@@ -19,7 +19,7 @@ impl Task {
     /// again.
     pub(super) async fn write_group(&self, behind: Behind) -> Result<Repair, StoreError> {
         let Self { shared, entry, target, .. } = self;
-        let place = &entry.workspace_state;
+        let workspace_state = &entry.workspace_state;
         // Never: a row without a target is not behind.
         let Some(stale) = entry.row.target.as_deref() else { return Ok(Repair::Lost) };
         let mut statements = 0;
@@ -28,13 +28,13 @@ impl Task {
                 return Ok(Repair::Retrying);
             }
             statements += 1;
-            if place.supersedes(target) {
+            if workspace_state.supersedes(target) {
                 return Ok(Repair::Lost);
             }
             let began = shared.rows.tick();
             let statement = shared.store.replace_agent(
-                place.workspace(),
-                place.epoch(),
+                workspace_state.workspace(),
+                workspace_state.epoch(),
                 stale,
                 target,
                 BATCH as u64,
@@ -46,13 +46,13 @@ impl Task {
         let landed = shared.rows.tick();
         // Known before the list is looked at: who asks from here on finds it landed, who has asked
         // is on the list.
-        place.repaired(GroupRepair { behind, target: Arc::clone(target), began, landed });
+        workspace_state.repaired(GroupRepair { behind, target: Arc::clone(target), began, landed });
         for entry in shared.repairs.take_entries(&self.key) {
             // Takes over what was written; a row that the statements have missed gets a repair of
             // its own.
             Repairs::begin(shared, &entry, target, false);
         }
-        let (workspace, epoch) = (place.workspace(), Some(place.epoch()));
+        let (workspace, epoch) = (workspace_state.workspace(), Some(workspace_state.epoch()));
         shared.tell(About::Workspace { workspace, generation: target.generation, epoch });
         Ok(Repair::Written)
     }

@@ -17,8 +17,9 @@ pub(super) fn row(workspace: u128, target: Option<Arc<Target>>, revision: i64) -
 /// The row that a call went by, at revision 3, in workspace 1.
 pub(super) fn entry(stored: bool) -> Arc<CachedRow> {
     let row = row(1, Some(target("z1")), 3);
-    let place = Workspaces::new(&Settings::default()).state(row.workspace, Epoch::default());
-    CachedRow::new(row, place, stored, Instant::now())
+    let workspace_state =
+        Workspaces::new(&Settings::default()).state(row.workspace, Epoch::default());
+    CachedRow::new(row, workspace_state, stored, Instant::now())
 }
 
 #[test]

@@ -258,14 +258,15 @@ impl Follower {
             Heard::Hint(Hint { origin, .. }) if origin == shared.origin => {}
             Heard::Hint(hint) => match hint.about {
                 About::Workspace { workspace, generation, epoch } => {
-                    if let Some(place) = shared.workspaces.find(workspace) {
-                        match epoch.map_or(cmp::Ordering::Equal, |epoch| epoch.cmp(&place.epoch()))
-                        {
+                    if let Some(workspace_state) = shared.workspaces.find(workspace) {
+                        match epoch.map_or(cmp::Ordering::Equal, |epoch| {
+                            epoch.cmp(&workspace_state.epoch())
+                        }) {
                             // Of generations that are not compared with those of today.
                             cmp::Ordering::Less => {}
                             cmp::Ordering::Equal => {
-                                if place.hear(generation, now) {
-                                    ask_for_holders(&shared, &place);
+                                if workspace_state.hear(generation, now) {
+                                    ask_for_holders(&shared, &workspace_state);
                                 }
                             }
                             cmp::Ordering::Greater => shared.reset(workspace, epoch),
@@ -273,9 +274,10 @@ impl Follower {
                     }
                 }
                 About::Reset { workspace, epoch } => {
-                    let place = shared.workspaces.find(workspace);
-                    let known =
-                        place.zip(epoch).is_some_and(|(place, epoch)| place.epoch() >= epoch);
+                    let workspace_state = shared.workspaces.find(workspace);
+                    let known = workspace_state
+                        .zip(epoch)
+                        .is_some_and(|(workspace_state, epoch)| workspace_state.epoch() >= epoch);
                     if !known {
                         shared.reset(workspace, epoch);
                     }
@@ -359,9 +361,10 @@ impl Follower {
     fn done(&mut self, done: Option<Done>) {
         match done {
             Some(Done::Checked(progress)) => self.progress = progress,
-            Some(Done::Surveyed(places)) => {
-                self.doubts_at_once = places.len().div_ceil(MOST_TIMES).max(DOUBTS_AT_ONCE);
-                self.doubts = places.into();
+            Some(Done::Surveyed(workspace_states)) => {
+                self.doubts_at_once =
+                    workspace_states.len().div_ceil(MOST_TIMES).max(DOUBTS_AT_ONCE);
+                self.doubts = workspace_states.into();
                 self.doubt_at = Some(Instant::now());
             }
             Some(Done::Recorded) | None => {}
@@ -373,9 +376,11 @@ impl Follower {
     /// and a dial.
     fn raise_doubts(&mut self, shared: &Arc<Shared>, now: Instant) {
         let some = self.doubts.len().min(self.doubts_at_once);
-        for place in self.doubts.drain(..some).filter_map(|place| place.upgrade()) {
-            place.doubt(now);
-            ask_for_holders(shared, &place);
+        for workspace_state in
+            self.doubts.drain(..some).filter_map(|workspace_state| workspace_state.upgrade())
+        {
+            workspace_state.doubt(now);
+            ask_for_holders(shared, &workspace_state);
         }
         self.doubt_at = (!self.doubts.is_empty()).then(|| now + jitter::around(BETWEEN_DOUBTS));
     }
@@ -426,19 +431,20 @@ async fn survey(shared: Arc<Shared>) -> Done {
     let (mut held, mut used) = (Vec::new(), Vec::new());
     let mut cursor = Cursor::default();
     while shared.usage.look(&mut cursor, |entry| {
-        let places = if shared.usage.is_held_or_waited_for(entry) { &mut held } else { &mut used };
-        places.push(Arc::downgrade(&entry.workspace_state));
+        let workspace_states =
+            if shared.usage.is_held_or_waited_for(entry) { &mut held } else { &mut used };
+        workspace_states.push(Arc::downgrade(&entry.workspace_state));
     }) {
         yield_now().await;
     }
-    let (mut seen, mut places) = (HashSet::new(), Vec::new());
-    let mut add = |place: &Weak<WorkspaceState>| {
-        if seen.insert(place.as_ptr() as usize) {
-            places.push(Weak::clone(place));
+    let (mut seen, mut workspace_states) = (HashSet::new(), Vec::new());
+    let mut add = |workspace_state: &Weak<WorkspaceState>| {
+        if seen.insert(workspace_state.as_ptr() as usize) {
+            workspace_states.push(Weak::clone(workspace_state));
         }
     };
-    for (looked_at, place) in held.iter().chain(&used).enumerate() {
-        add(place);
+    for (looked_at, workspace_state) in held.iter().chain(&used).enumerate() {
+        add(workspace_state);
         if looked_at % SLICE == SLICE - 1 {
             yield_now().await;
         }
@@ -449,7 +455,7 @@ async fn survey(shared: Arc<Shared>) -> Done {
             yield_now().await;
         }
     }
-    Done::Surveyed(places)
+    Done::Surveyed(workspace_states)
 }
 
 /// Entries that are looked at in one go.

@@ -25,8 +25,12 @@ impl Doubts {
     ///
     /// A resolver that fails is asked again after the intervals at which it is asked about a dial
     /// that hangs.
-    pub(crate) async fn ask(&mut self, shared: &Arc<Shared>, place: &Arc<WorkspaceState>) {
-        let Some(at) = place.doubt_to_ask(self.answered, Instant::now()) else {
+    pub(crate) async fn ask(
+        &mut self,
+        shared: &Arc<Shared>,
+        workspace_state: &Arc<WorkspaceState>,
+    ) {
+        let Some(at) = workspace_state.doubt_to_ask(self.answered, Instant::now()) else {
             self.failed = 0;
             return pending().await;
         };
@@ -38,7 +42,7 @@ impl Doubts {
         if shared.is_closed() {
             return pending().await;
         }
-        let validated = shared.validated(place).await;
+        let validated = shared.validated(workspace_state).await;
         match validated.map(|validated| (validated.answer, validated.began)) {
             // If it is below what a hint has told, the workspace says when to ask again.
             Some((Answer::Running(_), _)) => (self.failed, self.not_before) = (0, None),
@@ -56,25 +60,25 @@ impl Doubts {
 /// A doubt was raised about the workspace. If somebody here holds a connection into it the resolver
 /// is asked at once, in the background: no call may come that would ask. Outside of a runtime
 /// nothing is asked.
-pub(crate) fn ask_for_holders(shared: &Arc<Shared>, place: &Arc<WorkspaceState>) {
+pub(crate) fn ask_for_holders(shared: &Arc<Shared>, workspace_state: &Arc<WorkspaceState>) {
     if shared.is_closed()
-        || !shared.usage.is_held(place.workspace())
+        || !shared.usage.is_held(workspace_state.workspace())
         || Handle::try_current().is_err()
     {
         return;
     }
-    let Some(asking) = WorkspaceState::begin_to_ask(place) else { return };
+    let Some(asking) = WorkspaceState::begin_to_ask(workspace_state) else { return };
     let shared = Arc::clone(shared);
     // After closing nobody asks any more.
     let _ = shared.clone().tasks.spawn(async move {
-        let place = asking.workspace_state();
+        let workspace_state = asking.workspace_state();
         // Twice: a question that was under way may have begun before the doubt.
         for _ in 0..2 {
             let now = Instant::now();
-            if place.doubt_to_ask(None, now).is_none_or(|at| at > now) {
+            if workspace_state.doubt_to_ask(None, now).is_none_or(|at| at > now) {
                 return;
             }
-            shared.validated(place).await;
+            shared.validated(workspace_state).await;
         }
     });
 }

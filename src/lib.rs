@@ -149,6 +149,7 @@ mod request;
 mod resolution;
 mod settings;
 // Leaves.
+mod backoff;
 mod clock;
 mod compact_instant;
 mod gate;

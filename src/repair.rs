@@ -5,10 +5,10 @@
 
 use crate::{
     Event, Repair, SessionId, Target,
+    backoff::{Backoff, Jitter},
     binding::Behind,
     cache::CachedRow,
     error::{Cause, SharedError},
-    jitter,
     pulse::{has_stopped, patience, with_signs},
     state::{
         Shared,
@@ -30,9 +30,9 @@ use tokio_util::sync::CancellationToken;
 mod group;
 mod own;
 
-/// After a write that failed; doubles.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// The pauses after attempts that failed.
+const BACKOFF: Backoff =
+    Backoff::new(Duration::from_millis(100), Duration::from_secs(15), Jitter::Above);
 /// A store that was out of reach for so long gets no more writes from this call; the next call of
 /// the session tries anew.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(600);
@@ -297,7 +297,7 @@ impl Task {
     async fn write(&self) {
         let repairs = &self.shared.repairs;
         let give_up = Instant::now() + GIVE_UP_AFTER;
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = BACKOFF;
         loop {
             // Boxed, so that a repair that only waits is small.
             let (attempt, last) = Box::pin(self.attempt(give_up)).await;
@@ -315,9 +315,8 @@ impl Task {
             tokio::select! {
                 () = repairs.closing.cancelled() => {}
                 () = self.forgotten.cancelled() => {}
-                () = sleep(pause + jitter::up_to(pause / 4)) => {}
+                () = sleep(backoff.next()) => {}
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 

@@ -17,7 +17,11 @@ const ROOMS: &[(&str, &str, &str)] = &[
         "answer binding error id local observer outcome request resolution settings",
         "",
     ),
-    ("leaves", "clock compact_instant gate jitter pulse single_flight sync tasks", "vocabulary"),
+    (
+        "leaves",
+        "backoff clock compact_instant gate jitter pulse single_flight sync tasks",
+        "vocabulary",
+    ),
     ("store", "store", "vocabulary leaves"),
     ("hints", "hints", "vocabulary leaves store"),
     ("workspace", "workspace", "vocabulary leaves"),

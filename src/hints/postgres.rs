@@ -3,7 +3,12 @@
 mod queue;
 
 use super::{Heard, Hint, Hints};
-use crate::{BoxError, jitter, settings::LONGEST, store::sql};
+use crate::{
+    BoxError,
+    backoff::{Backoff, Jitter},
+    settings::LONGEST,
+    store::sql,
+};
 use futures_util::{FutureExt, Stream};
 use queue::{Queue, SEPARATOR};
 use sqlx::{
@@ -43,10 +48,10 @@ const HEAR: Duration = Duration::from_secs(5);
 /// idle session.
 const STATEMENTS: u32 = 3;
 
-/// The first and the longest pause between attempts to connect. Each varies by a half, so that
-/// replicas that lose their connections at the same moment neither connect nor report a gap at the
-/// same moment.
-const PAUSES: [Duration; 2] = [Duration::from_millis(300), Duration::from_secs(5)];
+/// The pauses between attempts to connect. They vary, so that replicas that lose their connections
+/// at the same moment neither connect nor report a gap at the same moment.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(300), LONGEST_PAUSE, Jitter::Around);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// The payload of a probe, which the listening connection must receive.
 const PROBE: &str = "probe";
@@ -241,18 +246,17 @@ impl PostgresHints {
 
     /// Sends waiting hints, on one connection after the other.
     async fn send_all(&self, mut sending: Sending, probe: &Probe) -> Infallible {
-        let (mut pause, mut log) =
-            (PAUSES[0], Log::new("hints cannot be sent to other processes; trying again"));
+        let (mut backoff, mut log) =
+            (BACKOFF, Log::new("hints cannot be sent to other processes; trying again"));
         loop {
             let began = Instant::now();
             // The error is not logged, because a new connection may solve it.
             let _ = self.send_on(sending, probe).await;
-            if began.elapsed() > PAUSES[1] {
-                pause = PAUSES[0];
+            if began.elapsed() > LONGEST_PAUSE {
+                backoff = BACKOFF;
             }
             sending = loop {
-                sleep(jitter::around(pause)).await;
-                pause = (pause * 2).min(PAUSES[1]);
+                sleep(backoff.next()).await;
                 match timeout(CONNECT, self.connect_sending()).await {
                     Ok(Ok(sending)) => break sending,
                     Ok(Err(error)) => log.wrong(&error),
@@ -358,7 +362,7 @@ impl Hints for PostgresHints {
         // A small bound: hints that the listener does not take wait in the server.
         let (out, heard) = mpsc::channel(64);
         let log = Log::new("hints from other processes cannot be received; trying again");
-        let replica = Replica { hints: self.clone(), out, pause: PAUSES[0], log };
+        let replica = Replica { hints: self.clone(), out, backoff: BACKOFF, log };
         Listening { work: Some(Box::pin(replica.run())), heard, runtime: None }
     }
 }
@@ -399,7 +403,7 @@ impl Drop for Listening {
 struct Replica {
     hints: PostgresHints,
     out: mpsc::Sender<Heard>,
-    pause: Duration,
+    backoff: Backoff,
     log: Log,
 }
 
@@ -417,8 +421,7 @@ impl Replica {
                 End::Deaf => {}
                 End::Failed(error) => {
                     self.log.wrong(&*error);
-                    sleep(jitter::around(self.pause)).await;
-                    self.pause = (self.pause * 2).min(PAUSES[1]);
+                    sleep(self.backoff.next()).await;
                 }
             }
         }
@@ -475,7 +478,7 @@ impl Replica {
                         // Any notification counts, because the probe may be queued behind many.
                         Ok(Some(notification)) => {
                             (heard, worked) = (true, true);
-                            self.pause = PAUSES[0];
+                            self.backoff = BACKOFF;
                             self.log.right();
                             self.forward(notification.payload()).await;
                         }

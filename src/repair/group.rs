@@ -1,26 +1,28 @@
 //! A group repair: all rows of a workspace that are behind, in statements of a bounded size.
 
-use super::{Repairs, Task};
 use crate::{
     Repair,
     binding::Behind,
     hints::About,
+    repair::task::Task,
+    state::repairs::Repairs,
     store::{BATCH, StoreError},
     workspace::GroupRepair,
 };
 use std::sync::Arc;
 
-/// In one try. More rows than these are written by the next one; a store that never comes to an end
-/// holds nobody up.
+/// The number of statements in one attempt, so that a store that never comes to an end holds nothing
+/// up. The next attempt writes the rest.
 const MOST_STATEMENTS: usize = 1_000;
 
 impl Task {
-    /// One try. If not all could be written, what was written by then stays, and is not found
-    /// again.
+    /// Makes one attempt. If it fails midway, the rows that were written stay written, and the next
+    /// attempt does not find them.
     pub(super) async fn write_group(&self, behind: Behind) -> Result<Repair, StoreError> {
-        let Self { shared, entry, target, .. } = self;
+        let Self { shared, entry, .. } = self;
+        let target = self.target();
         let workspace_state = &entry.workspace_state;
-        // Never: a row without a target is not behind.
+        // Unreachable, because a row without a target is not behind.
         let Some(stale) = entry.row.target.as_deref() else { return Ok(Repair::Lost) };
         let mut statements = 0;
         let began = loop {
@@ -44,12 +46,12 @@ impl Task {
             }
         };
         let landed = shared.rows.tick();
-        // Known before the list is looked at: who asks from here on finds it landed, who has asked
-        // is on the list.
+        // Recorded before the list is read: a call that asks from here on finds the repair landed,
+        // and a call that has asked is on the list.
         workspace_state.repaired(GroupRepair { behind, target: Arc::clone(target), began, landed });
         for entry in shared.repairs.take_entries(&self.key) {
-            // Takes over what was written; a row that the statements have missed gets a repair of
-            // its own.
+            // The cached row takes over what was written. A row that the statements have missed gets
+            // its own repair.
             Repairs::begin(shared, &entry, target, false);
         }
         let (workspace, epoch) = (workspace_state.workspace(), Some(workspace_state.epoch()));

@@ -1,29 +1,31 @@
-//! A session's own repair: compares with what its call has read, and what it means to lose.
+//! A session's own repair: a compare-and-swap on the revision that its call has read, and what it
+//! means to lose it.
 
-use super::{Task, Written};
 use crate::{
     Binding, Repair, Revision, Target,
     cache::CachedRow,
     hints::About,
+    repair::task::{Task, Written},
     store::{NewBinding, StoreError, Swap},
 };
 use std::sync::Arc;
 use tokio::time::Instant;
 
-/// Rows that are known to be behind are written over; each time somebody else may be faster.
+/// The number of compare-and-swaps in one attempt. A row that is known to be behind is written over,
+/// but each time another process may be faster.
 const MOST_SWAPS: u8 = 4;
 
-/// What a lost compare-and-swap means for the one who lost it.
+/// What a lost compare-and-swap means for the repair that lost it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lost {
     /// The row names the target already.
     Done,
     /// The row stays as it is.
     Drop,
-    /// The row stays as it is, and what it names is not ordered against what answered here: it is
-    /// to be validated.
+    /// The row stays as it is. Its target is not ordered against the one that answered here, so it
+    /// is to be validated.
     Doubt,
-    /// The row is known to be behind: once more, from this revision.
+    /// The row is known to be behind, and is written over at this revision.
     Again(Revision),
 }
 
@@ -32,23 +34,23 @@ fn lost(entry: &CachedRow, target: &Target, winner: Option<&Binding>) -> Lost {
         return Lost::Drop;
     };
     if winner.epoch != entry.workspace_state.epoch() {
-        // What answered is of an epoch that has ended.
+        // The target that answered belongs to an epoch that has ended.
         return Lost::Drop;
     }
     let Some(named) = &winner.target else {
-        // Unbound by somebody's order. But where no row was known at all, an unbound one is just
-        // the place to write to.
+        // A command has unbound it. But a repair that knew of no row may bind an unbound one.
         return if entry.stored { Lost::Drop } else { Lost::Again(winner.revision) };
     };
     if entry.is_ahead() && entry.row.target.as_ref().is_some_and(|target| named.is(target)) {
-        // As it was gone by. Only its revision was not known, since a group repair returns none.
+        // The row is as the call knew it. Only its revision was not known, because a group repair
+        // returns none.
         return Lost::Again(winner.revision);
     }
     match (named.generation, target.generation) {
         (Some(theirs), Some(mine)) if theirs < mine => Lost::Again(winner.revision),
         (Some(theirs), Some(mine)) if theirs > mine => Lost::Drop,
-        // Also if only one of the two has a number: there is no doubt about a place that has just
-        // answered.
+        // Even if only one of the two has a generation: an agent that has just answered is in no
+        // doubt.
         _ if named.same_place(target) => Lost::Done,
         (Some(_), Some(_)) => Lost::Drop,
         _ => Lost::Doubt,
@@ -56,8 +58,8 @@ fn lost(entry: &CachedRow, target: &Target, winner: Option<&Binding>) -> Lost {
 }
 
 impl Task {
-    /// Whether a row that this process has written itself names what the repair's target has
-    /// replaced.
+    /// Returns `true` if this process has written the row itself, and the row names a target that
+    /// the repair's target has replaced.
     fn has_replaced(&self, written: &CachedRow) -> bool {
         written.stamp().answered().is_some()
             && written.workspace() == self.entry.workspace()
@@ -67,16 +69,16 @@ impl Task {
             && written.row.target.as_ref().is_some_and(|named| self.entry.workspace_state.supersedes(named))
     }
 
-    /// One try, from the revision that the call went by.
+    /// Makes one attempt, beginning with the revision that the call has read.
     pub(super) async fn write_own(&self) -> Result<Written, StoreError> {
-        let Self { shared, entry, target, .. } = self;
+        let Self { shared, entry, .. } = self;
+        let target = self.target();
         let session = entry.row.session;
         let epoch = entry.workspace_state.epoch();
         let new =
             NewBinding::new(session, entry.workspace(), Some(Arc::clone(target))).with_epoch(epoch);
         let mut expected = entry.stored.then_some(entry.row.revision);
-        // An earlier repair of the session, for which this one has waited, may have written the row
-        // since.
+        // This repair may have waited for an earlier one of the session, which has written the row.
         if let Some(current) = shared.rows.get(session).filter(|current| self.has_replaced(current))
         {
             expected = Some(current.row.revision);
@@ -91,12 +93,12 @@ impl Task {
                 None => self.answer(shared.store.create(new.clone())).await,
             };
             let winner = match swap? {
-                // The epoch has ended in the meantime: the row is unbound.
+                // The epoch has ended in the meantime, so the row is unbound.
                 Swap::Applied(row) if row.epoch != epoch => {
                     return Ok((Repair::Lost, Some(shared.learn_written(row, token))));
                 }
                 Swap::Applied(row) => {
-                    // Of a first bind the others have nothing to unlearn.
+                    // Other processes cannot have cached an older target for a first bind.
                     if entry.row.target.is_some() {
                         shared.tell(About::Session { session, revision: Some(row.revision) });
                     }
@@ -114,7 +116,7 @@ impl Task {
                     }
                     Some(shared.learn(winner, token))
                 }
-                // Deleted: the next call finds that out.
+                // The row was deleted, which the next call finds out.
                 None => {
                     shared.rows.remove(session);
                     None

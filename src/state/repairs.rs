@@ -1,4 +1,4 @@
-//! The repairs under way, one for each thing that is written.
+//! The repairs under way, one for each [`Key`].
 
 use crate::{
     Epoch, Repair, Revision, SessionId, Target, WorkspaceId,
@@ -18,17 +18,18 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-/// What a repair writes: one for each of these is under way.
+/// What a repair writes. At most one repair is under way for each key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Key {
-    /// With the revision that it writes over: what was written over an earlier one, before an
-    /// order, is another repair.
+    /// One row. A repair that compares with an earlier revision, from before a command, is another
+    /// one.
     Own(SessionId, Arc<Target>, Revision),
+    /// The rows of a workspace that are behind.
     Group(WorkspaceId, Epoch, Behind, Arc<Target>),
 }
 
 impl Key {
-    /// Whose statements are sent one after the other.
+    /// Returns the kind of statement of which one is sent at a time.
     pub(crate) fn kind(&self) -> Kind {
         match self {
             Self::Own(session, ..) => Kind::Repair(*session),
@@ -46,37 +47,39 @@ impl Key {
 #[derive(Debug, Default)]
 pub(crate) struct Repairs {
     pub(crate) running: Mutex<HashMap<Key, Running>>,
-    /// The tasks that were ever begun for them.
+    /// The number of tasks that were begun, from which each task gets its own number.
     pub(crate) tasks: AtomicU64,
-    /// The statements that were answered.
+    /// The number of statements that were answered.
     pub(crate) answered: AtomicU64,
-    /// No more waiting between attempts: the next one is the last.
+    /// Closing has begun: there are no more pauses, and the next attempt is the last one.
     pub(crate) closing: CancellationToken,
-    /// Repairs that failed for good after closing had begun.
+    /// The number of repairs that failed for good after closing had begun.
     pub(crate) failed_closing: AtomicUsize,
 }
 
 #[derive(Debug)]
 pub(crate) struct Running {
-    /// The task that writes it, and when it was last seen to be driven.
+    /// The number of the task that writes it.
     pub(crate) task: u64,
+    /// When the task was last seen to be driven.
     pub(crate) seen: Instant,
     pub(crate) job: Job,
-    /// What the call went by that began it.
+    /// The row of the call that began it.
     pub(crate) entry: Arc<CachedRow>,
-    /// A call waits for it: it does not queue behind what nobody waits for.
+    /// A call waits for it, so it does not queue behind repairs that no call waits for.
     pub(crate) awaited: bool,
-    /// The record was removed by order: no further attempt.
+    /// A command has removed the row: there are no further attempts.
     pub(crate) forgotten: CancellationToken,
-    /// What the calls went by that have asked for it.
+    /// The rows of the calls that have asked for it.
     pub(crate) entries: HashMap<SessionId, Arc<CachedRow>>,
 }
 
-/// What others may see of a repair under way.
+/// A repair under way, as calls see it.
 #[derive(Clone, Debug)]
 pub(crate) struct Job {
     pub(crate) status: RepairStatus,
-    /// How the last attempt has ended, or that it still waits for longer than a statement may take.
+    /// How the last attempt has ended, or the error that it waits for longer than a statement may
+    /// take.
     pub(crate) attempted: Arc<watch::Sender<Option<Attempted>>>,
 }
 
@@ -91,21 +94,21 @@ impl Job {
         Self { status, attempted: Arc::new(watch::Sender::new(attempted)) }
     }
 
-    /// Waits until the first attempt has ended. Bounded by the store timeout for each statement,
-    /// and one more before the first of them.
+    /// Waits for the first attempt: for at most one store timeout before its first statement, and
+    /// one for each statement.
     ///
     /// # Errors
     ///
-    /// Why the store could not be written.
+    /// The reason why the store could not be written.
     pub(crate) async fn attempted(&self) -> Attempted {
         let mut attempted = self.attempted.subscribe();
-        // No error: the sender is held here.
+        // This cannot fail, because the sender is held here.
         let attempted =
             attempted.wait_for(Option::is_some).await.ok().and_then(|attempted| attempted.clone());
         attempted.unwrap_or_else(|| Err(Cause::TaskEnded.shared()))
     }
 
-    /// Waits until the first attempt has ended, also if it waits for long.
+    /// Waits until the first attempt has ended, however long that takes.
     pub(crate) async fn tried(&self) {
         let mut attempted = self.attempted.subscribe();
         let _ = attempted

@@ -1,7 +1,7 @@
 //! Caps the dials that are pending to one target, and remembers which dials the target has
 //! answered.
 //!
-//! A dial that is ready at its first poll takes no slot: its call reads one counter. A dial that is
+//! A dial that is ready at its first poll takes no slot; its call reads one counter. A dial that is
 //! pending holds a [`Slot`]. While a target has no free slot, later calls wait in its queue, first
 //! in, first out, before they call the dial service.
 
@@ -20,10 +20,10 @@ use tokio::{
 #[derive(Debug)]
 pub(crate) struct PendingDials {
     at_most: usize,
-    /// Calls that hold a slot or wait for one. While there are fewer than `at_most`, no target's
-    /// slots are all taken.
+    /// The number of calls that hold a slot or wait for one. While there are fewer than `at_most`,
+    /// every target has a free slot.
     calls: AtomicUsize,
-    /// The targets with slots in use, and some of which the last slot was returned.
+    /// The targets with slots in use, and some whose last slot was returned.
     gates: Mutex<Vec<Arc<Gate>>>,
 }
 
@@ -32,8 +32,8 @@ pub(crate) struct PendingDials {
 struct Gate {
     target: Arc<Target>,
     free: Semaphore,
-    /// Slots that were taken although none was free, by threads that started their dials at the
-    /// same instant. The next slots that are returned make up for them.
+    /// The number of slots that were taken although none was free, by threads that started their
+    /// dials at the same instant. The next slots that are returned make up for them.
     excess: AtomicUsize,
     opened: Instant,
     /// When the latest of the answered dials began, in nanoseconds after `opened`; zero if none was
@@ -41,7 +41,7 @@ struct Gate {
     answered_began: AtomicU64,
     /// When a dial was answered last, likewise.
     answered_at: AtomicU64,
-    /// Calls that hold a slot or wait for one.
+    /// The number of calls that hold a slot or wait for one.
     calls: AtomicUsize,
     /// When a dial was last started over to find out whether the target answers.
     probed: Mutex<Option<Instant>>,
@@ -53,35 +53,36 @@ pub(crate) struct Slot {
     call: Call,
 }
 
-/// Counts a call that holds a slot or waits for one.
+/// Counts a call that holds a slot or waits for one, until it is dropped.
 #[derive(Debug)]
 struct Call {
     dials: Arc<PendingDials>,
     gate: Arc<Gate>,
 }
 
-/// Which other dials to the same target were answered while one is pending.
+/// The other dials to the same target that were answered while one is pending.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Answers {
     #[default]
     None,
-    /// Only dials that began earlier: the agent was alive after this one began.
+    /// Only dials that began earlier. So the agent was alive after this one began.
     Earlier,
-    /// A dial that began later: this one is lost.
+    /// A dial that began later. So this one is lost.
     Later,
 }
 
-/// Whether a dial that hangs may be started over although nothing shows that it is lost.
+/// The reply to a call that asks to start its hanging dial over although nothing shows that the dial
+/// is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Probe {
     Granted,
-    /// Another call has started its dial over. What becomes of that is to be seen by this instant.
+    /// Another call has started its dial over. The result is to be seen by this instant.
     Wait(Instant),
-    /// It has not helped, and the next time has not come.
+    /// That did not help, and it is too early for the next attempt.
     InVain,
 }
 
-/// Waits for a slot. Dropped before, it passes its turn on.
+/// Waits for a slot. If it is dropped before, the next call in the queue gets its turn.
 pub(crate) type Queue = BoxFuture<'static, Slot>;
 
 impl PendingDials {
@@ -102,7 +103,7 @@ impl PendingDials {
         Some(Box::pin(async move {
             match call.gate.free.acquire().await {
                 Ok(permit) => permit.forget(),
-                // Never: nobody closes it.
+                // Unreachable, because the semaphore is never closed.
                 Err(_) => call.gate.take(),
             }
             Slot { call }
@@ -126,7 +127,7 @@ impl PendingDials {
         Slot { call: Call::new(self, gate) }
     }
 
-    /// Whether a dial is pending or a call waits in a queue.
+    /// Returns `true` if a dial is pending or a call waits in a queue.
     pub(crate) fn is_in_use(&self) -> bool {
         self.calls.load(Ordering::Relaxed) > 0
     }
@@ -190,12 +191,12 @@ impl Gate {
 }
 
 impl Slot {
-    /// Whether a dial to this target needs no other slot.
+    /// Returns `true` if a dial to this target needs no other slot.
     pub(crate) fn is_for(&self, target: &Target) -> bool {
         self.call.gate.target.same_place(target)
     }
 
-    /// What the target has answered since the dial began that holds this slot.
+    /// Returns what the target has answered since the dial that holds this slot began.
     pub(crate) fn answers_since(&self, began: Instant) -> Answers {
         let gate = &self.call.gate;
         if gate.answered_at.load(Ordering::Relaxed) == 0 {
@@ -211,14 +212,14 @@ impl Slot {
         }
     }
 
-    /// Whether calls wait in the target's queue.
+    /// Returns `true` if calls wait in the target's queue.
     pub(crate) fn is_awaited(&self) -> bool {
         let Call { dials, gate } = &self.call;
         gate.calls.load(Ordering::Relaxed) > dials.at_most
     }
 
-    /// Asks to start a dial over that hangs. Granted once in `every`; the result is to be seen
-    /// after `delay`.
+    /// Asks to start a hanging dial over. Granted once in `every`; the result is to be seen after
+    /// `delay`.
     pub(crate) fn probe(&self, now: Instant, every: Duration, delay: Duration) -> Probe {
         let mut probed = lock(&self.call.gate.probed);
         match *probed {
@@ -285,20 +286,20 @@ mod tests {
     }
 
     #[test]
-    fn the_queue_is_first_in_first_out_and_nobody_overtakes_it() {
+    fn the_queue_is_first_in_first_out_for_newcomers_too() {
         let (dials, a) = (dials(1), target(1));
         let held = dials.enter(&a);
         let mut queues: Vec<Queue> = (0..3).map(|_| dials.queue(&a).unwrap()).collect();
         assert!(queues.iter_mut().all(|queue| queue.now_or_never().is_none()));
         drop(held);
-        // The slot is the first one's from here on, also before it is polled.
+        // The slot belongs to the first one from here on, even before that is polled.
         let mut newcomer = dials.queue(&a).expect("a newcomer waits");
         assert!(newcomer.as_mut().now_or_never().is_none());
         assert!(queues[1].as_mut().now_or_never().is_none());
         let slot = queues[0].as_mut().now_or_never().expect("the first one's turn");
         assert!(queues[1].as_mut().now_or_never().is_none());
         drop(slot);
-        // Dropped with its turn, it passes it on.
+        // One that is dropped when it has its turn passes the turn on.
         drop(queues.remove(1));
         let slot = queues[1].as_mut().now_or_never().expect("the third one's turn");
         drop(slot);
@@ -330,7 +331,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn tells_which_dials_were_answered() {
+    async fn a_slot_tells_which_dials_were_answered() {
         let (dials, a, zero) = (dials(2), target(1), Instant::now());
         let at = |millis| zero + Duration::from_millis(millis);
         let slot = dials.enter(&a);
@@ -347,7 +348,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn grants_one_probe_in_an_interval() {
+    async fn one_probe_is_granted_in_an_interval() {
         let (dials, a, zero) = (dials(2), target(1), Instant::now());
         let at = |millis| zero + Duration::from_millis(millis);
         let (one, two) = (dials.enter(&a), dials.enter(&a));

@@ -1,4 +1,4 @@
-//! Targets and rows to test with.
+//! Which repair a row needs; rows for these tests and those of own repairs.
 
 use super::*;
 use crate::{
@@ -14,7 +14,7 @@ pub(super) fn row(workspace: u128, target: Option<Arc<Target>>, revision: i64) -
     Binding::new(session, workspace, target, Revision::new(revision))
 }
 
-/// The row that a call went by, at revision 3, in workspace 1.
+/// The cached row of a call, at revision 3, in workspace 1.
 pub(super) fn entry(stored: bool) -> Arc<CachedRow> {
     let row = row(1, Some(target("z1")), 3);
     let workspace_state =
@@ -23,7 +23,7 @@ pub(super) fn entry(stored: bool) -> Arc<CachedRow> {
 }
 
 #[test]
-fn a_row_is_written_if_it_does_not_name_what_answered() {
+fn a_row_is_written_if_it_does_not_name_the_target_that_answered() {
     let later = Group(Behind::Generation(crate::Generation::new(6)));
     let agent = |letter: u8| Group(Behind::Agent(AgentId::new(Uuid::from_u128(letter.into()))));
     #[rustfmt::skip]
@@ -33,18 +33,18 @@ fn a_row_is_written_if_it_does_not_name_what_answered() {
         (Some("a5"),     "a5",      Nothing),
         (Some("a"),      "a",       Nothing),
         (Some("a@x"),    "a@x",     Nothing),
-        // The same place of a later build: all rows of earlier ones follow.
+        // The same agent in a later build: all rows of earlier builds are behind.
         (Some("a5"),     "a6",      later),
-        // The first number of a place: nothing that other rows would lack to be dialed.
+        // The first generation of an agent: other rows need no write to be dialed.
         (Some("a"),      "a5",      Own),
-        // Another place.
+        // Another agent or address.
         (Some("a5"),     "b6",      later),
         (Some("a1"),     "b6",      later),
         (Some("a"),      "b",       agent(b'a')),
         (Some("a"),      "b5",      agent(b'a')),
         (Some("a@x"),    "a@y",     agent(b'a')),
         (Some("a"),      "a@y",     agent(b'a')),
-        // Of the same build: nothing says that all others are behind.
+        // Of the same build: other rows are not known to be behind.
         (Some("a5"),     "b5",      Own),
         (Some("a5@x"),   "a5@y",    Own),
     ];
@@ -55,12 +55,12 @@ fn a_row_is_written_if_it_does_not_name_what_answered() {
             expected,
             "{row:?} and {answered}"
         );
-        // A row that the store did not give is written by itself, whatever the call took it for.
+        // A row that the store did not return gets its own repair, whatever it names.
         assert_eq!(needed(row.as_ref(), false, &target(answered)), Own, "{row:?} and {answered}");
     }
     let bound = target("a5");
     assert_eq!(needed(Some(&bound), true, &bound), Nothing, "the row's own");
-    // The build is only said to people.
+    // The build is only information for people.
     let built = Arc::new((*bound).clone().with_build(crate::BuildId::new(Uuid::from_u128(9))));
     assert_eq!(needed(Some(&bound), true, &built), Nothing);
 }

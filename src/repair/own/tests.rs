@@ -15,7 +15,7 @@ fn what_a_lost_compare_and_swap_means() {
         (Some((1, Some("a5"))),             "a5",          Done),
         (Some((1, Some("a"))),              "a",           Done),
         (Some((1, Some("a@x"))),            "a@x",         Done),
-        // Also if one of the two has no number: the row names what answered.
+        // Even if one of the two has no generation: the row names the target that answered.
         (Some((1, Some("a5"))),             "a",           Done),
         (Some((1, Some("a"))),              "a5",          Done),
         // No row, unbound, other workspace = dropped.
@@ -49,7 +49,7 @@ fn what_a_lost_compare_and_swap_means() {
 fn a_call_that_was_served_without_its_row_may_bind_an_unbound_one() {
     let unbound = row(1, None, 7);
     assert_eq!(lost(&entry(false), &target("a5"), Some(&unbound)), Lost::Again(Revision::new(7)));
-    // All else is as for the others.
+    // Everything else is as for other calls.
     for winner in [
         None,
         Some(row(2, None, 7)),
@@ -66,11 +66,11 @@ fn the_row_that_a_group_repair_has_written_only_has_another_revision() {
     #[rustfmt::skip]
     let table = [
         // the winner: workspace, target    what answered  means
-        // What the entry says; of its revision nothing was known.
+        // As the cached row says. Its revision was not known.
         (Some((1, Some("b6"))),             "c6",          again),
         (Some((1, Some("b6"))),             "b6@y",        again),
-        // All else is as ever: what answered, an order, a later build, another agent of the same
-        // one, an earlier one.
+        // Everything else is as for other rows: the target that answered, a command, a later build,
+        // another agent of the same build, an earlier build.
         (Some((1, Some("c6"))),             "c6",          Lost::Done),
         (Some((1, None)),                   "c6",          Lost::Drop),
         (Some((2, Some("b6"))),             "c6",          Lost::Drop),
@@ -87,7 +87,7 @@ fn the_row_that_a_group_repair_has_written_only_has_another_revision() {
         let said = lost(&ahead, &target(answered), winner.as_ref());
         assert_eq!(said, means, "{winner:?} and {answered}");
     }
-    // Who has read its row knows the revision: somebody else has written it since.
+    // A call that has read its row knows the revision, so another write has come since.
     let winner = row(1, Some(target("z1")), 7);
     let said = lost(&entry(true), &target("c1"), Some(&winner));
     assert_eq!(said, Lost::Drop);

@@ -1,5 +1,5 @@
-//! One idea: in axum the client is the state, and a handler sends its request on to the agent of
-//! the chat.
+//! One idea: in an axum application the client is the state, and a handler passes its request on to
+//! the agent of the chat.
 //!
 //! `cargo run --features http,serde --example axum_state`
 
@@ -42,7 +42,7 @@ async fn main() -> Result<(), BoxError> {
     let agent =
         Target::new(AgentId::new(Uuid::new_v4())).with_address(listener.local_addr()?.to_string());
     tokio::spawn(
-        axum::serve(listener, any(async || "hello, says the agent").into_make_service())
+        axum::serve(listener, any(async || "hello from the agent").into_make_service())
             .into_future(),
     );
 
@@ -58,13 +58,14 @@ async fn main() -> Result<(), BoxError> {
     let agents = Agents::new(AgentClient::new(layer.layer(dialer)));
 
     let app = Router::new().route("/chats/{chat}", any(turn)).with_state(agents);
-    let response = app
-        .oneshot(Request::get(format!("/chats/{}", Uuid::new_v4())).body(Body::empty())?)
-        .await?;
-    println!(
-        "{} {}",
-        response.status(),
-        String::from_utf8(to_bytes(response.into_body(), 1024).await?.to_vec())?
-    );
-    Ok(())
+    let path = format!("/chats/{}", Uuid::new_v4());
+    let response = app.oneshot(Request::get(path).body(Body::empty())?).await?;
+    let status = response.status();
+    let body = String::from_utf8(to_bytes(response.into_body(), 1024).await?.to_vec())?;
+    println!("GET /chats/{{chat}}: {status}, {body}");
+    if status == StatusCode::OK && body == "hello from the agent" {
+        Ok(())
+    } else {
+        Err("the story did not happen: the agent responds through the application".into())
+    }
 }

@@ -1,15 +1,15 @@
-//! One idea: the application's own table and the bindings in one PostgreSQL, behind one axum state.
-//! "This chat moves to another workspace" changes both rows in one transaction, or neither.
+//! One idea: an axum application keeps its own table and the bindings in one PostgreSQL. Moving a
+//! chat to another workspace changes both rows in one transaction, or neither.
 //!
-//! `cargo run --example postgres_axum_state --features postgres,serde`, with `DATABASE_URL` or a
-//! server that is started for the purpose. The program is its own client:
+//! `cargo run --features postgres,serde --example postgres_axum_state` uses the database in
+//! `DATABASE_URL`, or starts a server. The program is its own client:
 //!
-//! ```text
-//! POST /chats                 {"workspace": "…"}   a chat in a workspace
-//! PUT  /chats/{id}/workspace  {"workspace": "…"}   it moves
-//! GET  /chats/{id}                                 what both tables say
-//! POST /chats/{id}/turns                           which agent answers
-//! ```
+//! | route | body | effect |
+//! |---|---|---|
+//! | `POST /chats` | `{"workspace": "…"}` | creates a chat in a workspace |
+//! | `PUT /chats/{id}/workspace` | `{"workspace": "…"}` | moves the chat |
+//! | `GET /chats/{id}` | | returns the chat's workspace according to both tables |
+//! | `POST /chats/{id}/turns` | | returns the agent that responds |
 
 use axum::{
     Json, Router,
@@ -35,7 +35,7 @@ use tower_bound_agent::{
     store::PostgresStore,
 };
 
-/// Made once; cheap to clone.
+/// The state of the application: made once, cheap to clone.
 #[derive(Clone)]
 struct App {
     pool: PgPool,
@@ -77,7 +77,8 @@ async fn move_chat(
 }
 
 async fn show(State(app): State<App>, Path(chat): Path<SessionId>) -> Result<Json<Value>, Failure> {
-    let both = "SELECT chats.workspace, agent_bindings.workspace FROM chats JOIN agent_bindings ON session = id WHERE id = $1";
+    let both = "SELECT chats.workspace, agent_bindings.workspace
+                FROM chats JOIN agent_bindings ON session = id WHERE id = $1";
     let found: Option<(uuid::Uuid, uuid::Uuid)> =
         sqlx::query_as(both).bind(chat.into_uuid()).fetch_optional(&app.pool).await?;
     let (chats, bindings) =
@@ -91,7 +92,7 @@ async fn turn(State(app): State<App>, Path(chat): Path<SessionId>) -> Result<Jso
 }
 
 impl App {
-    /// The application's row of a chat and its binding, in one transaction.
+    /// Writes the application's row of a chat and its binding in one transaction.
     async fn write(
         &self,
         sql: &'static str,
@@ -99,16 +100,15 @@ impl App {
         workspace: WorkspaceId,
     ) -> Result<(), Failure> {
         let mut transaction = self.pool.begin().await?;
-        // Whatever returns from here on without a word leaves the guard to be dropped: then the
-        // next calls of the chat read its row first, which is right however the transaction has
-        // ended.
+        // A return before `committed` or `rolled_back` drops the guard. Then the next calls of the
+        // chat read its row first, which is right however the transaction has ended.
         let retargeted =
             self.bindings.retarget_in(&self.store, &mut transaction, chat, workspace).await?;
         let written = sqlx::query(sql).bind(chat.into_uuid()).bind(workspace.into_uuid());
         let refused = match written.execute(&mut *transaction).await {
             Ok(written) if written.rows_affected() == 1 => {
                 transaction.commit().await?;
-                retargeted.committed(); // from here on every call of this process goes to the agent there
+                retargeted.committed(); // from here on, this process dials the new workspace
                 return Ok(());
             }
             Ok(_) => Failure(StatusCode::NOT_FOUND, "there is no such chat".into()),
@@ -120,7 +120,7 @@ impl App {
     }
 }
 
-/// What a client is told.
+/// The response to a request that failed.
 struct Failure(StatusCode, BoxError);
 
 impl IntoResponse for Failure {
@@ -207,7 +207,7 @@ async fn tell(database: &Database) -> Result<(), BoxError> {
     told
 }
 
-/// Asks, and prints what it is told.
+/// A client that prints and checks the responses.
 struct Client(SocketAddr);
 
 impl Client {
@@ -223,11 +223,11 @@ impl Client {
         self.expect(&chat, in_blue, blue).await?;
 
         println!(
-            "It cannot move to a workspace that the application does not know: that fails after the binding was written."
+            "It cannot move to an unknown workspace. The transaction fails, and nothing changes."
         );
         let path = format!("/chats/{chat}/workspace");
         let (status, _) = self.ask("PUT", &path, json!({ "workspace": nowhere })).await?;
-        expect(status == 422, "the application's table refuses a workspace that it does not know")?;
+        expect(status == 422, "the application's table refuses an unknown workspace")?;
         self.expect(&chat, in_blue, blue).await?;
 
         println!("It moves to the green workspace.");
@@ -235,7 +235,7 @@ impl Client {
         expect(status == 204, "the chat moves")?;
         self.expect(&chat, in_green, green).await?;
 
-        println!("Another chat does not exist, and has no binding after the attempt to move it.");
+        println!("A chat that does not exist cannot move, and gets no binding.");
         let stranger = common::session();
         let (status, _) = self
             .ask("PUT", &format!("/chats/{stranger}/workspace"), json!({ "workspace": in_green }))
@@ -243,10 +243,10 @@ impl Client {
         expect(status == 404, "a chat that does not exist does not move")?;
         let (status, _) =
             self.ask("POST", &format!("/chats/{stranger}/turns"), Value::Null).await?;
-        expect(status == 404, "and it has no binding since")
+        expect(status == 404, "it gets no binding")
     }
 
-    /// Both tables name the workspace, and its agent answers.
+    /// Checks that both tables name the workspace, and that its agent responds.
     async fn expect(
         &self,
         chat: &str,
@@ -259,11 +259,11 @@ impl Client {
             "both rows name the workspace",
         )?;
         let (_, turn) = self.ask("POST", &format!("/chats/{chat}/turns"), Value::Null).await?;
-        println!("    both tables name the workspace of {}, which answers", agent.name);
-        expect(turn == json!({ "agent": agent.id }), "the agent of the workspace answers")
+        println!("    both tables: the {0} workspace; the {0} agent responds", agent.name);
+        expect(turn == json!({ "agent": agent.id }), "the agent of the workspace responds")
     }
 
-    /// One request on a connection of its own.
+    /// Sends one request, on a connection of its own.
     async fn ask(&self, method: &str, path: &str, body: Value) -> Result<(u16, Value), BoxError> {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let head = format!(
@@ -277,7 +277,11 @@ impl Client {
         stream.read_to_string(&mut response).await?;
         let (head, body) = response.split_once("\r\n\r\n").ok_or("no HTTP response")?;
         let status = head.split(' ').nth(1).ok_or("no status")?.parse()?;
-        println!("  {method:<4} {path:<60} {status}");
+        let short = match path.split('/').nth(2) {
+            Some(id) => path.replace(id, "{id}"),
+            None => path.to_owned(),
+        };
+        println!("  {status} {method:<4} {short}");
         Ok((status, if body.is_empty() { Value::Null } else { serde_json::from_str(body)? }))
     }
 }

@@ -1,13 +1,13 @@
-//! A chat, its workspace and three agents, told turn by turn: what each turn costs, what a restart,
-//! a rebuild and a stop do to it.
+//! One idea: what a turn costs, and what a restart, a rebuild and a stop change. Two chats of one
+//! workspace, and three agents, one for each build.
 //!
 //! ```text
 //! cargo run --example quickstart            # a table
 //! cargo run --example quickstart -- --json  # the same as one JSON object
 //! ```
 //!
-//! The agents listen on TCP, the bindings are in a SQLite file, and every count is a count of what
-//! really happened. The exit code is 1 if a step differs from what it is expected to be.
+//! The agents listen on TCP and the bindings are in a SQLite file. All numbers are counted, and the
+//! exit code is 1 if one of them is not the expected one.
 
 use examples::common::{self, Agent, Authority, Connection, Dialer, Watch};
 use serde_json::json;
@@ -28,7 +28,7 @@ async fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("the story broke off: {error}");
+            eprintln!("the story failed: {error}");
             ExitCode::FAILURE
         }
     }
@@ -51,7 +51,7 @@ async fn tell(json: bool) -> Result<bool, BoxError> {
     let mut story =
         Story::new(json, watch, authority.clone(), agents.map(|agent| (agent.id, agent.name)));
 
-    // A first process. The first turn names the workspace; later ones need not.
+    // The first turn of a chat names its workspace; later turns need not.
     let process = Process::start(&file, &story).await?;
     let turn = process.turn(DialSession::new(chat).in_workspace(workspace));
     story
@@ -61,7 +61,7 @@ async fn tell(json: bool) -> Result<bool, BoxError> {
     let turn = process.turn(DialSession::new(other_chat).in_workspace(workspace));
     story
         .step(
-            "first turn of another chat there",
+            "first turn of a second chat",
             turn,
             Expected::new("first bind", "agent 1", [2, 0, 1]),
         )
@@ -74,45 +74,49 @@ async fn tell(json: bool) -> Result<bool, BoxError> {
         process.turn(chat.into()).await
     };
     story
-        .step("ten more turns of the first", turns, Expected::new("reused", "agent 1", [0, 0, 10]))
+        .step(
+            "ten more turns of the first chat",
+            turns,
+            Expected::new("reused", "agent 1", [0, 0, 10]),
+        )
         .await;
 
-    // All that the process knew is gone; the file is not.
+    // A restart loses the cache. The file still has the bindings.
     process.end().await;
     let process = Process::start(&file, &story).await?;
     story
         .step(
-            "a turn after a restart",
+            "process restarted; a turn",
             process.turn(chat.into()),
             Expected::new("reused", "agent 1", [1, 0, 1]),
         )
         .await;
 
-    // A rebuild: nobody tells us, and the old agent's address still accepts connections.
+    // A rebuild without a notification. The old agent's address still accepts connections.
     first.become_black_hole();
     authority.set(workspace, Resolution::Running(second.target(2)));
     let switched = Expected::new("switched", "agent 2", [1, 1, 2]).within(250..=1500);
-    story.step("rebuilt; the old agent hangs", process.turn(chat.into()), switched).await;
-    story.check("the file names agent 2", read_agent(&file, chat).await? == Some(second.id));
+    story.step("workspace rebuilt; old agent hangs", process.turn(chat.into()), switched).await;
+    story.check("the SQLite file names agent 2", read_agent(&file, chat).await? == Some(second.id));
 
-    // Its row was repaired together with that of the first.
+    // The rows of both chats were repaired together.
     let reused = Expected::new("reused", "agent 2", [1, 0, 1]);
-    story.step("a turn of the other chat", process.turn(other_chat.into()), reused).await;
+    story.step("a turn of the second chat", process.turn(other_chat.into()), reused).await;
 
     second.stop();
     authority.set(workspace, Resolution::Stopped);
-    let stopped = Expected::new("error: the workspace is stopped", "-", [1, 1, 1]);
-    story.step("the workspace is stopped", process.turn(chat.into()), stopped).await;
+    let stopped = Expected::new("error: stopped", "-", [1, 1, 1]);
+    story.step("workspace stopped", process.turn(chat.into()), stopped).await;
 
     authority.set(workspace, Resolution::Running(third.target(3)));
     let switched = Expected::new("switched", "agent 3", [1, 1, 2]);
-    story.step("it is started again", process.turn(chat.into()), switched).await;
+    story.step("workspace started again", process.turn(chat.into()), switched).await;
 
     process.end().await;
     Ok(story.end())
 }
 
-/// All that one process of an application holds.
+/// The state of one process of an application.
 struct Process {
     store: SqliteStore,
     bindings: Bindings,
@@ -129,15 +133,14 @@ impl Process {
         Ok(Self { store, bindings: layer.bindings(), dial: BoxCloneSyncService::new(dial) })
     }
 
-    /// One turn of a chat: a connection, one question, one answer.
+    /// One turn of a chat: a connection, a line to the agent, a line back.
     async fn turn(&self, ask: DialSession) -> Result<Turn, Error> {
         let mut bound = self.dial.clone().oneshot(ask).await?;
-        let path = bound.outcome().kind.clone();
-        let answered = bound.ask("what is new?").await.ok();
-        // A repair is written in the background. Waited for, so that its statement counts for the
-        // turn that caused it.
+        let outcome = bound.outcome().kind.clone();
+        let responded = bound.ask("what is new?").await.ok();
+        // A repair is written in the background. Waiting here counts its statement for this turn.
         self.bindings.flush().await;
-        Ok(Turn { path, answered })
+        Ok(Turn { outcome, responded })
     }
 
     async fn end(self) {
@@ -147,11 +150,11 @@ impl Process {
 }
 
 struct Turn {
-    path: OutcomeKind,
-    answered: Option<AgentId>,
+    outcome: OutcomeKind,
+    responded: Option<AgentId>,
 }
 
-/// What the file says about a session, read over a connection that knows nothing of this crate.
+/// Reads a session's agent from the file, over a connection of its own.
 async fn read_agent(file: &File, session: SessionId) -> Result<Option<AgentId>, BoxError> {
     let mut connection =
         SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(file).read_only(true))
@@ -163,7 +166,7 @@ async fn read_agent(file: &File, session: SessionId) -> Result<Option<AgentId>, 
     Ok(agent.map(AgentId::new))
 }
 
-/// Runs the steps, counts, compares, and prints.
+/// Runs the steps, counts what they cost, compares and prints.
 struct Story {
     json: bool,
     watch: Watch,
@@ -184,7 +187,7 @@ struct Expected {
 
 impl Expected {
     fn new(outcome: &'static str, agent: &'static str, counts: [u64; 3]) -> Self {
-        // Generous: a busy machine is no error.
+        // A busy machine must not fail the story.
         Self { outcome, agent, counts, milliseconds: 0..=1000 }
     }
 
@@ -209,13 +212,11 @@ impl Story {
             steps: Vec::new(),
             differences: Vec::new(),
         };
-        story.say(
-            "Two chats of one workspace. Three agents on TCP, one for each build; the bindings in a SQLite file.\n",
-        );
+        story.say("Two chats of one workspace, and three agents, one for each build.\n");
         story.say(&row(
             ["step", "outcome", "agent", "SQL", "resolver", "dials", "ms"].map(String::from)
         ));
-        story.say(&row([34, 32, 8, 4, 9, 6, 7].map(|width| "─".repeat(width))));
+        story.say(&row([34, 14, 7, 4, 8, 5, 6].map(|width| "─".repeat(width))));
         story
     }
 
@@ -233,8 +234,8 @@ impl Story {
         let counts: [u64; 3] = std::array::from_fn(|i| after[i] - before[i]);
 
         let (outcome, agent) = match turn {
-            Ok(turn) => (name_of(&turn.path).to_owned(), self.agent(turn.answered)),
-            Err(error) => (format!("error: {}", error.kind()), "-"),
+            Ok(turn) => (turn.outcome.as_str().replace('_', " "), self.agent(turn.responded)),
+            Err(error) => (format!("error: {}", error.kind().as_str()), "-"),
         };
         let [sql, resolver, dials] = counts;
         let numbers = [
@@ -277,10 +278,7 @@ impl Story {
     }
 
     fn check(&mut self, what: &str, holds: bool) {
-        self.say(&format!(
-            "  └ read with another connection: {what}{}",
-            if holds { "" } else { ": NO" }
-        ));
+        self.say(&format!("  └ {what}{}", if holds { "" } else { ": NO" }));
         if !holds {
             self.differences.push(format!("not true: {what}"));
         }
@@ -289,7 +287,8 @@ impl Story {
     fn end(self) -> bool {
         let ok = self.differences.is_empty();
         self.say("");
-        self.say("Ten turns: no statement, no question. The rebuild: one slow turn for one chat, none for the others.");
+        self.say("Later turns: no statement and no resolver call.");
+        self.say("The rebuild: one slow turn of one chat, none of the other.");
         if self.json {
             println!("{}", json!({ "steps": self.steps, "ok": ok }));
         }
@@ -314,17 +313,6 @@ impl Story {
     }
 }
 
-fn name_of(path: &OutcomeKind) -> &'static str {
-    match path {
-        OutcomeKind::Reused => "reused",
-        OutcomeKind::Confirmed => "confirmed",
-        OutcomeKind::Redialed => "redialed",
-        OutcomeKind::Switched { .. } => "switched",
-        OutcomeKind::FirstBind => "first bind",
-        _ => "another way",
-    }
-}
-
 fn row([step, outcome, agent, sql, resolver, dials, ms]: [String; 7]) -> String {
-    format!("{step:<34} {outcome:<32} {agent:<8} {sql:>4} {resolver:>9} {dials:>6} {ms:>7}")
+    format!("{step:<34} {outcome:<14} {agent:<7} {sql:>4} {resolver:>8} {dials:>5} {ms:>6}")
 }

@@ -1,9 +1,8 @@
-//! One idea: several processes serve the same chats, and tell each other what they have written.
-//! Two gateways over one PostgreSQL, each with its own pool, cache and connections to the agents;
-//! in an application they are two processes.
+//! One idea: several processes serve the same chats and tell each other what they have written. Here
+//! two gateways over one PostgreSQL stand for two processes: each has its own pool and cache.
 //!
-//! `cargo run --example replicas --features postgres`, with `DATABASE_URL` or a server that is
-//! started for the purpose.
+//! `cargo run --features postgres --example replicas` uses the database in `DATABASE_URL`, or starts
+//! a server.
 
 use examples::common::{self, Agent, Authority, Connection, Dialer, database::Database, expect};
 use std::{fmt::Display, process::ExitCode, time::Duration};
@@ -14,7 +13,7 @@ use tower_bound_agent::{
     hints::PostgresHints, store::PostgresStore,
 };
 
-/// Longer than anybody would choose, so that whoever waited for it stands out.
+/// Far longer than the default, so that a turn that waits for it is recognizable.
 const DELAY: Duration = Duration::from_secs(2);
 
 #[tokio::main]
@@ -38,56 +37,58 @@ async fn tell(database: &Database) -> Result<(), BoxError> {
     let first = Gateway::start(database, &authority).await?;
     let second = Gateway::start(database, &authority).await?;
 
-    // A chat that only the first gateway serves, one that only the second serves, and one that
-    // moves about.
+    // One chat of the first gateway, one of the second, and one that both serve.
     let [here, there, both] = [common::session(), common::session(), common::session()];
     for (gateway, chats) in [(&first, [here, both]), (&second, [there, both])] {
         for chat in chats {
             let bound = gateway.turn(DialSession::new(chat).in_workspace(workspace)).await?;
-            expect(bound.target().agent == old.id, "the chats begin with the old agent")?;
+            expect(bound.target().agent == old.id, "every chat begins with the old agent")?;
         }
     }
 
     println!(
-        "A chat is pointed at another workspace, and back. The agent that it leaves lives on each time."
+        "A chat moves to another workspace, and back. The agent that it leaves still responds."
     );
-    for (orders, follows, to, agent) in
+    for (commands, follows, to, agent) in
         [(&first, &second, elsewhere, &other), (&second, &first, workspace, &old)]
     {
         let held = follows.turn(both.into()).await?;
         expect(
             held.target().agent != agent.id,
-            "before the order the chat talks to the other agent",
+            "before the command the chat talks to the other agent",
         )?;
-        let ordered = Instant::now();
-        orders.bindings.retarget(both, to).await?;
-        // As a terminal would that is open there.
+        let began = Instant::now();
+        commands.bindings.retarget(both, to).await?;
+        // An open terminal waits in the same way.
         let told = timeout(Duration::from_secs(5), held.handle().superseded()).await;
-        expect(told.is_ok(), "the other gateway is told")?;
-        say("ordered at one gateway, known at the other", ordered.elapsed());
+        expect(told.is_ok(), "the other gateway learns of the command")?;
+        say("retargeted at one gateway, known at the other", began.elapsed());
         let bound = follows.turn(both.into()).await?;
         expect(
             bound.target().agent == agent.id,
-            "the next turn at the other gateway follows the order",
+            "the next turn at the other gateway goes to the new workspace",
         )?;
     }
 
-    // Whoever begins to listen may have missed something, and asks. That is over now.
+    // A gateway that begins to listen may have missed hints, so it validates once. Wait for that.
     for (gateway, chat) in [(&first, here), (&second, there)] {
         gateway.bindings.current(chat).await?;
     }
     println!(
-        "The workspace is rebuilt. The old agent hangs; a dial is questioned after {DELAY:?}."
+        "\nThe workspace is rebuilt, and the old agent hangs. The validation delay is {DELAY:?}."
     );
     old.become_black_hole();
     authority.set(workspace, Resolution::Running(new.target(2)));
     let (took, bound) = timed(first.turn(here.into())).await?;
-    say("one gateway finds out", took);
-    expect(bound.target().agent == new.id && took >= DELAY, "one gateway has to find out")?;
+    say("a turn at one gateway, which finds the rebuild", took);
+    expect(
+        bound.target().agent == new.id && took >= DELAY,
+        "the first gateway waits for the validation delay",
+    )?;
     let (took, bound) = timed(second.turn(there.into())).await?;
-    say("the next turn at the other, which is told", took);
-    expect(bound.target().agent == new.id, "the other gateway uses what was found")?;
-    expect(took < DELAY / 2, "the other gateway does not have to find out")?;
+    say("a turn at the other, which has heard of it", took);
+    expect(bound.target().agent == new.id, "the other gateway uses the new agent")?;
+    expect(took < DELAY / 2, "the other gateway does not wait for the validation delay")?;
 
     for gateway in [first, second] {
         expect(
@@ -98,7 +99,7 @@ async fn tell(database: &Database) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// What one process has.
+/// The state of one process.
 struct Gateway {
     bindings: Bindings,
     dial: BoxCloneSyncService<DialSession, Bound<Connection>, Error>,
@@ -107,7 +108,7 @@ struct Gateway {
 impl Gateway {
     async fn start(database: &Database, authority: &Authority) -> Result<Self, BoxError> {
         let pool = database.pool(4).await?;
-        // Two connections of its own to the same database, one that listens and one that sends.
+        // Hints use two connections of their own to the same database.
         let hints = PostgresHints::new(pool.clone()).with_channel(database.name.as_str())?;
         let store = PostgresStore::new(pool);
         store.set_up().await?;
@@ -121,11 +122,11 @@ impl Gateway {
         Ok(Self { bindings: layer.bindings(), dial: BoxCloneSyncService::new(dial) })
     }
 
-    /// A connection, one question, one answer.
+    /// One turn of a chat: a connection, a line to the agent, a line back.
     async fn turn(&self, ask: DialSession) -> Result<Bound<Connection>, BoxError> {
         let mut bound = self.dial.clone().oneshot(ask).await?;
-        let answered = bound.ask("what is new?").await?;
-        expect(answered == bound.target().agent, "the agent that was dialed answers")?;
+        let responded = bound.ask("what is new?").await?;
+        expect(responded == bound.target().agent, "the dialed agent responds")?;
         Ok(bound)
     }
 }
@@ -139,5 +140,5 @@ async fn timed<T>(
 }
 
 fn say(what: impl Display, took: Duration) {
-    println!("  {what:<40} {:>8.1} ms", took.as_secs_f64() * 1000.0);
+    println!("  {what:<48} {:>8.1} ms", took.as_secs_f64() * 1000.0);
 }

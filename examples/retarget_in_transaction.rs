@@ -1,6 +1,5 @@
-//! One idea: "this chat moves to another workspace" is one fact. The application's own row and the
-//! binding change in one transaction, or neither does, and the calls of this process follow at the
-//! commit.
+//! One idea: a chat moves to another workspace in one transaction. The application's row and the
+//! binding change together or not at all, and the calls of this process follow at the commit.
 //!
 //! `cargo run --example retarget_in_transaction`
 
@@ -51,7 +50,10 @@ async fn main() -> Result<(), BoxError> {
 
     let bound = dial.clone().oneshot(DialSession::new(chat).in_workspace(blue_workspace)).await?;
     bindings.flush().await;
-    println!("the chat talks to {}", name(&[&blue, &green], bound.target().agent));
+    println!(
+        "The chat begins in the blue workspace and talks to the {} agent.\n",
+        name(&[&blue, &green], bound.target().agent)
+    );
     expect(bound.target().agent == blue.id, "the chat begins in the blue workspace")?;
 
     for commit in [false, true] {
@@ -61,7 +63,7 @@ async fn main() -> Result<(), BoxError> {
             bindings.retarget_in(&store, &mut transaction, chat, green_workspace).await?;
         if commit {
             transaction.commit().await?;
-            retargeted.committed(); // from here on every call of this process goes to the other workspace
+            retargeted.committed(); // from here on, this process dials the other workspace
         } else {
             transaction.rollback().await?;
             retargeted.rolled_back();
@@ -71,7 +73,7 @@ async fn main() -> Result<(), BoxError> {
         bindings.flush().await;
         let (apps, ours) = read(&pool, chat).await?;
         println!(
-            "{:<12} chats.workspace: {:<6} binding: {:<6} the next turn: {}",
+            "{:<12} row of the chat: {:<6} binding: {:<6} next turn: the {} agent",
             if commit { "committed" } else { "rolled back" },
             if apps == green_workspace { "green" } else { "blue" },
             if ours == green_workspace { "green" } else { "blue" },
@@ -80,12 +82,15 @@ async fn main() -> Result<(), BoxError> {
         let (workspace, agent) =
             if commit { (green_workspace, &green) } else { (blue_workspace, &blue) };
         expect((apps, ours) == (workspace, workspace), "both rows change together, or neither")?;
-        expect(bound.target().agent == agent.id, "the next turn follows the rows")?;
+        expect(
+            bound.target().agent == agent.id,
+            "the next turn goes to the agent of that workspace",
+        )?;
     }
     Ok(())
 }
 
-/// What the application does anyway.
+/// Updates the application's own row.
 async fn move_chat(
     connection: &mut sqlx::SqliteConnection,
     chat: SessionId,
@@ -96,9 +101,10 @@ async fn move_chat(
     Ok(())
 }
 
-/// What the two tables say.
+/// Returns the chat's workspace according to the application's table, and according to its binding.
 async fn read(pool: &SqlitePool, chat: SessionId) -> sqlx::Result<(WorkspaceId, WorkspaceId)> {
-    let both = "SELECT chats.workspace, agent_bindings.workspace FROM chats JOIN agent_bindings ON session = id WHERE id = ?";
+    let both = "SELECT chats.workspace, agent_bindings.workspace
+                FROM chats JOIN agent_bindings ON session = id WHERE id = ?";
     let (apps, ours): (Uuid, Uuid) =
         sqlx::query_as(both).bind(chat.into_uuid()).fetch_one(pool).await?;
     Ok((apps.into(), ours.into()))

@@ -1,5 +1,5 @@
-//! One idea: what a limit, a timeout or a span means depends on which side of the layer it is on.
-//! Outside it sees *turns*, inside it sees *dials*.
+//! One idea: a limit, a timeout or a span outside the layer applies to whole turns; inside the layer
+//! it applies to single dials.
 //!
 //! `cargo run --example stack`
 
@@ -24,11 +24,11 @@ async fn main() -> Result<(), BoxError> {
     timeouts_and_spans(&watch).await
 }
 
-/// One permit. Two workspaces, a resolver that takes its time, and a chat whose agent is known
-/// already.
+/// Measures a turn of a bound chat while the first turn of another chat waits for a slow resolver,
+/// with a limit of one inside the layer, then outside.
 async fn limits() -> Result<(), BoxError> {
     println!(
-        "While a first turn waits for a resolver that takes {SLOW:?}, how long does the turn of another chat take?"
+        "A first turn waits for a resolver that takes {SLOW:?}. A turn of another chat takes:"
     );
 
     let (layer, known, unknown) = slow_world().await?;
@@ -38,11 +38,8 @@ async fn limits() -> Result<(), BoxError> {
         .service(service_fn(Connection::open));
     let took =
         meanwhile(BoxCloneSyncService::new(inside.map_err(Into::into)), known, unknown).await?;
-    println!(
-        "  limit of 1 inside the layer    {:>7.1} ms  the question holds no permit, only dials do",
-        ms(took)
-    );
-    expect(took < SLOW / 2, "a limit inside is held by dials only")?;
+    println!("  limit of 1 inside the layer    {:>7.1} ms  only dials hold permits", ms(took));
+    expect(took < SLOW / 2, "a limit inside the layer counts dials only")?;
 
     let (layer, known, unknown) = slow_world().await?;
     let outside = ServiceBuilder::new()
@@ -52,14 +49,14 @@ async fn limits() -> Result<(), BoxError> {
     let took =
         meanwhile(BoxCloneSyncService::new(outside.map_err(Into::into)), known, unknown).await?;
     println!(
-        "  limit of 1 outside the layer   {:>7.1} ms  the question holds the permit of its turn",
+        "  limit of 1 outside the layer   {:>7.1} ms  a turn holds its permit while it waits",
         ms(took)
     );
-    expect(took >= SLOW / 2, "a limit outside is held by whole turns")
+    expect(took >= SLOW / 2, "a limit outside the layer counts whole turns")
 }
 
-/// A caller with less patience than the validation delay (250 ms), an agent that hangs, and spans
-/// on both sides.
+/// A caller that gives up before the validation delay (250 ms), an agent that hangs, and spans on
+/// both sides of the layer.
 async fn timeouts_and_spans(watch: &Watch) -> Result<(), BoxError> {
     let (old, new) = (Agent::start("old").await?, Agent::start("new").await?);
     let (chat, workspace, authority) =
@@ -68,46 +65,46 @@ async fn timeouts_and_spans(watch: &Watch) -> Result<(), BoxError> {
     let (dialer, resolver) = (Dialer::default(), authority.clone());
     let resolver = service_fn(move |ask| resolver.clone().resolve(ask));
 
-    // Bound long ago, before the rebuild; the old agent's address still accepts connections.
+    // The chat was bound before the rebuild. The old agent's address still accepts connections.
     let store = MemoryStore::new();
     let _ = store.create(NewBinding::new(chat, workspace, Some(Arc::new(old.target(1))))).await?;
     old.become_black_hole();
 
     let dial = ServiceBuilder::new()
-        .map_future(|turn| Instrument::instrument(turn, info_span!("turn"))) // around everything, the timeout too
-        .timeout(Duration::from_millis(150)) // the caller's patience: ends the turn, its dial is dropped
+        .map_future(|turn| Instrument::instrument(turn, info_span!("turn"))) // one span per turn
+        .timeout(Duration::from_millis(150)) // ends a turn; its pending dial is dropped
         .layer(BoundAgentLayer::builder(store, resolver).build()?)
-        .map_future(|dial| Instrument::instrument(dial, info_span!("dial"))) // each dial by itself
-        .concurrency_limit(64) // dials at once
+        .map_future(|dial| Instrument::instrument(dial, info_span!("dial"))) // one span per dial
+        .concurrency_limit(64) // at most 64 dials at once
         .service(service_fn(move |ask| dialer.clone().dial(ask)));
 
     println!(
-        "\nThe agent hangs, and the caller gives up after 150 ms, before the layer would ask (250 ms):"
+        "\nThe agent hangs. The caller gives up after 150 ms, before the layer validates (250 ms):"
     );
     let began = Instant::now();
     let gave_up = dial.clone().oneshot(chat.into()).await;
     println!(
-        "  the turn                       {:>7.1} ms  given up, which leaves a doubt",
+        "  the turn                       {:>7.1} ms  timed out, and left a doubt",
         ms(began.elapsed())
     );
-    expect(
-        gave_up.is_err_and(|error| error.is::<Elapsed>()),
-        "the first turn runs into its timeout",
-    )?;
+    expect(gave_up.is_err_and(|error| error.is::<Elapsed>()), "the first turn times out")?;
 
     let began = Instant::now();
     let bound = dial.clone().oneshot(chat.into()).await?;
     let took = began.elapsed();
     println!(
-        "  the next turn                  {:>7.1} ms  asked at once, and switched to the new agent",
+        "  the next turn                  {:>7.1} ms  validated at once, switched to the new agent",
         ms(took)
     );
     expect(matches!(bound.outcome().kind, OutcomeKind::Switched { .. }), "the next turn switches")?;
     expect(bound.target().agent == new.id && authority.asked() == 1, "after one question")?;
 
     let (turns, dials) = (watch.spans("turn"), watch.spans("dial"));
-    println!("  spans                          {turns} turns outside, {dials} dials inside");
-    expect((turns, dials) == (2, 3), "a span outside sees turns, a span inside sees dials")
+    println!("  spans                          {turns} turns, {dials} dials");
+    expect(
+        (turns, dials) == (2, 3),
+        "there is a span for each turn outside and for each dial inside",
+    )
 }
 
 type Dial = BoxCloneSyncService<DialSession, Bound<Connection>, BoxError>;
@@ -122,7 +119,8 @@ async fn slow_world() -> Result<(BoundAgentLayer, WorkspaceId, WorkspaceId), Box
     Ok((BoundAgentLayer::builder(MemoryStore::new(), resolver).build()?, known, unknown))
 }
 
-/// How long a chat's turn takes while another one's first turn waits for the resolver.
+/// Returns how long a turn of a bound chat takes while the first turn of another chat waits for the
+/// resolver.
 async fn meanwhile(
     dial: Dial,
     known: WorkspaceId,

@@ -1,6 +1,5 @@
-//! One idea: the children of a chat (sub-agents, side threads) start with what the chat's record
-//! holds. No child asks which agent serves the workspace, and what one of them learns after a
-//! rebuild helps all.
+//! One idea: the children of a chat (sub-agents, side threads) inherit its binding. No child asks
+//! which agent serves the workspace, and after a rebuild one of them finds the new agent for all.
 //!
 //! `cargo run --example subagents`
 
@@ -34,28 +33,28 @@ async fn main() -> Result<(), BoxError> {
     dial.clone().oneshot(DialSession::new(chat).in_workspace(workspace)).await?;
     bindings.flush().await;
 
-    println!("The chat talks to the {} agent. It starts three children:", old.name);
+    println!("The chat talks to the {} agent, and starts three children:", old.name);
     let (statements, asked) = (watch.statements(), authority.asked());
     for child in children {
         bindings.inherit(child, chat).await?;
     }
     let inherited = watch.statements() - statements;
-    println!("  inherit ×3         {inherited} statements");
+    println!("  inherit, three times  {inherited} statements");
     for child in children {
         let bound = dial.clone().oneshot(child.into()).await?;
-        expect(bound.target().agent == old.id, "a child talks to the agent of its parent")?;
+        expect(bound.target().agent == old.id, "a child talks to its parent's agent")?;
     }
     let (turns, questions) =
         (watch.statements() - statements - inherited, authority.asked() - asked);
-    println!("  their first turns  {turns} statements, {questions} questions to the resolver");
+    println!("  their first turns     {turns} statements, {questions} resolver calls");
     expect(
         (inherited, turns, questions) == (3, 0, 0),
-        "one statement for each child, nothing else",
+        "each child costs one statement and nothing else",
     )?;
 
     old.become_black_hole();
     authority.set(workspace, Resolution::Running(new.target(2)));
-    println!("\nThe workspace is rebuilt, and the old agent falls silent:");
+    println!("\nThe workspace is rebuilt, and the old agent hangs:");
     let asked = authority.asked();
     let mut waited = Vec::new();
     for (session, name) in children
@@ -72,15 +71,18 @@ async fn main() -> Result<(), BoxError> {
             took.as_secs_f64() * 1000.0
         );
         let switched = matches!(bound.outcome().kind, OutcomeKind::Switched { .. });
-        expect(switched && bound.target().agent == new.id, "everybody switches to the new agent")?;
+        expect(
+            switched && bound.target().agent == new.id,
+            "every session switches to the new agent",
+        )?;
         waited.push((bound.outcome().dials, took.as_millis() >= 250));
     }
-    expect(waited[0] == (2, true), "the first one finds out, after the delay")?;
+    expect(waited[0] == (2, true), "the first session waits for the validation delay")?;
     expect(
         waited[1..].iter().all(|waited| waited.0 == 1),
-        "the others dial the new agent at once",
+        "the other sessions dial the new agent at once",
     )?;
-    expect(authority.asked() - asked == 1, "the resolver was asked once for all of them")?;
-    println!("\nOne of them found out. The resolver was asked once.");
+    expect(authority.asked() - asked == 1, "one resolver call serves all sessions")?;
+    println!("\nOne session found the new agent, with one resolver call. The others did not wait.");
     Ok(())
 }

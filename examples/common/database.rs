@@ -1,4 +1,4 @@
-//! A place in a PostgreSQL server for one run of an example.
+//! A schema in a PostgreSQL server for one run of an example.
 
 use std::{env, path::Path, process::Command, str::FromStr};
 use tower_bound_agent::{
@@ -10,19 +10,19 @@ use tower_bound_agent::{
 };
 use uuid::Uuid;
 
-/// A schema of its own, `tower_bound_agent_…`, so that a run meets neither what is there nor
-/// another run. It is removed in the end, unless the run is killed.
+/// A schema of its own, `tower_bound_agent_…`, so that runs do not disturb each other or the
+/// database. It is removed at the end, unless the process is killed.
 pub struct Database {
     options: PgConnectOptions,
-    /// The schema's name, which no other has.
+    /// The unique name of the schema.
     pub name: String,
-    /// Whether the server ends with this run.
+    /// `true` if the server was started for this run.
     pub throw_away: bool,
 }
 
 impl Database {
-    /// Runs a story in the server that `DATABASE_URL` names; without it, in one that
-    /// `tests/servers` starts for the purpose, which replaces this process and runs it again.
+    /// Runs an example in the server that `DATABASE_URL` names. Without that variable, replaces this
+    /// process by `tests/servers`, which starts a server and runs the example again.
     pub async fn run<T>(
         story: impl AsyncFnOnce(&Self) -> Result<T, BoxError>,
     ) -> Result<T, BoxError> {
@@ -48,12 +48,12 @@ impl Database {
         told
     }
 
-    /// A connection that sees what is there already.
+    /// Connects with the search path of the database.
     pub async fn connect(&self) -> Result<PgConnection, BoxError> {
         Ok(PgConnection::connect_with(&self.options).await?)
     }
 
-    /// A pool that works in the schema.
+    /// Creates a pool whose search path is the schema.
     pub async fn pool(&self, connections: u32) -> Result<PgPool, BoxError> {
         let options = self.options.clone().options([("search_path", &self.name)]);
         let pool = PgPoolOptions::new().max_connections(connections).min_connections(connections);
@@ -66,14 +66,14 @@ async fn execute(connection: &mut PgConnection, sql: String) -> Result<(), BoxEr
     Ok(())
 }
 
-/// Returns only if that is not possible.
+/// Replaces this process. Returns only if that fails.
 fn run_again_with_a_server() -> BoxError {
     let servers = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/servers");
     let Ok(program) = env::current_exe() else {
         return "set DATABASE_URL to a PostgreSQL database".into();
     };
     let mut command = Command::new(&servers);
-    // Said to be there already, so that none of MySQL is started.
+    // A value makes `tests/servers` start no MySQL.
     command.arg(program).args(env::args_os().skip(1)).env("TEST_MYSQL_URL", "not needed");
     #[cfg(unix)]
     let why = std::os::unix::process::CommandExt::exec(&mut command).to_string();

@@ -1,6 +1,5 @@
-//! What the examples share: agents on real TCP sockets, the dialer that finds them, an authority
-//! that knows which agent serves a workspace now, and a counter of the SQL statements that were
-//! really executed.
+//! What the examples share: agents on TCP, a dialer for them, an authority that knows which agent
+//! serves a workspace now, and a counter of executed SQL statements.
 
 #[cfg(feature = "postgres")]
 pub mod database;
@@ -35,7 +34,7 @@ pub fn workspace() -> WorkspaceId {
     WorkspaceId::new(Uuid::new_v4())
 }
 
-/// An agent that listens on TCP and answers each line with its identity.
+/// An agent that listens on TCP and responds to each line with its id.
 pub struct Agent {
     pub name: &'static str,
     pub id: AgentId,
@@ -53,18 +52,18 @@ impl Agent {
         Ok(Self { name, id, address, silent, listening })
     }
 
-    /// The agent of that build of a workspace.
+    /// Returns the agent as the target of a build with this number.
     pub fn target(&self, generation: i64) -> Target {
         Target::new(self.id).with_generation(generation).with_address(self.address.as_str())
     }
 
-    /// From now on it accepts connections and never says a word: what is left of a machine whose
-    /// process has died.
+    /// From now on the agent accepts connections and never responds, as the address of a replaced
+    /// agent may.
     pub fn become_black_hole(&self) {
         self.silent.store(true, SeqCst);
     }
 
-    /// From now on connections are refused.
+    /// From now on the agent refuses connections.
     pub fn stop(&self) {
         self.listening.abort();
     }
@@ -93,35 +92,37 @@ async fn listen(listener: TcpListener, id: AgentId, silent: Arc<AtomicBool>) {
 pub struct Connection(BufReader<TcpStream>);
 
 impl Connection {
-    /// Connects and shakes hands. A TCP connection alone proves little: a black hole accepts as
-    /// well. So the dial is only done when the agent has said who it is.
+    /// Connects and waits for the agent's id. A TCP connection alone does not prove that the agent
+    /// is there.
     pub async fn open(ask: DialAgent) -> io::Result<Self> {
         let address = ask
             .target
             .address
             .as_deref()
-            .ok_or_else(|| io::Error::new(InvalidData, "no address"))?;
+            .ok_or_else(|| io::Error::new(InvalidData, "the target has no address"))?;
         let mut connection = Self(BufReader::new(TcpStream::connect(address).await?));
         let answered = connection.ask("who are you?").await?;
         if answered != ask.target.agent {
-            return Err(io::Error::new(InvalidData, format!("{answered} listens there by now")));
+            return Err(io::Error::new(
+                InvalidData,
+                format!("agent {answered} listens at the address"),
+            ));
         }
         Ok(connection)
     }
 
-    /// One line there, the identity of the agent back.
+    /// Sends a line and returns the id of the agent that responds.
     pub async fn ask(&mut self, question: &str) -> io::Result<AgentId> {
         self.0.write_all(format!("{question}\n").as_bytes()).await?;
         let mut answer = String::new();
         self.0.read_line(&mut answer).await?;
-        answer
-            .trim_end()
-            .parse()
-            .map_err(|error| io::Error::new(InvalidData, format!("no identity: {error}")))
+        answer.trim_end().parse().map_err(|error| {
+            io::Error::new(InvalidData, format!("the response is no agent id: {error}"))
+        })
     }
 }
 
-/// Opens connections and counts how many it began.
+/// Opens connections and counts the dials.
 #[derive(Clone, Default)]
 pub struct Dialer {
     begun: Arc<AtomicU64>,
@@ -138,8 +139,8 @@ impl Dialer {
     }
 }
 
-/// Knows which agent serves a workspace now, and counts how often it was asked. In an application:
-/// the table of builds, or the API of whatever starts them.
+/// Knows which agent serves a workspace now, and counts how often it was asked. In an application
+/// this is the table of builds, or the API of the service that starts agents.
 #[derive(Clone, Default)]
 pub struct Authority {
     workspaces: Arc<Mutex<HashMap<WorkspaceId, Resolution>>>,
@@ -148,7 +149,7 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// One that takes so long for each answer.
+    /// Creates an authority that takes this long for each answer.
     pub fn slow(takes: Duration) -> Self {
         Self { takes, ..Self::default() }
     }
@@ -172,10 +173,10 @@ impl Authority {
     }
 }
 
-/// Counts the SQL statements that SQLite has executed, and how many spans of each name were opened.
+/// Counts the SQL statements that were executed, and the spans of each name.
 ///
-/// sqlx reports every statement as an event of the target `sqlx::query` once it has run. The
-/// `PRAGMA`s that set up a new connection of the pool are left out: they belong to no turn.
+/// sqlx emits an event of the target `sqlx::query` for each statement. `PRAGMA` statements, which
+/// set up a new connection of the pool, are not counted, because they belong to no turn.
 #[derive(Clone, Default)]
 pub struct Watch {
     statements: Arc<AtomicU64>,
@@ -183,7 +184,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Begins to watch the whole process, SQLite's threads included.
+    /// Begins to count, for all threads of the process.
     pub fn begin() -> Self {
         let watch = Self::default();
         tracing_subscriber::registry().with(watch.clone()).init();
@@ -220,7 +221,7 @@ impl<S: tracing::Subscriber> Layer<S> for Watch {
     }
 }
 
-/// Stops with exit code 1 if the story did not happen.
+/// Fails, so that the example exits with code 1, if the story did not happen as described.
 pub fn expect(happened: bool, what: &str) -> Result<(), BoxError> {
     if happened { Ok(()) } else { Err(format!("the story did not happen: {what}").into()) }
 }

@@ -1,4 +1,4 @@
-//! How often each statement was executed, as PostgreSQL counts it.
+//! Counts how often PostgreSQL has executed each statement.
 
 use examples::common::database::Database;
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use tower_bound_agent::{
     sqlx::{self, AssertSqlSafe, PgConnection, SqlSafeStr, SqlStr},
 };
 
-/// By the text of the statement.
+/// Numbers of executions by the text of the statement.
 pub type Calls = BTreeMap<String, i64>;
 
 pub struct Counter {
@@ -19,7 +19,7 @@ impl Counter {
     pub async fn open(database: &Database) -> Result<Self, BoxError> {
         let mut connection = database.connect().await?;
         if database.throw_away {
-            // Ours to change. In a user's database it is not.
+            // The server was started for this run. A user's database is not changed.
             create_extension(&mut connection).await?;
         }
         let schema: Option<String> = sqlx::query_scalar(
@@ -30,8 +30,8 @@ impl Counter {
         .await?;
         let schema = schema.ok_or(
             "this database has no pg_stat_statements. Add it to shared_preload_libraries in postgresql.conf, restart the \
-             server, and run CREATE EXTENSION pg_stat_statements in the database; or unset DATABASE_URL, and a server \
-             is started for the purpose",
+             server, and run CREATE EXTENSION pg_stat_statements in the database; or unset DATABASE_URL to start a \
+             server for this run",
         )?;
         let sql = AssertSqlSafe(format!(
             "SELECT query, CAST(sum(calls) AS BIGINT) FROM {schema}.pg_stat_statements
@@ -40,15 +40,15 @@ impl Counter {
              GROUP BY query"
         ));
         let mut counter = Self { connection, sql: sql.into_sql_str() };
-        // It may be there and not be loaded.
-        counter.calls("nothing is called like this").await.map_err(|error| {
+        // The extension may exist without being loaded.
+        counter.calls("no table has this name").await.map_err(|error| {
             format!("pg_stat_statements does not count here: is it in shared_preload_libraries? ({error})")
         })?;
         Ok(counter)
     }
 
-    /// The statements that name one of the tables whose names begin like this, and no others:
-    /// whatever else the server does at the time is not counted.
+    /// Returns the statements that name a table whose name begins with `tables`, so that nothing else
+    /// that the server does is counted.
     pub async fn calls(&mut self, tables: &str) -> Result<Calls, BoxError> {
         let counted: Vec<(String, i64)> =
             sqlx::query_as(self.sql.clone()).bind(tables).fetch_all(&mut self.connection).await?;
@@ -66,7 +66,7 @@ async fn create_extension(connection: &mut PgConnection) -> Result<(), BoxError>
     Ok(())
 }
 
-/// What was called between two counts.
+/// Returns the executions between two counts.
 pub fn between(before: &Calls, after: &Calls) -> Calls {
     let calls =
         after.iter().map(|(sql, calls)| (sql.clone(), calls - before.get(sql).unwrap_or(&0)));

@@ -1,17 +1,17 @@
-//! What the turns of chats cost the database: 5,000 chats of 10 turns each, all in one workspace,
-//! and in 500 workspaces.
+//! One idea: what the turns of chats cost the database, with this crate and without. 5,000 chats of
+//! 10 turns each, in one workspace and in 500.
 //!
 //! ```text
 //! cargo run --release --example db_pressure --features postgres                        # a table
 //! cargo run --release --example db_pressure --features postgres -- --json              # one JSON object
-//! cargo run --release --example db_pressure --features postgres -- --svg pressure.svg  # and a drawing
+//! cargo run --release --example db_pressure --features postgres -- --svg pressure.svg  # and a picture
 //! ```
 //!
-//! Statements are counted by PostgreSQL itself (`pg_stat_statements`), in the database that
-//! `DATABASE_URL` names or in a server that is started for the purpose. The agents are in memory,
-//! so that turns wait for the database and for nothing else; one that was replaced hangs. The exit
-//! code is 1 if a number is not within its bound.
-#![allow(unreachable_pub)] // nothing is outside of an example
+//! PostgreSQL itself counts the statements (`pg_stat_statements`), in the database of
+//! `DATABASE_URL` or in a server that is started for this run. The agents are in memory, so that
+//! turns wait for nothing but the database; a replaced agent hangs. The exit code is 1 if a number
+//! is out of its bounds.
+#![allow(unreachable_pub)] // modules of an example have no outside
 
 mod chart;
 mod counter;
@@ -39,23 +39,22 @@ use world::{Connection, Rows, World};
 const CHATS: usize = 5_000;
 const TURNS: usize = 10;
 const WORKSPACES: [usize; 2] = [1, 500];
-/// How many turns are under way at once, and how many connections they share.
+/// How many turns run at once, and how many connections they share.
 const AT_ONCE: usize = 64;
 const CONNECTIONS: u32 = 10;
 
 /// How a turn finds its agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// The chat's workspace, its latest build, the agent of that: a query each.
+    /// One query each for the chat's workspace, its latest build, and the agent of that build.
     Resolve,
-    /// The agent that was remembered for the chat. Of a rebuild this way never learns, so there is
-    /// none.
+    /// One query for the remembered agent. This way never learns of a rebuild, so there is none.
     Load,
     /// This crate; no chat has an agent yet.
     FirstBind,
-    /// This crate; every chat is bound to an agent that was replaced just before the process began.
+    /// This crate; every chat is bound to an agent that was replaced just before the process started.
     Rebuilt,
-    /// The same, and the cache is filled before the first turn.
+    /// The same, with the cache filled before the first turn.
     Warmed,
 }
 
@@ -85,7 +84,7 @@ impl Way {
         }
     }
 
-    /// How many statements there may be: at least, at most.
+    /// Returns the least and the greatest number of statements that is right.
     fn bounds(self, workspaces: usize) -> [i64; 2] {
         let (chats, turns) = (CHATS as i64, (CHATS * TURNS) as i64);
         // A group repair writes 2,000 rows in a statement, and ends with one that finds fewer.
@@ -93,24 +92,24 @@ impl Way {
         match self {
             Self::Resolve => [3 * turns; 2],
             Self::Load => [turns; 2],
-            // Every row is read once, and written once.
+            // Every row is read once and written once.
             Self::FirstBind => [0, 2 * chats + 3],
             Self::Rebuilt => [0, chats + repairs],
-            // The rows in a few statements.
+            // A few statements read all rows.
             Self::Warmed => [0, 10 + repairs],
         }
     }
 }
 
-/// What was measured.
+/// The numbers of one way.
 struct Run {
     way: Way,
     workspaces: usize,
-    /// Of the ways that are not ours, all; of ours, those on the table of bindings.
+    /// With this crate, those on the table of bindings; without it, all.
     statements: i64,
-    /// Those of them that came after the first turn of every chat.
+    /// How many of them came after the first turn of every chat.
     later: i64,
-    /// Of ours, those that the resolver asked of the application's tables.
+    /// With this crate, the resolver's queries of the application's tables.
     resolver: i64,
     stale_dials: usize,
     took: Duration,
@@ -124,7 +123,7 @@ async fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("the measurement broke off: {error}");
+            eprintln!("the measurement failed: {error}");
             ExitCode::FAILURE
         }
     }
@@ -209,12 +208,12 @@ impl Run {
         if let (Some(gateway), Way::Warmed) = (&gateway, way) {
             let warmed = gateway.bindings.warm(CHATS as u64).await?;
             if warmed != CHATS as u64 {
-                wrong.push(format!("{warmed} rows were loaded in advance"));
+                wrong.push(format!("{warmed} rows were loaded before the first turn"));
             }
         }
         wrong.extend(turns(&world, way, gateway.as_ref()).await);
         if let Some(gateway) = &gateway {
-            // What the first turns have caused counts for them.
+            // The repairs of the first turns count for the first turns.
             gateway.bindings.flush().await;
         }
         let between = counter.calls(name).await?;
@@ -249,11 +248,11 @@ impl Run {
         Ok(run)
     }
 
-    /// Compares with what is expected.
+    /// Compares the numbers with their bounds.
     async fn judged(mut self, world: &World) -> Result<Self, BoxError> {
         let (rows, dials) = (self.way.rows(), self.stale_dials);
         let [least, most] = self.way.bounds(self.workspaces);
-        // One question finds the rebuild, and a doubt may have begun another one meanwhile.
+        // One validation finds the rebuild, and a doubt may have begun another one meanwhile.
         let questions = if self.way.is_ours() { 2 * self.workspaces as i64 } else { 0 };
         let differ = world.rows_that_differ().await?;
         let hanging = world.agents.hanging();
@@ -307,7 +306,7 @@ impl Run {
     }
 }
 
-/// A process of the application, as far as this crate is concerned.
+/// What a process of the application has of this crate.
 #[derive(Clone)]
 struct Gateway {
     bindings: Bindings,
@@ -325,7 +324,7 @@ impl Gateway {
     }
 }
 
-/// One turn of every chat. Returns some of what went wrong.
+/// Runs one turn of every chat. Returns up to three errors.
 async fn turns(world: &Arc<World>, way: Way, gateway: Option<&Gateway>) -> Vec<String> {
     let next = Arc::new(AtomicUsize::new(0));
     let mut tasks = JoinSet::new();
@@ -336,7 +335,7 @@ async fn turns(world: &Arc<World>, way: Way, gateway: Option<&Gateway>) -> Vec<S
                 let answered = connect(&world, way, gateway.as_ref(), chat.id).await?.ask().await?;
                 if answered != chat.agent {
                     return Err(format!(
-                        "chat {} was answered by {answered}, not by {}",
+                        "agent {answered} responded to chat {} in place of {}",
                         chat.id, chat.agent
                     )
                     .into());
@@ -371,12 +370,12 @@ async fn connect(
     Ok(world.agents.clone().dial(agent).await?)
 }
 
-/// A statement without the names that only this run has.
+/// Returns the statement without the prefix that its tables have in this run.
 fn plain(sql: &str, name: &str) -> String {
     sql.replace(&format!("{name}_"), "").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// 1234567 as 1,234,567.
+/// Formats 1234567 as 1,234,567.
 fn grouped(number: i64) -> String {
     let digits = number.to_string();
     let groups: Vec<&str> = digits

@@ -1,4 +1,4 @@
-//! An application's tables, and its agents.
+//! The application's tables and agents.
 
 use std::{
     collections::HashSet,
@@ -17,14 +17,14 @@ use tower_bound_agent::{
 };
 use uuid::Uuid;
 
-/// What the table of bindings holds when the first turn begins.
+/// The contents of the table of bindings when the first turn begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rows {
-    /// The workspace of each chat, and no agent.
+    /// Each chat has its workspace and no agent.
     Unbound,
-    /// The agent of the build before the last one.
+    /// Each chat has the agent of the build before the last one.
     Stale,
-    /// The right agent.
+    /// Each chat has the agent of the last build.
     Current,
 }
 
@@ -39,11 +39,11 @@ pub struct World {
 #[derive(Clone, Copy)]
 pub struct Chat {
     pub id: SessionId,
-    /// The agent that should answer.
+    /// The agent that should respond.
     pub agent: AgentId,
 }
 
-/// What the ways ask, over the tables of this world.
+/// The statements of the ways, over the tables of this world.
 struct Sql {
     workspace_of_chat: SqlStr,
     latest_build: SqlStr,
@@ -54,11 +54,11 @@ struct Sql {
 }
 
 fn sql(text: String) -> SqlStr {
-    // In an `Arc`, so that each use is a cheap clone.
+    // A statement in an `Arc` is cheap to clone.
     AssertSqlSafe(Arc::<str>::from(text)).into_sql_str()
 }
 
-/// The name of a table of a world.
+/// Returns the name of a table of a world.
 pub fn table(world: &str, name: &str) -> String {
     format!("{world}_{name}")
 }
@@ -115,7 +115,7 @@ impl World {
             .bind(&workspace_of_chat)
             .execute(&pool)
             .await?;
-        // As another process has left them.
+        // The rows as an earlier process has left them.
         sqlx::query(sql(format!(
             "INSERT INTO {bindings} (session, workspace, agent, generation, revision)
              SELECT session, workspace, agent, $4, 1 FROM unnest($1, $2, $3) AS row (session, workspace, agent)"
@@ -166,14 +166,14 @@ impl World {
         sqlx::query_scalar(sql.clone()).bind(of).fetch_one(self.pool()).await
     }
 
-    /// Who serves the chat's workspace: what an application asks before every turn.
+    /// Looks up the agent of the chat's workspace, as an application does before every turn.
     pub async fn resolve(&self, chat: SessionId) -> sqlx::Result<AgentId> {
         let workspace = self.id(&self.sql.workspace_of_chat, chat.into()).await?;
         let build = self.id(&self.sql.latest_build, workspace).await?;
         Ok(self.id(&self.sql.agent_of_build, build).await?.into())
     }
 
-    /// Who was remembered for the chat.
+    /// Loads the remembered agent of the chat.
     pub async fn load(&self, chat: SessionId) -> sqlx::Result<AgentId> {
         Ok(self.id(&self.sql.remembered_agent, chat.into()).await?.into())
     }
@@ -190,7 +190,7 @@ impl World {
     }
 }
 
-/// Agents within this process. One that was replaced neither accepts nor refuses.
+/// Agents within this process. A dial of a replaced agent stays pending.
 #[derive(Clone, Default)]
 pub struct Agents {
     live: Arc<HashSet<AgentId>>,
@@ -199,12 +199,12 @@ pub struct Agents {
 }
 
 impl Agents {
-    /// How many dials of a replaced agent were begun.
+    /// Returns how many dials of replaced agents were started.
     pub fn hung(&self) -> usize {
         self.hung.load(SeqCst)
     }
 
-    /// How many of those nobody has cancelled yet.
+    /// Returns how many of those are still pending.
     pub fn hanging(&self) -> usize {
         self.hanging.load(SeqCst)
     }
@@ -243,7 +243,7 @@ impl Drop for Hanging<'_> {
 pub struct Connection(DuplexStream);
 
 impl Connection {
-    /// One byte there, the identity of the agent back.
+    /// Sends a byte and returns the id of the agent that responds.
     pub async fn ask(&mut self) -> io::Result<AgentId> {
         self.0.write_u8(b'?').await?;
         let mut id = [0; 16];

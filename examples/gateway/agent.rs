@@ -1,27 +1,27 @@
-//! An agent as a process of its own: the other end of the `gateway` example, which starts it by
-//! itself.
+//! One idea: an agent is a process that listens and responds. This one is the counterpart of the
+//! `gateway` example, which starts it.
 //!
 //! ```text
-//! cargo run --example agent -- [--listen ADDR] [--id UUID] [--journal FILE]
+//! cargo run --features http --example agent -- [--listen ADDR] [--id UUID] [--journal FILE]
 //! ```
 //!
-//! Prints the address that it listens on, and ends when its standard input is closed, so that it
-//! never outlives the process that has started it. Speaks HTTP/1 and HTTP/2, and says who it is in
-//! every answer (`x-agent`).
+//! Prints the address that it listens on. Exits when its standard input is closed, so that it never
+//! outlives the process that started it. Speaks HTTP/1 and HTTP/2; each response names the agent
+//! (`x-agent`).
 //!
-//! | route | answer |
+//! | route | response |
 //! |---|---|
-//! | `/identity` | who it is |
-//! | `/echo?pause_ms=N` | who it is, then the body of the request |
-//! | `/head` | what came of the request's head |
-//! | `/take` | how many bytes the body had |
-//! | `/give?bytes=N` | so many bytes |
+//! | `/identity` | the agent's id |
+//! | `/echo?pause_ms=N` | the agent's id, then the body of the request |
+//! | `/head` | the head of the request as it arrived |
+//! | `/take` | the length of the body |
+//! | `/give?bytes=N` | N bytes |
 //! | `/events?every_ms=N` | server-sent events without end |
-//! | `/socket` | a WebSocket that says back what it is told |
-//! | `/hops` | headers that are only for the next neighbour |
-//! | `/switch?to=P&accept=A` | switches to the protocol P, whatever was asked for, and says back what it is told |
-//! | `/seen` | which `idempotency-key` came how often |
-//! | `/silence` | from now on it accepts connections and never says a word |
+//! | `/socket` | a WebSocket that echoes |
+//! | `/hops` | hop-by-hop headers |
+//! | `/switch?to=P&accept=A` | switches to the protocol P, whatever was requested, and echoes |
+//! | `/seen` | how often each `idempotency-key` arrived |
+//! | `/silence` | from now on the agent accepts connections and never responds |
 
 use axum::{
     Json, Router,
@@ -63,7 +63,7 @@ use tower_bound_agent::{AgentId, BoxError};
 use uuid::Uuid;
 
 #[tokio::main]
-#[allow(dead_code)] // the gateway has a main of its own
+#[allow(dead_code)] // the gateway includes this file and has its own `main`
 async fn main() -> Result<(), BoxError> {
     run(std::env::args().skip(1)).await
 }
@@ -72,11 +72,11 @@ struct Agent {
     id: AgentId,
     silent: AtomicBool,
     seen: Mutex<HashMap<String, u64>>,
-    /// Outlives a process that is killed.
+    /// A file, which outlives a process that is killed.
     journal: Option<File>,
 }
 
-/// Listens until standard input is closed.
+/// Serves until standard input is closed.
 pub(crate) async fn run(mut arguments: impl Iterator<Item = String>) -> Result<(), BoxError> {
     let (mut listen, mut id, mut journal) =
         ("127.0.0.1:0".to_owned(), AgentId::new(Uuid::new_v4()), None);
@@ -88,7 +88,7 @@ pub(crate) async fn run(mut arguments: impl Iterator<Item = String>) -> Result<(
             "--journal" => {
                 journal = Some(OpenOptions::new().create(true).append(true).open(value)?)
             }
-            _ => return Err(format!("what is {argument}?").into()),
+            _ => return Err(format!("unknown argument {argument}").into()),
         }
     }
     let listener = TcpListener::bind(listen).await?;
@@ -108,18 +108,18 @@ async fn input_closed() {
 
 async fn serve(listener: TcpListener, agent: Arc<Agent>) -> Result<(), BoxError> {
     let app = app(Arc::clone(&agent));
-    let mut unheard = Vec::new();
+    let mut ignored = Vec::new();
     loop {
         let (stream, _) = listener.accept().await?;
         if agent.silent.load(SeqCst) {
-            unheard.push(stream);
+            ignored.push(stream);
             continue;
         }
         stream.set_nodelay(true)?;
         let app = TowerToHyperService::new(app.clone());
         tokio::spawn(async move {
             let server = auto::Builder::new(TokioExecutor::new());
-            // That a client is gone is no news to an agent.
+            // An error means that the client is gone.
             let _ = server.serve_connection_with_upgrades(TokioIo::new(stream), app).await;
         });
     }
@@ -156,7 +156,7 @@ fn app(agent: Arc<Agent>) -> Router {
 }
 
 impl Agent {
-    /// Never ends if the agent plays dead.
+    /// Never resolves once the agent is silent.
     async fn alive(&self) {
         if self.silent.load(SeqCst) {
             pending::<()>().await;
@@ -167,7 +167,7 @@ impl Agent {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The request with this key is carried out now.
+    /// Records that the request with this key is executed now.
     fn note(&self, key: &str) -> std::io::Result<()> {
         *self.seen().entry(key.to_owned()).or_default() += 1;
         match self.journal.as_ref() {
@@ -177,7 +177,7 @@ impl Agent {
     }
 }
 
-/// Notes what is asked, and says in every answer who has answered.
+/// Records the request's key, and names the agent in the response.
 async fn sign(State(agent): State<Arc<Agent>>, request: Request, next: Next) -> Response {
     agent.alive().await;
     if let Some(key) = request.headers().get("idempotency-key").and_then(|key| key.to_str().ok())
@@ -254,7 +254,7 @@ async fn socket(State(agent): State<Arc<Agent>>, upgrade: WebSocketUpgrade) -> R
             let answer = match message {
                 Message::Text(text) => Message::Text(format!("{} {text}", agent.id).into()),
                 Message::Binary(data) => Message::Binary(data),
-                _ => continue, // pings are answered by axum
+                _ => continue, // axum answers pings
             };
             if socket.send(answer).await.is_err() {
                 return;
@@ -263,7 +263,7 @@ async fn socket(State(agent): State<Arc<Agent>>, upgrade: WebSocketUpgrade) -> R
     })
 }
 
-/// An agent that switches protocols as it likes.
+/// Switches protocols whatever the client requested, as a broken agent would.
 async fn switch(
     Query(ask): Query<HashMap<String, String>>,
     mut request: Request,
@@ -272,7 +272,7 @@ async fn switch(
     tokio::spawn(async move {
         let Ok(upgraded) = upgrade.await else { return };
         let (mut reads, mut writes) = tokio::io::split(TokioIo::new(upgraded));
-        // That a client is gone is no news to an agent.
+        // An error means that the client is gone.
         let _ = tokio::io::copy(&mut reads, &mut writes).await;
         let _ = writes.shutdown().await;
     });

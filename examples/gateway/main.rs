@@ -1,39 +1,39 @@
-//! A gateway in axum: what a chat is sent goes on to the agent of the workspace that the chat is
-//! bound to.
+//! One idea: a gateway that passes each request of a chat on to the agent of the chat's workspace,
+//! and responds with an exact status when it cannot.
 //!
 //! ```text
-//! cargo run --features http --example gateway                            # a short story that tells itself
-//! cargo run --features http --example gateway -- --listen 127.0.0.1:8080 # serves until it is interrupted
+//! cargo run --features http --example gateway                             # a story with itself as client
+//! cargo run --features http --example gateway -- --listen 127.0.0.1:8080  # serves until interrupted
 //! ```
 //!
 //! | route | |
 //! |---|---|
 //! | `PUT /chats/{chat}/workspace` | points the chat at the workspace whose id is the body |
-//! | `GET /chats/{chat}` | its binding, and how its last request found its agent |
-//! | `ANY /chats/{chat}/{*path}` | `/{*path}` of its agent: bodies are streamed both ways, WebSockets and server-sent events work |
-//! | `POST /workspaces/{id}/rebuild` | replaces the agent process, or starts the first one; `?old=kill`, `freeze`, `silence` or `leave` says what becomes of the former one |
-//! | `POST /workspaces/{id}/stop`, `start` | ends the agent process, starts one |
-//! | `GET /stats` | what this process holds |
+//! | `GET /chats/{chat}` | its binding, and the outcome of its last request |
+//! | `ANY /chats/{chat}/{*path}` | `/{*path}` of its agent, with streamed bodies, WebSockets and server-sent events |
+//! | `POST /workspaces/{id}/rebuild` | replaces the agent process, or starts the first one; `?old=` is what happens to the old one: `kill`, `freeze`, `silence` or `leave` |
+//! | `POST /workspaces/{id}/stop`, `start` | stops the agent process, starts one |
+//! | `GET /stats` | how many tasks, tunnels and chats this process has |
 //!
-//! A request for an agent may say which workspace it is meant for (`X-Workspace: {id}`): a chat
-//! that is bound nowhere is bound to it, and one that is bound elsewhere is told so (409).
+//! A request for an agent may name its workspace (`X-Workspace: {id}`): a chat without a binding is
+//! bound to it, and a chat that is bound to another workspace gets a 409.
 //!
 //! The bindings are in a SQLite file in a temporary folder, or in the PostgreSQL database of
 //! `DATABASE_URL` (with the feature `postgres`).
 //!
-//! What is sent on is decided by [`Hop`]: `Host` as the client has sent it; no header that is for
-//! the next neighbour only; no header that says who the client is. `X-Forwarded-*` and `Via` are
-//! the gateway's own. No address is ever taken from a client; a request in absolute form (as to a
-//! proxy) must name the gateway (its address, or the name of `--name`). A request that comes back
-//! to the gateway is refused as a loop (508); the first `--name` is what `Via` calls it.
+//! [`Hop`] decides which headers cross the gateway: `Host` is passed on, hop-by-hop and identity
+//! headers are removed, `X-Forwarded-*` and `Via` are the gateway's own. A client never names an
+//! address; a request in absolute form must name the gateway, by its address or by `--name`. A
+//! request that comes back to the gateway is refused as a loop (508).
 //!
-//! An error of the gateway's own is JSON (`{"error": "stopped", …}`) without the `x-agent` header
-//! that agents send. It has `"unsent": true` if the agent cannot have processed the request.
+//! A response of the gateway itself is JSON (`{"error": "stopped", …}`) without the `x-agent` header
+//! of agents. It has `"unsent": true` if the agent cannot have processed the request.
 
 mod agent;
+mod agent_host;
 mod story;
-mod yard;
 
+use agent_host::{AgentHost, OldAgent};
 use axum::{
     Json, Router,
     body::Body,
@@ -65,13 +65,12 @@ use tower_bound_agent::{
     },
     store::SqliteStore,
 };
-use yard::{Old, Yard};
 
-/// The workspace that a request is meant for.
+/// The header that names the workspace of a request.
 const WORKSPACE: HeaderName = HeaderName::from_static("x-workspace");
 /// How long an agent may keep a request waiting.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How long requests under way have when the gateway ends.
+/// How long pending requests may take when the gateway shuts down.
 const DRAIN: Duration = Duration::from_secs(10);
 
 type Dialed = Result<TokioIo<TcpStream>, BoxError>;
@@ -82,10 +81,10 @@ struct Gateway {
     client: AgentClient<Dialer, Body>,
     hop: Hop,
     bindings: Bindings,
-    yard: Yard,
-    /// What absolute requests may name.
+    host: AgentHost,
+    /// The names of the gateway in requests of absolute form.
     names: Vec<String>,
-    /// How the last request of each chat found its agent.
+    /// The outcome of the last request of each chat.
     last: moka::sync::Cache<SessionId, Result<Outcome, &'static str>>,
     tunnels: TaskTracker,
     ending: CancellationToken,
@@ -94,7 +93,7 @@ struct Gateway {
 fn main() -> ExitCode {
     let done = tokio::runtime::Runtime::new().map_err(Into::into).and_then(|runtime| {
         let done = runtime.block_on(run());
-        // Does not wait for a read of standard input.
+        // A pending read of standard input would block an orderly shutdown.
         runtime.shutdown_background();
         done
     });
@@ -113,12 +112,12 @@ async fn run() -> Result<(), BoxError> {
         Some("agent") => agent::run(arguments).await,
         Some("--listen") => listen(arguments).await,
         None | Some("--demo") => story::tell().await,
-        Some(other) => Err(format!("what is {other}?").into()),
+        Some(other) => Err(format!("unknown argument {other}").into()),
     }
 }
 
 /// `--listen ADDR [--name HOST] [--patience SECONDS] [--journal FILE] [--attached]`: serves until
-/// it is interrupted; `--attached`, until its standard input is closed.
+/// interrupted or, with `--attached`, until standard input is closed.
 async fn listen(mut arguments: impl Iterator<Item = String>) -> Result<(), BoxError> {
     let listener = TcpListener::bind(arguments.next().ok_or("--listen needs an address")?).await?;
     let (mut names, mut patience, mut for_agents, mut attached) =
@@ -134,7 +133,7 @@ async fn listen(mut arguments: impl Iterator<Item = String>) -> Result<(), BoxEr
             "--journal" => {
                 for_agents.extend([argument.into(), arguments.next().ok_or("which file?")?.into()])
             }
-            _ => return Err(format!("what is {argument}?").into()),
+            _ => return Err(format!("unknown argument {argument}").into()),
         }
     }
     println!("{}", listener.local_addr()?);
@@ -145,7 +144,7 @@ async fn listen(mut arguments: impl Iterator<Item = String>) -> Result<(), BoxEr
             pending::<()>().await;
         }
     };
-    serve(listener, names, patience, Yard::new(for_agents), async {
+    serve(listener, names, patience, AgentHost::new(for_agents), async {
         select! { () = closed => {}, () = interrupted() => {} }
     })
     .await
@@ -161,12 +160,12 @@ async fn interrupted() {
     let _ = tokio::signal::ctrl_c().await;
 }
 
-/// Serves until `end`, then lets requests under way come to theirs.
+/// Serves until `end` resolves, then waits for pending requests.
 async fn serve(
     listener: TcpListener,
     mut names: Vec<String>,
     patience: Duration,
-    yard: Yard,
+    host: AgentHost,
     end: impl Future<Output = ()>,
 ) -> Result<(), BoxError> {
     let address = listener.local_addr()?;
@@ -176,13 +175,13 @@ async fn serve(
     };
     names.extend([address.to_string(), format!("localhost:{}", address.port())]);
     let folder = tempfile::tempdir()?;
-    let layer = layer(&folder.path().join("bindings.db"), patience, yard.clone()).await?;
+    let layer = layer(&folder.path().join("bindings.db"), patience, host.clone()).await?;
     let dialer: Dialer = service_fn(|ask| dial(ask).boxed());
     let gateway = Gateway {
         bindings: layer.bindings(),
         client: AgentClient::builder().response_header_timeout(patience).build(layer.layer(dialer)),
         hop,
-        yard,
+        host,
         names,
         last: moka::sync::Cache::new(100_000),
         tunnels: TaskTracker::new(),
@@ -202,17 +201,17 @@ async fn serve(
         }
     }
     gateway.bindings.close(Duration::from_secs(5)).await;
-    gateway.yard.close().await;
+    gateway.host.close().await;
     Ok(())
 }
 
 async fn layer(
     file: &std::path::Path,
     patience: Duration,
-    yard: Yard,
+    host: AgentHost,
 ) -> Result<BoundAgentLayer, BoxError> {
     let resolver = service_fn(move |ask: ResolveWorkspace| {
-        let now = yard.resolve(ask.workspace);
+        let now = host.resolve(ask.workspace);
         async move { Ok::<_, BoxError>(now) }
     });
     let builder = match std::env::var("DATABASE_URL") {
@@ -231,14 +230,14 @@ async fn layer(
     Ok(builder.dial_timeout(patience).resolve_timeout(a_part).store_timeout(a_part).build()?)
 }
 
-/// Connects, and lets the agent say who it is: an address alone proves nothing.
+/// Connects and checks the agent's identity: after a rebuild another agent may have the address.
 async fn dial(ask: DialAgent) -> Dialed {
     let mut stream = TcpStream::connect(ask.target.address.as_deref().ok_or("no address")?).await?;
     stream.set_nodelay(true)?;
     watch_peer(&stream, Duration::from_secs(20))?;
-    let head = yard::head(&mut stream, "/identity").await?;
+    let head = agent_host::head(&mut stream, "/identity").await?;
     if !head.contains(&format!("x-agent: {}\r\n", ask.target.agent)) {
-        return Err("another agent listens there by now".into());
+        return Err("another agent listens at the address".into());
     }
     Ok(TokioIo::new(stream))
 }
@@ -258,7 +257,7 @@ impl Gateway {
     }
 }
 
-/// Sends a request on to the agent, and the agent's response back.
+/// Passes a request on to the agent, and the agent's response back to the client.
 async fn pass_on(
     State(gateway): State<Gateway>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
@@ -300,8 +299,8 @@ async fn pass_on(
                 }
             };
             let (mut client, mut agent) = (TokioIo::new(client), TokioIo::new(agent));
-            // The client connects again, and to the new agent; that is better than to be left with
-            // the old one.
+            // A client that reconnects reaches the new agent, so the tunnel ends when its agent is
+            // superseded.
             select! {
                 _ = copy_bidirectional(&mut client, &mut agent) => {}
                 () = superseded => {}
@@ -313,8 +312,7 @@ async fn pass_on(
 }
 
 impl Gateway {
-    /// A request in absolute form names another server, unless it names this one: the gateway is no
-    /// proxy.
+    /// Refuses a request in absolute form that names another server: the gateway is no proxy.
     fn is_named_by(&self, request: &Request) -> Result<(), Refused> {
         match request.uri().authority().filter(|_| request.version() < Version::HTTP_2) {
             Some(named)
@@ -327,14 +325,15 @@ impl Gateway {
     }
 }
 
-/// The chat, and what is its agent's: not decoded, so that nothing is understood differently there.
+/// Splits the path into the chat and the path at its agent. Nothing is decoded, so that gateway and
+/// agent cannot understand the path differently.
 fn split(uri: &Uri) -> Option<(SessionId, PathAndQuery)> {
     let (chat, _) = uri.path().strip_prefix("/chats/")?.split_once('/')?;
     let path = uri.path_and_query()?.as_str().get("/chats/".len() + chat.len()..)?;
     Some((id(chat)?, path.parse().ok()?))
 }
 
-/// Uuids have other forms than the hyphenated one, and one chat is to have one name.
+/// Parses a hyphenated uuid. Other forms are refused, so that each chat has one URL.
 fn id<T: FromStr>(text: &str) -> Option<T> {
     text.parse().ok().filter(|_| text.len() == 36)
 }
@@ -361,13 +360,13 @@ async fn show(
     let current = gateway.bindings.current(chat).await?;
     let last = gateway.last.get(&chat).map(|last| match last {
         Ok(outcome) => json!({
-            "path": format!("{:?}", outcome.kind), "dials": outcome.dials, "validations": outcome.validations,
-            "repair": format!("{:?}", outcome.repair()),
+            "outcome": outcome.kind.as_str(), "dials": outcome.dials, "validations": outcome.validations,
+            "repair": outcome.repair().as_str(),
         }),
         Err(error) => json!({ "error": error }),
     });
     Ok(Json(json!({
-        "workspace": current.workspace.to_string(), "status": format!("{:?}", current.status),
+        "workspace": current.workspace.to_string(), "status": current.status.as_str(),
         "agent": current.target.as_ref().map(|target| target.agent.to_string()),
         "generation": current.target.as_ref().and_then(|target| target.generation).map(|generation| generation.get()),
         "last": last,
@@ -377,8 +376,8 @@ async fn show(
 #[derive(Deserialize)]
 struct How {
     #[serde(default)]
-    old: Old,
-    /// How long the build takes, beside the start of a process.
+    old: OldAgent,
+    /// How long the build takes, apart from the start of the process.
     #[serde(default)]
     takes_ms: u64,
 }
@@ -398,25 +397,25 @@ async fn start(state: State<Gateway>, Path(id): Path<String>) -> Result<Json<Val
 async fn build(
     State(gateway): State<Gateway>,
     text: &str,
-    how: Option<(Old, Duration)>,
+    how: Option<(OldAgent, Duration)>,
 ) -> Result<Json<Value>, Refused> {
     let workspace: WorkspaceId =
         id(text).ok_or(Refused::Bad("the workspace is no hyphenated uuid"))?;
-    // A task of its own: who has ordered it may lose patience.
+    // A task of its own, so that a build continues if its client disconnects.
     let built = tokio::spawn(async move {
         let Some((target, pid)) =
-            gateway.yard.build(workspace, how).await.map_err(Refused::Yard)?
+            gateway.host.build(workspace, how).await.map_err(Refused::AgentHost)?
         else {
             return Err(Refused::NotStopped);
         };
-        // From here on every call goes there, and calls that wait for the former agent move.
+        // Pending calls move to the new agent, and no later call dials the old one.
         gateway.bindings.announce(workspace, target.clone());
         Ok(json!({
             "agent": target.agent.to_string(), "generation": target.generation.map(|generation| generation.get()),
             "address": target.address.as_deref(), "pid": pid,
         }))
     });
-    built.await.map_err(|error| Refused::Yard(error.into()))?.map(Json)
+    built.await.map_err(|error| Refused::AgentHost(error.into()))?.map(Json)
 }
 
 async fn stop(
@@ -425,8 +424,12 @@ async fn stop(
 ) -> Result<StatusCode, Refused> {
     let workspace: WorkspaceId =
         id(&text).ok_or(Refused::Bad("the workspace is no hyphenated uuid"))?;
-    let stopped = tokio::spawn(async move { gateway.yard.stop(workspace).await });
-    match stopped.await.map_err(|error| Refused::Yard(error.into()))?.map_err(Refused::Yard)? {
+    let stopped = tokio::spawn(async move { gateway.host.stop(workspace).await });
+    match stopped
+        .await
+        .map_err(|error| Refused::AgentHost(error.into()))?
+        .map_err(Refused::AgentHost)?
+    {
         true => Ok(StatusCode::NO_CONTENT),
         false => Err(Refused::NotStopped),
     }

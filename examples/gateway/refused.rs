@@ -1,4 +1,4 @@
-//! Why the gateway itself answers, and with which status.
+//! The responses of the gateway itself, with a status for each reason.
 
 use axum::{
     Json,
@@ -15,18 +15,22 @@ use tower_bound_agent::{
     },
 };
 
-/// When to send a request again that would go to another agent, or over another connection, by now.
+/// When to repeat a request that would use another agent or another connection by now.
 const SOON: Duration = Duration::from_secs(1);
 
-/// What the gateway itself answers.
+/// Why the gateway responds itself instead of passing on the agent's response.
 pub enum Refused {
+    /// The request is malformed.
     Bad(&'static str),
-    /// The request may not be passed on.
+    /// The request must not be passed on.
     Hop(Refusal),
-    /// The response may not.
+    /// The agent's response must not be passed on.
     Agents(BadResponse),
+    /// There is no response.
     Agent(ClientError),
-    Yard(BoxError),
+    /// An agent process could not be started or stopped.
+    AgentHost(BoxError),
+    /// The workspace to be started does not exist or is not stopped.
     NotStopped,
 }
 
@@ -53,8 +57,8 @@ impl Refused {
         self.status().1
     }
 
-    /// Which agent there is, is the gateway's to know: what it does not know is no fault of the
-    /// client.
+    /// Returns the status, and a word for it in the body. Clients do not choose the agent, so a
+    /// missing agent is a 5xx.
     fn status(&self) -> (StatusCode, &'static str) {
         use StatusCode as Code;
         match self {
@@ -89,17 +93,16 @@ impl Refused {
             Self::Agent(ClientError::Busy { .. }) => (Code::SERVICE_UNAVAILABLE, "busy"),
             Self::Agent(ClientError::NoResponse { .. }) => (Code::GATEWAY_TIMEOUT, "no response"),
             Self::Agent(ClientError::Unsent(_)) => (Code::SERVICE_UNAVAILABLE, "not processed"),
-            // The former agent may have carried it out: whether to repeat it is for the client to
-            // say.
+            // The old agent may have processed the request, so only the client may repeat it.
             Self::Agent(ClientError::Superseded { .. }) => {
                 (Code::SERVICE_UNAVAILABLE, "superseded")
             }
             Self::Agent(error) if error.fault() == Fault::Caller => {
                 (Code::BAD_REQUEST, "body broke off")
             }
-            // As above.
+            // The same holds here.
             Self::Agent(_) => (Code::BAD_GATEWAY, "broken off"),
-            Self::Yard(_) => (Code::INTERNAL_SERVER_ERROR, "yard"),
+            Self::AgentHost(_) => (Code::INTERNAL_SERVER_ERROR, "agent host"),
             Self::NotStopped => (Code::CONFLICT, "there is no such stopped workspace"),
         }
     }
@@ -116,13 +119,13 @@ impl IntoResponse for Refused {
             Self::Hop(refusal) => refusal.to_string(),
             Self::Agents(bad) => bad.to_string(),
             Self::Agent(error) => error.to_string(),
-            Self::Yard(error) => error.to_string(),
+            Self::AgentHost(error) => error.to_string(),
             Self::NotStopped => name.to_owned(),
         };
         let mut body = json!({ "error": name });
         let mut after = None;
         if let Self::Agent(error) = &self {
-            // Whether it is certain that the agent has not processed the request.
+            // Tells the client whether it may repeat the request safely.
             body["unsent"] = error.is_unsent().into();
             let mut cause = std::error::Error::source(error);
             while let Some(error) = cause {

@@ -1,5 +1,5 @@
-//! A gRPC service with one method, which answers a question word by word. What `protoc` would write
-//! is written by hand, so that nobody needs it:
+//! A gRPC service with one method, which repeats a question word by word. The code that `protoc`
+//! would generate is written by hand:
 //!
 //! ```proto
 //! service Agent { rpc Answer(Question) returns (stream Word); }
@@ -40,8 +40,8 @@ pub struct Word {
     pub agent: String,
 }
 
-/// Asks over any transport of tonic's. Whose agent is meant stands in the extensions, for a
-/// transport that looks there.
+/// Asks over any transport of tonic's. The chat is in the extensions, where an `AgentClient` reads
+/// it.
 pub async fn ask<T>(transport: T, chat: SessionId, text: &str) -> Result<Streaming<Word>, Status>
 where
     T: GrpcService<tonic::body::Body>,
@@ -59,7 +59,7 @@ where
     Ok(answer.into_inner())
 }
 
-/// An agent that listens on TCP. Dropping it is its death.
+/// An agent that listens on TCP. Dropping it ends it with all of its connections.
 pub struct Agent {
     pub target: Target,
     /// Ends with this value.
@@ -102,7 +102,7 @@ async fn serve(listener: TcpListener, id: AgentId) {
 
 type Words = std::pin::Pin<Box<dyn Stream<Item = Result<Word, Status>> + Send>>;
 
-/// Says every word of the question back, and takes its time for each.
+/// Repeats the words of the question, one every 20 ms.
 async fn answer(id: AgentId, question: Request<Question>) -> Result<Response<Words>, Status> {
     let words: Vec<String> =
         question.into_inner().text.split_whitespace().map(str::to_owned).collect();

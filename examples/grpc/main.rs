@@ -1,10 +1,10 @@
-//! One idea: tonic over the layer, in two ways, and what each does when an agent was replaced.
+//! One idea: tonic works over the layer in two ways, which differ when an agent is replaced.
 //!
-//! * A `Channel` over the [`Connector`]: dials through the layer whenever it has no connection. One
-//!   that it has, it keeps until that breaks, also if its agent was replaced.
-//! * The [`AgentClient`] as tonic's transport: each call goes to the agent that is bound now.
+//! * A `Channel` over the [`Connector`] dials through the layer when it has no connection. It keeps
+//!   a connection until that breaks, even if the agent was replaced.
+//! * The [`AgentClient`] as tonic's transport sends each call to the agent that is bound now.
 //!
-//! `cargo run --features http --example grpc`; nothing else is needed, no `protoc` either.
+//! `cargo run --features http --example grpc`; it needs no `protoc`.
 
 use examples::common::{self, Authority, expect};
 use examples::grpc::answers::{Agent, Word, ask};
@@ -41,27 +41,28 @@ async fn main() -> Result<(), BoxError> {
     let client = AgentClient::builder().http2().build(dial);
 
     let mut answer = ask(channel.clone(), chat, "a stream of words").await?;
+    println!("A chat asks the first agent, which responds word by word:");
     while let Some(word) = answer.message().await? {
-        println!("agent {} {}", &word.agent[..8], word.text);
-        expect(word.agent == first.name(), "the first agent answers")?;
+        println!("  agent {}  {}", word.agent, word.text);
+        expect(word.agent == first.name(), "the first agent responds")?;
     }
 
-    println!("the agent dies, and there is another one:");
+    println!("\nThe agent dies, and a second one starts. Over the channel:");
     drop(first);
     let second = Agent::start(2).await?;
     authority.set(workspace, Resolution::Running(second.target.clone()));
-    // The first calls may still meet the broken connection. Only the caller knows whether it may
-    // repeat them: these it may.
+    // The first calls may still use the broken connection. Only the caller knows whether it may
+    // repeat a call; this one may be repeated.
     let mut answer = ask(channel.clone(), chat, "hello").await;
     for _ in 0..10 {
         let Err(status) = &answer else { break };
-        println!("  {}: {}", status.code(), status.message());
+        println!("  {} (repeated)", status.code());
         sleep(Duration::from_millis(20)).await;
         answer = ask(channel.clone(), chat, "hello").await;
     }
-    expect(first_word(answer?).await? == second.name(), "the channel dials again")?;
+    expect(first_word(answer?).await? == second.name(), "the channel dials the second agent")?;
 
-    println!("it is replaced, and goes on answering:");
+    println!("\nA third agent replaces it, and the second still responds:");
     let third = Agent::start(3).await?;
     authority.set(workspace, Resolution::Running(third.target.clone()));
     layer.bindings().revalidate_workspace(workspace);

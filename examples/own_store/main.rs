@@ -1,6 +1,6 @@
-//! One idea: bindings may live anywhere. Here in a key-value service that compares versions; the
-//! store is in `store.rs`. That it does what the layer expects is shown by the tests that
-//! `store_contract_tests!` makes, in `tests/store_contract.rs`.
+//! One idea: bindings may be kept anywhere. Here they are in a key-value service that compares
+//! versions. The store is in `store.rs`; `store_contract_tests!` in `tests/store_contract.rs` holds
+//! it to the contract.
 //!
 //! `cargo run --example own_store`
 
@@ -27,9 +27,17 @@ async fn main() -> Result<(), BoxError> {
         let bound = dial.clone().oneshot(DialSession::new(chat).in_workspace(workspace)).await?;
         bindings.flush().await;
         let row = bindings.get(chat).await?.ok_or("no row")?;
-        println!("the chat talks to the {} agent; the row has {:?}", agent.name, row.revision);
-        expect(bound.target().agent == agent.id, "the agent that runs answers")?;
-        expect(row.target.is_some_and(|target| target.agent == agent.id), "the row names it")?;
+        println!(
+            "{:<12} the {} agent responds, and the row has revision {}",
+            bound.outcome().kind.as_str().replace('_', " "),
+            agent.name,
+            row.revision.get()
+        );
+        expect(bound.target().agent == agent.id, "the agent of the latest build responds")?;
+        expect(
+            row.target.is_some_and(|target| target.agent == agent.id),
+            "the row names that agent",
+        )?;
         expect(row.revision > Revision::new(revision), "the revision grows")?;
         revision = row.revision.get();
         old.become_black_hole();

@@ -1,7 +1,7 @@
-//! A store of bindings over a service that knows `get`, `put` at a version, and `scan`: etcd,
-//! DynamoDB, Redis with a script.
+//! A store of bindings over a service that has `get`, `put` at a version, and `scan`, such as etcd,
+//! DynamoDB, or Redis with a script.
 //!
-//! `tests/store_contract.rs` holds it against the contract, as it does with the stores of this crate.
+//! `tests/store_contract.rs` holds it to the same contract as the stores of this crate.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,20 +12,20 @@ use tower_bound_agent::{
     store::{BATCH, BindingStore, NewBinding, Reset, StoreError, Swap},
 };
 
-/// What stands under the key of a session.
+/// The value under the key of a session.
 #[derive(Clone)]
 struct Record {
-    /// `None` once the session was deleted. The record stays, since its version must never be used
-    /// again.
+    /// `None` once the session was deleted. The record stays, because its version must never be
+    /// used again.
     live: Option<Live>,
     previous: Option<Previous>,
 }
 
-/// What stands under a key, with its version.
+/// The values and their versions.
 #[derive(Clone, Default)]
 struct Keys {
     sessions: BTreeMap<SessionId, (i64, Record)>,
-    /// The version of a workspace's key is its epoch. There is nothing else under it.
+    /// The version of a workspace's key is its epoch. The key has no value.
     workspaces: BTreeMap<WorkspaceId, i64>,
 }
 
@@ -33,13 +33,14 @@ struct Keys {
 struct Live {
     workspace: WorkspaceId,
     target: Option<Arc<Target>>,
-    /// In which the target was learned.
+    /// The epoch in which the target was learned.
     epoch: Epoch,
 }
 
-/// The service, here within this process. Nothing in it fails. Where it can: what was never sent is
-/// [`StoreError::Unavailable`], what it refused is [`Rejected`](StoreError::Rejected), and a write
-/// without an answer is [`Unknown`](StoreError::Unknown).
+/// The service, here within this process, so that it never fails. A real one returns
+/// [`StoreError::Unavailable`] for a request that was never sent,
+/// [`Rejected`](StoreError::Rejected) for one that was refused, and
+/// [`Unknown`](StoreError::Unknown) for a write without an answer.
 #[derive(Clone, Default)]
 struct Service(Arc<Mutex<Keys>>);
 
@@ -48,12 +49,12 @@ impl Service {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The version of a workspace's key (0: was never written).
+    /// Returns the version of a workspace's key; 0 if it was never written.
     async fn epoch(&self, workspace: WorkspaceId) -> Result<Epoch, StoreError> {
         Ok(Epoch::new(self.keys().workspaces.get(&workspace).copied().unwrap_or(0)))
     }
 
-    /// Writes a workspace's key at whatever version it is. Returns the next one.
+    /// Raises the version of a workspace's key, whatever it is. Returns the new version.
     async fn raise(&self, workspace: WorkspaceId) -> Result<Epoch, StoreError> {
         let mut keys = self.keys();
         let epoch = keys.workspaces.entry(workspace).or_default();
@@ -65,7 +66,7 @@ impl Service {
         Ok(self.keys().sessions.get(&key).cloned())
     }
 
-    /// Writes if the key is still at this version (0: was never written), which is one more then.
+    /// Writes the next version if the key is still at this one (0: it was never written).
     async fn put(&self, key: SessionId, version: i64, record: Record) -> Result<bool, StoreError> {
         let all = &mut self.keys().sessions;
         let is_there = all.get(&key).map_or(0, |(version, _)| *version) == version;
@@ -84,7 +85,7 @@ impl Service {
     }
 }
 
-/// What is to become of a row.
+/// How to change a row.
 enum Change {
     Leave,
     Delete,
@@ -107,9 +108,8 @@ impl Change {
 pub struct KeyValueStore(Service);
 
 impl KeyValueStore {
-    /// The one way in which a row changes: it is read, a change is decided on, and that is written
-    /// if nobody else has written in between; else all begins again. So what was decided on holds
-    /// at the moment of the write.
+    /// Reads the row, decides on a change, and writes it if the version is still the same; otherwise
+    /// starts over. So the decision still holds at the moment of the write.
     ///
     /// Returns the row as it is now, and whether it was written.
     async fn change(
@@ -126,8 +126,8 @@ impl KeyValueStore {
                 Change::Delete => None,
                 Change::Write(live) => Some(live),
             };
-            // An agent that has to go becomes the previous one; otherwise that stays, also in a
-            // record that is deleted.
+            // A replaced agent becomes the previous one. Otherwise the previous one stays, also in
+            // the record of a deleted session.
             let next =
                 live.as_ref().and_then(|live| live.target.as_ref()).map(|target| target.agent);
             let gone = row.and_then(|row| row.target).filter(|gone| Some(gone.agent) != next);
@@ -140,8 +140,8 @@ impl KeyValueStore {
         }
     }
 
-    /// What a caller gets of a row: without its target, if that is of another epoch than its
-    /// workspace's. The epoch is read after the row, so that a reset in between is seen.
+    /// Returns the row without its target if the target is of another epoch than the workspace. The
+    /// epoch is read after the row, so that a reset in between is noticed.
     async fn judged(&self, row: Option<Binding>) -> Result<Option<Binding>, StoreError> {
         let Some(mut row) = row else { return Ok(None) };
         let epoch = self.0.epoch(row.workspace).await?;
@@ -150,7 +150,7 @@ impl KeyValueStore {
     }
 }
 
-/// A row as it stands there, with the epoch of its target.
+/// Returns the row of a record, with the epoch of its target.
 fn row(session: SessionId, version: i64, record: &Record) -> Option<Binding> {
     let Live { workspace, target, epoch } = record.live.clone()?;
     let row = Binding::new(session, workspace, target, Revision::new(version));
@@ -200,11 +200,11 @@ impl BindingStore for KeyValueStore {
             _ => Change::write(&NewBinding::new(session, workspace, None)),
         };
         let (row, _) = self.change(session, decide).await?;
-        row.ok_or_else(|| StoreError::Corrupt("a row that was written is none".into()))
+        row.ok_or_else(|| StoreError::Corrupt("a written row is missing".into()))
     }
 
     async fn unbind(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
-        // Also of a row without a target: the revision must grow.
+        // A row without a target is written as well, because the revision must grow.
         let decide =
             |row: Option<&Binding>| row.map_or(Change::Leave, |row| Change::target(row, None));
         Ok(self.change(session, decide).await?.0)
@@ -223,7 +223,7 @@ impl BindingStore for KeyValueStore {
     }
 
     async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
-        // Two keys, and this service writes one at a time: what the parent held when it was read.
+        // The service writes one key at a time, so the child gets what the parent held when read.
         let parent =
             self.0.get(parent).await?.and_then(|(version, record)| row(parent, version, &record));
         let decide = |row: Option<&Binding>| match (row, &parent) {
@@ -234,8 +234,8 @@ impl BindingStore for KeyValueStore {
     }
 
     async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<Reset, StoreError> {
-        // From here on no target of the workspace counts. The rows follow, so that the revision of
-        // each grows.
+        // From here on no target of the workspace counts. The rows are written as well, so that
+        // their revisions grow.
         let epoch = self.0.raise(workspace).await?;
         let decide = |row: Option<&Binding>| match row {
             Some(row) if row.workspace == workspace => Change::target(row, None),
@@ -291,7 +291,7 @@ impl BindingStore for KeyValueStore {
                 format!("{} sessions at once", sessions.len()).into(),
             ));
         }
-        // Each once, also if it was named twice.
+        // A session that is named twice is returned once.
         let mut rows = Vec::new();
         for session in sessions.iter().collect::<BTreeSet<_>>() {
             rows.extend(self.load(*session).await?);

@@ -65,7 +65,7 @@ async fn every_reason_has_a_status() {
     let unheard = gateway.get(&echo(chat)).await;
     // A pooled connection took the request, so nobody knows whether it was carried out.
     assert_eq!(said(&unheard), (504, "no response".into()));
-    // It is in doubt now, and the yard names it still: the dial hangs.
+    // It is in doubt now, and the agent host still names it: the dial hangs.
     assert_eq!(said(&gateway.get(&echo(chat)).await), (504, "timed out".into()));
     let took = began.elapsed();
     assert!(took >= Duration::from_millis(7_900) && took < Duration::from_secs(30), "{took:?}");
@@ -183,11 +183,11 @@ async fn a_request_may_say_which_workspace_it_is_meant_for() {
         "nothing is bound by that"
     );
     // Bound by its first request, and then confirmed by each that names the same.
-    for path in ["FirstBind", "Reused"] {
+    for outcome in ["first_bind", "reused"] {
         let answer = ask(&workspace.to_string()).await;
         assert_eq!((answer.status, answer.agent()), (200, Some(&*agent.id)));
         assert!(!answer.text.contains("x-workspace"), "it is the gateway's: {}", answer.text);
-        assert_eq!(gateway.last(chat).await["path"], path);
+        assert_eq!(gateway.last(chat).await["outcome"], outcome);
     }
     assert_eq!(said(&ask(&other.to_string()).await), (409, "mismatch".into()));
     // Which changes nothing.

@@ -1,5 +1,5 @@
-//! The yard: builds workspaces, that is, starts and ends agent processes, and knows which one
-//! serves a workspace now. In an application this is what starts containers, and a table of builds.
+//! Starts and ends agent processes, and knows which one serves a workspace now. In an application
+//! this is the service that starts containers, and a table of builds.
 
 use serde::Deserialize;
 use std::{
@@ -21,39 +21,39 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_bound_agent::{AgentId, BoxError, Resolution, Target, WorkspaceId};
 use uuid::Uuid;
 
-/// How long an agent that was not killed at once is left as it is.
-const REMAINS_FOR: Duration = Duration::from_secs(5);
+/// How long a replaced agent that was not killed keeps running.
+const OLD_AGENT_RUNS_FOR: Duration = Duration::from_secs(5);
 
-/// What becomes of the agent of the former build.
+/// What happens to the old agent at a rebuild.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Old {
+pub(crate) enum OldAgent {
     /// The process is killed: new connections to it are refused.
     #[default]
     Kill,
-    /// The process is stopped where it is: its system still accepts connections.
+    /// The process is suspended (SIGSTOP). Its system still accepts connections.
     Freeze,
-    /// The process plays dead.
+    /// The process accepts connections and never responds.
     Silence,
-    /// It goes on and answers: nobody has told it that it was replaced.
+    /// The process continues to respond, as if it had not been replaced.
     Leave,
 }
 
-/// The agent processes. Clones share them.
+/// The agent processes of all workspaces. Clones share them.
 #[derive(Clone)]
-pub(crate) struct Yard(Arc<Inner>);
+pub(crate) struct AgentHost(Arc<Inner>);
 
 struct Inner {
     workspaces: Mutex<HashMap<WorkspaceId, Arc<Workspace>>>,
-    /// Given to every agent.
+    /// Passed to every agent process.
     arguments: Vec<OsString>,
-    remains: TaskTracker,
+    old_agents: TaskTracker,
     ending: CancellationToken,
 }
 
 struct Workspace {
     now: Mutex<Resolution>,
-    /// Held while it is built or stopped.
+    /// Locked while the workspace is built or stopped.
     process: tokio::sync::Mutex<Option<Process>>,
 }
 
@@ -62,25 +62,27 @@ struct Process {
     address: String,
 }
 
-impl Yard {
+impl AgentHost {
     pub(crate) fn new(arguments: Vec<OsString>) -> Self {
-        let (remains, ending) = (TaskTracker::new(), CancellationToken::new());
-        Self(Arc::new(Inner { workspaces: Mutex::default(), arguments, remains, ending }))
+        let (old_agents, ending) = (TaskTracker::new(), CancellationToken::new());
+        Self(Arc::new(Inner { workspaces: Mutex::default(), arguments, old_agents, ending }))
     }
 
-    /// Which agent serves a workspace now? What was never built here does not exist.
+    /// Returns which agent serves a workspace now. A workspace that was never built is gone.
     pub(crate) fn resolve(&self, id: WorkspaceId) -> Resolution {
         lock(&self.0.workspaces)
             .get(&id)
             .map_or(Resolution::Gone, |workspace| lock(&workspace.now).clone())
     }
 
-    /// Ends the agent, if there is one, and starts another one. `None` if that is to be in a
-    /// workspace that exists and is stopped, and it is not. Returns the new target and its process.
+    /// Replaces the agent of a workspace, or starts the first one. Without `rebuild`, starts an
+    /// agent only in a workspace that exists and is stopped, and returns `None` otherwise.
+    ///
+    /// Returns the new target and the id of its process.
     pub(crate) async fn build(
         &self,
         id: WorkspaceId,
-        rebuild: Option<(Old, Duration)>,
+        rebuild: Option<(OldAgent, Duration)>,
     ) -> Result<Option<(Target, Option<u32>)>, BoxError> {
         let workspace = {
             let mut workspaces = lock(&self.0.workspaces);
@@ -115,11 +117,11 @@ impl Yard {
 
     async fn replace(
         &self,
-        former: Option<Process>,
-        (old, takes): (Old, Duration),
+        replaced: Option<Process>,
+        (old, takes): (OldAgent, Duration),
     ) -> Result<(Target, Process), BoxError> {
-        if let Some(former) = former {
-            self.end(former, old).await?;
+        if let Some(replaced) = replaced {
+            self.end(replaced, old).await?;
         }
         sleep(takes).await;
         let agent = AgentId::new(Uuid::new_v4());
@@ -129,31 +131,32 @@ impl Yard {
         Ok((target, started))
     }
 
-    /// `false` if there is no such workspace.
+    /// Stops the agent of a workspace. Returns `false` if there is no such workspace.
     pub(crate) async fn stop(&self, id: WorkspaceId) -> Result<bool, BoxError> {
         let Some(workspace) = lock(&self.0.workspaces).get(&id).cloned() else { return Ok(false) };
         let mut process = workspace.process.lock().await;
         *lock(&workspace.now) = Resolution::Stopped;
         if let Some(process) = process.take() {
-            self.end(process, Old::Kill).await?;
+            self.end(process, OldAgent::Kill).await?;
         }
         Ok(true)
     }
 
-    /// Ends all agents, and waits until they have ended.
+    /// Kills all agents and waits until they have exited.
     pub(crate) async fn close(&self) {
         self.0.ending.cancel();
         let workspaces: Vec<_> = lock(&self.0.workspaces).keys().copied().collect();
         for workspace in workspaces {
             let _ = self.stop(workspace).await;
         }
-        self.0.remains.close();
-        self.0.remains.wait().await;
+        self.0.old_agents.close();
+        self.0.old_agents.wait().await;
     }
 
-    /// This program itself, as an agent: one binary is enough. It ends when its standard input is
-    /// closed. The process group of its own is for one that is frozen: if this process is killed,
-    /// the system sends it a hang-up and wakes it.
+    /// Starts this program as an agent, which exits when its standard input is closed.
+    ///
+    /// The agent has a process group of its own: if this process is killed while the agent is
+    /// frozen, the system sends the orphaned group SIGHUP and SIGCONT, and the agent ends.
     async fn spawn(&self, agent: AgentId) -> Result<Process, BoxError> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("agent").args(["--id", &agent.to_string()]).args(&self.0.arguments);
@@ -167,18 +170,18 @@ impl Yard {
         Ok(Process { child, address: address.trim_end().to_owned() })
     }
 
-    async fn end(&self, mut process: Process, how: Old) -> Result<(), BoxError> {
+    async fn end(&self, mut process: Process, how: OldAgent) -> Result<(), BoxError> {
         match how {
-            Old::Kill => return Ok(process.child.kill().await?),
-            Old::Freeze => signal(&process.child, "STOP").await?,
-            Old::Silence => {
+            OldAgent::Kill => return Ok(process.child.kill().await?),
+            OldAgent::Freeze => signal(&process.child, "STOP").await?,
+            OldAgent::Silence => {
                 head(&mut TcpStream::connect(&process.address).await?, "/silence").await?;
             }
-            Old::Leave => {}
+            OldAgent::Leave => {}
         }
         let ending = self.0.ending.clone();
-        self.0.remains.spawn(async move {
-            select! { () = sleep(REMAINS_FOR) => {}, () = ending.cancelled() => {} }
+        self.0.old_agents.spawn(async move {
+            select! { () = sleep(OLD_AGENT_RUNS_FOR) => {}, () = ending.cancelled() => {} }
             let _ = process.child.kill().await;
         });
         Ok(())
@@ -191,8 +194,8 @@ impl Workspace {
     }
 }
 
-/// Build numbers must go on after a restart of the gateway, since bindings do. A table of builds
-/// would count; the yard has none, and takes the time.
+/// Returns the number of a new build. Bindings outlive a restart of the gateway, so the numbers must
+/// keep growing. An application counts builds in a table; this example uses the time.
 fn next_build() -> Result<i64, BoxError> {
     Ok(i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?)
 }
@@ -207,7 +210,8 @@ async fn signal(child: &Child, signal: &str) -> io::Result<()> {
     }
 }
 
-/// Asks an agent for a head only, on a connection that can be used afterwards.
+/// Sends a `HEAD` request on a connection that is used again afterwards. Returns the head of the
+/// response.
 pub(crate) async fn head(stream: &mut TcpStream, path: &str) -> io::Result<String> {
     stream.write_all(format!("HEAD {path} HTTP/1.1\r\nhost: agent\r\n\r\n").as_bytes()).await?;
     let mut head = Vec::new();

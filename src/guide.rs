@@ -1,45 +1,57 @@
-//! The guide: one page for each subject.
+//! The user guide: a glossary, and a page for each subject.
 //!
-//! # Ten words
+//! # Glossary
 //!
-//! | word | meaning |
+//! | term | meaning |
 //! |---|---|
-//! | session | a chat, notebook or job: what a caller talks through ([`SessionId`](crate::SessionId)) |
-//! | workspace | where the agent of a session runs; rebuilt from time to time ([`WorkspaceId`](crate::WorkspaceId)) |
-//! | build | one version of a workspace; each has a new agent ([`BuildId`](crate::BuildId)) |
-//! | agent | the process in a workspace that responds to sessions ([`AgentId`](crate::AgentId)) |
-//! | target | what is dialed: the agent, its generation and its address ([`Target`](crate::Target)) |
-//! | generation | the number of the build: of two targets, the greater one is newer ([`Generation`](crate::Generation)) |
-//! | binding | the row that maps a session to its workspace and target ([`Binding`](crate::Binding)) |
-//! | dialer | the wrapped service: it connects to a target ([`DialAgent`](crate::DialAgent)) |
-//! | resolver | the service that says which target serves a workspace now ([`ResolveWorkspace`](crate::ResolveWorkspace)) |
-//! | repair | the write that makes a binding name the target that responded ([`Repair`](crate::Repair)) |
+//! | [session](SessionId) | A chat, notebook or job: what a caller talks through. |
+//! | [workspace](WorkspaceId) | What a session points at. It is rebuilt from time to time. |
+//! | [build](BuildId) | One version of a workspace. Each build starts a new agent. |
+//! | [agent](AgentId) | The process in a workspace that responds to its sessions. |
+//! | [target](Target) | Where to dial: an agent and, if known, its build, generation and address. |
+//! | [generation](Generation) | The number of the build. Of two targets of one workspace, the one with the greater generation is newer. |
+//! | [binding](Binding) | The stored row that maps a session to its workspace and target. |
+//! | [dialer] | The service inside the layer. It connects to a given target. |
+//! | [resolver] | The service that answers which target serves a workspace now. |
+//! | validation | One question to the resolver, asked because a bound target may be out of date. |
+//! | [repair](Repair) | The write that makes a binding name the target that responded. |
 //!
 //! # Pages
 //!
-//! * [`resolver`]: which target serves a workspace now
-//! * [`dialer`]: how to connect, and how to prove that the agent is there
-//! * [`http`]: `AgentClient`, WebSockets, gRPC, gateways
-//! * [`axum`]: the stack as the state of an application
-//! * [`long_lived`]: terminals and streams that follow their session
-//! * [`transactions`]: retarget a session together with a row of the application
-//! * [`replicas`]: PostgreSQL, MySQL and MariaDB; hints between processes
-//! * [`own_store`]: implement `BindingStore`
-//! * [`operations`]: which call for which occasion
-//! * [`settings`]: every setting and its default
-//! * [`errors`]: every kind of error, and what to do
-//! * [`guarantees`]: what holds in each case, and the limits
-//! * [`costs`]: statements and questions, measured
-//! * [`testing`]: paused time, requests for doubles
+//! * To begin: the [resolver] and the [dialer], the two services that an application provides.
+//! * To build on: [axum], [HTTP, WebSockets, gRPC and gateways](self::http),
+//!   [long-lived connections](long_lived), [transactions], [several processes](replicas), [a store
+//!   of your own](own_store), [testing].
+//! * To operate: [recipes](operations), [settings], [errors], [guarantees and limits](guarantees),
+//!   [costs].
+
+// The pages name these, and their links resolve in this module.
+#[cfg(doc)]
+use crate::{
+    AgentId, Binding, Bindings, Bound, BoundAgent, BoundAgentBuilder, BoundAgentLayer, BoundHandle,
+    BuildError, BuildId, Current, DialAgent, DialSession, Epoch, Error, ErrorKind, Event,
+    Generation, InUse, LocalError, Observer, Outcome, OutcomeKind, Redial, Repair, RepairMode,
+    Resolution, ResolveWorkspace, Retargeted, SessionId, SessionInUse, Status, Target, WorkspaceId,
+    hints::{Heard, Hints, LocalHints, PostgresHints},
+    http::{
+        AgentClient, AgentClientBuilder, ClientError, Connector, Fault, Idempotent,
+        proxy::{Exchange, Hop},
+        watch_peer,
+    },
+    store::{
+        BindingStore, MemoryStore, MySqlStore, PostgresStore, SqliteStore, StoreError,
+        StoreWrapper, Swap, TransactionalStore,
+    },
+};
 
 #[doc = include_str!("guide/resolver.md")]
 pub mod resolver {}
 #[doc = include_str!("guide/dialer.md")]
 pub mod dialer {}
-#[doc = include_str!("guide/http.md")]
-pub mod http {}
 #[doc = include_str!("guide/axum.md")]
 pub mod axum {}
+#[doc = include_str!("guide/http.md")]
+pub mod http {}
 #[doc = include_str!("guide/long_lived.md")]
 pub mod long_lived {}
 #[doc = include_str!("guide/transactions.md")]
@@ -48,6 +60,8 @@ pub mod transactions {}
 pub mod replicas {}
 #[doc = include_str!("guide/own_store.md")]
 pub mod own_store {}
+#[doc = include_str!("guide/testing.md")]
+pub mod testing {}
 #[doc = include_str!("guide/operations.md")]
 pub mod operations {}
 #[doc = include_str!("guide/settings.md")]
@@ -58,5 +72,3 @@ pub mod errors {}
 pub mod guarantees {}
 #[doc = include_str!("guide/costs.md")]
 pub mod costs {}
-#[doc = include_str!("guide/testing.md")]
-pub mod testing {}

@@ -14,9 +14,22 @@
 //! * If the resolver names another agent, the layer drops the stale dial, dials the new agent, and
 //!   *repairs* the binding in the background.
 //!
-//! The [`guide`](https://docs.rs/tower-bound-agent/latest/tower_bound_agent/guide/index.html) has a
-//! page for each subject: the resolver, the dialer, HTTP, transactions, replicas, settings, errors,
-//! guarantees, operations.
+//! <div style="margin: 1em 0">
+#![doc = include_str!("../docs/race.svg")]
+//! </div>
+//!
+//! # Guide
+//!
+//! The [guide] has a [glossary][guide] and a page for each subject.
+//!
+//! * To begin: the [resolver] and the [dialer], the two services that an application provides.
+//! * To build on: [axum], [HTTP, WebSockets, gRPC and gateways][http], [long-lived
+//!   connections][long_lived], [transactions], [several processes][replicas], [a store of your
+//!   own][own_store], [testing].
+//! * To operate: [recipes][operations], [settings], [errors], [guarantees and limits][guarantees],
+//!   [costs].
+//!
+//! # Example
 //!
 //! ```
 //! use tower::{ServiceBuilder, ServiceExt, service_fn};
@@ -28,7 +41,8 @@
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
 //! # async fn main() -> Result<(), BoxError> {
 //! # let (old, new) = (AgentId::new(Uuid::from_u128(1)), AgentId::new(Uuid::from_u128(2)));
-//! # let (chat, workspace) = (SessionId::new(Uuid::from_u128(3)), WorkspaceId::new(Uuid::from_u128(4)));
+//! # let chat = SessionId::new(Uuid::from_u128(3));
+//! # let workspace = WorkspaceId::new(Uuid::from_u128(4));
 //! // The resolver returns the target that serves the workspace now. Here, a channel holds it.
 //! let (build, builds) = watch::channel(Target::new(old).with_generation(1));
 //! let resolver = {
@@ -75,65 +89,28 @@
 //!   or an [`Error`]. The dialer that it wraps takes a [`DialAgent`].
 //! * [`Bindings`] is the handle for commands and queries: it reads bindings, retargets sessions,
 //!   binds children, announces rebuilds, and shuts the layer down.
-//! * [`store::MemoryStore`] is for tests. `store::SqliteStore` keeps bindings in a file of its own
-//!   or over the application's pool. `store::PostgresStore` and `store::MySqlStore` work over the
-//!   application's pool. [`store::BindingStore`] is the contract of a store.
+//! * [`store::MemoryStore`] is for tests. [`SqliteStore`] keeps bindings in a file of its own or
+//!   over the application's pool. [`PostgresStore`] and [`MySqlStore`] work over the application's
+//!   pool. [`store::BindingStore`] is the contract of a store.
 //! * [`hints`] tell the processes over one store what the others have written.
 //! * An [`Observer`] receives every [`Event`], for metrics, activity tracking, and hooks for a
 //!   rebind.
-//!
-//! # Testing an application
-//!
-//! All waits use Tokio's clock, so a test on a paused clock waits no real time. In this example,
-//! `tower_test` replaces the dialer. To test a dialer or a resolver by itself, create its request
-//! with [`DialAgent::new`] or [`ResolveWorkspace::new`].
-//!
-//! ```
-//! use tower::{Layer, ServiceExt, service_fn};
-//! use tower_bound_agent::{AgentId, OutcomeKind, prelude::*, store::MemoryStore};
-//! use uuid::Uuid;
-//!
-//! # fn main() -> Result<(), BoxError> {
-//! # tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build()?
-//! #     .block_on(dials_an_agent_that_refuses_once_more())
-//! # }
-//! # /*
-//! #[tokio::test(start_paused = true)]
-//! # */
-//! async fn dials_an_agent_that_refuses_once_more() -> Result<(), BoxError> {
-//!     let target = Target::new(AgentId::new(Uuid::from_u128(1))).with_generation(7);
-//!     let (chat, workspace) = (SessionId::new(Uuid::from_u128(2)), WorkspaceId::new(Uuid::from_u128(3)));
-//!     let running = Resolution::Running(target.clone());
-//!     let resolver = service_fn(move |_: ResolveWorkspace| std::future::ready(Ok::<_, BoxError>(running.clone())));
-//!     let (dialer, mut agents) = tower_test::mock::pair::<DialAgent, &str>();
-//!     let dial = BoundAgentLayer::builder(MemoryStore::new(), resolver).build()?.layer(dialer);
-//!
-//!     let turn = tokio::spawn(dial.oneshot(DialSession::new(chat).in_workspace(workspace)));
-//!     let (asked, answer) = agents.next_request().await.ok_or("no dial")?;
-//!     assert_eq!(*asked.target, target);
-//!     answer.send_error("refused");
-//!     let (_, answer) = agents.next_request().await.ok_or("no second dial")?;
-//!     answer.send_response("a connection");
-//!
-//!     let bound = turn.await??;
-//!     assert_eq!((*bound.get_ref(), bound.outcome().dials), ("a connection", 2));
-//!     assert_eq!(bound.outcome().kind, OutcomeKind::FirstBind);
-//!     Ok(())
-//! }
-//! ```
+//! * An [`AgentClient`] sends HTTP requests to agents and keeps connections to them.
 //!
 //! # Features
 //!
-//! | feature | default | contents |
-//! |---|---|---|
-//! | `sqlite` | yes | `store::SqliteStore`, with SQLite built in; `sqlx` is re-exported |
-//! | `postgres` | | `store::PostgresStore`, `hints::PostgresHints`; `sqlx` is re-exported |
-//! | `mysql` | | `store::MySqlStore`, also for MariaDB; `sqlx` is re-exported |
-//! | `http` | | the module `http`: a connector for hyper and tonic, and a client with a pool; hyper's `Read` and `Write` for [`Bound`] |
-//! | `serde` | | `Serialize` and `Deserialize` for the ids |
-//! | `tracing` | | a span for each call, an event for each step |
-//! | `testing` | | the module `testing`: the contracts of stores and hint buses as tests, constructors for tests of callers |
-//! | `full` | | all of them |
+//! * `sqlite` (default): [`SqliteStore`], with SQLite built in; re-exports `sqlx`.
+//! * `postgres`: [`PostgresStore`] and [`PostgresHints`]; re-exports `sqlx`.
+//! * `mysql`: [`MySqlStore`], also for MariaDB; re-exports `sqlx`.
+//! * `http`: [`AgentClient`], a client with a pool; [`Connector`], for hyper-util and tonic; [`Hop`],
+//!   the rules of a gateway.
+//! * `serde`: ids that serialize as a `Uuid`.
+//! * `tracing`: a span for each call, an event for each step.
+//! * `testing`: for `[dev-dependencies]`, the contract of a store as tests.
+//! * `full`: all of them.
+//!
+#![cfg_attr(feature = "full", doc = include_str!("guide/links.md"))]
+#![cfg_attr(not(feature = "full"), doc = include_str!("guide/links_online.md"))]
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

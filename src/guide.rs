@@ -71,4 +71,10 @@ pub mod errors {}
 #[doc = include_str!("guide/guarantees.md")]
 pub mod guarantees {}
 #[doc = include_str!("guide/costs.md")]
+///
+/// # The numbers of statements as bars
+///
+/// <div>
+#[doc = include_str!("../docs/db_pressure.svg")]
+/// </div>
 pub mod costs {}

@@ -122,6 +122,80 @@ fn plain(text: &str) -> String {
     plain.replace(['[', ']'], "").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// Links to documentation that is not published yet cannot be followed, but what they name exists.
+#[test]
+fn every_link_of_the_readme_leads_somewhere() {
+    const PUBLISHED: &str = "https://docs.rs/tower-bound-agent/latest/tower_bound_agent/";
+    let sources = sources();
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let online = fs::read_to_string(root().join("src/guide/links_online.md")).unwrap();
+    let mut wrong = Vec::new();
+    for link in readme.split(PUBLISHED).skip(1).chain(online.split(PUBLISHED).skip(1)) {
+        let link = link.split(|c: char| c == ')' || c.is_whitespace()).next().unwrap();
+        let is_there = match link.strip_prefix("guide/") {
+            Some("index.html") => true,
+            Some(page) => {
+                root().join("src/guide").join(page.replace("/index.html", ".md")).exists()
+            }
+            None => {
+                let (item, method) = link.split_once("#method.").unwrap_or((link, ""));
+                let item = item.rsplit('/').next().unwrap().strip_suffix(".html").unwrap();
+                let declaration = format!("pub {}", item.replacen('.', " ", 1));
+                sources.iter().any(|(_, text)| {
+                    text.match_indices(&declaration).any(|(at, _)| {
+                        !text[at + declaration.len()..].starts_with(char::is_alphanumeric)
+                    })
+                }) && (method.is_empty()
+                    || sources.iter().any(|(_, text)| has_function(text, method)))
+            }
+        };
+        if !is_there {
+            wrong.push(link.to_owned());
+        }
+    }
+    for link in readme.split("](").skip(1).chain(readme.split("src=\"").skip(1)) {
+        let link = link.split([')', '"']).next().unwrap();
+        if !link.starts_with("https:") && !root().join(link).exists() {
+            wrong.push(link.to_owned());
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn every_page_of_the_guide_is_linked_from_the_front_page() {
+    let labels = |file: &str| -> Vec<String> {
+        let text = fs::read_to_string(root().join("src/guide").join(file)).unwrap();
+        text.lines().filter_map(|line| Some(line.split_once("]: ")?.0.to_owned() + "]")).collect()
+    };
+    let (local, online) = (labels("links.md"), labels("links_online.md"));
+    assert_eq!(local, online, "with the feature full and without, the same is linked");
+    let front = fs::read_to_string(root().join("src/lib.rs")).unwrap();
+    let pages = fs::read_dir(root().join("src/guide")).unwrap();
+    for page in pages.map(|page| page.unwrap().path()) {
+        let name = page.file_stem().unwrap().to_str().unwrap();
+        if !name.starts_with("links") {
+            let label = format!("[{name}]");
+            assert!(local.contains(&label), "src/guide/links.md has no {label}");
+            assert!(front.contains(&label), "src/lib.rs does not link {label}");
+        }
+    }
+}
+
+#[test]
+fn code_in_the_readme_and_the_guide_is_at_most_100_columns_wide() {
+    let mut files = vec![root().join("README.md")];
+    files.extend(fs::read_dir(root().join("src/guide")).unwrap().map(|page| page.unwrap().path()));
+    let mut wrong = Vec::new();
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        let code = text.split("```").skip(1).step_by(2).flat_map(str::lines);
+        let wide = code.filter(|line| line.chars().count() > 100);
+        wrong.extend(wide.map(|line| format!("{}: {line}", file.display())));
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }

@@ -40,45 +40,45 @@ async fn main() -> Result<(), BoxError> {
         Endpoint::from_shared(address)?.connect_with_connector_lazy(Connector::new(dial.clone()));
     let client = AgentClient::builder().http2().build(dial);
 
+    println!("A chat asks the first agent, which streams its response:");
     let mut answer = ask(channel.clone(), chat, "a stream of words").await?;
-    println!("A chat asks the first agent, which responds word by word:");
+    let mut words = Vec::new();
     while let Some(word) = answer.message().await? {
-        println!("  agent {}  {}", word.agent, word.text);
         expect(word.agent == first.name(), "the first agent responds")?;
+        words.push(word.text);
     }
+    println!("  channel: {} messages of the first agent: {words:?}", words.len());
 
-    println!("\nThe agent dies, and a second one starts. Over the channel:");
+    println!("\nThe first agent dies, and a second one starts:");
     drop(first);
     let second = Agent::start(2).await?;
     authority.set(workspace, Resolution::Running(second.target.clone()));
     // The first calls may still use the broken connection. Only the caller knows whether it may
     // repeat a call; this one may be repeated.
     let mut answer = ask(channel.clone(), chat, "hello").await;
-    for _ in 0..10 {
-        let Err(status) = &answer else { break };
-        println!("  {} (repeated)", status.code());
+    let mut failed = 0;
+    while answer.is_err() && failed < 10 {
+        failed += 1;
         sleep(Duration::from_millis(20)).await;
         answer = ask(channel.clone(), chat, "hello").await;
     }
-    expect(first_word(answer?).await? == second.name(), "the channel dials the second agent")?;
+    expect(agent_of(answer?).await? == second.name(), "the channel dials the second agent")?;
+    println!("  channel: {failed} calls failed, then it dialed the second agent");
 
-    println!("\nA third agent replaces it, and the second still responds:");
+    println!("\nA third agent replaces the second, which still responds:");
     let third = Agent::start(3).await?;
     authority.set(workspace, Resolution::Running(third.target.clone()));
     layer.bindings().revalidate_workspace(workspace);
     layer.bindings().current(chat).await?;
-    expect(
-        first_word(ask(channel, chat, "channel").await?).await? == second.name(),
-        "the channel stays",
-    )?;
-    expect(
-        first_word(ask(client, chat, "client").await?).await? == third.name(),
-        "the client moves",
-    )
+    let answered = agent_of(ask(channel, chat, "hello").await?).await?;
+    expect(answered == second.name(), "the channel keeps its connection")?;
+    println!("  channel: the second agent responds, over the connection that it has");
+    let answered = agent_of(ask(client, chat, "hello").await?).await?;
+    expect(answered == third.name(), "the client moves to the third agent")?;
+    println!("  client:  the third agent responds");
+    Ok(())
 }
 
-async fn first_word(mut answer: tonic::Streaming<Word>) -> Result<String, BoxError> {
-    let word = answer.message().await?.ok_or("no word")?;
-    println!("agent {} {}", &word.agent[..8], word.text);
-    Ok(word.agent)
+async fn agent_of(mut answer: tonic::Streaming<Word>) -> Result<String, BoxError> {
+    Ok(answer.message().await?.ok_or("the stream is empty")?.agent)
 }

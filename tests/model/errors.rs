@@ -277,7 +277,9 @@ impl<'a> Case<'a> {
         or(denials().next().is_some(), "nobody said so")?;
         // Not by an answer that was on its way before anybody had a doubt.
         let fresh = |question: &Question| {
-            question.began.at >= self.began.at || self.was_doubted_before(question)
+            question.began.at >= self.began.at
+                || self.was_doubted_before(question)
+                || self.renumbered()
         };
         or(denials().any(|(question, _)| fresh(question)), "that was before the call")?;
         let read_since = denials().filter(|(question, _)| fresh(question)).any(|(question, _)| {

@@ -4,7 +4,7 @@ use crate::{
     Event, Outcome, SessionId, Target, WorkspaceId,
     cache::{CachedRow, usage::Hold},
     replicas::holders::Doubts,
-    state::Shared,
+    state::{Shared, standing::Superseded},
 };
 use pin_project::pin_project;
 use std::{
@@ -276,21 +276,14 @@ impl BoundHandle {
                 // Created before the comparison, so that a change in between wakes this task.
                 let (row_changed, workspace_changed) =
                     (shared.rows.changed(session), seen.workspace_state.changed());
-                match shared.names_another(&entry, &target) {
-                    Some(true) => return,
-                    Some(false) => {}
-                    // The cache did not keep the row, and a command was carried out since, perhaps
-                    // for another session.
-                    None => match shared.read_since(session, Instant::now()).await {
-                        Ok(Some(read)) if read.points_where(&entry) => {
-                            entry = read;
-                            _waiting = shared.usage.wait(&entry);
-                            continue;
-                        }
-                        Ok(_) => return,
-                        // A failed read is no evidence. The next change starts another one.
-                        Err(_) => {}
-                    },
+                match shared.superseded(&entry, &target).await {
+                    Superseded::Yes => return,
+                    Superseded::No => {}
+                    Superseded::Reread(row) => {
+                        entry = row;
+                        _waiting = shared.usage.wait(&entry);
+                        continue;
+                    }
                 }
                 select! {
                     () = row_changed => {}

@@ -433,22 +433,6 @@ impl RowCache {
         self.watches.changed(session)
     }
 
-    /// Whether more is known by now than the entry says, which is worth a look.
-    pub(crate) fn is_overtaken(&self, entry: &Arc<CachedRow>) -> bool {
-        match entry.state() {
-            State::Current => false,
-            State::Removed => true,
-            State::Replaced | State::Evicted => match self.get(entry.row.session) {
-                // What could not be kept may be later than what is.
-                Some(current) => {
-                    current.row.revision >= entry.row.revision
-                        || current.workspace() != entry.workspace()
-                }
-                None => entry.is_commanded(),
-            },
-        }
-    }
-
     /// Whether what was read may fill an empty slot.
     fn may_fill(&self, row: &Row, token: &ReadToken) -> bool {
         !self.is_void(token) && token.watch.may_fill(row.revision, token.stamp.began())

@@ -1,4 +1,4 @@
-//! The resolver, erased: any `Service<ResolveWorkspace, Response = Resolution>`.
+//! The resolver, type-erased: any `Service<ResolveWorkspace, Response = Resolution>`.
 
 use crate::{BoxError, Resolution, ResolveWorkspace, sync::lock};
 use futures_util::future::BoxFuture;
@@ -14,7 +14,7 @@ pub(crate) trait Resolve: Send + Sync + 'static {
     fn resolve(&self, ask: ResolveWorkspace) -> BoxFuture<'static, Result<Resolution, BoxError>>;
 }
 
-/// Kept only to be cloned, so the service needs to be `Send` and not `Sync`.
+/// The service is only cloned from here, so it needs to be `Send` and not `Sync`.
 struct Prototype<R>(Mutex<R>);
 
 impl<R> Resolve for Prototype<R>

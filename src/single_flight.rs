@@ -1,7 +1,6 @@
-//! Single flight: one running question that many wait for.
+//! Single flight: one running task for each key, whose result many callers wait for.
 //!
-//! The work is a task of its own, so it survives the one who started it; the others only wait for
-//! what it finds.
+//! The work is a task of its own, so it survives the caller that has started it.
 
 use crate::{
     pulse::{has_stopped, patience, with_signs},
@@ -22,15 +21,15 @@ use tokio::{
     time::{Duration, Instant, sleep_until},
 };
 
-/// What those who wait see of a flight.
+/// What the callers that wait see of a flight.
 #[derive(Debug)]
 struct Flying<T> {
-    /// The last sign that its runtime is driven.
+    /// When the flight last showed that its runtime is driven.
     seen: Instant,
     answer: Option<T>,
 }
 
-/// A seat in a flight. Dropping it changes nothing for the others.
+/// Waits for the result of a flight. Dropping it changes nothing for the others.
 #[derive(Debug)]
 pub(crate) struct Waiter<T> {
     id: u64,
@@ -45,24 +44,24 @@ impl<T> Clone for Waiter<T> {
     }
 }
 
-/// Why there is no answer.
+/// Why there is no result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Missed {
-    /// It has not come in time. The flight goes on.
+    /// The result has not come in time. The flight goes on.
     Late,
-    /// The flight crashed (a panic, the end of its runtime), or the layer was closed.
+    /// The flight has crashed (a panic, the end of its runtime), or the layer was closed.
     Ended,
-    /// Nobody drives the runtime of the flight: who joins again begins another one.
+    /// The runtime of the flight is not driven: joining again begins another flight.
     Stopped,
 }
 
 impl<T: Clone> Waiter<T> {
-    /// When the question began.
+    /// Returns when the flight began.
     pub(crate) fn began(&self) -> Instant {
         self.began
     }
 
-    /// Waits for the answer, at most for so long. Cancel safe.
+    /// Waits for the result, for `at_most` if that is given. Cancel safe.
     pub(crate) async fn result(&mut self, at_most: Option<Duration>) -> Result<T, Missed> {
         let joined = Instant::now();
         let late_at = at_most.map(|at_most| joined + at_most);
@@ -81,8 +80,8 @@ impl<T: Clone> Waiter<T> {
             }
             let mut until = seen + patience(self.every);
             match late_at {
-                // That its runtime is driven must have been seen since: else it has stopped, as the
-                // next sign will tell.
+                // Late only if the runtime was seen to be driven in the meantime. If it was not,
+                // the flight has stopped, which the missing sign will show.
                 Some(late_at) if late_at <= now && seen > joined => return Err(Missed::Late),
                 Some(late_at) if late_at > now => until = until.min(late_at),
                 _ => {}
@@ -102,10 +101,10 @@ impl<T: Clone> Waiter<T> {
 
 type Running<K, T> = Mutex<HashMap<K, Waiter<T>>>;
 
-/// The running flights, one a key.
+/// The running flights, one for each key.
 #[derive(Debug)]
 pub(crate) struct Flights<K, T> {
-    /// Between two signs of life. A flight whose work takes no longer shows none.
+    /// The time between two signs of life. A flight whose work ends sooner shows none.
     every: Duration,
     begun: AtomicU64,
     running: Arc<Running<K, T>>,
@@ -120,8 +119,8 @@ where
         Self { every, begun: AtomicU64::new(0), running: Arc::default() }
     }
 
-    /// Takes a seat in the running flight of `key`, or starts one. One whose runtime nobody drives
-    /// is replaced.
+    /// Joins the running flight of `key`, or starts one. A flight whose runtime is not driven is
+    /// replaced.
     pub(crate) fn join<F>(&self, key: K, tasks: &Tasks, work: impl FnOnce() -> F) -> Waiter<T>
     where
         F: Future<Output = T> + Send + 'static,
@@ -138,28 +137,29 @@ where
         drop(running);
         let slot = Slot { key, id, running: Arc::clone(&self.running) };
         let work = work();
-        // If it is refused there is no answer, as after a crash.
+        // After the layer was closed no task begins: there is no result, as after a crash.
         let _ = tasks.spawn(async move {
             let slot = slot;
             let answer = with_signs(every, work, || {
                 found.send_modify(|flying| flying.seen = Instant::now())
             })
             .await;
-            // The slot goes first: who joins from here on gets a flight that began later.
+            // The slot is freed first: a caller that joins from here on gets a flight that began
+            // later.
             drop(slot);
             found.send_modify(|flying| flying.answer = Some(answer));
         });
         waiter
     }
 
-    /// A seat in the running flight of `key`, if there is one.
+    /// Joins the running flight of `key`, if there is one.
     #[cfg(feature = "http")]
     pub(crate) fn running(&self, key: K) -> Option<Waiter<T>> {
         lock(&self.running).get(&key).cloned()
     }
 
-    /// The answer of a flight that began at `since` or later, if that is given: one that began
-    /// earlier is waited for, then the next one is joined.
+    /// Returns the result of a flight. If `since` is given, the flight began then or later: a
+    /// flight that began earlier is waited for, then the next one is joined.
     pub(crate) async fn answer<F>(
         &self,
         since: Option<Instant>,
@@ -188,8 +188,8 @@ where
     }
 }
 
-/// Frees the key however the task ends: done, panicked, or dropped with its runtime. Not if another
-/// flight has it by now.
+/// Frees the key however the task ends: done, panicked, or dropped with its runtime. Leaves the key
+/// alone if another flight has it by now.
 struct Slot<K: Eq + Hash + Copy, T> {
     key: K,
     id: u64,
@@ -217,7 +217,7 @@ mod tests {
     const EVERY: Duration = Duration::from_secs(5);
 
     #[tokio::test(start_paused = true)]
-    async fn a_flight_survives_its_starter() {
+    async fn a_flight_survives_the_caller_that_started_it() {
         let runs = Arc::new(AtomicUsize::new(0));
         let (flights, tasks) = (Flights::<u8, usize>::new(EVERY), Tasks::default());
         let work = || {
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_needs_a_later_read_waits_for_the_next_flight() {
+    async fn a_caller_that_needs_a_later_read_waits_for_the_next_flight() {
         let runs = Arc::new(AtomicUsize::new(0));
         let (flights, tasks) = (Flights::<u8, usize>::new(EVERY), Tasks::default());
         let work = || {
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_crash_frees_the_key_and_tells_everyone() {
+    async fn a_crash_frees_the_key_and_ends_every_wait() {
         let (flights, tasks) = (Flights::<u8, u8>::new(EVERY), Tasks::default());
         let mut first = flights.join(1, &tasks, || async { panic!("on purpose") });
         let mut second = flights.join(1, &tasks, || async { 1 });
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_runtime_that_goes_frees_the_key() {
+    fn a_runtime_that_shuts_down_frees_the_key() {
         let (flights, tasks) = (Flights::<u8, u8>::new(EVERY), Tasks::default());
         let first = runtime();
         let mut waiter = first.block_on(async { flights.join(1, &tasks, std::future::pending) });
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn closing_ends_what_does_not_end_by_itself() {
+    async fn closing_ends_a_flight_that_does_not_end_by_itself() {
         let (flights, tasks) = (Flights::<u8, u8>::new(EVERY), Tasks::default());
         let mut waiter = flights.join(1, &tasks, std::future::pending);
         tasks.close(Duration::from_secs(3)).await;
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_waits_is_told_that_the_answer_is_late_and_the_next_one_waits_for_the_same() {
+    async fn a_late_result_ends_the_wait_and_the_next_caller_waits_for_the_same_flight() {
         let (flights, tasks) = (Flights::<u8, u8>::new(EVERY), Tasks::default());
         let work = || async {
             sleep(Duration::from_secs(17)).await;
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flight_on_a_runtime_that_nobody_drives_is_replaced_and_answers_nobody_else() {
+    fn a_flight_on_a_runtime_that_is_not_driven_is_replaced_and_answers_no_later_caller() {
         let (flights, tasks) = (Flights::<u8, u8>::new(EVERY), Tasks::default());
         let work = |answer: u8| {
             move || async move {

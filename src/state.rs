@@ -1,7 +1,8 @@
-//! The one state that every service of a layer shares, and the questions that are asked of it.
+//! The state that all services of a layer share, and the questions that they ask of it.
 
 pub(crate) mod following;
 pub(crate) mod repairs;
+pub(crate) mod standing;
 pub(crate) mod statement;
 
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
     settings::Settings,
     single_flight::{Flights, Missed, Waiter},
     state::repairs::Repairs,
-    state::{following::Following, statement::no_answer},
+    state::{following::Following, standing::Standing, statement::no_answer},
     store::{ErasedStore, UsedByLayer},
     tasks::Tasks,
     workspace::{Choice, WorkspaceState, Workspaces},
@@ -33,14 +34,14 @@ use std::{
 use tokio::time::{Duration, Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// What became of reading or creating a row.
+/// The result of reading or creating a row; `None` if there is none.
 type LoadResult = Result<Option<Arc<CachedRow>>, SharedError>;
 
 /// What a validation found.
 #[derive(Clone, Debug)]
 pub(crate) struct Validated {
-    /// By what is known of which it was judged: of one workspace there are two if it was reset
-    /// meanwhile.
+    /// The workspace state that has judged the answer: a workspace that was reset in the meantime
+    /// has another one.
     workspace_state: Option<Arc<WorkspaceState>>,
     pub(crate) answer: Answer,
     pub(crate) cause: Option<SharedError>,
@@ -50,7 +51,7 @@ pub(crate) struct Validated {
 }
 
 impl Validated {
-    /// The task that asked has ended without an answer.
+    /// Stands for the answer of a task that has ended without one.
     pub(crate) fn crashed(now: Instant, again_in: Duration) -> Self {
         let cause = Some(Cause::TaskEnded.shared());
         Self {
@@ -62,8 +63,8 @@ impl Validated {
         }
     }
 
-    /// Whether something has become known since the question began, so that it is to be asked
-    /// again.
+    /// Returns whether something has become known since the question began that makes the answer
+    /// worthless, so that the question is to be asked again.
     pub(crate) fn is_overtaken(&self, workspace_state: &Arc<WorkspaceState>) -> bool {
         let reset = self
             .workspace_state
@@ -85,14 +86,6 @@ pub(crate) struct Start {
     pub(crate) absent: bool,
 }
 
-impl Start {
-    /// Whether nothing has become known since.
-    pub(crate) fn is_still(&self) -> bool {
-        let Self { entry, choice, version, .. } = self;
-        entry.is_current() && entry.workspace_state.version() == *version && !choice.is_reset()
-    }
-}
-
 /// What is known of a session whose request may use a connection that is there.
 #[cfg(feature = "http")]
 pub(crate) enum Known {
@@ -103,21 +96,10 @@ pub(crate) enum Known {
     Dial,
 }
 
-/// What a second look at the registers says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
-    /// Nothing has changed.
-    Still,
-    /// The workspace is the same; the choice was made anew.
-    Anew,
-    /// The row must be looked up again.
-    Moved,
-}
-
 pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) store: Arc<dyn ErasedStore>,
-    /// The row check was asked for, whoever else writes the store.
+    /// The refresh was asked for, even if no other process writes the store.
     pub(crate) checks_in_any_case: bool,
     pub(crate) _used: UsedByLayer,
     pub(crate) resolver: Resolver,
@@ -128,21 +110,21 @@ pub(crate) struct Shared {
     pub(crate) absent: Absent,
     pub(crate) validations: Flights<WorkspaceId, Validated>,
     pub(crate) repairs: Repairs,
-    /// The connections that all statements share that no call waits for.
+    /// The connections for statements that no call waits for.
     pub(crate) background: Arc<Gate>,
-    /// Of each kind of statement one is sent at a time.
+    /// One statement of each kind is sent at a time.
     pub(crate) one_of_a_kind: Gates<Kind>,
-    /// The statements whose answer is overdue.
+    /// How many statements have an overdue answer.
     pub(crate) overdue: AtomicUsize,
     pub(crate) tasks: Tasks,
     pub(crate) closed: AtomicBool,
     pub(crate) observer: Option<Box<dyn Observer>>,
     pub(crate) hints: Option<Box<dyn ErasedHints>>,
-    /// By which this layer knows its own hints.
+    /// Tells this layer its own hints from others.
     pub(crate) origin: u64,
-    /// There is a task that follows what other processes write.
+    /// The task that follows what other processes write.
     pub(crate) following: Following,
-    /// The layer was closed, or nobody holds it any more.
+    /// Cancelled when the layer is closed or dropped.
     pub(crate) ended: CancellationToken,
 }
 
@@ -165,31 +147,31 @@ impl Shared {
         }
     }
 
-    /// Whether cached rows are read again from time to time.
+    /// Returns whether cached rows are read again from time to time.
     pub(crate) fn checks_rows(&self) -> bool {
         self.settings.refresh_interval.is_some() && (self.checks_in_any_case || self.store.shared())
     }
 
-    /// Tells the other processes what was written here.
+    /// Sends the other processes a hint about what was written here.
     pub(crate) fn tell(&self, about: About) {
         if let Some(hints) = &self.hints {
             hints.send(Hint::new(self.origin, about));
         }
     }
 
-    /// The order to reset a workspace was given, here or elsewhere. `None`: it may have been.
+    /// Applies the command to reset a workspace, given here or in another process. `None`: it may
+    /// have been given.
     pub(crate) fn reset(&self, workspace: WorkspaceId, epoch: Option<Epoch>) {
-        // Tickets first: a row that was read before the order must not come back.
+        // The tokens first: a row that was read before the command must not come back.
         self.rows.void_tokens();
         self.workspaces.reset(workspace, epoch);
     }
 
-    /// A row that was read or written by somebody who took the ticket before that. It may know of a
-    /// later build, or of a later epoch.
+    /// Returns the entry of a row that was read or written after the token was taken. The workspace
+    /// learns from the row, which may know of a later build or a later epoch.
     pub(crate) fn entry(&self, row: Binding, stored: bool, token: &ReadToken) -> Arc<CachedRow> {
         let workspace_state = self.workspaces.state(row.workspace, row.epoch);
-        // Read before others have read of a later epoch: as the store says, its target does not
-        // count.
+        // The workspace may be in a later epoch already: then the row's target does not count.
         let mut row = row.in_epoch(workspace_state.epoch());
         if let Some(target) = &mut row.target {
             *target = workspace_state.learn_row(target, token.at);
@@ -197,7 +179,8 @@ impl Shared {
         CachedRow::new(row, workspace_state, stored, token.at)
     }
 
-    /// A row that was read or written by somebody who took the ticket before that.
+    /// Learns a row that was read or written after the token was taken. Returns the row to go by,
+    /// which is another one if the cache holds a later row.
     pub(crate) fn learn(&self, row: Binding, token: ReadToken) -> Arc<CachedRow> {
         self.absent.hear(row.session);
         let entry = self.rows.learn(self.entry(row, true, &token), &token);
@@ -205,15 +188,15 @@ impl Shared {
         entry
     }
 
-    /// A group repair that has landed at that moment has written the row, if it still was as in
-    /// this entry.
+    /// Learns that a group repair, which landed at that tick, has written the row, if the row still
+    /// was as in this entry.
     pub(crate) fn repaired(&self, entry: &Arc<CachedRow>, target: &Arc<Target>, landed: Tick) {
         if let Some(repaired) = self.rows.repaired(entry, target, landed) {
             self.usage.adopt(&repaired);
         }
     }
 
-    /// A row as a write of this process has left it.
+    /// Learns a row as a write of this process has left it.
     pub(crate) fn learn_written(&self, row: Binding, token: ReadToken) -> Arc<CachedRow> {
         self.learn(row, self.rows.written(token))
     }
@@ -235,13 +218,13 @@ impl Shared {
         (choice, version)
     }
 
-    /// What a call with this row goes by.
+    /// Returns what a call with this row goes by.
     pub(crate) fn start(&self, entry: Arc<CachedRow>, absent: bool) -> Start {
         let (choice, version) = self.choose(&entry);
         Start { entry, choice, version, absent }
     }
 
-    /// What is cached for the session, if it can be used without asking anybody.
+    /// Returns what is cached for the session, if that can be used without a read or a question.
     pub(crate) fn cached(
         &self,
         session: SessionId,
@@ -254,8 +237,8 @@ impl Shared {
         Some(self.start(entry, false)).filter(|start| !start.choice.is_reset())
     }
 
-    /// What the session's next call would dial at once, in doubt or not, if a connection that is
-    /// there is as good as a dial.
+    /// Returns what the session's next call would dial at once, in doubt or not, if an existing
+    /// connection is as good as a dial.
     #[cfg(feature = "http")]
     pub(crate) fn known(&self, session: SessionId, workspace: Option<WorkspaceId>) -> Known {
         if self.is_closed() {
@@ -268,8 +251,8 @@ impl Shared {
         }
     }
 
-    /// Whether a connection that is there is as good as a dial: not so if there is nothing to dial
-    /// yet, or if a call may end only after its repair.
+    /// Returns whether an existing connection is as good as a dial: not if there is nothing to dial
+    /// yet, and not if a call may end only after its repair.
     #[cfg(feature = "http")]
     pub(crate) fn is_served(&self, start: &Start) -> bool {
         let in_background = self.settings.repair == crate::RepairMode::Background;
@@ -278,49 +261,21 @@ impl Shared {
             && (in_background || start.entry.row.target.as_ref().is_some_and(|row| row.is(target)))
     }
 
-    /// What the session would dial now, as far as it is cached.
+    /// Returns what the session would dial now, as far as that is cached.
     #[cfg(feature = "http")]
     pub(crate) fn target_of(&self, session: SessionId) -> Option<Arc<Target>> {
         self.cached(session, None)?.choice.target().cloned()
     }
 
-    /// The one look: whether what a call goes by is still what this process knows.
-    pub(crate) fn standing(&self, start: &mut Start) -> Standing {
-        if start.is_still() {
-            return Standing::Still;
-        }
-        let state = start.entry.state();
-        if state != State::Current {
-            match (state, self.rows.get(start.entry.row.session)) {
-                (_, Some(entry)) if !entry.points_where(&start.entry) => {
-                    return Standing::Moved;
-                }
-                // What could not be kept may be later than what is.
-                (State::Evicted, Some(entry)) if entry.row.revision < start.entry.row.revision => {}
-                (_, Some(entry)) => {
-                    // It exists, so there is none to create.
-                    start.absent = false;
-                    start.entry = entry;
-                }
-                // The read that found no row again has said so to everybody; nothing else has been
-                // heard since.
-                (State::Evicted, None) if start.absent && self.is_still_absent(&start.entry) => {}
-                // Read before a command of which the register shows nothing: what was read may be
-                // what it has ended.
-                (state, None) if state == State::Removed || start.entry.is_commanded() => {
-                    return Standing::Moved;
-                }
-                // The cache did not keep the row, which is no news.
-                (_, None) => {}
-            }
-        }
-        (start.choice, start.version) = self.choose(&start.entry);
-        if start.choice.is_reset() { Standing::Moved } else { Standing::Anew }
+    /// Returns whether nothing has become known since this was chosen.
+    pub(crate) fn is_unchanged(&self, start: &Start) -> bool {
+        matches!(self.standing(&start.entry, Some(start.version)), Standing::Unchanged)
     }
 
-    fn is_still_absent(&self, entry: &CachedRow) -> bool {
+    /// Returns whether the session of a row that does not exist is known to have none still.
+    pub(crate) fn is_still_absent(&self, entry: &CachedRow) -> bool {
         let session = entry.row.session;
-        // Taken before the look, so that what is heard after that shows.
+        // Taken before the comparison, so that what is heard after it is noticed.
         let token = self.rows.read_token(session);
         let absent = self.absent.contains(session, Instant::now());
         if absent {
@@ -329,35 +284,9 @@ impl Shared {
         absent
     }
 
-    /// Whether the session of this row would dial something else than this by now. `None` if only
-    /// its row can tell.
-    pub(crate) fn names_another(&self, entry: &Arc<CachedRow>, target: &Target) -> Option<bool> {
-        let session = entry.row.session;
-        let current = match self.rows.get(session) {
-            Some(current) if !current.points_where(entry) => return Some(true),
-            Some(current) => current,
-            None if entry.state() == State::Removed => return Some(true),
-            None if entry.is_commanded() => return self.rows.must_read(session).then_some(true),
-            None => Arc::clone(entry),
-        };
-        let (choice, _) = self.choose(&current);
-        let is_another = choice.target().is_some_and(|chosen| !chosen.same_place(target));
-        Some(is_another || choice.is_reset())
-    }
-
-    /// Whether what is known by now forbids to return a connection to this: the session was pointed
-    /// elsewhere or forgotten, or its workspace has a later agent.
-    pub(crate) fn has_left(&self, entry: &CachedRow, target: &Target) -> bool {
-        let moved = match self.rows.get(entry.row.session) {
-            Some(current) => !current.points_where(entry),
-            None => entry.state() == State::Removed || entry.is_commanded(),
-        };
-        moved || entry.workspace_state.supersedes(target)
-    }
-
     /// Finds the row of a session that is not cached. If there is none and the caller names a
-    /// workspace, the call goes by an unbound row that does not exist yet: the resolver says first
-    /// whether there is such a workspace, so that strangers create nothing.
+    /// workspace, the call goes by an unbound row that does not exist yet. The resolver has to say
+    /// first that the workspace exists, so that an unknown id creates no row.
     pub(crate) async fn look_up(
         self: &Arc<Self>,
         session: SessionId,
@@ -365,8 +294,8 @@ impl Shared {
     ) -> Result<Start, Error> {
         let now = Instant::now();
         let looked = match self.rows.get(session) {
-            // A cached row that cannot be used: it names another workspace than the caller, or all
-            // rows of its workspace were dropped by order. What was read before now is no better.
+            // A cached row that cannot be used: it names another workspace than the caller, or its
+            // workspace was reset. A read that began before now is no better.
             Some(entry) => {
                 let start = self.start(entry, false);
                 if start.choice.is_reset() {
@@ -398,7 +327,7 @@ impl Shared {
         Ok(self.start(entry, false))
     }
 
-    /// What a call goes by that has a workspace and no row.
+    /// Returns what a call goes by that has a workspace and no row.
     fn without_row(&self, session: SessionId, workspace: WorkspaceId, absent: bool) -> Start {
         let token = self.rows.read_token(session);
         let row = Binding::new(session, workspace, None, crate::Revision::new(0));
@@ -407,12 +336,12 @@ impl Shared {
         self.start(entry, absent)
     }
 
-    /// Reads the row; joins a read that is under way.
+    /// Reads the row, or joins a read that is under way.
     pub(crate) async fn read(self: &Arc<Self>, session: SessionId) -> LoadResult {
         let looked = self.answered(&self.loads, None, session, || self.load(session)).await;
         match &looked {
-            // A command has come since that read began, perhaps before this caller: then a deleted
-            // row is no answer.
+            // A command has come since that read began, perhaps before this call: then a row that
+            // is gone is no answer.
             Ok(Some(entry)) if entry.state() == State::Removed || entry.is_commanded() => {
                 self.read_since(session, Instant::now()).await
             }
@@ -420,7 +349,7 @@ impl Shared {
         }
     }
 
-    /// Reads the row in a read that began then or later.
+    /// Reads the row, in a read that began at `since` or later.
     pub(crate) async fn read_since(
         self: &Arc<Self>,
         session: SessionId,
@@ -429,7 +358,7 @@ impl Shared {
         self.answered(&self.loads, Some(since), session, || self.load(session)).await
     }
 
-    /// Waits a store timeout for what all who look for the session's row share.
+    /// Waits a store timeout for the read that all callers share that look for the session's row.
     async fn answered<F>(
         &self,
         flights: &Flights<SessionId, LoadResult>,
@@ -460,7 +389,7 @@ impl Shared {
             match row.map_err(|error| Arc::new(error) as SharedError)? {
                 Some(row) => Ok(Some(shared.learn(row, token))),
                 None => {
-                    // What is cached was deleted by somebody else.
+                    // The row that is cached was removed by another process.
                     shared.rows.not_found(session, &token);
                     shared.absent.note(session, before);
                     Ok(None)
@@ -469,7 +398,8 @@ impl Shared {
         }
     }
 
-    /// Joins the validation of a workspace, or starts it. It goes on whoever stops waiting for it.
+    /// Joins the validation of a workspace, or starts it. The validation goes on when its callers
+    /// are dropped.
     pub(crate) fn validate(
         self: &Arc<Self>,
         workspace_state: &Arc<WorkspaceState>,
@@ -480,8 +410,8 @@ impl Shared {
         })
     }
 
-    /// The answer of a validation that began then or later. `None` if its task has ended without
-    /// one.
+    /// Returns the answer of a validation that began at `since` or later; `None` if its task has
+    /// ended without one.
     pub(crate) async fn validate_since(
         self: &Arc<Self>,
         workspace_state: &Arc<WorkspaceState>,
@@ -490,8 +420,8 @@ impl Shared {
         self.answer_of_resolver(workspace_state, Some(since)).await
     }
 
-    /// The answer of the validation of a workspace. `None` if it crashed, or if the layer was
-    /// closed.
+    /// Returns the answer of the validation of a workspace; `None` if the validation has crashed or
+    /// the layer was closed.
     pub(crate) async fn validated(
         self: &Arc<Self>,
         workspace_state: &Arc<WorkspaceState>,
@@ -521,8 +451,7 @@ impl Shared {
             newer_than: workspace_state.newest_generation(),
         };
         let within = self.settings.resolve_timeout;
-        // The resolver is called inside, so that a panic of its `clone` or `call` is caught as
-        // well.
+        // Called inside, so that a panic of the resolver's `clone` or `call` is caught as well.
         let resolving =
             AssertUnwindSafe(async { timeout(within, self.resolver.resolve(ask)).await });
         let resolved: Result<Resolution, SharedError> = match resolving.catch_unwind().await {

@@ -24,9 +24,9 @@
 //! ```
 //!
 //! A *switch* replaces the [`Candidate`]: the target, and all that was said about it. Beside the
-//! dial runs the question to the resolver, [`Next`]: `Due => Asked => Again => Asked …`. The comment
-//! of a handler begins with the states of the dial that it takes and those to which it leads; in
-//! every other state it leaves the dial alone.
+//! dial runs the question to the resolver, [`Next`]: `Due => Asked => Again => Asked …`. The
+//! comment of a handler begins with the states of the dial that it takes and those to which it
+//! leads; in every other state it leaves the dial alone.
 
 use crate::{
     OutcomeKind, Redial, Target,
@@ -402,8 +402,8 @@ impl Attempt {
         };
     }
 
-    /// `Pending => Failed | Over`: over after the second failure, unless an answer that is under way
-    /// may still name another agent. While the row is read after a denial, the row decides.
+    /// `Pending => Failed | Over`: over after the second failure, unless an answer that is under
+    /// way may still name another agent. While the row is read after a denial, the row decides.
     ///
     /// After the first failure the resolver is asked, and only a read that begins now counts: the
     /// rebuild may have happened after the last answer.
@@ -440,8 +440,8 @@ impl Attempt {
         self.candidate.doubt.is_none_or(|doubt| began >= doubt)
     }
 
-    /// The resolver has answered: `began` is when the read behind the answer began, `again` when the
-    /// workspace is to be asked again.
+    /// The resolver has answered: `began` is when the read behind the answer began, `again` when
+    /// the workspace is to be asked again.
     ///
     /// * Another target, newer or read after the doubt: a switch, `* => Queued`.
     /// * The same target: `Failed => Queued | Over`, `Held => Ready`.
@@ -507,9 +507,9 @@ impl Attempt {
         }
     }
 
-    /// Another call, a command or a read of the row says what this session would dial now, and since
-    /// when that is in doubt. `* => Queued` if it is another place than the candidate's. Returns
-    /// whether it is.
+    /// Another call, a command or a read of the row says what this session would dial now, and
+    /// since when that is in doubt. `* => Queued` if it is another place than the candidate's.
+    /// Returns whether it is.
     pub(crate) fn on_known(
         &mut self,
         target: &Arc<Target>,
@@ -550,7 +550,8 @@ impl Attempt {
     }
 
     /// `Idle | Failed => Over`, `Held => Ready`: the row could not be read after a denial, so it is
-    /// not known whether the session points elsewhere by now. A dial that may still succeed goes on.
+    /// not known whether the session points elsewhere by now. A dial that may still succeed goes
+    /// on.
     pub(crate) fn on_row_unreadable(&mut self) {
         let Some(Denial { denied, .. }) = self.denial.take() else { return };
         match self.dial {

@@ -5,13 +5,15 @@ use crate::{
     Outcome, OutcomeKind, Target,
     cache::{CachedRow, State},
     dial::{
-        dialer::{Dialer, FirstPoll, To},
-        race::{Raced, Times, Won, answered, race, tell_dialed, undisturbed},
+        dialer::{Dialed, Dialer, FirstPoll, To},
+        race::{Raced, Times, Won, note_answered, race, tell_dialed, undisturbed},
     },
     replicas::follow,
     settings::RepairMode,
-    state::repairs::{Attempted, Repairs},
-    state::{Shared, Start},
+    state::{
+        Shared, Start,
+        repairs::{Attempted, Repairs},
+    },
     workspace::Choice,
 };
 use std::{
@@ -33,21 +35,21 @@ where
     if shared.is_closed() {
         return Err(Error::new(ErrorKind::Closed).of(ask.session));
     }
-    // Also if all is cached: whoever followed until now may have ended with its runtime.
+    // Even if all is cached: the runtime of the follower may have ended.
     follow::ensure(&shared);
     let mut dialer = pin!(Dialer::new(readied));
     let mut cached = shared.cached(ask.session, ask.workspace);
     let mut first = match fast_path(&shared, dialer.as_mut(), &ask, &mut cached).await {
-        Ok((connection, target, entry)) => {
+        FastPath::Connected(connection, target, entry) => {
             return Ok(Bound::new(
                 connection,
                 handed_out(shared, target, Outcome::reused(), entry),
                 None,
             ));
         }
-        Err(first) => first,
+        FastPath::Undecided(first) => first,
     };
-    // What follows is for dials over a network.
+    // From here on the call may wait.
     let began = Instant::now();
     follow::ensure_driven(&shared, || began);
     let deadline = began + shared.settings.dial_timeout;
@@ -57,12 +59,12 @@ where
     {
         first = undisturbed(&shared, dialer.as_mut(), start, target, began).await;
         now = Instant::now();
-        if start.is_still()
-            && let FirstPoll::Connected(connection) = first
+        if shared.is_unchanged(start)
+            && let FirstPoll::Ended(Dialed::Connected(connection)) = first
         {
             let dialed_in = now.saturating_duration_since(began);
             tell_dialed(&shared, &start.entry, target, dialed_in, None);
-            answered(&start.entry, target, false, || (began, now));
+            note_answered(&start.entry, target, false, || (began, now));
             let outcome = Outcome { dialed_in, ..Outcome::reused() };
             let (target, entry) = (Arc::clone(target), Arc::clone(&start.entry));
             return Ok(Bound::new(
@@ -72,12 +74,12 @@ where
             ));
         }
     }
-    // Also those of the races before the last one count.
+    // The questions of all races count.
     let (mut moved, mut validations) = (false, 0_u8);
     let mut left: Option<Arc<CachedRow>> = None;
     loop {
         let mut start = match cached.take().or_else(|| shared.cached(ask.session, ask.workspace)) {
-            // Dialed at once: the only use of the readiness that the caller waited for.
+            // Dialed at once: this is what the caller has waited for readiness for.
             Some(start) if start.choice.target().is_some() => start,
             Some(start) => {
                 dialer.as_mut().give_back();
@@ -85,7 +87,7 @@ where
             }
             None => {
                 dialer.as_mut().give_back();
-                // Boxed, so that the cached call does not carry the room for it.
+                // Boxed, so that a cached call does not carry the room for it.
                 let start = Box::pin(look_up(&shared, &ask, deadline)).await?;
                 now = Instant::now();
                 start
@@ -98,14 +100,17 @@ where
         }
         if let Some(left) = left.take() {
             moved |= has_moved(&left, &start.entry);
-            // An earlier denial answers a call that begins, not one that has come here on the way.
+            // An earlier denial answers a call that begins, not one that has been restarted.
             if let Choice::AskFirst { denied, .. } = &mut start.choice {
                 *denied = None;
             }
         }
-        let first = std::mem::replace(&mut first, FirstPoll::NotYet);
-        let times =
-            Times { began: if let FirstPoll::NotYet = first { now } else { began }, now, deadline };
+        let first = std::mem::replace(&mut first, FirstPoll::NotBegun);
+        let times = Times {
+            began: if let FirstPoll::NotBegun = first { now } else { began },
+            now,
+            deadline,
+        };
         match race(&shared, dialer.as_mut(), first, &ask, &mut start, times).await {
             Ok(Raced::Won(mut won)) => {
                 if let Some(job) = Repairs::begin(&shared, &start.entry, &won.target, start.absent)
@@ -138,7 +143,7 @@ where
                     && let Some(entry) = shared.rows.get(ask.session)
                     && entry.points_where(&start.entry)
                 {
-                    // The row that there is by now: a use of it is recorded.
+                    // The session has a row by now: its use is recorded.
                     start.entry = entry;
                 }
                 let Won { connection, target, dial_began, mut outcome } = won;
@@ -158,40 +163,49 @@ where
     }
 }
 
+/// How the fast path has left a call.
+enum FastPath<C> {
+    /// The dial was ready, and what is cached is still right.
+    Connected(C, Arc<Target>, Arc<CachedRow>),
+    /// The dial is this far; the race decides.
+    Undecided(FirstPoll<C>),
+}
+
 /// Nearly every call is this: the cached row is in no doubt, and its dial is ready at the first
-/// poll. That takes no clock, no timer and no decision. Whatever else the poll brings is for the
-/// race to decide.
+/// poll. That takes no clock, no timer and no decision.
 async fn fast_path<S>(
     shared: &Shared,
     mut dialer: Pin<&mut Dialer<S>>,
     ask: &DialSession,
     cached: &mut Option<Start>,
-) -> Result<(S::Response, Arc<Target>, Arc<CachedRow>), FirstPoll<S::Response>>
+) -> FastPath<S::Response>
 where
     S: Service<DialAgent> + Clone,
     S::Error: Into<BoxError>,
 {
-    let Some(start @ Start { choice: Choice::Settled(target), .. }) = &*cached else {
-        return Err(FirstPoll::NotYet);
+    let Some(start @ Start { entry, choice: Choice::Settled(target), .. }) = &*cached else {
+        return FastPath::Undecided(FirstPoll::NotBegun);
     };
     let target = Arc::clone(target);
-    dialer.as_mut().start(ask.to(start.entry.workspace(), Arc::clone(&target)));
-    let to = To { workspace_state: &start.entry.workspace_state, target: Some(&target) };
+    dialer.as_mut().start(ask.to(entry.workspace(), Arc::clone(&target)));
+    let to = To { workspace_state: &entry.workspace_state, target: Some(&target) };
     let connection = match dialer.first_poll(to).await {
-        FirstPoll::Connected(connection) => connection,
-        first => return Err(first),
+        FirstPoll::Ended(Dialed::Connected(connection)) => connection,
+        first => return FastPath::Undecided(first),
     };
-    tell_dialed(shared, &start.entry, &target, Duration::ZERO, None);
-    answered(&start.entry, &target, false, || {
+    tell_dialed(shared, entry, &target, Duration::ZERO, None);
+    note_answered(entry, &target, false, || {
         let now = Instant::now();
         (now, now)
     });
-    if !start.is_still() {
-        // Something has become known during that poll: what was cached is looked at anew.
-        *cached = None;
-        return Err(FirstPoll::NotYet);
+    if shared.is_unchanged(start) {
+        let entry = Arc::clone(entry);
+        return FastPath::Connected(connection, target, entry);
     }
-    Ok((connection, target, Arc::clone(&start.entry)))
+    // Something has become known during that poll: the connection is dropped, and what is cached by
+    // now is looked at anew.
+    *cached = None;
+    FastPath::Undecided(FirstPoll::NotBegun)
 }
 
 /// Returns the row that the session has after the attempt to create one: the created row, or the
@@ -234,34 +248,37 @@ async fn look_up(
 /// Returns `true` if the session was retargeted, its row removed or its workspace reset between
 /// these two rows of one call. If not, the call was restarted because its workspace has another
 /// agent.
+///
+/// This is no [`Standing`](crate::state::standing::Standing): it compares two rows, where a
+/// standing compares one row with what is cached, and it still counts a command that has pointed
+/// the session back to its workspace by now.
 fn has_moved(left: &CachedRow, entry: &CachedRow) -> bool {
-    let removed = match left.state() {
+    let is_commanded = match left.state() {
         State::Removed => true,
         State::Evicted | State::Replaced => left.is_commanded(),
         State::Current => false,
     };
-    removed || !left.points_where(entry)
+    is_commanded || !left.points_where(entry)
 }
 
-/// What an error is called depends on what else has happened.
+/// Names an error after what else has happened.
 fn because(shared: &Shared, error: Error, moved: bool) -> Error {
     match error.kind() {
-        // What went wrong after closing had begun went wrong because of it.
+        // An error after closing has begun is taken to come from closing.
         _ if shared.is_closed() => error.because(ErrorKind::Closed),
         ErrorKind::Unreachable { newer: Some(_) } if moved => error.because(ErrorKind::Retargeted),
         _ => error,
     }
 }
 
-/// Looks the row of a session up for a client, that may have a connection already to what it names.
+/// Looks the row of a session up for a client, which may have a connection to its target already.
 #[cfg(feature = "http")]
 pub(crate) async fn look_up_first(shared: &Arc<Shared>, ask: &DialSession) -> Result<Start, Error> {
     follow::ensure(shared);
     look_up(shared, ask, Instant::now() + shared.settings.dial_timeout).await
 }
 
-/// A client has a connection already to what the call would dial: what is due after a dial is due
-/// after this.
+/// Does what is due after a dial, for a client that had a connection to the target already.
 #[cfg(feature = "http")]
 pub(crate) fn dialed_before(shared: Arc<Shared>, start: Start, target: Arc<Target>) -> BoundHandle {
     let mut outcome = Outcome::pooled();
@@ -276,7 +293,7 @@ pub(crate) fn dialed_before(shared: Arc<Shared>, start: Start, target: Arc<Targe
     handed_out(shared, target, outcome, start.entry)
 }
 
-/// Tells the observer, notes the use, makes the handle.
+/// Tells the observer, notes the use, returns the handle.
 fn handed_out(
     shared: Arc<Shared>,
     target: Arc<Target>,

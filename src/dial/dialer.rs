@@ -1,5 +1,5 @@
-//! The wrapped service and its one pending dial: the one place where it is asked for readiness and
-//! called.
+//! The wrapped dial service and its one pending dial. The service is asked for readiness and called
+//! here and nowhere else.
 
 use crate::{
     BoxError, DialAgent, Target,
@@ -22,21 +22,22 @@ use tokio::{
 };
 use tower_service::Service;
 
-/// There is room for one dial. Starting the next one drops it *before* the service is asked for
-/// readiness again, so its permit is free by then; no caller can get the order wrong.
+/// Has room for one dial. Starting the next one drops the pending dial *before* the service is
+/// asked for readiness again, so the permit of the dropped dial is free by then.
 #[pin_project]
 pub(crate) struct Dialer<S: Service<DialAgent>> {
     service: S,
-    /// To be dialed once there is a free slot and the service is ready.
+    /// The request to be dialed once there is a free slot and the service is ready.
     next: Option<DialAgent>,
-    /// `next` waits for a free slot.
+    /// The queue in which `next` waits for a free slot.
     queue: Option<Queue>,
     /// `next` was queued, or the service was not ready when it was asked for it.
     waited: bool,
     /// The dial has been pending at least once.
     was_pending: bool,
-    /// It was polled by [`Dialer::first_poll`], and nothing can have happened since.
+    /// The dial was polled by [`Dialer::first_poll`], and nothing can have happened since.
     just_polled: bool,
+    /// How many dials were started.
     started: u8,
     #[pin]
     dial: Option<S::Future>,
@@ -45,13 +46,13 @@ pub(crate) struct Dialer<S: Service<DialAgent>> {
     slot: Option<Slot>,
 }
 
-/// What became of the dial.
+/// What has become of the dial.
 pub(crate) enum Dialed<C> {
-    /// The call has left the queue and has a slot. What is known may have changed meanwhile; the
-    /// next poll begins the dial.
+    /// The call has left the queue and has a slot. What is known may have changed in the meantime;
+    /// the next poll begins the dial.
     Admitted,
-    /// The dial began only now: it was queued, or the service was not ready before. Not said if it
-    /// began at once.
+    /// The dial began only now: it was queued, or the service was not ready before. Not returned
+    /// for a dial that began at once.
     Started,
     Connected(C),
     /// Evidence about the agent.
@@ -61,7 +62,7 @@ pub(crate) enum Dialed<C> {
 }
 
 impl<S: Service<DialAgent>> Dialer<S> {
-    /// A dial was started and has not ended.
+    /// Returns whether a dial was started and has not ended.
     pub(crate) fn is_dialing(&self) -> bool {
         self.dial.is_some()
     }
@@ -74,24 +75,19 @@ pub(crate) struct To<'a> {
     pub(crate) target: Option<&'a Arc<Target>>,
 }
 
-/// What has become of a dial before there is a race.
+/// How far a call's dial is before there is a race.
 pub(crate) enum FirstPoll<C> {
-    /// It was not begun.
-    NotYet,
+    NotBegun,
     Pending,
-    Connected(C),
-    Failed(BoxError),
-    NotReady(BoxError),
+    Ended(Dialed<C>),
 }
 
 impl<C> From<Dialed<C>> for FirstPoll<C> {
     fn from(dialed: Dialed<C>) -> Self {
         match dialed {
-            Dialed::Connected(connection) => Self::Connected(connection),
-            Dialed::Failed(error) => Self::Failed(error),
-            Dialed::NotReady(error) => Self::NotReady(error),
             // The dial itself was not polled yet.
             Dialed::Admitted | Dialed::Started => Self::Pending,
+            ended => Self::Ended(ended),
         }
     }
 }
@@ -115,8 +111,8 @@ where
         }
     }
 
-    /// Gives the readiness (a permit, perhaps) back: nobody's dial may wait for this call's
-    /// database or resolver.
+    /// Gives the readiness (a permit, perhaps) back: no other call's dial may wait for the database
+    /// or the resolver of this call.
     pub(crate) fn give_back(self: Pin<&mut Self>) {
         let this = self.project();
         let unready = this.service.clone();
@@ -138,6 +134,7 @@ where
         *this.just_polled = false;
     }
 
+    /// Drops the dial, and does not begin another one.
     pub(crate) fn stop(self: Pin<&mut Self>) {
         let mut this = self.project();
         this.dial.set(None);
@@ -146,12 +143,12 @@ where
         *this.slot = None;
     }
 
-    /// How many dials were started.
+    /// Returns how many dials were started.
     pub(crate) fn started(&self) -> u8 {
         self.started
     }
 
-    /// `began` is when the dial began.
+    /// Returns what is known of the dials; `began` is when the pending one began.
     pub(crate) fn progress(&self, began: Instant) -> Progress {
         Progress {
             started: self.started,
@@ -161,33 +158,34 @@ where
         }
     }
 
-    /// Asks to start the dial over although nothing shows that it is lost.
+    /// Asks whether to start the dial over although nothing shows that it is lost.
     pub(crate) fn probe(&self, now: Instant, every: Duration, delay: Duration) -> Probe {
         self.slot.as_ref().map_or(Probe::InVain, |slot| slot.probe(now, every, delay))
     }
 
-    /// Whether the last dial was not ready at its first poll.
+    /// Returns whether the last dial was pending at its first poll.
     pub(crate) fn was_pending(&self) -> bool {
         self.was_pending
     }
 
-    /// Polls the dial once, and does not wait. If it is pending, [`Dialer::finished`] is to follow
-    /// within the same poll of the task: it relies on this one's waker and does not poll the dial a
-    /// second time for nothing.
+    /// Polls the dial once, and does not wait. If the dial is pending, [`Dialer::finished`] has to
+    /// follow within the same poll of the task: it relies on the waker of this poll, and does not
+    /// poll the dial a second time.
     pub(crate) async fn first_poll(mut self: Pin<&mut Self>, to: To<'_>) -> FirstPoll<S::Response> {
         let polled = poll_fn(|cx| Poll::Ready(self.as_mut().poll(cx, to))).await;
         match polled {
             Poll::Ready(dialed) => dialed.into(),
             Poll::Pending => {
-                // A task that has spent its budget is polled again before it comes to that, perhaps
-                // for this dial.
+                // A task that has spent its budget is polled again before it comes to that; the
+                // reason may be this dial.
                 *self.project().just_polled = has_budget_remaining();
                 FirstPoll::Pending
             }
         }
     }
 
-    /// Pending for ever while there is nothing to dial. Cancel safe: the dial stays here.
+    /// Waits until something has become of the dial; pending for ever while there is nothing to
+    /// dial. Cancel safe: the dial stays here.
     pub(crate) async fn finished(mut self: Pin<&mut Self>, to: To<'_>) -> Dialed<S::Response> {
         poll_fn(|cx| self.as_mut().poll(cx, to)).await
     }
@@ -202,7 +200,8 @@ where
                 *this.queue = to.workspace_state.queue(&ask.target);
                 if this.queue.is_some() {
                     *this.waited = true;
-                    // Dials to other targets must not wait for the readiness of a queued call.
+                    // Dials to other targets must not wait for the readiness that a queued call
+                    // holds.
                     let unready = this.service.clone();
                     *this.service = unready;
                 }

@@ -10,7 +10,7 @@ use super::outgoing::Progress;
 use crate::{
     BoundHandle, Target,
     single_flight::{Missed, Waiter},
-    state::Validated,
+    state::{Validated, standing::Superseded},
     sync::lock,
 };
 use std::{
@@ -198,24 +198,16 @@ impl Watch<'_> {
         loop {
             // Made before the look, so that nothing is missed between the two.
             let (row_changed, place_changed) = (shared.rows.changed(session), place.changed());
-            match shared.names_another(&entry, &target) {
-                Some(true) if (self.leaves)() => return shared.target_of(session),
+            match shared.superseded(&entry, &target).await {
+                Superseded::No => {}
+                Superseded::Yes if (self.leaves)() => return shared.target_of(session),
                 // An agent that drains: nothing that becomes known later brings the session back to
                 // it.
-                Some(true) => return pending().await,
-                Some(false) => {}
-                // The cache did not keep the row, and there was an order since, perhaps another
-                // session's.
-                None => match shared.read_since(session, Instant::now()).await {
-                    Ok(Some(read)) if read.points_where(&entry) => {
-                        entry = read;
-                        continue;
-                    }
-                    Ok(_) if (self.leaves)() => return shared.target_of(session),
-                    Ok(_) => return pending().await,
-                    // No evidence; the next change is a reason to read again.
-                    Err(_) => {}
-                },
+                Superseded::Yes => return pending().await,
+                Superseded::Reread(row) => {
+                    entry = row;
+                    continue;
+                }
             }
             let now = Instant::now();
             let mut look_again = None;

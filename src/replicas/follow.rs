@@ -1,11 +1,10 @@
-//! How this process follows what others write: the hints that it hears, and the rows that it reads
-//! again.
+//! The follower: a task that hears the hints of other processes, and reads rows again.
 //!
-//! Hints change *how soon* something is noticed, never *what*: a hint about a session makes its row
-//! be read, one about a workspace makes the resolver be asked, by its next call or for those who
-//! hold connections. Behind them, cached rows are read [again](crate::replicas::refresh) from time
-//! to time, since an old agent that still lives would be dialed for ever after an order of another
-//! process.
+//! Hints change *how soon* something is noticed, never *what*. A hint about a session makes the
+//! follower read its row. A hint about a workspace makes the resolver be asked: by the next call,
+//! or for sessions that hold a connection. Behind the hints, cached rows are
+//! [refreshed](crate::replicas::refresh) from time to time: without that, an old agent that still
+//! lives would be dialed for ever after a command of another process whose hint was lost.
 
 use crate::{
     Event, Revision, SessionId,
@@ -39,28 +38,29 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// Gaps that follow each other sooner count as one: each makes every workspace be asked about.
+/// Gaps that follow each other sooner count as one, since each makes the resolver be asked about
+/// every workspace.
 const BETWEEN_GAPS: Duration = Duration::from_secs(1);
-/// All cached rows are read at most so often because of gaps, unless the row check has an interval.
+/// Because of gaps, all cached rows are read at most this often, unless the refresh has an
+/// interval.
 const BETWEEN_WHOLE_CHECKS: Duration = Duration::from_secs(30);
-/// After a gap, workspaces come into doubt by so many at a time, or by a part of all so that the
-/// last ones do after half a minute, with a pause in between that varies by half of it.
+/// After a gap, this many workspaces come into doubt at a time, or more, so that the last ones do
+/// after half a minute. The pause between two times varies by half.
 const DOUBTS_AT_ONCE: usize = 4;
 const BETWEEN_DOUBTS: Duration = Duration::from_millis(100);
 const MOST_TIMES: usize = 300;
 
-/// The follower shows a sign of life so often.
+/// How often the follower shows a sign of life.
 const BETWEEN_SIGNS: Duration = Duration::from_secs(10);
-/// Of so many calls of a thread, one looks whether the follower is driven.
+/// Of this many calls of a thread, one looks whether the follower is driven.
 const CALLS_BETWEEN_LOOKS: u8 = 64;
 
 thread_local! {
     static CALLS: Cell<u8> = const { Cell::new(0) };
 }
 
-/// Sees to it that somebody follows: a task that ends with the layer. Called wherever rows begin to
-/// be cached or are used. Mostly this is one atomic load; now and then it looks whether the task is
-/// driven.
+/// Starts a follower if there is none. Called wherever rows begin to be cached or are used. Mostly
+/// this is one atomic load; now and then it looks whether the follower's runtime is driven.
 pub(crate) fn ensure(shared: &Arc<Shared>) {
     let calls = CALLS.get();
     CALLS.set(calls.wrapping_add(1));
@@ -70,22 +70,22 @@ pub(crate) fn ensure(shared: &Arc<Shared>) {
     ensure_driven(shared, Instant::now);
 }
 
-/// As [`ensure`], where the clock may be read: another task follows if nobody drives the runtime of
-/// the present one.
+/// Does what [`ensure`] does, where the clock may be read: a follower whose runtime is not driven
+/// is replaced.
 pub(crate) fn ensure_driven(shared: &Arc<Shared>, now: impl FnOnce() -> Instant) {
     let settings = &shared.settings;
-    // Asked each time: another layer may work over the store by now.
+    // Compared each time: another layer may work over the store by now.
     if shared.hints.is_none() && settings.usage_interval.is_none() && !shared.checks_rows() {
         return;
     }
     let (following, now) = (&shared.following, now());
     let current = following.current.load(Ordering::Acquire);
-    // Whoever holds it looks as well, or is the follower.
+    // The lock is held by another caller that looks, or by the follower.
     let Ok(mut seen) = following.seen.try_lock() else { return };
     if current != 0 && !has_stopped(*seen, BETWEEN_SIGNS, now) {
         return;
     }
-    // With the lock held, so that nobody else begins to follow.
+    // With the lock held, so that only one follower begins.
     if !following.is(current) {
         return;
     }
@@ -97,7 +97,7 @@ pub(crate) fn ensure_driven(shared: &Arc<Shared>, now: impl FnOnce() -> Instant)
         shared: Arc::downgrade(shared),
         number,
         ended: shared.ended.clone(),
-        // Listens before the first row is read.
+        // Listens from before the first row is read.
         heard: match &shared.hints {
             Some(hints) => hints.listen(),
             None => stream::pending().boxed(),
@@ -117,14 +117,14 @@ pub(crate) fn ensure_driven(shared: &Arc<Shared>, now: impl FnOnce() -> Instant)
         hinted: None,
     };
     let slot = Slot(Arc::downgrade(shared), number);
-    // After closing nobody follows any more.
+    // After the layer was closed no follower begins.
     let _ = shared.tasks.spawn(async move {
         let _slot = slot;
         follower.run().await;
     });
 }
 
-/// Lets another task follow if this one ended with its runtime.
+/// Makes room for another follower if this one has ended with its runtime.
 struct Slot(Weak<Shared>, u64);
 
 impl Drop for Slot {
@@ -140,51 +140,51 @@ impl Drop for Slot {
     }
 }
 
-/// What a session's row is to show.
+/// What a session's row is expected to show after a hint.
 #[derive(Clone, Copy, Debug)]
 struct Floor {
-    /// The revision that was reached. `None`: there is no record any more.
+    /// The revision that was reached. `None`: the row was removed.
     revision: Option<Revision>,
-    /// How often the row was read and did not show it.
+    /// How often the row was read and did not show the revision.
     misses: usize,
     due: Instant,
 }
 
-/// What a task of the follower has come to.
+/// The result of a task of the follower.
 enum Done {
     /// Use was recorded.
     Recorded,
     /// Rows were read.
     Checked(Progress),
-    /// These workspaces are known here, those in use first.
+    /// The workspaces that are known here, those in use first.
     Surveyed(Vec<Weak<WorkspaceState>>),
 }
 
-/// Held by nobody: it must not keep the layer alive, so it looks at it only while there is
-/// something to do.
+/// The state of the follower. Must not keep the layer alive, so it holds the layer only while there
+/// is something to do.
 struct Follower {
     shared: Weak<Shared>,
     number: u64,
     ended: CancellationToken,
     heard: BoxStream<'static, Heard>,
     floors: HashMap<SessionId, Floor>,
-    /// When the gaps heard by then are to be acted upon, and when that was done last.
+    /// When to act upon the gaps that were heard by then, and when that was done last.
     gap_at: Option<Instant>,
     last_gap: Option<Instant>,
-    /// Workspaces that are to come into doubt, and how many of them at which time.
+    /// Workspaces that are to come into doubt, how many at a time, and when the next ones do.
     doubts: VecDeque<Weak<WorkspaceState>>,
     doubts_at_once: usize,
     doubt_at: Option<Instant>,
     progress: Progress,
-    /// All cached rows are to be read because of a gap, but not before then.
+    /// All cached rows are to be read because of a gap, not before `all_rows_at`.
     all_rows: bool,
     all_rows_at: Option<Instant>,
     check_at: Option<Instant>,
     record_at: Option<Instant>,
-    /// A look at all that is cached or used, in a task of its own: hints are heard meanwhile. One
-    /// at a time.
+    /// The task that looks at all cached or used rows; hints are heard in the meantime. One at a
+    /// time.
     work: Option<JoinHandle<Option<Option<Done>>>>,
-    /// The rows being read that hints were about. They do not wait for the work.
+    /// The task that reads the rows that hints were about. It does not wait for `work`.
     hinted: Option<JoinHandle<Option<Option<()>>>>,
 }
 
@@ -199,8 +199,8 @@ impl Follower {
             select! {
                 biased;
                 () = ended.cancelled() => return,
-                // Before what is heard, which may be so much that nothing else would ever get its
-                // turn.
+                // Before the hints, of which there may be so many that no other arm would ever get
+                // its turn.
                 done = done(&mut self.work) => {
                     self.work = None;
                     self.done(done);
@@ -214,7 +214,7 @@ impl Follower {
                             self.gap(Instant::now());
                         }
                     }
-                    // A stream that is always ready must not keep its thread from everything else.
+                    // A stream that is always ready must not keep its thread from other tasks.
                     consume_budget().await;
                 }
                 () = async { sleep_until(due.unwrap_or_else(Instant::now)).await }, if due.is_some() => {}
@@ -223,8 +223,8 @@ impl Follower {
         }
     }
 
-    /// Shows that its runtime is driven. `None` if another one follows by now, or if the layer is
-    /// gone.
+    /// Shows that the follower's runtime is driven. Returns `None` if another follower has taken
+    /// over, or if the layer was dropped.
     fn sign(&self) -> Option<()> {
         let shared = self.shared.upgrade()?;
         let mut seen = shared.following.seen();
@@ -235,7 +235,7 @@ impl Follower {
         Some(())
     }
 
-    /// When something is to be done next that can be done now.
+    /// Returns when the next thing is due for which no task has to end first.
     fn due(&self) -> Option<Instant> {
         let works = [self.gap_due(), self.check_at, self.record_at].into_iter().flatten();
         let work = works.min().filter(|_| self.work.is_none());
@@ -244,12 +244,12 @@ impl Follower {
         work.into_iter().chain(floor).chain(self.doubt_at).min()
     }
 
-    /// Not while the doubts of an earlier gap are being raised: then this one follows.
+    /// Returns when to act upon a gap: after all doubts of an earlier gap were raised.
     fn gap_due(&self) -> Option<Instant> {
         self.gap_at.filter(|_| self.doubt_at.is_none())
     }
 
-    /// What was heard, as long as there is a layer.
+    /// Acts upon a hint. Returns `None` if the layer was dropped.
     fn hear(&mut self, heard: Heard) -> Option<()> {
         let shared = self.shared.upgrade()?;
         let now = Instant::now();
@@ -262,7 +262,7 @@ impl Follower {
                         match epoch.map_or(cmp::Ordering::Equal, |epoch| {
                             epoch.cmp(&workspace_state.epoch())
                         }) {
-                            // Of generations that are not compared with those of today.
+                            // Its generation belongs to an earlier numbering.
                             cmp::Ordering::Less => {}
                             cmp::Ordering::Equal => {
                                 if workspace_state.hear(generation, now) {
@@ -298,7 +298,7 @@ impl Follower {
         self.gap_at.get_or_insert(earliest.max(now));
     }
 
-    /// Begins what is due. `None` if the layer is gone.
+    /// Begins what is due. Returns `None` if the layer was dropped.
     fn begin(&mut self) -> Option<()> {
         let now = Instant::now();
         if self.due().is_none_or(|due| due > now) {
@@ -320,14 +320,14 @@ impl Follower {
         }
         if is_due(self.gap_due()) {
             self.last_gap = self.gap_at.take().map(|_| now);
-            // Hints that were lost may be about any row.
+            // The hints that were lost may have been about any row.
             self.all_rows = true;
             self.check_at = Some(now);
             self.work = self.spawn(&shared, survey(Arc::clone(&shared)));
         } else if is_due(self.record_at) {
             let every = shared.settings.usage_interval?;
             self.record_at = Some(now + every);
-            self.work = self.spawn(&shared, usage_interval(Arc::clone(&shared), every));
+            self.work = self.spawn(&shared, record_usage(Arc::clone(&shared), every));
         } else if is_due(self.check_at) {
             let every = shared.settings.refresh_interval;
             let reads = self.all_rows || shared.checks_rows();
@@ -357,7 +357,7 @@ impl Follower {
         shared.tasks.spawn(async move { ended.run_until_cancelled(work).await })
     }
 
-    /// `None`: the task crashed, and what it had come to is lost.
+    /// Takes the result of a task; `None` if the task has crashed.
     fn done(&mut self, done: Option<Done>) {
         match done {
             Some(Done::Checked(progress)) => self.progress = progress,
@@ -371,9 +371,9 @@ impl Follower {
         }
     }
 
-    /// Hints were lost: each workspace may have another agent by now. Doubts, and not a flush: that
-    /// would make every session read its row at once. And not all at once: each may cost a question
-    /// and a dial.
+    /// Raises doubts after hints were lost, since each workspace may have another agent by now. A
+    /// flush would make every session read its row at once. Not all doubts at once either: each may
+    /// cost a question and a dial.
     fn raise_doubts(&mut self, shared: &Arc<Shared>, now: Instant) {
         let some = self.doubts.len().min(self.doubts_at_once);
         for workspace_state in
@@ -385,8 +385,8 @@ impl Follower {
         self.doubt_at = (!self.doubts.is_empty()).then(|| now + jitter::around(BETWEEN_DOUBTS));
     }
 
-    /// What is to be read again because of a hint. What shows by now what it has said is done, and
-    /// what did not show it often enough.
+    /// Returns the rows to be read again because of hints. Forgets the floors of rows that show the
+    /// hint's revision by now, and of rows that were read often enough without showing it.
     fn floors_due(&mut self, shared: &Shared, now: Instant) -> Vec<Arc<CachedRow>> {
         let mut entries = Vec::new();
         self.floors.retain(|session, floor| {
@@ -395,7 +395,7 @@ impl Follower {
             }
             match shared.rows.below(*session, floor.revision) {
                 Some(entry) => entries.push(entry),
-                // The cache has not kept the row: whoever waits for news of it reads it.
+                // The cache has not kept the row: the handles that wait for news of it read it.
                 None if shared.rows.get(*session).is_none()
                     && shared.rows.is_waited_for(*session) =>
                 {
@@ -409,7 +409,7 @@ impl Follower {
                     floor.due = now + *pause;
                     true
                 }
-                // Read once more, for the last time.
+                // The row is read for the last time.
                 None => false,
             }
         });
@@ -417,7 +417,8 @@ impl Follower {
     }
 }
 
-/// Pending for ever while there is no task. `None` if it was ended or crashed.
+/// Returns the result of a task, `None` if the task was ended or has crashed; pending for ever
+/// while there is no task.
 async fn done<T>(task: &mut Option<JoinHandle<Option<Option<T>>>>) -> Option<T> {
     match task {
         Some(task) => task.await.ok().flatten().flatten(),
@@ -425,8 +426,8 @@ async fn done<T>(task: &mut Option<JoinHandle<Option<Option<T>>>>) -> Option<T> 
     }
 }
 
-/// The workspaces that are known here: first those into which connections are held or whose handles
-/// wait, then those that were used of late.
+/// Lists the workspaces that are known here: first those with held connections or waiting handles,
+/// then those that were used of late, then all others.
 async fn survey(shared: Arc<Shared>) -> Done {
     let (mut held, mut used) = (Vec::new(), Vec::new());
     let mut cursor = Cursor::default();
@@ -458,11 +459,11 @@ async fn survey(shared: Arc<Shared>) -> Done {
     Done::Surveyed(workspace_states)
 }
 
-/// Entries that are looked at in one go.
+/// Rows that are looked at before the task yields.
 const SLICE: usize = 500;
 
-/// Writes down which sessions were used since the last time or are held now.
-async fn usage_interval(shared: Arc<Shared>, every: Duration) -> Done {
+/// Records which sessions were used since the last time or are held now.
+async fn record_usage(shared: Arc<Shared>, every: Duration) -> Done {
     let mut told = HashSet::new();
     let mut tell = |held: crate::cache::usage::Held| {
         if told.insert(held.session) {
@@ -491,10 +492,10 @@ async fn usage_interval(shared: Arc<Shared>, every: Duration) -> Done {
         }
         while used.len() >= BATCH || !more {
             let chunk: Vec<SessionId> = used.drain(..used.len().min(BATCH)).collect();
-            // The last one also if it is empty: that use was recorded all the time is what is
-            // written down as well.
+            // The last chunk is sent even if it is empty: the store also records until when use was
+            // recorded at all.
             if let Err(error) = shared.in_background(shared.store.touch(&chunk, every)).await {
-                // Next time, with those that follow.
+                // These sessions are recorded next time, with those that follow.
                 let sessions = (chunk.len() + used.len()) as u64;
                 shared.emit(&Event::UseNotRecorded { sessions, error: &error });
                 shared.usage.note_gone(chunk.into_iter().chain(used));

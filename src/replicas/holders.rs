@@ -1,5 +1,5 @@
-//! Questions to the resolver that no call asks: for handles that wait, and for connections that are
-//! held.
+//! Questions to the resolver that no call asks: for handles that wait, and for sessions that hold a
+//! connection.
 
 use crate::{answer::Answer, state::Shared, workspace::WorkspaceState};
 use std::{future::pending, sync::Arc};
@@ -8,23 +8,23 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// How one waiting handle asks about doubts. All handles of a workspace share its validations, so N
-/// of them ask once.
+/// The questions of one waiting handle. All handles of a workspace share its validations, so N of
+/// them ask once.
 #[derive(Debug, Default)]
 pub(crate) struct Doubts {
-    /// Doubts up to this one were answered: the workspace does not run.
+    /// Doubts up to this one were answered by a denial.
     answered: Option<Instant>,
-    /// Questions without an answer, one after the other.
+    /// How many questions in a row had no answer.
     failed: u32,
     not_before: Option<Instant>,
 }
 
 impl Doubts {
-    /// Waits until the workspace is in doubt, asks the resolver, and ends with its answer. Where
-    /// nothing is in doubt it is pending, and the caller watches the workspace for changes.
+    /// Waits until the workspace is in doubt, asks the resolver, and ends with its answer. Pending
+    /// while nothing is in doubt; the caller watches the workspace for changes.
     ///
-    /// A resolver that fails is asked again after the intervals at which it is asked about a dial
-    /// that hangs.
+    /// A resolver that fails is asked again at the intervals at which it is asked about a dial that
+    /// hangs.
     pub(crate) async fn ask(
         &mut self,
         shared: &Arc<Shared>,
@@ -35,7 +35,7 @@ impl Doubts {
             return pending().await;
         };
         if Handle::try_current().is_err() {
-            // Polled outside of a runtime, which can be woken but can ask nobody.
+            // Polled outside of a runtime: the handle can be woken, but no task can be spawned.
             return pending().await;
         }
         sleep_until(self.not_before.map_or(at, |earliest| earliest.max(at))).await;
@@ -44,7 +44,7 @@ impl Doubts {
         }
         let validated = shared.validated(workspace_state).await;
         match validated.map(|validated| (validated.answer, validated.began)) {
-            // If it is below what a hint has told, the workspace says when to ask again.
+            // If the answer is below what a hint has said, the workspace says when to ask again.
             Some((Answer::Running(_), _)) => (self.failed, self.not_before) = (0, None),
             Some((Answer::Denied(_), began)) => self.answered = self.answered.max(Some(began)),
             Some((Answer::Unknown | Answer::Overtaken, _)) | None => {
@@ -57,8 +57,8 @@ impl Doubts {
     }
 }
 
-/// A doubt was raised about the workspace. If somebody here holds a connection into it the resolver
-/// is asked at once, in the background: no call may come that would ask. Outside of a runtime
+/// Asks the resolver at once about a doubt that was raised, in the background, if a session here
+/// holds a connection into the workspace: no call may come that would ask. Outside of a runtime
 /// nothing is asked.
 pub(crate) fn ask_for_holders(shared: &Arc<Shared>, workspace_state: &Arc<WorkspaceState>) {
     if shared.is_closed()
@@ -69,10 +69,10 @@ pub(crate) fn ask_for_holders(shared: &Arc<Shared>, workspace_state: &Arc<Worksp
     }
     let Some(asking) = WorkspaceState::begin_to_ask(workspace_state) else { return };
     let shared = Arc::clone(shared);
-    // After closing nobody asks any more.
+    // After the layer was closed nothing is asked.
     let _ = shared.clone().tasks.spawn(async move {
         let workspace_state = asking.workspace_state();
-        // Twice: a question that was under way may have begun before the doubt.
+        // Twice, since a question that was under way may have begun before the doubt.
         for _ in 0..2 {
             let now = Instant::now();
             if workspace_state.doubt_to_ask(None, now).is_none_or(|at| at > now) {

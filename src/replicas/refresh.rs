@@ -1,8 +1,8 @@
 //! Reads cached rows again in the background.
 //!
 //! A check reads the rows that were used since they were read last and those that handles wait for,
-//! then a part of all others. It works in slices that yield, goes on after a statement that failed,
-//! and reads a row that cannot be decoded alone, so that it hides no other one.
+//! then a part of all others. It works in slices that yield, and goes on after a statement that has
+//! failed. A row that cannot be decoded is read alone, so that it hides no other row.
 
 use crate::{
     Binding, Event, SessionId,
@@ -17,33 +17,34 @@ use std::{
 };
 use tokio::task::{coop::consume_budget, yield_now};
 
-/// After so many statements in a row that failed, the store is taken to be out of reach until the
-/// next check.
+/// After this many failed statements in a row, the store is taken to be out of reach until the next
+/// check.
 const MOST_FAILURES: usize = 3;
-/// Rows that are not used are read in so many checks at most. A power of two.
+/// Rows that are not used are read in this many checks at most. A power of two.
 const MOST_PARTS: u64 = 16;
-/// Rows that could not be decoded, read alone at each check; and how many are remembered.
+/// How many rows that could not be decoded are read alone at each check, and how many are
+/// remembered.
 const MOST_UNREADABLE_A_CHECK: usize = 16;
 const MOST_UNREADABLE: usize = 1_000;
-/// How far the look at the rows in use moves on after a check that has stopped early.
+/// How far the start among the rows in use moves on after a check that has stopped early.
 const LIST_STEP: usize = 85;
-/// Entries that are looked at in one go.
+/// Rows that are looked at before the task yields.
 const SLICE: usize = 500;
 
-/// What one check leaves to the next.
+/// What one check hands on to the next.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
-    /// Where the look at the rows in use begins.
+    /// Where the check begins among the rows in use.
     list: usize,
-    /// The part of the other rows whose turn it is, and when it began: what was read since then is
-    /// not read again.
+    /// The part of the other rows whose turn it is, and when that part began: rows that were read
+    /// since then are not read again.
     part: u64,
     part_began: Option<Tick>,
     /// Rows that could not be decoded.
     unreadable: HashMap<SessionId, Weak<CachedRow>>,
 }
 
-/// Reads rows that a hint was about.
+/// Reads the rows that hints were about.
 pub(crate) async fn rows(shared: Arc<Shared>, entries: Vec<Arc<CachedRow>>) {
     let mut reading = Reading::new(&shared);
     for chunk in entries.chunks(BATCH) {
@@ -55,7 +56,8 @@ pub(crate) async fn rows(shared: Arc<Shared>, entries: Vec<Arc<CachedRow>>) {
     reading.tell();
 }
 
-/// One check. `whole`: all cached rows, and not only a part of those that are not used.
+/// Carries out one check. `whole`: of all cached rows, and not only of a part of those that are not
+/// used.
 pub(crate) async fn check(shared: Arc<Shared>, mut progress: Progress, whole: bool) -> Progress {
     let mut reading = Reading::new(&shared);
     reading.unreadable = std::mem::take(&mut progress.unreadable);
@@ -73,9 +75,9 @@ pub(crate) async fn check(shared: Arc<Shared>, mut progress: Progress, whole: bo
 /// One round of statements.
 struct Reading<'a> {
     shared: &'a Arc<Shared>,
-    /// Statements that failed since the last one that did not.
+    /// How many statements have failed since the last one that did not.
     failures: usize,
-    /// The rows of statements that failed, and why the first of them did.
+    /// How many rows the failed statements were about, and why the first statement failed.
     failed: u64,
     error: Option<StoreError>,
     unreadable: HashMap<SessionId, Weak<CachedRow>>,
@@ -90,13 +92,13 @@ impl<'a> Reading<'a> {
         self.failures >= MOST_FAILURES
     }
 
-    /// The rows that were used since they were read last, and those that handles wait for. Returns
-    /// where the next check begins to look for them.
+    /// Reads the rows that were used since they were read last, and those that handles wait for.
+    /// Returns where the next check begins.
     async fn rows_in_use(&mut self, list: usize) -> usize {
         let shared = Arc::clone(self.shared);
         let mut cursor = Cursor::at(list);
-        // All of them before the first statement: what is replaced while others are read is read
-        // all the same.
+        // All rows are gathered before the first statement: a row that is replaced while others are
+        // read is read all the same.
         let mut entries: Vec<Arc<CachedRow>> = Vec::new();
         while shared.usage.look(&mut cursor, |entry| {
             if shared.usage.take_to_read(entry) {
@@ -113,14 +115,14 @@ impl<'a> Reading<'a> {
                     chunk.iter().for_each(|entry| shared.usage.put_back_to_read(entry));
                     yield_now().await;
                 }
-                // Other rows are the first ones then: these statements may be what is wrong.
+                // The next check begins with other rows, since these ones may be the reason.
                 return list + LIST_STEP;
             }
         }
         list
     }
 
-    /// Of the other rows those whose turn it is.
+    /// Reads those of the other rows whose turn it is.
     async fn rest(&mut self, progress: &mut Progress, whole: bool) {
         if self.store_is_out_of_reach() {
             return;
@@ -152,7 +154,7 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Rows that an earlier check could not decode.
+    /// Reads rows that an earlier check could not decode, each by itself.
     async fn one_by_one(&mut self, sessions: Vec<SessionId>) {
         for session in sessions {
             if self.store_is_out_of_reach() {
@@ -165,8 +167,8 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Reads these rows: one statement, and more if a row of them cannot be decoded. Rows of a
-    /// statement that failed are among the first ones of the next check.
+    /// Reads rows in one statement, and in more if one of the rows cannot be decoded. The rows of a
+    /// failed statement are among the first ones of the next check.
     async fn read(&mut self, entries: Vec<Arc<CachedRow>>) {
         let shared = self.shared;
         let put_back = |entry: &Arc<CachedRow>| shared.usage.put_back_to_read(entry);
@@ -176,15 +178,15 @@ impl<'a> Reading<'a> {
             for entry in &part {
                 let session = entry.row.session;
                 if self.unreadable.contains_key(&session) {
-                    // It would only be halved for once more.
+                    // The statement would only be halved for this row once more.
                     continue;
                 }
-                // The slot is not looked at without need: that counts as a use, and no row would
-                // ever leave the cache.
+                // The slot is not looked at without need: the cache counts that as a use, and no
+                // row would ever leave it.
                 let in_its_slot = match entry.state() {
                     State::Current => Some(Arc::clone(entry)),
-                    // In use just now, so one use more makes no difference. A row that a handle
-                    // waits for may have left it.
+                    // The row was in use just now, so another use makes no difference. A row that a
+                    // handle waits for may have left the cache.
                     State::Replaced | State::Evicted => {
                         let cached = self.shared.rows.get(session);
                         cached.or_else(|| {
@@ -210,8 +212,8 @@ impl<'a> Reading<'a> {
                         self.found(row, &entry, token);
                         consume_budget().await;
                     }
-                    // Deleted by somebody else, or never there. What was cached since the read
-                    // began may be gone by now as well, and is read anew if it is not.
+                    // The other rows were removed by another process, or never existed. A row that
+                    // was cached since the read began is read anew, since it may be gone as well.
                     for (session, (_, token)) in held {
                         self.shared.rows.not_found(session, &token);
                         consume_budget().await;
@@ -261,7 +263,7 @@ impl<'a> Reading<'a> {
         self.shared.emit(&Event::RefreshFailed { rows: entries.len() as u64, error: &error });
     }
 
-    /// Tells of the statements that failed, once.
+    /// Emits one event for all statements that have failed.
     fn tell(&mut self) {
         if let Some(error) = self.error.take() {
             self.shared.emit(&Event::RefreshFailed { rows: self.failed, error: &error });
@@ -269,8 +271,8 @@ impl<'a> Reading<'a> {
     }
 }
 
-/// In how many checks the rows that are not used are read: few rows at each, and one statement at
-/// least.
+/// Returns in how many checks the rows that are not used are read: few rows at each, and one
+/// statement at least.
 pub(crate) fn parts(cached: u64) -> u64 {
     if cached <= BATCH as u64 {
         return 1;

@@ -1,4 +1,4 @@
-//! Which task follows what other processes write: one in each layer.
+//! The follower: the one task of a layer that follows what other processes write.
 
 use crate::sync::lock;
 use std::sync::{
@@ -7,13 +7,14 @@ use std::sync::{
 };
 use tokio::time::Instant;
 
-/// Which task follows.
+/// Which task is the follower.
 #[derive(Debug)]
 pub(crate) struct Following {
-    /// Its number; 0 if there is none.
+    /// The number of the follower; 0 if there is none.
     pub(crate) current: AtomicU64,
+    /// How many followers were ever begun.
     pub(crate) begun: AtomicU64,
-    /// When it was last seen to be driven.
+    /// When the follower last showed that its runtime is driven.
     pub(crate) seen: Mutex<Instant>,
 }
 
@@ -28,6 +29,7 @@ impl Default for Following {
 }
 
 impl Following {
+    /// Returns whether the follower has this number.
     pub(crate) fn is(&self, number: u64) -> bool {
         self.current.load(Ordering::Acquire) == number
     }

@@ -1,9 +1,9 @@
 //! How statements are sent to the store, and how their answers are waited for.
 //!
 //! A statement is never given up while the store may still answer it: the database may go on with
-//! it, hold a connection, and wait for a lock for as long as somebody holds that. So whoever waits
-//! for an answer is told after the store timeout that there is none, while the task that has sent
-//! the statement waits on, and nothing of the same kind is sent meanwhile.
+//! it, hold a connection, and wait for a lock. So a caller that waits for an answer gets an error
+//! after the store timeout, while the task that has sent the statement waits on, and no statement
+//! of the same kind is sent in the meantime.
 
 use crate::{error::Cause, gate::Kind, state::Shared, store::StoreError};
 use std::{
@@ -19,10 +19,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// A statement that has no answer after so many store timeouts will have none: its connection is
-/// dead. It is dropped.
+/// After this many store timeouts a statement without an answer is dropped: its connection is dead.
 const MOST_TIMEOUTS: u32 = 24;
-/// While so many statements are overdue, no other one is sent.
+/// While this many statements are overdue, no other one is sent.
 const MOST_OVERDUE: usize = 1_000;
 
 /// Counts a statement whose answer is overdue.
@@ -42,8 +41,9 @@ impl Drop for Overdue<'_> {
 }
 
 impl Shared {
-    /// Waits for the answer to a statement, however late it is: to be called by a task of the
-    /// layer, which nobody drops. Once the layer was closed it waits for one store timeout only.
+    /// Waits for the answer to a statement, however late it is. To be called in a task of the
+    /// layer, which is not dropped with its caller. Once the layer was closed, waits for one store
+    /// timeout only.
     pub(crate) async fn answer<T>(
         &self,
         statement: impl Future<Output = Result<T, StoreError>>,
@@ -72,8 +72,8 @@ impl Shared {
         }
     }
 
-    /// As [`answer`](Self::answer), for a statement that no call waits for: it waits for one of the
-    /// connections that such statements share.
+    /// Waits for the answer to a statement that no call waits for, as [`answer`](Self::answer)
+    /// does, and before that for one of the connections that such statements share.
     pub(crate) async fn in_background<T>(
         &self,
         statement: impl Future<Output = Result<T, StoreError>>,
@@ -81,9 +81,9 @@ impl Shared {
         self.background.pass().await.hold(self.answer(statement)).await
     }
 
-    /// Sends a statement in a task of its own once there is none of its kind without an answer, and
-    /// waits a store timeout for its end. The work goes on to its end in any case, so whatever is
-    /// to be learned from the answer is learned in it.
+    /// Sends a statement in a task of its own once no statement of its kind is without an answer,
+    /// and waits a store timeout for its end. `work` goes on to its end in any case, so it also has
+    /// to learn what the answer teaches.
     pub(crate) async fn send<T, F>(
         self: &Arc<Self>,
         kind: Kind,

@@ -474,6 +474,19 @@ async fn row_19_a_repair_is_tried_again_three_times_on_a_new_revision() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_repair_that_loses_without_generations_before_the_return_keeps_its_connection() {
+    let before_return = |builder: BoundAgentBuilder| builder.repair(RepairMode::BeforeReturn);
+    let mut s = Scene::writing(Writes::Own, None, before_return).await;
+    let rival = s.world.agent(None);
+    s.written_elsewhere(&rival).await;
+    let new = s.replaced(Writes::Own);
+    let (took, bound) = s.call().await;
+    let bound = bound.unwrap();
+    assert_eq!((took, bound.agent, bound.outcome().repair()), (ms(250), new.agent, Repair::Lost));
+    assert_eq!((s.did().await, s.row_agent()), (counts(2, 1, 0, 1), Some(rival.agent)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_repair_that_loses_to_a_greater_generation_before_the_return_switches() {
     let mut s = Scene::with(Some(5), |builder| builder.repair(RepairMode::BeforeReturn)).await;
     let newest = s.world.agent(Some(7));

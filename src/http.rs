@@ -1,14 +1,15 @@
-//! HTTP to agents: a client with a pool of its own, and a connector for the clients of others.
+//! HTTP to agents: a client with its own connection pool, and a connector for other clients.
 //!
-//! [`AgentClient`] is what most applications want: a service that takes a request with a session in
-//! its extensions, and sends it over a connection to the agent that the session is bound to *now*.
-//! An ordinary turn uses a connection that is there already: no dial, no query.
+//! Most applications want [`AgentClient`]: a service that takes a request with a session in its
+//! extensions and sends it over a connection to the agent that the session is bound to *now*. An
+//! ordinary turn uses an existing connection: no dial, no query.
 //!
-//! [`Connector`] is for what brings its own client (hyper-util's legacy client, tonic). Such a
-//! client cannot know when a session's agent has changed; read [its traps](Connector#traps) first.
+//! [`Connector`] is for libraries that bring their own client (hyper-util's legacy client, tonic).
+//! Such a client cannot know when a session's agent has changed; read [its traps](Connector#traps)
+//! first.
 //!
-//! [`proxy`] has the few things that a gateway must do between its client and the agent, and
-//! [`watch_peer`] makes a TCP socket notice that the machine at its other end is gone.
+//! [`proxy`] has the rules that a gateway applies between its client and the agent. [`watch_peer`]
+//! makes a TCP socket fail once the peer's machine is unreachable.
 
 mod body;
 mod builder;
@@ -18,12 +19,18 @@ mod connector;
 mod error;
 mod http1;
 mod http2;
+mod lease;
+mod open;
 mod outgoing;
 mod pool;
 pub mod proxy;
 mod question;
 mod request;
+mod send;
+mod sender;
+mod settings;
 mod socket;
+mod transport;
 
 pub use body::AgentBody;
 pub use builder::AgentClientBuilder;

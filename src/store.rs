@@ -1,4 +1,4 @@
-//! Where bindings live: the contract of a store, and the stores that come with this crate.
+//! Stores of bindings: the contract [`BindingStore`], and the stores of this crate.
 
 mod binding_store;
 mod erased;

@@ -1,9 +1,6 @@
-//! The body of a response.
+//! The body of an agent's response.
 
-use super::{
-    connection::{Lease, is_evidence},
-    outgoing::Progress,
-};
+use super::{error::is_evidence, outgoing::Progress, pool::types::Lease};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -14,35 +11,36 @@ use std::{
     task::{Context, Poll},
 };
 
-/// The body of an agent's response, as it comes.
+/// The body of an agent's response, streamed.
 ///
-/// Read it to its end, trailers included, and the connection is used again; drop it earlier, and
-/// with HTTP/1 the connection is closed, with HTTP/2 only the stream. It belongs to its connection:
-/// after the binding has moved on, the connection stays open until the last body on it has ended.
+/// A body that is read to its end, trailers included, returns its connection to the pool. A body
+/// that is dropped earlier closes its connection (HTTP/1) or its stream (HTTP/2). After the binding
+/// has moved to another agent, the connection stays open until the last body on it has ended.
 ///
-/// An error says that the agent or the connection to it broke in the middle. That has already been
-/// reported as stale ([`BoundHandle::report_stale`](crate::BoundHandle::report_stale)).
-/// [`http2_code`](super::http2_code) gives the reason that HTTP/2 has for it. What happens to the
-/// connection after the end of the body is not held against the agent.
+/// An error means that the agent or the connection failed in the middle of the response. The client
+/// has then already reported the agent as stale
+/// ([`BoundHandle::report_stale`](crate::BoundHandle::report_stale)).
+/// [`http2_code`](super::http2_code) returns the reason that HTTP/2 gave. A connection that fails
+/// after the end of the body raises no doubt about the agent.
 #[must_use = "a body that is dropped before its end closes an HTTP/1 connection"]
 pub struct AgentBody {
     incoming: Incoming,
-    /// Until the body has ended.
-    using: Option<Box<dyn Using>>,
+    /// The lease of the connection, until the body has ended.
+    using: Option<Box<dyn ErasedLease>>,
     progress: Arc<Progress>,
 }
 
-/// A lease, whatever the body of the request was.
-trait Using: Send + Sync {
-    /// A piece of the response has come.
+/// A [`Lease`] without the type of the request's body.
+trait ErasedLease: Send + Sync {
+    /// Records that a frame of the response has arrived.
     fn answered(&self);
-    /// The response has come to its end.
+    /// Records the end of the response.
     fn ended(self: Box<Self>, progress: &Progress);
-    /// The response broke off.
+    /// Records that the response ended with an error.
     fn broke(&self, error: &hyper::Error);
 }
 
-impl<B: Send + 'static> Using for Lease<B> {
+impl<B: Send + 'static> ErasedLease for Lease<B> {
     fn answered(&self) {
         Lease::answered(self);
     }
@@ -62,7 +60,7 @@ impl AgentBody {
         lease: Lease<B>,
         progress: Arc<Progress>,
     ) -> Self {
-        let using: Option<Box<dyn Using>> = if incoming.is_end_stream() {
+        let using: Option<Box<dyn ErasedLease>> = if incoming.is_end_stream() {
             lease.ended(&progress);
             None
         } else {

@@ -1,38 +1,17 @@
 //! The settings of a client.
 
 use super::{
-    AgentClient, client::SessionOf, http2::TOLERATED_PING, pool::Limits, request::HttpProtocol,
+    client::AgentClient,
+    request::HttpProtocol,
+    settings::{SessionOf, Settings, TOLERATED_PING},
 };
 use crate::{BoundAgent, DialSession, SessionId, settings::LONGEST};
 use ::http::request::Parts;
 use std::{fmt, num::NonZeroUsize, sync::Arc, time::Duration};
 
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Settings {
-    pub(super) speaks: HttpProtocol,
-    pub(super) connections: usize,
-    pub(super) requests: usize,
-    pub(super) wait_timeout: Duration,
-    pub(super) idle_timeout: Duration,
-    pub(super) response_header_timeout: Option<Duration>,
-    pub(super) question_after: Option<Duration>,
-    pub(super) end_superseded: bool,
-    pub(super) repeat_methods: bool,
-    pub(super) ping_interval: Option<Duration>,
-    pub(super) ping_timeout: Duration,
-}
-
-impl Settings {
-    pub(super) fn limits(&self) -> Limits {
-        let requests = if self.speaks == HttpProtocol::Http1 { 1 } else { self.requests };
-        Limits { connections: self.connections, requests }
-    }
-}
-
-/// Collects the settings of an [`AgentClient`]. Every one has a default that is meant to be left
-/// alone.
+/// Builder of an [`AgentClient`]. Every setting has a default that suits most applications.
 ///
-/// A duration of more than 30 days is taken for 30 days.
+/// Durations above 30 days are lowered to 30 days.
 #[derive(Clone)]
 #[must_use = "a builder does nothing until it is built"]
 pub struct AgentClientBuilder {
@@ -44,7 +23,7 @@ impl AgentClientBuilder {
     pub(super) fn new() -> Self {
         let seconds = Duration::from_secs;
         let settings = Settings {
-            speaks: HttpProtocol::Http1,
+            protocol: HttpProtocol::Http1,
             connections: 1024,
             requests: 100,
             wait_timeout: seconds(30),
@@ -59,21 +38,21 @@ impl AgentClientBuilder {
         Self { settings, session: Arc::new(extension) }
     }
 
-    /// Speaks HTTP/1.1 with agents: each connection carries one request at a time. The default.
+    /// Uses HTTP/1.1: each connection carries one request at a time. This is the default.
     pub fn http1(mut self) -> Self {
-        self.settings.speaks = HttpProtocol::Http1;
+        self.settings.protocol = HttpProtocol::Http1;
         self
     }
 
-    /// Speaks HTTP/2 with agents, which must expect it (prior knowledge; in the clear it is known
-    /// as h2c): connections are shared. There are no WebSockets but those of RFC 8441.
+    /// Uses HTTP/2 with prior knowledge (h2c without TLS): requests share connections. The agents
+    /// must accept it. WebSockets need the extended `CONNECT` of RFC 8441.
     pub fn http2(mut self) -> Self {
-        self.settings.speaks = HttpProtocol::Http2;
+        self.settings.protocol = HttpProtocol::Http2;
         self
     }
 
-    /// Finds the session of a request, and what else is to be said to the dialer, in another way
-    /// than in its extensions.
+    /// Sets the function that finds the session of a request, and its extensions for the dialer.
+    /// The default reads the request's extensions.
     ///
     /// ```
     /// # use tower_bound_agent::{DialSession, http::AgentClient};
@@ -90,120 +69,132 @@ impl AgentClientBuilder {
         self
     }
 
-    /// How many connections to one agent there are at most, those of upgrades included. Default
-    /// 1,024.
+    /// Sets the maximum number of connections to one agent, upgraded ones included. Default 1,024.
     ///
     /// When every connection is in use, requests wait for up to the
-    /// [`wait_timeout`](Self::wait_timeout), and are served in the order in which they came. A
-    /// session of which it is not known yet which agent it needs is dialed in any case. A
-    /// connection of HTTP/2 that takes no more requests, because its agent is leaving or in doubt,
-    /// does not count.
+    /// [`wait_timeout`](Self::wait_timeout), first in, first out. A session whose agent is not
+    /// known yet is dialed without waiting. An HTTP/2 connection that accepts no more requests,
+    /// because its agent is shutting down or in doubt, does not count.
     pub fn max_connections(mut self, connections: NonZeroUsize) -> Self {
         self.settings.connections = connections.get();
         self
     }
 
-    /// How many requests an HTTP/2 connection carries at once before another one is dialed, if its
-    /// agent allows as many. Default 100.
+    /// Sets the maximum number of concurrent requests on an HTTP/2 connection; beyond it, another
+    /// connection is dialed. Default 100.
     ///
-    /// An agent that allows fewer is not sent more than that; and before it has said how many it
-    /// allows, it is sent one. The agent may send 512 KiB ahead of a caller that does not read
-    /// (less if more than 4,095 requests share a connection), and so for each request at once: no
-    /// caller stops the others of its connection.
+    /// If the agent announces a lower limit, that limit applies; until it has announced one, it is
+    /// sent one request. The agent may send 512 KiB ahead of each caller that does not read (less
+    /// if more than 4,095 requests share a connection), and the connection's window covers all of
+    /// them, so a slow caller does not stop the others.
     pub fn max_requests_per_connection(mut self, requests: NonZeroUsize) -> Self {
         self.settings.requests = requests.get();
         self
     }
 
-    /// How long a call waits if all connections to its agent are in use. Default 30 s, then
-    /// [`ClientError::Busy`](super::ClientError::Busy).
+    /// Sets how long a call waits while all connections to its agent are in use, before it fails
+    /// with [`ClientError::Busy`](super::ClientError::Busy). Default 30 s.
     pub fn wait_timeout(mut self, timeout: Duration) -> Self {
         self.settings.wait_timeout = timeout.min(LONGEST);
         self
     }
 
-    /// After how much time without a request a connection is closed, give or take 100 ms. Default
-    /// 90 s.
+    /// Sets how long a connection stays open without a request, within 100 ms. Default 90 s.
     ///
-    /// Should be shorter than the agent's own: what both close at the same time may take a request
-    /// with it.
+    /// Choose a value below the agent's own idle timeout: if the agent closes a connection just as
+    /// a request is sent on it, the request may be lost.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.settings.idle_timeout = timeout.min(LONGEST);
         self
     }
 
-    /// How long an agent may neither take anything of the request nor begin to answer. Default 60
-    /// s, then [`ClientError::NoResponse`](super::ClientError::NoResponse), and the binding is in
-    /// doubt, unless the agent has answered other requests of the same connection meanwhile.
+    /// Sets how long an agent may neither read from the request nor begin to answer. Default 60 s.
+    /// Then the call fails with [`ClientError::NoResponse`](super::ClientError::NoResponse), and
+    /// the binding is in doubt, unless the agent has answered other requests of the same connection
+    /// meanwhile.
     ///
-    /// While the caller's body has nothing to send, the time does not run. `None` waits for ever;
-    /// then the dialer should [watch the peer](super::watch_peer), or a machine that is gone holds
-    /// a request as long as its system likes.
+    /// The time does not run while the caller's body has nothing to send. `None` waits without a
+    /// limit; then the dialer should [watch the peer](super::watch_peer), since otherwise a request
+    /// to a vanished machine waits until the operating system gives up.
     pub fn response_header_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.settings.response_header_timeout = timeout.into().map(|timeout| timeout.min(LONGEST));
         self
     }
 
-    /// How long an agent may neither take anything of a request nor begin to answer before the
-    /// resolver is asked, in the background, whether the session would go to another agent by now.
-    /// Default 2 s; `None` never asks.
+    /// Sets how long an agent may neither read from a request nor begin to answer before the
+    /// resolver is asked, in the background, whether the session has another agent. Default 2 s;
+    /// `None` never asks.
     ///
-    /// Agents whose answers usually begin later are asked about later: after what 95 of 100 of
-    /// their recent answers took, and a quarter more, but no later than after 15 s. There is one
-    /// question for each 100 requests of the client, and 100 at once beyond that; while the answer
-    /// is the same, the next question waits for the intervals in which a workspace is asked again.
+    /// For agents that usually answer later, the delay grows to the 95th percentile of their recent
+    /// answers plus a quarter, up to 15 s. A budget allows one question for every 100 requests of
+    /// the client, and bursts of 100. While the resolver names the same target, further questions
+    /// keep the intervals at which a workspace is validated again.
     pub fn question_after(mut self, after: impl Into<Option<Duration>>) -> Self {
         self.settings.question_after = after.into().map(|after| after.min(LONGEST));
         self
     }
 
-    /// Whether a request that has no response head ends with
+    /// Sets whether a request without a response head fails with
     /// [`ClientError::Superseded`](super::ClientError::Superseded) as soon as this process learns
     /// that its session has another agent. Default `true`.
     ///
-    /// With `false` it waits for the former agent, for up to the
-    /// [`response_header_timeout`](Self::response_header_timeout): for agents that finish what they
-    /// have begun. A request that may be sent again is sent to the new agent either way.
+    /// With `false`, the request waits for the former agent for up to the
+    /// [`response_header_timeout`](Self::response_header_timeout), which suits agents that finish
+    /// pending requests before they exit. A request that may be sent again is sent to the new agent
+    /// either way.
     pub fn end_superseded(mut self, ends: bool) -> Self {
         self.settings.end_superseded = ends;
         self
     }
 
-    /// Whether a request of a method that is safe or idempotent by definition (RFC 9110 §9.2), and
-    /// of whose body nothing was taken, is sent again to a new agent as if it were marked
+    /// Sets whether a request with a safe or idempotent method (RFC 9110 §9.2), of whose body
+    /// nothing was read yet, is sent again to a new agent as if it were marked
     /// [`Idempotent`](super::Idempotent). Default `false`.
     pub fn repeat_idempotent_methods(mut self, repeats: bool) -> Self {
         self.settings.repeat_methods = repeats;
         self
     }
 
-    /// How long nothing may come on an HTTP/2 connection that is in use before the agent is pinged.
-    /// Default 310 s, since servers of gRPC end connections that are pinged more often than every
-    /// five minutes while nothing is sent. `None` never pings.
+    /// Sets how long an HTTP/2 connection in use may be silent before the agent is pinged. Default
+    /// 310 s, since gRPC servers close connections that are pinged more often than every five
+    /// minutes while nothing is sent. `None` never pings.
     ///
-    /// Shorter intervals are for agents that are known to tolerate them. Once an agent has ended a
-    /// connection with `ENHANCE_YOUR_CALM`, the client pings no agent more often than by default.
-    /// That a machine is gone is noticed sooner if the dialer [watches the
-    /// peer](super::watch_peer).
+    /// Use shorter intervals only for agents that tolerate them. Once an agent has closed a
+    /// connection with `ENHANCE_YOUR_CALM`, the client pings no agent more often than by default. A
+    /// vanished machine is detected sooner if the dialer [watches the peer](super::watch_peer).
     pub fn ping_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
         self.settings.ping_interval = interval.into().map(|interval| interval.min(LONGEST));
         self
     }
 
-    /// How long the answer to such a ping may take. Default 20 s, then all requests of the
-    /// connection fail, and the binding is in doubt.
+    /// Sets how long the answer to an HTTP/2 ping may take before all requests of the connection
+    /// fail and the binding is in doubt. Default 20 s.
     pub fn ping_timeout(mut self, timeout: Duration) -> Self {
         self.settings.ping_timeout = timeout.min(LONGEST);
         self
     }
 
-    /// Makes the client. Connects to nothing.
+    /// Builds the client. Opens no connection.
     pub fn build<S, B>(self, dial: BoundAgent<S>) -> AgentClient<S, B> {
         AgentClient::with(dial, self.settings, self.session)
     }
 }
 
-/// What the caller has put into the request's extensions.
+impl AgentClient<(), ()> {
+    /// Returns a builder with the default settings.
+    pub fn builder() -> AgentClientBuilder {
+        AgentClientBuilder::new()
+    }
+}
+
+impl<S, B> AgentClient<S, B> {
+    /// Creates a client with the default settings.
+    pub fn new(dial: BoundAgent<S>) -> Self {
+        AgentClientBuilder::new().build(dial)
+    }
+}
+
+/// Returns the session in the request's extensions.
 fn extension(request: &Parts) -> Option<DialSession> {
     let ask = request.extensions.get::<DialSession>().cloned();
     ask.or_else(|| request.extensions.get::<SessionId>().copied().map(DialSession::new))

@@ -1,15 +1,18 @@
-//! The client: one request from the session to the response.
+//! The client, and one call of it: from the session to the response.
 
 use super::{
-    AgentClientBuilder,
     body::AgentBody,
-    builder::Settings,
-    connection::{Lease, SendError, open},
     error::ClientError,
+    open::open,
     outgoing::{Progress, Repeats, Source},
-    pool::{Agent, Given, Key, Pool, Queued, Reserved, Taken, Wants},
+    pool::{
+        Checkout, Pool, Queued,
+        types::{Agent, Grant, Key, Lease, Reserved, Wants},
+    },
     question::{Budget, Watch},
     request::{HttpProtocol, Idempotent, frame, prepare},
+    send::SendError,
+    settings::{SessionOf, Settings},
 };
 use crate::{
     Bound, BoundAgent, BoundHandle, BoxError, DialAgent, DialSession,
@@ -19,7 +22,7 @@ use crate::{
     },
     state::Known,
 };
-use ::http::{Request, Response, request::Parts};
+use ::http::{Request, Response};
 use futures_util::future::BoxFuture;
 use http_body::Body;
 use hyper::rt::{Read, Write};
@@ -36,19 +39,17 @@ use tokio::{
 };
 use tower_service::Service;
 
-pub(super) type SessionOf = Arc<dyn Fn(&Parts) -> Option<DialSession> + Send + Sync>;
-
 /// An HTTP client whose hosts are sessions: sends each request to the agent that its session is
 /// bound to now.
 ///
-/// The session stands in the request's extensions, as a [`SessionId`](crate::SessionId) or as a
-/// whole [`DialSession`] (with a workspace, with something for the dialer), or where
-/// [`session_from`](AgentClientBuilder::session_from) finds it. What the URI and the `Host` header
-/// say of a host is handed on to the agent and never decides what is dialed.
+/// The session is read from the request's extensions: a [`SessionId`](crate::SessionId), or a
+/// [`DialSession`] with a workspace and extensions for the dialer.
+/// [`session_from`](super::AgentClientBuilder::session_from) reads it from elsewhere. The host in
+/// the URI and in the `Host` header is passed to the agent and never decides which agent is dialed.
 ///
-/// Bodies and trailers are streamed both ways, never gathered. A response has the [`BoundHandle`]
-/// of its connection in its extensions; after an upgrade (`101`) `hyper::upgrade::on` gives the
-/// connection.
+/// Bodies and trailers are streamed in both directions and never buffered. A response has the
+/// [`BoundHandle`] of its connection in its extensions. After an upgrade (`101`),
+/// `hyper::upgrade::on` returns the connection.
 ///
 /// ```
 /// use http_body_util::BodyExt;
@@ -99,79 +100,77 @@ pub(super) type SessionOf = Arc<dyn Fn(&Parts) -> Option<DialSession> + Send + S
 ///
 /// # The pool
 ///
-/// A connection is kept for the workspace and the target (agent, build, generation, address) that
-/// it was dialed for, and carries the requests of every session of that workspace. A dialer that
-/// gives a connection the rights of one session must not be used with this client.
+/// A pooled connection belongs to the workspace and the target (agent, build, generation, address)
+/// that it was dialed for, and carries the requests of every session of that workspace. Do not use
+/// this client with a dialer that gives a connection the rights of one session.
 ///
-/// A request gets a connection that is there if its session would dial that very target now: then
-/// nobody is asked and nothing is dialed. A session that is not cached has its row looked up first,
-/// and then the same holds. A binding that is behind is repaired, and a session that is unbound is
-/// bound, as after a dial. What remains goes through the layer: a target to which there is no
-/// connection.
+/// A request uses a pooled connection if its session would dial exactly that target now; then
+/// neither the resolver nor the dialer is called. If the session is not cached, its row is loaded
+/// first. As after a dial, a stale binding is repaired and an unbound session is bound. If there is
+/// no connection to the target, the request goes through the layer.
 ///
-/// * When the workspace has a newer target, the connections to the old one go out of circulation at
-///   once. What has begun to be answered on them ends in its own time; the connection closes with
-///   its last request.
-/// * A session that was pointed elsewhere never uses a connection of its former workspace.
-/// * A connection that was [reported](BoundHandle::report_stale), and each one that is older than a
-///   doubt about its agent, is not used again. While a doubt lasts, the connections made after it
-///   began are used, and the resolver is asked.
-/// * At [`max_connections`](AgentClientBuilder::max_connections) requests wait in one queue, and a
-///   connection that becomes free goes to the first of them.
-/// * An HTTP/2 agent is sent no more requests at once than it allows. Callers that give up are no
-///   burden for the others of their connection: streams are reset eight at a time, since servers
-///   end a connection on which many are reset at once (hyper's: 20). If more than 16 callers give
-///   up within two seconds in which the agent says nothing at all, that bound of the agent may be
-///   reached nonetheless.
+/// * When the workspace has a newer target, the connections to the old one are retired at once.
+///   Responses that have begun on them may finish; a retired connection closes with its last
+///   request.
+/// * A session that was retargeted never uses a connection of its former workspace.
+/// * A connection that was [reported as stale](BoundHandle::report_stale), and every connection
+///   that is older than a doubt about its agent, is not used again. While a doubt lasts,
+///   connections that were made after it began are used, and the resolver is called.
+/// * At [`max_connections`](super::AgentClientBuilder::max_connections), requests wait in one
+///   queue, and a connection that becomes free goes to the first of them.
+/// * An HTTP/2 agent is never sent more concurrent requests than it allows. Dropped calls do not
+///   disturb the other requests of their connection: streams are reset eight at a time, since
+///   servers close a connection on which many streams are reset at once (hyper's limit: 20). If
+///   more than 16 calls are dropped within two seconds in which the agent sends nothing, the
+///   agent's limit may still be reached.
 ///
 /// # Requests without an answer
 ///
-/// A process that hangs takes requests and does not answer them, and its workspace may have been
-/// rebuilt meanwhile. So a request without the head of its response is questioned, as a dial is:
-/// after [`question_after`](AgentClientBuilder::question_after) the resolver is asked in the
-/// background, and whatever this process learns in another way reaches the request at once.
+/// A hanging process accepts requests and does not answer them, and its workspace may have been
+/// rebuilt meanwhile. So a request without a response head is validated, as a slow dial is: after
+/// [`question_after`](super::AgentClientBuilder::question_after) the resolver is called in the
+/// background. News from other sources reaches the request at once.
 ///
-/// * If the same target is named, the request waits on.
-/// * If another one is named, a request that is marked as [`Idempotent`] is sent there, body and
-///   all. Any other one may have been seen, and ends with [`ClientError::Superseded`], unless
-///   [`end_superseded`](AgentClientBuilder::end_superseded) says that it waits.
+/// * If the resolver names the same target, the request keeps waiting.
+/// * If it names another target, a request that is marked as [`Idempotent`] is sent there with its
+///   body. The agent may have seen any other request; it ends with [`ClientError::Superseded`],
+///   unless [`end_superseded`](super::AgentClientBuilder::end_superseded) is `false`.
 ///
 /// # Failures
 ///
-/// A request is handed to one connection. If that had ended before anything was sent, or HTTP/2
-/// says that the agent has not processed the request (`REFUSED_STREAM`, or a `GOAWAY` that names an
-/// earlier stream as the last one) and nothing of its body was taken, the request goes to another
-/// one, up to three times. Otherwise the caller gets the error, since only it knows whether the
-/// request may be repeated; [`ClientError`] has a table. A connection that breaks in use, and an
-/// agent that does not answer in time, is reported as stale by the client itself. What happens to a
-/// connection after a complete answer, an orderly end or not, is not held against the agent.
+/// A request is sent over one connection. It moves to another connection, up to three times, if the
+/// first one had closed before anything was sent, or if HTTP/2 says that the agent did not process
+/// the request (`REFUSED_STREAM`, or a `GOAWAY` that names an earlier stream as the last one) and
+/// nothing of its body was taken. Otherwise the caller gets the error, since only the caller knows
+/// whether the request may be repeated; [`ClientError`] has a table. The client itself reports an
+/// agent as stale when a connection fails in use or when the agent does not answer in time. A
+/// connection that fails after a complete response raises no doubt about the agent.
 ///
-/// A machine that is gone without a word is noticed by the dialer's
-/// [`watch_peer`](super::watch_peer), which alone notices it in the middle of a response; by
-/// [`response_header_timeout`](AgentClientBuilder::response_header_timeout) (60 s); and by the
-/// pings of HTTP/2, whose default (310 s) is what servers of gRPC tolerate, and which may be
-/// [shorter](AgentClientBuilder::ping_interval) for others.
+/// Three mechanisms detect a machine that disappeared without closing its connections: the dialer's
+/// [`watch_peer`](super::watch_peer), the only one that works in the middle of a response;
+/// [`response_header_timeout`](super::AgentClientBuilder::response_header_timeout) (60 s); and
+/// HTTP/2 pings, whose default interval (310 s) is what gRPC servers tolerate and can be
+/// [shortened](super::AgentClientBuilder::ping_interval).
 ///
 /// # Readiness
 ///
-/// The client is always ready. The readiness of the dial service is asked for when something is
-/// dialed.
+/// The client is always ready. It polls the dial service for readiness when it dials.
 ///
 /// # Errors
 ///
-/// A [`ClientError`]; [`ClientError::Dial`] has the layer's own.
+/// Returns a [`ClientError`]. [`ClientError::Dial`] contains the layer's error.
 ///
 /// # Cancel safety
 ///
-/// The future of a call may be dropped at any time: with HTTP/1 its connection is closed, with
-/// HTTP/2 only its stream is reset, at once or a moment later. A call that was dropped while an
-/// HTTP/1 agent let it wait for longer than the validation delay leaves a doubt, as a dropped dial
-/// does.
+/// The future of a call may be dropped at any time: with HTTP/1 its connection is closed; with
+/// HTTP/2 only its stream is reset, at once or a moment later. A call that is dropped after it has
+/// waited for an HTTP/1 agent for longer than the validation delay leaves a doubt, as a dropped
+/// dial does.
 ///
 /// # Clone
 ///
-/// Clones share the connections. The last one takes the idle connections with it; those in use end
-/// with their requests.
+/// Clones share the connections. Dropping the last clone closes the idle connections; those in use
+/// close with their requests.
 pub struct AgentClient<S, B> {
     dial: BoundAgent<S>,
     inner: Arc<Inner<B>>,
@@ -184,23 +183,11 @@ struct Inner<B> {
     budget: Budget,
 }
 
-/// How often one request is sent, if each time it turns out that it was not processed or may be
-/// repeated.
+/// The maximum number of times that one request is sent, if each time it was not processed or may
+/// be repeated.
 const MOST_SENT: u32 = 4;
 
-impl AgentClient<(), ()> {
-    /// Begins with the defaults; every setting is optional.
-    pub fn builder() -> AgentClientBuilder {
-        AgentClientBuilder::new()
-    }
-}
-
 impl<S, B> AgentClient<S, B> {
-    /// A client with the default settings.
-    pub fn new(dial: BoundAgent<S>) -> Self {
-        AgentClientBuilder::new().build(dial)
-    }
-
     pub(super) fn with(dial: BoundAgent<S>, settings: Settings, session: SessionOf) -> Self {
         let pool = Pool::new(settings.limits());
         Self { dial, inner: Arc::new(Inner { pool, settings, session, budget: Budget::default() }) }
@@ -255,11 +242,10 @@ where
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    /// Sends a request, as [`call`](Service::call) does. The client is always ready, so a shared
-    /// one will do: there is nothing to wait for first, and nothing to clone.
+    /// Sends a request, as [`call`](Service::call) does, through a shared reference: the client is
+    /// always ready, so it need not be cloned or polled for readiness.
     pub fn request(&self, request: Request<B>) -> AgentFuture {
-        // A clone has no readiness of the dial service, which is asked for when there is something
-        // to dial.
+        // A clone has not acquired the dial service's readiness; the call does that when it dials.
         let call = Call { dial: self.dial.clone(), inner: Arc::clone(&self.inner) };
         AgentFuture { call: Box::pin(call.answer(request)) }
     }
@@ -287,7 +273,7 @@ impl Future for AgentFuture {
     }
 }
 
-/// One request under way.
+/// One call of the client.
 struct Call<S, B> {
     dial: BoundAgent<S>,
     inner: Arc<Inner<B>>,
@@ -308,14 +294,14 @@ where
         let settings = &inner.settings;
         let (mut parts, body) = request.into_parts();
         let ask = (inner.session)(&parts).ok_or(ClientError::NoSession)?;
-        prepare(&mut parts, settings.speaks)?;
-        frame(&mut parts, &body, settings.speaks);
+        prepare(&mut parts, settings.protocol)?;
+        frame(&mut parts, &body, settings.protocol);
         let marked = parts.extensions.get::<Idempotent>().is_some();
         let moves = marked || (settings.repeat_methods && parts.method.is_idempotent());
         let source = Source::new(body, if marked { Repeats::Recorded } else { Repeats::Untouched });
-        // HTTP/2 says of some requests that they were not processed, and they are gone all the
-        // same.
-        let copy = (moves || settings.speaks == HttpProtocol::Http2).then(|| parts.clone());
+        // hyper does not return a request that HTTP/2 reports as not processed, so a copy of its
+        // head is kept.
+        let copy = (moves || settings.protocol == HttpProtocol::Http2).then(|| parts.clone());
         let again = || copy.clone().filter(|_| source.is_repeatable());
         let leaves = || settings.end_superseded || (moves && source.is_repeatable());
         inner.budget.earn();
@@ -323,7 +309,7 @@ where
         loop {
             let (lease, handle) = self.lease(&ask, wants).await?;
             let conn = Arc::clone(lease.conn());
-            // Nothing has been asked of the agent before.
+            // Starts the agent's clock: nothing has been sent to it before.
             let progress = Progress::new();
             let request = Request::from_parts(parts, source.attempt(Arc::clone(&progress)));
             let watch = Watch {
@@ -352,9 +338,9 @@ where
                 },
                 SendError::Unsent { back, error, again: may } => {
                     let parts = back.map(|request| request.into_parts().0).or_else(again);
-                    // An HTTP/1 connection that has ended unnoticed is likely not the only one; the
-                    // streams of an HTTP/2 connection that has ended have another one in common.
-                    wants = if settings.speaks == HttpProtocol::Http1 || sent > 1 {
+                    // If one HTTP/1 connection had closed unnoticed, the others probably have too,
+                    // so dial. The requests of a closed HTTP/2 connection can share another one.
+                    wants = if settings.protocol == HttpProtocol::Http1 || sent > 1 {
                         Wants::Dial
                     } else {
                         Wants::Any
@@ -368,7 +354,7 @@ where
         }
     }
 
-    /// Returns a connection to what the session would dial now: one that is there, or a new one.
+    /// Returns a connection to the target that the session would dial now: a pooled or a new one.
     async fn lease(
         &mut self,
         ask: &DialSession,
@@ -377,13 +363,13 @@ where
         let shared = Arc::clone(self.dial.shared());
         let mut deadline: Option<Instant> = None;
         let mut queued: Option<Queued<B>> = None;
-        let mut given: Option<(Arc<Agent<B>>, Given<B>)> = None;
+        let mut given: Option<(Arc<Agent<B>>, Grant<B>)> = None;
         loop {
             let start = match shared.known(ask.session, ask.workspace) {
                 Known::Start(start) => start,
                 Known::Dial => return self.dialed(ask, None).await,
                 Known::Cold => {
-                    // Boxed, so that the cached call does not carry the room for it.
+                    // Boxed, so that it does not enlarge the future of a cached call.
                     let start = Box::pin(look_up_first(&shared, ask)).await?;
                     if !shared.is_served(&start) {
                         return self.dialed(ask, None).await;
@@ -400,36 +386,37 @@ where
                 agent.retire_before(doubt);
             }
             let wants = if start.choice.is_held() { Wants::Dial } else { wants };
-            // What was given while the request waited is good if the session would still dial the
-            // same.
+            // A grant that arrived while the request waited counts only if the session would still
+            // dial that agent.
             let in_time =
                 given.take().filter(|(of, _)| Arc::ptr_eq(of, &agent)).map(|(_, given)| given);
             let taken = match (in_time, queued.take().filter(|queued| queued.is_for(&agent, wants)))
             {
-                (Some(given), _) => Taken::Given(given),
-                (None, Some(queued)) => Taken::Queued(queued),
-                (None, None) => agent.take(wants),
+                (Some(given), _) => Checkout::Granted(given),
+                (None, Some(queued)) => Checkout::Queued(queued),
+                (None, None) => agent.checkout(wants),
             };
-            // A request that is not dialed has the resolver asked, as a dial would.
-            if start.choice.doubt().is_some() && !matches!(taken, Taken::Given(Given::Dial(_))) {
+            // A request that needs no dial validates the doubt itself, as a dial would.
+            if start.choice.doubt().is_some() && !matches!(taken, Checkout::Granted(Grant::Dial(_)))
+            {
                 drop(shared.validate(&start.entry.workspace_state));
             }
             match taken {
-                Taken::Given(Given::Lease(lease)) if lease.conn().is_retired() => drop(lease),
-                Taken::Given(Given::Lease(lease)) => {
+                Checkout::Granted(Grant::Lease(lease)) if lease.conn().is_retired() => drop(lease),
+                Checkout::Granted(Grant::Lease(lease)) => {
                     let handle =
                         dialed_before(shared, start, target).of_connection(&lease.conn().handle);
                     return Ok((lease, handle));
                 }
-                Taken::Given(Given::Dial(reserved)) => {
+                Checkout::Granted(Grant::Dial(reserved)) => {
                     return self.dialed(ask, Some(reserved)).await;
                 }
-                Taken::Queued(mut place) => {
+                Checkout::Queued(mut place) => {
                     let waited = self.inner.settings.wait_timeout;
                     let until = *deadline.get_or_insert_with(|| Instant::now() + waited);
                     select! {
                         biased;
-                        now = place.given() => given = now.map(|given| (agent, given)),
+                        now = place.grant() => given = now.map(|given| (agent, given)),
                         () = news(&shared, &start) => queued = Some(place),
                         () = sleep_until(until) => return Err(ClientError::Busy { waited }),
                     }
@@ -438,14 +425,14 @@ where
         }
     }
 
-    /// Returns a new connection, through the layer.
+    /// Dials a new connection through the layer.
     async fn dialed(
         &mut self,
         ask: &DialSession,
         reserved: Option<Reserved<B>>,
     ) -> Result<(Lease<B>, BoundHandle), ClientError> {
-        // Not asked for its readiness, which would be that of the wrapped service: the call itself
-        // asks for that when it has something to dial, and waits no longer than it may.
+        // The layer is not polled for readiness, which is that of the wrapped service: its call
+        // does so when it dials, within its own deadline.
         let bound: Bound<S::Response> = match self.dial.call(ask.clone()).await {
             Ok(bound) => bound,
             Err(error) => {
@@ -457,7 +444,7 @@ where
         };
         let (io, handle) = bound.into_parts();
         let key = Key::of(&handle);
-        // It may have found another target than it set out for.
+        // The layer may have dialed another target than the permit was reserved for.
         let reserved = match reserved {
             Some(reserved) if *reserved.agent().key() == key => reserved,
             _ => self.inner.pool.agent(key).reserve(),

@@ -1,4 +1,4 @@
-//! The dial service as a connector.
+//! The dial service as a connector for other clients.
 
 use crate::{BoxError, DialSession, SessionId};
 use ::http::{Uri, uri::Authority};
@@ -13,14 +13,14 @@ use tower_service::Service;
 
 type SessionOf = Arc<dyn Fn(&Uri) -> Option<DialSession> + Send + Sync>;
 
-/// A dial service as the connector of hyper-util's legacy client and of tonic; the session stands
-/// in the authority.
+/// Connector for hyper-util's legacy client and for tonic that reads the session from the
+/// authority.
 ///
-/// The first label of the host is the session, as a hyphenated uuid; what follows is free:
+/// The first label of the host is the session as a hyphenated UUID; the rest is arbitrary:
 /// `http://6a2f41a3-c54c-4ae5-8b0a-0f7e0b7d9d52.agent/path`. [`authority`](Self::authority) writes
-/// it, [`session_from`](Self::session_from) reads another form. An authority that names no session
-/// is a [`NoSession`] error; no address is ever taken from it. The scheme is not looked at: TLS is
-/// the dialer's affair, or that of whoever wraps this connector.
+/// this form, and [`session_from`](Self::session_from) replaces how it is read. An authority
+/// without a session fails with [`NoSession`]; it is never used as an address. The scheme is
+/// ignored: the dialer, or a wrapper around this connector, is responsible for TLS.
 ///
 /// A response of hyper-util's client has the [`BoundHandle`](crate::BoundHandle) of its connection
 /// in its extensions.
@@ -59,21 +59,19 @@ type SessionOf = Arc<dyn Fn(&Uri) -> Option<DialSession> + Send + Sync>;
 ///
 /// # Traps
 ///
-/// * The pool of hyper-util's legacy client knows scheme and authority only, and no connector can
-///   take anything out of it: a session whose agent was replaced is served by the old one for as
-///   long as that connection lives. With this connector the promise of this crate holds only with
-///   `pool_max_idle_per_host(0)`, and for HTTP/1. With HTTP/2 the connection is shared while
-///   requests are under way even then. Pooling is the affair of
-///   [`AgentClient`](super::AgentClient).
-/// * A tonic `Channel` keeps its one connection until it breaks, and dials again only then. Use
-///   [`AgentClient`](super::AgentClient) with HTTP/2 as the transport; or give a session's channel
-///   up when [`superseded`](crate::BoundHandle::superseded) resolves. A channel does not show its
-///   connection, so the handle must be taken on the way, with tower's `map_response` around the
-///   dial service: `dial.map_response(|bound| { … bound })`.
+/// * The pool of hyper-util's legacy client knows only scheme and authority, and a connector cannot
+///   remove a connection from it: a session whose agent was replaced is served by the old agent as
+///   long as that connection lives. This crate's guarantees hold only with
+///   `pool_max_idle_per_host(0)` and HTTP/1; an HTTP/2 connection is shared between concurrent
+///   requests even then. For pooling, use [`AgentClient`](super::AgentClient).
+/// * A tonic `Channel` dials again only after its one connection fails. Use
+///   [`AgentClient`](super::AgentClient) with HTTP/2 as the transport, or drop a session's channel
+///   when [`superseded`](crate::BoundHandle::superseded) resolves. A channel does not expose its
+///   connection; take the handle with tower's `map_response` around the dial service:
+///   `dial.map_response(|bound| { … bound })`.
 /// * reqwest's `connector_layer` cannot be used: it wraps reqwest's own connector, whose request
-///   (the address) and response (the connection) are sealed types. A layer there can delay or
-///   refuse a connection; it can neither learn which host is asked for nor bring a connection of
-///   its own.
+///   and response are sealed types. A layer there can delay or reject a connection, but cannot read
+///   the host or supply a connection.
 #[derive(Clone)]
 pub struct Connector<D> {
     dial: D,
@@ -86,8 +84,8 @@ impl<D> Connector<D> {
         Self { dial, session: Arc::new(first_label) }
     }
 
-    /// Reads the session (and its workspace, and extensions for the dialer) from the address in
-    /// another way. `None` refuses the address.
+    /// Sets the function that reads the session, its workspace and its extensions for the dialer
+    /// from the URI. `None` rejects the URI with [`NoSession`].
     #[must_use]
     pub fn session_from(
         mut self,
@@ -99,7 +97,7 @@ impl<D> Connector<D> {
 }
 
 impl Connector<()> {
-    /// The authority that names this session.
+    /// Returns the authority that names a session.
     #[must_use]
     pub fn authority(session: SessionId) -> Authority {
         match format!("{session}.agent").parse() {
@@ -110,11 +108,11 @@ impl Connector<()> {
     }
 }
 
-/// The session that the first label of the host is.
+/// Reads the session from the first label of the host.
 fn first_label(uri: &Uri) -> Option<DialSession> {
     let label = uri.host()?.split('.').next()?;
-    // Uuids have other forms than the hyphenated one; two names for one session would be two keys
-    // in a pool.
+    // Accept only the hyphenated form: two spellings of one session would be two keys in a
+    // connection pool.
     (label.len() == 36).then_some(())?;
     label.parse().ok().map(DialSession::new)
 }
@@ -125,7 +123,7 @@ impl<D: fmt::Debug> fmt::Debug for Connector<D> {
     }
 }
 
-/// The address names no session, so there is nothing to dial.
+/// Error of a URI that names no session.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the authority of {uri} names no session")]
 pub struct NoSession {
@@ -133,7 +131,7 @@ pub struct NoSession {
 }
 
 impl NoSession {
-    /// The address.
+    /// Returns the URI.
     #[must_use]
     pub fn uri(&self) -> &Uri {
         &self.uri

@@ -1,11 +1,11 @@
-//! Why there is no response.
+//! Errors of the client.
 
-use crate::{Error, ErrorKind, Target};
+use crate::{Error, ErrorKind, LocalError, Target};
 use std::{error::Error as StdError, io, sync::Arc, time::Duration};
 
-/// Why [`AgentClient`](super::AgentClient) has no response.
+/// Error of an [`AgentClient`](super::AgentClient) call.
 ///
-/// Prints as one line without its cause; `source()` leads to that.
+/// Displays as one line without its cause, which `source()` returns.
 ///
 /// | error | may the agent have processed the request? | [`fault`](Self::fault) | what the client has done |
 /// |---|---|---|---|
@@ -49,42 +49,42 @@ use std::{error::Error as StdError, io, sync::Arc, time::Duration};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
-    /// The request does not say whose agent it is for.
+    /// The request contains no session.
     #[error("the request names no session")]
     NoSession,
-    /// The request cannot be sent as it is. Nothing was dialed.
+    /// The request is malformed or unsupported. Nothing was dialed.
     #[error("the request cannot be sent to an agent")]
     Request(#[from] BadRequest),
-    /// There is no connection to the agent. The request was not sent.
+    /// The layer could not connect to the agent. The request was not sent.
     #[error("no connection to the agent")]
     Dial(#[from] Error),
-    /// All connections to the agent were in use for so long. The request was not sent.
-    #[error("every connection to the agent is in use, for {waited:?}")]
+    /// No connection became free within the `wait_timeout`. The request was not sent.
+    #[error("no connection to the agent became free within {waited:?}")]
     Busy {
-        /// How long the call waited for one.
+        /// How long the call waited for a connection.
         waited: Duration,
     },
-    /// The connection ended before the request was sent, or the agent said that it has not
-    /// processed the request (HTTP/2: a `GOAWAY` that names an earlier stream as the last one, or
-    /// `REFUSED_STREAM`).
+    /// The connection closed before the request was sent, or the agent reported that it did not
+    /// process the request (HTTP/2: `REFUSED_STREAM`, or a `GOAWAY` that names an earlier stream as
+    /// the last one).
     #[error("the agent did not process the request")]
     Unsent(#[source] hyper::Error),
-    /// The request may have reached the agent, and no response came before this process learned
-    /// that the session has another agent, or points elsewhere.
+    /// Before the response began, this process learned that the session has another agent or
+    /// another workspace. The former agent may have received the request.
     #[error("the session has another agent, and the former one had not answered")]
     Superseded {
-        /// What the session would dial now, if that is known.
+        /// The target that the session would dial now, if it is known.
         newer: Option<Arc<Target>>,
     },
-    /// The request may have reached the agent, and no response came: the connection broke, what
-    /// came back was no HTTP, or the body of the request failed. Whether it can be sent again is
-    /// for the caller to say.
+    /// The connection failed, the agent sent invalid HTTP, or the request's body failed. The agent
+    /// may have received the request; only the caller knows whether it can be sent again.
     #[error("the connection to the agent failed")]
     Send(#[source] hyper::Error),
-    /// The agent took the request and did not begin to answer in time.
+    /// The agent did not begin to answer within the `response_header_timeout`. It may have received
+    /// the request.
     #[error("the agent did not answer within {within:?}")]
     NoResponse {
-        /// How long nothing came and nothing was taken.
+        /// How long the agent neither read from the request nor answered.
         within: Duration,
     },
 }
@@ -107,17 +107,17 @@ impl ClientError {
     }
 }
 
-/// Whose fault a [`ClientError`] is.
+/// The side that caused a [`ClientError`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
-    /// The request cannot be sent, or its body failed.
+    /// The caller: the request is invalid, or its body failed.
     Caller,
-    /// This process: its limits, its dialer, its store or its resolver, or it is being shut down.
+    /// This process: its limits, dialer, store or resolver, or a shutdown.
     Here,
-    /// The agent: it is not there, does not answer, broke off, or has been replaced.
+    /// The agent: it is not running, does not answer, closed the connection, or has been replaced.
     Agent,
-    /// The network: the machine of the agent cannot be reached, or has gone without a word.
+    /// The network: the agent's machine is unreachable.
     Network,
 }
 
@@ -136,13 +136,13 @@ impl Fault {
 }
 
 impl ClientError {
-    /// Returns `true` if the agent cannot have processed the request, so that it may be sent again.
+    /// Returns `true` if the agent did not process the request, so that it may be sent again.
     #[must_use]
     pub fn is_unsent(&self) -> bool {
         !matches!(self, Self::Send(_) | Self::NoResponse { .. } | Self::Superseded { .. })
     }
 
-    /// Returns whose fault it is that there is no response.
+    /// Returns the side that caused the error.
     #[must_use]
     pub fn fault(&self) -> Fault {
         match self {
@@ -166,9 +166,8 @@ impl ClientError {
         }
     }
 
-    /// Returns the code with which HTTP/2 ended the stream or the connection, as RFC 9113 §7
-    /// numbers it, if that is why there is no response: 0x7 is `REFUSED_STREAM`, 0xb
-    /// `ENHANCE_YOUR_CALM`.
+    /// Returns the HTTP/2 error code (RFC 9113 §7) with which the stream or the connection ended,
+    /// if that caused the error: 0x7 is `REFUSED_STREAM`, 0xb `ENHANCE_YOUR_CALM`.
     #[must_use]
     pub fn http2_code(&self) -> Option<u32> {
         match self {
@@ -178,8 +177,8 @@ impl ClientError {
     }
 }
 
-/// Returns the code with which HTTP/2 ended the stream or the connection, as RFC 9113 §7 numbers
-/// it, if that is what the error says. For the errors of [`AgentBody`](super::AgentBody).
+/// Returns the HTTP/2 error code (RFC 9113 §7) with which the stream or the connection ended, if
+/// that caused the error. For the errors of [`AgentBody`](super::AgentBody).
 #[must_use]
 pub fn http2_code(error: &hyper::Error) -> Option<u32> {
     Some(http2(error)?.reason()?.into())
@@ -189,8 +188,8 @@ fn http2(error: &hyper::Error) -> Option<&h2::Error> {
     causes(error).find_map(|cause| cause.downcast_ref())
 }
 
-/// Returns `true` if the protocol says that the request was not processed (RFC 9113 §6.8, §8.7). A
-/// `GOAWAY` fails no other stream than those after the last one that it names.
+/// Returns `true` if HTTP/2 guarantees that the request was not processed (RFC 9113 §6.8, §8.7). A
+/// `GOAWAY` fails only the streams after the last one that it names.
 pub(super) fn is_unprocessed(error: &hyper::Error) -> bool {
     http2(error).is_some_and(|error| {
         error.is_remote()
@@ -198,22 +197,28 @@ pub(super) fn is_unprocessed(error: &hyper::Error) -> bool {
     })
 }
 
-/// Returns `true` if the agent has had enough.
-pub(super) fn wants_calm(error: &hyper::Error) -> bool {
+/// Returns `true` if the agent closed with `ENHANCE_YOUR_CALM`.
+pub(super) fn is_enhance_your_calm(error: &hyper::Error) -> bool {
     http2(error).is_some_and(|error| error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM))
 }
 
-/// Returns `true` if the transport has failed.
+/// Returns `true` if the transport failed.
 pub(super) fn is_io(error: &hyper::Error) -> bool {
     causes(error).any(|cause| {
         cause.is::<io::Error>() || cause.downcast_ref::<h2::Error>().is_some_and(h2::Error::is_io)
     })
 }
 
-/// Returns `true` if the system could not reach the machine of the agent.
+/// Returns `true` if the operating system could not reach the agent's machine.
 pub(super) fn is_unreachable(error: &io::Error) -> bool {
     use io::ErrorKind::{HostUnreachable, NetworkDown, NetworkUnreachable, TimedOut};
     matches!(error.kind(), HostUnreachable | NetworkDown | NetworkUnreachable | TimedOut)
+}
+
+/// Returns `true` if an error is evidence against the agent, rather than against the request or
+/// this process.
+pub(super) fn is_evidence(error: &hyper::Error) -> bool {
+    !error.is_user() && !LocalError::is_in(error)
 }
 
 fn is_network(error: &hyper::Error) -> bool {
@@ -232,17 +237,17 @@ fn causes(error: &hyper::Error) -> impl Iterator<Item = &(dyn StdError + 'static
     })
 }
 
-/// Why a request cannot be sent to an agent.
+/// Reason why a request cannot be sent to an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BadRequest {
-    /// A `CONNECT` would make the agent a proxy to somewhere else.
-    #[error("CONNECT is not for agents")]
+    /// `CONNECT` would turn the agent into a proxy to another host.
+    #[error("CONNECT requests cannot be sent to an agent")]
     Connect,
-    /// An upgrade (a WebSocket) is HTTP/1's, and the client speaks HTTP/2 with its agents.
-    #[error("an upgrade needs HTTP/1")]
+    /// `Upgrade` (as for a WebSocket) exists in HTTP/1 only, and the client uses HTTP/2.
+    #[error("an upgrade requires HTTP/1")]
     Upgrade,
-    /// More than one `Host`, or one that is no authority.
+    /// There is more than one `Host` header, or its value is no authority.
     #[error("the Host header is malformed")]
     Host,
 }

@@ -1,9 +1,9 @@
-//! A connection of HTTP/1, driven to its end by a task of its own.
+//! Driver of an HTTP/1 connection.
 
 use super::{
-    connection::{Back, Conn, Sender, Transport},
-    outgoing::Outgoing,
-    pool::Returning,
+    pool::types::{Conn, Returned, ToDriver},
+    sender::Sender,
+    transport::Transport,
 };
 use crate::BoxError;
 use http_body::Body;
@@ -18,23 +18,14 @@ use tokio::{
     time::{Duration, Instant, sleep_until},
 };
 
-/// A sender on its way back.
-pub(super) struct Returned<B> {
-    pub(super) sender: http1::SendRequest<Outgoing<B>>,
-    /// If it is about to be ready.
-    pub(super) soon: Option<Returning<B>>,
-    /// Its user has not seen the response to its end.
-    pub(super) given_up: bool,
-}
-
-/// How long a connection that was given up may take to end in order. What the agent does not take
-/// would hold it for ever.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// How long an abandoned connection may take to close. Without a limit, data that the agent does
+/// not read would keep it open forever.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) async fn open<C, B>(
     io: Transport<C, B>,
     conn: &Arc<Conn<B>>,
-    back: mpsc::UnboundedReceiver<Back<B>>,
+    messages: mpsc::UnboundedReceiver<ToDriver<B>>,
     idle: Duration,
 ) -> Result<Sender<B>, hyper::Error>
 where
@@ -46,19 +37,18 @@ where
     let (sender, connection) = http1::handshake(io).await?;
     let conn = Arc::clone(conn);
     tokio::spawn(async move {
-        drive(connection.with_upgrades(), &conn, back, idle).await;
+        drive(connection.with_upgrades(), &conn, messages, idle).await;
         conn.ends();
     });
     Ok(Sender::Http1(sender))
 }
 
-/// Drives a connection to its end. Ends with it, and holds nothing else up. What an error of the
-/// connection says about its agent, the request says that it has failed; if there is none, it says
-/// nothing.
+/// Drives a connection until it closes. Errors of the connection are ignored here: a failed request
+/// reports them, and without a request they are no evidence against the agent.
 async fn drive<B>(
     connection: impl Future<Output = hyper::Result<()>>,
     conn: &Arc<Conn<B>>,
-    mut back: mpsc::UnboundedReceiver<Back<B>>,
+    mut messages: mpsc::UnboundedReceiver<ToDriver<B>>,
     idle: Duration,
 ) {
     let mut connection = pin!(connection);
@@ -69,10 +59,10 @@ async fn drive<B>(
         select! {
             biased;
             _ = connection.as_mut() => break,
-            Some(returned) = back.recv(), if returning.is_none() => {
-                let Back::Sender(returned) = returned else { continue };
+            Some(returned) = messages.recv(), if returning.is_none() => {
+                let ToDriver::Sender(returned) = returned else { continue };
                 if returned.given_up {
-                    expiry.as_mut().reset(Instant::now() + FAREWELL);
+                    expiry.as_mut().reset(Instant::now() + CLOSE_TIMEOUT);
                 }
                 returning = Some(returned);
             }
@@ -81,11 +71,12 @@ async fn drive<B>(
                     if ready {
                         conn.agent().put(conn, Sender::Http1(sender));
                     }
-                    // A request that waits for this one finds the connection in its place.
+                    // Dropped after `put`, so that a waiting request finds the connection in the
+                    // pool.
                     drop(soon);
                 }
             }
-            // What uses it still, goes on.
+            // Requests on the connection continue.
             () = left_behind.as_mut(), if !conn.has_left() => conn.agent().retire(conn),
             () = expiry.as_mut() => {
                 if returning.as_ref().is_some_and(|returned| returned.given_up) {
@@ -99,8 +90,8 @@ async fn drive<B>(
     conn.agent().retire(conn);
 }
 
-/// Returns whether the connection is ready for the next request; pending for ever while it was not
-/// given back.
+/// Waits until the returned sender is ready for the next request; pending while there is none.
+/// Returns `false` if the connection has closed.
 async fn ready<B>(returning: &mut Option<Returned<B>>) -> bool {
     match returning {
         Some(returned) => returned.sender.ready().await.is_ok(),

@@ -1,16 +1,18 @@
-//! A connection of HTTP/2, driven to its end by a task of its own.
+//! Driver of an HTTP/2 connection.
 //!
-//! hyper divides such a connection in two: what moves the frames, and what takes requests. Both are
-//! driven by one task here. So no frame comes in between the two steps by which a request begins
-//! its stream, and a GOAWAY that fails a request proves that its stream is above the last one that
-//! the agent will process: were they two tasks, the request could fail although its stream had been
-//! opened in that moment and is carried out.
+//! hyper splits such a connection into two futures: one moves frames, the other accepts requests.
+//! One task drives both. So no frame arrives between the two steps in which a request opens its
+//! stream, and a `GOAWAY` that fails a request proves that its stream is above the last one that
+//! the agent will process. With two tasks, a request could fail although its stream had just been
+//! opened and the agent processes it.
 
 use super::{
-    builder::Settings,
-    connection::{Back, Conn, Lease, Sender, Sent, Transport, is_evidence},
-    error::{is_io, wants_calm},
+    error::{is_enhance_your_calm, is_evidence, is_io},
     outgoing::Outgoing,
+    pool::types::{Abandoned, Conn, ToDriver},
+    sender::Sender,
+    settings::{Settings, TOLERATED_PING},
+    transport::Transport,
 };
 use crate::{BoxError, sync::lock};
 use futures_util::future::BoxFuture;
@@ -34,49 +36,37 @@ use tokio::{
     time::{Duration, Instant, sleep_until},
 };
 
-/// No window of a stream is larger: what an agent may send ahead of a caller that does not read.
+/// Largest window of a stream: how much an agent may send ahead of a caller that does not read.
 const LARGEST_WINDOW: u32 = 512 * 1024;
-/// HTTP/2's own default, and the least that is of use.
+/// HTTP/2's default window, and the smallest one used.
 const SMALLEST_WINDOW: u32 = 65_535;
-/// The largest window that HTTP/2 knows.
+/// The largest window that HTTP/2 allows.
 const WINDOWS_AT_MOST: u32 = (1 << 31) - 1;
 
-/// Streams that are reset before the agent has said anything after that. Servers end a connection
-/// on which more than a few streams are reset before they were looked at: 20 in the case of
-/// hyper's.
+/// Maximum number of streams that are reset before the agent has sent anything after that. Servers
+/// close a connection on which many streams are reset before they were accepted (hyper's limit:
+/// 20).
 const RESETS_AT_ONCE: usize = 8;
-/// After so long a silence some more are reset all the same.
+/// After this silence of the agent, the next streams are reset anyway.
 const RESETS_AGAIN: Duration = Duration::from_secs(2);
-
-/// Servers of gRPC end a connection that is pinged more often than every five minutes while nothing
-/// is sent.
-pub(super) const TOLERATED_PING: Duration = Duration::from_secs(310);
-
-/// A stream that nobody waits for any more. Dropped, it is reset.
-pub(super) struct Abandoned<B> {
-    #[allow(dead_code)] // held
-    pub(super) sending: BoxFuture<'static, Sent<B>>,
-    #[allow(dead_code)] // held: the stream counts until it is reset
-    pub(super) lease: Lease<B>,
-}
 
 type Frames = BoxFuture<'static, ()>;
 
-/// Spawns what hyper begins, but keeps the first: what moves the frames, which is begun by the
-/// handshake.
+/// Executor that spawns hyper's futures, except the first one, which it keeps: the handshake's,
+/// which moves the frames.
 #[derive(Clone)]
 struct KeepFirst {
     first: Arc<Mutex<First>>,
     conn: Arc<dyn Tunnels>,
 }
 
-/// A connection, whatever the bodies of its requests are.
+/// A connection without the type of its request bodies.
 trait Tunnels: Send + Sync {
     fn opens(&self);
     fn closes(&self);
 }
 
-/// A tunnel is a stream that outlives its response: it counts as a request until it is closed.
+/// A stream that outlives its response. It counts as a request until it is closed.
 struct Tunnel(Arc<dyn Tunnels>);
 
 impl Tunnel {
@@ -93,23 +83,23 @@ impl Drop for Tunnel {
 }
 
 thread_local! {
-    static DRIVES: Cell<bool> = const { Cell::new(false) };
+    static IS_DRIVING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// While it exists, this thread polls what takes requests and moves frames. All that hyper begins
-/// then is about requests; what it begins elsewhere moves the bytes of a tunnel.
-struct Drives;
+/// Marks that this thread polls the connection's futures. Futures that hyper spawns in this scope
+/// belong to requests; those that it spawns elsewhere move the bytes of a tunnel.
+struct DriverScope;
 
-impl Drives {
+impl DriverScope {
     fn new() -> Self {
-        DRIVES.set(true);
+        IS_DRIVING.set(true);
         Self
     }
 }
 
-impl Drop for Drives {
+impl Drop for DriverScope {
     fn drop(&mut self) {
-        DRIVES.set(false);
+        IS_DRIVING.set(false);
     }
 }
 
@@ -118,7 +108,7 @@ enum First {
     #[default]
     Expected,
     Here(Frames),
-    Taken,
+    Checkout,
 }
 
 impl KeepFirst {
@@ -128,9 +118,9 @@ impl KeepFirst {
 
     fn take(&self) -> Option<Frames> {
         let mut first = lock(&self.first);
-        match std::mem::replace(&mut *first, First::Taken) {
+        match std::mem::replace(&mut *first, First::Checkout) {
             First::Here(frames) => Some(frames),
-            First::Expected | First::Taken => None,
+            First::Expected | First::Checkout => None,
         }
     }
 }
@@ -146,7 +136,7 @@ where
             *first = First::Here(Box::pin(async move { drop(future.await) }));
         } else {
             drop(first);
-            let tunnel = (!DRIVES.get()).then(|| Tunnel::new(Arc::clone(&self.conn)));
+            let tunnel = (!IS_DRIVING.get()).then(|| Tunnel::new(Arc::clone(&self.conn)));
             tokio::spawn(async move {
                 drop(future.await);
                 drop(tunnel);
@@ -155,9 +145,9 @@ where
     }
 }
 
-struct OfConn<B>(Arc<Conn<B>>);
+struct ConnTunnels<B>(Arc<Conn<B>>);
 
-impl<B: Send> Tunnels for OfConn<B> {
+impl<B: Send> Tunnels for ConnTunnels<B> {
     fn opens(&self) {
         self.0.agent().tunnel(&self.0);
     }
@@ -170,7 +160,7 @@ impl<B: Send> Tunnels for OfConn<B> {
 pub(super) async fn open<C, B>(
     io: Transport<C, B>,
     conn: &Arc<Conn<B>>,
-    back: mpsc::UnboundedReceiver<Back<B>>,
+    messages: mpsc::UnboundedReceiver<ToDriver<B>>,
     settings: &Settings,
 ) -> Result<Sender<B>, hyper::Error>
 where
@@ -179,34 +169,40 @@ where
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    let executor = KeepFirst::new(Arc::new(OfConn(Arc::clone(conn))));
+    let executor = KeepFirst::new(Arc::new(ConnTunnels(Arc::clone(conn))));
     let mut builder = http2::Builder::new(executor.clone());
     builder.timer(TokioTimer::new()).keep_alive_timeout(settings.ping_timeout);
-    let calm = if conn.agent().is_calm() { TOLERATED_PING } else { Duration::ZERO };
+    let calm = if conn.agent().are_pings_limited() { TOLERATED_PING } else { Duration::ZERO };
     builder.keep_alive_interval(settings.ping_interval.map(|interval| interval.max(calm)));
     let (stream, all) = windows(settings.requests);
     builder.initial_stream_window_size(stream).initial_connection_window_size(all);
-    // One request begins before the agent has said how many it allows. One more than that, since
-    // hyper holds the last one that is allowed back until its stream is open.
+    // One request may start before the agent announces its limit. The value is one higher, since
+    // hyper holds back the last allowed request until its stream is open.
     builder.initial_max_send_streams(2);
     let (sender, connection) = builder.handshake(io).await?;
-    tokio::spawn(drive(connection, executor.take(), Arc::clone(conn), back, settings.idle_timeout));
+    tokio::spawn(drive(
+        connection,
+        executor.take(),
+        Arc::clone(conn),
+        messages,
+        settings.idle_timeout,
+    ));
     Ok(Sender::Http2(sender))
 }
 
-/// The windows of a stream and of a connection that carries so many of them: all streams that
-/// nobody reads together leave room for one more.
+/// Returns the windows of a stream and of a connection with that many streams: if no caller reads,
+/// there is still room for one more stream.
 fn windows(requests: usize) -> (u32, u32) {
     let streams = u32::try_from(requests).unwrap_or(u32::MAX).saturating_add(1);
     let stream = (WINDOWS_AT_MOST / streams).clamp(SMALLEST_WINDOW, LARGEST_WINDOW);
     (stream, stream.saturating_mul(streams).min(WINDOWS_AT_MOST))
 }
 
-/// Streams that are to be reset, a few at a time.
+/// Abandoned streams that are reset a few at a time.
 struct Resets<B> {
     abandoned: VecDeque<Abandoned<B>>,
     left: usize,
-    /// What had been heard of the agent when the last one was reset.
+    /// Number of reads from the transport at the last reset.
     heard: u64,
     again: Instant,
 }
@@ -216,7 +212,7 @@ impl<B> Resets<B> {
         Self { abandoned: VecDeque::new(), left: RESETS_AT_ONCE, heard: 0, again: Instant::now() }
     }
 
-    /// Resets as many as is polite, or all of them if nobody uses the connection any more.
+    /// Resets as many streams as the limit allows, or all of them if the client was dropped.
     fn go_on(&mut self, conn: &Conn<B>) {
         if conn.heard() != self.heard {
             self.left = RESETS_AT_ONCE;
@@ -240,12 +236,12 @@ impl<B> Resets<B> {
     }
 }
 
-/// Drives a connection to its end. Ends with it, and holds nothing else up.
+/// Drives a connection until it closes.
 async fn drive<C, B>(
     connection: http2::Connection<Transport<C, B>, Outgoing<B>, KeepFirst>,
     mut frames: Option<Frames>,
     conn: Arc<Conn<B>>,
-    mut back: mpsc::UnboundedReceiver<Back<B>>,
+    mut messages: mpsc::UnboundedReceiver<ToDriver<B>>,
     idle: Duration,
 ) where
     C: Read + Write + Unpin + Send + 'static,
@@ -260,10 +256,10 @@ async fn drive<C, B>(
     loop {
         let (again, are_left) = (resets.again, !resets.abandoned.is_empty());
         let ended = poll_fn(|cx| {
-            let _drives = Drives::new();
+            let _drives = DriverScope::new();
             resets.go_on(&conn);
-            // Before that: who is told first may be the request.
-            let is_owed = conn.is_owed();
+            // Read before polling, which may fail the requests first.
+            let has_unanswered = conn.has_unanswered();
             if let Some(moves) = &mut frames
                 && moves.as_mut().poll(cx).is_ready()
             {
@@ -278,28 +274,28 @@ async fn drive<C, B>(
                 conn.agent().announced();
             }
             resets.go_on(&conn);
-            ended.map(|end| Some((end, is_owed)))
+            ended.map(|end| Some((end, has_unanswered)))
         });
         select! {
             biased;
             ended = ended => match ended {
-                Some((end, is_owed)) => {
-                    // It takes no more requests; those that it has go on.
+                Some((end, has_unanswered)) => {
+                    // The connection accepts no more requests; those on it continue.
                     requests = None;
                     conn.agent().retire(&conn);
-                    judge(&conn, end, is_owed);
+                    judge(&conn, end, has_unanswered);
                     if frames.is_none() {
                         break;
                     }
                 }
                 None => break,
             },
-            Some(returned) = back.recv() => {
-                if let Back::Abandoned(abandoned) = returned {
+            Some(returned) = messages.recv() => {
+                if let ToDriver::Abandoned(abandoned) = returned {
                     resets.abandoned.push_back(abandoned);
                 }
             }
-            // What uses it still, goes on.
+            // Requests on the connection continue.
             () = left_behind.as_mut(), if !conn.has_left() => conn.agent().retire(&conn),
             () = sleep_until(again), if are_left => {}
             () = expiry.as_mut() => {
@@ -311,14 +307,15 @@ async fn drive<C, B>(
     conn.agent().retire(&conn);
 }
 
-/// What the end of a connection says about its agent. An orderly end says nothing: servers close
-/// connections as they like. Nor does an end after which no request is left without its answer.
-fn judge<B>(conn: &Conn<B>, end: hyper::Result<()>, is_owed: bool) {
+/// Reports the agent as stale if the connection failed while a request had no complete response. A
+/// graceful close, or a close without pending requests, is no evidence: servers may close
+/// connections at any time.
+fn judge<B>(conn: &Conn<B>, end: hyper::Result<()>, has_unanswered: bool) {
     let Err(error) = end else { return };
-    if wants_calm(&error) {
-        conn.agent().calm_down();
+    if is_enhance_your_calm(&error) {
+        conn.agent().limit_pings();
     }
-    if is_evidence(&error) && (error.is_timeout() || is_io(&error)) && is_owed {
+    if is_evidence(&error) && (error.is_timeout() || is_io(&error)) && has_unanswered {
         conn.handle.report_stale();
     }
 }

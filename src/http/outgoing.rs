@@ -1,4 +1,4 @@
-//! The body of a request, watched on its way out.
+//! The body of a request, observed while it is sent.
 
 use crate::sync::lock;
 use bytes::{Buf, Bytes};
@@ -10,25 +10,25 @@ use std::{
 };
 use tokio::time::{Duration, Instant};
 
-/// How many bytes of a body are recorded, so that a repeatable request can be sent again.
+/// Maximum number of bytes of a body that are recorded for sending it again.
 const MOST_RECORDED: usize = 64 * 1024;
 
-/// Whose turn it is while a request is under way. Shared by the request's body and the call that
-/// waits for the response.
+/// Tracks whether a pending request waits for the connection, the caller or the agent. Shared by
+/// the request's body and the call that waits for the response.
 #[derive(Debug)]
 pub(super) struct Progress(Mutex<Turn>);
 
 #[derive(Clone, Copy, Debug)]
 enum Turn {
-    /// The connection has not begun with the request: its stream is not open yet.
+    /// The connection has not started the request: its stream is not open yet.
     Queued(Instant),
-    /// The connection has taken all that there is, and asks for more of the body.
-    Callers,
-    /// Since then there is something that the agent has not taken, or to which it has not answered.
-    Agents(Instant),
-    /// The body has failed.
+    /// The connection has sent all available data and polls for more of the body.
+    Caller,
+    /// Since this instant there is data that the agent has not read or not answered.
+    Agent(Instant),
+    /// The caller's body failed.
     Failed,
-    /// The connection is done with the body, and since then it is the agent's turn.
+    /// The connection dropped the body at this instant; the agent is to answer.
     Sent(Instant),
 }
 
@@ -37,21 +37,21 @@ impl Progress {
         Arc::new(Self(Mutex::new(Turn::Queued(Instant::now()))))
     }
 
-    /// Returns `true` if the caller's body has failed, so that a broken connection says nothing
-    /// about the agent.
+    /// Returns `true` if the caller's body failed, so that a closed connection is no evidence
+    /// against the agent.
     pub(super) fn has_failed(&self) -> bool {
         matches!(*self.turn(), Turn::Failed)
     }
 
-    /// Returns since when it is the agent's turn, if it is.
+    /// Returns since when the request waits for the agent, if it does.
     pub(super) fn silent_since(&self) -> Option<Instant> {
         match *self.turn() {
-            Turn::Agents(since) | Turn::Sent(since) => Some(since),
-            Turn::Queued(_) | Turn::Callers | Turn::Failed => None,
+            Turn::Agent(since) | Turn::Sent(since) => Some(since),
+            Turn::Queued(_) | Turn::Caller | Turn::Failed => None,
         }
     }
 
-    /// Returns since when the request waits for the connection to begin with it, if it does.
+    /// Returns since when the request waits for the connection to start it, if it does.
     pub(super) fn queued_since(&self) -> Option<Instant> {
         match *self.turn() {
             Turn::Queued(since) => Some(since),
@@ -59,13 +59,13 @@ impl Progress {
         }
     }
 
-    /// Returns `true` if the agent has not taken more of the body for so long, although there is
-    /// more.
+    /// Returns `true` if the agent has read nothing for at least `after`, although data is
+    /// available.
     pub(super) fn is_stalled(&self, after: Duration) -> bool {
-        matches!(*self.turn(), Turn::Agents(since) if since.elapsed() >= after)
+        matches!(*self.turn(), Turn::Agent(since) if since.elapsed() >= after)
     }
 
-    /// Returns `true` if the connection is done with the body.
+    /// Returns `true` if the connection has dropped the body.
     pub(super) fn is_sent(&self) -> bool {
         matches!(*self.turn(), Turn::Sent(_))
     }
@@ -79,28 +79,28 @@ impl Progress {
     }
 }
 
-/// What may be done with the body of a request that is to be sent a second time.
+/// How a body can be sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Repeats {
-    /// Only a body of which nothing was taken is sent again.
+    /// Only if nothing of it was read.
     Untouched,
-    /// What was taken is recorded, and is sent again.
+    /// From a record of what was read.
     Recorded,
 }
 
-/// The caller's body, from which each attempt to send the request takes.
+/// The caller's body, which each attempt to send the request reads.
 #[derive(Debug)]
-pub(super) struct Source<B>(Mutex<Held<B>>);
+pub(super) struct Source<B>(Mutex<SourceState<B>>);
 
 #[derive(Debug)]
-struct Held<B> {
+struct SourceState<B> {
     body: Option<B>,
-    /// Something was taken from the body.
+    /// Something was read from the body.
     touched: bool,
     ended: bool,
-    /// The attempt that may take from it. An earlier one gets nothing any more.
+    /// The attempt that may read the body. Earlier ones get nothing more.
     attempt: u32,
-    /// What was taken so far; `None` if it is not recorded, or was too much.
+    /// What was read so far; `None` if it is not recorded, or exceeded the limit.
     record: Option<Vec<Recorded>>,
     recorded: usize,
 }
@@ -114,7 +114,7 @@ enum Recorded {
 impl<B> Source<B> {
     pub(super) fn new(body: B, repeats: Repeats) -> Arc<Self> {
         let record = (repeats == Repeats::Recorded).then(Vec::new);
-        Arc::new(Self(Mutex::new(Held {
+        Arc::new(Self(Mutex::new(SourceState {
             body: Some(body),
             touched: false,
             ended: false,
@@ -124,7 +124,7 @@ impl<B> Source<B> {
         })))
     }
 
-    /// Returns the body for another attempt. Earlier ones get nothing from here on.
+    /// Returns the body for another attempt. Earlier attempts get nothing from now on.
     pub(super) fn attempt(self: &Arc<Self>, progress: Arc<Progress>) -> Outgoing<B> {
         let attempt = {
             let mut held = lock(&self.0);
@@ -146,7 +146,7 @@ impl<B> Source<B> {
 pub(super) struct Outgoing<B> {
     source: Arc<Source<B>>,
     attempt: u32,
-    /// How much of the record this attempt has sent.
+    /// Index of the next frame of the record.
     at: usize,
     progress: Arc<Progress>,
 }
@@ -159,7 +159,7 @@ impl<B> Drop for Outgoing<B> {
         }
         drop(turn);
         let mut held = lock(&self.source.0);
-        // Nobody can send the rest any more, so the caller's body ends here.
+        // No attempt can send the rest, so drop the caller's body.
         let body = (held.attempt == self.attempt && held.touched && held.record.is_none())
             .then(|| held.body.take());
         drop(held);
@@ -178,24 +178,24 @@ impl<B: Body + Unpin> Body for Outgoing<B> {
         let this = &mut *self;
         let mut held = lock(&this.source.0);
         if held.attempt != this.attempt {
-            // Neither an end nor an error: the connection that asks is being closed, and its agent
-            // must not take what it has for the whole.
+            // Neither an end nor an error: the connection that polls is closing, and its agent must
+            // not take a truncated body for a complete one.
             return Poll::Pending;
         }
         if let Some(frame) = held.record.as_ref().and_then(|record| record.get(this.at)).cloned() {
             this.at += 1;
-            this.progress.set(Turn::Agents(Instant::now()));
+            this.progress.set(Turn::Agent(Instant::now()));
             return Poll::Ready(Some(Ok(frame.into())));
         }
         let ended = held.ended;
         let Some(body) = held.body.as_mut().filter(|_| !ended) else { return Poll::Ready(None) };
         let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) else {
-            this.progress.set(Turn::Callers);
+            this.progress.set(Turn::Caller);
             return Poll::Pending;
         };
         this.progress.set(match frame {
             Some(Err(_)) => Turn::Failed,
-            _ => Turn::Agents(Instant::now()),
+            _ => Turn::Agent(Instant::now()),
         });
         let Some(frame) = frame else {
             held.ended = true;
@@ -236,7 +236,7 @@ impl<B: Body + Unpin> Body for Outgoing<B> {
     }
 }
 
-impl<B> Held<B> {
+impl<B> SourceState<B> {
     fn note(&mut self, frame: &Frame<Bytes>) {
         let Some(record) = &mut self.record else { return };
         match (frame.data_ref(), frame.trailers_ref()) {

@@ -1,4 +1,4 @@
-//! The connections to each agent, and who may use them.
+//! Connection pool: the connections to each agent, and the queue of requests for them.
 //!
 //! A connection is in one of these states:
 //!
@@ -9,25 +9,25 @@
 //!                 closed ◀── retired        out of circulation: its last user holds it
 //! ```
 //!
-//! It goes out of circulation when its workspace has a later target, when it was reported or is
-//! older than a doubt, when it was idle for too long, and when it has ended. It is in circulation
-//! for one workspace and one target; a call that asks for it has just looked up that this is what
-//! its session would dial.
+//! A connection is retired (taken out of circulation) when its workspace has a newer target, when
+//! it was reported as stale or is older than a doubt, when it was idle for too long, and when it
+//! has closed. It belongs to one workspace and one target; a call that uses it has just established
+//! that its session would dial that target.
 //!
-//! A request that finds neither a connection with room nor room for another connection waits in a
-//! queue. Everything that changes the state of an agent's connections ends with [`Agent::serve`],
-//! which hands what has become free to the first request of the queue: a later request never
-//! overtakes it.
+//! A request waits in a queue if no connection has room and the limit of connections is reached.
+//! Every change to an agent's state ends with [`Agent::serve`], which grants free capacity to the
+//! first request of the queue, so a later request never overtakes it.
 
-use super::{
-    connection::{Conn, Lease, Sender},
-    question::HeadTimes,
+pub(super) mod types;
+
+use self::types::{
+    Agent, Agents, Conn, Grant, Key, Lease, Member, Reserved, Returning, State, Waiter, Wants,
 };
-use crate::{BoundHandle, Target, WorkspaceId, sync::lock};
+use super::{question::HeadTimes, sender::Sender, settings::Limits};
+use crate::sync::lock;
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     fmt,
-    hash::{Hash, Hasher},
     sync::{
         Arc, Mutex, MutexGuard, Weak,
         atomic::{AtomicBool, Ordering},
@@ -38,134 +38,33 @@ use tokio::{
     time::{Duration, Instant},
 };
 
-/// How long a connection in use is not looked at, however short the idle timeout.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
-
-/// What a connection is for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Key {
-    workspace: WorkspaceId,
-    target: Arc<Target>,
-}
-
-impl Key {
-    pub(super) fn new(workspace: WorkspaceId, target: Arc<Target>) -> Self {
-        Self { workspace, target }
-    }
-
-    pub(super) fn of(handle: &BoundHandle) -> Self {
-        Self::new(handle.workspace(), Arc::clone(handle.shared_target()))
-    }
-}
-
-impl Hash for Key {
-    /// Of the agent alone: hardly two targets differ in nothing but the rest, and every request is
-    /// looked up by this.
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.workspace.hash(state);
-        self.target.agent.hash(state);
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
-    /// Connections to one agent.
-    pub(super) connections: usize,
-    /// Requests that one connection carries at once, if its agent allows as many.
-    pub(super) requests: usize,
-}
-
-type Agents<B> = Mutex<HashMap<Key, Weak<Agent<B>>>>;
+/// The least time between two checks of a connection in use, however short the idle timeout is.
+const MIN_EXPIRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// All connections of a client.
 pub(super) struct Pool<B> {
     agents: Arc<Agents<B>>,
     limits: Limits,
-    /// An agent has complained about pings.
-    calm: Arc<AtomicBool>,
+    /// Set once an agent has closed a connection with `ENHANCE_YOUR_CALM`.
+    ping_limit: Arc<AtomicBool>,
 }
 
-/// The connections to one agent. Held by its connections and by the calls that ask for one; goes
-/// when the last of them goes.
-pub(super) struct Agent<B> {
-    key: Key,
-    agents: Weak<Agents<B>>,
-    limits: Limits,
-    calm: Arc<AtomicBool>,
-    state: Mutex<State<B>>,
-    /// How long the agent takes to begin its answers.
-    pub(super) heads: HeadTimes,
-}
-
-struct State<B> {
-    /// In circulation: an idle connection of HTTP/1, or any connection of HTTP/2. The most recently
-    /// used one last.
-    members: Vec<Member<B>>,
-    /// Connections that count against the limit: those being dialed, those in circulation, those in
-    /// use. A connection of HTTP/2 that went out of circulation does not: it only serves what it
-    /// has begun.
-    open: usize,
-    /// Dials under way, and connections of HTTP/1 that are about to be ready again.
-    dialing: usize,
-    returning: usize,
-    /// The requests that wait, first come first.
-    waiting: VecDeque<Waiter<B>>,
-    tokens: u64,
-    /// What was made before then does not come back into circulation.
-    in_doubt_until: Option<Instant>,
-    /// The client is gone: nothing is kept any more.
-    closed: bool,
-}
-
-struct Member<B> {
-    conn: Arc<Conn<B>>,
-    sender: Sender<B>,
-    users: usize,
-    /// If it has no users.
-    idle_since: Instant,
-}
-
-/// What a request asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wants {
-    /// A connection that is there, or the right to dial one.
-    Any,
-    /// The right to dial.
-    Dial,
-}
-
-struct Waiter<B> {
-    token: u64,
-    wants: Wants,
-    /// The dial that it waited for came to nothing: it dials rather than to wait for the next one.
-    alone: bool,
-    given: oneshot::Sender<Given<B>>,
-}
-
-/// What a request gets.
-pub(super) enum Given<B> {
-    /// A connection.
-    Lease(Lease<B>),
-    /// The right to dial one.
-    Dial(Reserved<B>),
-}
-
-/// What a request gets at once.
-pub(super) enum Taken<B> {
-    Given(Given<B>),
+/// Immediate result of [`Agent::checkout`].
+pub(super) enum Checkout<B> {
+    Granted(Grant<B>),
     /// A place in the queue.
     Queued(Queued<B>),
 }
 
-/// What must not be dropped while the state is locked, because that may lock it again.
-struct Lost<B> {
+/// Values that must be dropped after the state is unlocked, since their `Drop` may lock it again.
+struct Discarded<B> {
     members: Vec<Member<B>>,
-    given: Vec<Given<B>>,
+    grant: Vec<Grant<B>>,
 }
 
 impl<B> Pool<B> {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { agents: Arc::default(), limits, calm: Arc::default() }
+        Self { agents: Arc::default(), limits, ping_limit: Arc::default() }
     }
 
     pub(super) fn agent(&self, key: Key) -> Arc<Agent<B>> {
@@ -177,7 +76,7 @@ impl<B> Pool<B> {
             key: key.clone(),
             agents: Arc::downgrade(&self.agents),
             limits: self.limits,
-            calm: Arc::clone(&self.calm),
+            ping_limit: Arc::clone(&self.ping_limit),
             state: Mutex::new(State {
                 members: Vec::new(),
                 open: 0,
@@ -199,9 +98,9 @@ impl<B> Drop for Pool<B> {
     fn drop(&mut self) {
         let agents: Vec<_> = lock(&self.agents).values().filter_map(Weak::upgrade).collect();
         for agent in agents {
-            agent.change(|state, lost| {
+            agent.change(|state, discarded| {
                 state.closed = true;
-                lost.members.append(&mut state.members);
+                discarded.members.append(&mut state.members);
             });
         }
     }
@@ -211,7 +110,7 @@ impl<B> Drop for Agent<B> {
     fn drop(&mut self) {
         let Some(agents) = self.agents.upgrade() else { return };
         let mut agents = lock(&agents);
-        // There may be a new one by now.
+        // Another agent may have taken the key meanwhile.
         if agents.get(&self.key).is_some_and(|agent| agent.strong_count() == 0) {
             agents.remove(&self.key);
         }
@@ -223,13 +122,13 @@ impl<B> Agent<B> {
         &self.key
     }
 
-    /// Returns `true` once an agent of this client has complained about pings.
-    pub(super) fn is_calm(&self) -> bool {
-        self.calm.load(Ordering::Relaxed)
+    /// Returns `true` once an agent of this client has rejected frequent pings.
+    pub(super) fn are_pings_limited(&self) -> bool {
+        self.ping_limit.load(Ordering::Relaxed)
     }
 
-    pub(super) fn calm_down(&self) {
-        self.calm.store(true, Ordering::Relaxed);
+    pub(super) fn limit_pings(&self) {
+        self.ping_limit.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -237,34 +136,37 @@ impl<B> Agent<B> {
     }
 
     /// Changes the state, then serves the requests that wait.
-    fn change<T>(self: &Arc<Self>, change: impl FnOnce(&mut State<B>, &mut Lost<B>) -> T) -> T {
-        let mut lost = Lost { members: Vec::new(), given: Vec::new() };
+    fn change<T>(
+        self: &Arc<Self>,
+        change: impl FnOnce(&mut State<B>, &mut Discarded<B>) -> T,
+    ) -> T {
+        let mut discarded = Discarded { members: Vec::new(), grant: Vec::new() };
         let mut state = self.state();
-        let done = change(&mut state, &mut lost);
-        self.serve(&mut state, &mut lost);
+        let done = change(&mut state, &mut discarded);
+        self.serve(&mut state, &mut discarded);
         drop(state);
-        drop(lost);
+        drop(discarded);
         done
     }
 
-    /// Hands what is free to the requests that wait, in their order.
-    fn serve(self: &Arc<Self>, state: &mut State<B>, lost: &mut Lost<B>) {
+    /// Grants free capacity to the waiting requests, first in, first out.
+    fn serve(self: &Arc<Self>, state: &mut State<B>, discarded: &mut Discarded<B>) {
         let mut next = 0;
         while let Some(waiter) = state.waiting.get(next) {
             let (wants, alone) = (waiter.wants, waiter.alone);
-            if waiter.given.is_closed() {
+            if waiter.grant.is_closed() {
                 state.waiting.remove(next);
                 continue;
             }
-            // One that waits for a dial or a return of another request dials if there are more like
-            // it than that brings.
+            // A request that waits for another request's dial or connection dials itself if more
+            // requests wait than those will serve.
             let may_dial =
                 alone || wants == Wants::Dial || state.waiting.len() > state.expected(self.limits);
-            match self.give(state, wants, |_| may_dial, lost) {
-                Some(given) => {
+            match self.grant(state, wants, |_| may_dial, discarded) {
+                Some(grant) => {
                     let Some(waiter) = state.waiting.remove(next) else { return };
-                    if let Err(given) = waiter.given.send(given) {
-                        lost.given.push(given);
+                    if let Err(grant) = waiter.grant.send(grant) {
+                        discarded.grant.push(grant);
                     }
                 }
                 None if wants == Wants::Dial => next += 1,
@@ -274,23 +176,23 @@ impl<B> Agent<B> {
         }
     }
 
-    fn give(
+    fn grant(
         self: &Arc<Self>,
         state: &mut State<B>,
         wants: Wants,
         may_dial: impl FnOnce(&State<B>) -> bool,
-        lost: &mut Lost<B>,
-    ) -> Option<Given<B>> {
+        discarded: &mut Discarded<B>,
+    ) -> Option<Grant<B>> {
         if wants == Wants::Any
-            && let Some(found) = state.find(self.limits, lost)
+            && let Some(found) = state.find(self.limits, discarded)
         {
-            return Some(Given::Lease(self.lend(state, found)));
+            return Some(Grant::Lease(self.lease(state, found)));
         }
         if !may_dial(state) {
             return None;
         }
         if state.open >= self.limits.connections {
-            // An idle connection makes room for one that must be dialed.
+            // Close an idle connection to make room for a dial that must happen.
             let idle = state
                 .members
                 .iter()
@@ -298,9 +200,9 @@ impl<B> Agent<B> {
                 .filter(|_| wants == Wants::Dial)?;
             let idle = state.members.remove(idle);
             state.uncount(&idle.conn);
-            lost.members.push(idle);
+            discarded.members.push(idle);
         }
-        Some(Given::Dial(self.reserved(state)))
+        Some(Grant::Dial(self.reserved(state)))
     }
 
     fn reserved(self: &Arc<Self>, state: &mut State<B>) -> Reserved<B> {
@@ -309,7 +211,7 @@ impl<B> Agent<B> {
         Reserved { agent: Arc::clone(self), connected: false }
     }
 
-    fn lend(self: &Arc<Self>, state: &mut State<B>, found: usize) -> Lease<B> {
+    fn lease(self: &Arc<Self>, state: &mut State<B>, found: usize) -> Lease<B> {
         let mut member = state.members.remove(found);
         let (conn, sender) = match member.sender.share() {
             None => (member.conn, member.sender),
@@ -323,42 +225,44 @@ impl<B> Agent<B> {
         Lease::new(conn, sender, true)
     }
 
-    /// For a request whose session would dial this agent now.
-    pub(super) fn take(self: &Arc<Self>, wants: Wants) -> Taken<B> {
-        self.change(|state, lost| {
+    /// Leases a connection, reserves a dial, or joins the queue. The session of the request would
+    /// dial this agent now.
+    pub(super) fn checkout(self: &Arc<Self>, wants: Wants) -> Checkout<B> {
+        self.change(|state, discarded| {
             if state.waiting.is_empty() {
-                // Asked only if nothing is found, since it looks at every connection.
+                // Evaluated only if no connection is found, since it scans all connections.
                 let may_dial =
                     |state: &State<B>| wants == Wants::Dial || state.expected(self.limits) == 0;
-                if let Some(given) = self.give(state, wants, may_dial, lost) {
-                    return Taken::Given(given);
+                if let Some(grant) = self.grant(state, wants, may_dial, discarded) {
+                    return Checkout::Granted(grant);
                 }
             }
-            let (given, place) = oneshot::channel();
+            let (grant, place) = oneshot::channel();
             state.tokens += 1;
             let token = state.tokens;
-            state.waiting.push_back(Waiter { token, wants, alone: false, given });
-            Taken::Queued(Queued { agent: Arc::clone(self), token, wants, given: Some(place) })
+            state.waiting.push_back(Waiter { token, wants, alone: false, grant });
+            Checkout::Queued(Queued { agent: Arc::clone(self), token, wants, grant: Some(place) })
         })
     }
 
-    /// A connection of HTTP/1 is about to be ready for the next request.
+    /// Announces an HTTP/1 connection that will soon be ready for the next request.
     pub(super) fn returning(self: &Arc<Self>) -> Returning<B> {
         self.state().returning += 1;
         Returning { agent: Arc::clone(self) }
     }
 
-    /// For a dial that was made already, to this agent rather than to the one that it set out for.
+    /// Reserves a permit for a dial that has already connected to this agent instead of the
+    /// expected one.
     pub(super) fn reserve(self: &Arc<Self>) -> Reserved<B> {
         self.reserved(&mut self.state())
     }
 
-    /// A new connection that can be shared is there, with its first user. It is left to that user
-    /// alone if it is one more than is needed.
+    /// Adds a new connection that can be shared, and that one request uses. A connection that is
+    /// not needed is left to that request alone.
     pub(super) fn add(self: &Arc<Self>, conn: &Arc<Conn<B>>, sender: Sender<B>) {
         let member =
             Member { conn: Arc::clone(conn), sender, users: 1, idle_since: Instant::now() };
-        self.change(|state, lost| {
+        self.change(|state, discarded| {
             let presumed =
                 |member: &Member<B>| member.conn.streams().unwrap_or(self.limits.requests);
             let free = |member: &Member<B>| {
@@ -369,28 +273,28 @@ impl<B> Agent<B> {
             if !state.closed && is_needed && state.members.len() < self.limits.connections {
                 state.members.push(member);
             } else {
-                lost.members.push(member);
+                discarded.members.push(member);
             }
         });
     }
 
-    /// A connection that is not shared is ready for the next request.
+    /// Returns an exclusive connection that is ready for the next request.
     pub(super) fn put(self: &Arc<Self>, conn: &Arc<Conn<B>>, sender: Sender<B>) {
         let member =
             Member { conn: Arc::clone(conn), sender, users: 0, idle_since: Instant::now() };
-        self.change(|state, lost| {
+        self.change(|state, discarded| {
             let in_doubt = state.in_doubt_until.is_some_and(|doubt| conn.since() <= doubt);
             let is_over = state.open > self.limits.connections;
             if state.closed || in_doubt || is_over || !member.is_fit() {
                 state.uncount(conn);
-                lost.members.push(member);
+                discarded.members.push(member);
             } else {
                 state.members.push(member);
             }
         });
     }
 
-    /// A request or a tunnel on a shared connection is done.
+    /// Ends one use of a shared connection by a request or a tunnel.
     pub(super) fn done(self: &Arc<Self>, conn: &Arc<Conn<B>>) {
         self.change(|state, _| {
             if let Some(member) =
@@ -402,8 +306,7 @@ impl<B> Agent<B> {
         });
     }
 
-    /// A request that is answered has become a tunnel, which uses the shared connection until it is
-    /// [done](Self::done).
+    /// Counts a tunnel as a user of a shared connection, until it is [done](Self::done).
     pub(super) fn tunnel(self: &Arc<Self>, conn: &Arc<Conn<B>>) {
         let mut state = self.state();
         if let Some(member) =
@@ -413,24 +316,25 @@ impl<B> Agent<B> {
         }
     }
 
-    /// An agent has announced how many requests its connection carries.
+    /// Serves the queue after an agent has announced how many concurrent requests it allows.
     pub(super) fn announced(self: &Arc<Self>) {
         self.change(|_, _| {});
     }
 
-    /// A connection is closed.
+    /// Releases the place of a closed connection.
     pub(super) fn closed(self: &Arc<Self>, conn: &Conn<B>) {
         self.change(|state, _| state.uncount(conn));
     }
 
-    /// Takes a connection out of circulation for good.
+    /// Retires a connection.
     pub(super) fn retire(self: &Arc<Self>, conn: &Arc<Conn<B>>) {
-        // Before the look: who is about to put it back sees this, or is seen.
+        // Set before the search: a concurrent `put` sees the flag, or this search finds its
+        // connection.
         conn.retire();
         self.retire_if(|member| Arc::ptr_eq(&member.conn, conn));
     }
 
-    /// Takes every connection out of circulation that was made before there was a doubt.
+    /// Retires every connection that was made before a doubt began.
     pub(super) fn retire_before(self: &Arc<Self>, doubt: Instant) {
         {
             let mut state = self.state();
@@ -442,8 +346,8 @@ impl<B> Agent<B> {
         self.retire_if(|member| member.conn.since() <= doubt);
     }
 
-    /// Takes the connection out of circulation if it was idle for so long. Returns when to look
-    /// again.
+    /// Retires the connection if it was idle for at least `after`. Returns the time of the next
+    /// check.
     pub(super) fn expire(self: &Arc<Self>, conn: &Arc<Conn<B>>, after: Duration) -> Instant {
         let now = Instant::now();
         self.retire_if(|member| {
@@ -453,16 +357,16 @@ impl<B> Agent<B> {
         let member = state.members.iter().find(|member| Arc::ptr_eq(&member.conn, conn));
         match member {
             Some(member) if member.users == 0 => member.idle_since + after,
-            _ => now + after.max(BETWEEN_LOOKS),
+            _ => now + after.max(MIN_EXPIRY_INTERVAL),
         }
     }
 
     fn retire_if(self: &Arc<Self>, mut retires: impl FnMut(&Member<B>) -> bool) {
-        self.change(|state, lost| {
+        self.change(|state, discarded| {
             for member in state.members.extract_if(.., |member| retires(member)) {
-                lost.members.push(member);
+                discarded.members.push(member);
             }
-            for member in &lost.members {
+            for member in &discarded.members {
                 state.uncount(&member.conn);
             }
         });
@@ -474,18 +378,18 @@ impl<B> Agent<B> {
 }
 
 impl<B> State<B> {
-    /// The most recently used connection that has room for one more request. Those that are found
-    /// to be lost on the way to it go to `lost`; the others are not looked at.
+    /// Returns the index of the most recently used connection with room for a request. Unusable
+    /// connections that the search meets go to `discarded`.
     ///
-    /// One on which an upload is stalled is found only if no other one may be dialed.
-    fn find(&mut self, limits: Limits, lost: &mut Lost<B>) -> Option<usize> {
+    /// A connection with a stalled upload is returned only if no other connection may be dialed.
+    fn find(&mut self, limits: Limits, discarded: &mut Discarded<B>) -> Option<usize> {
         let mut stalled: Option<Arc<Conn<B>>> = None;
         for found in (0..self.members.len()).rev() {
             let member = &self.members[found];
             if !member.is_fit() {
                 let member = self.members.remove(found);
                 self.uncount(&member.conn);
-                lost.members.push(member);
+                discarded.members.push(member);
             } else if member.users < member.conn.streams().unwrap_or(1).min(limits.requests) {
                 if limits.requests == 1 || !member.conn.is_stalled() {
                     return Some(found);
@@ -497,7 +401,7 @@ impl<B> State<B> {
         self.members.iter().position(|member| Arc::ptr_eq(&member.conn, &stalled))
     }
 
-    /// Requests that will have a connection soon, beside those that bring it.
+    /// Returns how many waiting requests will get a connection from dials and returns in progress.
     fn expected(&self, limits: Limits) -> usize {
         if limits.requests == 1 {
             return self.returning;
@@ -510,7 +414,7 @@ impl<B> State<B> {
         (self.dialing + unannounced) * (limits.requests - 1) + self.returning
     }
 
-    /// The connection does not count against the limit any more.
+    /// Stops counting the connection against the limit.
     fn uncount(&mut self, conn: &Conn<B>) {
         if conn.uncount() {
             self.open -= 1;
@@ -524,25 +428,19 @@ impl<B> Member<B> {
     }
 }
 
-/// A dial under way.
-pub(super) struct Reserved<B> {
-    agent: Arc<Agent<B>>,
-    connected: bool,
-}
-
 impl<B> Reserved<B> {
     pub(super) fn agent(&self) -> &Arc<Agent<B>> {
         &self.agent
     }
 
-    /// There is a connection now, which counts from here on.
+    /// Ends the dial with a connection, which counts against the limit from now on.
     pub(super) fn connected(mut self, conn: &Conn<B>) {
         conn.count();
         self.connected = true;
     }
 
-    /// The dial came to nothing: the requests that waited for it dial themselves, rather than to
-    /// wait for one dial after the other.
+    /// Ends the dial without a connection. The requests that waited for it dial themselves instead
+    /// of waiting for one dial after another.
     pub(super) fn failed(self) {
         for waiter in &mut self.agent.state().waiting {
             waiter.alone = true;
@@ -561,23 +459,18 @@ impl<B> Drop for Reserved<B> {
     }
 }
 
-/// A connection on its way back.
-pub(super) struct Returning<B> {
-    agent: Arc<Agent<B>>,
-}
-
 impl<B> Drop for Returning<B> {
     fn drop(&mut self) {
         self.agent.change(|state, _| state.returning -= 1);
     }
 }
 
-/// A place in the queue. Dropped, it is given up, and so is what was given meanwhile.
+/// A place in the queue. Dropping it leaves the queue and returns what was granted meanwhile.
 pub(super) struct Queued<B> {
     agent: Arc<Agent<B>>,
     token: u64,
     wants: Wants,
-    given: Option<oneshot::Receiver<Given<B>>>,
+    grant: Option<oneshot::Receiver<Grant<B>>>,
 }
 
 impl<B> Queued<B> {
@@ -585,22 +478,22 @@ impl<B> Queued<B> {
         Arc::ptr_eq(&self.agent, agent) && self.wants == wants
     }
 
-    /// Resolves when it is this request's turn; `None` never comes. Cancel safe.
-    pub(super) async fn given(&mut self) -> Option<Given<B>> {
-        let given = match &mut self.given {
-            Some(given) => given.await.ok(),
+    /// Waits for the grant. Cancel safe. Returns `None` only if the grant was received before.
+    pub(super) async fn grant(&mut self) -> Option<Grant<B>> {
+        let grant = match &mut self.grant {
+            Some(grant) => grant.await.ok(),
             None => None,
         };
-        self.given = None;
-        given
+        self.grant = None;
+        grant
     }
 }
 
 impl<B> Drop for Queued<B> {
     fn drop(&mut self) {
-        let Some(mut given) = self.given.take() else { return };
-        given.close();
-        let late = given.try_recv();
+        let Some(mut grant) = self.grant.take() else { return };
+        grant.close();
+        let late = grant.try_recv();
         self.agent.change(|state, _| state.waiting.retain(|waiter| waiter.token != self.token));
         drop(late);
     }

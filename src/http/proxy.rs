@@ -1,9 +1,9 @@
-//! The rules of a gateway: what crosses the hop from its client to the agent, and what crosses
-//! back.
+//! The rules of a gateway: which parts of a request and of its response cross the hop between the
+//! client and the agent.
 //!
-//! [`AgentClient`](super::AgentClient) sends what it is given. A gateway that passes on the
-//! requests of others applies a [`Hop`] in between: [`Hop::request`] before the request is sent,
-//! and [`Exchange::response`] before the response is returned. The rules are these:
+//! [`AgentClient`](super::AgentClient) sends requests as they are. A gateway that forwards the
+//! requests of others applies a [`Hop`]: [`Hop::request`] before the request is sent, and
+//! [`Exchange::response`] before the response is returned. The rules are:
 //!
 //! | what | request | response | from |
 //! |---|---|---|---|
@@ -27,13 +27,13 @@
 //! | [`IDENTITY_HEADERS`] | removed | | |
 //! | [`COMMANDS_TO_PROXIES`] | | removed | |
 //!
-//! `100` and `103` are not passed on: hyper answers `Expect` itself, and reads over other
-//! informational responses.
+//! `100` and `103` are not forwarded: hyper answers `Expect` itself, and skips other informational
+//! responses.
 //!
-//! Servers that follow CGI and WSGI make one variable of `X-Real-IP`, `X_Real_IP` and, some of
-//! them, `X.Real.IP`. A name is therefore compared as if every other character than a letter or a
-//! digit were a hyphen, and another spelling of a header that has a rule here (or of `Host`,
-//! `Cookie`, `Authorization`, `Content-Type`) is removed.
+//! CGI and WSGI servers map `X-Real-IP`, `X_Real_IP` and sometimes `X.Real.IP` to one variable. So
+//! names are compared as if every character except letters and digits were a hyphen, and other
+//! spellings of a header that has a rule here (or of `Host`, `Cookie`, `Authorization`,
+//! `Content-Type`) are removed.
 //!
 //! ```
 //! use http::{Request, Response, StatusCode};
@@ -93,22 +93,21 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// The rules of one gateway. The [module](self) lists them.
+/// The rules of one gateway, which the [module](self) lists.
 ///
-/// Every setting has a default that is meant to be left alone. Clones share the rules, and cost no
-/// more than an `Arc`.
+/// Every setting has a default that suits most gateways. Clones share the rules and are cheap.
 #[derive(Clone)]
 #[must_use = "the rules do nothing until they are applied to a request"]
 pub struct Hop(Arc<Rules>);
 
 #[derive(Clone)]
 struct Rules {
-    /// How `Via` calls this gateway.
+    /// The name of this gateway in `Via`.
     name: Box<str>,
     agents_speak_http2: bool,
-    /// Protocols that may be upgraded to.
+    /// Protocols to which upgrades are allowed.
     protocols: Vec<Box<str>>,
-    /// Cookies of the gateway's own.
+    /// The gateway's own cookies.
     cookies: Vec<Box<str>>,
     removed: Names,
     handed_on: Names,
@@ -131,9 +130,9 @@ impl Hop {
 
     /// Sets the name of this gateway in `Via`. The default is random: `hop-` and 32 digits.
     ///
-    /// A request whose `Via` lists the name is refused as a loop. Replicas that share a name notice
-    /// a loop in its first round; with the default, each of them notices only its own. Two gateways
-    /// that are meant to be passed through one after the other must have different names.
+    /// A request whose `Via` lists the name is rejected as a loop. Replicas that share a name
+    /// detect a loop in its first round; with the default, each replica detects only loops through
+    /// itself. Gateways that are chained must have different names.
     pub fn with_name(mut self, name: &Authority) -> Self {
         let name = name.as_str();
         self.rules().name = name.rsplit_once('@').map_or(name, |(_, host)| host).into();
@@ -149,38 +148,36 @@ impl Hop {
         self
     }
 
-    /// Allows the upgrade to one more protocol than `websocket`, such as `spdy/3.1`.
+    /// Allows upgrades to a protocol in addition to `websocket`, such as `spdy/3.1`.
     ///
-    /// What follows after the upgrade is opaque to the gateway and to each middleware in front of
-    /// it: a client that may upgrade to `h2c` sends requests that none of them has seen.
+    /// Data after the upgrade is opaque to the gateway and to its middleware: a client that may
+    /// upgrade to `h2c` can send requests that bypass them.
     pub fn allow_upgrade(mut self, protocol: &str) -> Self {
         self.rules().protocols.push(protocol.into());
         self
     }
 
-    /// Keeps a cookie of the gateway's own from agents: it is removed from requests, and a response
-    /// cannot set it.
+    /// Declares a cookie of the gateway: it is removed from requests, and responses cannot set it.
     ///
-    /// Clients send a cookie to everything behind the gateway's host. An agent that reads the one
-    /// in which the gateway keeps its users signed in could act for them in other workspaces.
+    /// Clients send a cookie to everything behind the gateway's host. An agent that reads the
+    /// gateway's sign-in cookie could act for its users in other workspaces.
     pub fn with_own_cookie(mut self, name: &str) -> Self {
         self.rules().cookies.push(name.into());
         self
     }
 
-    /// Removes one more header from requests, or every header whose name begins with what is before
-    /// a `*`: `x-tenant-*`.
+    /// Removes another header from requests. A name that ends with `*`, such as `x-tenant-*`, is a
+    /// prefix.
     pub fn remove(mut self, name: &str) -> Self {
         self.rules().removed.add(name);
         self
     }
 
-    /// Hands on a header of the [`IDENTITY_HEADERS`] or of the `X-Forwarded-` family, as it has
-    /// come, or every one whose name begins with what is before a `*`.
+    /// Forwards a header of the [`IDENTITY_HEADERS`] or of the `X-Forwarded-` family unchanged. A
+    /// name that ends with `*` is a prefix.
     ///
-    /// Only for a gateway that is reached through a proxy which sets the header in each request. A
-    /// gateway that authenticates clients itself sets its own headers after
-    /// [`request`](Self::request).
+    /// Use it only for a gateway behind a proxy that sets the header in every request. A gateway
+    /// that authenticates clients itself sets its own headers after [`request`](Self::request).
     pub fn hand_on(mut self, name: &str) -> Self {
         self.rules().handed_on.add(name);
         self
@@ -190,16 +187,16 @@ impl Hop {
         Arc::make_mut(&mut self.0)
     }
 
-    /// Makes of a request that was received one for the agent.
+    /// Converts a received request into the request for the agent.
     ///
-    /// Must be called before the target of the request is changed, since the client may have named
-    /// the host there. Leaves the target in origin form. Headers that the gateway itself adds must
-    /// be added afterwards: a client could have them removed by naming them in `Connection`.
+    /// Call it before the request's target is changed, which may name the host. Leaves the target
+    /// in origin form. Add the gateway's own headers afterwards, since a client could remove them
+    /// by naming them in `Connection`.
     ///
     /// # Errors
     ///
-    /// A [`Refusal`] has the status to answer. The request may have been changed, and must not be
-    /// sent.
+    /// Returns a [`Refusal`], which has the status to answer. The request may have been modified
+    /// and must not be sent.
     pub fn request<B>(&self, request: &mut Request<B>, client: &Peer) -> Result<Exchange, Refusal> {
         let rules = &*self.0;
         let version = request.version();
@@ -273,8 +270,7 @@ impl fmt::Debug for Hop {
 }
 
 impl Rules {
-    /// Whether a header does not cross the hop. The headers that every hop removes are another
-    /// matter.
+    /// Returns `true` if these rules remove a header. Hop-by-hop headers are removed separately.
     fn removes(&self, name: &str) -> bool {
         let mapped = map(name);
         if self.handed_on.has(&mapped) {
@@ -288,9 +284,9 @@ impl Rules {
     }
 }
 
-/// The client of a gateway, as the gateway itself has seen it: what the agent is told of it.
+/// The client of a gateway, as the gateway sees it. It becomes the `X-Forwarded-*` headers.
 ///
-/// A gateway behind a proxy that it trusts passes here what that proxy has told it.
+/// A gateway behind a trusted proxy passes the values that it received from the proxy.
 #[derive(Clone, Debug)]
 pub struct Peer {
     address: IpAddr,
@@ -337,7 +333,7 @@ impl Peer {
     }
 }
 
-/// A request on its way, until there is a response.
+/// A request that waits for its response.
 #[derive(Debug)]
 #[must_use = "a response must not be returned before the rules were applied to it"]
 pub struct Exchange {
@@ -348,10 +344,10 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// Makes of the agent's response one for the client.
+    /// Converts the agent's response into the response for the client.
     ///
-    /// Returns the tunnel if the agent has switched to the protocol that the client has asked for.
-    /// The response must then be returned, and the tunnel [opened](Tunnel::open) in a task.
+    /// Returns the tunnel if the agent has switched to the requested protocol. Then return the
+    /// response, and [open](Tunnel::open) the tunnel in a task.
     ///
     /// # Errors
     ///

@@ -1,10 +1,10 @@
-//! Questions about agents that do not begin to answer.
+//! Validation of agents that do not begin to answer.
 //!
-//! A request without the head of its response is questioned as a dial is: in the background, the
-//! resolver is asked whether its session would go elsewhere by now. The clock is another one than
-//! that of dials, since honest agents take their time; and there is a budget, so that agents which
-//! take longer than before do not bring back a query a request. What becomes known in any other way
-//! reaches a waiting request at once.
+//! A request without a response head is validated as a slow dial is: the resolver is asked in the
+//! background whether the session has another target. The delay is longer than for dials, since
+//! healthy agents may take long to answer. A budget bounds the questions, so that agents which
+//! become slower do not cause a query for each request. News from other sources reaches a waiting
+//! request at once.
 
 use super::outgoing::Progress;
 use crate::{
@@ -25,18 +25,18 @@ use tokio::{
     time::{Duration, Instant, sleep, sleep_until},
 };
 
-/// A request is not watched before that: nearly every one has its answer by then.
+/// Requests are not watched before this time, since most have their answer by then.
 const UNWATCHED: Duration = Duration::from_millis(5);
-/// However late an agent's answers usually begin, a request is questioned after that.
+/// Upper bound of the delay, however late an agent's answers usually begin.
 const LATEST: Duration = Duration::from_secs(15);
 
-/// How long an agent takes to begin its answers: a histogram whose buckets are powers of two of a
-/// millisecond, and in which what is old counts less and less.
+/// Histogram of an agent's times to the response head. Buckets are powers of two of a millisecond,
+/// and old values decay.
 #[derive(Debug, Default)]
 pub(super) struct HeadTimes(Mutex<Histogram>);
 
 const BUCKETS: usize = 20;
-/// Beyond so many, all counts are halved.
+/// When the total exceeds this number, all counts are halved.
 const REMEMBERED: u32 = 256;
 
 #[derive(Debug, Default)]
@@ -52,8 +52,7 @@ impl HeadTimes {
         let mut histogram = match self.0.try_lock() {
             Ok(histogram) => histogram,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            // A statistic that need not be complete, and no reason for requests to wait for each
-            // other.
+            // The statistics need not be complete; requests must not wait for each other.
             Err(TryLockError::WouldBlock) => return,
         };
         histogram.counts[bucket.min(BUCKETS - 1)] += 1;
@@ -64,8 +63,8 @@ impl HeadTimes {
         }
     }
 
-    /// Returns how long a request waits before it is questioned: `floor`, or more than 95 of 100
-    /// answers took to begin.
+    /// Returns how long a request waits before the resolver is asked: `floor`, or the 95th
+    /// percentile plus a quarter.
     fn question_after(&self, floor: Duration) -> Duration {
         let histogram = lock(&self.0);
         let mut later = histogram.total / 20;
@@ -80,7 +79,7 @@ impl HeadTimes {
     }
 }
 
-/// How many questions there may be: one for each 100 requests, and 100 at once.
+/// Budget of questions: one for every 100 requests, and bursts of 100.
 #[derive(Debug)]
 pub(super) struct Budget(AtomicU32);
 
@@ -94,9 +93,9 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// There was one more request.
+    /// Adds one request's share to the budget.
     pub(super) fn earn(&self) {
-        // Nearly always full, so that this is one load.
+        // The budget is nearly always full, so this is usually one load.
         if self.0.load(Ordering::Relaxed) < MOST_SAVED {
             let more = |saved: u32| (saved < MOST_SAVED).then_some(saved + 1);
             let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
@@ -110,33 +109,33 @@ impl Budget {
     }
 }
 
-/// How long a request waits, and what ends that.
+/// How long a request waits for its response head, and what ends the wait.
 pub(super) struct Watch<'a> {
     pub(super) heads: &'a HeadTimes,
     pub(super) budget: &'a Budget,
-    /// How long the agent may be silent.
+    /// How long the agent may neither read nor answer.
     pub(super) within: Option<Duration>,
-    /// How long the connection may take to begin with the request.
+    /// How long the connection may take to start the request.
     pub(super) queued_within: Duration,
     pub(super) question_after: Option<Duration>,
-    /// Returns `true` if the request does not wait for an agent that its session has left.
+    /// Returns `true` if the request stops waiting once its session has another agent.
     pub(super) leaves: &'a (dyn Fn() -> bool + Send + Sync),
-    /// The request has waited for a moment already.
+    /// Set once the request has waited longer than `UNWATCHED`.
     pub(super) is_watched: AtomicBool,
 }
 
-/// Why a request waits no longer.
-pub(super) enum Over {
-    /// Nothing came in time.
-    Silent,
-    /// Its session would go elsewhere by now: to this target, if it is known.
+/// Why the wait for a response ended.
+pub(super) enum WaitEnded {
+    /// The agent did not answer in time.
+    TimedOut,
+    /// The session has another target, which is given if it is known.
     Superseded(Option<Arc<Target>>),
-    /// Its connection has ended.
-    Gone,
+    /// The connection has ended.
+    Connection,
 }
 
 impl Watch<'_> {
-    /// The answer has begun. Of one that comes at once the time is not looked at.
+    /// Records that the response has begun. The time is not read for immediate responses.
     pub(super) fn answered(&self, progress: &Progress) {
         if !self.is_watched.load(Ordering::Relaxed) {
             self.heads.record(Duration::ZERO);
@@ -151,16 +150,16 @@ impl Watch<'_> {
         handle: &BoundHandle,
         progress: &Progress,
         gone: impl Future<Output = ()>,
-    ) -> Over {
+    ) -> WaitEnded {
         // One timer, which nearly every request drops before it fires.
         sleep(self.within.map_or(UNWATCHED, |within| within.min(UNWATCHED))).await;
         self.is_watched.store(true, Ordering::Relaxed);
         // Boxed, so that a request which is answered soon does not carry the room for it.
         let superseded = Box::pin(self.superseded(handle, progress));
         select! {
-            () = self.silence(progress) => Over::Silent,
-            target = superseded => Over::Superseded(target),
-            () = gone => Over::Gone,
+            () = self.silence(progress) => WaitEnded::TimedOut,
+            target = superseded => WaitEnded::Superseded(target),
+            () = gone => WaitEnded::Connection,
         }
     }
 
@@ -173,36 +172,34 @@ impl Watch<'_> {
                 // Counted from when the stream is open, but the connection may not take for ever to
                 // open it.
                 Some(since) => since + self.queued_within + within,
-                // Not before then, if it is the caller's turn.
+                // While the request waits for its caller, the delay starts anew.
                 None => progress.silent_since().unwrap_or(now) + within,
             };
             if at <= now {
                 return;
             }
-            // A stream that was opened meanwhile ends earlier than it would have if it were still
-            // queued.
+            // If the stream opens meanwhile, its deadline is earlier than that of a queued request.
             sleep_until(at.min(now + within)).await;
         }
     }
 
-    /// Resolves when the session of the request would go elsewhere. Asks the resolver if the agent
-    /// is late, or in doubt.
+    /// Waits until the session has another target. Asks the resolver if the agent is late or in
+    /// doubt.
     async fn superseded(&self, handle: &BoundHandle, progress: &Progress) -> Option<Arc<Target>> {
         let (shared, mut entry, target) = handle.watched();
         let place = Arc::clone(&entry.workspace_state);
         let session = entry.row.session;
         let mut question: Option<Waiter<Validated>> = None;
-        // Since when it is known that there is a doubt, so that each is asked about once.
+        // The latest doubt that was asked about, so that each is asked about once.
         let mut asked: Option<Instant> = None;
         let mut not_before = Instant::now();
         loop {
-            // Made before the look, so that nothing is missed between the two.
+            // Created before the comparison, so that no change is missed in between.
             let (row_changed, place_changed) = (shared.rows.changed(session), place.changed());
             match shared.superseded(&entry, &target).await {
                 Superseded::No => {}
                 Superseded::Yes if (self.leaves)() => return shared.target_of(session),
-                // An agent that drains: nothing that becomes known later brings the session back to
-                // it.
+                // The agent is draining: later news cannot bring the session back to it.
                 Superseded::Yes => return pending().await,
                 Superseded::Reread(row) => {
                     entry = row;
@@ -212,8 +209,8 @@ impl Watch<'_> {
             let now = Instant::now();
             let mut look_again = None;
             if question.is_none() {
-                // What is reported of this very connection fails the request soon; whether its
-                // agent was replaced is for the next call to ask, which may be later than this.
+                // A report about this connection fails the request soon. Whether the agent was
+                // replaced is left to the next call, which may come later.
                 let (choice, _) = shared.choose(&entry);
                 let doubt =
                     choice.doubt().filter(|doubt| Some(*doubt) > asked && !handle.is_reported());
@@ -244,9 +241,9 @@ impl Watch<'_> {
                 () = row_changed => {}
                 () = place_changed => {}
                 again = answered(&mut question) => {
-                    // If it began on a runtime that nobody drives, another one begins here.
+                    // If its runtime has stopped, start another question here.
                     question = (again == Err(Missed::Stopped)).then(|| shared.validate(&place));
-                    // What it has taught is looked at above.
+                    // The loop compares with what the answer changed.
                     not_before = again.unwrap_or(now + LATEST);
                 }
                 () = at(look_again) => {}
@@ -255,7 +252,7 @@ impl Watch<'_> {
     }
 }
 
-/// Returns when to ask again, if that is known; pending for ever while nothing was asked.
+/// Waits for the answer and returns when to ask again; pending while there is no question.
 async fn answered(question: &mut Option<Waiter<Validated>>) -> Result<Instant, Missed> {
     match question {
         Some(waiter) => waiter.result(None).await.map(|validated| validated.again),

@@ -1,4 +1,4 @@
-//! What a request must look like on the way to an agent.
+//! Preparing a request for an agent.
 
 use super::error::BadRequest;
 use ::http::{
@@ -10,20 +10,21 @@ use ::http::{
 use http_body::Body;
 use hyper::ext::Protocol;
 
-/// The version that a client speaks with its agents.
+/// The version of HTTP between a client and its agents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HttpProtocol {
     Http1,
     Http2,
 }
 
-/// Says of a request, in its extensions, that it may be sent again although the agent may have seen
-/// it.
+/// Request extension that allows the client to send the request again although an agent may have
+/// received it.
 ///
-/// If its session turns out to have another agent while the request waits for an answer of the
-/// former one, the request is sent to the new agent. Up to 64 KiB of its body are kept for that; a
-/// request whose body is longer ends with
-/// [`ClientError::Superseded`](super::ClientError::Superseded), as one that is not marked.
+/// If the session gets another agent while the request waits for the former one's answer, the
+/// client sends the request to the new agent. It records up to 64 KiB of the body for that. A
+/// request with a longer body fails with
+/// [`ClientError::Superseded`](super::ClientError::Superseded), like a request without this
+/// extension.
 ///
 /// ```
 /// # use tower_bound_agent::{SessionId, http::Idempotent};
@@ -34,11 +35,11 @@ pub(super) enum HttpProtocol {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Idempotent;
 
-/// For requests that name no host.
+/// The authority of requests that name no host.
 const NAMELESS: &str = "agent";
 
-/// Gives the request the form of its version: the target in origin form and a `Host`, or an
-/// authority. What it says of a host is handed on to the agent, and is used for nothing else.
+/// Rewrites the request for its version: origin form and a `Host` for HTTP/1, an authority for
+/// HTTP/2. The host is passed to the agent and used for nothing else.
 pub(super) fn prepare(parts: &mut request::Parts, version: HttpProtocol) -> Result<(), BadRequest> {
     if parts.method == Method::CONNECT
         && (version == HttpProtocol::Http1 || parts.extensions.get::<Protocol>().is_none())
@@ -68,8 +69,8 @@ pub(super) fn prepare(parts: &mut request::Parts, version: HttpProtocol) -> Resu
     Ok(())
 }
 
-/// Announces a body of unknown length where hyper would not send it: with `GET` and `HEAD` over
-/// HTTP/1 it takes a body for empty whose length is not given.
+/// Declares a body of unknown length where hyper would not send it: over HTTP/1 it treats the body
+/// of a `GET` or `HEAD` without a length as empty.
 pub(super) fn frame(parts: &mut request::Parts, body: &impl Body, version: HttpProtocol) {
     let is_unknown = !body.is_end_stream() && body.size_hint().exact().is_none();
     if version == HttpProtocol::Http1
@@ -83,7 +84,7 @@ pub(super) fn frame(parts: &mut request::Parts, body: &impl Body, version: HttpP
     }
 }
 
-/// Of an absolute target its authority, else the `Host` (RFC 9112 §3.2.2). Never with a user or a
+/// Returns the authority of an absolute target, else the `Host` (RFC 9112 §3.2.2), without user and
 /// password.
 fn authority(uri: &Uri, headers: &HeaderMap) -> Result<Authority, BadRequest> {
     let mut hosts = headers.get_all(HOST).iter();

@@ -1,27 +1,27 @@
-//! A TCP socket that notices a machine that is gone.
+//! TCP sockets that fail once the peer's machine is unreachable.
 
 use socket2::{SockRef, TcpKeepalive};
 use std::{io, time::Duration};
 use tokio::net::TcpStream;
 
 /// Makes a TCP connection fail within about this time (at least 4 s, in whole seconds) once the
-/// machine at its other end is gone without a word.
+/// peer's machine has disappeared without closing the connection.
 ///
-/// For dialers: `watch_peer(&stream, Duration::from_secs(20))?` after `TcpStream::connect`. Without
-/// it a connection on which nothing comes back ends when the system gives up, after 15 minutes or
-/// never. An idle connection is probed (TCP keep-alive); on Linux and Android what was sent must be
-/// acknowledged in time as well (`TCP_USER_TIMEOUT`), and elsewhere only an idle connection is
-/// watched.
+/// Dialers call `watch_peer(&stream, Duration::from_secs(20))?` after `TcpStream::connect`. Without
+/// it, a connection to a vanished machine ends when the operating system gives up: after 15
+/// minutes, or never. Idle connections are probed (TCP keep-alive). On Linux and Android, sent data
+/// must be acknowledged within the same time (`TCP_USER_TIMEOUT`); other systems watch idle
+/// connections only.
 ///
-/// A process that hangs on a machine that lives is not noticed by this: its system acknowledges for
-/// it. For that there are HTTP/2 pings and
-/// [`response_header_timeout`](super::AgentClientBuilder::response_header_timeout).
+/// A hanging process on a running machine is not detected, since its operating system acknowledges
+/// the data. HTTP/2 pings and
+/// [`response_header_timeout`](super::AgentClientBuilder::response_header_timeout) detect that.
 ///
 /// # Errors
 ///
-/// That of the system, if it refuses one of the options.
+/// Returns the operating system's error if it rejects one of the socket options.
 pub fn watch_peer(stream: &TcpStream, within: Duration) -> io::Result<()> {
-    /// Probes after the first that may stay unanswered.
+    /// Number of unanswered probes after which the connection fails.
     const PROBES: u32 = 3;
     let quarter = Duration::from_secs((within.as_secs() / (u64::from(PROBES) + 1)).max(1));
     let socket = SockRef::from(stream);

@@ -3,69 +3,68 @@
 use crate::BoxError;
 use std::{path::PathBuf, time::SystemTime};
 
-/// Why a store did not do what it was asked.
+/// Error of a store.
 ///
-/// The first three differ in what is known about a write: [`Unavailable`](Self::Unavailable) and
-/// [`Rejected`](Self::Rejected) mean that nothing was written, [`Unknown`](Self::Unknown) that
-/// nobody can tell.
+/// The first three variants differ in what is known about a write:
+/// [`Unavailable`](Self::Unavailable) and [`Rejected`](Self::Rejected) mean that nothing was
+/// written; after [`Unknown`](Self::Unknown) the write may or may not have happened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// The database could not be asked (no connection, pool exhausted, locked for too long).
-    /// Nothing was written; worth another try.
+    /// The database is temporarily unavailable (no connection, pool exhausted, locked for too
+    /// long). Nothing was written, and a retry may succeed.
     #[error("the store is unavailable")]
     Unavailable(#[source] BoxError),
-    /// The statement was sent and no answer came. If it was a write, it may or may not have been
-    /// carried out.
+    /// The statement was sent and no answer arrived. A write may or may not have happened.
     #[error("the store did not answer")]
     Unknown(#[source] BoxError),
     /// The database answered with an error. Nothing was written.
-    #[error("the store refused the statement")]
+    #[error("the store rejected the statement")]
     Rejected(#[source] BoxError),
-    /// A row holds what no store of this crate writes.
+    /// A row contains values that no store of this crate writes.
     #[error("the row cannot be read")]
     Corrupt(#[source] BoxError),
-    /// The database does not let the application in, or not do this. Nothing was written, and
-    /// trying again will not help.
+    /// The database denies the login or the statement. Nothing was written, and a retry does not
+    /// help.
     #[error("{location} denies access")]
     Denied {
         /// The database, and the table.
         location: String,
-        /// What the database said.
+        /// The database's error.
         source: BoxError,
     },
-    /// A chunk of a group repair has left out rows that somebody else has locked, and has written
-    /// all others that were behind. To be repeated later.
-    #[error("rows that are locked were left out, after {written} were written")]
+    /// A chunk of a group repair skipped rows that other transactions have locked, and wrote all
+    /// other stale rows. Repeat it later.
+    #[error("{written} rows were written, and locked rows were skipped")]
     LeftOut {
-        /// How many rows were written.
+        /// Number of rows that were written.
         written: u64,
     },
     /// The file cannot be opened or created.
     #[error("cannot open {}", path.display())]
     Open {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: BoxError,
     },
-    /// The file exists and is no database.
+    /// The file exists and is not a SQLite database.
     #[error("{} is not a SQLite database", path.display())]
     NotADatabase {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
-        /// What the database said.
+        /// The database's error.
         source: BoxError,
     },
-    /// The table does not exist, or lacks what this version needs.
+    /// A table does not exist, or does not have the columns and keys that this version needs.
     #[error("{location}: {problem}")]
     Schema {
         /// The file or database, and the table.
         location: String,
-        /// What is wrong with it.
+        /// The difference from what this version needs.
         problem: String,
     },
-    /// The table was set up by a newer version of this crate.
+    /// A newer version of this crate set up the tables.
     #[error("{location} has schema version {found}, this version of the crate knows {supported}")]
     SchemaTooNew {
         /// The file or database, and the table.
@@ -75,25 +74,25 @@ pub enum StoreError {
         /// The version that this crate can work with.
         supported: i64,
     },
-    /// The store has no such verb.
+    /// The store does not implement this optional method.
     #[error("the store has no {verb}")]
     Unsupported {
-        /// Which one.
+        /// The name of the method.
         verb: &'static str,
     },
-    /// Nobody can tell which rows are idle: use has not been recorded for so long, or not without a
-    /// gap, or not up to now. Nothing was written.
-    #[error("the use of sessions has not been recorded for that long")]
+    /// The use of sessions was not recorded for the whole idle time without a gap, so idle rows
+    /// cannot be told from used ones. Nothing was written.
+    #[error("the use of sessions was not recorded for the whole idle time")]
     UseNotRecorded {
-        /// Since when it has been; `None` if it is not recorded now.
+        /// Since when use has been recorded without a gap; `None` if it is not being recorded.
         since: Option<SystemTime>,
     },
-    /// Not a table name that this crate puts into a statement.
+    /// The name is not one that this crate accepts for a table.
     #[error(
         "{name:?} is not a table name of letters, digits and underscores that begins with a letter or underscore"
     )]
     TableName {
-        /// What was given.
+        /// The rejected name.
         name: String,
     },
 }

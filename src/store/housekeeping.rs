@@ -1,7 +1,7 @@
-//! Housekeeping: when which rows may go, decided once for every store of this crate.
+//! Housekeeping: which rows may be removed when, for every store of this crate.
 //!
 //! Times are milliseconds of the process's wall clock. Nothing else in this crate reads them, and
-//! no order comes from them.
+//! no ordering depends on them.
 
 use super::{
     error::StoreError,
@@ -10,48 +10,48 @@ use super::{
 use crate::SessionId;
 use std::time::{Duration, SystemTime};
 
-/// How long a deleted row is kept in any case.
+/// How long a tombstone is kept at least, in milliseconds.
 const TOMBSTONE_RETENTION: i64 = 7 * 24 * 60 * 60 * 1000;
 
-/// How long after the floor was raised it may be relied on: an INSERT under way may still use the
-/// one that it has read.
+/// How long after the floor was raised tombstones may be removed, in milliseconds: a concurrent
+/// INSERT may still use the old floor.
 const FLOOR_DELAY: i64 = 60 * 60 * 1000;
 
-/// What a store remembers beside its rows.
+/// The row of the meta table.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Meta {
-    /// New rows start above it.
+    /// The revisions of new rows start above it.
     pub(super) floor: i64,
     pub(super) floor_raised_at: Option<i64>,
-    /// Since when, and until when, use has been recorded without a gap; and how long is none yet.
+    /// Since when and until when use has been recorded without a gap, and the longest pause that is
+    /// not a gap.
     pub(super) recorded_since: Option<i64>,
     pub(super) recorded_until: Option<i64>,
     pub(super) gap: Option<i64>,
 }
 
 impl Meta {
-    /// Since when use has been recorded without a gap up to now.
+    /// Returns since when use has been recorded without a gap up to now.
     fn recorded_since(&self, now: i64) -> Option<i64> {
         let recent = self.recorded_until? >= now.saturating_sub(self.gap?);
         self.recorded_since.filter(|_| recent)
     }
 }
 
-/// The steps, each of them one statement. Every condition holds on the row that is written, when it
-/// is written.
+/// The steps of housekeeping, each one statement. Every condition must hold on the row at the
+/// moment it is written.
 pub(super) trait Housekeeping: Sync {
     fn meta(&self) -> impl Future<Output = Result<Meta, StoreError>> + Send;
 
-    /// Records a use at `now` in those of these rows that are not deleted, and not used later
-    /// already.
+    /// Records a use at `now` in the rows that are not deleted and have no later use.
     fn mark_used(
         &self,
         sessions: &[SessionId],
         now: i64,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Records that use was recorded at `now`. If the last time is before `continuous`, from now
-    /// on.
+    /// Records that use was recorded at `now`. If the previous record is before `continuous`, the
+    /// record starts anew.
     fn mark_recorded(
         &self,
         now: i64,
@@ -59,7 +59,7 @@ pub(super) trait Housekeeping: Sync {
         gap: i64,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Deletes rows that were used last before a time.
+    /// Deletes up to `limit` rows that were last used before `before`.
     fn delete_idle(
         &self,
         before: i64,
@@ -67,7 +67,8 @@ pub(super) trait Housekeeping: Sync {
         limit: u64,
     ) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
-    /// Deletes rows whose use was never recorded, and that were created before a time.
+    /// Deletes up to `limit` rows that were created before `before` and whose use was never
+    /// recorded.
     fn delete_unused(
         &self,
         before: i64,
@@ -75,7 +76,8 @@ pub(super) trait Housekeeping: Sync {
         limit: u64,
     ) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
-    /// Removes rows that were deleted before a time, and whose revision is not above `floor`.
+    /// Removes up to `limit` tombstones that were deleted before `before` and whose revision is not
+    /// above `floor`.
     fn remove_deleted(
         &self,
         before: i64,
@@ -83,13 +85,14 @@ pub(super) trait Housekeeping: Sync {
         limit: u64,
     ) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
-    /// How many rows were deleted before a time, and the greatest of their revisions.
+    /// Returns the number of tombstones that were deleted before `before`, and their greatest
+    /// revision.
     fn deleted_before(
         &self,
         before: i64,
     ) -> impl Future<Output = Result<(u64, i64), StoreError>> + Send;
 
-    /// Raises the floor, unless it is as high already or was raised after `settled`.
+    /// Raises the floor to `to`, unless it is as high already or was raised after `settled`.
     fn raise_floor(
         &self,
         to: i64,
@@ -121,7 +124,7 @@ pub(super) async fn touch(
     if !used.is_empty() {
         db.mark_used(used, now).await?;
     }
-    // Last: what was not recorded must not count as recorded.
+    // Written last, so that a failed `mark_used` does not count as recorded.
     let gap = milliseconds(interval.saturating_mul(2).saturating_add(Duration::from_secs(60)));
     db.mark_recorded(now, now.saturating_sub(gap), gap).await
 }
@@ -137,7 +140,7 @@ pub(super) async fn purge_idle(
         Some(since) if since <= before => {
             let limit = chunk(limit);
             let idle = db.delete_idle(before, now, limit).await?;
-            // Use was recorded all the time since then, so that a row which has none was not used.
+            // Use was recorded for the whole time, so a row without a recorded use was not used.
             Ok(idle
                 + if idle < limit { db.delete_unused(before, now, limit - idle).await? } else { 0 })
         }
@@ -160,15 +163,16 @@ pub(super) async fn purge_forgotten(
         _ => 0,
     };
     let (waiting, greatest) = db.deleted_before(before).await?;
-    // Not while there may be more below the floor: once it is raised, an hour has to pass again
-    // before a row may go.
+    // Not while more tombstones may be below the floor: after it is raised, none may be removed for
+    // an hour.
     if gone < limit && greatest > meta.floor {
         db.raise_floor(greatest, now, settled).await?;
     }
     Ok(Purged { gone, waiting })
 }
 
-/// The verbs of a [`BindingStore`](super::BindingStore) that [`Housekeeping`].
+/// Implements the housekeeping methods of [`BindingStore`](super::BindingStore) with
+/// [`Housekeeping`].
 macro_rules! housekeeping_verbs {
     () => {
         async fn touch(

@@ -1,4 +1,4 @@
-//! A store in this process's memory.
+//! A store in the process's memory.
 
 use super::{
     BindingStore, NewBinding, Reset, StoreError, Swap, UsedByLayer,
@@ -17,19 +17,18 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-/// A store in this process's memory, for tests and for programs whose sessions end with the
+/// A store in the process's memory, for tests and for applications whose sessions end with the
 /// process.
 ///
-/// It keeps the whole contract of [`BindingStore`]. Clones share their rows; once there are several
-/// layers over them, each reads its rows again in the background, since the others may have written
-/// them. A deleted row leaves a small record behind that keeps its revision from being used again,
-/// until [`purge_forgotten`](BindingStore::purge_forgotten) removes it. The verbs that are not
-/// about given sessions look at every row.
+/// Implements the whole contract of [`BindingStore`]. Clones share the rows; if several layers use
+/// them, each layer refreshes its cached rows in the background. A deleted row leaves a tombstone
+/// that prevents the reuse of its revisions, until
+/// [`purge_forgotten`](BindingStore::purge_forgotten) removes it. Methods that take no sessions
+/// scan all rows.
 ///
 /// # Cancel safety
 ///
-/// No verb ever waits: a future that was polled once has done all of its work, one that was not has
-/// done nothing.
+/// No method waits: a future does all of its work when it is first polled.
 ///
 /// # Example
 ///
@@ -59,7 +58,8 @@ use std::{
 #[derive(Clone, Default)]
 pub struct MemoryStore {
     rows: Arc<Mutex<Rows>>,
-    /// Held once by each layer over these rows, and once by all clones of the store together.
+    /// Counts the layers over these rows: one reference for each, and one for all clones of the
+    /// store.
     layers: Arc<Layers>,
 }
 
@@ -69,7 +69,7 @@ struct Layers(Arc<()>);
 #[derive(Default)]
 struct Rows {
     rows: HashMap<SessionId, Row>,
-    /// Of the workspaces that were ever reset.
+    /// Epochs of the workspaces that were reset; others are in epoch 0.
     epochs: HashMap<WorkspaceId, Epoch>,
     meta: Meta,
 }
@@ -85,12 +85,12 @@ impl Rows {
         Some(binding.in_epoch(epoch))
     }
 
-    /// What a row holds, whether its target counts or not.
+    /// Returns the content of a row, even if its target's epoch has ended.
     fn live(&self, session: SessionId) -> Option<&Live> {
         self.rows.get(&session)?.live.as_ref()
     }
 
-    /// Writes a row, and says what it is now.
+    /// Writes a row and returns it.
     fn write(&mut self, session: SessionId, live: Live) -> Binding {
         let current = self.epoch(live.workspace);
         let Live { workspace, target, epoch } = live.clone();
@@ -100,7 +100,7 @@ impl Rows {
         binding.with_previous(row.previous).with_epoch(epoch).in_epoch(current)
     }
 
-    /// The row to write a new record into.
+    /// Returns the row to write into; a new one starts at the floor.
     fn row(&mut self, session: SessionId) -> &mut Row {
         let floor = self.meta.floor;
         self.rows.entry(session).or_insert_with(|| Row { revision: floor, ..Row::default() })
@@ -121,16 +121,16 @@ impl DerefMut for Rows {
     }
 }
 
-/// What is kept of a session.
+/// A row or tombstone.
 #[derive(Default)]
 struct Row {
-    /// `None` once the row was deleted: only its revision, and the agent it held last, are left.
+    /// `None` in a tombstone, which keeps only its revision and the previous agent.
     live: Option<Live>,
     previous: Option<Previous>,
     revision: i64,
     created_at: i64,
     last_used: Option<i64>,
-    /// Of a row that is not live.
+    /// Set in a tombstone.
     deleted_at: i64,
 }
 
@@ -138,7 +138,7 @@ struct Row {
 struct Live {
     workspace: WorkspaceId,
     target: Option<Arc<Target>>,
-    /// In which the target was learned.
+    /// The epoch in which the target was learned.
     epoch: Epoch,
 }
 
@@ -182,21 +182,20 @@ impl Row {
 }
 
 impl MemoryStore {
-    /// An empty store.
+    /// Creates an empty store.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Nothing under this lock waits or calls foreign code. If something panics all the same, every
-    /// row is whole, since it is changed by plain assignments only: a poisoned lock is no reason to
-    /// refuse service.
+    /// Locks the rows. Nothing under this lock waits or calls foreign code, and rows are changed by
+    /// assignments only, so they are consistent even if the lock is poisoned.
     fn rows(&self) -> MutexGuard<'_, Rows> {
         lock(&self.rows)
     }
 }
 
-/// Shows how many records there are, not what is in them.
+/// Shows the number of rows, but not their content.
 impl fmt::Debug for MemoryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MemoryStore").field("records", &self.rows().len()).finish()
@@ -320,7 +319,7 @@ impl BindingStore for MemoryStore {
         Ok(sessions.into_iter().filter_map(|session| rows.binding(*session)).collect())
     }
 
-    /// Whether several layers work over these rows.
+    /// Returns `true` if several layers use these rows.
     fn shared(&self) -> bool {
         Arc::strong_count(&self.layers.0) > 2
     }

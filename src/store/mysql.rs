@@ -23,81 +23,79 @@ use sqlx::{MySql, MySqlPool};
 use statements::Statements;
 use std::{fmt, sync::Arc, time::Duration};
 
-/// A store in a MySQL (8.0.16 or later) or MariaDB (10.6 or later) database, over a pool that the
-/// application already has.
+/// A store in a MySQL (8.0.16 or later) or MariaDB (10.6 or later) database, over a pool of the
+/// application.
 ///
-/// A deleted session leaves a small row without workspace behind, which keeps its revision from
-/// being used again. Clones share the pool.
+/// A deleted session leaves a tombstone, a small row without workspace that prevents the reuse of
+/// its revisions. Clones share the pool.
 ///
-/// The *orders* ([`unbind`](super::BindingStore::unbind),
-/// [`reset_workspace`](super::BindingStore::reset_workspace)) also raise the revision of a row that has no
-/// target: a repair that read it before the order then fails to write after it.
+/// The commands [`unbind`](super::BindingStore::unbind) and
+/// [`reset_workspace`](super::BindingStore::reset_workspace) also increment the revision of a row
+/// without a target, so that a repair which read the row before the command fails to write after
+/// it.
 ///
-/// # What a verb is
+/// # Statements and transactions
 ///
-/// MySQL has no `RETURNING` for what was updated. So a verb that returns the row it wrote is a
-/// short transaction: the write, and a read of the row. It is atomic at every isolation level,
-/// since the write comes first. Each write is one statement that carries its whole condition, and
-/// locks the row until the commit: nobody can change the row between the write and the read, and a
-/// transaction always reads what it wrote itself. If the write's condition did not hold, the
-/// transaction is rolled back, and what it read is the row that stands in the way.
+/// MySQL has no `RETURNING` for updates. So a method that returns the row it wrote is a short
+/// transaction: the write, then a read of the row. It is atomic at every isolation level. The write
+/// is one statement with its whole condition; it locks the row until the commit, so the row cannot
+/// change before the read. If the condition does not hold, the transaction is rolled back, and the
+/// read returns the conflicting row.
 ///
-/// [`create`](super::BindingStore::create) and [`inherit`](super::BindingStore::inherit) first *claim* the row:
-/// an upsert that locks it, and inserts a deleted one if there is none. What follows then is a
-/// plain `UPDATE`, and whether it found what it needed is not to be guessed from the number of rows
-/// that an upsert says it affected.
+/// [`create`](super::BindingStore::create) and [`inherit`](super::BindingStore::inherit) first
+/// *claim* the row: an upsert that locks it, and inserts a tombstone if there is none. A plain
+/// `UPDATE` follows, whose number of affected rows is unambiguous, unlike that of an upsert.
 ///
 /// [`load`](super::BindingStore::load), [`load_many`](super::BindingStore::load_many),
-/// [`forget`](super::BindingStore::forget) and [`recent`](super::BindingStore::recent) are one statement without
-/// a transaction. [`reset_workspace`](super::BindingStore::reset_workspace) is a transaction that raises
-/// the epoch and drops the targets. What writes to some rows of many
-/// ([`replace_agent`](super::BindingStore::replace_agent), housekeeping) is a transaction of a read that
-/// locks them, and a statement that writes them.
+/// [`forget`](super::BindingStore::forget) and [`recent`](super::BindingStore::recent) are one
+/// statement without a transaction. [`reset_workspace`](super::BindingStore::reset_workspace) is a
+/// transaction that increments the epoch and removes the targets. Chunked writes
+/// ([`replace_agent`](super::BindingStore::replace_agent), housekeeping) are a transaction of a
+/// read that locks the rows and a statement that writes them.
 ///
 /// # What the database must be
 ///
-/// The tables are InnoDB ([`check`](Self::check) insists on it), and the pool's connections have
-/// `autocommit` on, as it is by default. A transaction that the database undid for the sake of
-/// others (deadlocks, 1213) is begun again for at most some four seconds, and never one whose
-/// outcome is unknown.
+/// The tables must be InnoDB ([`check`](Self::check) verifies it), and the pool's connections must
+/// have `autocommit` on, which is the default. A transaction that the database aborted because of a
+/// conflict (deadlocks, 1213) is repeated for up to about 4 s; a transaction whose outcome is
+/// unknown is never repeated.
 ///
 /// # Locks
 ///
-/// MariaDB ends a statement that waits longer than 4 s for what somebody else has locked
+/// MariaDB cancels a statement that waits longer than 4 s for a lock of another transaction
 /// ([`with_lock_timeout`](Self::with_lock_timeout)): nothing was written
-/// ([`StoreError::Unavailable`]), and the connection goes back to the pool. The limit is part of
-/// the statement and leaves the settings of the connection alone. In MySQL, which has no such
-/// thing, set `innodb_lock_wait_timeout` for the connections of the pool.
+/// ([`StoreError::Unavailable`]), and the connection returns to the pool. The limit is part of the
+/// statement and does not change the connection's settings. MySQL has no such limit; there, set
+/// `innodb_lock_wait_timeout` for the connections of the pool.
 ///
 /// # After a failover
 ///
-/// A connection whose server takes no writes any more (1290, 1792, 1836), has ended the session or
-/// does not let its user do what a new connection's may do is closed, and the verb is carried out
-/// on another one: at once for as many connections a minute as the pool has, then with pauses for
-/// at most some four seconds. What only reads is also read again if its connection breaks.
+/// A connection is closed, and the call repeated on another one, if its server no longer accepts
+/// writes (1290, 1792, 1836), has ended the session, or denies what a new connection's user may do.
+/// Up to as many connections per minute as the pool has are replaced at once, then with pauses for
+/// up to about 4 s. Reads are also repeated if their connection fails.
 ///
 /// # Versions
 ///
 /// The tests of this crate run on MariaDB 10.11, at each isolation level but READ UNCOMMITTED. The
 /// SQL keeps to what MySQL 8.0 documents as well; it has not been run there.
 ///
-/// Reads must see the writes that ended before: give it a pool of the primary, not of a replica
-/// that lags behind.
+/// Reads must see all earlier writes, so use a pool of the primary server, not of a lagging
+/// replica.
 ///
 /// # What housekeeping costs
 ///
-/// Two indexes beside the one of the workspaces. That of the last uses has an entry for each row,
-/// and [`touch`](super::BindingStore::touch) moves one for each session in use; through it a start reads
-/// the rows used last, and a purge finds the idle ones, without looking at the others. So has that
-/// of the deleted rows, which MySQL cannot limit to them; it changes when a row is deleted or comes
-/// back.
+/// Two indexes besides the one on workspaces. The index on last uses has an entry for each row;
+/// [`touch`](super::BindingStore::touch) moves one entry for each session in use. It lets a start
+/// read the rows used last, and a purge find the idle ones, without scanning the table. The index
+/// on deletion times has an entry for each row too, since MySQL has no partial indexes; it changes
+/// when a row is deleted or created again.
 ///
 /// # Cancel safety
 ///
-/// A verb whose future is dropped was carried out wholly or not at all. Nobody learns which of the
-/// two it was: read the row. Its connection is closed rather than given back to the pool: sqlx
-/// cannot tell in which state it was left, and a transaction that stayed open would swallow the
-/// writes of whoever got the connection next.
+/// If a future is dropped, the call is executed completely or not at all; read the row to learn
+/// which. Its connection is closed instead of returned to the pool, since sqlx does not know its
+/// state: an open transaction would swallow the writes of the connection's next user.
 ///
 /// # Example
 ///
@@ -121,7 +119,7 @@ pub struct MySqlStore {
     lock_timeout: Duration,
 }
 
-/// Shows where the rows are; the options of the pool, which hold a password, are not shown.
+/// Shows the location of the rows, but not the pool's options, which contain a password.
 impl fmt::Debug for MySqlStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MySqlStore")
@@ -132,12 +130,12 @@ impl fmt::Debug for MySqlStore {
 }
 
 impl MySqlStore {
-    /// The tables and their index, as [`set_up`](Self::set_up) creates them: for teams that run
-    /// migrations of their own.
+    /// The SQL with which [`set_up`](Self::set_up) creates the tables and indexes, for applications
+    /// that run their own migrations.
     ///
-    /// To be run as it is, as often as one likes; it changes nothing that exists. MySQL commits
-    /// after every statement that creates something, also inside a transaction. For a table of
-    /// another name replace every `agent_bindings` in it.
+    /// It is idempotent and does not change existing tables. MySQL commits after every statement
+    /// that creates something, also inside a transaction. For another table name, replace every
+    /// `agent_bindings` in it.
     ///
     /// # Example
     ///
@@ -152,10 +150,9 @@ impl MySqlStore {
     /// ```
     pub const SCHEMA: &str = schema::SCHEMA;
 
-    /// Works over a pool that the application already has, and takes it as it is: no setting is
-    /// changed, nothing is created or read. The rows are expected in the table `agent_bindings` of
-    /// the connection's database; see [`set_up`](Self::set_up) and
-    /// [`with_table`](Self::with_table).
+    /// Creates a store over a pool of the application. Changes no setting, and neither creates nor
+    /// reads anything. The rows are in the table `agent_bindings` of the connection's database; see
+    /// [`set_up`](Self::set_up) and [`with_table`](Self::with_table).
     ///
     /// # Example
     ///
@@ -182,15 +179,15 @@ impl MySqlStore {
         Self { pool, table: table(server, DEFAULT_TABLE.to_owned(), lock_timeout), lock_timeout }
     }
 
-    /// Keeps the rows in another table. Touches nothing: call [`set_up`](Self::set_up) afterwards.
+    /// Uses another table. Does not access the database; call [`set_up`](Self::set_up) afterwards.
     ///
-    /// Whether upper and lower case differ depends on the server. Two stores of one database must
-    /// not have tables of which one is called like the other and `_meta`.
+    /// Case sensitivity depends on the server. If two stores share a database, no table name may
+    /// equal another one plus `_meta` or `_epochs`.
     ///
     /// # Errors
     ///
-    /// [`StoreError::TableName`] if the name is anything but at most 48 ASCII letters, digits and
-    /// underscores that do not begin with a digit.
+    /// Returns [`StoreError::TableName`] unless the name has 1 to 48 ASCII letters, digits and
+    /// underscores and does not begin with a digit.
     ///
     /// # Example
     ///
@@ -209,18 +206,18 @@ impl MySqlStore {
         })
     }
 
-    /// How long a statement waits in MariaDB for what somebody else has locked. 4 s by default; in
-    /// whole seconds, at least one, at most a day.
+    /// Sets how long a statement waits in MariaDB for a lock of another transaction. Default 4 s;
+    /// in whole seconds, at least one, at most one day.
     ///
-    /// The server ends the statement then, and the verb fails with [`StoreError::Unavailable`].
-    /// Choose it below the layer's [`store_timeout`](crate::BoundAgentBuilder::store_timeout): a
-    /// statement that the layer has stopped waiting for runs in the server until that ends it. A
-    /// shorter timeout of the connection stays in force. It does not apply to
-    /// [`retarget_in`](super::TransactionalStore::retarget_in): a transaction of the caller's has the
-    /// caller's settings.
+    /// The server then cancels the statement, and the call fails with [`StoreError::Unavailable`].
+    /// Choose a value below the layer's [`store_timeout`](crate::BoundAgentBuilder::store_timeout):
+    /// a statement whose caller has stopped waiting runs until the server cancels it. A shorter
+    /// timeout of the connection stays in force.
+    /// [`retarget_in`](super::TransactionalStore::retarget_in) is not affected: the caller's
+    /// transaction has the caller's settings.
     ///
-    /// MySQL has no such setting of a single statement. There, set `innodb_lock_wait_timeout` (50 s
-    /// by default) for the connections of the pool.
+    /// MySQL has no such setting for a single statement. There, set `innodb_lock_wait_timeout`
+    /// (default 50 s) for the connections of the pool.
     ///
     /// # Example
     ///
@@ -241,21 +238,20 @@ impl MySqlStore {
         }
     }
 
-    /// Creates what is missing of the tables and their index, by running [`SCHEMA`](Self::SCHEMA)
-    /// for this store's table. What exists is only verified, never altered. Many processes may do
-    /// so at once.
+    /// Creates missing tables and indexes by running [`SCHEMA`](Self::SCHEMA) for this store's
+    /// table. Existing tables are verified and never altered. Several processes may do this at the
+    /// same time.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Schema`] if a table exists and is not what this version needs,
-    /// [`StoreError::SchemaTooNew`] if a newer version of this crate made it,
-    /// [`StoreError::Denied`] if the login is wrong or may not create tables,
+    /// Returns [`StoreError::Schema`] if an existing table does not match this version,
+    /// [`StoreError::SchemaTooNew`] if a newer version of this crate created it,
+    /// [`StoreError::Denied`] if the login fails or may not create tables,
     /// [`StoreError::Unavailable`] if the server cannot be reached.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, some of it may have been created. Calling it again is always
-    /// right, and completes it.
+    /// If the future is dropped, some tables may have been created. Call it again to complete them.
     ///
     /// # Example
     ///
@@ -292,17 +288,17 @@ impl MySqlStore {
         }
     }
 
-    /// Verifies that the tables are what this version needs, and creates nothing: for applications
-    /// whose migrations are run elsewhere.
+    /// Verifies that the tables match this version, and creates nothing. For applications that run
+    /// their own migrations.
     ///
     /// # Errors
     ///
-    /// As for [`set_up`](Self::set_up); a table that is missing is a [`StoreError::Schema`] as
-    /// well.
+    /// Returns the errors of [`set_up`](Self::set_up), and [`StoreError::Schema`] if a table is
+    /// missing.
     ///
     /// # Cancel safety
     ///
-    /// Reads only.
+    /// Only reads.
     ///
     /// # Example
     ///
@@ -334,7 +330,7 @@ impl MySqlStore {
         }
     }
 
-    /// The pool that this store works over. Closing it ends the store.
+    /// Returns the pool of this store. Closing it makes the store unusable.
     ///
     /// # Example
     ///

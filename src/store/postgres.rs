@@ -20,43 +20,43 @@ use sqlx::{PgPool, Postgres, pool::PoolConnection};
 use std::{fmt, sync::Arc, time::Duration};
 use transaction::in_transaction;
 
-/// Each look sees what others have created before it.
+/// Each check of the tables sees what other processes have committed before it.
 const LOOKS: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
-/// A store in a PostgreSQL database, over a pool that the application already has.
+/// A store in a PostgreSQL database, over a pool of the application.
 ///
-/// Every verb is one statement on a connection of the pool, outside of any transaction of yours. If
-/// it does not write because a row stands in the way, a second statement reads that row. A deleted
-/// session leaves a small row without workspace behind, which keeps its revision from being used
-/// again. Clones share the pool.
+/// Every method is one statement on a connection of the pool, outside of the application's
+/// transactions. On a conflict, a second statement reads the conflicting row. A deleted session
+/// leaves a tombstone, a small row without workspace that prevents the reuse of its revisions.
+/// Clones share the pool.
 ///
-/// The *orders* ([`unbind`](super::BindingStore::unbind),
-/// [`reset_workspace`](super::BindingStore::reset_workspace)) also raise the revision of a row that
-/// has no target: a repair that read it before the order then fails to write after it.
+/// The commands [`unbind`](super::BindingStore::unbind) and
+/// [`reset_workspace`](super::BindingStore::reset_workspace) also increment the revision of a row
+/// without a target, so that a repair which read the row before the command fails to write after
+/// it.
 ///
 /// # What the database must be
 ///
-/// The statements are right at every isolation level, since each stands on its own condition. They
-/// need no session state and no advisory locks. A statement that the database undid for the sake of
-/// others (SQLSTATE 40001, 40P01) is sent again for at most some four seconds, and never one whose
-/// outcome is unknown.
+/// The statements are correct at every isolation level, since each contains its whole condition.
+/// They need no session state and no advisory locks. A statement that the database aborted because
+/// of a conflict (SQLSTATE 40001, 40P01) is repeated for up to about 4 s; a statement whose outcome
+/// is unknown is never repeated.
 ///
 /// # Locks
 ///
-/// The server ends a statement that waits longer than 4 s for a row that somebody else has locked
-/// or is inserting ([`with_lock_timeout`](Self::with_lock_timeout)): nothing was written
-/// ([`StoreError::Unavailable`]), and the connection goes back to the pool. The limit is part of
-/// the statement and leaves the settings of the connection alone. It does not bound the wait for a
-/// lock on the whole table, as `ALTER TABLE` takes it.
+/// The server cancels a statement that waits longer than 4 s for a row that another transaction has
+/// locked or is inserting ([`with_lock_timeout`](Self::with_lock_timeout)): nothing was written
+/// ([`StoreError::Unavailable`]), and the connection returns to the pool. The limit is part of the
+/// statement and does not change the connection's settings. It does not bound the wait for a table
+/// lock, such as that of `ALTER TABLE`.
 ///
 /// # After a failover
 ///
-/// A connection whose server takes no writes any more (SQLSTATE 25006), has ended the session or
-/// does not let its role do what a new connection's may do is closed, and the statement is sent on
-/// another one: at once for as many connections a minute as the pool has, then with pauses for at
-/// most some four seconds. What only reads is also read again if its connection breaks. A write
-/// whose connection ends under it is [unknown](StoreError::Unknown), since the server may end it
-/// after the commit.
+/// A connection is closed, and the statement sent on another one, if its server no longer accepts
+/// writes (SQLSTATE 25006), has ended the session, or denies what a new connection's role may do.
+/// Up to as many connections per minute as the pool has are replaced at once, then with pauses for
+/// up to about 4 s. Reads are also repeated if their connection fails. A write whose connection
+/// ends is [unknown](StoreError::Unknown), since the server may close it after the commit.
 ///
 /// # Versions
 ///
@@ -64,20 +64,20 @@ const LOOKS: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 /// what CockroachDB and YugabyteDB document as well (`FOR UPDATE SKIP LOCKED` and `set_config`
 /// among it); it has not been run on them.
 ///
-/// Reads must see the writes that ended before: give it a pool of the primary, not of a replica
-/// that lags behind. A text in PostgreSQL holds no NUL: a target whose address has one is
+/// Reads must see all earlier writes, so use a pool of the primary server, not of a lagging
+/// replica. A text in PostgreSQL cannot contain NUL: a target with such an address is
 /// [rejected](StoreError::Rejected).
 ///
 /// # Poolers
 ///
-/// A pooler in session mode is as good as the server itself. Behind one in transaction mode, call
-/// [`behind_transaction_pooler`](Self::behind_transaction_pooler). Otherwise statements are refused
-/// (`prepared statement "sqlx_s_1" already exists`, or `does not exist`), and, worse, *other
-/// statements are run than were meant*: sqlx numbers what it prepares on a connection, and prepares
-/// every statement by itself before it is run, so that those of two connections meet on one of the
-/// server. sqlx's `statement_cache_capacity(0)` does not help, and your own statements over that
-/// pool are in the same danger. Only a pooler that keeps prepared statements apart needs no call
-/// (PgBouncer from 1.21 on, with `max_prepared_statements`, as it documents).
+/// A pooler in session mode needs no configuration. Behind a pooler in transaction mode, call
+/// [`behind_transaction_pooler`](Self::behind_transaction_pooler). Otherwise statements fail
+/// (`prepared statement "sqlx_s_1" already exists`, or `does not exist`), or, worse, *the server
+/// executes a different statement*: sqlx numbers the statements that it prepares on each
+/// connection, and the numbers of two connections collide on one server connection. sqlx's
+/// `statement_cache_capacity(0)` does not help, and the application's own statements over that pool
+/// are affected as well. The call is unnecessary only for a pooler that tracks prepared statements
+/// (PgBouncer 1.21 or later with `max_prepared_statements`, according to its documentation).
 ///
 /// The tests run through PgBouncer 1.18, in both modes. PgBouncer must have
 /// `ignore_startup_parameters = extra_float_digits`, or the pool's options
@@ -85,17 +85,16 @@ const LOOKS: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 ///
 /// # What housekeeping costs
 ///
-/// Two indexes beside the one of the workspaces. That of the last uses has an entry for each row
-/// that was not deleted (so that such an update is never a heap-only one), and
-/// [`touch`](super::BindingStore::touch) moves one for each session in use; through it a start
-/// reads the rows used last, and a purge finds the idle ones, without looking at the others. That
-/// of the deleted rows has an entry for each of these only.
+/// Two indexes besides the one on workspaces. The index on last uses has an entry for each row that
+/// is not deleted (so its updates are never heap-only); [`touch`](super::BindingStore::touch) moves
+/// one entry for each session in use. It lets a start read the rows used last, and a purge find the
+/// idle ones, without scanning the table. The index on deletion times has entries for tombstones
+/// only.
 ///
 /// # Cancel safety
 ///
-/// A verb whose future is dropped was carried out wholly or not at all, and the connection goes
-/// back to the pool once the statement has ended. Nobody learns which of the two it was: read the
-/// row.
+/// If a future is dropped, its statement is executed completely or not at all, and the connection
+/// returns to the pool once the statement has ended. Read the row to learn which.
 ///
 /// # Example
 ///
@@ -120,7 +119,7 @@ pub struct PostgresStore {
     lock_timeout: Duration,
 }
 
-/// Shows where the rows are; the options of the pool, which hold a password, are not shown.
+/// Shows the location of the rows, but not the pool's options, which contain a password.
 impl fmt::Debug for PostgresStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PostgresStore")
@@ -131,11 +130,11 @@ impl fmt::Debug for PostgresStore {
 }
 
 impl PostgresStore {
-    /// The tables and their index, as [`set_up`](Self::set_up) creates them: for teams that run
-    /// migrations of their own.
+    /// The SQL with which [`set_up`](Self::set_up) creates the tables and indexes, for applications
+    /// that run their own migrations.
     ///
-    /// To be run as it is, inside a transaction or not, as often as one likes; it changes nothing
-    /// that exists. For a table of another name replace every `agent_bindings` in it.
+    /// It is idempotent, does not change existing tables, and may run inside or outside of a
+    /// transaction. For another table name, replace every `agent_bindings` in it.
     ///
     /// # Example
     ///
@@ -152,10 +151,9 @@ impl PostgresStore {
     /// ```
     pub const SCHEMA: &str = schema::SCHEMA;
 
-    /// Works over a pool that the application already has, and takes it as it is: no setting is
-    /// changed, nothing is created or read. The rows are expected in the table `agent_bindings`,
-    /// where the connection's `search_path` finds it; see [`set_up`](Self::set_up) and
-    /// [`with_table`](Self::with_table).
+    /// Creates a store over a pool of the application. Changes no setting, and neither creates nor
+    /// reads anything. The rows are in the table `agent_bindings`, which the connection's
+    /// `search_path` must find; see [`set_up`](Self::set_up) and [`with_table`](Self::with_table).
     ///
     /// # Example
     ///
@@ -184,16 +182,16 @@ impl PostgresStore {
         Self { pool, table, behind_pooler: false, lock_timeout }
     }
 
-    /// Keeps the rows in another table. Touches nothing: call [`set_up`](Self::set_up) afterwards.
+    /// Uses another table. Does not access the database; call [`set_up`](Self::set_up) afterwards.
     ///
-    /// The name is quoted, so that upper and lower case differ. In another schema the table is
-    /// found through the connection's `search_path`. Two stores of one schema must not have tables
-    /// of which one is called like the other and `_meta`.
+    /// The name is quoted and case-sensitive. A table in another schema is found through the
+    /// connection's `search_path`. If two stores share a schema, no table name may equal another
+    /// one plus `_meta` or `_epochs`.
     ///
     /// # Errors
     ///
-    /// [`StoreError::TableName`] if the name is anything but at most 48 ASCII letters, digits and
-    /// underscores that do not begin with a digit.
+    /// Returns [`StoreError::TableName`] unless the name has 1 to 48 ASCII letters, digits and
+    /// underscores and does not begin with a digit.
     ///
     /// # Example
     ///
@@ -212,15 +210,15 @@ impl PostgresStore {
         })
     }
 
-    /// How long a statement waits for a row that somebody else has locked, or is inserting. 4 s by
-    /// default; at least 1 ms, at most a day.
+    /// Sets how long a statement waits for a row that another transaction has locked or is
+    /// inserting. Default 4 s; at least 1 ms, at most one day.
     ///
-    /// The server ends the statement then, and the verb fails with [`StoreError::Unavailable`].
-    /// Choose it below the layer's [`store_timeout`](crate::BoundAgentBuilder::store_timeout): a
-    /// statement that the layer has stopped waiting for holds a connection of the pool until the
-    /// server ends it. A `lock_timeout` of the connection that is shorter stays in force. It does
-    /// not apply to [`retarget_in`](super::TransactionalStore::retarget_in): a transaction of the
-    /// caller's has the caller's settings.
+    /// The server then cancels the statement, and the call fails with [`StoreError::Unavailable`].
+    /// Choose a value below the layer's [`store_timeout`](crate::BoundAgentBuilder::store_timeout):
+    /// a statement whose caller has stopped waiting holds a connection of the pool until the server
+    /// cancels it. A shorter `lock_timeout` of the connection stays in force.
+    /// [`retarget_in`](super::TransactionalStore::retarget_in) is not affected: the caller's
+    /// transaction has the caller's settings.
     ///
     /// # Example
     ///
@@ -241,14 +239,13 @@ impl PostgresStore {
         }
     }
 
-    /// For a pool whose connections lead to a pooler that lends them one of the server for a
-    /// transaction at a time (PgBouncer's `pool_mode = transaction`); see [above](Self#poolers).
-    /// Right everywhere else as well.
+    /// Adapts the store to a pooler that assigns server connections for one transaction at a time
+    /// (PgBouncer's `pool_mode = transaction`); see [above](Self#poolers). Also correct without
+    /// such a pooler.
     ///
-    /// Every verb then runs in a transaction of its own, with a statement that is prepared for it
-    /// alone, in four round trips in place of one. A verb whose future is dropped costs the pool a
-    /// connection. [`retarget_in`](super::TransactionalStore::retarget_in) must be in a
-    /// transaction.
+    /// Every call then runs in its own transaction with an unnamed prepared statement, in four
+    /// round trips instead of one. Dropping its future closes a connection of the pool.
+    /// [`retarget_in`](super::TransactionalStore::retarget_in) must run in a transaction.
     ///
     /// # Example
     ///
@@ -265,21 +262,20 @@ impl PostgresStore {
         Self { behind_pooler: true, ..self }
     }
 
-    /// Creates what is missing of the tables and their index, by running [`SCHEMA`](Self::SCHEMA)
-    /// for this store's table. What exists is only verified, never altered. Many processes may do
-    /// so at once.
+    /// Creates missing tables and indexes by running [`SCHEMA`](Self::SCHEMA) for this store's
+    /// table. Existing tables are verified and never altered. Several processes may do this at the
+    /// same time.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Schema`] if a table exists and is not what this version needs,
-    /// [`StoreError::SchemaTooNew`] if a newer version of this crate made it,
-    /// [`StoreError::Denied`] if the login is wrong or may not create tables,
+    /// Returns [`StoreError::Schema`] if an existing table does not match this version,
+    /// [`StoreError::SchemaTooNew`] if a newer version of this crate created it,
+    /// [`StoreError::Denied`] if the login fails or may not create tables,
     /// [`StoreError::Unavailable`] if the server cannot be reached.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, either all of it was created or nothing. Calling it again is
-    /// always right.
+    /// If the future is dropped, everything was created or nothing. It may be called again.
     ///
     /// # Example
     ///
@@ -310,17 +306,17 @@ impl PostgresStore {
         }
     }
 
-    /// Verifies that the tables are what this version needs, and creates nothing: for applications
-    /// whose migrations are run elsewhere.
+    /// Verifies that the tables match this version, and creates nothing. For applications that run
+    /// their own migrations.
     ///
     /// # Errors
     ///
-    /// As for [`set_up`](Self::set_up); a table that is missing is a [`StoreError::Schema`] as
-    /// well.
+    /// Returns the errors of [`set_up`](Self::set_up), and [`StoreError::Schema`] if a table is
+    /// missing.
     ///
     /// # Cancel safety
     ///
-    /// Reads only.
+    /// Only reads.
     ///
     /// # Example
     ///
@@ -350,7 +346,7 @@ impl PostgresStore {
         }
     }
 
-    /// The pool that this store works over. Closing it ends the store.
+    /// Returns the pool of this store. Closing it makes the store unusable.
     ///
     /// # Example
     ///
@@ -375,8 +371,8 @@ impl PostgresStore {
         self.table.location.failed(stage, failure::classify, error)
     }
 
-    /// Apart from what it is for, so that what could not be sent is told from what was not
-    /// answered.
+    /// Acquires a connection separately from running a statement, so that "not sent" is
+    /// distinguished from "not answered".
     async fn acquire(&self) -> Result<PoolConnection<Postgres>, StoreError> {
         self.pool.acquire().await.map_err(|error| self.failed(Stage::NothingWritten, error))
     }

@@ -27,46 +27,45 @@ use std::{
     time::Duration,
 };
 
-/// How long SQLite waits for another connection's write, and a verb for a connection.
+/// How long SQLite waits for another connection's write, and a method for a connection of the pool.
 const BUSY: Duration = Duration::from_secs(5);
 
 /// A store in a SQLite file or database.
 ///
-/// [`open`](Self::open) takes a path and does everything; [`new`](Self::new) works over a pool that
-/// the application already has, and leaves set-up and settings to it. Clones share the pool.
+/// [`open`](Self::open) takes a path, and creates and configures everything. [`new`](Self::new)
+/// uses a pool of the application, which is responsible for set-up and settings. Clones share the
+/// pool.
 ///
-/// Every verb is one statement, compiled once per connection by sqlx, but
-/// [`reset_workspace`](super::BindingStore::reset_workspace), which is a transaction of two. If a
-/// verb does not write because a row stands in the way, a second statement reads that row. A
-/// deleted session leaves a small row without workspace behind, which keeps its revision from being
-/// used again.
+/// Every method is one statement, which sqlx prepares once per connection, except
+/// [`reset_workspace`](super::BindingStore::reset_workspace), which is a transaction of two. On a
+/// conflict, a second statement reads the conflicting row. A deleted session leaves a tombstone, a
+/// small row without workspace that prevents the reuse of its revisions.
 ///
-/// The *orders* ([`unbind`](super::BindingStore::unbind),
-/// [`reset_workspace`](super::BindingStore::reset_workspace)) also raise the revision of a row that
-/// has no target: a repair that read it before the order then fails to write after it.
+/// The commands [`unbind`](super::BindingStore::unbind) and
+/// [`reset_workspace`](super::BindingStore::reset_workspace) also increment the revision of a row
+/// without a target, so that a repair which read the row before the command fails to write after
+/// it.
 ///
 /// # Locks, and files that are replaced
 ///
-/// SQLite lets one connection write at a time, and the others wait for as long as the pool's
-/// `busy_timeout` says (5 s after [`open`](Self::open)): it ends every wait by itself, whether
-/// anybody still waits for the verb or not.
+/// SQLite lets one connection write at a time. Others wait for up to the pool's `busy_timeout` (5 s
+/// after [`open`](Self::open)), even if the caller has dropped the future meanwhile.
 ///
-/// A connection that takes no writes, since it was told so, since the file could only be read when
-/// it was opened, or since another file was put in its place, is closed, and the statement is run
-/// on another one. A database in memory keeps its connection.
+/// A connection that accepts no writes (it is set to read-only, the file was read-only when it was
+/// opened, or the file was replaced) is closed, and the statement runs on another one. The
+/// connection of an in-memory database is never closed.
 ///
 /// # What housekeeping costs
 ///
-/// Two indexes beside the one of the workspaces. That of the last uses has an entry for each row
-/// that was not deleted, and [`touch`](super::BindingStore::touch) moves one for each session in
-/// use; through it a start reads the rows used last, and a purge finds the idle ones, without
-/// looking at the others. That of the deleted rows has an entry for each of these only.
+/// Two indexes besides the one on workspaces. The index on last uses has an entry for each row that
+/// is not deleted; [`touch`](super::BindingStore::touch) moves one entry for each session in use.
+/// It lets a start read the rows used last, and a purge find the idle ones, without scanning the
+/// table. The index on deletion times has entries for tombstones only.
 ///
 /// # Cancel safety
 ///
-/// A verb whose future is dropped was carried out wholly or not at all, and the connection goes
-/// back to the pool once the statement has ended. Nobody learns which of the two it was: read the
-/// row.
+/// If a future is dropped, its statement is executed completely or not at all, and the connection
+/// returns to the pool once the statement has ended. Read the row to learn which.
 ///
 /// # Example
 ///
@@ -95,7 +94,7 @@ pub struct SqliteStore {
     table: Arc<Table>,
 }
 
-/// What follows from the name of the table.
+/// The location and statements of one table.
 struct Table {
     location: TableLocation,
     statements: Statements,
@@ -113,7 +112,7 @@ impl Table {
     }
 }
 
-/// Shows where the rows are; the options of the pool, which may hold a key, are not shown.
+/// Shows the location of the rows, but not the pool's options, which may contain a key.
 impl fmt::Debug for SqliteStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SqliteStore")
@@ -124,11 +123,11 @@ impl fmt::Debug for SqliteStore {
 }
 
 impl SqliteStore {
-    /// The tables and their index, as [`set_up`](Self::set_up) creates them: for teams that run
-    /// migrations of their own.
+    /// The SQL with which [`set_up`](Self::set_up) creates the tables and indexes, for applications
+    /// that run their own migrations.
     ///
-    /// To be run as it is, inside a transaction or not, as often as one likes; it changes nothing
-    /// that exists. For a table of another name replace every `agent_bindings` in it.
+    /// It is idempotent, does not change existing tables, and may run inside or outside of a
+    /// transaction. For another table name, replace every `agent_bindings` in it.
     ///
     /// # Example
     ///
@@ -145,29 +144,29 @@ impl SqliteStore {
     /// ```
     pub const SCHEMA: &str = schema::SCHEMA;
 
-    /// Opens a file of the store's own; creates it, and the tables, if they are missing. Its
+    /// Opens a database file, and creates the file and the tables if they do not exist. The
     /// directory must exist.
     ///
-    /// Any number of processes may do so at once. If they meet, this waits and tries again for at
-    /// most some fifteen seconds.
+    /// Several processes may open the file at the same time. Conflicts are retried for up to about
+    /// 15 s.
     ///
-    /// The file is put into [WAL mode](https://www.sqlite.org/wal.html), in which readers do not
-    /// wait for a writer, with `synchronous = NORMAL`: a crash of the process loses nothing, a loss
-    /// of power may lose the last commits but never harms the file. A lost repair is repaired
-    /// again; who cannot bear to lose the last order passes a pool with other settings to
+    /// The file uses [WAL mode](https://www.sqlite.org/wal.html), in which readers do not wait for
+    /// a writer, with `synchronous = NORMAL`: a crash of the process loses nothing; a power failure
+    /// may lose the last commits but does not corrupt the file. A lost repair is made again. If
+    /// losing the last command is not acceptable, pass a pool with other settings to
     /// [`new`](Self::new).
     ///
     /// # Errors
     ///
-    /// [`StoreError::Open`] if the file cannot be opened, created or written, or the path is not
-    /// one (`:memory:`, a URL); [`StoreError::NotADatabase`]; [`StoreError::Schema`] and
-    /// [`StoreError::SchemaTooNew`] if the tables are not what this version needs (they are not
-    /// altered); [`StoreError::Unavailable`] if the file stayed locked.
+    /// Returns [`StoreError::Open`] if the file cannot be opened, created or written, or if the
+    /// argument is not a path (`:memory:`, a URL); [`StoreError::NotADatabase`];
+    /// [`StoreError::Schema`] or [`StoreError::SchemaTooNew`] if existing tables do not match this
+    /// version (they are not altered); [`StoreError::Unavailable`] if the file stayed locked.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the file may exist with or without its tables. Opening it again
-    /// completes it.
+    /// If the future is dropped, the file may exist with or without its tables. Call `open` again
+    /// to complete it.
     ///
     /// # Example
     ///
@@ -190,40 +189,40 @@ impl SqliteStore {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .synchronous(SqliteSynchronous::Normal)
-            // Not `.journal_mode(Wal)`: sqlx would send it on every connection, while the file
-            // remembers it. See `attempt`.
+            // Not `.journal_mode(Wal)`: sqlx would send it on every connection, although the file
+            // stores it. See `attempt`.
             .busy_timeout(BUSY);
         let pool = SqlitePoolOptions::new()
-            // Every connection is a thread. Measured with 16 tasks: reads gain up to four
-            // connections, and writers, which SQLite lets in one at a time, lose nothing yet by the
-            // sleep with which it makes the other ones wait.
+            // Every connection is a thread. Measured with 16 tasks: reads become faster with up to
+            // four connections, and writers do not yet become slower by SQLite's sleeps while they
+            // wait for each other.
             .max_connections(4)
             .acquire_timeout(BUSY)
-            // Nothing on the other side would be relieved by closing a connection; closing the last
-            // one even means a checkpoint, and a new log for the next.
+            // Closing idle connections has no benefit here, and closing the last one causes a
+            // checkpoint and a new log.
             .idle_timeout(None)
             .max_lifetime(None)
-            // The pool tests a connection when it comes back. A second test is a trip to the
-            // connection's thread per verb.
+            // The pool tests a connection when it is returned. A second test would be a round trip
+            // to the connection's thread for each call.
             .test_before_acquire(false)
             .connect_lazy_with(options.clone().create_if_missing(true));
         let store = Self::new(pool);
         store.settle(Journal::Wal).await?;
-        // If the file is taken away later, a new connection must not put an empty one in its place.
+        // If the file is removed later, a new connection must not create an empty one.
         store.pool.set_connect_options(options);
         Ok(store)
     }
 
-    /// Works over a pool that the application already has, and takes it as it is: no setting is
-    /// changed, nothing is created or read. The rows are expected in the table `agent_bindings`;
-    /// see [`set_up`](Self::set_up) and [`with_table`](Self::with_table).
+    /// Creates a store over a pool of the application. Changes no setting, and neither creates nor
+    /// reads anything. The rows are in the table `agent_bindings`; see [`set_up`](Self::set_up) and
+    /// [`with_table`](Self::with_table).
     ///
-    /// The pool's settings decide what a loss of power may lose (`synchronous`) and how long a verb
+    /// The pool's settings decide what a power failure may lose (`synchronous`) and how long a call
     /// waits for another connection's write (`busy_timeout`).
     ///
-    /// A database in memory ends with its connection. It needs a pool of exactly one that is never
-    /// closed, as below: without `test_before_acquire(false)` also a caller who goes away while
-    /// sqlx tests the connection takes it, and every row, with him.
+    /// An in-memory database ends with its connection, so it needs a pool of exactly one connection
+    /// that is never closed, as below. Without `test_before_acquire(false)`, a future that is
+    /// dropped while sqlx tests the connection closes it and loses all rows.
     ///
     /// # Example
     ///
@@ -245,16 +244,16 @@ impl SqliteStore {
         Self { pool, table: Table::new(file, DEFAULT_TABLE.to_owned()) }
     }
 
-    /// Keeps the rows in another table. Touches nothing: call [`set_up`](Self::set_up) afterwards.
+    /// Uses another table. Does not access the database; call [`set_up`](Self::set_up) afterwards.
     ///
-    /// Two stores of one database must not have tables of which one is called like the other and
-    /// `_meta`. SQLite sees no difference between upper and lower case.
+    /// If two stores share a database, no table name may equal another one plus `_meta` or
+    /// `_epochs`. SQLite ignores case.
     ///
     /// # Errors
     ///
-    /// [`StoreError::TableName`] if the name is anything but at most 48 ASCII letters, digits and
-    /// underscores that do not begin with a digit, or begins with `sqlite_` in any case, which
-    /// SQLite reserves.
+    /// Returns [`StoreError::TableName`] unless the name has 1 to 48 ASCII letters, digits and
+    /// underscores and does not begin with a digit, or with `sqlite_` in any case, which SQLite
+    /// reserves.
     ///
     /// # Example
     ///
@@ -270,21 +269,20 @@ impl SqliteStore {
         Ok(Self { table: Table::new(self.table.location.file.clone(), name), ..self })
     }
 
-    /// Creates what is missing of the tables and their index, by running [`SCHEMA`](Self::SCHEMA)
-    /// for this store's table. What exists is only verified, never altered. Many processes may do
-    /// so at once.
+    /// Creates missing tables and indexes by running [`SCHEMA`](Self::SCHEMA) for this store's
+    /// table. Existing tables are verified and never altered. Several processes may do this at the
+    /// same time.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Schema`] if a table exists and is not what this version needs,
-    /// [`StoreError::SchemaTooNew`] if a newer version of this crate made it, [`StoreError::Open`]
-    /// if the database cannot be opened or written, [`StoreError::Unavailable`] if it stayed
-    /// locked.
+    /// Returns [`StoreError::Schema`] if an existing table does not match this version,
+    /// [`StoreError::SchemaTooNew`] if a newer version of this crate created it,
+    /// [`StoreError::Open`] if the database cannot be opened or written,
+    /// [`StoreError::Unavailable`] if it stayed locked.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, either all of it was created or nothing. Calling it again is
-    /// always right.
+    /// If the future is dropped, everything was created or nothing. It may be called again.
     ///
     /// # Example
     ///
@@ -300,17 +298,17 @@ impl SqliteStore {
         self.settle(Journal::AsItIs).await
     }
 
-    /// Verifies that the tables are what this version needs, and creates nothing: for applications
-    /// whose migrations are run elsewhere.
+    /// Verifies that the tables match this version, and creates nothing. For applications that run
+    /// their own migrations.
     ///
     /// # Errors
     ///
-    /// As for [`set_up`](Self::set_up); a table that is missing is a [`StoreError::Schema`] as
-    /// well.
+    /// Returns the errors of [`set_up`](Self::set_up), and [`StoreError::Schema`] if a table is
+    /// missing.
     ///
     /// # Cancel safety
     ///
-    /// Reads only.
+    /// Only reads.
     ///
     /// # Example
     ///
@@ -333,10 +331,10 @@ impl SqliteStore {
         }
     }
 
-    /// The pool that this store works over.
+    /// Returns the pool of this store.
     ///
-    /// Closing it ends the store. After [`open`](Self::open), `store.pool().close().await` waits
-    /// until the file is closed.
+    /// Closing the pool makes the store unusable. After [`open`](Self::open),
+    /// `store.pool().close().await` waits until the file is closed.
     ///
     /// # Example
     ///
@@ -357,10 +355,10 @@ impl SqliteStore {
         &self.pool
     }
 
-    /// Sets up, again and again if others do so at the same moment.
+    /// Sets up the tables, with retries while other connections do the same.
     ///
-    /// SQLite's own waiting is not enough: it does not wait where two connections could wait for
-    /// each other, as on the change to WAL, and the caller's pool may not wait at all.
+    /// SQLite's `busy_timeout` is not enough: SQLite does not wait where two connections could
+    /// deadlock, as on the change to WAL mode, and the application's pool may have no timeout.
     async fn settle(&self, journal: Journal) -> Result<(), StoreError> {
         let location = &self.table.location;
         let (mut backoff, mut attempts) = (Backoff::for_set_up(), self.attempts());
@@ -394,8 +392,7 @@ impl SqliteStore {
         Attempts::new(&self.table.replacements, self.pool.options().get_max_connections())
     }
 
-    /// The outer error is the database's, which may be worth another try; the inner one is the
-    /// verdict.
+    /// The outer error is the database's, which may be retried; the inner result is final.
     async fn attempt(
         &self,
         connection: &mut SqliteConnection,
@@ -403,15 +400,15 @@ impl SqliteStore {
     ) -> Result<Result<(), StoreError>, sqlx::Error> {
         let Table { location, statements, .. } = &*self.table;
         if journal == Journal::Wal {
-            // Before anything is changed: a file with the wrong tables is left as it was.
+            // Check before any change: a file with wrong tables is left as it was.
             if let Found::Wrong(error) = schema::look(connection, location, statements).await? {
                 return Ok(Err(error));
             }
             let mode: String =
                 sqlx::query_scalar("PRAGMA journal_mode = WAL").fetch_one(&mut *connection).await?;
             if !mode.eq_ignore_ascii_case("wal") {
-                // Where there is no shared memory, SQLite stays with what it had. With
-                // `synchronous = NORMAL` that is not safe.
+                // Without shared memory, SQLite keeps its journal mode, which is not safe with
+                // `synchronous = NORMAL`.
                 let source =
                     format!("it cannot be put into WAL mode, its journal mode stays {mode}").into();
                 return Ok(Err(StoreError::Open { path: location.file.clone(), source }));
@@ -421,15 +418,15 @@ impl SqliteStore {
     }
 }
 
-/// What [`SqliteStore::settle`] does about the journal.
+/// How [`SqliteStore::settle`] treats the journal mode.
 #[derive(Clone, Copy, PartialEq)]
 enum Journal {
     Wal,
     AsItIs,
 }
 
-/// What SQLite would take for something else than a file is refused. Absolute, since the pool opens
-/// connections later, when the process may have gone to another directory.
+/// Rejects arguments that SQLite would not treat as a file. Returns an absolute path, since the
+/// pool opens connections later, when the process may have changed its directory.
 fn plain_path(path: &Path) -> Result<PathBuf, StoreError> {
     let refused = |source: BoxError| StoreError::Open { path: path.to_owned(), source };
     if path.as_os_str() == ":memory:" {

@@ -1,25 +1,25 @@
-//! Values that the verbs of a store take and return.
+//! Arguments and results of a store's methods.
 
 use super::error::StoreError;
 use crate::{Binding, Epoch, SessionId, Target, WorkspaceId};
 use std::sync::Arc;
 
-/// Where a session is to point.
+/// A row to write: where a session points.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NewBinding {
-    /// Whose record.
+    /// The session.
     pub session: SessionId,
     /// Its workspace.
     pub workspace: WorkspaceId,
-    /// Its target; `None` for an unbound record.
+    /// Its target; `None` for an unbound row.
     pub target: Option<Arc<Target>>,
     /// The epoch of the workspace in which the target was learned.
     pub epoch: Epoch,
 }
 
 impl NewBinding {
-    /// A record to be written.
+    /// Creates a row in epoch 0.
     #[must_use]
     pub const fn new(
         session: SessionId,
@@ -29,7 +29,7 @@ impl NewBinding {
         Self { session, workspace, target, epoch: Epoch::new(0) }
     }
 
-    /// Sets the epoch in which the target was learned, which is 0 otherwise.
+    /// Sets the epoch in which the target was learned.
     #[must_use]
     pub const fn with_epoch(mut self, epoch: Epoch) -> Self {
         self.epoch = epoch;
@@ -37,60 +37,59 @@ impl NewBinding {
     }
 }
 
-/// What [`reset_workspace`](BindingStore::reset_workspace) has done.
+/// Result of [`reset_workspace`](super::BindingStore::reset_workspace).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Reset {
-    /// How many rows the workspace has.
+    /// Number of rows of the workspace.
     pub rows: u64,
-    /// The epoch that has begun.
+    /// The new epoch.
     pub epoch: Epoch,
 }
 
 impl Reset {
-    /// For implementors of stores.
+    /// Creates a result. Creates a result. For implementors of stores.
     #[must_use]
     pub const fn new(rows: u64, epoch: Epoch) -> Self {
         Self { rows, epoch }
     }
 }
 
-/// What became of a write that compares.
+/// Result of a conditional write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Swap {
-    /// Written; the row as it is now.
+    /// The row was written; this is its new state.
     Applied(Binding),
-    /// Not written. The row that stands in the way, or `None` if there is no row.
+    /// Nothing was written. The conflicting row, or `None` if there is no row.
     Conflict(Option<Binding>),
 }
 
-/// The most sessions that one call names, and the most rows that one call of a verb in chunks
-/// writes.
+/// Maximum number of sessions in one call, and of rows that one call of a chunked method writes.
 pub const BATCH: usize = 2_000;
 
-/// What a chunk may write at most.
+/// Limits a chunk to [`BATCH`] rows.
 pub(super) fn chunk(limit: u64) -> u64 {
     limit.min(BATCH as u64)
 }
 
-/// Refuses more sessions than one statement takes.
+/// Rejects more than [`BATCH`] sessions.
 pub(super) fn at_most_a_batch(sessions: &[SessionId]) -> Result<(), StoreError> {
     match sessions.len() {
         ..=BATCH => Ok(()),
         more => Err(StoreError::Rejected(
-            format!("{more} sessions, and {BATCH} are the most at once").into(),
+            format!("{more} sessions in one call, which takes at most {BATCH}").into(),
         )),
     }
 }
 
-/// What became of [`purge_forgotten`](super::BindingStore::purge_forgotten).
+/// Result of [`purge_forgotten`](super::BindingStore::purge_forgotten).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Purged {
-    /// How many rows are gone.
+    /// Number of rows that were removed.
     pub gone: u64,
-    /// How many were deleted long enough ago, and wait for a later run.
+    /// Number of rows that are old enough and wait for a later run.
     pub waiting: u64,
 }
 

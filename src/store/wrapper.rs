@@ -1,16 +1,16 @@
-//! Stores around another store.
+//! Stores that wrap another store.
 
 use super::{BindingStore, NewBinding, Purged, Reset, StoreError, Swap, UsedByLayer};
 use crate::{Binding, Epoch, Revision, SessionId, Target, WorkspaceId};
 use futures_util::Stream;
 use std::{sync::Arc, time::Duration};
 
-/// A store around another one: it passes every verb on that it does not define itself.
+/// A store that wraps another one and forwards every method that it does not override.
 ///
-/// Whatever implements it is a [`BindingStore`]. A wrapper that implements [`BindingStore`] itself
-/// must pass every method on by hand, also those that have a default: one that leaves out
-/// [`shared`](BindingStore::shared) makes the layer read rows again that nobody else writes, and
-/// one that leaves out the verbs of housekeeping has none.
+/// Every implementor is a [`BindingStore`]. A wrapper that implements [`BindingStore`] directly
+/// must forward every method, including those with a default: without
+/// [`shared`](BindingStore::shared), the layer refreshes rows that no other process writes; without
+/// the methods of housekeeping, they are unsupported.
 ///
 /// # Example
 ///
@@ -53,10 +53,10 @@ use std::{sync::Arc, time::Duration};
 /// # }
 /// ```
 pub trait StoreWrapper: Send + Sync + 'static {
-    /// The store within.
+    /// The type of the inner store.
     type Inner: BindingStore;
 
-    /// Returns the store within.
+    /// Returns the inner store.
     fn inner(&self) -> &Self::Inner;
 
     /// [`BindingStore::load`].

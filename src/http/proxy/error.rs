@@ -2,14 +2,14 @@
 
 use ::http::{Method, StatusCode};
 
-/// A request that must not be passed on. [`status`](Self::status) is what the gateway answers.
+/// A request that must not be forwarded. The gateway answers with [`status`](Self::status).
 ///
-/// Prints as one line; there is no cause behind it.
+/// Displays as one line and has no cause.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// There is no host, more than one, one that is no authority, or `Host` differs from the
-    /// target's. Status 400.
+    /// The request has no host, several hosts, a host that is no authority, or a `Host` that
+    /// differs from the target's. Status 400.
     #[error("one host is needed, and the same one wherever it is named")]
     Host,
     /// `Content-Length` is no number, or two of them differ. Status 400.
@@ -21,14 +21,13 @@ pub enum Refusal {
     /// `Max-Forwards` of an `OPTIONS` or `TRACE` is no number. Status 400.
     #[error("the Max-Forwards is malformed")]
     MaxForwards,
-    /// A `CONNECT` would make the agent a proxy to somewhere else. Status 501.
+    /// `CONNECT` would turn the agent into a proxy to another host. Status 501.
     #[error("CONNECT is not for agents")]
     Connect,
-    /// An extended `CONNECT` for another protocol than those that are allowed (RFC 8441). Status
-    /// 501.
+    /// The protocol of an extended `CONNECT` (RFC 8441) is not allowed. Status 501.
     #[error("the protocol is not supported")]
     Protocol,
-    /// `Via` lists this gateway: the request would come back for ever. Status 508.
+    /// `Via` lists this gateway, so the request is in a loop. Status 508.
     #[error("the request has passed through this gateway before")]
     Loop,
     /// `Max-Forwards` was zero: the gateway is the last recipient. Status 204 for `OPTIONS`,
@@ -52,20 +51,20 @@ impl Refusal {
     }
 }
 
-/// A response of an agent that must not be passed on. The gateway answers `502 Bad Gateway`.
+/// A response of an agent that must not be forwarded. The gateway answers `502 Bad Gateway`.
 ///
-/// Prints as one line; there is no cause behind it.
+/// Displays as one line and has no cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BadResponse {
-    /// The agent has switched to another protocol than the client has asked for, or has not said so
-    /// correctly.
+    /// The agent switched to a protocol that the client did not request, or its `101` response is
+    /// malformed.
     #[error("the agent has switched to a protocol that the client has not asked for")]
     Switched,
-    /// The client speaks HTTP/2, has asked for a WebSocket, and would take this success for one.
+    /// The client uses HTTP/2 and requested a WebSocket, and would mistake this success for one.
     #[error("the agent has not switched protocols")]
     NotSwitched,
-    /// An informational status stands in place of the final one.
+    /// The status is informational instead of final.
     #[error("the agent has given no final response")]
     Informational,
     /// `Content-Length` is no number, or two of them differ.

@@ -1,4 +1,4 @@
-//! Single headers.
+//! Rules for single headers.
 
 use super::Refusal;
 use ::http::{
@@ -12,16 +12,15 @@ use ::http::{
 use bytes::Bytes;
 
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
-/// Not registered, and sent nevertheless.
+/// Not registered, but in use.
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-/// Headers that are for the next neighbour only.
+/// Hop-by-hop headers.
 pub(super) const HOP_BY_HOP: [HeaderName; 7] =
     [CONNECTION, HTTP2_SETTINGS, KEEP_ALIVE, PROXY_CONNECTION, TE, TRANSFER_ENCODING, UPGRADE];
 
-/// Removes what is for the next neighbour only. `Connection` cannot name what every recipient
-/// needs.
+/// Removes hop-by-hop headers. `Connection` cannot name headers that every recipient needs.
 pub(super) fn strip(headers: &mut HeaderMap) {
     let named = tokens(headers, &CONNECTION).filter_map(|token| HeaderName::from_bytes(token).ok());
     let named = named.filter(|name| name != HOST && name != CONTENT_LENGTH).collect::<Vec<_>>();
@@ -33,7 +32,7 @@ pub(super) fn strip(headers: &mut HeaderMap) {
     }
 }
 
-/// Sets `Connection`, if there is anything to say.
+/// Sets `Connection` if there are options.
 pub(super) fn connection(headers: &mut HeaderMap, options: &[&str]) {
     if let Ok(options) = HeaderValue::try_from(options.join(", "))
         && !options.is_empty()
@@ -42,7 +41,7 @@ pub(super) fn connection(headers: &mut HeaderMap, options: &[&str]) {
     }
 }
 
-/// Whether a list has this element, whatever its parameters are.
+/// Returns `true` if a list header has this element, with any parameters.
 pub(super) fn lists(headers: &HeaderMap, name: &HeaderName, wanted: &[u8]) -> bool {
     tokens(headers, name).any(|token| {
         token
@@ -52,8 +51,8 @@ pub(super) fn lists(headers: &HeaderMap, name: &HeaderName, wanted: &[u8]) -> bo
     })
 }
 
-/// The elements of a list, over all headers of the name. Of bytes: one that is no text must not
-/// hide the others.
+/// Returns the elements of a list header, over all its lines. Compares bytes, so that an invalid
+/// element does not hide the others.
 pub(super) fn tokens<'a>(
     headers: &'a HeaderMap,
     name: &HeaderName,
@@ -65,8 +64,8 @@ pub(super) fn tokens<'a>(
         .filter(|token| !token.is_empty())
 }
 
-/// The host that a request names: exactly one, and the same one in the target and in `Host`,
-/// without a user.
+/// Returns the host of a request: exactly one, the same in the target and in `Host`, without a
+/// user.
 pub(super) fn host<B>(request: &Request<B>) -> Result<HeaderValue, Refusal> {
     let mut hosts = request.headers().get_all(HOST).iter();
     let host = match (request.uri().authority(), hosts.next(), hosts.next()) {
@@ -81,8 +80,7 @@ pub(super) fn host<B>(request: &Request<B>) -> Result<HeaderValue, Refusal> {
         (None, Some(host), None) => host.clone(),
         _ => return Err(Refusal::Host),
     };
-    // A comma is allowed in a name, and no name has one: it is two hosts that were joined on the
-    // way.
+    // A comma is valid in a name but never used; it means that two hosts were joined on the way.
     let is_host = |host: &str| !host.contains(['@', ',']) && host.parse::<Authority>().is_ok();
     let is_host = host.to_str().is_ok_and(is_host);
     if is_host { Ok(host) } else { Err(Refusal::Host) }
@@ -96,7 +94,7 @@ pub(super) enum Framing {
     Chunked,
 }
 
-/// A body that nobody can delimit, or read.
+/// Reason why a body cannot be delimited or decoded.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Broken {
     Length,
@@ -138,7 +136,7 @@ pub(super) fn framing(headers: &mut HeaderMap, version: Version) -> Result<Frami
     Ok(Framing::Length(length))
 }
 
-/// Digits, and nothing else.
+/// Parses a number that consists of digits only.
 fn number(digits: &[u8]) -> Option<u64> {
     if !digits.iter().all(u8::is_ascii_digit) {
         return None;
@@ -146,8 +144,8 @@ fn number(digits: &[u8]) -> Option<u64> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
-/// HTTP/2 clients send one header a cookie (RFC 9113 §8.2.3), and agents of HTTP/1 may read the
-/// first one only. Leaves out the gateway's own.
+/// Joins cookies into one header and removes the gateway's own: HTTP/2 clients send a header for
+/// each cookie (RFC 9113 §8.2.3), and HTTP/1 agents may read only the first one.
 pub(super) fn join_cookies(headers: &mut HeaderMap, own: &[Box<str>]) {
     let mut values = headers.get_all(COOKIE).iter();
     match (values.next(), values.next()) {
@@ -166,7 +164,7 @@ pub(super) fn join_cookies(headers: &mut HeaderMap, own: &[Box<str>]) {
     let cookies = cookies.join(&b"; "[..]);
     let is_sensitive = headers.get(COOKIE).is_some_and(HeaderValue::is_sensitive);
     headers.remove(COOKIE);
-    // What valid values are joined with is valid.
+    // Valid values that are joined by `"; "` are a valid value.
     if let Ok(mut cookies) = HeaderValue::from_maybe_shared(Bytes::from(cookies))
         && !cookies.is_empty()
     {
@@ -175,7 +173,7 @@ pub(super) fn join_cookies(headers: &mut HeaderMap, own: &[Box<str>]) {
     }
 }
 
-/// An agent cannot set the gateway's own cookies.
+/// Removes `Set-Cookie` headers that set the gateway's own cookies.
 pub(super) fn remove_set_cookies(headers: &mut HeaderMap, own: &[Box<str>]) {
     if own.is_empty()
         || !headers.get_all(SET_COOKIE).iter().any(|cookie| is_own(cookie.as_bytes(), own))
@@ -194,14 +192,14 @@ pub(super) fn remove_set_cookies(headers: &mut HeaderMap, own: &[Box<str>]) {
     }
 }
 
-/// Whether a cookie has one of these names.
+/// Returns `true` if a cookie has one of these names.
 fn is_own(cookie: &[u8], own: &[Box<str>]) -> bool {
     let name = cookie.split(|byte| b"=;".contains(byte)).next().unwrap_or(cookie).trim_ascii();
     own.iter().any(|own| own.as_bytes() == name)
 }
 
-/// What does not cross the hop as a header does not cross it after the body either: hyper sends the
-/// trailers that are announced, and no other ones.
+/// Removes names from `Trailer` that do not cross the hop as headers: hyper sends only the trailers
+/// that are announced.
 pub(super) fn filter_trailer(headers: &mut HeaderMap, crosses: impl Fn(&str) -> bool) {
     if !headers.contains_key(TRAILER) {
         return;
@@ -218,8 +216,8 @@ pub(super) fn filter_trailer(headers: &mut HeaderMap, crosses: impl Fn(&str) -> 
     }
 }
 
-/// Whether the name stands anywhere in `Via`, be it in a comment: a parenthesis that is never
-/// closed must not hide it.
+/// Returns `true` if `Via` contains the name anywhere, even in a comment: an unclosed parenthesis
+/// must not hide it.
 pub(super) fn via_lists(headers: &HeaderMap, name: &str) -> bool {
     let words = headers
         .get_all(VIA)
@@ -241,7 +239,7 @@ pub(super) fn append_via(headers: &mut HeaderMap, version: Version, name: &str) 
     }
 }
 
-/// Counts `Max-Forwards` down where it has a meaning (RFC 9110 §7.6.2).
+/// Decrements `Max-Forwards` for the methods that define it (RFC 9110 §7.6.2).
 pub(super) fn count_down<B>(request: &mut Request<B>) -> Result<(), Refusal> {
     if ![Method::OPTIONS, Method::TRACE].contains(request.method())
         || !request.headers().contains_key(MAX_FORWARDS)
@@ -256,7 +254,7 @@ pub(super) fn count_down<B>(request: &mut Request<B>) -> Result<(), Refusal> {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return Err(Refusal::MaxForwards);
     }
-    // More than this counts: the most that is supported.
+    // Larger values are lowered to the maximum.
     let left = number(digits).map_or(u32::MAX, |left| u32::try_from(left).unwrap_or(u32::MAX));
     match left.checked_sub(1) {
         Some(left) => {

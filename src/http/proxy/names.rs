@@ -1,4 +1,4 @@
-//! Headers that are recognized by their names.
+//! Sets of header names.
 
 use std::borrow::Cow;
 
@@ -136,21 +136,21 @@ pub const COMMANDS_TO_PROXIES: &[&str] = &[
     "x-sendfile-*",
 ];
 
-/// Names of headers, and beginnings of names. Expects what [`map`] returns.
+/// A set of header names and prefixes. Names must be normalized by [`map`].
 #[derive(Clone, Debug, Default)]
 pub(super) struct Names {
     /// Sorted.
     whole: Vec<Box<str>>,
-    /// Sorted, and none of them begins with another one.
+    /// Sorted; none is a prefix of another one.
     beginnings: Vec<Box<str>>,
     starts: Starts,
 }
 
-/// A bit for each start of a name that is listed: most headers of a request need no search.
+/// A Bloom filter over the first bytes of the names, so that most headers need no search.
 #[derive(Clone, Debug, Default)]
 struct Starts {
     bits: [u64; 16],
-    /// Something shorter is listed, so that the bits say nothing.
+    /// A listed name is shorter than the filter's prefix, so the filter is disabled.
     any: bool,
 }
 
@@ -159,7 +159,7 @@ impl Starts {
 
     fn bit(name: &str) -> Option<usize> {
         let start = name.as_bytes().get(..Self::LENGTH)?;
-        // Any function that spreads will do: letters differ in their lowest five bits.
+        // Letters differ in their lowest five bits, so a simple polynomial hash suffices.
         let spread = start
             .iter()
             .fold(0, |sum: usize, byte| sum.wrapping_mul(37).wrapping_add(usize::from(*byte)));
@@ -187,7 +187,7 @@ impl Names {
         all
     }
 
-    /// Adds a name, or a beginning that ends with `*`.
+    /// Adds a name, or a prefix that ends with `*`.
     pub(super) fn add(&mut self, name: &str) {
         let name = name.to_ascii_lowercase();
         match name.strip_suffix('*') {
@@ -217,16 +217,15 @@ impl Names {
     }
 }
 
-/// Whether a name begins with one of these. Every string between a beginning and a name that begins
-/// with it begins with it as well, and none of these begins with another one: there is only one to
-/// compare.
+/// Returns `true` if a name begins with one of the prefixes. Since none is a prefix of another one,
+/// only the greatest one that is not above the name can match.
 fn begins_with(beginnings: &[Box<str>], name: &str) -> bool {
     let after = beginnings.partition_point(|beginning| **beginning <= *name);
     after.checked_sub(1).is_some_and(|at| name.starts_with(&*beginnings[at]))
 }
 
-/// Returns the name with a hyphen for everything that is no letter and no digit: what servers that
-/// follow CGI cannot tell apart. Expects lower case.
+/// Replaces every character except letters and digits by a hyphen: CGI servers cannot distinguish
+/// such names. Expects lower case.
 pub(super) fn map(name: &str) -> Cow<'_, str> {
     let is_plain = |byte: u8| byte == b'-' || byte.is_ascii_alphanumeric();
     if name.bytes().all(is_plain) {
@@ -237,8 +236,8 @@ pub(super) fn map(name: &str) -> Cow<'_, str> {
     )
 }
 
-/// Whether something depends on the header of this name, so that another spelling of it must not
-/// come beside it.
+/// Returns `true` if the gateway has a rule for this header, so that other spellings of it are
+/// removed.
 pub(super) fn has_a_rule(name: &str) -> bool {
     super::fields::HOP_BY_HOP.iter().any(|hop| hop == name)
         || matches!(

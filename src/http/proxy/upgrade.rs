@@ -1,5 +1,5 @@
-//! Upgrades: which are handed on, which answers grant them, and how those of HTTP/1.1 and HTTP/2
-//! are translated.
+//! Upgrades: which ones are forwarded, which responses grant them, and the translation between
+//! HTTP/1.1 and HTTP/2.
 
 use super::{
     BadResponse, Refusal,
@@ -25,19 +25,19 @@ pub(super) const WEBSOCKET: &str = "websocket";
 /// Appended to the key of a WebSocket (RFC 6455 §1.3).
 const WEBSOCKET_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// What a client has asked to switch to.
+/// An upgrade that a client requested.
 #[derive(Debug)]
 pub(super) struct Asked {
     protocol: Box<str>,
-    /// Of a WebSocket: the client's, or one that was made for the agent.
+    /// The key of a WebSocket: the client's, or one that was generated for the agent.
     key: Option<HeaderValue>,
-    /// Of an extended `CONNECT`, or else of an upgrade.
+    /// The request is an extended `CONNECT`, not an `Upgrade`.
     is_connect: bool,
 }
 
 impl Asked {
-    /// Reads the wish. One that is not allowed, or not as it must be, is no wish: the request is an
-    /// ordinary one, as if the gateway had never heard of upgrades.
+    /// Reads the requested upgrade. An `Upgrade` that is not allowed or malformed is ignored, as by
+    /// a gateway without upgrades.
     pub(super) fn of<B>(
         request: &Request<B>,
         protocol: Option<Protocol>,
@@ -78,13 +78,13 @@ impl Asked {
         self.is_connect
     }
 
-    /// Asks the agent for it, in its version. Returns what `Connection` must say.
+    /// Adds the upgrade to the request in the agent's version. Returns the option for `Connection`.
     pub(super) fn ask<B>(
         &self,
         request: &mut Request<B>,
         of_http2: bool,
     ) -> Result<Option<&'static str>, Refusal> {
-        // From HTTP/2 to HTTP/1.1 and back only WebSockets have a translation.
+        // Only WebSockets can be translated between HTTP/2 and HTTP/1.1.
         if self.is_connect != of_http2 && self.key.is_none() {
             return Err(Refusal::Protocol);
         }
@@ -109,7 +109,7 @@ impl Asked {
         Ok(Some("upgrade"))
     }
 
-    /// Whether the agent has switched, and to what it was asked for.
+    /// Returns `true` if the agent has switched to the requested protocol.
     pub(super) fn is_granted<B>(
         &self,
         response: &Response<B>,
@@ -142,7 +142,7 @@ impl Asked {
         }
     }
 
-    /// Tells the client, in its version.
+    /// Converts the granted upgrade into a response of the client's version.
     pub(super) fn grant<B>(&self, response: &mut Response<B>) -> Result<(), BadResponse> {
         let headers = response.headers_mut();
         headers.remove(SEC_WEBSOCKET_ACCEPT);
@@ -164,7 +164,7 @@ impl Asked {
     }
 }
 
-/// What a response offers of what is allowed, each once.
+/// Returns the allowed protocols that a response offers, each once.
 pub(super) fn offered(headers: &HeaderMap, allowed: &[Box<str>]) -> Option<HeaderValue> {
     let offered = allowed.iter().filter(|allowed| lists(headers, &UPGRADE, allowed.as_bytes()));
     let offered = offered.map(|allowed| &**allowed).collect::<Vec<_>>();
@@ -184,12 +184,12 @@ fn the_only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderV
     first.filter(|_| values.next().is_none())
 }
 
-/// Whether it is a key as RFC 6455 §4.1 asks: 16 bytes in base64.
+/// Returns `true` for a valid key (RFC 6455 §4.1): 16 bytes in base64.
 fn is_key(key: &HeaderValue) -> bool {
     BASE64_STANDARD.decode(key.as_bytes()).is_ok_and(|bytes| bytes.len() == 16)
 }
 
-/// A new key. That it is hard to guess matters to caches only; 122 random bits are enough.
+/// Generates a key. Its 122 random bits are enough, since the key only protects against caches.
 fn key() -> HeaderValue {
     let key = BASE64_STANDARD.encode(Uuid::new_v4().as_bytes());
     // Base64 is always a valid value.
@@ -197,7 +197,7 @@ fn key() -> HeaderValue {
         .unwrap_or_else(|_| HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ=="))
 }
 
-/// What accepts a key (RFC 6455 §4.2.2).
+/// Returns the `Sec-WebSocket-Accept` of a key (RFC 6455 §4.2.2).
 pub(super) fn accept(key: &HeaderValue) -> String {
     let digest = Sha1::new_with_prefix(key.as_bytes()).chain_update(WEBSOCKET_GUID).finalize();
     BASE64_STANDARD.encode(digest)
@@ -216,19 +216,21 @@ impl Tunnel {
         Self { client, agent }
     }
 
-    /// Waits until both ends have switched, and returns the client's and the agent's. Bytes must be
-    /// copied between them, as by `tokio::io::copy_bidirectional` over `hyper_util::rt::TokioIo`.
+    /// Waits until both ends have switched, and returns the client's and the agent's end. Copy
+    /// bytes between them, for example with `tokio::io::copy_bidirectional` over
+    /// `hyper_util::rt::TokioIo`.
     ///
-    /// The client's end is there once the response was returned and sent: await this in a task of
-    /// its own.
+    /// The client's end becomes available after the response was returned and sent, so await this
+    /// in a separate task.
     ///
     /// # Errors
     ///
-    /// One of the ends was closed before, or the client's server does not serve upgrades.
+    /// Returns an error if one of the ends was closed before, or if the client's server does not
+    /// support upgrades.
     ///
     /// # Cancel safety
     ///
-    /// A call that is dropped closes both ends.
+    /// Dropping the future closes both ends.
     pub async fn open(self) -> Result<(Upgraded, Upgraded), hyper::Error> {
         futures_util::future::try_join(self.client, self.agent).await
     }

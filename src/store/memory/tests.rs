@@ -1,5 +1,5 @@
-//! Housekeeping on a clock that the test sets. What the databases do is tested from outside, where
-//! SQL can make things old.
+//! Housekeeping with times that the test chooses. The databases are tested in
+//! `tests/store_housekeeping.rs`, where SQL sets the times.
 
 use super::*;
 use crate::AgentId;

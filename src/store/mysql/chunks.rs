@@ -1,4 +1,4 @@
-//! Writes to some of the rows that meet a condition: those that nobody else is writing.
+//! Chunked writes: some of the rows that meet a condition, without those that are locked.
 
 use super::{
     MySqlStore,
@@ -15,20 +15,20 @@ use crate::{
 use sqlx::{MySqlConnection, Row};
 use uuid::Uuid;
 
-/// Which rows.
+/// Selects the rows of a chunk.
 #[derive(Clone, Copy)]
 pub(super) struct Condition<'a> {
-    /// What the condition compares with.
+    /// Parameters of the condition.
     pub(super) values: &'a [Value<'a>],
-    /// If the condition lists them.
+    /// The sessions, if the condition has a list.
     pub(super) among: &'a [SessionId],
     pub(super) limit: u64,
 }
 
 impl MySqlStore {
-    /// A chunk of a group repair. If it has written fewer rows than it may, it looks whether it has
-    /// left some out: by a statement of its own after the commit, since in a transaction that is
-    /// serializable it would wait for them.
+    /// Runs a chunk of a group repair. If it wrote fewer rows than the limit, a separate statement
+    /// after the commit checks for skipped rows; inside a serializable transaction, that read would
+    /// wait for them.
     pub(super) async fn replace(
         &self,
         statements: &Replacement,
@@ -44,7 +44,7 @@ impl MySqlStore {
         Ok(written)
     }
 
-    /// Says how many rows were written.
+    /// Writes one chunk. Returns the number of rows.
     pub(super) async fn write_chunk(
         &self,
         statements: &ChunkStatements,
@@ -64,7 +64,7 @@ impl MySqlStore {
     }
 }
 
-/// What is between begin and commit.
+/// The steps between begin and commit.
 async fn steps(
     connection: &mut MySqlConnection,
     statements: &ChunkStatements,

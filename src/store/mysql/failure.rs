@@ -1,10 +1,11 @@
-//! What an error of MySQL or MariaDB says about the write that was asked for.
+//! Classification of errors of MySQL and MariaDB.
 
 use crate::store::sql::attempts::ErrorClass;
 use sqlx::{error::DatabaseError, mysql::MySqlDatabaseError};
 
-/// By its [number](https://dev.mysql.com/doc/mysql-errors/8.0/en/server-error-reference.html).
-/// SQLSTATE says too little: `HY000` is everything.
+/// Classifies an error by its
+/// [number](https://dev.mysql.com/doc/mysql-errors/8.0/en/server-error-reference.html). SQLSTATE is
+/// too coarse: many errors are `HY000`.
 pub(super) fn classify(error: &(dyn DatabaseError + 'static)) -> ErrorClass {
     match of_number(number(error)) {
         ErrorClass::StaleConnection
@@ -16,8 +17,8 @@ pub(super) fn classify(error: &(dyn DatabaseError + 'static)) -> ErrorClass {
     }
 }
 
-/// An option of the server prevents the statement: `--read-only` or `--super-read-only`, but there
-/// are others.
+/// An option of the server forbids the statement: `--read-only`, `--super-read-only`, or another
+/// one.
 const PREVENTED: u16 = 1290;
 
 fn is_about_read_only(message: &str) -> bool {
@@ -30,19 +31,18 @@ fn number(error: &(dyn DatabaseError + 'static)) -> u16 {
 
 fn of_number(number: u16) -> ErrorClass {
     match number {
-        // A deadlock (in a cluster, also at the commit), a snapshot that somebody wrote under
-        // (MariaDB), a transaction that a group refused at its commit.
+        // A deadlock (in a cluster, also at the commit), a write conflict with a snapshot
+        // (MariaDB), a transaction that a replication group rejected at its commit.
         1213 | 1020 | 3101 => ErrorClass::Contended,
-        // The server takes no writes, or this session does not: a replica, or what was the primary
-        // before a failover. A group refused the transaction at its commit; a node is not in its
-        // cluster; the server is offline. The server ended the connection since it was idle for too
-        // long.
+        // The server or the session accepts no writes: a replica, or the primary before a failover.
+        // A replication group rejected the transaction at its commit; a node is not in its cluster;
+        // the server is offline. The server closed the connection, which was idle for too long.
         PREVENTED | 1792 | 1836 | 3100 | 1047 | 3032 | 4031 => ErrorClass::StaleConnection,
-        // Shutdown, a connection that was killed (MariaDB), an error during the commit, the
-        // network; what a proxy says that has lost its connection to the server.
+        // Shutdown, a killed connection (MariaDB), an error during the commit, the network; errors
+        // of a proxy that has lost its connection to the server.
         1053 | 1927 | 1180 | 1152 | 1158..=1161 | 2003 | 2006 | 2013 | 2055 => ErrorClass::Ended,
-        // Too many connections, or of this user; out of memory, disk, file handles; a lock that was
-        // not to be had; a statement that was killed or took too long.
+        // Too many connections in total or of this user; out of memory, disk or file handles; a
+        // lock that was not available; a statement that was killed or timed out.
         1040 | 1203 | 1226 | 1037 | 1038 | 1041 | 1021 | 1114 | 1205 | 1317 | 3024 | 1969 => {
             ErrorClass::Unavailable
         }
@@ -53,13 +53,13 @@ fn of_number(number: u16) -> ErrorClass {
     }
 }
 
-/// Whether the transaction was undone for the sake of others, so that it may be begun again.
+/// Returns `true` if the transaction was aborted because of a conflict, so that it may be repeated.
 pub(super) fn undone(error: &(dyn DatabaseError + 'static)) -> bool {
     classify(error) == ErrorClass::Contended
 }
 
-/// Whether another one created the same tables at the same moment: the table exists already, also
-/// one that is not finished, or its definition has changed.
+/// Returns `true` if another session created the same tables at the same time: the table exists
+/// already, possibly incomplete, or its definition has changed.
 pub(super) fn concurrent_set_up(error: &(dyn DatabaseError + 'static)) -> bool {
     matches!(number(error), 1050 | 1061 | 1412 | 1684) || undone(error)
 }

@@ -1,4 +1,4 @@
-//! The steps of housekeeping.
+//! The steps of housekeeping in MySQL.
 
 use super::{MySqlStore, chunks::Condition};
 use crate::{
@@ -27,11 +27,11 @@ impl MySqlStore {
         decode::numbers(&self.read((sql, values)).await?)
     }
 
-    /// Runs a statement that has a limit, and hands on its rows as they arrive.
+    /// Streams the rows of a statement with a limit as they arrive.
     ///
-    /// The connection is given back once the last row was read, and closed if the stream is dropped
-    /// before. So reading is a future of its own, which the stream runs, and which passes the rows
-    /// on.
+    /// The connection returns to the pool after the last row, and is closed if the stream is
+    /// dropped before. So a separate future, which the stream polls, owns the connection and sends
+    /// the rows.
     pub(super) fn stream(
         &self,
         sql: &SqlStr,
@@ -61,7 +61,8 @@ impl MySqlStore {
                 drop(found);
                 let connection = connection.after(&error);
                 if begun {
-                    // Of the rows that were handed on already nothing may come again.
+                    // Retry only before the first row, since rows that were yielded must not
+                    // repeat.
                     break self.failed(Stage::Reads, error);
                 }
                 if let Err(error) =

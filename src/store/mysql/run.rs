@@ -1,4 +1,4 @@
-//! How statements are run.
+//! Execution of statements.
 
 use super::{MySqlStore, transaction::in_transaction};
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
 use sqlx::{MySql, MySqlConnection, SqlStr, mysql::MySqlRow};
 
 impl MySqlStore {
-    /// Runs a statement that changes rows and returns none, by itself. Says how many it found.
+    /// Runs a statement that writes, outside of a transaction. Returns the number of affected rows.
     pub(super) async fn changed(&self, (sql, values): Statement<'_>) -> Result<u64, StoreError> {
         let mut attempts = self.attempts();
         loop {
@@ -35,7 +35,7 @@ impl MySqlStore {
         }
     }
 
-    /// Runs a statement that reads rows, by itself.
+    /// Runs a statement that reads rows, outside of a transaction.
     pub(super) async fn read(
         &self,
         (sql, values): Statement<'_>,
@@ -58,8 +58,8 @@ impl MySqlStore {
         }
     }
 
-    /// Runs writes and a read as one transaction, which is committed if the last of the writes
-    /// found its row.
+    /// Runs writes and a read in one transaction, which is committed if the last write affected a
+    /// row.
     pub(super) async fn write(
         &self,
         writes: &[Statement<'_>],
@@ -77,17 +77,17 @@ impl MySqlStore {
     }
 }
 
-/// A statement, and its values in the order of their places.
+/// A statement and its parameters.
 pub(super) type Statement<'a> = (&'a SqlStr, &'a [Value<'a>]);
 
-/// What became of [`MySqlStore::write`].
+/// Result of [`MySqlStore::write`].
 pub(super) struct Written {
     pub(super) applied: bool,
     pub(super) rows: Vec<Binding>,
 }
 
 impl Written {
-    /// Of a verb on one session that compares.
+    /// Converts the result of a conditional write of one session.
     pub(super) fn swap(self, session: SessionId) -> Swap {
         let row = self.rows.into_iter().find(|row| row.session == session);
         match row {
@@ -97,7 +97,7 @@ impl Written {
     }
 }
 
-/// Whether the writes were committed, and the rows that were read.
+/// Returns whether the writes were committed, and the rows that were read.
 async fn transaction(
     connection: CloseOnDrop<MySql>,
     writes: &[Statement<'_>],
@@ -111,7 +111,7 @@ async fn transaction(
     .await
 }
 
-/// What is between begin and commit.
+/// The steps between begin and commit.
 async fn steps(
     connection: &mut MySqlConnection,
     writes: &[Statement<'_>],

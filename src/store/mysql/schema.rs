@@ -1,4 +1,4 @@
-//! The tables: their text, and whether they are what this version needs.
+//! The tables: their SQL, and the check that they match this version.
 
 use crate::store::sql::{
     schema::{Column, Found, Tables, schema_for},
@@ -7,14 +7,14 @@ use crate::store::sql::{
 };
 use sqlx::MySqlConnection;
 
-/// `IF NOT EXISTS` everywhere, and the row of the meta table last, without which the rest does not
-/// count: running it again, also by another process in between, changes nothing and completes what
-/// somebody left half done.
+/// Every statement is idempotent (`IF NOT EXISTS`), also when several processes run them at once.
+/// The meta row, without which the tables count as incomplete, comes last, so that a second run
+/// completes an interrupted one.
 ///
-/// Names are quoted, so that a table may be called `order`. The checks hold what the statements
-/// rely on, so that a hand that edits rows cannot leave a half target or a deleted row with a
-/// workspace. The address is a `LONGTEXT`, since a server that is not in strict mode cuts what is
-/// too long for its column, and says nothing.
+/// Names are quoted, so that a table may be called `order`. The `CHECK` constraints enforce what
+/// the statements rely on, so that a manual edit cannot create a partial target or a tombstone with
+/// a workspace. The address is a `LONGTEXT`, since a server that is not in strict mode silently
+/// truncates values.
 pub(super) const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS `agent_bindings` (
     session BINARY(16) NOT NULL PRIMARY KEY,
@@ -68,12 +68,12 @@ CREATE TABLE IF NOT EXISTS `agent_bindings_epochs` (
 INSERT INTO `agent_bindings_meta` (id, schema_version) VALUES (1, 1) ON DUPLICATE KEY UPDATE id = 1;
 ";
 
-/// Creates what is missing, after a look that what exists is right. Nothing that exists is altered.
+/// Creates missing tables after a check of the existing ones, which are never altered.
 pub(super) async fn set_up(
     connection: &mut MySqlConnection,
     location: &TableLocation,
 ) -> Result<Found, sqlx::Error> {
-    // Looking first: the usual start finds everything there, and needs no right to create anything.
+    // Check first: usually all tables exist, and no privilege to create them is needed.
     match look(connection, location).await? {
         Found::Incomplete(_) => {}
         found => return Ok(found),
@@ -82,7 +82,7 @@ pub(super) async fn set_up(
     look(connection, location).await
 }
 
-/// Compares what there is with what this version needs. Reads only.
+/// Compares the existing tables with what this version needs. Only reads.
 pub(super) async fn look(
     connection: &mut MySqlConnection,
     location: &TableLocation,
@@ -105,7 +105,7 @@ pub(super) async fn look(
         found => return Ok(found),
     }
     for table in [&location.table, &meta, &epochs] {
-        // A transaction on a table of an engine without transactions is none, and nobody says so.
+        // On a table of an engine without transactions, the server silently ignores them.
         let engine = engine(connection, table).await?.unwrap_or_else(|| "none".to_owned());
         if !engine.eq_ignore_ascii_case("InnoDB") {
             return Ok(Found::Wrong(
@@ -116,12 +116,13 @@ pub(super) async fn look(
     Ok(server::key_of(location, &location.table, &key))
 }
 
-/// A table's columns, none if it does not exist; and the names of those that are its primary key.
+/// Returns a table's columns (none if it does not exist) and the names of its primary key's
+/// columns.
 async fn columns(
     connection: &mut MySqlConnection,
     table: &str,
 ) -> Result<(Vec<Column>, Vec<String>), sqlx::Error> {
-    // The length only where it is the type; what else follows it differs between versions.
+    // The length is part of the type only for `binary`; other suffixes differ between versions.
     let sql = "SELECT CAST(column_name AS CHAR), CAST(CASE WHEN data_type = 'binary'
                    THEN CONCAT(data_type, '(', character_maximum_length, ')') ELSE data_type END AS CHAR),
                    column_key = 'PRI'

@@ -1,10 +1,11 @@
-//! The SQL. Parameters have no numbers here: each `?` takes the next value.
+//! The SQL of MySQL and MariaDB. Each `?` takes the next parameter. `statements.sql` beside this
+//! file shows each statement as it is sent.
 //!
-//! MySQL evaluates a SET clause from left to right, and a name on the right is the column as it is
-//! *by then*. So every clause first assigns what depends on other columns, and last what others
-//! depend on: `previous_generation` looks at `agent` and `generation`, the target looks at
-//! `workspace`. Read that way, it also means the same in databases that take every name for the row
-//! before the write (MariaDB with `SIMULTANEOUS_ASSIGNMENT`).
+//! MySQL evaluates a SET clause from left to right, and a column on the right has its *current*
+//! value. So every clause assigns columns before the columns that they depend on:
+//! `previous_generation` depends on `agent` and `generation`, the target depends on `workspace`.
+//! The result is the same where every column has its value from before the write (MariaDB with
+//! `SIMULTANEOUS_ASSIGNMENT`).
 
 use crate::{
     SessionId, WorkspaceId,
@@ -19,28 +20,27 @@ use crate::{
 use sqlx::SqlStr;
 use std::time::Duration;
 
-/// The text for one table.
+/// The statements for one table. The comments list the parameters.
 pub(super) struct Statements {
     /// Session.
     pub(super) load: SqlStr,
-    /// Session. Locks the row; if there is none, makes a deleted one.
+    /// Session. Locks the row; inserts a tombstone if there is none.
     pub(super) claim: SqlStr,
-    /// Workspace, target (agent, build, generation, address), its epoch, time, session. Of a
-    /// claimed row that counts as deleted.
+    /// Workspace, target (agent, build, generation, address), its epoch, time, session. Fills a
+    /// claimed tombstone.
     pub(super) fill: SqlStr,
     /// Agent, agent, address, build, generation, agent, epoch, workspace, session, expected
     /// revision.
     pub(super) compare_and_swap: SqlStr,
     /// See [`retarget`].
     pub(super) retarget: SqlStr,
-    /// [`retarget`](Self::retarget) in a transaction of the caller's, whose settings are the
-    /// caller's.
+    /// [`retarget`](Self::retarget) in the caller's transaction, without a lock timeout.
     pub(super) retarget_in: SqlStr,
     /// Session.
     pub(super) unbind: SqlStr,
-    /// Time, session, expected revision or NULL, the same again.
+    /// Time, session, expected revision or NULL, and that again.
     pub(super) delete: SqlStr,
-    /// Parent, time, child. Of a claimed row that counts as deleted.
+    /// Parent, time, child. Fills a claimed tombstone.
     pub(super) inherit: SqlStr,
     /// Workspace.
     pub(super) raise_epoch: SqlStr,
@@ -57,30 +57,29 @@ pub(super) struct Statements {
     pub(super) housekeeping: HousekeepingStatements,
 }
 
-/// What stands in a statement where a list of sessions has to be put.
+/// Placeholder for a list of sessions.
 const LIST: &str = "(sessions)";
 
-/// A write to rows that are chosen first, in the same transaction.
+/// A chunked write: two statements of one transaction.
 ///
-/// MySQL has no single statement for it: an UPDATE with a LIMIT waits for rows that others have
-/// locked, one with a subquery reads the whole table, and in one that joins the rows to be written
-/// nobody promises the order of the assignments.
+/// MySQL has no single statement for it: an UPDATE with LIMIT waits for locked rows, an UPDATE with
+/// a subquery scans the table, and an UPDATE with a JOIN does not guarantee the order of
+/// assignments.
 pub(super) struct ChunkStatements {
-    /// The values of the condition, and how many rows at most. Locks what it finds and nobody else
-    /// has locked.
+    /// Parameters of the condition, limit. Selects rows that are not locked, and locks them.
     pub(super) choose: SqlStr,
-    /// What is assigned, the values of the condition again, and the list of what was chosen.
+    /// Assigned values, parameters of the condition, list of the selected sessions.
     pub(super) write: SqlStr,
 }
 
 /// A chunk of a group repair.
 pub(super) struct Replacement {
     pub(super) rows: ChunkStatements,
-    /// The values of the condition. Finds a row that is behind; reads without locks.
+    /// Parameters of the condition. Finds a row that is behind; takes no locks.
     pub(super) behind: SqlStr,
 }
 
-/// The steps of housekeeping.
+/// The statements of housekeeping.
 pub(super) struct HousekeepingStatements {
     /// How many.
     pub(super) recent: SqlStr,
@@ -106,8 +105,8 @@ impl Statements {
         let (t, epochs) = (format!("`{table}`"), format!("`{table}_epochs`"));
         let read = &*read(&t, &epochs);
         let patiently = patiently(lock_timeout);
-        // NULL, which the table refuses, if the row that holds the floor was lost: nothing may
-        // start below it.
+        // NULL, which the table rejects, if the meta row is missing: no revision may start below
+        // the floor.
         let floor = format!("(SELECT revision_floor FROM `{table}_meta`)");
         let remember = |when: &str| {
             format!(
@@ -121,14 +120,14 @@ impl Statements {
         let keep = |column: &str| format!("{column} = CASE WHEN workspace <=> ? THEN {column} END");
         let (keep_address, keep_build, keep_generation, keep_agent) =
             (keep("address"), keep("build"), keep("generation"), keep("agent"));
-        // The writing is through the primary key, or it would wait for rows that were left out.
+        // The write uses the primary key; through another index it would wait for skipped rows.
         let write = |set: &str, condition: &str| {
             statement(format!(
                 "UPDATE {t} FORCE INDEX (PRIMARY) SET {set} WHERE {condition} AND session IN {LIST}"
             ))
         };
-        // But the choosing is not: with an ORDER BY and a LIMIT that key looks good to the
-        // database, which then locks every row on the way.
+        // The selection must not use it: with ORDER BY and LIMIT the optimizer prefers the primary
+        // key, and would lock every row that it scans.
         let choose = |condition: &str, order: &str| {
             statement(format!(
                 "SELECT session FROM {t} IGNORE INDEX (PRIMARY) WHERE {condition}
@@ -185,7 +184,8 @@ impl Statements {
                      last_used = NULL
                  WHERE session = ? AND workspace IS NOT NULL AND (? IS NULL OR revision = ?)"
             )),
-            // Of two tables nobody promises an order; here no assignment depends on another.
+            // An UPDATE of two tables does not guarantee the order of assignments; here none
+            // depends on another.
             inherit: statement(format!(
                 "{patiently}UPDATE {t} AS child JOIN {t} AS parent ON parent.session = ?
                  SET child.workspace = parent.workspace, child.agent = parent.agent, child.build = parent.build,
@@ -198,8 +198,8 @@ impl Statements {
                  ON DUPLICATE KEY UPDATE epoch = {epochs}.epoch + 1"
             )),
             epoch: statement(format!("SELECT epoch FROM {epochs} WHERE workspace = ?")),
-            // Also rows without a target: a repair that read such a row before the order must not
-            // write after it.
+            // Includes rows without a target: a repair that read such a row before the command must
+            // not write after it.
             drop_targets: statement(format!(
                 "{patiently}UPDATE {t} SET {drop_target}, revision = revision + 1 WHERE workspace = ?"
             )),
@@ -232,7 +232,7 @@ impl HousekeepingStatements {
             "{drop_target}, workspace = NULL, revision = revision + 1, deleted_at = ?, last_used = NULL"
         );
         Self {
-            // Of a descending order, NULL is the end.
+            // In descending order, NULL comes last.
             recent: statement(format!(
                 "SELECT {read} FROM {t} WHERE workspace IS NOT NULL ORDER BY last_used DESC LIMIT ?"
             )),
@@ -252,13 +252,13 @@ impl HousekeepingStatements {
                      use_recorded_until = ?, use_recorded_gap = ?
                  WHERE id = 1"
             )),
-            // Rows are locked in the order of another index than elsewhere. But nobody is waited
-            // for, so that no two can wait for each other.
+            // Rows are locked in the order of another index than elsewhere, which cannot deadlock,
+            // since locked rows are skipped.
             delete_idle: ChunkStatements { choose: choose(idle, "last_used"), write: write(&delete, idle) },
             delete_unused: ChunkStatements { choose: choose(unused, "created_at"), write: write(&delete, unused) },
             remove_deleted: ChunkStatements {
                 choose: choose("workspace IS NULL AND deleted_at < ? AND revision <= ?", "deleted_at"),
-                // A DELETE cannot be told which index to use. Of a sum there is none.
+                // A DELETE has no index hints; `+ 0` prevents the use of the index on `deleted_at`.
                 write: statement(format!(
                     "DELETE FROM {t} WHERE deleted_at + 0 < ? AND revision <= ? AND session IN {LIST}"
                 )),
@@ -314,11 +314,11 @@ impl Statements {
     }
 }
 
-/// What stands before a statement that may wait for what others have locked.
+/// Returns the prefix that bounds how long a statement waits for locks.
 ///
-/// The server itself ends the wait: when the caller stops waiting, sqlx cannot tell the server to.
-/// In MariaDB that is a setting of the one statement, and never raises a timeout of the connection.
-/// To MySQL, which cannot do that, it is a comment.
+/// The server ends the wait, since sqlx cannot cancel a statement when the caller stops waiting. In
+/// MariaDB it is a setting of the one statement, and never raises the connection's timeout. In
+/// MySQL, which has no such setting, it is a comment.
 fn patiently(lock_timeout: Duration) -> String {
     let seconds = lock_timeout.as_millis().div_ceil(1000);
     let at_most = |variable: &str| format!("{variable} = LEAST(@@{variable}, {seconds})");
@@ -326,17 +326,18 @@ fn patiently(lock_timeout: Duration) -> String {
     format!("/*M! SET STATEMENT {row}, {table} FOR */ ")
 }
 
-/// Puts a list of sessions into a statement that has a place for it, and the values of the list.
+/// Replaces the placeholder by parameters for the sessions. Returns the statement and the
+/// parameters.
 pub(super) fn with_list<'a>(sql: &SqlStr, sessions: &[SessionId]) -> (SqlStr, Vec<Value<'a>>) {
     let list = listed(sessions);
     let places = format!("({})", vec!["?"; list.len()].join(", "));
     (statement(sql.as_str().replace(LIST, &places)), list)
 }
 
-/// The values of [`Statements::retarget`].
+/// Returns the parameters of [`Statements::retarget`].
 pub(super) fn retarget<'a>(session: SessionId, workspace: WorkspaceId) -> [Value<'a>; 11] {
     let (to, now) = (workspace.into(), Value::Number(Some(milliseconds_now())));
-    // Inserted; compared twice for what was there before; compared for each column of the target;
+    // Inserted; compared twice for the previous agent; compared for each column of the target;
     // assigned.
     [session.into(), to, now, to, to, to, to, to, to, now, to]
 }

@@ -1,15 +1,15 @@
-//! Transactions of the store's own.
+//! The store's own transactions.
 
 use crate::store::sql::{attempts::Stage, close_on_drop::CloseOnDrop, server::FailedAttempt};
 use sqlx::{Connection, MySql, MySqlConnection};
 
-/// Takes these steps in a transaction, which is committed if what they return asks for it.
+/// Runs the steps in a transaction, and commits it if `commits` returns `true` for their result.
 pub(super) async fn in_transaction<T>(
     mut connection: CloseOnDrop<MySql>,
     commits: impl FnOnce(&T) -> bool,
     steps: impl AsyncFnOnce(&mut MySqlConnection) -> Result<T, sqlx::Error>,
 ) -> Result<T, FailedAttempt<MySql>> {
-    // Whatever fails before the commit was sent: the server then rolls back.
+    // For failures before the commit is sent, after which the server rolls back.
     let unwritten =
         |error, connection| FailedAttempt { stage: Stage::NothingWritten, error, connection };
     let mut transaction = match connection.get_mut().begin().await {
@@ -19,7 +19,7 @@ pub(super) async fn in_transaction<T>(
     let done = match steps(&mut transaction).await {
         Ok(done) => done,
         Err(error) => {
-            // The connection is closed, unless the server takes it from here.
+            // The connection is closed unless the server confirms the rollback.
             let rolled_back = match error.as_database_error() {
                 Some(_) => transaction.rollback().await.is_ok(),
                 None => {

@@ -1,4 +1,4 @@
-//! The verbs.
+//! The store's methods.
 
 use super::{
     MySqlStore,
@@ -87,7 +87,7 @@ impl BindingStore for MySqlStore {
         let Statements { claim, inherit, load, .. } = &self.table.statements;
         let (session, parent) = (child.into(), parent.into());
         let inherited = [parent, Value::Number(Some(milliseconds_now())), session];
-        // If the parent is not there, the read finds no child: a claimed row counts as deleted.
+        // Without a parent, the read finds no child, since a claimed row counts as deleted.
         let written =
             self.write(&[(claim, &[session]), (inherit, &inherited)], (load, &[session])).await?;
         Ok(written.swap(child))
@@ -162,8 +162,8 @@ impl MySqlStore {
     }
 }
 
-/// What is between begin and commit. The epoch first: two resets of a workspace wait for each other
-/// there, before they lock rows.
+/// The steps between begin and commit. The epoch comes first, so that two resets of a workspace
+/// serialize there, before they lock rows.
 async fn reset_steps(
     connection: &mut MySqlConnection,
     statements: &Statements,
@@ -176,22 +176,21 @@ async fn reset_steps(
     Ok(Reset::new(dropped.rows_affected(), Epoch::new(raised.try_get(0)?)))
 }
 
-/// Of a statement without a condition: it writes, or it fails.
+/// Returns the row of an unconditional write.
 fn returned_row(rows: Vec<Binding>) -> Result<Binding, StoreError> {
     rows.into_iter()
         .next()
-        .ok_or_else(|| StoreError::Rejected("the row that was just written is not there".into()))
+        .ok_or_else(|| StoreError::Rejected("the row that was just written is missing".into()))
 }
 
 impl TransactionalStore for MySqlStore {
     type Connection = MySqlConnection;
 
-    /// One statement that writes, and one that reads the row. Outside of a transaction, as on a
-    /// connection straight from the pool, the row that is returned may be one that another process
-    /// wrote in between.
+    /// Runs one statement that writes and one that reads the row. Outside of a transaction, the
+    /// returned row may be one that another process wrote in between.
     ///
-    /// An error is never followed by another try here: what a deadlock undid is the caller's whole
-    /// transaction ([`StoreError::Unavailable`]), and the caller may begin it again.
+    /// This method does not retry: a deadlock aborts the caller's whole transaction
+    /// ([`StoreError::Unavailable`]), which the caller may repeat.
     async fn retarget_in(
         &self,
         connection: &mut MySqlConnection,

@@ -1,4 +1,4 @@
-//! What an error of PostgreSQL says about the write that was asked for.
+//! Classification of errors of PostgreSQL.
 
 use crate::store::sql::attempts::ErrorClass;
 use sqlx::{
@@ -6,17 +6,18 @@ use sqlx::{
     postgres::{PgDatabaseError, PgSeverity},
 };
 
-/// By its [SQLSTATE](https://www.postgresql.org/docs/current/errcodes-appendix.html).
+/// Classifies an error by its
+/// [SQLSTATE](https://www.postgresql.org/docs/current/errcodes-appendix.html).
 pub(super) fn classify(error: &(dyn DatabaseError + 'static)) -> ErrorClass {
     let severity = error.try_downcast_ref::<PgDatabaseError>().map(PgDatabaseError::severity);
     let fatal = matches!(severity, Some(PgSeverity::Fatal | PgSeverity::Panic));
     of(error.code().as_deref().unwrap_or_default(), fatal)
 }
 
-/// `fatal`: the server ends the connection with this error.
+/// Classifies a state; `fatal` means that the server closes the connection with this error.
 fn of(state: &str, fatal: bool) -> ErrorClass {
     match of_state(state) {
-        // A standby whose recovery conflicts with what this session was doing.
+        // A standby whose recovery conflicts with this session.
         ErrorClass::Contended if fatal => ErrorClass::StaleConnection,
         ErrorClass::Rejected if fatal => ErrorClass::Ended,
         class => class,
@@ -29,17 +30,17 @@ fn of_state(state: &str) -> ErrorClass {
         "40001" | "40P01" => ErrorClass::Contended,
         // CockroachDB: the commit may have gone through.
         "40003" => ErrorClass::Ended,
-        // The server takes no writes, or this session does not: a standby, or what was the primary
-        // before a failover. Somebody left a failed transaction open on the connection.
+        // The server or the session accepts no writes: a standby, or the primary before a failover.
+        // Or the connection has an open failed transaction.
         "25006" | "25P02" => ErrorClass::StaleConnection,
-        // The server ended the connection while it waited for the next statement, so that it has
-        // not seen this one.
+        // The server closed the connection while it was idle, so it has not received this
+        // statement.
         "57P05" | "25P03" => ErrorClass::StaleConnection,
-        // The server, or somebody with the right to, ends the connection. It may do so after the
-        // commit, while it waits for a replica. Or the database was dropped.
+        // The server or an administrator closes the connection, possibly after the commit, while it
+        // waits for a replica. Or the database was dropped.
         "57P01" | "57P02" | "57P04" => ErrorClass::Ended,
-        // Cancelled, timed out, a lock that was not to be had; the server is starting, or short of
-        // something.
+        // Cancelled, timed out, or a lock was not available; the server is starting, or out of a
+        // resource.
         "57014" | "57P03" | "55P03" | "25P04" => ErrorClass::Unavailable,
         "28000" | "28P01" | "42501" => ErrorClass::Denied,
         // No such database, schema, table, column, key, operator for the column's type.
@@ -52,15 +53,14 @@ fn of_state(state: &str) -> ErrorClass {
     }
 }
 
-/// Whether the statement was undone for the sake of others, so that it may be sent again.
+/// Returns `true` if the statement was aborted because of a conflict, so that it may be repeated.
 pub(super) fn undone(error: &(dyn DatabaseError + 'static)) -> bool {
     classify(error) == ErrorClass::Contended
 }
 
-/// Whether another one created the same tables at the same moment. `IF NOT EXISTS` is no lock: who
-/// looks before the other one's commit fails on a unique index of the catalog, finds the table
-/// there all the same, or finds a row of the catalog changed under its hands, for which there is no
-/// code of its own.
+/// Returns `true` if another session created the same tables at the same time. `IF NOT EXISTS`
+/// takes no lock: the later session fails on a unique index of the catalog, on the existing table,
+/// or on a concurrently updated row of the catalog, which has no code of its own.
 pub(super) fn concurrent_set_up(error: &(dyn DatabaseError + 'static)) -> bool {
     let state = error.code();
     let state = state.as_deref().unwrap_or_default();

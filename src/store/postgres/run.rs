@@ -1,4 +1,4 @@
-//! How statements are run, and the verbs.
+//! Execution of statements, and the store's methods.
 
 use super::{PostgresStore, transaction::in_transaction};
 use crate::{
@@ -28,8 +28,8 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 impl PostgresStore {
-    /// Runs a statement to its end, again if the database undid it for the sake of others, or on
-    /// another connection if the first one did not lead to where it can be run.
+    /// Runs a statement to completion, with a retry if the database aborted it because of a
+    /// conflict, or on another connection if the first one accepts no writes.
     async fn run<'q>(
         &self,
         sql: &SqlStr,
@@ -68,14 +68,14 @@ impl PostgresStore {
 
 type Statement<'q> = Query<'q, Postgres, PgArguments>;
 
-/// What came of a statement.
+/// Result of a statement.
 #[derive(Default)]
 struct Done {
     rows: Vec<PgRow>,
     changed: u64,
 }
 
-/// To the end, not to the first row: only then has the statement been committed.
+/// Runs a statement to completion. It is committed only then, not at its first row.
 async fn done(connection: &mut PgConnection, query: Statement<'_>) -> Result<Done, sqlx::Error> {
     let mut done = Done::default();
     let mut answer = connection.fetch_many(query);
@@ -144,7 +144,8 @@ impl RunStatement for PostgresStore {
         Ok(self.run(sql, || query(sql, &[value]).bind(&sessions)).await?.changed)
     }
 
-    /// As one message, so that there is no transaction to be held for as long as the rows are read.
+    /// Sent as a simple query, so that behind a pooler no transaction is held while the rows are
+    /// read.
     fn stream(
         &self,
         sql: &SqlStr,
@@ -159,7 +160,8 @@ impl RunStatement for PostgresStore {
                 let mut rows = sqlx::raw_sql(sql.clone()).fetch(&self.pool);
                 match rows.try_next().await {
                     Ok(first) => return Ok(stream::iter(first.map(Ok)).chain(rows)),
-                    // Of the rows that were handed on already nothing may come again.
+                    // Retry only before the first row, since rows that were yielded must not
+                    // repeat.
                     Err(error) => {
                         attempts
                             .again::<Postgres>(FailedAttempt {
@@ -178,7 +180,7 @@ impl RunStatement for PostgresStore {
     }
 }
 
-/// What can be an array.
+/// Converts the sessions into an array parameter.
 fn uuids(sessions: &[SessionId]) -> Vec<Uuid> {
     sessions.iter().map(|session| session.into_uuid()).collect()
 }
@@ -188,9 +190,9 @@ impl_binding_store!(PostgresStore);
 impl TransactionalStore for PostgresStore {
     type Connection = PgConnection;
 
-    /// An error ends the caller's transaction, as any error does in PostgreSQL. It is never sent
-    /// again here: what was undone is the caller's whole transaction ([`StoreError::Unavailable`]),
-    /// and the caller may begin it again.
+    /// An error aborts the caller's transaction, as any error does in PostgreSQL. This method does
+    /// not retry: a conflict aborts the whole transaction ([`StoreError::Unavailable`]), which the
+    /// caller may repeat.
     async fn retarget_in(
         &self,
         connection: &mut PgConnection,

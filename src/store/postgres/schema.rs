@@ -1,4 +1,4 @@
-//! The tables: their text, and whether they are what this version needs.
+//! The tables: their SQL, and the check that they match this version.
 
 use crate::store::sql::{
     schema::{Column, Found, Tables, schema_for},
@@ -7,12 +7,11 @@ use crate::store::sql::{
 };
 use sqlx::PgConnection;
 
-/// `IF NOT EXISTS` everywhere: running it again, also by another process in between, changes
-/// nothing.
+/// Every statement is idempotent (`IF NOT EXISTS`), also when several processes run them at once.
 ///
-/// Names are quoted, so that a table may be called `order`. The checks hold what the statements
-/// rely on, so that a hand that edits rows cannot leave a half target or a deleted row with a
-/// workspace.
+/// Names are quoted, so that a table may be called `order`. The `CHECK` constraints enforce what
+/// the statements rely on, so that a manual edit cannot create a partial target or a tombstone with
+/// a workspace.
 pub(super) const SCHEMA: &str = r#"
 CREATE TABLE IF NOT EXISTS "agent_bindings" (
     session UUID NOT NULL PRIMARY KEY,
@@ -70,22 +69,22 @@ CREATE TABLE IF NOT EXISTS "agent_bindings_epochs" (
 INSERT INTO "agent_bindings_meta" (id, schema_version) VALUES (1, 1) ON CONFLICT (id) DO NOTHING;
 "#;
 
-/// Creates what is missing, after a look that what exists is right. Nothing that exists is altered.
+/// Creates missing tables after a check of the existing ones, which are never altered.
 pub(super) async fn set_up(
     connection: &mut PgConnection,
     location: &TableLocation,
 ) -> Result<Found, sqlx::Error> {
-    // Looking first: the usual start finds everything there, and needs no right to create anything.
+    // Check first: usually all tables exist, and no privilege to create them is needed.
     match look(connection, location).await? {
         Found::Incomplete(_) => {}
         found => return Ok(found),
     }
-    // All of it in one message, which PostgreSQL runs as one transaction.
+    // One simple query, which PostgreSQL runs as one transaction.
     sqlx::raw_sql(schema_for(SCHEMA, &location.table)).execute(&mut *connection).await?;
     look(connection, location).await
 }
 
-/// Compares what there is with what this version needs. Reads only.
+/// Compares the existing tables with what this version needs. Only reads.
 pub(super) async fn look(
     connection: &mut PgConnection,
     location: &TableLocation,
@@ -109,7 +108,7 @@ pub(super) async fn look(
     }
 }
 
-/// A table's columns, where the search path finds it; none if it does not exist.
+/// Returns the columns of a table in the search path; none if it does not exist.
 async fn columns(connection: &mut PgConnection, table: &str) -> Result<Vec<Column>, sqlx::Error> {
     let sql = "SELECT CAST(attname AS TEXT), format_type(atttypid, atttypmod) FROM pg_attribute
                WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped";
@@ -121,7 +120,7 @@ async fn columns(connection: &mut PgConnection, table: &str) -> Result<Vec<Colum
     Ok(columns.into_iter().map(|(name, kind)| Column { name, kind }).collect())
 }
 
-/// The columns of a table's primary key; none if it has none, or is a view.
+/// Returns the columns of a table's primary key; none if it has none, or is a view.
 async fn key(connection: &mut PgConnection, table: &str) -> Result<Vec<String>, sqlx::Error> {
     let sql =
         "SELECT CAST(attname AS TEXT) FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY(indkey)

@@ -6,30 +6,29 @@
 use crate::store::sql::statements::{Statements, dialect::Dialect};
 use std::time::Duration;
 
-/// Where writers lock rows, and a parameter can be an array. What locks many rows does it in
-/// the order of their keys: two that meet from opposite ends would wait for each other until
-/// the database undoes one of them, in PostgreSQL for a second. The other statements lock one
-/// row, and have nothing to put in order.
+/// Builds the statements for a database whose writers lock rows, and whose parameters can be
+/// arrays. Statements that lock many rows lock them in the order of their keys, to avoid deadlocks,
+/// which PostgreSQL detects only after one second. The other statements lock one row.
 ///
-/// The server itself ends a statement that waits longer than `lock_timeout` for a row, or for
-/// another one's insert of the same key: when the caller stops waiting, sqlx cannot tell the
-/// server to. The setting is local to the statement, which is a transaction of its own, and
-/// never raises a timeout of the connection. The planner runs the condition once, before the
-/// first row is locked, since it depends on no row.
+/// The server cancels a statement that waits longer than `lock_timeout` for a row, or for another
+/// transaction's insert of the same key, since sqlx cannot cancel a statement when the caller stops
+/// waiting. The setting is local to the statement, which is its own transaction, and never raises
+/// the connection's timeout. The planner evaluates the condition once, before the first row is
+/// locked, since it depends on no row.
 pub(super) fn for_table(table: &str, lock_timeout: Duration) -> Statements {
     let t = format!("\"{table}\"");
     let in_order = format!(
         "AND session IN (SELECT session FROM {t} WHERE workspace = $1 ORDER BY session FOR UPDATE)"
     );
-    // As an array it is made once, before the first row is written. A plain IN may be run again
-    // for each row, and then finds other rows to lock.
+    // The array is computed once, before the first row is written. A plain IN may be evaluated
+    // again for each row, and then lock other rows.
     let some = |rows: &str, which: &str| {
         format!(
             "session = ANY (ARRAY(SELECT session FROM {t} WHERE {rows} {which} FOR UPDATE SKIP LOCKED))"
         )
     };
-    // The count reads the rows as they were before the write. One that was written by somebody
-    // else in between counts as left out: then the statement is sent once more than necessary.
+    // The count reads the rows as of before the write. A row that another transaction wrote in
+    // between counts as skipped, which costs one unnecessary repetition.
     let left_out = |write: String, rows: &str| {
         format!(
             "WITH written AS ({write} RETURNING 1)

@@ -1,13 +1,12 @@
-//! Transactions of the store's own.
+//! The store's own transactions.
 
 use crate::store::sql::{attempts::Stage, close_on_drop::CloseOnDrop, server::FailedAttempt};
 use sqlx::{Connection, PgConnection, Postgres, pool::PoolConnection};
 
-/// Takes these steps in a transaction, and commits them.
+/// Runs the steps in a transaction and commits it.
 ///
-/// The connection goes back to the pool only if nothing is left of the transaction: behind a
-/// pooler, one that is open holds a connection of the server for as long as the pool does not use
-/// it.
+/// The connection returns to the pool only if the transaction has ended: behind a pooler, an open
+/// transaction holds a server connection while the pool's connection is idle.
 pub(super) async fn in_transaction<T>(
     begin: &'static str,
     connection: PoolConnection<Postgres>,
@@ -29,7 +28,7 @@ pub(super) async fn in_transaction<T>(
             Err(error) => Err(FailedAttempt { stage: Stage::Sent, error, connection: None }),
         },
         Err(error) => {
-            // The connection is closed, unless the server takes it from here.
+            // The connection is closed unless the server confirms the rollback.
             let rolled_back = match error.as_database_error() {
                 Some(_) => transaction.rollback().await.is_ok(),
                 None => {

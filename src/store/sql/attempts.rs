@@ -1,4 +1,4 @@
-//! Which failed statements are sent again, and what becomes of their connections.
+//! Retries: which failed statements are sent again, and whether their connections are closed.
 
 use super::backoff::Backoff;
 use crate::sync::lock;
@@ -6,63 +6,62 @@ use sqlx::{Database, pool::PoolConnection};
 use std::{sync::Mutex, time::Duration};
 use tokio::time::Instant;
 
-/// What an error of a database means.
+/// Classification of a database's error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) enum ErrorClass {
-    /// Undone because of others who were at the same rows: the same statement may be sent again.
+    /// Aborted because of a conflict with another transaction: the statement may be sent again.
     #[cfg(any(feature = "postgres", feature = "mysql"))]
     Contended,
-    /// Not carried out, for a reason that may pass.
+    /// Not executed for a temporary reason.
     #[cfg(any(feature = "postgres", feature = "mysql"))]
     Unavailable,
-    /// Not carried out, for a reason in the connection: it leads to a server that takes no writes
-    /// (any more), or that has given the connection up. Another connection may lead elsewhere.
+    /// Not executed because of the connection: its server accepts no writes, or has closed the
+    /// session. Another connection may lead to another server.
     StaleConnection,
-    /// The server ends the connection. Whether before or after the write was made, it does not say.
+    /// The server closes the connection, before or after the write.
     #[cfg(any(feature = "postgres", feature = "mysql"))]
     Ended,
-    /// The connection broke, without a word from the server.
+    /// The connection failed without an error from the server.
     Lost,
-    /// A login, a password, a privilege.
+    /// The login or a privilege was denied.
     Denied,
-    /// A table or column that is not there, or is another one.
+    /// A table or column is missing or has another type.
     #[cfg(any(feature = "postgres", feature = "mysql"))]
     Schema,
-    /// Not carried out, for a reason in the statement or its values.
+    /// Not executed because of the statement or its parameters.
     Rejected,
 }
 
-/// How far a verb had come when it failed.
+/// Progress of a call when it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::store) enum Stage {
-    /// It only reads.
+    /// The statement only reads.
     Reads,
-    /// Nothing that could be written was sent, or its transaction was not committed: the server
-    /// undoes it.
+    /// No write was sent, or its transaction was not committed and is rolled back.
     #[cfg(any(feature = "postgres", feature = "mysql"))]
     NothingWritten,
-    /// A statement, or a commit, is with the server.
+    /// A write or a commit was sent.
     Sent,
 }
 
-/// Whether a statement writes nothing, so that it may be sent again whatever became of it.
+/// Returns `true` if a statement only reads, so that it may always be repeated.
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(in crate::store) fn only_reads(sql: &str) -> bool {
     sql.starts_with("SELECT")
 }
 
-/// Counts the connections that stores of one table have replaced without a pause.
+/// Rate limit of the connections that are replaced without a pause.
 ///
-/// After a failover every connection of the pool is stale, and all of them are replaced at once.
-/// Where a replaced connection is no better, replacing more of them would only cost the server
-/// logins: within a minute there are no more than the pool has connections.
+/// After a failover, every connection of the pool is stale, and all are replaced at once. If new
+/// connections are no better, further ones would only cost the server logins. So the limit is the
+/// size of the pool per minute.
 #[derive(Debug, Default)]
 pub(in crate::store) struct Replacements(Mutex<Option<(Instant, u32)>>);
 
 impl Replacements {
     const WINDOW: Duration = Duration::from_secs(60);
 
-    /// Whether one more may be replaced at once; counts it.
+    /// Returns `true`, and counts it, if one more connection may be replaced at once.
     fn take(&self, most: u32) -> bool {
         let now = Instant::now();
         let mut window = lock(&self.0);
@@ -74,10 +73,10 @@ impl Replacements {
     }
 }
 
-/// The attempts of one verb.
+/// The attempts of one call.
 pub(in crate::store) struct Attempts<'s> {
     replacements: &'s Replacements,
-    /// The most connections that the pool has.
+    /// Maximum number of connections of the pool.
     connections: u32,
     #[cfg(any(feature = "postgres", feature = "mysql"))]
     contended: Backoff,
@@ -95,10 +94,10 @@ impl<'s> Attempts<'s> {
         }
     }
 
-    /// Waits until the verb may be tried again; `false` if its error is final.
+    /// Waits until the call may be repeated. Returns `false` if its error is final.
     ///
-    /// The connection is given if its state is known. It is closed if it is at fault, so that
-    /// another one is used in its place, and goes back to the pool otherwise.
+    /// `connection` is given if its state is known. It is closed if it caused the error, and
+    /// returns to the pool otherwise.
     pub(in crate::store) async fn again<DB: Database>(
         &mut self,
         stage: Stage,
@@ -113,7 +112,7 @@ impl<'s> Attempts<'s> {
         match class {
             #[cfg(any(feature = "postgres", feature = "mysql"))]
             ErrorClass::Contended => {
-                // Not held while it waits.
+                // Return the connection before waiting.
                 drop(connection);
                 self.contended.wait().await
             }
@@ -135,8 +134,8 @@ impl<'s> Attempts<'s> {
                 stage == Stage::Reads
                     && (self.replacements.take(self.connections) || self.stale.wait().await)
             }
-            // A login that has been replaced, or has lost a role, may do less than that of a new
-            // connection.
+            // The session may have fewer privileges than a new connection, if its role was replaced
+            // or changed.
             ErrorClass::Denied => {
                 let another = self.replacements.take(self.connections);
                 if another {

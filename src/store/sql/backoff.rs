@@ -4,7 +4,7 @@ use crate::jitter;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// How long to go on with what failed because others were at the same work.
+/// Exponential backoff with jitter and a time limit.
 pub(in crate::store) struct Backoff {
     until: Instant,
     pause: Duration,
@@ -12,19 +12,20 @@ pub(in crate::store) struct Backoff {
 }
 
 impl Backoff {
-    /// A set-up while other processes set up the same tables.
+    /// For a set-up while other processes set up the same tables.
     pub(in crate::store) fn for_set_up() -> Self {
         Self::new(Duration::from_secs(10), Duration::from_millis(100))
     }
 
-    /// A statement that the database undid. Below the layer's default for one statement, 5 s; but
-    /// PostgreSQL takes a second to find a deadlock, and more than one may have to be waited for.
+    /// For a statement that the database aborted. The limit is below the layer's default timeout of
+    /// 5 s, but allows for several deadlocks, each of which PostgreSQL detects after 1 s.
     #[cfg(any(feature = "postgres", feature = "mysql"))]
     pub(in crate::store) fn for_contention() -> Self {
         Self::new(Duration::from_secs(4), Duration::from_millis(50))
     }
 
-    /// A statement whose connection led to the wrong server. Each wait costs the server a login.
+    /// For a statement whose connection leads to the wrong server. Each retry costs the server a
+    /// login.
     pub(in crate::store) fn for_stale_connection() -> Self {
         Self::new(Duration::from_secs(4), Duration::from_millis(500))
     }
@@ -33,7 +34,7 @@ impl Backoff {
         Self { until: Instant::now() + within, pause: Duration::from_millis(2), longest }
     }
 
-    /// Waits a little, unless it has been too long.
+    /// Waits before a retry. Returns `false` if the time limit has passed.
     pub(in crate::store) async fn wait(&mut self) -> bool {
         if Instant::now() >= self.until {
             return false;

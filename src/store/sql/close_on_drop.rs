@@ -1,12 +1,12 @@
-//! A connection of the pool that goes back only in a known state.
+//! A connection that returns to the pool only in a known state.
 
 use sqlx::{Database, pool::PoolConnection};
 
-/// Closes the connection, unless it is given back.
+/// Guard that closes its connection on drop, unless it was given back.
 ///
-/// What runs on it may be dropped at any point, and sqlx does not put a connection in order
-/// afterwards: a `BEGIN` whose answer was not read leaves a transaction that nobody knows of, and
-/// in MySQL the answer to a `PREPARE` is taken for that of the next statement.
+/// A future that uses the connection may be dropped at any point, and sqlx does not restore the
+/// connection's state: a `BEGIN` whose answer was not read leaves a transaction open, and in MySQL
+/// the answer to a `PREPARE` is taken for that of the next statement.
 pub(in crate::store) struct CloseOnDrop<DB: Database> {
     connection: Option<PoolConnection<DB>>,
 }
@@ -24,22 +24,22 @@ impl<DB: Database> CloseOnDrop<DB> {
         drop(self.connection.take());
     }
 
-    /// Hands it out, for whoever knows that its state is known.
+    /// Returns the connection, whose state the caller knows.
     pub(in crate::store) fn take(mut self) -> Option<PoolConnection<DB>> {
         self.connection.take()
     }
 
-    /// Closes it. For [`FailedAttempt`](super::server::FailedAttempt): nothing is left.
+    /// Closes the connection. Returns `None`, for [`FailedAttempt`](super::server::FailedAttempt).
     #[cfg(feature = "mysql")]
     pub(in crate::store) fn close(self) -> Option<PoolConnection<DB>> {
         None
     }
 
-    /// After a statement outside of a transaction: handed out if the error is the server's answer
-    /// to it, else closed.
+    /// Ends the use after a failed statement outside of a transaction: returns the connection if
+    /// the error is the server's answer, and closes it otherwise.
     #[cfg(feature = "mysql")]
     pub(in crate::store) fn after(self, error: &sqlx::Error) -> Option<PoolConnection<DB>> {
-        // If it was the server's last word, the pool notices: it tests what comes back.
+        // If the server closed it, the pool notices, since it tests returned connections.
         if error.as_database_error().is_some() { self.take() } else { None }
     }
 }

@@ -1,4 +1,4 @@
-//! Reading what a statement returned.
+//! Decoding of rows.
 
 #[cfg(feature = "postgres")]
 use crate::store::Reset;
@@ -11,7 +11,7 @@ use sqlx::{ColumnIndex, Decode, Row, Type};
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// Numbers of one row; none if there is no row.
+/// Returns the numbers of the first row; none if there is no row.
 pub(in crate::store) fn numbers<R: Row>(rows: &[R]) -> Result<Vec<Option<i64>>, StoreError>
 where
     for<'r> Option<i64>: Decode<'r, R::Database> + Type<R::Database>,
@@ -22,7 +22,7 @@ where
     numbers.map_err(|error| StoreError::Corrupt(error.into()))
 }
 
-/// What the meta table says.
+/// Decodes the row of the meta table.
 pub(in crate::store) fn meta(numbers: &[Option<i64>]) -> Result<Meta, StoreError> {
     match *numbers {
         [Some(floor), floor_raised_at, recorded_since, recorded_until, gap] => {
@@ -32,7 +32,7 @@ pub(in crate::store) fn meta(numbers: &[Option<i64>]) -> Result<Meta, StoreError
     }
 }
 
-/// A reset's count of rows, and the epoch that it has begun.
+/// Decodes the number of rows and the new epoch of a reset.
 #[cfg(feature = "postgres")]
 pub(in crate::store) fn reset(numbers: &[Option<i64>]) -> Result<Reset, StoreError> {
     match *numbers {
@@ -43,24 +43,24 @@ pub(in crate::store) fn reset(numbers: &[Option<i64>]) -> Result<Reset, StoreErr
     }
 }
 
-/// A reset returned nothing.
+/// Returns the error of a reset that returned no epoch.
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(in crate::store) fn no_epoch() -> StoreError {
     StoreError::Corrupt("the database returned no epoch for a reset".into())
 }
 
-/// The row of the meta table is gone.
+/// Returns the error of a missing meta row.
 pub(in crate::store) fn missing_meta() -> StoreError {
     StoreError::Corrupt("the meta table has no row".into())
 }
 
-/// How many rows there are, and the greatest of their numbers.
+/// Decodes a count and a maximum.
 pub(in crate::store) fn count_and_greatest(numbers: &[Option<i64>]) -> (u64, i64) {
     let number = |column: usize| numbers.get(column).copied().flatten().unwrap_or(0);
     (u64::try_from(number(0)).unwrap_or(0), number(1))
 }
 
-/// Reads rows; anything that no store of this crate writes is an error rather than half a target.
+/// Decodes rows. Values that no store of this crate writes are an error.
 pub(in crate::store) fn bindings<R: Row>(rows: Vec<R>) -> Result<Vec<Binding>, StoreError>
 where
     for<'r> Option<Uuid>: Decode<'r, R::Database> + Type<R::Database>,
@@ -71,7 +71,7 @@ where
     rows.iter().map(binding).collect()
 }
 
-/// Reads one row.
+/// Decodes one row.
 pub(in crate::store) fn binding<R: Row>(row: &R) -> Result<Binding, StoreError>
 where
     for<'r> Option<Uuid>: Decode<'r, R::Database> + Type<R::Database>,

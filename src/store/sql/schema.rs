@@ -1,16 +1,16 @@
-//! Names of tables and columns, and the check that the tables are as this version needs them.
+//! Names of tables and columns, and the check that the tables match this version.
 
 use super::text::statement;
 use crate::store::StoreError;
 use sqlx::{SqlSafeStr, SqlStr};
 
-/// The table of every `SCHEMA`, and the word in it that stands for any other one.
+/// The table name in every `SCHEMA`, which is replaced for another table.
 pub(in crate::store) const DEFAULT_TABLE: &str = "agent_bindings";
 
-/// What this version of the crate writes and can work with.
+/// The schema version of this version of the crate.
 const VERSION: i64 = 1;
 
-/// Leaves room for `_workspace` in the 63 bytes that the strictest of the databases allows for a
+/// Leaves room for a suffix such as `_deleted_at` in the 63 bytes that PostgreSQL allows for a
 /// name.
 const LONGEST_NAME: usize = 48;
 
@@ -40,19 +40,19 @@ const META_TABLE_COLUMNS: [&str; 7] = [
 ];
 const EPOCHS_TABLE_COLUMNS: [&str; 2] = ["workspace", "epoch"];
 
-/// Refuses what could mean anything but one plain table.
+/// Rejects names that are not plain table names.
 pub(in crate::store) fn table_name(name: String) -> Result<String, StoreError> {
     if is_plain(&name) { Ok(name) } else { Err(StoreError::TableName { name }) }
 }
 
-/// Whether a name between quotes means nothing but itself, everywhere.
+/// Returns `true` if a quoted name needs no escaping in any database.
 pub(crate) fn is_plain(name: &str) -> bool {
     let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     let begins_well = name.bytes().next().is_some_and(|byte| !byte.is_ascii_digit());
     plain && begins_well && name.len() <= LONGEST_NAME
 }
 
-/// A schema for a table; the text itself for the default one.
+/// Returns the schema for a table; the unchanged text for the default table.
 pub(in crate::store) fn schema_for(schema: &'static str, table: &str) -> SqlStr {
     if table == DEFAULT_TABLE {
         schema.into_sql_str()
@@ -61,23 +61,23 @@ pub(in crate::store) fn schema_for(schema: &'static str, table: &str) -> SqlStr 
     }
 }
 
-/// What was found in the database.
+/// Result of a check of the tables.
 pub(in crate::store) enum Found {
-    /// All that this version needs.
+    /// The tables match this version.
     Ready,
-    /// Something does not exist yet; what does exist is right.
+    /// A table or row does not exist; the existing ones match.
     Incomplete(String),
-    /// Not to be touched.
+    /// A table does not match, and must not be changed.
     Wrong(StoreError),
 }
 
-/// A column: its name, and its type in the database's words.
+/// A column: its name, and the database's name of its type.
 pub(in crate::store) struct Column {
     pub(in crate::store) name: String,
     pub(in crate::store) kind: String,
 }
 
-/// The tables as they are; without columns they do not exist.
+/// The existing tables; a table without columns does not exist.
 pub(in crate::store) struct Tables {
     pub(in crate::store) bindings: Vec<Column>,
     pub(in crate::store) meta: Vec<Column>,
@@ -85,13 +85,13 @@ pub(in crate::store) struct Tables {
 }
 
 impl Tables {
-    /// Whether the version can be read.
+    /// Returns `true` if the schema version can be read.
     pub(in crate::store) fn have_a_version(&self) -> bool {
         column_named(&self.meta, "schema_version").is_some()
     }
 
-    /// Compares them with what this version needs. `kinds` says of which type a column must be, if
-    /// that matters.
+    /// Compares the tables with this version. `kinds` returns the required type of a column, if it
+    /// is checked.
     pub(in crate::store) fn judged(
         &self,
         location: &(impl ToString + ?Sized),
@@ -102,7 +102,7 @@ impl Tables {
         let wrong = |problem: String| {
             Found::Wrong(StoreError::Schema { location: location.to_string(), problem })
         };
-        // The version first: a newer schema may well lack a column of this one.
+        // Check the version first, since a newer schema may lack columns of this one.
         match version {
             Some(found) if found > VERSION => {
                 let location = location.to_string();

@@ -1,5 +1,4 @@
-//! What the stores in database servers have in common: how an error is told, and how set-up is
-//! repeated.
+//! Parts that the stores in database servers share: errors, and retries of the set-up.
 
 use super::{
     attempts::{Attempts, ErrorClass, Replacements, Stage},
@@ -10,9 +9,9 @@ use crate::store::StoreError;
 use sqlx::{Database, error::DatabaseError, pool::PoolConnection};
 use std::{fmt, sync::Arc, time::Duration};
 
-/// The names that an error mentions.
+/// The database and table, as errors display them.
 pub(in crate::store) struct TableLocation {
-    /// Which database, on which server.
+    /// The database and its server.
     pub(in crate::store) server: String,
     pub(in crate::store) table: String,
 }
@@ -23,16 +22,15 @@ impl fmt::Display for TableLocation {
     }
 }
 
-/// How long a statement waits by default for what others have locked: the layer's default for one
-/// statement is 5 s.
+/// Default limit of a statement's wait for locks, below the layer's default `store_timeout` of 5 s.
 pub(in crate::store) const LOCK_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// What a database takes for such a timeout.
+/// Clamps a lock timeout to what the databases accept.
 pub(in crate::store) fn lock_timeout(timeout: Duration) -> Duration {
     timeout.clamp(Duration::from_millis(1), Duration::from_secs(24 * 60 * 60))
 }
 
-/// What follows from the name of the table.
+/// The location and statements of one table.
 pub(in crate::store) struct Table<Statements> {
     pub(in crate::store) location: TableLocation,
     pub(in crate::store) statements: Statements,
@@ -53,7 +51,7 @@ impl<Statements> Table<Statements> {
         })
     }
 
-    /// The attempts of one verb over a pool of so many connections.
+    /// Starts the attempts of one call over a pool with this maximum number of connections.
     pub(in crate::store) fn attempts(
         &self,
         connections: u32,
@@ -67,18 +65,18 @@ impl<Statements> Table<Statements> {
     }
 }
 
-/// What a database says with an error.
+/// Function that classifies a database's errors.
 pub(in crate::store) type Classify = fn(&(dyn DatabaseError + 'static)) -> ErrorClass;
 
-/// A verb that failed on a connection.
+/// A call that failed on a connection.
 pub(in crate::store) struct FailedAttempt<DB: Database> {
     pub(in crate::store) stage: Stage,
     pub(in crate::store) error: sqlx::Error,
-    /// If its state is known; otherwise it is closed already.
+    /// The connection, if its state is known; otherwise it was closed.
     pub(in crate::store) connection: Option<PoolConnection<DB>>,
 }
 
-/// The attempts of one verb.
+/// The attempts of one call.
 pub(in crate::store) struct TableAttempts<'s> {
     location: &'s TableLocation,
     classify: Classify,
@@ -86,11 +84,11 @@ pub(in crate::store) struct TableAttempts<'s> {
 }
 
 impl TableAttempts<'_> {
-    /// Waits until the verb may be tried again, on another connection if this one is at fault.
+    /// Waits until the call may be repeated, on another connection if this one caused the error.
     ///
     /// # Errors
     ///
-    /// Why the verb failed, if that is final.
+    /// Returns the error if it is final.
     pub(in crate::store) async fn again<DB: Database>(
         &mut self,
         failed: FailedAttempt<DB>,
@@ -113,7 +111,7 @@ impl TableLocation {
         StoreError::Schema { location: self.to_string(), problem }
     }
 
-    /// Why a verb failed.
+    /// Converts the error of a call.
     pub(in crate::store) fn failed(
         &self,
         stage: Stage,
@@ -147,19 +145,19 @@ impl TableLocation {
             | sqlx::Error::ColumnNotFound(_)
             | sqlx::Error::ColumnIndexOutOfBounds { .. }
             | sqlx::Error::TypeNotFound { .. } => StoreError::Corrupt(error.into()),
-            // Refused on this side, before the server saw it.
+            // Rejected by sqlx, before the server received it.
             sqlx::Error::Encode(_) | sqlx::Error::InvalidArgument(_) => {
                 StoreError::Rejected(error.into())
             }
-            // The connection was lost, or something that this list does not know: claim no more
-            // than is certain.
+            // The connection was lost, or the error is not listed here: only a read is certain to
+            // have written nothing.
             _ => unknown(error),
         }
     }
 }
 
-/// Whether another look may find something else, since somebody creates the same tables at this
-/// moment.
+/// Waits and returns `true` if the set-up may be repeated, because another process creates the same
+/// tables.
 pub(in crate::store) async fn again(
     backoff: &mut Backoff,
     error: &sqlx::Error,
@@ -168,7 +166,7 @@ pub(in crate::store) async fn again(
     error.as_database_error().is_some_and(contended) && backoff.wait().await
 }
 
-/// What a check makes of what was found.
+/// Converts the result of a check.
 pub(in crate::store) fn verdict(location: &TableLocation, found: Found) -> Result<(), StoreError> {
     match found {
         Found::Ready => Ok(()),
@@ -177,7 +175,7 @@ pub(in crate::store) fn verdict(location: &TableLocation, found: Found) -> Resul
     }
 }
 
-/// The primary key must be the session alone: the upserts conflict on it.
+/// Checks that the primary key is the session alone, as the upserts need it.
 pub(in crate::store) fn key_of(location: &TableLocation, table: &str, key: &[String]) -> Found {
     if key == ["session"] {
         return Found::Ready;
@@ -188,7 +186,7 @@ pub(in crate::store) fn key_of(location: &TableLocation, table: &str, key: &[Str
     )
 }
 
-/// The types of the columns, in a database's own words.
+/// Returns the type of a column in a database's own name.
 pub(in crate::store) fn kind(
     column: &str,
     [uuid, bigint, text, integer]: [&'static str; 4],

@@ -11,10 +11,10 @@ use super::{
 use crate::{SessionId, WorkspaceId, store::housekeeping::milliseconds_now};
 use sqlx::SqlStr;
 
-/// The text for one table.
+/// The statements for one table.
 ///
-/// The parameters are numbered alike: `$1` is the session, `$2` the workspace, `$3` to `$6` the
-/// target (agent, build, generation, address), `$7` its epoch; where a verb has others, it says so.
+/// Unless a comment says otherwise, `$1` is the session, `$2` the workspace, `$3` to `$6` the
+/// target (agent, build, generation, address), `$7` its epoch.
 pub(in crate::store) struct Statements {
     pub(in crate::store) load: SqlStr,
     /// `$8` the time.
@@ -23,8 +23,7 @@ pub(in crate::store) struct Statements {
     pub(in crate::store) compare_and_swap: SqlStr,
     /// `$3` the time.
     pub(in crate::store) retarget: SqlStr,
-    /// [`retarget`](Self::retarget) in a transaction of the caller's, whose settings are the
-    /// caller's.
+    /// [`retarget`](Self::retarget) in the caller's transaction, without a lock timeout.
     pub(in crate::store) retarget_in: SqlStr,
     pub(in crate::store) unbind: SqlStr,
     /// `$2` the expected revision or NULL, `$3` the time.
@@ -55,10 +54,10 @@ impl Statements {
         let Dialect { in_order, patiently, some, left_out, listed } = dialect;
         let (t, epochs) = (format!("\"{table}\""), format!("\"{table}_epochs\""));
         let read = &*read(&t, &epochs);
-        // NULL, which the table refuses, if the row that holds the floor was lost: nothing may
-        // start below it.
+        // NULL, which the table rejects, if the meta row is missing: no revision may start below
+        // the floor.
         let first_revision = format!("(SELECT revision_floor FROM \"{table}_meta\") + 1");
-        // In a SET clause every name on the right is the row before the write.
+        // In a SET clause, columns on the right have their values from before the write.
         let remember = |when: &str| {
             format!(
                 "previous_agent = CASE WHEN {t}.agent IS NOT NULL AND {when}
@@ -71,7 +70,7 @@ impl Statements {
         let other_workspace =
             remember(&format!("{t}.workspace IS DISTINCT FROM excluded.workspace"));
         let no_agent = remember("TRUE");
-        // The condition twice: a row may have changed between being found and being written.
+        // The condition is repeated, since a row may change between its selection and the write.
         let replace = |behind: &str| {
             let write = format!(
                 "UPDATE {t} SET {},
@@ -89,7 +88,7 @@ impl Statements {
         };
         let (keep_agent, keep_build, keep_generation, keep_address) =
             (keep("agent"), keep("build"), keep("generation"), keep("address"));
-        // A deleted row is not in the way of a new one, but its revision goes on.
+        // A new row replaces a tombstone and continues its revision.
         let over_a_deleted_row = format!(
             "ON CONFLICT (session) DO UPDATE SET
                  workspace = excluded.workspace, agent = excluded.agent, build = excluded.build,
@@ -110,9 +109,9 @@ impl Statements {
                  RETURNING {read}"
             ))
         };
-        // The epoch first, on which every read depends; the rest is to leave nothing behind. Also
-        // rows without a target: a repair that read such a row before the order must not write
-        // after it.
+        // The epoch, on which every read depends, comes first; then the targets are removed.
+        // Includes rows without a target: a repair that read such a row before the command must not
+        // write after it.
         let raise_epoch = format!(
             "INSERT INTO {epochs} (workspace, epoch) SELECT $1, 1 WHERE {patiently}
              ON CONFLICT (workspace) DO UPDATE SET epoch = {epochs}.epoch + 1 RETURNING epoch"
@@ -161,8 +160,8 @@ impl Statements {
                  RETURNING {read}"
             )),
             pair: statement(format!("SELECT {read} FROM {t} WHERE session IN ($1, $2) AND workspace IS NOT NULL")),
-            // The second step stands on the first: two resets of a workspace wait for each other
-            // before they lock rows, and the wait for a row is limited as well.
+            // The second step depends on the first, so that two resets of a workspace serialize
+            // before they lock rows, and the lock timeout applies to both.
             #[cfg(feature = "postgres")]
             reset_workspace: statement(format!(
                 "WITH raised AS ({raise_epoch}),
@@ -209,7 +208,7 @@ impl Statements {
         verbs.into_iter().chain(self.housekeeping.named()).collect()
     }
 
-    /// For a retarget on a connection of the caller's.
+    /// Returns the statement and parameters of a retarget in the caller's transaction.
     pub(in crate::store) fn retarget_in<'a>(
         &self,
         session: SessionId,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 pub(in crate::store) const META_COLUMNS: &str =
     "revision_floor, floor_raised_at, use_recorded_since, use_recorded_until, use_recorded_gap";
 
-/// What a row of a table is read from. Both names are quoted.
+/// Returns the columns from which a row is decoded. Both names are quoted.
 pub(in crate::store) fn read(table: &str, epochs: &str) -> String {
     format!(
         "session, workspace, agent, build, generation, address, previous_agent, previous_generation, revision, epoch,
@@ -16,8 +16,8 @@ pub(in crate::store) fn read(table: &str, epochs: &str) -> String {
     )
 }
 
-/// Of the name of a table, which was checked, and text of this crate. In an `Arc`, so that each use
-/// is a cheap clone.
+/// Makes a statement of this crate's text and a table name that was checked. The text is in an
+/// `Arc`, so that clones are cheap.
 pub(in crate::store) fn statement(text: String) -> SqlStr {
     AssertSqlSafe(Arc::<str>::from(text)).into_sql_str()
 }

@@ -1,4 +1,4 @@
-//! The values of a statement's parameters.
+//! Parameters of statements.
 
 use crate::{
     BuildId, Epoch, Generation, Revision, SessionId, Target, WorkspaceId, store::NewBinding,
@@ -6,7 +6,7 @@ use crate::{
 use sqlx::{Database, Encode, SqlStr, Type, query::Query};
 use uuid::Uuid;
 
-/// What a statement is given.
+/// A parameter of a statement.
 #[derive(Clone, Copy)]
 pub(in crate::store) enum Value<'a> {
     Id(Option<Uuid>),
@@ -38,7 +38,7 @@ impl From<Revision> for Value<'_> {
     }
 }
 
-/// Workspace, agent, build, generation, address.
+/// Returns workspace, agent, build, generation and address.
 pub(in crate::store) fn binding_values(new: &NewBinding) -> [Value<'_>; 5] {
     let target = new.target.as_deref();
     [
@@ -50,7 +50,7 @@ pub(in crate::store) fn binding_values(new: &NewBinding) -> [Value<'_>; 5] {
     ]
 }
 
-/// Agent, build, generation, address.
+/// Returns agent, build, generation and address.
 pub(in crate::store) fn target_values(target: &Target) -> [Value<'_>; 4] {
     [
         Value::Id(Some(target.agent.into_uuid())),
@@ -64,9 +64,8 @@ pub(in crate::store) fn number<'a>(number: u64) -> Value<'a> {
     Value::Number(Some(i64::try_from(number).unwrap_or(i64::MAX)))
 }
 
-/// Sessions as the values of a list in a statement, where a parameter cannot be an array. The last
-/// one is repeated up to a power of two, so that lists of every length need few texts, which
-/// connections keep prepared.
+/// Returns sessions as the parameters of a list, where a parameter cannot be an array. Repeats the
+/// last one up to a power of two, so that few different statements are prepared.
 #[cfg(any(feature = "sqlite", feature = "mysql"))]
 pub(in crate::store) fn listed<'a>(sessions: &[SessionId]) -> Vec<Value<'a>> {
     let mut values: Vec<Value<'a>> = sessions.iter().map(|session| Value::from(*session)).collect();
@@ -76,7 +75,7 @@ pub(in crate::store) fn listed<'a>(sessions: &[SessionId]) -> Vec<Value<'a>> {
     values
 }
 
-/// A statement and its values, in the order of the parameters.
+/// Returns a query with its parameters bound in order.
 pub(in crate::store) fn query<'q, DB>(
     sql: &SqlStr,
     values: &[Value<'_>],

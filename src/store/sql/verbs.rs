@@ -1,4 +1,5 @@
-//! The verbs of a store whose database has `RETURNING` and conditional upserts: one statement each.
+//! The methods of a store whose database has `RETURNING` and conditional upserts: one statement
+//! each.
 
 use super::{
     run_statement::RunStatement,
@@ -16,10 +17,10 @@ use crate::{
 use futures_util::Stream;
 use sqlx::SqlStr;
 
-/// How often a creation that lost to a row that was gone a moment later is tried again.
+/// How often a creation is tried if its conflicting row disappears before it can be read.
 const MAX_ATTEMPTS: usize = 3;
 
-/// Of a statement without a condition: it writes, or it fails.
+/// Returns the row of an unconditional write.
 pub(in crate::store) fn returned_row(rows: Vec<Binding>) -> Result<Binding, StoreError> {
     let row = rows.into_iter().next();
     row.ok_or_else(|| StoreError::Rejected("the database returned no row for an upsert".into()))
@@ -110,8 +111,8 @@ pub(in crate::store) async fn inherit(
         if let Some(row) = row(db, &db.statements().inherit, &values).await? {
             return Ok(Swap::Applied(row));
         }
-        // Both rows in one statement: "there is no parent" is only true if it was not there at the
-        // same moment as no child.
+        // Read both rows in one statement: "no parent" is the answer only if parent and child are
+        // missing at the same moment.
         let rows = db.rows(&db.statements().pair, &values[..2]).await?;
         if rows.is_empty() {
             break;
@@ -166,7 +167,7 @@ pub(in crate::store) async fn load_many(
     }
 }
 
-/// [`BindingStore`](crate::store::BindingStore) for a store that [`RunStatement`] the statements.
+/// Implements [`BindingStore`](crate::store::BindingStore) with [`RunStatement`].
 macro_rules! impl_binding_store {
     ($Store:ty) => {
         impl $crate::store::BindingStore for $Store {

@@ -1,4 +1,4 @@
-//! What an error of SQLite or sqlx says about the write that was asked for.
+//! Classification of errors of SQLite and sqlx.
 
 use crate::{
     BoxError,
@@ -7,11 +7,11 @@ use crate::{
 use sqlx::error::DatabaseError;
 use std::{fmt, path::PathBuf};
 
-/// The names that an error mentions.
+/// The database and table, as errors display them.
 #[derive(Clone)]
 pub(super) struct TableLocation {
-    /// As the connect options have it: for a database in memory the name that sqlx or SQLite gave
-    /// it.
+    /// The file name of the connect options; for an in-memory database, the name that sqlx or
+    /// SQLite chose.
     pub(super) file: PathBuf,
     pub(super) table: String,
 }
@@ -27,11 +27,10 @@ impl TableLocation {
         StoreError::Schema { location: self.to_string(), problem }
     }
 
-    /// Why a verb failed.
+    /// Converts the error of a method.
     ///
-    /// SQLite undoes a statement that fails, and outside a transaction it has then written nothing.
-    /// The exceptions, where nobody can tell, are a disk that failed under it and an answer that
-    /// never came.
+    /// SQLite rolls a failed statement back, so outside of a transaction nothing was written. The
+    /// outcome is unknown after a disk error and if no answer arrived.
     pub(super) fn failed(&self, error: sqlx::Error) -> StoreError {
         match error {
             sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => {
@@ -39,10 +38,10 @@ impl TableLocation {
             }
             sqlx::Error::Configuration(_) => StoreError::Unavailable(error.into()),
             sqlx::Error::Database(ref found) => match primary_code(&**found) {
-                // Locked by another connection, also at the commit of a rollback journal: SQLite
-                // has rolled it back.
+                // Locked by another connection, possibly at the commit of a rollback journal:
+                // SQLite has rolled back.
                 code::BUSY | code::LOCKED | code::PROTOCOL => StoreError::Unavailable(error.into()),
-                // Not begun or undone, for a reason that may pass: out of file handles, memory,
+                // Not started or rolled back for a temporary reason: out of file handles, memory or
                 // disk; interrupted.
                 code::CANTOPEN | code::NOMEM | code::FULL | code::INTERRUPT => {
                     StoreError::Unavailable(error.into())
@@ -61,20 +60,20 @@ impl TableLocation {
             | sqlx::Error::ColumnNotFound(_)
             | sqlx::Error::ColumnIndexOutOfBounds { .. }
             | sqlx::Error::TypeNotFound { .. } => StoreError::Corrupt(error.into()),
-            // Refused on this side, before SQLite saw it.
+            // Rejected by sqlx, before SQLite received it.
             sqlx::Error::Encode(_) | sqlx::Error::Protocol(_) | sqlx::Error::InvalidArgument(_) => {
                 StoreError::Rejected(error.into())
             }
-            // The worker thread died, or something that this list does not know: claim nothing.
+            // The worker thread died, or the error is not listed here.
             _ => StoreError::Unknown(error.into()),
         }
     }
 
-    /// What an error says about the connection.
+    /// Classifies an error with regard to its connection.
     ///
-    /// A connection takes no writes if that was asked of it, if the file could only be read when it
-    /// was opened, or if another file was put in its place. A database in memory is nowhere else:
-    /// its connection is never at fault.
+    /// A connection accepts no writes if it is set to read-only, if the file was read-only when it
+    /// was opened, or if the file was replaced. An in-memory database exists only in its
+    /// connection, which is never replaced.
     pub(super) fn classify(&self, error: &sqlx::Error) -> ErrorClass {
         let class = match error {
             sqlx::Error::WorkerCrashed => ErrorClass::Lost,
@@ -88,7 +87,7 @@ impl TableLocation {
             },
             _ => ErrorClass::Rejected,
         };
-        // Looked at only where a connection may have to be closed.
+        // The file system is checked only if the connection may have to be closed.
         if class == ErrorClass::Rejected || self.file.is_file() {
             class
         } else {
@@ -96,8 +95,8 @@ impl TableLocation {
         }
     }
 
-    /// Why opening, setting up or checking failed: there, what cannot be opened or written is a
-    /// matter of the file.
+    /// Converts an error of opening, setting up or checking, where a file that cannot be opened or
+    /// written is [`StoreError::Open`].
     pub(super) fn not_opened(&self, error: sqlx::Error) -> StoreError {
         let about_the_file = match &error {
             sqlx::Error::Database(found) => {
@@ -118,8 +117,7 @@ impl TableLocation {
 }
 
 impl TableLocation {
-    /// SQLite only says that it was unable to open a file. For the usual reasons there are better
-    /// words.
+    /// Returns a more precise reason than SQLite's "unable to open", for the usual cases.
     fn file_system_reason(&self) -> Option<String> {
         if !self.file.is_absolute() {
             return None; // no file at all, or one whose directory depends on when one looks
@@ -135,7 +133,7 @@ impl TableLocation {
     }
 }
 
-/// Whether another connection was at the same work, so that trying again soon is right.
+/// Returns `true` if another connection held a conflicting lock, so that a retry may succeed.
 pub(super) fn contended(error: &sqlx::Error) -> bool {
     let sqlx::Error::Database(error) = error else { return false };
     matches!(primary_code(&**error), code::BUSY | code::LOCKED | code::PROTOCOL)
@@ -150,15 +148,15 @@ fn result_code(error: &(dyn DatabaseError + 'static)) -> i32 {
     error.code().and_then(|code| code.parse().ok()).unwrap_or(0)
 }
 
-/// SQLite has one code for everything that it cannot compile. These are the words of a table that
-/// was never set up, or was set up for something else.
+/// SQLite has one code for every statement that it cannot compile. These are its messages for
+/// missing tables and columns.
 fn is_missing_schema(message: &str) -> bool {
     ["no such table", "no such column", "has no column named"]
         .iter()
         .any(|words| message.contains(words))
 }
 
-/// The result codes that mean something here.
+/// SQLite's result codes.
 mod code {
     pub(super) const ERROR: i32 = 1;
     pub(super) const PERM: i32 = 3;

@@ -1,4 +1,4 @@
-//! How statements are run, and the verbs.
+//! Execution of statements, and the store's methods.
 
 use super::{SqliteStore, statements::with_list};
 use crate::{
@@ -24,8 +24,8 @@ impl SqliteStore {
         self.table.location.failed(error)
     }
 
-    /// Runs a statement to its end, on another connection if the first one does not lead to where
-    /// it can be run. Returns the rows, and how many were changed.
+    /// Runs a statement to completion, with a retry on another connection if the first one accepts
+    /// no writes. Returns the rows, and the number of changed rows.
     async fn run(
         &self,
         sql: &SqlStr,
@@ -48,11 +48,10 @@ impl SqliteStore {
     }
 }
 
-/// Runs a statement to its end. Returns the rows, and how many were changed.
+/// Runs a statement to completion. Returns the rows, and the number of changed rows.
 ///
-/// Not only to its first row: sqlx then resets the statement, the implicit transaction ends in that
-/// reset, and an error of the commit is lost: a write that was rolled back would look like one that
-/// was made.
+/// If only the first row is read, sqlx resets the statement, which ends the implicit transaction
+/// and loses an error of its commit: a write that was rolled back would look successful.
 async fn run_on(
     connection: &mut SqliteConnection,
     sql: &SqlStr,
@@ -69,8 +68,8 @@ async fn run_on(
     Ok((rows, changed))
 }
 
-/// Begins the next epoch of a workspace, and drops the targets of its rows, which nobody else
-/// writes in between. Returns the epoch, and how many rows there are.
+/// Begins the next epoch of a workspace and removes the targets of its rows, in one write
+/// transaction. Returns the epoch and the number of rows.
 async fn reset_on(
     connection: &mut SqliteConnection,
     statements: &Statements,
@@ -117,7 +116,7 @@ impl RunStatement for SqliteStore {
         }
     }
 
-    /// One writer at a time: nothing is locked, and nothing is left out.
+    /// SQLite has one writer at a time, so no row is locked or skipped.
     async fn replaced(
         &self,
         sql: &SqlStr,

@@ -1,4 +1,4 @@
-//! The tables: their text, their name, and whether they are what this version needs.
+//! The tables: their SQL, their names, and the check that they match this version.
 
 use super::{failure::TableLocation, statements::LIST};
 use crate::store::{
@@ -11,12 +11,11 @@ use crate::store::{
 };
 use sqlx::{Connection, Executor, SqliteConnection};
 
-/// `IF NOT EXISTS` everywhere: running it again, also by another process in between, changes
-/// nothing.
+/// Every statement is idempotent (`IF NOT EXISTS`), also when several processes run them at once.
 ///
-/// Names are quoted, so that a table may be called `order`. The checks hold what the statements
-/// rely on, so that a hand that edits rows cannot leave a half target or a deleted row with a
-/// workspace.
+/// Names are quoted, so that a table may be called `order`. The `CHECK` constraints enforce what
+/// the statements rely on, so that a manual edit cannot create a partial target or a tombstone with
+/// a workspace.
 pub(super) const SCHEMA: &str = r#"
 CREATE TABLE IF NOT EXISTS "agent_bindings" (
     session BLOB NOT NULL PRIMARY KEY CHECK (typeof(session) = 'blob' AND length(session) = 16),
@@ -74,8 +73,7 @@ CREATE TABLE IF NOT EXISTS "agent_bindings_epochs" (
 INSERT INTO "agent_bindings_meta" (id, schema_version) VALUES (1, 1) ON CONFLICT (id) DO NOTHING;
 "#;
 
-/// SQLite compares names without regard to case, and keeps those that begin with `sqlite_` to
-/// itself.
+/// Rejects names that begin with `sqlite_` in any case, which SQLite reserves.
 pub(super) fn table_name(name: String) -> Result<String, StoreError> {
     match name.get(..7) {
         Some(start) if start.eq_ignore_ascii_case("sqlite_") => Err(StoreError::TableName { name }),
@@ -83,22 +81,22 @@ pub(super) fn table_name(name: String) -> Result<String, StoreError> {
     }
 }
 
-/// Creates what is missing, after a look that what exists is right. Nothing that exists is altered.
+/// Creates missing tables after a check of the existing ones, which are never altered.
 ///
-/// The outer error is the database's, which may be worth another try; the inner one is the verdict.
+/// The outer error is the database's, which may be retried; the inner result is final.
 pub(super) async fn set_up(
     connection: &mut SqliteConnection,
     location: &TableLocation,
     statements: &Statements,
 ) -> Result<Result<(), StoreError>, sqlx::Error> {
-    // Looking first: the usual start finds everything there, and takes no write lock.
+    // Check first: usually all tables exist, and no write lock is needed.
     match look(connection, location, statements).await? {
         Found::Ready => return Ok(Ok(())),
         Found::Wrong(error) => return Ok(Err(error)),
         Found::Incomplete(_) => {}
     }
-    // IMMEDIATE: a transaction that begins by reading cannot wait for another one's write, it
-    // fails.
+    // IMMEDIATE, since a transaction that begins with a read fails instead of waiting for another
+    // writer.
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
     sqlx::raw_sql(schema::schema_for(SCHEMA, &location.table)).execute(&mut *transaction).await?;
     match look(&mut transaction, location, statements).await? {
@@ -108,7 +106,7 @@ pub(super) async fn set_up(
     }
 }
 
-/// Compares what there is with what this version needs. Reads only.
+/// Compares the existing tables with what this version needs. Only reads.
 pub(super) async fn look(
     connection: &mut SqliteConnection,
     location: &TableLocation,
@@ -124,13 +122,13 @@ pub(super) async fn look(
         true => version(connection, &meta).await?,
         false => None,
     };
-    // SQLite takes any word for a type. What a column holds, the table checks.
+    // SQLite accepts any type name; the table's `CHECK` constraints restrict the values.
     let found = tables.judged(location, &location.table, version, |_| None);
     if !matches!(found, Found::Ready) {
         return Ok(found);
     }
-    // What the list of columns does not say (the key that the upserts conflict on, a view instead
-    // of a table), SQLite says when it compiles the statements. This runs none of them.
+    // Preparing the statements finds what the list of columns does not show (the key of the
+    // upserts, a view instead of a table). None of them is executed.
     let whole = statements.named().into_iter().filter(|(_, sql)| !sql.as_str().contains(LIST));
     for (_, statement) in whole {
         match connection.prepare(statement.clone()).await {
@@ -144,7 +142,7 @@ pub(super) async fn look(
     Ok(Found::Ready)
 }
 
-/// A table's columns; none if it does not exist.
+/// Returns a table's columns; none if it does not exist.
 async fn columns(
     connection: &mut SqliteConnection,
     table: &str,

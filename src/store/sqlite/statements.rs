@@ -13,10 +13,11 @@ use crate::{
 };
 use sqlx::SqlStr;
 
-/// Where a list of sessions has to be put into the text, since a parameter is one value.
+/// Placeholder for a list of sessions, since a parameter is one value.
 pub(super) const LIST: &str = "(sessions)";
 
-/// Where one writer at a time has the whole database, and a parameter is one value.
+/// Builds the statements for a database with one writer at a time, whose parameters are single
+/// values.
 pub(super) fn for_table(table: &str) -> Statements {
     let t = format!("\"{table}\"");
     let some = |rows: &str, which: &str| {
@@ -30,7 +31,7 @@ pub(super) fn for_table(table: &str) -> Statements {
     )
 }
 
-/// Puts the list of sessions into a statement, after the value that it has before.
+/// Replaces the placeholder by parameters for the sessions, after the optional first value.
 pub(super) fn with_list<'a>(
     sql: &SqlStr,
     value: Option<Value<'a>>,

@@ -1,32 +1,34 @@
-//! The statements of housekeeping, the same text for SQLite and PostgreSQL but for the dialect.
+//! The statements of housekeeping that SQLite and PostgreSQL share.
 
 use super::super::text::{META_COLUMNS, statement};
 use super::dialect::Dialect;
 use sqlx::SqlStr;
 
-/// The text for one table.
+/// The statements of housekeeping for one table.
 pub(in crate::store) struct HousekeepingStatements {
-    /// `$1` how many.
+    /// `$1` the limit.
     pub(in crate::store) recent: SqlStr,
     pub(in crate::store) meta: SqlStr,
     /// `$1` the time, `$2` the sessions.
     pub(in crate::store) mark_used: SqlStr,
-    /// `$1` the time, `$2` how long ago is a gap, `$3` how long it may be.
+    /// `$1` the time, `$2` the time before which there was a gap, `$3` the longest pause that is no
+    /// gap.
     pub(in crate::store) mark_recorded: SqlStr,
-    /// `$1` before which time, `$2` the time, `$3` how many.
+    /// `$1` the time before which rows were used, `$2` the time, `$3` the limit.
     pub(in crate::store) delete_idle: SqlStr,
-    /// The same.
+    /// `$1` the time before which rows were created, `$2` the time, `$3` the limit.
     pub(in crate::store) delete_unused: SqlStr,
-    /// `$1` before which time, `$2` the floor, `$3` how many.
+    /// `$1` the time before which rows were deleted, `$2` the floor, `$3` the limit.
     pub(in crate::store) remove_deleted: SqlStr,
-    /// `$1` before which time.
+    /// `$1` the time before which rows were deleted.
     pub(in crate::store) deleted_before: SqlStr,
-    /// `$1` the floor, `$2` the time, `$3` before which time it must have been raised last.
+    /// `$1` the floor, `$2` the time, `$3` the time before which it must have been raised last.
     pub(in crate::store) raise_floor: SqlStr,
 }
 
 impl HousekeepingStatements {
-    /// `read` is what a row is read from, `no_agent` remembers the agent of a row that loses it.
+    /// Builds the statements. `read` is the list of columns of a row; `no_agent` assigns the
+    /// previous agent of a row that loses its target.
     pub(in crate::store) fn new(
         table: &str,
         read: &str,
@@ -39,8 +41,8 @@ impl HousekeepingStatements {
         let idle = "workspace IS NOT NULL AND last_used < $1";
         let unused = "workspace IS NOT NULL AND last_used IS NULL AND created_at < $1";
         let old = "workspace IS NULL AND deleted_at < $1 AND revision <= $2";
-        // Rows are locked in the order of another index than elsewhere. But nobody is waited for,
-        // so that no two can wait for each other.
+        // Rows are locked in the order of another index than elsewhere, which cannot deadlock,
+        // since locked rows are skipped.
         let delete = |rows: &str, order: &str| {
             statement(format!(
                 "UPDATE {t} SET {no_agent},

@@ -250,7 +250,7 @@ mod contract {
         );
     }
 
-    pub(super) async fn the_latest_used_come_first<St: Sql, K>(case: Case<St, K>) {
+    pub(super) async fn recent_rows_come_first<St: Sql, K>(case: Case<St, K>) {
         assert_eq!(case.recent(10).await, []);
         case.rows(1..=6).await;
         for (s, last_used) in [(1, 30), (2, 10), (3, 20), (5, 40)] {
@@ -333,7 +333,7 @@ mod contract {
         }
     }
 
-    pub(super) async fn idle_rows_go_as_if_they_were_deleted<St: Sql, K>(case: Case<St, K>) {
+    pub(super) async fn idle_rows_are_deleted_like_forgotten_ones<St: Sql, K>(case: Case<St, K>) {
         let store = &case.store;
         case.rows(1..=4).await;
         case.recorded_for(3 * HOUR).await;
@@ -431,7 +431,7 @@ mod contract {
         }
     }
 
-    pub(super) async fn idle_rows_go_in_chunks_and_no_others<St: Sql, K>(case: Case<St, K>) {
+    pub(super) async fn only_idle_rows_are_deleted_in_chunks<St: Sql, K>(case: Case<St, K>) {
         case.rows(1..=6).await;
         case.recorded_for(3 * HOUR).await;
         let at = now() - 2 * HOUR;
@@ -443,7 +443,7 @@ mod contract {
         assert_eq!(case.recent(10).await, [session(6)]);
     }
 
-    pub(super) async fn what_was_deleted_goes_in_two_runs<St: Sql, K>(case: Case<St, K>) {
+    pub(super) async fn tombstones_are_removed_in_two_runs<St: Sql, K>(case: Case<St, K>) {
         let store = &case.store;
         assert_eq!(store.purge_forgotten(10).await.unwrap(), Purged::new(0, 0));
         case.deleted(1, 8 * DAY).await; // 11
@@ -530,7 +530,7 @@ mod contract {
         assert_eq!(purge(2).await, Purged::new(0, 1));
     }
 
-    pub(super) async fn a_row_that_came_back_stays<St: Sql, K>(case: Case<St, K>) {
+    pub(super) async fn a_recreated_row_is_not_removed<St: Sql, K>(case: Case<St, K>) {
         let store = &case.store;
         case.deleted(1, 8 * DAY).await; // 11
         case.deleted(2, 8 * DAY).await; // 21
@@ -549,7 +549,9 @@ mod contract {
     }
 
     /// The row was created by hand or by a backup, at an unknown time.
-    pub(super) async fn a_floor_of_unknown_age_is_not_relied_on<St: Sql, K>(case: Case<St, K>) {
+    pub(super) async fn a_floor_of_unknown_age_removes_no_tombstones<St: Sql, K>(
+        case: Case<St, K>,
+    ) {
         case.deleted(1, 8 * DAY).await;
         case.run("UPDATE M SET revision_floor = 100").await;
         assert_eq!(case.store.purge_forgotten(10).await.unwrap(), Purged::new(0, 1));
@@ -622,18 +624,18 @@ macro_rules! contract {
                 use_is_recorded_since_the_last_gap
                 a_use_is_recorded_in_the_rows_that_are_there
                 two_thousand_uses_are_recorded_at_once_and_no_more
-                the_latest_used_come_first
+                recent_rows_come_first
                 a_stream_that_is_dropped_gives_its_connection_back
                 idle_rows_stay_unless_use_was_recorded_for_that_long
-                idle_rows_go_as_if_they_were_deleted
-                idle_rows_go_in_chunks_and_no_others
+                idle_rows_are_deleted_like_forgotten_ones
+                only_idle_rows_are_deleted_in_chunks
                 rows_that_were_never_used_go_by_their_creation
                 idle_rows_go_in_chunks_with_those_that_were_never_used
-                what_was_deleted_goes_in_two_runs
+                tombstones_are_removed_in_two_runs
                 a_session_whose_row_is_gone_never_gets_a_revision_again
                 deleted_rows_go_in_chunks_before_the_floor_is_raised_again
-                a_row_that_came_back_stays
-                a_floor_of_unknown_age_is_not_relied_on
+                a_recreated_row_is_not_removed
+                a_floor_of_unknown_age_removes_no_tombstones
             );
             #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
             async fn concurrent_uses_deletions_and_purges_keep_the_rules() {

@@ -325,7 +325,7 @@ mod tests {
     use super::windows;
 
     #[test]
-    fn the_windows_of_all_streams_fit_into_that_of_their_connection() {
+    fn the_windows_of_all_streams_fit_into_the_connections_window() {
         for requests in [1, 4, 100, 1_000, 10_000, 32_000] {
             let (stream, all) = windows(requests);
             assert!(

@@ -272,7 +272,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_question_waits_for_longer_than_most_answers_take() {
+    fn the_question_delay_exceeds_the_95th_percentile_of_answers() {
         let (heads, floor) = (HeadTimes::default(), Duration::from_secs(2));
         assert_eq!(heads.question_after(floor), floor);
         for _ in 0..200 {
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_one_question_for_a_hundred_requests_after_the_first_hundred() {
+    fn after_a_burst_of_100_the_budget_allows_one_question_per_100_requests() {
         let budget = Budget::default();
         let mut questions = 0;
         for _ in 0..50_000 {

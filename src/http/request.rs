@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_gets_the_form_of_its_version() {
+    fn a_request_is_rewritten_for_its_http_version() {
         // target, Host, over HTTP/1 (target and Host), over HTTP/2
         let table = [
             ("/a?b=c", None, ("/a?b=c", "agent"), "http://agent/a?b=c"),
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_understood_differently_by_others_is_refused() {
+    fn ambiguous_requests_are_rejected() {
         for version in [HttpProtocol::Http1, HttpProtocol::Http2] {
             let hosts = Request::get("/").header(HOST, "a").header(HOST, "b");
             assert_eq!(prepared(hosts, version), Err(BadRequest::Host));

@@ -55,7 +55,7 @@ impl Order {
 }
 
 #[tokio::test]
-async fn an_order_whose_answer_was_cut_off_is_a_success_because_the_row_shows_it() {
+async fn a_command_whose_answer_was_cut_off_succeeds_because_the_row_shows_it() {
     let Some((case, proxy, store)) = behind_a_proxy().await else { return };
     let layer = case.builder(&store).build().unwrap();
     let (workspace, other) = (case.workspace(&layer, 3).await, case.workspace(&layer, 0).await);
@@ -80,8 +80,7 @@ async fn an_order_whose_answer_was_cut_off_is_a_success_because_the_row_shows_it
 }
 
 #[tokio::test]
-async fn an_order_that_was_cut_off_before_the_server_got_it_has_an_unknown_outcome_and_the_next_call_reads_the_row()
- {
+async fn a_command_cut_off_before_the_server_received_it_has_an_unknown_outcome() {
     let Some((case, proxy, store)) = behind_a_proxy().await else { return };
     let layer = case.builder(&store).build().unwrap();
     let (workspace, other) = (case.workspace(&layer, 3).await, case.workspace(&layer, 0).await);
@@ -110,7 +109,7 @@ async fn an_order_that_was_cut_off_before_the_server_got_it_has_an_unknown_outco
 }
 
 #[tokio::test]
-async fn an_order_that_was_cut_off_before_its_commit_has_changed_nothing_and_says_so() {
+async fn a_command_cut_off_before_its_commit_changes_nothing_and_says_so() {
     let Some((case, proxy, store)) = behind_a_proxy().await else { return };
     let layer = case.builder(&store).build().unwrap();
     let (workspace, other) = (case.workspace(&layer, 2).await, case.workspace(&layer, 0).await);
@@ -135,7 +134,7 @@ async fn an_order_that_was_cut_off_before_its_commit_has_changed_nothing_and_say
 }
 
 #[tokio::test]
-async fn a_repair_that_was_cut_off_or_whose_answer_was_is_written_once() {
+async fn a_repair_whose_connection_was_cut_is_written_once() {
     let Some((case, proxy, store)) = behind_a_proxy().await else { return };
     let layer = case.builder(&store).build().unwrap();
     for cut in [Cut::Statement, Cut::Answer] {

@@ -63,8 +63,7 @@ impl Replicas {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_another_replica_did_while_nothing_was_heard_is_noticed_once_something_is_heard_again()
-{
+async fn changes_of_a_replica_during_deaf_hints_are_noticed_after_reconnecting() {
     let Some(mut replicas) = Replicas::new().await else { return };
     let (busy, rebuilt, other) =
         (replicas.workspace(20).await, replicas.workspace(20).await, replicas.workspace(1).await);
@@ -110,7 +109,7 @@ async fn what_another_replica_did_while_nothing_was_heard_is_noticed_once_someth
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sessions_go_on_through_a_storm_of_hints() {
+async fn sessions_continue_during_a_storm_of_hints() {
     let Some(replicas) = Replicas::new().await else { return };
     let (busy, other) = (replicas.workspace(50).await, replicas.workspace(1).await);
     replicas.listening(2).await;

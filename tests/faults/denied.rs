@@ -72,7 +72,7 @@ async fn without_the_table(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sessions_do_not_notice_that_access_is_revoked_and_repairs_wait_until_it_is_granted() {
+async fn sessions_continue_while_access_is_revoked_and_repairs_wait_for_it() {
     let denied =
         without_the_table(REVOKE, |error| matches!(error, StoreError::Denied { .. })).await;
     let Some(Denied { case, layer, busy, rebuilt, new, rows, cold, turns, before }) = denied else {
@@ -92,7 +92,7 @@ async fn sessions_do_not_notice_that_access_is_revoked_and_repairs_wait_until_it
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sessions_do_not_notice_that_the_table_is_dropped_and_orders_work_in_a_new_one() {
+async fn sessions_continue_while_the_table_is_dropped_and_commands_work_in_a_new_one() {
     let denied = without_the_table(DROP, |error| matches!(error, StoreError::Schema { .. })).await;
     let Some(Denied { case, layer, busy, rebuilt, new, cold, .. }) = denied else { return };
     case.reader.set_up().await.unwrap();

@@ -71,12 +71,12 @@ async fn sessions_do_not_notice(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sessions_do_not_notice_that_the_pool_is_exhausted_and_gives_up_soon() {
+async fn sessions_continue_while_an_exhausted_pool_times_out_soon() {
     sessions_do_not_notice(ms(500), ms(5000), ErrorKind::Store).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sessions_do_not_notice_that_the_pool_is_exhausted_and_waits_longer_than_the_layer() {
+async fn sessions_continue_while_an_exhausted_pool_waits_longer_than_the_layer() {
     // The layer cannot see that nothing was sent.
     sessions_do_not_notice(ms(30_000), ms(500), ErrorKind::OutcomeUnknown).await;
 }

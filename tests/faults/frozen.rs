@@ -15,8 +15,7 @@ struct Waits {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sessions_do_not_notice_that_the_server_is_frozen_and_what_was_asked_of_it_is_done_once_or_not_at_all()
- {
+async fn sessions_continue_while_the_server_is_frozen_and_statements_run_at_most_once() {
     let Some(mut case) = Case::new().await else { return };
     let cautious = Waits { asks_first: true, acquire: ms(1000), store: ms(2000) };
     let rash = Waits { asks_first: false, acquire: ms(5000), store: ms(1500) };

@@ -5,8 +5,7 @@ use tokio::runtime::Handle;
 use tower_bound_agent::Repair;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sessions_do_not_notice_that_the_server_is_killed_and_each_row_of_a_rebuild_meanwhile_is_written_once()
- {
+async fn sessions_continue_while_the_server_is_killed_and_each_row_is_repaired_once() {
     let Some(mut case) = Case::new().await else { return };
     let store = Tap::over(store(pool(&case.options())));
     store.elsewhere().check().await.unwrap();

@@ -73,7 +73,7 @@ async fn scene() -> Option<(Case, Tap<Store>, BoundAgentLayer, Workspace)> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_row_that_the_application_holds_for_long_keeps_one_connection() {
+async fn a_row_locked_for_long_occupies_one_connection() {
     let Some((case, store, layer, workspace)) = scene().await else { return };
     let held = workspace.sessions[0];
     // A row without a target: its repair is its own, and waits. That of a group leaves out what is
@@ -108,7 +108,7 @@ async fn a_row_that_the_application_holds_for_long_keeps_one_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_row_whose_insert_is_not_committed_keeps_one_connection() {
+async fn an_uncommitted_insert_occupies_one_connection() {
     let Some((case, store, layer, workspace)) = scene().await else { return };
     let inserted = session();
     let mut transaction = case.reader.pool().begin().await.unwrap();
@@ -156,7 +156,7 @@ async fn a_row_whose_insert_is_not_committed_keeps_one_connection() {
 /// The row that the group repair has left out is pending until it is written, whether or not its
 /// session is called again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_group_repair_is_pending_until_the_row_that_was_locked_is_written() {
+async fn a_group_repair_is_pending_until_the_locked_row_is_written() {
     let Some((case, store, layer, workspace)) = scene().await else { return };
     let held = workspace.sessions[1];
     let before = case.rows(&workspace.sessions).await;

@@ -14,7 +14,7 @@ async fn a_process_that_knows_greater_generations_does_not_undo_a_reset() {
 /// One session enters the workspace and one leaves it, in a transaction that ends while the reset
 /// is under way or after it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_retarget_that_is_not_committed_when_the_workspace_is_reset_ends_as_it_was_ordered() {
+async fn a_retarget_that_commits_after_a_reset_keeps_its_workspace() {
     for commit in [true, false] {
         let Some(case) = Case::new().await else { return };
         let (world, store) = (World::new(), || case.reader.clone());

@@ -11,7 +11,7 @@ const GIGABYTE: u64 = 1 << 30;
 const MOST: u64 = 100 << 20;
 
 #[tokio::test]
-async fn a_gigabyte_goes_each_way_in_bounded_memory() {
+async fn a_gigabyte_is_streamed_each_way_in_bounded_memory() {
     let gateway = Gateway::start(&[]);
     let (chat, ..) = gateway.chat().await;
     let before = gateway.peak_memory();
@@ -40,7 +40,7 @@ async fn a_gigabyte_goes_each_way_in_bounded_memory() {
 
 /// A slow reader holds its agent back, and not the gateway's memory.
 #[tokio::test]
-async fn a_client_that_does_not_read_stops_its_agent() {
+async fn a_slow_client_applies_backpressure_to_its_agent() {
     let gateway = Gateway::start(&[]);
     let (chat, ..) = gateway.chat().await;
     let mut client = begin(
@@ -61,7 +61,7 @@ async fn begin(gateway: &Gateway, sent: &str) -> TcpStream {
 }
 
 #[tokio::test]
-async fn a_client_that_vanishes_in_the_middle_of_a_body_is_no_evidence_against_the_agent() {
+async fn a_client_that_disconnects_mid_body_is_no_evidence_against_the_agent() {
     let gateway = Gateway::start(&[]);
     let (chat, _, agent) = gateway.chat().await;
     let identity = format!("/chats/{chat}/identity");
@@ -88,7 +88,7 @@ async fn a_client_that_vanishes_in_the_middle_of_a_body_is_no_evidence_against_t
 }
 
 #[tokio::test]
-async fn an_agent_that_dies_in_the_middle_breaks_the_body_off_and_is_not_asked_again() {
+async fn an_agent_that_dies_mid_response_fails_the_body_without_a_retry() {
     let gateway = Gateway::start(&[]);
     let (chat, workspace, agent) = gateway.chat().await;
     let sent = format!("GET /chats/{chat}/events?every_ms=10 HTTP/1.1\r\nHost: a\r\n\r\n");

@@ -97,7 +97,7 @@ pub(crate) async fn say(socket: &mut Socket, words: &str) -> Result<String, WebS
 }
 
 #[tokio::test]
-async fn a_web_socket_goes_through_and_ends_when_its_agent_was_replaced() {
+async fn a_web_socket_works_and_closes_when_its_agent_is_replaced() {
     let gateway = Gateway::start(&[]);
     let (chat, workspace, first) = gateway.chat().await;
     let path = format!("/chats/{chat}/socket");

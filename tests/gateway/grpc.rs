@@ -29,7 +29,7 @@ async fn agents(mut answer: Streaming<Word>) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn tonic_streams_from_the_agent_that_is_bound_now() {
+async fn tonic_streams_from_the_bound_agent() {
     let (chat, workspace) = (SessionId::new(Uuid::new_v4()), WorkspaceId::new(Uuid::new_v4()));
     let (first, second) = (Agent::start(1).await.unwrap(), Agent::start(2).await.unwrap());
     let running = Arc::new(Mutex::new(first.target.clone()));

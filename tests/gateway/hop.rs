@@ -210,7 +210,7 @@ async fn the_forwarding_headers_are_those_of_the_gateway() {
 }
 
 #[tokio::test]
-async fn the_wish_for_another_protocol_than_websocket_is_not_handed_on() {
+async fn an_upgrade_to_another_protocol_than_websocket_is_not_forwarded() {
     let gateway = Gateway::start(&[]);
     let (chat, ..) = gateway.chat().await;
     let settings = "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n";
@@ -240,7 +240,7 @@ async fn the_wish_for_another_protocol_than_websocket_is_not_handed_on() {
 /// An agent answers `101`, whatever it was asked: that is a tunnel only if it is what the client
 /// has asked for.
 #[tokio::test]
-async fn a_tunnel_is_granted_only_for_what_was_asked_and_answered() {
+async fn a_tunnel_requires_a_request_and_a_matching_response() {
     let gateway = Gateway::start(&[]);
     let (chat, _, agent) = gateway.chat().await;
     // The key and its answer are those of RFC 6455 §1.3.
@@ -330,7 +330,7 @@ fn socket_of_http2(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_web_socket_of_an_http2_client_goes_through() {
+async fn a_web_socket_of_an_http2_client_works() {
     let gateway = Gateway::start(&[]);
     let (chat, workspace, agent) = gateway.chat().await;
     let request = socket_of_http2(&gateway, &format!("/chats/{chat}/socket"), "websocket");
@@ -381,7 +381,7 @@ async fn a_web_socket_of_an_http2_client_needs_an_agent_that_switches() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_request_that_comes_back_is_a_loop() {
+async fn a_request_that_returns_to_the_gateway_is_a_loop() {
     let gateway = Gateway::start(&[]);
     let (chat, ..) = gateway.chat().await;
     let url = gateway.url(&format!("/chats/{chat}/head"));
@@ -405,7 +405,7 @@ async fn a_request_that_comes_back_is_a_loop() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn max_forwards_is_counted_down_and_ends_here_at_zero() {
+async fn max_forwards_is_decremented_and_ends_at_zero() {
     let gateway = Gateway::start(&[]);
     let (chat, ..) = gateway.chat().await;
     let url = gateway.url(&format!("/chats/{chat}/head"));

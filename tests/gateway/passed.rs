@@ -10,7 +10,7 @@ fn seen_by_agent(answer: &str) -> &str {
 }
 
 #[tokio::test]
-async fn the_agent_sees_what_the_client_has_sent_and_who_it_was() {
+async fn the_agent_receives_the_request_and_the_clients_address() {
     let gateway = Gateway::start(&[]);
     let (chat, ..) = gateway.chat().await;
     let sent = format!(
@@ -39,7 +39,7 @@ async fn the_agent_sees_what_the_client_has_sent_and_who_it_was() {
 }
 
 #[tokio::test]
-async fn the_client_does_not_see_what_is_between_agent_and_gateway() {
+async fn hop_by_hop_headers_do_not_reach_the_client() {
     let gateway = Gateway::start(&[]);
     let (chat, ..) = gateway.chat().await;
     let answer = gateway.get(&format!("/chats/{chat}/hops")).await;
@@ -50,7 +50,7 @@ async fn the_client_does_not_see_what_is_between_agent_and_gateway() {
 }
 
 #[tokio::test]
-async fn a_path_is_handed_on_as_it_is() {
+async fn the_path_is_forwarded_unchanged() {
     let gateway = Gateway::start(&[]);
     let (chat, _, agent) = gateway.chat().await;
     let paths = [
@@ -80,7 +80,7 @@ async fn a_path_is_handed_on_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_host_decides_nothing() {
+async fn the_host_does_not_choose_the_agent() {
     let gateway = Gateway::start(&[]);
     let (chat, _, agent) = gateway.chat().await;
     let (other, _, other_agent) = gateway.chat().await;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use support::gateway::Gateway;
 
 #[tokio::test]
-async fn malformed_ids_hosts_and_targets_are_refused_and_nothing_is_asked_of_the_agent() {
+async fn malformed_ids_hosts_and_targets_are_rejected_without_a_request_to_the_agent() {
     let gateway = Gateway::start(&["--name", "gateway.example"]);
     let (chat, ..) = gateway.chat().await;
     let path = format!("/chats/{chat}/echo");
@@ -84,7 +84,7 @@ async fn malformed_ids_hosts_and_targets_are_refused_and_nothing_is_asked_of_the
 }
 
 #[tokio::test]
-async fn a_request_cannot_be_hidden_in_the_body_of_another() {
+async fn requests_cannot_be_smuggled_in_a_body() {
     let gateway = Gateway::start(&[]);
     let (chat, ..) = gateway.chat().await;
     let hidden =
@@ -106,7 +106,7 @@ async fn a_request_cannot_be_hidden_in_the_body_of_another() {
 }
 
 #[tokio::test]
-async fn workspaces_have_ids_as_well() {
+async fn requests_may_name_workspace_ids() {
     let gateway = Gateway::start(&[]);
     for path in ["/workspaces/x/rebuild", "/workspaces/x/start", "/workspaces/x/stop"] {
         let refused = gateway.ask("POST", path, "").await;

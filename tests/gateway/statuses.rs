@@ -23,7 +23,7 @@ fn said(answer: &Answer) -> (u16, String) {
 }
 
 #[tokio::test]
-async fn every_reason_has_a_status() {
+async fn every_refusal_has_a_status() {
     let gateway = Gateway::start(&["--patience", "4"]);
     let stranger = Uuid::new_v4();
     let echo = |chat: Uuid| format!("/chats/{chat}/echo");
@@ -113,8 +113,8 @@ async fn hypers() -> [hyper::Error; 3] {
 }
 
 #[tokio::test]
-async fn every_error_of_the_client_has_a_status_and_says_whether_the_agent_may_have_seen_the_request()
- {
+async fn every_client_error_has_a_status_and_says_whether_the_agent_may_have_received_the_request()
+{
     let second = Duration::from_secs(1);
     let [unsent, sent, broken] = hypers().await;
     // the error; the status, the word, whether it is certain that it was not processed, when to try
@@ -142,7 +142,7 @@ async fn every_error_of_the_client_has_a_status_and_says_whether_the_agent_may_h
 }
 
 #[tokio::test]
-async fn a_request_that_waits_for_a_replaced_agent_is_told_so() {
+async fn a_request_to_a_replaced_agent_fails_as_superseded() {
     let gateway = Gateway::start(&[]);
     let (chat, workspace, agent) = gateway.chat().await;
     assert_eq!(gateway.get(&format!("/chats/{chat}/identity")).await.text, agent.id);
@@ -164,7 +164,7 @@ async fn a_request_that_waits_for_a_replaced_agent_is_told_so() {
 }
 
 #[tokio::test]
-async fn a_request_may_say_which_workspace_it_is_meant_for() {
+async fn a_request_may_name_its_workspace() {
     let gateway = Gateway::start(&[]);
     let (_, workspace, agent) = gateway.chat().await;
     let (_, other, _) = gateway.chat().await;
@@ -196,7 +196,7 @@ async fn a_request_may_say_which_workspace_it_is_meant_for() {
 }
 
 #[tokio::test]
-async fn after_a_rebuild_the_next_turn_is_the_new_agents_whatever_is_left_of_the_old_one() {
+async fn after_a_rebuild_the_next_turn_reaches_the_new_agent() {
     let gateway = Gateway::start(&[]);
     let (chat, workspace, mut agent) = gateway.chat().await;
     let identity = format!("/chats/{chat}/identity");
@@ -213,7 +213,7 @@ async fn after_a_rebuild_the_next_turn_is_the_new_agents_whatever_is_left_of_the
 }
 
 #[tokio::test]
-async fn the_end_lets_requests_come_to_theirs_and_leaves_no_process_behind() {
+async fn shutdown_completes_requests_and_leaves_no_process_behind() {
     let gateway = Gateway::start(&[]);
     let (chat, workspace, first) = gateway.chat().await;
     let (_, _, second) = gateway.chat().await;
@@ -242,7 +242,7 @@ async fn the_end_lets_requests_come_to_theirs_and_leaves_no_process_behind() {
 }
 
 #[tokio::test]
-async fn a_signal_ends_it_in_order() {
+async fn a_signal_shuts_the_gateway_down_gracefully() {
     let mut gateway = Gateway::start(&[]);
     let (_, _, agent) = gateway.chat().await;
     signal(u64::from(gateway.pid()), "TERM");
@@ -251,7 +251,7 @@ async fn a_signal_ends_it_in_order() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_is_killed_takes_its_agents_with_it() {
+async fn killing_the_gateway_ends_its_agents() {
     let gateway = Gateway::start(&[]);
     let (_, workspace, frozen) = gateway.chat().await;
     let running = gateway.rebuild(workspace, "?old=freeze").await;
@@ -270,7 +270,7 @@ async fn a_gateway_that_is_killed_takes_its_agents_with_it() {
 }
 
 #[tokio::test]
-async fn another_agent_at_the_same_address_is_not_talked_to() {
+async fn a_new_agent_at_the_same_address_gets_a_new_connection() {
     let gateway = Gateway::start(&[]);
     let (chat, _, agent) = gateway.chat().await;
     let identity = format!("/chats/{chat}/identity");

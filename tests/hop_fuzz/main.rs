@@ -73,7 +73,7 @@ struct Gateway {
 }
 
 #[test]
-fn what_crosses_a_hop_keeps_the_rules() {
+fn random_messages_cross_a_hop_according_to_the_rules() {
     let seconds = std::env::var("FUZZ_SECONDS").map_or(2, |seconds| seconds.parse().unwrap());
     let alone: Option<u64> = std::env::var("FUZZ_CASE").ok().map(|case| case.parse().unwrap());
     let before = std::panic::take_hook();

@@ -54,7 +54,7 @@ async fn a_connection_for_each_request_is_to_the_agent_that_is_bound_now() {
 
 /// Why the documentation says what it says: this is the trap, not a wish.
 #[tokio::test]
-async fn the_pool_of_the_legacy_client_goes_on_with_the_old_agent() {
+async fn the_legacy_clients_pool_keeps_using_the_old_agent() {
     let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
     let ws = net.workspace(&old);
     let chat = net.bind(ws).await;
@@ -68,7 +68,7 @@ async fn the_pool_of_the_legacy_client_goes_on_with_the_old_agent() {
 }
 
 #[tokio::test]
-async fn an_authority_that_names_no_session_is_refused_and_never_dialed() {
+async fn an_authority_without_a_session_is_rejected_without_a_dial() {
     let (net, agent) = (Net::new(), Agent::start(1).await);
     let chat = net.bind(net.workspace(&agent)).await;
     let client = unpooled(&net);
@@ -98,7 +98,7 @@ async fn an_authority_that_names_no_session_is_refused_and_never_dialed() {
 }
 
 #[tokio::test]
-async fn the_layers_error_is_the_cause_of_hypers() {
+async fn the_layers_error_is_the_source_of_hypers_error() {
     let (net, agent) = (Net::new(), Agent::start(1).await);
     let ws = net.workspace(&agent);
     let client = unpooled(&net);

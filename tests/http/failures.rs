@@ -48,7 +48,7 @@ async fn a_killed_agents_connections_lead_to_a_dial_hence_to_the_new_agent() {
 /// under way to a connection whose end is known to nobody yet.
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_request_that_never_left_is_sent_on_a_new_connection_and_seen_once() {
+async fn an_unsent_request_is_sent_once_on_a_new_connection() {
     for speaks in BOTH {
         let (net, old) = (Net::new(), Agent::on_its_own_thread(1));
         let ws = net.workspace(&old);
@@ -416,7 +416,7 @@ async fn a_dial_service_that_is_never_ready_fails_the_request_in_the_dial_timeou
 /// A server that closes each connection right after a few answers, in the moment in which the next
 /// request may come.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_request_on_a_connection_that_ends_in_that_moment_is_never_left_without_an_answer() {
+async fn a_request_on_a_connection_that_closes_concurrently_is_always_answered() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     tokio::spawn(async move {

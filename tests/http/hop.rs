@@ -66,7 +66,7 @@ async fn an_upload_after_an_answer_in_http_1_1_uses_the_connection_again() {
 }
 
 #[tokio::test]
-async fn a_body_of_unknown_length_arrives_whatever_the_method() {
+async fn a_body_of_unknown_length_arrives_with_every_method() {
     let (agent, net, chat) = scene("HTTP/1.1 204 No Content\r\n\r\n").await;
     let client = net.client(Speaks::Http1);
     for method in ["GET", "HEAD", "DELETE", "OPTIONS", "QUERY", "POST"] {
@@ -235,7 +235,7 @@ async fn a_request_is_framed_anew_for_the_agent() {
 }
 
 #[tokio::test]
-async fn an_expectation_is_met_and_handed_on() {
+async fn expect_continue_is_answered_and_forwarded() {
     let (agent, net, chat) =
         scene("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n").await;
     let front = Front::start(net.client(Speaks::Http1), Hop::new(), chat).await;
@@ -256,7 +256,7 @@ async fn an_expectation_is_met_and_handed_on() {
 
 /// RFC 8441 in both directions, and RFC 6455 where both speak HTTP/1.1.
 #[tokio::test]
-async fn web_sockets_go_through_between_all_versions() {
+async fn web_sockets_work_between_all_versions() {
     for agents in [Speaks::Http1, Speaks::Http2] {
         let (agent, net) = (Agent::start(1).await, Net::new());
         let chat = net.bind(net.workspace(&agent)).await;

@@ -196,7 +196,7 @@ async fn an_upload_that_the_agent_does_not_take_does_not_stop_those_that_come_af
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn callers_that_give_up_at_once_do_not_end_the_connection_of_others() {
+async fn dropped_calls_do_not_close_the_shared_connection() {
     let agent = Agent::start(1).await;
     let net = Net::new();
     let chat = net.bind(net.workspace(&agent)).await;
@@ -443,7 +443,7 @@ async fn counts_pings(mut io: DuplexStream, pings: Arc<Mutex<Vec<Instant>>>) -> 
 const GRPC: Duration = Duration::from_secs(300);
 
 #[tokio::test(start_paused = true)]
-async fn silent_streams_are_pinged_no_more_often_than_servers_of_grpc_tolerate() {
+async fn silent_streams_are_pinged_at_the_interval_that_grpc_servers_tolerate() {
     for interval in [None, Some(Duration::from_secs(10))] {
         let pings = Arc::<Mutex<Vec<Instant>>>::default();
         let resolver = service_fn(async |_: ResolveWorkspace| {

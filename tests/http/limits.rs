@@ -468,7 +468,7 @@ async fn no_place_is_lost_whenever_callers_give_up_on_one_thread() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn no_place_is_lost_whenever_callers_give_up_on_several_threads() {
+async fn no_capacity_leaks_when_calls_are_dropped_on_several_threads() {
     for speaks in BOTH {
         storm(speaks).await;
     }

@@ -27,7 +27,7 @@ use tower_bound_agent::{
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn chats_of_a_frozen_agent_that_was_rebuilt_fail_at_most_once_and_within_seconds() {
+async fn chats_of_a_frozen_and_rebuilt_agent_fail_at_most_once_within_seconds() {
     for speaks in BOTH {
         // Dials are not what is questioned here.
         let net = Net::new();
@@ -274,7 +274,7 @@ fn slow_agents(
 type Duplex = TokioIo<tokio::io::DuplexStream>;
 
 #[tokio::test(start_paused = true)]
-async fn agents_that_take_their_time_are_asked_about_for_one_request_in_a_hundred() {
+async fn slow_agents_cause_one_question_per_hundred_requests() {
     let (layer, dialer, asked) = slow_agents(Duration::from_secs(3));
     let client = AgentClient::<_, Sends>::new(layer.layer(service_fn(dialer)));
     let mut chats = JoinSet::new();
@@ -299,7 +299,7 @@ async fn agents_that_take_their_time_are_asked_about_for_one_request_in_a_hundre
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_is_confirmed_is_waited_for_and_asked_about_at_growing_intervals() {
+async fn a_confirmed_agent_is_waited_for_and_validated_at_growing_intervals() {
     let (layer, dialer, asked) = slow_agents(Duration::from_secs(50));
     let client = AgentClient::<_, Sends>::new(layer.layer(service_fn(dialer)));
     let (chat, ws) = (session(), workspace());

@@ -34,7 +34,7 @@ async fn an_ordinary_turn_dials_nothing_and_asks_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_turn_right_after_the_other_finds_its_connection_wherever_it_was_driven() {
+async fn consecutive_turns_reuse_their_connection_on_every_runtime() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
         let chat = net.bind(net.workspace(&agent)).await;
@@ -232,7 +232,7 @@ async fn what_is_under_way_outlives_the_client() {
 }
 
 #[test]
-fn a_client_can_be_shared_cloned_and_shown() {
+fn a_client_is_sync_clone_and_debug() {
     fn is<T: Send + Sync + Clone + std::fmt::Debug + 'static>() {}
     #[derive(Clone, Debug)]
     struct Dials;

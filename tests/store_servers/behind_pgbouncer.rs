@@ -95,7 +95,7 @@ async fn each_verb_does_what_it_says(store: &PostgresStore) {
 }
 
 #[tokio::test]
-async fn in_session_mode_it_is_as_if_it_were_not_there() {
+async fn a_pooler_in_session_mode_needs_no_setting() {
     let Some(case) = Case::bare().await else { return };
     let store = case.over(&case.ways.in_session_mode, 2);
     store.set_up().await.unwrap();
@@ -104,7 +104,7 @@ async fn in_session_mode_it_is_as_if_it_were_not_there() {
 
 /// Where sqlx keeps none prepared, it prepares all the same.
 #[tokio::test]
-async fn in_transaction_mode_each_verb_does_what_it_says_whatever_sqlx_keeps_prepared() {
+async fn with_the_setting_every_method_works_behind_a_transaction_pooler() {
     for capacity in [0, 1, 100] {
         let Some(case) = Case::bare().await else { return };
         let options = case.ways.in_transaction_mode.clone().statement_cache_capacity(capacity);
@@ -122,8 +122,7 @@ async fn in_transaction_mode_each_verb_does_what_it_says_whatever_sqlx_keeps_pre
 /// What the documentation warns of. Two applications with a connection each, and each of these has
 /// prepared one statement: both call it by the same name.
 #[tokio::test]
-async fn in_transaction_mode_an_application_that_does_not_say_so_runs_what_another_one_has_prepared()
- {
+async fn without_the_setting_a_transaction_pooler_runs_other_prepared_statements() {
     for says_so in [false, true] {
         let Some(case) = Case::new().await else { return };
         let direct = case.direct();
@@ -185,7 +184,7 @@ async fn a_verb_dropped_at_any_poll_leaves_the_row_old_or_new_and_no_transaction
 }
 
 #[tokio::test]
-async fn a_set_up_dropped_at_any_poll_can_be_done_again() {
+async fn a_set_up_dropped_at_any_poll_can_be_repeated() {
     let Some(case) = Case::bare().await else { return };
     let store = case.in_transaction_mode(1).behind_transaction_pooler();
     for polls in 0.. {
@@ -231,7 +230,7 @@ async fn eight_pools_set_up_at_the_same_moment() {
 }
 
 #[tokio::test]
-async fn a_retarget_in_a_transaction_is_there_after_its_commit_only() {
+async fn a_retarget_in_a_transaction_is_visible_after_its_commit_only() {
     let Some(case) = Case::new().await else { return };
     let (store, direct) = (case.in_transaction_mode(2).behind_transaction_pooler(), case.direct());
     let before = row(1, 1, Some(target(1)), 1, None);
@@ -271,7 +270,7 @@ async fn a_retarget_in_a_transaction_is_there_after_its_commit_only() {
 
 /// More calls at once than PgBouncer has connections, of two applications.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn group_repairs_and_orders_of_two_applications_get_along() {
+async fn concurrent_group_repairs_and_commands_succeed() {
     const ROWS: u128 = 60;
     let Some(case) = Case::new().await else { return };
     let stores = [(); 2].map(|()| case.in_transaction_mode(6).behind_transaction_pooler());

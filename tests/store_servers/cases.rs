@@ -130,7 +130,7 @@ mod set_up {
     use super::*;
 
     #[tokio::test]
-    async fn new_touches_nothing() {
+    async fn new_does_not_access_the_database() {
         let Some(case) = Case::bare(1).await else { return };
         assert_eq!(case.store.pool().size(), 0, "not even a connection");
         let error = case.store.check().await.unwrap_err();
@@ -143,7 +143,7 @@ mod set_up {
     }
 
     #[tokio::test]
-    async fn what_is_missing_is_completed() {
+    async fn missing_tables_are_completed() {
         let Some(case) = Case::new(1).await else { return };
         let all = case.everything().await;
         assert_eq!(all.len(), 22, "{all:?}");
@@ -167,7 +167,7 @@ mod set_up {
     }
 
     #[tokio::test]
-    async fn a_teams_own_migration_of_the_public_text_is_what_set_up_does() {
+    async fn a_migration_with_the_public_schema_equals_set_up() {
         let Some(case) = Case::new(1).await else { return };
         let all = case.everything().await;
         let _ = case.store.create(new(1, 1, Some(target(1)))).await.unwrap();
@@ -226,7 +226,7 @@ mod set_up {
     }
 
     #[tokio::test]
-    async fn a_schema_of_another_version_is_refused_and_left_alone() {
+    async fn a_schema_of_another_version_is_rejected_unchanged() {
         let Some(case) = Case::new(1).await else { return };
         case.run("UPDATE M SET schema_version = 7").await;
         // What a newer version has no use for is not what is wrong.
@@ -245,7 +245,7 @@ mod set_up {
     }
 
     #[tokio::test]
-    async fn a_table_that_lacks_a_column_is_refused_and_left_alone() {
+    async fn a_table_without_a_column_is_rejected_unchanged() {
         let bindings = "session,workspace,agent,build,generation,address,previous_agent,previous_generation,epoch,\
                         revision,deleted_at,created_at,last_used";
         let meta = "id,schema_version,revision_floor,floor_raised_at,use_recorded_since,use_recorded_until,\
@@ -320,7 +320,7 @@ mod set_up {
     }
 
     #[tokio::test]
-    async fn two_tables_of_one_database_do_not_know_each_other() {
+    async fn two_tables_of_one_database_are_independent() {
         let Some(case) = Case::new(2).await else { return };
         // A word of SQL begins the name.
         let other = case.store.clone().with_table(format!("Select_{}", case.table.len())).unwrap();
@@ -337,7 +337,7 @@ mod set_up {
     }
 
     #[tokio::test]
-    async fn debug_shows_the_place_and_no_secret() {
+    async fn debug_shows_the_location_and_no_secret() {
         let options = Options::new()
             .host("db.example")
             .port(7)
@@ -353,7 +353,7 @@ mod set_up {
 
     /// Of what housekeeping and other programs will find in the table.
     #[tokio::test]
-    async fn a_deleted_row_keeps_its_revision_and_when_it_went() {
+    async fn a_tombstone_keeps_its_revision_and_deletion_time() {
         let Some(case) = Case::new(1).await else { return };
         let _ = case.store.create(new(1, 1, Some(target(1)))).await.unwrap();
         let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
@@ -372,7 +372,7 @@ mod set_up {
     }
 
     #[tokio::test]
-    async fn new_rows_start_above_the_floor_and_old_ones_go_on() {
+    async fn new_rows_start_above_the_floor_and_existing_ones_continue() {
         let Some(case) = Case::new(1).await else { return };
         let store = &case.store;
         let _ = store.create(new(1, 1, Some(target(1)))).await.unwrap();
@@ -410,7 +410,7 @@ mod set_up {
 
     /// Also not the row that a store in MySQL claims first.
     #[tokio::test]
-    async fn a_verb_that_does_not_apply_leaves_no_row_behind() {
+    async fn a_conditional_write_that_does_not_apply_inserts_no_row() {
         let Some(case) = Case::new(1).await else { return };
         assert_eq!(case.store.inherit(session(1), session(2)).await.unwrap(), Swap::Conflict(None));
         assert_eq!(case.store.inherit(session(1), session(1)).await.unwrap(), Swap::Conflict(None));
@@ -538,7 +538,7 @@ mod errors {
     }
 
     #[tokio::test]
-    async fn the_table_refuses_what_no_statement_writes() {
+    async fn the_table_rejects_invalid_rows() {
         let Some(case) = Case::new(1).await else { return };
         let _ = case.store.create(new(1, 1, Some(target(1)))).await.unwrap();
         for change in [
@@ -563,7 +563,7 @@ mod transactions {
     use super::*;
 
     #[tokio::test]
-    async fn a_retarget_in_a_transaction_is_there_after_its_commit_only() {
+    async fn a_retarget_in_a_transaction_is_visible_after_its_commit_only() {
         let Some(case) = Case::new(3).await else { return };
         let store = &case.store;
         let before = row(1, 1, Some(target(1)), 1, None);
@@ -611,7 +611,7 @@ mod transactions {
     }
 
     #[tokio::test]
-    async fn a_connection_will_do_whatever_holds_it() {
+    async fn retarget_in_accepts_every_kind_of_connection() {
         let Some(case) = Case::new(1).await else { return };
         let store = &case.store;
         let mut pooled = store.pool().acquire().await.unwrap();
@@ -744,7 +744,7 @@ mod lost {
     }
 
     #[tokio::test]
-    async fn a_connection_that_ends_in_the_middle_leaves_the_row_old_or_new() {
+    async fn a_connection_that_closes_mid_statement_leaves_the_row_old_or_new() {
         // A group repair waits for nobody.
         for verb in verbs::Verb::ALL.into_iter().filter(|verb| *verb != verbs::Verb::Replace) {
             let Some(case) = Case::new(1).await else { return };
@@ -793,7 +793,7 @@ mod lost {
 
     /// Connections that ended while nobody used them are not met at all, or nothing was written.
     #[tokio::test]
-    async fn a_connection_that_ended_in_the_pool_costs_no_write() {
+    async fn a_connection_that_closed_in_the_pool_loses_no_write() {
         let Some(case) = Case::new(1).await else { return };
         let neighbour = case.neighbour(1);
         let _ = case.store.create(new(1, 1, None)).await.unwrap();
@@ -909,7 +909,7 @@ mod dropped {
     }
 
     #[tokio::test]
-    async fn a_verb_dropped_at_any_poll_gives_the_only_connection_back() {
+    async fn a_call_dropped_at_any_poll_returns_the_only_connection() {
         at_any_poll(1).await;
     }
 
@@ -919,7 +919,7 @@ mod dropped {
     }
 
     #[tokio::test]
-    async fn a_set_up_dropped_at_any_poll_can_be_done_again() {
+    async fn a_set_up_dropped_at_any_poll_can_be_repeated() {
         for polls in 0.. {
             for drop_at in [verbs::Drop::After(polls), verbs::Drop::Before(polls)] {
                 let Some(case) = Case::bare(1).await else { return };
@@ -963,7 +963,7 @@ mod many {
     /// register: the writes that were applied are a chain without a gap, and every read shows a
     /// link of it, later ones later links.
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn two_pools_of_sixteen_fight_for_a_hundred_rows() {
+    async fn two_pools_of_sixteen_connections_contend_for_a_hundred_rows() {
         const ROWS: u64 = 100;
         const STEPS: u64 = 60;
         let Some(case) = Case::new(1).await else { return };
@@ -1054,7 +1054,7 @@ mod many {
     /// Orders over a whole workspace lock many rows in one statement, in whatever order the
     /// database likes. Deadlocks are the stores' own to repair.
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn orders_over_a_workspace_and_writes_to_its_rows_get_along() {
+    async fn concurrent_resets_and_writes_of_a_workspace_succeed() {
         const ROWS: u64 = 40;
         let Some(case) = Case::new(16).await else { return };
         for s in 0..u128::from(ROWS) {

@@ -25,7 +25,7 @@ async fn demote(pool: &Pool) -> HashSet<i64> {
 }
 
 #[tokio::test]
-async fn orders_succeed_when_all_connections_of_the_pool_lead_to_a_read_only_server() {
+async fn commands_succeed_when_all_connections_of_the_pool_lead_to_a_read_only_server() {
     let Some(case) = Case::new(8).await else { return };
     let stale = demote(case.store.pool()).await;
     for s in 0..20 {
@@ -37,7 +37,7 @@ async fn orders_succeed_when_all_connections_of_the_pool_lead_to_a_read_only_ser
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn orders_at_the_same_time_succeed_when_all_connections_lead_to_a_read_only_server() {
+async fn concurrent_commands_succeed_when_all_connections_lead_to_a_read_only_server() {
     let Some(case) = Case::new(8).await else { return };
     demote(case.store.pool()).await;
     let orders: Vec<_> = (0..20)
@@ -52,7 +52,7 @@ async fn orders_at_the_same_time_succeed_when_all_connections_lead_to_a_read_onl
 }
 
 #[tokio::test]
-async fn every_verb_that_writes_is_tried_again_on_a_connection_that_takes_writes() {
+async fn every_write_is_retried_on_a_writable_connection() {
     let Some(case) = Case::new(2).await else { return };
     let store = &case.store;
     let _ = store.create(new(0, 0, Some(target(7)))).await.unwrap();
@@ -82,7 +82,7 @@ async fn every_verb_that_writes_is_tried_again_on_a_connection_that_takes_writes
 }
 
 #[tokio::test]
-async fn a_set_up_is_tried_again_on_a_connection_that_takes_writes() {
+async fn a_set_up_is_retried_on_a_writable_connection() {
     let Some(case) = Case::bare(2).await else { return };
     demote(case.store.pool()).await;
     case.store.set_up().await.unwrap();
@@ -128,7 +128,7 @@ async fn a_read_only_transaction_of_the_caller_refuses_a_retarget_once() {
 }
 
 #[tokio::test]
-async fn a_read_whose_connection_ends_under_it_is_read_on_another_one() {
+async fn a_read_is_repeated_when_its_connection_closes() {
     type Read = fn(&Store) -> futures_util::future::BoxFuture<'_, Result<Vec<Binding>, StoreError>>;
     use futures_util::TryStreamExt;
     let reads: [Read; 3] = [

@@ -32,7 +32,7 @@ async fn at_once(chunk: impl Future<Output = Result<u64, StoreError>>) -> (u64, 
 }
 
 #[tokio::test]
-async fn does_not_wait_for_a_retarget_that_is_under_way_and_does_not_undo_it() {
+async fn group_repair_skips_a_concurrent_retarget_and_does_not_undo_it() {
     for level in LEVELS {
         for commit in [false, true] {
             let Some(case) = Case::new(1).await else { return };
@@ -66,7 +66,7 @@ async fn does_not_wait_for_a_retarget_that_is_under_way_and_does_not_undo_it() {
 
 /// The orders commit while repairs of the same rows are under way, one generation after the other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn no_order_that_commits_in_between_is_undone() {
+async fn a_group_repair_undoes_no_concurrent_command() {
     const ROWS: u128 = 60;
     for level in LEVELS {
         let Some(case) = Case::new(1).await else { return };
@@ -143,7 +143,7 @@ fn is_deadlock(error: &sqlx::Error) -> bool {
 /// Two repairs, and a caller's transaction that locks the rows from the other end, and begins again
 /// if it was chosen as the victim of a deadlock.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn twins_and_a_caller_who_goes_backwards_repair_each_row_once() {
+async fn concurrent_equal_and_older_repairs_write_each_row_once() {
     const ROWS: u128 = 50;
     for level in LEVELS {
         for _ in 0..3 {

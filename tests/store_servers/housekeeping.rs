@@ -45,7 +45,7 @@ async fn idle_rows() -> Option<Case> {
 }
 
 #[tokio::test]
-async fn a_row_that_is_used_between_being_found_and_being_deleted_stays() {
+async fn a_row_used_between_selection_and_deletion_stays() {
     for commit in [false, true] {
         let Some(case) = idle_rows().await else { return };
         let mut using = case.store.pool().begin().await.unwrap();
@@ -67,7 +67,7 @@ async fn a_row_that_is_used_between_being_found_and_being_deleted_stays() {
 }
 
 #[tokio::test]
-async fn a_row_that_is_retargeted_between_being_found_and_being_deleted_goes_later() {
+async fn a_row_retargeted_between_selection_and_deletion_is_deleted_later() {
     for commit in [false, true] {
         let Some(case) = idle_rows().await else { return };
         let mut order = case.store.pool().begin().await.unwrap();
@@ -82,7 +82,7 @@ async fn a_row_that_is_retargeted_between_being_found_and_being_deleted_goes_lat
 }
 
 #[tokio::test]
-async fn recording_a_use_waits_for_nobody() {
+async fn recording_a_use_skips_locked_rows() {
     for commit in [false, true] {
         let Some(case) = idle_rows().await else { return };
         let mut order = case.store.pool().begin().await.unwrap();
@@ -98,7 +98,7 @@ async fn recording_a_use_waits_for_nobody() {
 }
 
 #[tokio::test]
-async fn a_deleted_row_that_is_coming_back_is_not_removed() {
+async fn a_tombstone_that_is_being_recreated_is_not_removed() {
     for commit in [false, true] {
         let Some(case) = idle_rows().await else { return };
         for s in 1..=3 {
@@ -123,7 +123,7 @@ async fn a_deleted_row_that_is_coming_back_is_not_removed() {
 
 /// Each of four processes does all of it at once, over the same rows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn four_housekeepers_get_along() {
+async fn four_concurrent_purges_succeed() {
     const ROWS: u128 = 60;
     let Some(case) = idle_rows().await else { return };
     for s in 4..=ROWS {

@@ -27,7 +27,7 @@ async fn is_unavailable_soon<T: std::fmt::Debug>(
 }
 
 #[tokio::test]
-async fn a_verb_that_waits_for_a_row_is_ended_by_the_server() {
+async fn a_statement_that_waits_for_a_row_is_cancelled_by_the_server() {
     // A group repair waits for nobody.
     for verb in verbs::Verb::ALL.into_iter().filter(|verb| *verb != verbs::Verb::Replace) {
         let Some(case) = Case::new(1).await else { return };
@@ -48,7 +48,7 @@ async fn a_verb_that_waits_for_a_row_is_ended_by_the_server() {
 }
 
 #[tokio::test]
-async fn a_verb_that_waits_for_the_insert_of_the_same_key_is_ended_by_the_server() {
+async fn a_statement_that_waits_for_an_insert_is_cancelled_by_the_server() {
     for verb in [verbs::Verb::Create, verbs::Verb::Inherit, verbs::Verb::Retarget] {
         let Some(case) = Case::new(1).await else { return };
         let store = case.store.clone().with_lock_timeout(Duration::from_secs(1));
@@ -62,7 +62,7 @@ async fn a_verb_that_waits_for_the_insert_of_the_same_key_is_ended_by_the_server
 }
 
 #[tokio::test]
-async fn housekeeping_that_waits_for_the_meta_row_is_ended_by_the_server() {
+async fn housekeeping_that_waits_for_the_meta_row_is_cancelled_by_the_server() {
     let Some(case) = Case::new(1).await else { return };
     let store = case.store.clone().with_lock_timeout(Duration::from_secs(1));
     let lock = lock(&case, "SELECT id FROM M FOR UPDATE").await;
@@ -95,7 +95,7 @@ async fn no_setting_of_the_connection_is_changed_and_a_shorter_one_stays_in_forc
 }
 
 #[tokio::test]
-async fn a_transaction_of_the_callers_has_the_callers_settings() {
+async fn the_callers_transaction_keeps_its_settings() {
     let Some(case) = Case::new(2).await else { return };
     let store = case.store.clone().with_lock_timeout(Duration::from_secs(1));
     let _ = store.create(new(1, 1, None)).await.unwrap();
@@ -121,7 +121,7 @@ async fn a_transaction_of_the_callers_has_the_callers_settings() {
 /// As a layer does it whose `store_timeout` is 1.2 s, for a session whose row the application
 /// holds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn writes_that_are_given_up_and_sent_again_leave_the_pool_to_the_application() {
+async fn abandoned_and_repeated_writes_leave_the_pool_to_the_application() {
     let Some(case) = Case::new(8).await else { return };
     let store = case.store.clone().with_lock_timeout(Duration::from_secs(1));
     for s in 1..=2 {

@@ -48,7 +48,7 @@ async fn store(connections: u32, without_rights: u32) -> Option<(Store, Arc<Atom
 }
 
 #[tokio::test]
-async fn orders_succeed_when_new_connections_have_the_rights_that_those_of_the_pool_have_lost() {
+async fn commands_succeed_when_only_new_connections_have_the_privileges() {
     let Some((store, made)) = store(8, 8).await else { return };
     for s in 0..20 {
         store
@@ -61,8 +61,7 @@ async fn orders_succeed_when_new_connections_have_the_rights_that_those_of_the_p
 }
 
 #[tokio::test]
-async fn a_right_that_new_connections_lack_as_well_costs_each_connection_of_the_pool_at_most_once_a_minute()
- {
+async fn a_missing_privilege_replaces_each_connection_at_most_once_a_minute() {
     let Some((store, made)) = store(4, u32::MAX).await else { return };
     for s in 0..20 {
         let denied = store.retarget(session(s), workspace(1)).await;

@@ -45,7 +45,7 @@ async fn a_table_of_an_engine_without_transactions_is_refused() {
 /// Without strict mode, what is too long for its column is cut without an error. Here nothing is
 /// too long.
 #[tokio::test]
-async fn a_long_address_is_whole_also_without_strict_mode() {
+async fn a_long_address_is_not_truncated_without_strict_mode() {
     let Some(store) = store_after("SET SESSION sql_mode = ''").await else { return };
     store.set_up().await.unwrap();
     let target = Target::new(target(1).agent).with_address("ä".repeat(100_000));

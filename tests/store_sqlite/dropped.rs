@@ -22,14 +22,14 @@ async fn a_verb_dropped_at_any_poll_leaves_the_row_old_or_new() {
 }
 
 #[tokio::test]
-async fn a_verb_dropped_at_any_poll_gives_the_only_connection_back() {
+async fn a_call_dropped_at_any_poll_returns_the_only_connection() {
     a_dropped_verb_leaves_old_or_new(&in_memory().await, 1).await;
 }
 
 /// What was sent is carried out, even if it had to wait, and nobody was left to hear of it. Of a
 /// transaction that is its first statement, and the rest is undone.
 #[tokio::test]
-async fn a_verb_dropped_while_its_statement_waits_for_a_lock_is_carried_out() {
+async fn a_call_dropped_while_waiting_for_a_lock_is_executed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("bindings.db");
     let neighbour = SqliteStore::open(&path).await.unwrap();
@@ -63,7 +63,7 @@ async fn a_verb_dropped_while_its_statement_waits_for_a_lock_is_carried_out() {
 }
 
 #[tokio::test]
-async fn an_opening_dropped_at_any_poll_can_be_done_again() {
+async fn an_open_dropped_at_any_poll_can_be_repeated() {
     for polls in 0.. {
         for drop_at in [Drop::After(polls), Drop::Before(polls)] {
             let directory = tempfile::tempdir().unwrap();

@@ -79,7 +79,7 @@ async fn a_write_whose_commit_fails_is_unavailable_and_not_applied() {
 }
 
 #[tokio::test]
-async fn a_verb_that_has_ended_holds_no_lock() {
+async fn a_completed_call_holds_no_lock() {
     let (store, mut neighbour, _directory) = with_a_neighbour(SqliteJournalMode::Wal).await;
     for revision in 1..50 {
         let swap =
@@ -125,7 +125,7 @@ async fn a_table_that_was_never_set_up_is_named() {
 }
 
 #[tokio::test]
-async fn the_table_refuses_what_no_statement_writes() {
+async fn the_table_rejects_invalid_rows() {
     let store = in_memory().await;
     let _ = store.create(new(1, 1, Some(target(1)))).await.unwrap();
     for change in [
@@ -150,7 +150,7 @@ async fn the_table_refuses_what_no_statement_writes() {
 }
 
 #[tokio::test]
-async fn a_row_that_no_store_wrote_is_corrupt_rather_than_half_read() {
+async fn a_row_with_invalid_values_is_corrupt() {
     for change in [
         "workspace = x'00'",
         "agent = x'0011'",

@@ -55,7 +55,7 @@ async fn a_path_that_cannot_be_a_file_is_an_open_error() {
 }
 
 #[tokio::test]
-async fn a_file_of_something_else_is_refused_and_left_alone() {
+async fn a_file_that_is_no_database_is_rejected_unchanged() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("notes.txt");
     for content in ["Dear diary".to_owned(), "Dear diary, ".repeat(1000)] {
@@ -71,7 +71,7 @@ async fn a_file_of_something_else_is_refused_and_left_alone() {
 }
 
 #[tokio::test]
-async fn a_schema_of_a_newer_version_is_refused_and_left_alone() {
+async fn a_newer_schema_is_rejected_unchanged() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("bindings.db");
     let store = SqliteStore::open(&path).await.unwrap();
@@ -95,7 +95,7 @@ async fn a_schema_of_a_newer_version_is_refused_and_left_alone() {
 }
 
 #[tokio::test]
-async fn a_schema_version_that_never_was_is_refused() {
+async fn an_unknown_schema_version_is_rejected() {
     let store = in_memory().await;
     sqlx::query("UPDATE agent_bindings_meta SET schema_version = 0")
         .execute(store.pool())
@@ -109,7 +109,7 @@ async fn a_schema_version_that_never_was_is_refused() {
 }
 
 #[tokio::test]
-async fn a_table_that_lacks_a_column_is_refused_and_left_alone() {
+async fn a_table_without_a_column_is_rejected_unchanged() {
     let bindings = "session,workspace,agent,build,generation,address,previous_agent,previous_generation,epoch,\
                     revision,deleted_at,created_at,last_used";
     let meta = "id,schema_version,revision_floor,floor_raised_at,use_recorded_since,use_recorded_until,use_recorded_gap";
@@ -162,7 +162,7 @@ async fn a_table_with_another_key_is_refused() {
 }
 
 #[tokio::test]
-async fn new_touches_nothing() {
+async fn new_does_not_access_the_database() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("application.db");
     let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
@@ -179,7 +179,7 @@ async fn new_touches_nothing() {
 }
 
 #[tokio::test]
-async fn check_tells_what_is_missing_and_creates_nothing() {
+async fn check_names_what_is_missing_and_creates_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("application.db");
     let pool = foreign_pool(&path).await;
@@ -204,7 +204,7 @@ async fn check_tells_what_is_missing_and_creates_nothing() {
 }
 
 #[tokio::test]
-async fn a_teams_own_migration_of_the_public_text_is_what_set_up_does() {
+async fn a_migration_with_the_public_schema_equals_set_up() {
     let directory = tempfile::tempdir().unwrap();
     let migrated = foreign_pool(&directory.path().join("migrated.db")).await;
     let mut migration = migrated.begin().await.unwrap();
@@ -233,7 +233,7 @@ async fn a_teams_own_migration_of_the_public_text_is_what_set_up_does() {
 }
 
 #[tokio::test]
-async fn two_tables_of_one_database_do_not_know_each_other() {
+async fn two_tables_of_one_database_are_independent() {
     let store = in_memory().await;
     // A word of SQL is a name like any other.
     let other = store.clone().with_table("Select").unwrap();
@@ -260,7 +260,7 @@ async fn a_table_name_with_a_quote_never_reaches_the_database() {
 }
 
 #[tokio::test]
-async fn what_may_only_be_read_cannot_be_set_up() {
+async fn a_read_only_database_cannot_be_set_up() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("application.db");
     let pool = foreign_pool(&path).await;
@@ -280,7 +280,7 @@ async fn what_may_only_be_read_cannot_be_set_up() {
 }
 
 #[tokio::test]
-async fn what_was_set_up_can_be_read_without_being_written() {
+async fn existing_tables_can_be_opened_read_only() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("application.db");
     let pool = foreign_pool(&path).await;
@@ -334,7 +334,7 @@ async fn tasks_that_do_not_wait_for_locks_set_up_at_the_same_moment() {
 }
 
 #[tokio::test]
-async fn a_file_that_was_taken_away_is_not_replaced_by_an_empty_one() {
+async fn a_removed_file_is_not_replaced_by_an_empty_one() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("bindings.db");
     let store = SqliteStore::open(&path).await.unwrap();
@@ -361,7 +361,7 @@ async fn an_open_file_is_found_from_another_directory() {
 }
 
 #[tokio::test]
-async fn debug_shows_the_place_and_no_secret() {
+async fn debug_shows_the_location_and_no_secret() {
     let options = SqliteConnectOptions::new().filename("/tmp/secret.db").pragma("key", "'xyzzy'");
     let store = SqliteStore::new(SqlitePoolOptions::new().connect_lazy_with(options));
     assert_eq!(
@@ -372,7 +372,7 @@ async fn debug_shows_the_place_and_no_secret() {
 
 /// Of what housekeeping and other programs will find in the table.
 #[tokio::test]
-async fn a_deleted_row_keeps_its_revision_and_when_it_went() {
+async fn a_tombstone_keeps_its_revision_and_deletion_time() {
     let store = in_memory().await;
     let _ = store.create(new(1, 1, Some(target(1)))).await.unwrap();
     let now = || {
@@ -400,7 +400,7 @@ async fn a_deleted_row_keeps_its_revision_and_when_it_went() {
 }
 
 #[tokio::test]
-async fn new_rows_start_above_the_floor_and_old_ones_go_on() {
+async fn new_rows_start_above_the_floor_and_existing_ones_continue() {
     let store = in_memory().await;
     let _ = store.create(new(1, 1, Some(target(1)))).await.unwrap();
     let _ = store.create(new(2, 1, None)).await.unwrap();

@@ -237,7 +237,7 @@ fn a_process_that_is_killed_leaves_every_row_old_or_new() {
 }
 
 #[test]
-fn a_process_that_is_killed_while_it_creates_the_file_is_in_nobodys_way() {
+fn a_process_killed_while_it_creates_the_file_blocks_no_other() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let mut stages = HashMap::new();
     for round in 0..25_u64 {

@@ -31,7 +31,7 @@ async fn some_refuse_writes(pool: &SqlitePool) -> bool {
 }
 
 #[tokio::test]
-async fn orders_succeed_when_all_connections_of_the_pool_refuse_writes() {
+async fn commands_succeed_when_all_connections_of_the_pool_are_read_only() {
     let directory = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(directory.path().join("bindings.db")).await.unwrap();
     refuse_writes(store.pool()).await;
@@ -45,7 +45,7 @@ async fn orders_succeed_when_all_connections_of_the_pool_refuse_writes() {
 }
 
 #[tokio::test]
-async fn a_set_up_succeeds_when_all_connections_of_the_pool_refuse_writes() {
+async fn a_set_up_succeeds_when_all_pooled_connections_are_read_only() {
     let directory = tempfile::tempdir().unwrap();
     let store = SqliteStore::new(foreign_pool(&directory.path().join("application.db")).await);
     refuse_writes(store.pool()).await;
@@ -56,7 +56,7 @@ async fn a_set_up_succeeds_when_all_connections_of_the_pool_refuse_writes() {
 /// A backup was put in the place of the file: the open connections still have the old one, which
 /// nobody else sees.
 #[tokio::test]
-async fn an_order_after_the_file_was_replaced_is_in_the_new_file() {
+async fn a_command_after_the_file_was_replaced_is_in_the_new_file() {
     let directory = tempfile::tempdir().unwrap();
     let (path, backup) =
         (directory.path().join("application.db"), directory.path().join("backup.db"));
@@ -80,7 +80,7 @@ async fn an_order_after_the_file_was_replaced_is_in_the_new_file() {
 
 /// It is nowhere else: closing the connection would take every row with it.
 #[tokio::test]
-async fn a_database_in_memory_that_refuses_writes_for_a_while_loses_no_row() {
+async fn a_temporarily_read_only_in_memory_database_loses_no_row() {
     let store = in_memory().await;
     let before = store.retarget(session(1), workspace(1)).await.unwrap();
     refuse_writes(store.pool()).await;

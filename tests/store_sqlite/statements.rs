@@ -131,7 +131,7 @@ async fn a_verb_is_one_statement_and_a_conflict_one_more() {
 }
 
 #[tokio::test]
-async fn a_start_over_tables_that_exist_writes_nothing() {
+async fn a_set_up_of_existing_tables_writes_nothing() {
     let trace = Trace::new().await;
     trace.store.set_up().await.unwrap();
     trace.store.check().await.unwrap();

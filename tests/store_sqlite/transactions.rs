@@ -5,7 +5,7 @@ use sqlx::Connection;
 use tower_bound_agent::store::{BindingStore, StoreError, TransactionalStore};
 
 #[tokio::test]
-async fn a_retarget_in_a_transaction_is_there_after_its_commit_only() {
+async fn a_retarget_in_a_transaction_is_visible_after_its_commit_only() {
     let directory = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(directory.path().join("bindings.db")).await.unwrap();
     sqlx::raw_sql("CREATE TABLE chats (title TEXT)").execute(store.pool()).await.unwrap();
@@ -49,7 +49,7 @@ async fn a_retarget_in_a_transaction_is_there_after_its_commit_only() {
 }
 
 #[tokio::test]
-async fn a_connection_will_do_whatever_holds_it() {
+async fn retarget_in_accepts_every_kind_of_connection() {
     let store = in_memory().await;
     let mut pooled = store.pool().acquire().await.unwrap();
     let first = store.retarget_in(&mut pooled, session(1), workspace(1)).await.unwrap();
@@ -67,7 +67,7 @@ async fn a_connection_will_do_whatever_holds_it() {
 }
 
 #[tokio::test]
-async fn a_transaction_that_read_too_early_is_told_so() {
+async fn a_transaction_with_a_stale_snapshot_fails() {
     let directory = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(directory.path().join("bindings.db")).await.unwrap();
     let _ = store.create(new(1, 1, None)).await.unwrap();

@@ -204,7 +204,7 @@ const WHILE_IT_LASTS: [(Speaks, Notices); 3] =
     [(Speaks::Http1, Socket), (Speaks::Http2, Socket), (Speaks::Http2, Pings)];
 
 #[test]
-fn an_idle_connection_leaves_the_pool_in_time_and_a_doubt_behind() {
+fn an_idle_connection_to_a_vanished_machine_leaves_the_pool_and_a_doubt() {
     alone(|| async {
         each(BOTH.map(|speaks| (speaks, Socket)), async |scene| {
             turn(&scene.client, "/identity", scene.chat).await;
@@ -232,7 +232,7 @@ fn a_request_on_an_idle_connection_fails_in_time() {
 }
 
 #[test]
-fn a_request_that_is_being_carried_out_fails_in_time_and_is_not_repeated() {
+fn a_request_in_progress_fails_in_time_and_is_not_repeated() {
     alone(|| async {
         each(EVERY_WAY, async |scene| {
             let (key, request) = scene.keyed("/echo?pause_ms=600000", Sends::from("once"));
@@ -248,7 +248,7 @@ fn a_request_that_is_being_carried_out_fails_in_time_and_is_not_repeated() {
 }
 
 #[test]
-fn an_answer_breaks_off_in_time() {
+fn a_response_from_a_vanished_machine_fails_in_time() {
     alone(|| async {
         each(WHILE_IT_LASTS, async |scene| {
             let (key, request) = scene.keyed("/events?every_ms=50", Sends::empty());
@@ -276,7 +276,7 @@ fn an_answer_breaks_off_in_time() {
 }
 
 #[test]
-fn an_upload_that_fills_what_the_system_takes_breaks_off_in_time() {
+fn an_upload_that_fills_the_send_buffer_fails_in_time() {
     alone(|| async {
         // With a connection that is full, and HTTP/2, only its own end makes room for the word of a
         // stream's end.
@@ -308,7 +308,7 @@ fn an_upload_that_fills_what_the_system_takes_breaks_off_in_time() {
 }
 
 #[test]
-fn an_upload_that_has_nothing_to_send_breaks_off_in_time() {
+fn an_idle_upload_to_a_vanished_machine_fails_in_time() {
     alone(|| async {
         each(WHILE_IT_LASTS, async |scene| {
             let Upload { sender: _sender, key, waiting } = scene.upload().await;
@@ -322,7 +322,7 @@ fn an_upload_that_has_nothing_to_send_breaks_off_in_time() {
 }
 
 #[test]
-fn a_websocket_breaks_off_in_time_and_leaves_a_doubt() {
+fn a_web_socket_to_a_vanished_machine_fails_in_time_and_leaves_a_doubt() {
     alone(|| async {
         all([false, true], async |talks| {
             let scene = Scene::new(Speaks::Http1, Socket).await;
@@ -353,7 +353,7 @@ fn a_websocket_breaks_off_in_time_and_leaves_a_doubt() {
 }
 
 #[test]
-fn a_dial_to_a_machine_that_is_gone_is_questioned_after_the_delay() {
+fn a_dial_to_a_vanished_machine_is_validated_after_the_delay() {
     alone(|| async {
         all(BOTH, async |speaks| {
             let scene = Scene::new(speaks, Socket).await;
@@ -377,7 +377,7 @@ fn a_dial_to_a_machine_that_is_gone_is_questioned_after_the_delay() {
 
 /// A cut that nothing notices but the system, and a caller that has no patience.
 #[test]
-fn an_upload_that_is_given_up_leaves_nothing_behind() {
+fn a_dropped_upload_leaves_nothing_behind() {
     alone(|| async {
         // With HTTP/1 the connection is closed then, with HTTP/2 when the socket notices that
         // nobody is there.
@@ -407,8 +407,7 @@ fn an_upload_that_is_given_up_leaves_nothing_behind() {
 /// The system cannot tell a machine that is gone from one that takes nothing; it can from one that
 /// says nothing.
 #[test]
-fn a_process_that_hangs_on_a_machine_that_lives_is_noticed_by_its_socket_only_if_it_is_sent_more_than_it_takes()
- {
+fn a_hanging_process_is_detected_by_its_socket_only_when_its_receive_buffer_is_full() {
     alone(|| async {
         all([false, true], async |is_full| {
             let scene = Scene::new(Speaks::Http1, Socket).await;

@@ -261,7 +261,7 @@ mod tests {
     use super::{IDENTITY_HEADERS, Names, map};
 
     #[test]
-    fn a_name_is_found_by_itself_or_by_its_beginning() {
+    fn names_match_exactly_or_by_prefix() {
         let names = Names::new(&["x-b-*", "x-a", "x-b-longer-*", "X_C_*", "x-b", "z*"]);
         for found in ["x-a", "x-b", "x-b-", "x-b-c", "x-b-longer-d", "x-c-d", "z", "zz"] {
             assert!(names.has(found), "{found}");
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cgi_cannot_tell_apart_is_mapped_to_one_name() {
+    fn names_that_cgi_cannot_distinguish_map_to_one() {
         for name in ["x-real-ip", "x_real_ip", "x.real.ip", "x~real!ip"] {
             assert_eq!(map(name), "x-real-ip");
         }

@@ -142,7 +142,7 @@ fn each_header_of_a_request_crosses_by_its_rule() {
 }
 
 #[test]
-fn nothing_is_left_that_connection_names() {
+fn headers_named_by_connection_are_removed() {
     for (from, to) in VERSIONS {
         let mut request = asked(from)
             .header("connection", "close, X-Mine, te, host, content-length")
@@ -171,7 +171,7 @@ fn nothing_is_left_that_connection_names() {
 }
 
 #[test]
-fn cookies_are_joined_whatever_the_version() {
+fn cookies_are_joined_in_every_version() {
     for (from, to) in VERSIONS {
         let request =
             asked(from).header("cookie", "a=1").header("x-a", "b").header("cookie", &b"c=\xe9"[..]);
@@ -183,7 +183,7 @@ fn cookies_are_joined_whatever_the_version() {
 }
 
 #[test]
-fn cookies_of_the_gateway_stay_with_it() {
+fn the_gateways_cookies_do_not_reach_agents() {
     let own = || hop(Version::HTTP_11).with_own_cookie("session").with_own_cookie("__Host-csrf");
     // what is sent, what is left
     let table: [(&[&str], &str); 8] = [
@@ -285,7 +285,7 @@ fn max_forwards_is_counted_for_options_and_trace() {
 }
 
 #[test]
-fn a_header_that_the_settings_name_is_handed_on_or_removed() {
+fn configured_headers_are_forwarded_or_removed() {
     let hop = Hop::new()
         .hand_on("X-Forwarded-For")
         .hand_on("x-auth-request-*")
@@ -318,7 +318,7 @@ fn a_header_that_the_settings_name_is_handed_on_or_removed() {
 }
 
 #[test]
-fn an_upgrade_is_handed_on_if_it_is_allowed_and_complete() {
+fn an_allowed_and_complete_upgrade_is_forwarded() {
     let spdy = |agent| hop(agent).allow_upgrade("SPDY/3.1");
     let wish = |method: &str, upgrade: &str, key: &str| {
         let request = asked(Version::HTTP_11)
@@ -450,7 +450,7 @@ fn a_web_socket_is_translated_between_the_versions() {
 }
 
 #[test]
-fn a_switch_that_was_not_asked_for_or_not_answered_as_it_must_be_is_refused() {
+fn an_unrequested_or_malformed_switch_is_rejected() {
     let without = |name: &str| {
         let mut response = switching("websocket", ACCEPT);
         response.headers_mut().remove(name);
@@ -515,7 +515,7 @@ fn a_switch_that_was_not_asked_for_or_not_answered_as_it_must_be_is_refused() {
 }
 
 #[test]
-fn connect_is_refused_except_for_a_protocol_that_is_allowed() {
+fn connect_is_rejected_except_for_allowed_protocols() {
     for to in [Version::HTTP_11, Version::HTTP_2] {
         let hop = hop(to).allow_upgrade("other");
         for version in [Version::HTTP_11, Version::HTTP_2] {
@@ -616,7 +616,7 @@ fn each_header_of_a_response_crosses_by_its_rule() {
 }
 
 #[test]
-fn an_upgrade_that_is_required_is_told_to_who_can_make_it() {
+fn a_required_upgrade_is_reported_to_clients_that_can_upgrade() {
     for (from, expected) in
         [(Version::HTTP_10, ""), (Version::HTTP_11, "websocket"), (Version::HTTP_2, "")]
     {
@@ -637,7 +637,7 @@ fn an_upgrade_that_is_required_is_told_to_who_can_make_it() {
 }
 
 #[test]
-fn rules_are_applied_twice_without_another_effect() {
+fn applying_the_rules_twice_changes_nothing_more() {
     for (from, to) in VERSIONS {
         let mut request = asked(from);
         for (name, value) in [

@@ -242,7 +242,7 @@ mod tests {
     use ::http::HeaderValue;
 
     #[test]
-    fn keys_and_their_answers_are_those_of_the_rfc() {
+    fn web_socket_keys_match_the_rfc() {
         assert_eq!(
             accept(&HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ==")),
             "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="

@@ -85,7 +85,7 @@ fn use_is_recorded_since_the_last_gap() {
 }
 
 #[test]
-fn idle_rows_go_once_use_was_recorded_for_that_long() {
+fn idle_rows_are_deleted_after_use_was_recorded_for_the_idle_time() {
     let store = store(1..=4);
     use_at(&store, &[1, 2], 0);
     delete_at(&store, 4, 0);
@@ -104,7 +104,7 @@ fn idle_rows_go_once_use_was_recorded_for_that_long() {
 }
 
 #[test]
-fn the_latest_used_come_first() {
+fn recent_rows_come_first() {
     let store = store(1..=5);
     for (s, now) in [(1, 30), (2, 10), (3, 20), (5, 40)] {
         use_at(&store, &[s], now);
@@ -121,7 +121,7 @@ fn the_latest_used_come_first() {
 }
 
 #[test]
-fn what_was_deleted_goes_in_two_runs_and_its_revisions_stay_used() {
+fn tombstones_are_removed_in_two_runs_and_revisions_are_not_reused() {
     let store = store([1, 2, 3]);
     let retargeted = done(store.retarget(session(1), workspace())).unwrap();
     delete_at(&store, 1, 0); // revision 3
@@ -145,7 +145,7 @@ fn what_was_deleted_goes_in_two_runs_and_its_revisions_stay_used() {
 }
 
 #[test]
-fn the_floor_is_raised_again_once_what_is_below_it_has_gone() {
+fn the_floor_is_raised_again_after_the_tombstones_below_it_are_removed() {
     let store = store(1..=5);
     for s in 1..=5 {
         delete_at(&store, s, 0); // revision 2

@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_number_says_what_is_known_about_the_write() {
+    fn errors_are_classified_by_number() {
         for (number, expected) in [
             (1213, ErrorClass::Contended),
             (3101, ErrorClass::Contended),
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn only_some_options_of_the_server_are_about_reading_only() {
+    fn only_read_only_options_mark_a_connection_as_stale() {
         for (option, expected) in [
             ("--read-only", true),
             ("--super-read-only", true),

@@ -348,7 +348,7 @@ mod tests {
     use crate::store::sql::{schema::DEFAULT_TABLE, server::LOCK_TIMEOUT, snapshot};
 
     #[test]
-    fn the_statements_are_those_of_the_sql_file() {
+    fn the_statements_match_the_sql_file() {
         let statements = Statements::for_table(DEFAULT_TABLE, LOCK_TIMEOUT);
         snapshot::check("src/store/mysql/statements.sql", &statements.named());
     }

@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_state_says_what_is_known_about_the_write() {
+    fn errors_are_classified_by_sqlstate() {
         for (state, expected) in [
             ("40001", ErrorClass::Contended),
             ("40P01", ErrorClass::Contended),
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_that_ends_the_connection_is_about_the_connection() {
+    fn fatal_errors_are_classified_as_connection_errors() {
         for (state, expected) in [
             ("40001", ErrorClass::StaleConnection), // a conflict with a standby's recovery
             ("25006", ErrorClass::StaleConnection),

@@ -57,7 +57,7 @@ mod tests {
     use crate::store::sql::{schema::DEFAULT_TABLE, server::LOCK_TIMEOUT, snapshot};
 
     #[test]
-    fn the_statements_are_those_of_the_sql_file() {
+    fn the_statements_match_the_sql_file() {
         let statements = for_table(DEFAULT_TABLE, LOCK_TIMEOUT);
         snapshot::check("src/store/postgres/statements.sql", &statements.named());
     }

@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn no_more_connections_are_replaced_within_a_minute_than_the_pool_has() {
+    async fn at_most_the_pools_size_of_connections_is_replaced_per_minute() {
         let replacements = Replacements::default();
         for _ in 0..3 {
             let taken = (0..100).filter(|_| replacements.take(8)).count();

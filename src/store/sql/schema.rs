@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_plain_names_become_part_of_a_statement() {
+    fn only_plain_table_names_are_accepted() {
         for good in ["agent_bindings", "Agent_Bindings", "_x", "order", "t2", &"x".repeat(48)] {
             assert_eq!(table_name(good.to_owned()).ok().as_deref(), Some(good));
         }

@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_says_what_is_known_about_the_write() {
+    fn errors_tell_whether_a_write_may_have_happened() {
         let location = TableLocation { file: "/somewhere.db".into(), table: "t".into() };
         let table = [
             // error, of a verb, of opening
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_connection_to_a_file_may_be_at_fault() {
+    fn only_connections_to_files_are_replaced() {
         let there = tempfile::NamedTempFile::new().unwrap();
         let location =
             |file: &std::path::Path| TableLocation { file: file.to_owned(), table: "t".into() };
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn while_opening_the_file_is_to_blame() {
+    fn errors_while_opening_name_the_file() {
         let location = TableLocation { file: "/somewhere.db".into(), table: "t".into() };
         for (error, expected) in [
             (database(14, "unable to open database file"), "open"),

@@ -165,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_sqlite_reserves_are_refused_in_any_case() {
+    fn names_that_sqlite_reserves_are_rejected_in_any_case() {
         for good in ["agent_bindings", "order", "sqlite", "sqlitex_"] {
             assert_eq!(table_name(good.to_owned()).ok().as_deref(), Some(good));
         }
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn another_table_gets_the_same_text_under_its_own_name() {
+    fn another_table_gets_the_same_schema() {
         assert_eq!(schema::schema_for(SCHEMA, schema::DEFAULT_TABLE).as_str(), SCHEMA);
         let other = schema::schema_for(SCHEMA, "sticky");
         assert!(!other.as_str().contains(schema::DEFAULT_TABLE));

@@ -54,7 +54,7 @@ mod tests {
     use crate::store::sql::{schema::DEFAULT_TABLE, snapshot};
 
     #[test]
-    fn the_statements_are_those_of_the_sql_file() {
+    fn the_statements_match_the_sql_file() {
         snapshot::check("src/store/sqlite/statements.sql", &for_table(DEFAULT_TABLE).named());
     }
 }

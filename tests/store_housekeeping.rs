@@ -1,6 +1,5 @@
-//! Housekeeping, held against every database of this crate with the same tests. Time is moved by
-//! SQL: what was recorded a moment ago is made older. (The store in memory is tested where its
-//! clock is.)
+//! Housekeeping of every database with the same tests. SQL moves time by making recorded times
+//! older. (The memory store has unit tests with its own times.)
 #![cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 
 use futures_util::{StreamExt, TryStreamExt};
@@ -41,7 +40,7 @@ struct Case<St, Kept> {
     _kept: Kept,
 }
 
-/// What sqlx does the same way for every database.
+/// Operations that sqlx provides for every database.
 trait Sql: TransactionalStore + Clone {
     fn run(&self, sql: String) -> impl Future<Output = u64> + Send;
     fn number(&self, sql: String) -> impl Future<Output = Option<i64>> + Send;
@@ -85,7 +84,7 @@ impl<St: Sql, Kept> Case<St, Kept> {
         self.store.number(self.sql(text)).await
     }
 
-    /// What the row of a session has in a column.
+    /// Returns a column of a session's row.
     async fn of(&self, s: u128, column: &str) -> Option<i64> {
         let revision = self.store.load(session(s)).await.unwrap().unwrap().revision;
         // The revision is unique in those tests that ask.

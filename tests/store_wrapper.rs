@@ -10,7 +10,7 @@ use tower_bound_agent::{
     store::{BindingStore, MemoryStore, StoreError, StoreWrapper, Swap},
 };
 
-/// Defines nothing but what is within.
+/// A wrapper that overrides no method.
 struct Bare<St>(St);
 
 impl<St: BindingStore> StoreWrapper for Bare<St> {

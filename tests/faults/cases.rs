@@ -85,7 +85,8 @@ impl Case {
         let new =
             self.world.agent(workspace.target.generation.map(|generation| generation.get() + 1));
         self.world.does(&new, Does::Answer(ms(1)));
-        // In this order, so that nobody finds the old one dead and is told that it is the one.
+        // In this sequence, so that no call finds the old agent dead while the resolver still names
+        // it.
         self.world.runs(workspace.id, &new);
         self.world.does(&workspace.target, old_does);
         new

@@ -117,8 +117,8 @@ async fn sessions_continue_during_a_storm_of_hints() {
     let load =
         Load::start(&replicas.case.world, &replicas.here, std::slice::from_ref(&busy.sessions));
     load.go_on(&busy.sessions, 2).await;
-    // Of sessions that nobody knows, of sessions in use whose rows will never show what is said,
-    // and no hints at all.
+    // Hints about unknown sessions, hints about sessions in use with revisions that never come, and
+    // invalid hints.
     let known: Vec<_> = busy.sessions.iter().map(|session| session.into_uuid()).collect();
     let storm = "SELECT pg_notify('agent_bindings', CASE i % 3
             WHEN 0 THEN '1:s:000000000000feed:' || replace(gen_random_uuid()::text, '-', '') || ':' || i

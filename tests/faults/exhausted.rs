@@ -36,7 +36,7 @@ async fn sessions_do_not_notice(
         }
         _ => assert!(matches!(store_error(&error), StoreError::Unknown(_)), "{error:?}"),
     }
-    // Twice: it looks whether the row shows an order whose outcome is unknown.
+    // Twice: after a command with an unknown outcome, the row is read.
     assert!(begin.elapsed() < 2 * within, "{:?}", begin.elapsed());
 
     let new = case.rebuild(&rebuilt, Does::Fail(ms(1)));
@@ -49,8 +49,7 @@ async fn sessions_do_not_notice(
     drop(held);
     until_true("everything is written", async || layer.bindings().flush().await == 0).await;
     case.each_was_written_once(&rows, &rebuilt, &new).await;
-    // An order whose outcome is unknown waits for its connection, and is carried out once there is
-    // one.
+    // A command with an unknown outcome waits for a connection, and is executed once there is one.
     let carried_out = order_fails == ErrorKind::OutcomeUnknown;
     let ordered = if carried_out { (rebuilt.id, new.agent) } else { (busy.id, busy.target.agent) };
     let read = async || case.rows(&busy.sessions[..1]).await[&busy.sessions[0]].workspace;

@@ -1,4 +1,4 @@
-//! The server stops answering, takes what it is sent all the same, and goes on later.
+//! The server stops answering while its socket still accepts data, and resumes later.
 
 use super::*;
 use tokio::time::{Instant, sleep_until};
@@ -32,7 +32,7 @@ async fn sessions_continue_while_the_server_is_frozen_and_statements_run_at_most
     for (side, _) in &sides {
         until_true("everything is written", async || side.bindings().flush().await == 0).await;
     }
-    // What was sent has ended with the connection that it was sent on, or that is back in its pool.
+    // Waits until each sent statement has ended and its connection is closed or back in the pool.
     let pools = [
         case.reader.pool(),
         sides[0].0.store.elsewhere().pool(),
@@ -65,8 +65,7 @@ async fn sessions_continue_while_the_server_is_frozen_and_statements_run_at_most
 
 const CONNECTIONS_OF_A_SIDE: u32 = 12;
 
-/// Has each statement prepared on each connection, so that what is sent from then on is the
-/// statement itself.
+/// Prepares each statement on each connection, so that later messages contain the execution only.
 async fn warm_up(store: &Store) {
     let (workspace, all) = (workspace(), [(); CONNECTIONS_OF_A_SIDE as usize].map(|()| session()));
     let new = |session| NewBinding::new(session, workspace, None);
@@ -100,8 +99,8 @@ struct Side {
     /// As well, and it is rebuilt meanwhile.
     rebuilt: Workspace,
     rebuilt_rows: BTreeMap<SessionId, Binding>,
-    /// Its sessions are given orders: to point at the other one, to be unbound, to be forgotten;
-    /// the child inherits.
+    /// Its sessions get commands: retarget to the other workspace, unbind, forget; the child
+    /// inherits.
     ordered: Workspace,
     other: Workspace,
     rows: BTreeMap<SessionId, Binding>,
@@ -159,7 +158,8 @@ impl Side {
             self.fails(bindings.forget(to_forget)),
             self.fails(bindings.inherit(self.child, parent)),
         );
-        // The rash one has looked whether the rows show what was ordered.
+        // The layer with the short timeout has read the rows to see whether the commands were
+        // executed.
         assert_eq!(self.store.reads() - reads, if self.waits.asks_first { 0 } else { 4 });
 
         let begin = Instant::now();
@@ -181,7 +181,7 @@ impl Side {
         new
     }
 
-    /// An order ends in time, and says what is known.
+    /// A command ends in time, and its error says whether the outcome is known.
     async fn fails<T: std::fmt::Debug>(&self, order: impl Future<Output = Result<T, Error>>) {
         let begin = Instant::now();
         let error = ends(order).await.unwrap_err();
@@ -230,7 +230,8 @@ impl Side {
             assert_eq!(is.revision.get(), was.revision.get() + 1, "{order}, once");
             assert_eq!(said.unwrap().agent, agent, "{order}");
         }
-        // After an order whose outcome is unknown the row is read, and not what is cached.
+        // After a command with an unknown outcome, the row is read from the store, not from the
+        // cache.
         assert_eq!(self.store.reads() - before, if self.waits.asks_first { 0 } else { 3 });
         match (child, call(&dial, self.child).await) {
             (Some(child), said) => {
@@ -243,7 +244,7 @@ impl Side {
             }
             (None, said) => assert_eq!(said.unwrap_err().kind(), &ErrorKind::NotBound),
         }
-        // What was sent is waited for, and what of a transaction was not sent follows, whoever has
+        // Sent statements are completed, and so are their transactions, even if the caller has
         // stopped waiting.
         let expected: &[&str] =
             if self.waits.asks_first { &[] } else { &["select", "unbind", "forget", "inherit"] };

@@ -76,8 +76,8 @@ async fn scene() -> Option<(Case, Tap<Store>, BoundAgentLayer, Workspace)> {
 async fn a_row_locked_for_long_occupies_one_connection() {
     let Some((case, store, layer, workspace)) = scene().await else { return };
     let held = workspace.sessions[0];
-    // A row without a target: its repair is its own, and waits. That of a group leaves out what is
-    // locked.
+    // A row without a target gets an own repair, which waits for the lock. A group repair skips
+    // locked rows.
     layer.bindings().unbind(held).await.unwrap();
     let mut transaction = case.reader.pool().begin().await.unwrap();
     case.reader.retarget_in(&mut transaction, held, workspace.id).await.unwrap();
@@ -133,7 +133,7 @@ async fn an_uncommitted_insert_occupies_one_connection() {
     );
     let mut failed = 0;
     while let Some(ended) = ends(calls.join_next()).await {
-        // Nobody can create the row: the turn fails, and says so.
+        // The row cannot be created, so the turn fails with that error.
         if let Some(turn) = ended.unwrap() {
             let error = turn.unwrap_err();
             assert!(
@@ -175,7 +175,7 @@ async fn a_group_repair_is_pending_until_the_locked_row_is_written() {
     for _ in 0..3 {
         assert_eq!(layer.bindings().flush().await, 1, "the row that is locked");
     }
-    // It waits for nobody, so that no connection is kept meanwhile.
+    // It does not wait for locks, so it occupies no connection.
     are_free(store.elsewhere().pool(), CONNECTIONS).await;
     let bound = call(&dial, held).await.unwrap();
     assert_eq!((bound.agent, bound.outcome().repair()), (new.agent, Repair::Retrying));

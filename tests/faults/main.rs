@@ -1,8 +1,8 @@
-//! What calls, orders and repairs do while the database server fails: killed, frozen, cut off, out
-//! of connections, closed to us. Through the layer, on servers of each test's own, in real time.
+//! Calls, commands and repairs while the database server fails: killed, frozen, cut off, out of
+//! connections, access denied. Through the layer, with a server for each test, in real time.
 //!
-//! The tests stand in the files of `cases.rs`, once, and are compiled for each database. What
-//! differs is beside it.
+//! The tests are in the files that `cases.rs` names, and are compiled for each database; the
+//! differences are in a module for each.
 #![cfg(all(unix, any(feature = "postgres", feature = "mysql")))]
 
 #[cfg(feature = "mysql")]

@@ -24,7 +24,7 @@ pub(crate) enum Cut {
     Answer,
 }
 
-/// What a client says to a server, in the protocol of the database.
+/// A message of a client to a server, in the protocol of the database.
 pub(crate) trait Wire: Default + Send + 'static {
     /// The length of the first message, if all of it is there, and the SQL that it makes the server
     /// run.
@@ -37,7 +37,7 @@ pub(crate) struct Proxy<W> {
     server: PathBuf,
     /// Where the socket is in a folder.
     socket: fn(&Path) -> PathBuf,
-    /// What happens to the next statement that begins like this.
+    /// The fault that is applied to the next statement with this beginning.
     next: Arc<Mutex<Option<(Cut, &'static str)>>>,
     tasks: JoinSet<()>,
     wire: PhantomData<fn() -> W>,

@@ -1,4 +1,4 @@
-//! What the tests of every database share: waiting, and turns without a pause.
+//! Parts that the tests of every database share: waiting, and turns without a pause.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use tokio::{
 };
 use tower_bound_agent::{AgentId, BoundAgentLayer, Error, Repair, SessionId, store::StoreError};
 
-/// Looks again until what others must bring about is there.
+/// Polls until a condition that other tasks bring about holds.
 pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let end = Instant::now() + Duration::from_secs(90);
     while Instant::now() < end {
@@ -31,12 +31,12 @@ pub(crate) async fn until_true(what: &str, mut look: impl AsyncFnMut() -> bool) 
     until(what, async || look().await.then_some(())).await;
 }
 
-/// What must end by itself, whatever the server does.
+/// Awaits a future that must end even if the server fails.
 pub(crate) async fn ends<T>(what: impl Future<Output = T>) -> T {
     timeout(Duration::from_secs(60), what).await.expect("it ends by itself")
 }
 
-/// What the store said in an error of a call or an order.
+/// Returns the store's error within an error of a call or a command.
 pub(crate) fn store_error(error: &Error) -> &StoreError {
     error
         .store_error()
@@ -48,7 +48,7 @@ pub(crate) fn store_error(error: &Error) -> &StoreError {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Turns {
     pub(crate) all: u64,
-    /// Who answered last, and what was said then about the repair.
+    /// The agent that answered last, and the repair of that outcome.
     pub(crate) last: Option<(AgentId, Repair)>,
 }
 

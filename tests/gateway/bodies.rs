@@ -103,7 +103,7 @@ async fn an_agent_that_dies_mid_response_fails_the_body_without_a_retry() {
     signal(agent.pid, "KILL");
     let mut rest = Vec::new();
     let _ = soon(reading.read_to_end(&mut rest)).await;
-    // Without its last chunk: nobody can take it for a whole one.
+    // The last chunk is missing, so the body cannot be mistaken for a complete one.
     assert!(!rest.ends_with(b"0\r\n\r\n"));
     let mut answer = Vec::new();
     let _ = soon(sending.read_to_end(&mut answer)).await;

@@ -106,12 +106,12 @@ async fn a_web_socket_works_and_closes_when_its_agent_is_replaced() {
         assert_eq!(soon(say(&mut talking, words)).await.unwrap(), format!("{} {words}", first.id));
     }
     let second = gateway.rebuild(workspace, "?old=leave").await;
-    // The old agent lives. What ends it is that the gateway knows.
+    // The old agent is alive; the socket closes because the gateway learns of the new agent.
     let ended = timeout(Duration::from_secs(2), talking.read_frame()).await.expect("it ends");
     assert!(ended.is_err_and(|error| !matches!(error, WebSocketError::InvalidFragment)));
     let mut talking = soon(socket(&gateway.address, &path)).await.unwrap();
     assert_eq!(soon(say(&mut talking, "three")).await.unwrap(), format!("{} three", second.id));
-    // What is no WebSocket is answered as usual.
+    // A request that is no WebSocket is answered as usual.
     let missing = format!("/chats/{}/socket", Uuid::new_v4());
     let refused = soon(socket(&gateway.address, &missing)).await.err().unwrap();
     assert!(matches!(refused, WebSocketError::InvalidStatusCode(404)), "{refused:?}");

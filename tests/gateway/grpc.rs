@@ -70,7 +70,7 @@ async fn tonic_streams_from_the_bound_agent() {
     layer.bindings().current(chat).await.unwrap();
     let moved = agents(ask(client.clone(), chat, long).await.unwrap()).await;
     assert_eq!((moved, dials.load(SeqCst)), (vec![second.name(); 10], 3));
-    // What was under way ends in its own time, on the agent where it began.
+    // Streams in progress end on the agent on which they began.
     assert_eq!(agents(over_client).await, vec![first.name(); 10]);
 
     // A channel finds the new one when its connection ends.

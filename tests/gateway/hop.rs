@@ -1,4 +1,5 @@
-//! What crosses the hop from the client to the agent and back, and what does not.
+//! Headers and bodies that cross the hop from the client to the agent and back, and those that do
+//! not.
 
 use crate::clients::say;
 use axum::http::{HeaderMap, Method, Request, Response, StatusCode};
@@ -20,8 +21,8 @@ use support::gateway::{Gateway, soon};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 use tower_bound_agent::http::proxy::{Hop, Peer};
 
-/// Headers that proxies in front of applications set to say who the client is, where it came from
-/// or what it asked for. Written down here a second time, and not read from the product.
+/// Headers that proxies set to describe the client, its address or its original request. Listed
+/// independently of the crate's own list.
 const IDENTITY: &[&str] = &[
     "Forwarded",
     "X-Forwarded",
@@ -237,8 +238,8 @@ async fn an_upgrade_to_another_protocol_than_websocket_is_not_forwarded() {
     }
 }
 
-/// An agent answers `101`, whatever it was asked: that is a tunnel only if it is what the client
-/// has asked for.
+/// An agent answers every request with `101`: that is a tunnel only if the client requested that
+/// protocol.
 #[tokio::test]
 async fn a_tunnel_requires_a_request_and_a_matching_response() {
     let gateway = Gateway::start(&[]);
@@ -282,7 +283,7 @@ async fn a_tunnel_requires_a_request_and_a_matching_response() {
         let is_through = answer.contains("smuggled");
         assert_eq!(is_through, status == 101, "{what}: {answer}");
     }
-    // What an agent answers is its own fault, and none of the connection's.
+    // An invalid response is the agent's fault, not the connection's.
     assert_eq!(gateway.get(&format!("/chats/{chat}/identity")).await.text, agent.id);
 }
 

@@ -1,4 +1,4 @@
-//! What is handed on, and what is not.
+//! Parts of a request that are forwarded, and parts that are not.
 
 use support::gateway::Gateway;
 use uuid::Uuid;

@@ -37,7 +37,7 @@ struct Workspace {
     floor: AtomicI64,
 }
 
-/// What all clients share.
+/// State that all clients share.
 struct Load {
     gateway: Gateway,
     workspaces: Vec<Workspace>,
@@ -45,7 +45,7 @@ struct Load {
     generations: Mutex<HashMap<String, i64>>,
     agents: Mutex<Vec<Agent>>,
     client: Client<HttpConnector, Body>,
-    /// What became of how many requests.
+    /// Numbers of requests by outcome.
     ends: Mutex<BTreeMap<String, u64>>,
     /// Of requests that were answered.
     keys: Mutex<Vec<String>>,

@@ -1,4 +1,4 @@
-//! What is no request for an agent never becomes one.
+//! Invalid requests never reach an agent.
 
 use std::collections::HashMap;
 use support::gateway::Gateway;
@@ -70,7 +70,7 @@ async fn malformed_ids_hosts_and_targets_are_rejected_without_a_request_to_the_a
     let seen: HashMap<String, u64> =
         serde_json::from_str(&gateway.get(&format!("/chats/{chat}/seen")).await.text).unwrap();
     assert_eq!(seen, HashMap::new());
-    // So would have been seen what is in order.
+    // A valid request would have been counted.
     for (target, headers) in [
         (path.clone(), "Host: anything\r\n"),
         (format!("http://{us}{path}"), &*host),

@@ -1,4 +1,4 @@
-//! What the gateway answers when there is no agent to do it.
+//! Statuses with which the gateway answers when no agent does.
 
 use axum::{
     body::Body,
@@ -63,7 +63,7 @@ async fn every_refusal_has_a_status() {
     signal(agent.pid, "STOP");
     let began = Instant::now();
     let unheard = gateway.get(&echo(chat)).await;
-    // A pooled connection took the request, so nobody knows whether it was carried out.
+    // A pooled connection took the request, so it is unknown whether the agent processed it.
     assert_eq!(said(&unheard), (504, "no response".into()));
     // It is in doubt now, and the agent host still names it: the dial hangs.
     assert_eq!(said(&gateway.get(&echo(chat)).await), (504, "timed out".into()));
@@ -282,7 +282,7 @@ async fn a_new_agent_at_the_same_address_gets_a_new_connection() {
     drop(squatter);
 }
 
-/// An agent of somebody else's, where one listened that was killed.
+/// Another workspace's agent listens at the address of an agent that was killed.
 async fn squatter(address: &str) -> tokio::process::Child {
     for _ in 0..200 {
         let mut command = tokio::process::Command::new(program());

@@ -1,5 +1,5 @@
 //! Random requests and responses through `proxy::Hop`, `AgentClient` and hyper, in memory: nothing
-//! panics, and what comes out at the other side keeps the rules.
+//! panics, and the output obeys the rules.
 //!
 //! Runs for two seconds, or for `FUZZ_SECONDS`, from the first case on, or from `FUZZ_FROM`. A
 //! failure prints its case; `FUZZ_CASE` runs that one alone.
@@ -52,8 +52,8 @@ use tower_bound_agent::{
 use uuid::Uuid;
 
 const NAME: &str = "gate.example";
-/// Set by the gateway: one number for each request that it sends. What the agent reads without one
-/// was smuggled.
+/// Set by the gateway: one number for each request that it sends. A request without one was
+/// smuggled.
 const NUMBER: &str = "fuzz-number";
 /// Nothing takes long here; the clock goes on only if everything waits.
 const PATIENCE: Duration = Duration::from_secs(1);

@@ -1,4 +1,4 @@
-//! A reader that accepts only what the rules allow. Written without the product's code, and without
+//! A parser that accepts only messages that obey the rules. Independent of the crate's code and of
 //! hyper's.
 
 use crate::{NAME, NUMBER};
@@ -38,7 +38,7 @@ impl Agent {
         self.0.lock().unwrap().broken.push(what);
     }
 
-    /// A tunnel was granted: that is what the answer must say.
+    /// A tunnel was granted, so the response must be one.
     pub fn has_accepted(&self, accept: &str) {
         let mut state = self.0.lock().unwrap();
         let answer = lossy(&state.answer);
@@ -102,7 +102,7 @@ impl Agent {
         Some((head, asks_to_switch))
     }
 
-    /// Checks a head. `None` if nothing can be said of what follows.
+    /// Checks a head. Returns `None` if the length of the body is unknown.
     fn note(&self, head: &str) -> Option<(Framing, bool)> {
         let mut state = self.0.lock().unwrap();
         state.requests += 1;
@@ -170,7 +170,7 @@ pub enum Framing {
     Chunked,
 }
 
-/// What servers that follow CGI make of a name.
+/// Returns the variable to which CGI servers map a name.
 fn plain(name: &str) -> String {
     name.chars()
         .map(

@@ -43,7 +43,7 @@ async fn a_connection_for_each_request_is_to_the_agent_that_is_bound_now() {
         assert_eq!((handle.session(), &handle.outcome().kind), (chat, &OutcomeKind::Reused));
     }
     assert_eq!((net.counts() - before, old.accepted() - accepted), (counts(3, 0, 0, 0), 3));
-    // The old one lives; that there is a new one was found out by somebody else.
+    // The old agent is alive; another session discovered the new one.
     let new = Agent::start(2).await;
     net.runs(ws, &new);
     net.learn(ws).await;
@@ -52,7 +52,7 @@ async fn a_connection_for_each_request_is_to_the_agent_that_is_bound_now() {
     old.has_open(0).await;
 }
 
-/// Why the documentation says what it says: this is the trap, not a wish.
+/// This pins the trap that the documentation describes, not a desired behaviour.
 #[tokio::test]
 async fn the_legacy_clients_pool_keeps_using_the_old_agent() {
     let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
@@ -90,7 +90,7 @@ async fn an_authority_without_a_session_is_rejected_without_a_dial() {
         assert_eq!(refused.unwrap().uri().authority().unwrap().as_str(), authority);
     }
     assert_eq!((net.counts() - before, agent.accepted()), (counts(0, 0, 0, 0), accepted));
-    // What does not belong to the session is not looked at.
+    // Other parts of the authority are ignored.
     for authority in [chat.to_string(), format!("{chat}.any.name:81"), format!("me@{chat}")] {
         get_from(&client, &authority).await.unwrap();
     }

@@ -1,4 +1,4 @@
-//! What is held against an agent, and what a caller is told of it.
+//! Which failures are evidence against an agent, and which errors the caller gets.
 
 use bytes::Bytes;
 use std::{num::NonZeroUsize, time::Duration};
@@ -27,7 +27,7 @@ async fn answers_and_resets(answer: &'static [u8]) -> Target {
                 let _ = stream.read(&mut some).await;
                 let _ = stream.write_all(answer).await;
                 sleep(Duration::from_millis(100)).await;
-                // What was not read is answered by a reset.
+                // Unread data causes a reset of the connection.
                 drop(stream);
             });
         }
@@ -58,7 +58,7 @@ async fn a_connection_that_breaks_after_a_complete_answer_is_no_evidence() {
     }
 }
 
-/// A chat on an agent, and what is counted from here on.
+/// A session on an agent, with counters that start at zero.
 async fn started(
     speaks: Speaks,
     set: impl FnOnce(AgentClientBuilder) -> AgentClientBuilder,
@@ -85,8 +85,7 @@ impl Scene {
         send(&self.client, get_(path, self.chat)).await.unwrap_err()
     }
 
-    /// What the error says: whether the agent may have processed the request, and whose fault it
-    /// is.
+    /// Returns whether the agent may have processed the request, and the fault.
     #[track_caller]
     fn says(error: &ClientError, is_unsent: bool, fault: Fault) {
         assert_eq!((error.is_unsent(), error.fault()), (is_unsent, fault), "{error:?}");

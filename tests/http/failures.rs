@@ -35,8 +35,8 @@ async fn a_killed_agents_connections_lead_to_a_dial_hence_to_the_new_agent() {
         old.kill().await;
         net.runs(ws, &new);
         let before = net.counts();
-        // The old one's socket is closed, so its dial fails; whether the pool has noticed or not,
-        // nobody is told.
+        // The old agent's socket is closed, so its dial fails. The caller sees no error, whether
+        // the pool has noticed or not.
         assert_eq!(turn(&client, "/", chat).await, new.target.agent.to_string());
         assert_eq!(net.layer.bindings().flush().await, 0);
         assert_eq!(net.counts() - before, counts(2, 1, 0, 1), "{speaks:?}");

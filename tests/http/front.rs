@@ -26,7 +26,7 @@ use tower_bound_agent::{
 };
 use uuid::Uuid;
 
-/// What came in one request.
+/// One received request.
 #[derive(Clone, Debug)]
 pub struct Heard {
     /// Which connection it was.

@@ -13,7 +13,7 @@ use support::net::{Agent, Net, Speaks, get_, post_, send, soon, text};
 use tokio::net::TcpStream;
 use tower_bound_agent::{SessionId, http::proxy::Hop};
 
-/// A body whose length nobody knows before its end.
+/// A body of unknown length.
 fn streamed(parts: &[&'static str]) -> Body {
     let frames: Vec<_> = parts
         .iter()
@@ -85,7 +85,7 @@ async fn a_body_of_unknown_length_arrives_with_every_method() {
     );
 }
 
-/// What the client's version, and the agent's, look like on the other side.
+/// How requests and responses of one version appear in the other one.
 #[tokio::test]
 async fn a_response_has_the_version_and_the_framing_of_the_client() {
     let table = [
@@ -218,7 +218,7 @@ async fn a_request_is_framed_anew_for_the_agent() {
         assert_eq!(framed, 1, "{what}: {heard:?}");
         assert!(heard.head.starts_with(&format!("{method} /a HTTP/1.1\r\n")), "{what}: {heard:?}");
     }
-    // What cannot be framed anew is refused, and is not taken for the next request.
+    // A body that cannot be reframed is rejected, and is not parsed as the next request.
     let before = agent.heard().len();
     for rest in [
         "transfer-encoding: gzip, chunked\r\n\r\n5\r\nsmall\r\n0\r\n\r\n",
@@ -340,8 +340,8 @@ async fn talk(mut socket: WebSocket<TokioIo<Upgraded>>) {
     assert!(end.is_err() || end.is_ok_and(|frame| frame.opcode == OpCode::Close));
 }
 
-/// An agent that needs no `HTTP2-Settings` answers `101` to a wish for `h2c`; what follows would
-/// pass every check in front.
+/// An agent that does not require `HTTP2-Settings` answers `101` to an upgrade to `h2c`; later
+/// requests would bypass every check of the gateway.
 #[tokio::test]
 async fn h2c_is_not_smuggled_through_an_agent_that_grants_it() {
     let grants = |heard: &Heard| match heard.all("upgrade").first() {

@@ -1,5 +1,4 @@
-//! HTTP/2 agents with limits of their own, and what HTTP/2 says about requests that were not
-//! processed.
+//! HTTP/2 agents with limits, and requests that HTTP/2 reports as not processed.
 
 use bytes::Bytes;
 use h2::Reason;
@@ -228,16 +227,16 @@ async fn dropped_calls_do_not_close_the_shared_connection() {
     assert_eq!(net.counts() - before, counts(1, 0, 0, 0));
 }
 
-/// What a server of HTTP/2 does with its requests.
+/// The behaviour of an HTTP/2 server.
 #[derive(Clone, Copy)]
 enum Does {
-    /// Ends each connection in order after so many streams.
+    /// Closes each connection gracefully after this number of streams.
     GoesAwayAfter(u64),
     /// Resets every so-manieth stream.
     Resets(u64, Reason),
 }
 
-/// An agent that answers frame by frame, and counts what it carries out by the key of the request.
+/// An agent that works frame by frame, and counts the requests that it processes by their key.
 struct Frames {
     target: Target,
     carried_out: Arc<Mutex<HashMap<String, u64>>>,
@@ -439,7 +438,7 @@ async fn counts_pings(mut io: DuplexStream, pings: Arc<Mutex<Vec<Instant>>>) -> 
     }
 }
 
-/// What grpcio and grpc-go ask for while a server sends nothing.
+/// The least ping interval of grpcio and grpc-go while a server sends nothing.
 const GRPC: Duration = Duration::from_secs(300);
 
 #[tokio::test(start_paused = true)]

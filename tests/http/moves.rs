@@ -1,5 +1,5 @@
-//! What happens to healthy connections when the binding moves: the very next request goes to the
-//! new agent, and what is under way ends in its own time.
+//! Healthy connections when the binding moves: the next request goes to the new agent, and pending
+//! responses are completed.
 
 use http_body_util::BodyExt;
 use std::time::Duration;
@@ -18,7 +18,7 @@ async fn after_a_rebuild_that_is_known_the_next_turn_is_the_new_agents_and_the_o
         old.has_open(1).await;
         net.runs(ws, &new);
         net.learn(ws).await; // by somebody else
-        // Nobody need come for that.
+        // No request is needed for that.
         old.has_open(0).await;
         let (before, requests) = (net.counts(), old.requests());
         let response = send(&client, get_("/", chat)).await.unwrap();

@@ -1,5 +1,4 @@
-//! Requests without an answer: the resolver is asked about their agent, and what becomes known
-//! reaches them.
+//! Requests without an answer: the resolver is asked about their agent, and news reaches them.
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -29,7 +28,7 @@ use tower_bound_agent::{
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn chats_of_a_frozen_and_rebuilt_agent_fail_at_most_once_within_seconds() {
     for speaks in BOTH {
-        // Dials are not what is questioned here.
+        // Dials are not validated here.
         let net = Net::new();
         let (old, new) = (Agent::start(1).await, Agent::start(2).await);
         let ws = net.workspace(&old);
@@ -47,7 +46,7 @@ async fn chats_of_a_frozen_and_rebuilt_agent_fail_at_most_once_within_seconds() 
         while let Some(turn) = warm.join_next().await {
             turn.unwrap();
         }
-        // Nobody is told.
+        // No caller gets an error.
         net.runs(ws, &new);
         old.freeze();
         let before = net.counts();
@@ -243,8 +242,8 @@ async fn what_becomes_known_reaches_a_waiting_request_at_once() {
 
 type Connecting = Ready<Result<Duplex, BoxError>>;
 
-/// A client whose agents are in this process and answer after so long, on a paused clock; and what
-/// is asked.
+/// A client with agents in this process that answer after a delay, on a paused clock, and a count
+/// of the questions.
 fn slow_agents(
     takes: Duration,
 ) -> (BoundAgentLayer, impl Fn(DialAgent) -> Connecting + Clone, Arc<AtomicU64>) {

@@ -73,7 +73,7 @@ impl Case {
         format!("{server}, table {}", self.table)
     }
 
-    /// What is wrong, in both ways to find out.
+    /// The schema error, from `check` and from `set_up`.
     async fn wrong(&self) -> String {
         let mut said = Vec::new();
         for result in [self.store.check().await, self.store.set_up().await] {
@@ -102,7 +102,7 @@ fn pool(options: &Options, connections: u32) -> Pool {
     pool.connect_lazy_with(options.clone())
 }
 
-/// Retries what another task must bring about first.
+/// Polls until another task has brought the condition about.
 async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     for _ in 0..2000 {
         if let Some(found) = look().await {
@@ -229,7 +229,7 @@ mod set_up {
     async fn a_schema_of_another_version_is_rejected_unchanged() {
         let Some(case) = Case::new(1).await else { return };
         case.run("UPDATE M SET schema_version = 7").await;
-        // What a newer version has no use for is not what is wrong.
+        // The version is reported, not the missing column, which a newer version may not need.
         case.run("ALTER TABLE M DROP COLUMN revision_floor").await;
         let before = case.everything().await;
         for result in [case.store.set_up().await, case.store.check().await] {
@@ -351,7 +351,7 @@ mod set_up {
         assert_eq!(format!("{store:?}"), expected);
     }
 
-    /// Of what housekeeping and other programs will find in the table.
+    /// Columns that housekeeping and other programs read.
     #[tokio::test]
     async fn a_tombstone_keeps_its_revision_and_deletion_time() {
         let Some(case) = Case::new(1).await else { return };
@@ -398,8 +398,7 @@ mod set_up {
             row(1, 1, Some(target(1)), 2, None)
         );
 
-        // Without the floor nobody knows where to start: no row is better than a revision that was
-        // used before.
+        // Without the floor, no row is created, since its revision might have been used before.
         case.run("DELETE FROM M").await;
         let created = store.create(new(6, 1, None)).await;
         assert!(matches!(created, Err(StoreError::Rejected(_))), "{created:?}");
@@ -745,7 +744,7 @@ mod lost {
 
     #[tokio::test]
     async fn a_connection_that_closes_mid_statement_leaves_the_row_old_or_new() {
-        // A group repair waits for nobody.
+        // A group repair does not wait for locks.
         for verb in verbs::Verb::ALL.into_iter().filter(|verb| *verb != verbs::Verb::Replace) {
             let Some(case) = Case::new(1).await else { return };
             let neighbour = case.neighbour(2);
@@ -791,7 +790,7 @@ mod lost {
         }
     }
 
-    /// Connections that ended while nobody used them are not met at all, or nothing was written.
+    /// Connections that closed while idle are not used, or nothing was written over them.
     #[tokio::test]
     async fn a_connection_that_closed_in_the_pool_loses_no_write() {
         let Some(case) = Case::new(1).await else { return };
@@ -1051,8 +1050,8 @@ mod many {
         assert!(conflicts > 0, "nobody fought");
     }
 
-    /// Orders over a whole workspace lock many rows in one statement, in whatever order the
-    /// database likes. Deadlocks are the stores' own to repair.
+    /// Commands over a whole workspace lock many rows in one statement, in an order that the
+    /// database chooses. The stores retry after deadlocks.
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn concurrent_resets_and_writes_of_a_workspace_succeed() {
         const ROWS: u64 = 40;

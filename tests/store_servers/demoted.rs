@@ -112,7 +112,7 @@ async fn a_server_that_stays_read_only_is_unavailable_after_few_connections() {
     assert_eq!(store.load(session(1)).await.unwrap(), None, "it can be read all the same");
 }
 
-/// What the caller set is the caller's: nothing is tried again, and the connection is not closed.
+/// In the caller's transaction nothing is retried, and the connection is not closed.
 #[tokio::test]
 async fn a_read_only_transaction_of_the_caller_refuses_a_retarget_once() {
     let Some(case) = Case::new(1).await else { return };

@@ -1,4 +1,4 @@
-//! Group repairs against what others do to the same rows.
+//! Group repairs with concurrent writers of the same rows.
 
 use super::*;
 use std::future::Future;
@@ -64,7 +64,7 @@ async fn group_repair_skips_a_concurrent_retarget_and_does_not_undo_it() {
     }
 }
 
-/// The orders commit while repairs of the same rows are under way, one generation after the other.
+/// The commands commit during repairs of the same rows, one generation after the other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_group_repair_undoes_no_concurrent_command() {
     const ROWS: u128 = 60;

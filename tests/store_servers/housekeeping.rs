@@ -1,4 +1,4 @@
-//! Housekeeping against what others are doing to the same rows: it waits for nobody, and undoes
+//! Housekeeping with concurrent writers of the same rows: it does not wait for locks, and undoes
 //! nothing.
 
 use super::*;
@@ -74,7 +74,7 @@ async fn a_row_retargeted_between_selection_and_deletion_is_deleted_later() {
         let _ = case.store.retarget_in(&mut order, session(2), workspace(2)).await.unwrap();
         assert_eq!(at_once(case.store.purge_idle(HOUR, 10)).await, 2);
         end(order, commit).await;
-        // An order is no use: nobody has dialed.
+        // A command is no use, since nothing was dialed.
         assert_eq!(at_once(case.store.purge_idle(HOUR, 10)).await, 1);
         let revision = case.number("SELECT max(revision) FROM T").await;
         assert_eq!(revision, Some(if commit { 3 } else { 2 }));

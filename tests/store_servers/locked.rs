@@ -1,10 +1,10 @@
-//! Statements that wait for what somebody else has locked.
+//! Statements that wait for locks of other transactions.
 
 use super::*;
 
 const LOCKED: &str = "SELECT revision FROM T FOR UPDATE";
 
-/// A transaction of somebody else's that holds locks.
+/// Another transaction that holds locks.
 async fn lock(case: &Case, sql: &str) -> sqlx::Transaction<'static, Database> {
     let mut lock = case.neighbour(1).pool().begin().await.unwrap();
     sqlx::raw_sql(case.sql(sql)).execute(&mut *lock).await.unwrap();
@@ -28,7 +28,7 @@ async fn is_unavailable_soon<T: std::fmt::Debug>(
 
 #[tokio::test]
 async fn a_statement_that_waits_for_a_row_is_cancelled_by_the_server() {
-    // A group repair waits for nobody.
+    // A group repair does not wait for locks.
     for verb in verbs::Verb::ALL.into_iter().filter(|verb| *verb != verbs::Verb::Replace) {
         let Some(case) = Case::new(1).await else { return };
         let store = case.store.clone().with_lock_timeout(Duration::from_secs(1));

@@ -1,8 +1,7 @@
-//! What is particular to the stores in database servers: set-up, errors, transactions, lost
-//! connections, many writers.
+//! Stores in database servers: set-up, errors, transactions, lost connections, many writers.
 //!
-//! The tests stand in `cases.rs`, once, and are compiled for each database. What differs is beside
-//! it. The servers are those of `tests/servers`.
+//! The tests are in `cases.rs` and are compiled for each database; a module for each has the
+//! differences. `tests/servers` starts the servers.
 #![cfg(any(feature = "postgres", feature = "mysql"))]
 
 #[cfg(all(unix, feature = "postgres"))]

@@ -1,4 +1,4 @@
-//! What only MySQL and MariaDB can get wrong.
+//! Behaviour that only MySQL and MariaDB have.
 
 use super::engine::*;
 use sqlx::{AssertSqlSafe, Executor};
@@ -18,7 +18,7 @@ async fn store_after(statement: &'static str) -> Option<Store> {
     Some(store)
 }
 
-/// A transaction on such a table is none, and nobody says so.
+/// The server silently ignores transactions on such a table.
 #[tokio::test]
 async fn a_table_of_an_engine_without_transactions_is_refused() {
     for (number, table) in [(1, ""), (2, "_meta")] {

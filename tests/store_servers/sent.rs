@@ -1,4 +1,4 @@
-//! What sqlx runs, by its own word.
+//! The statements that sqlx logs.
 
 use std::{cell::RefCell, sync::Once};
 use tracing::{

@@ -26,8 +26,8 @@ async fn a_call_dropped_at_any_poll_returns_the_only_connection() {
     a_dropped_verb_leaves_old_or_new(&in_memory().await, 1).await;
 }
 
-/// What was sent is carried out, even if it had to wait, and nobody was left to hear of it. Of a
-/// transaction that is its first statement, and the rest is undone.
+/// A sent statement is executed even if it had to wait and its future was dropped. In a
+/// transaction, that is the first statement, which is then rolled back.
 #[tokio::test]
 async fn a_call_dropped_while_waiting_for_a_lock_is_executed() {
     let directory = tempfile::tempdir().unwrap();

@@ -1,11 +1,10 @@
-//! What an error says about the write, provoked in SQLite itself.
+//! Errors of SQLite itself, and whether the write may have happened.
 
 use super::*;
 use sqlx::{AssertSqlSafe, Connection, SqliteConnection, sqlite::SqliteJournalMode};
 use tower_bound_agent::store::{BindingStore, StoreError, Swap};
 
-/// A file with one row, a store over it that does not wait long for locks, and a connection of
-/// somebody else's.
+/// A file with one row, a store with a short lock timeout, and another connection.
 async fn with_a_neighbour(
     mode: SqliteJournalMode,
 ) -> (SqliteStore, SqliteConnection, tempfile::TempDir) {

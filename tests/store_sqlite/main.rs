@@ -1,4 +1,4 @@
-//! What is particular to the store in SQLite: files, processes, statements, transactions, errors.
+//! The SQLite store: files, processes, statements, transactions, errors.
 #![cfg(feature = "sqlite")]
 
 use sqlx::{

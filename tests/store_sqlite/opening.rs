@@ -1,4 +1,4 @@
-//! `open`, `new`, `set_up`, `check`: what is created, what is refused, and in which words.
+//! `open`, `new`, `set_up`, `check`: what they create, what they reject, and their errors.
 
 use super::*;
 use sqlx::{AssertSqlSafe, Row, sqlite::SqliteJournalMode};
@@ -85,7 +85,7 @@ async fn a_newer_schema_is_rejected_unchanged() {
     let opened = SqliteStore::open(&path).await.map(|_| ());
     for result in [opened, store.set_up().await, store.check().await] {
         let error = result.unwrap_err();
-        // The missing column is not what is wrong: a newer version may well have no use for it.
+        // The version is reported, not the missing column, which a newer version may not need.
         let StoreError::SchemaTooNew { location, found: 7, supported: 1 } = &error else {
             panic!("{error:?}")
         };
@@ -370,7 +370,7 @@ async fn debug_shows_the_location_and_no_secret() {
     );
 }
 
-/// Of what housekeeping and other programs will find in the table.
+/// Columns that housekeeping and other programs read.
 #[tokio::test]
 async fn a_tombstone_keeps_its_revision_and_deletion_time() {
     let store = in_memory().await;
@@ -425,8 +425,7 @@ async fn new_rows_start_above_the_floor_and_existing_ones_continue() {
         row(1, 1, Some(target(1)), 2, None)
     );
 
-    // Without the floor nobody knows where to start: no row is better than a revision that was used
-    // before.
+    // Without the floor, no row is created, since its revision might have been used before.
     sqlx::query("DELETE FROM agent_bindings_meta").execute(store.pool()).await.unwrap();
     assert!(matches!(store.create(new(6, 1, None)).await, Err(StoreError::Rejected(_))));
     assert_eq!(store.load(session(6)).await.unwrap(), None);

@@ -188,7 +188,7 @@ fn a_process_that_is_killed_leaves_every_row_old_or_new() {
         child.stderr.take().unwrap().read_to_string(&mut complaint).unwrap();
         assert!(!complaint.contains("panicked"), "{complaint}");
 
-        // What a process was told is written stays written when the process is killed.
+        // A write that a process saw succeed persists when the process is killed.
         for word in &said {
             // The last line may have been cut.
             let Some((s, revision)) = word.split_once(' ') else { continue };

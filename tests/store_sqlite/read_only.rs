@@ -53,8 +53,8 @@ async fn a_set_up_succeeds_when_all_pooled_connections_are_read_only() {
     store.check().await.unwrap();
 }
 
-/// A backup was put in the place of the file: the open connections still have the old one, which
-/// nobody else sees.
+/// A backup replaced the file: the open connections still have the old file, which no other process
+/// sees.
 #[tokio::test]
 async fn a_command_after_the_file_was_replaced_is_in_the_new_file() {
     let directory = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! An order as part of the caller's own transaction.
+//! Commands in the caller's own transaction.
 
 use super::*;
 use sqlx::Connection;

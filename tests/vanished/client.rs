@@ -24,7 +24,7 @@ use tower_bound_agent::{
     http::{AgentBody, AgentClientBuilder, ClientError, Fault},
 };
 
-/// What notices that a machine is gone, and within which time.
+/// Which mechanism detects a vanished machine, and how soon.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Notices {
     /// `watch_peer`.
@@ -45,7 +45,7 @@ const DELAY: Duration = Duration::from_secs(1);
 /// A timer of the system's may be late by the interval of its probes, and this machine has other
 /// things to do.
 const SLACK: Duration = Duration::from_millis(3500);
-/// What the machine has last said, it said before it vanished, and time began then.
+/// The time runs since the last data, which the machine sent before it vanished.
 const EARLY: Duration = Duration::from_millis(1200);
 
 const PIECE: Bytes = Bytes::from_static(&[7; 16 * 1024]);
@@ -106,7 +106,7 @@ impl Scene {
         }
     }
 
-    /// The machine vanishes, and what is awaited here is the word of it.
+    /// Waits until the machine's disappearance is reported.
     async fn noticed<T>(&self, word: impl Future<Output = T>) -> T {
         self.old.line.cut();
         let begin = Instant::now();
@@ -379,8 +379,7 @@ fn a_dial_to_a_vanished_machine_is_validated_after_the_delay() {
 #[test]
 fn a_dropped_upload_leaves_nothing_behind() {
     alone(|| async {
-        // With HTTP/1 the connection is closed then, with HTTP/2 when the socket notices that
-        // nobody is there.
+        // With HTTP/1 the connection is closed then; with HTTP/2 when the socket fails.
         let bounds =
             [(Speaks::Http1, Header, Duration::from_secs(1)), (Speaks::Http2, Socket, WATCHED)];
         all(bounds, async |(speaks, notices, bound)| {

@@ -16,8 +16,8 @@ use uuid::Uuid;
 
 const INSIDE: &str = "TEST_OF_VANISHED_MACHINES";
 
-/// Runs the test in a process and a network namespace of its own. Where there is nobody who may
-/// make one, it is left out.
+/// Runs the test in its own process and network namespace. Leaves it out if namespaces are not
+/// permitted.
 pub fn alone<F: Future<Output = ()>>(test: impl FnOnce() -> F) {
     if std::env::var(INSIDE).is_ok_and(|parent| parent == parent_id().to_string()) {
         ip(&["link", "set", "lo", "up"]);
@@ -94,8 +94,8 @@ pub struct Line {
 }
 
 impl Line {
-    /// From now on nothing gets there, and nothing comes from there: what is sent is for a card
-    /// that nobody has.
+    /// From now on no packet arrives in either direction: they are sent to a link address that no
+    /// machine has.
     pub fn cut(&self) {
         let (ip_address, device) = (self.ip_address(), self.device());
         let nobody = ["lladdr", "02:00:00:00:00:00", "nud", "permanent"];
@@ -121,7 +121,7 @@ impl Line {
         format!("agent{}", self.ip_address().rsplit_once('.').unwrap().1)
     }
 
-    /// How many connections to it are held by somebody in this namespace.
+    /// Returns the number of connections to the machine in this namespace.
     pub fn connections(&self) -> usize {
         let (ip_address, port) = self.address.split_once(':').unwrap();
         let mut bytes =

@@ -1,4 +1,4 @@
-//! The gateway's process, and what is asked of it.
+//! The gateway's process, and requests to it.
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -27,7 +27,7 @@ pub async fn soon<T>(future: impl Future<Output = T>) -> T {
     timeout(Duration::from_secs(60), future).await.expect("in time")
 }
 
-/// The gateway. Ends in order when it is dropped, and its agents with it.
+/// The gateway. Dropping it shuts it and its agents down gracefully.
 pub struct Gateway {
     child: Child,
     pub address: String,
@@ -47,7 +47,7 @@ impl Answer {
         Some(self.headers.get("x-agent")?.to_str().unwrap())
     }
 
-    /// The gateway's own word for what went wrong.
+    /// The gateway's name of the error.
     pub fn error(&self) -> String {
         assert!(self.agent().is_none(), "this is an agent's: {self:?}");
         self.json()["error"].as_str().unwrap_or_else(|| panic!("{self:?}")).to_owned()
@@ -187,7 +187,7 @@ impl Gateway {
         panic!("tasks and files: {held:?}, not {:?}", (tasks, files));
     }
 
-    /// Waits for an end that somebody else has brought about.
+    /// Waits until the process has ended.
     pub async fn ended(&mut self) -> std::process::ExitStatus {
         for _ in 0..400 {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -198,7 +198,7 @@ impl Gateway {
         panic!("it goes on");
     }
 
-    /// Ends it in order.
+    /// Shuts it down gracefully.
     pub fn end(mut self) -> std::process::ExitStatus {
         drop(self.child.stdin.take());
         self.child.wait().unwrap()

@@ -73,7 +73,7 @@ pub async fn soon<T>(future: impl Future<Output = T>) -> T {
     timeout(Duration::from_secs(20), future).await.expect("in time")
 }
 
-/// What is counted of an agent.
+/// Counters of an agent.
 #[derive(Default)]
 pub struct Seen {
     pub accepted: AtomicU64,
@@ -89,7 +89,7 @@ pub struct Seen {
 pub struct Agent {
     pub target: Target,
     pub seen: Arc<Seen>,
-    /// Whether what it accepts is served at all; connections wait while it is not.
+    /// Whether accepted connections are served; otherwise they wait.
     serving: watch::Sender<bool>,
     closing: Arc<Notify>,
     server: JoinHandle<()>,
@@ -126,7 +126,7 @@ impl Agent {
         started.recv().unwrap()
     }
 
-    /// It closes what is open, and goes on.
+    /// It closes open connections and continues.
     pub fn close_connections(&self) {
         self.closing.notify_waiters();
     }
@@ -147,8 +147,8 @@ impl Agent {
         Self { target, seen, serving, closing, server }
     }
 
-    /// Its machine goes silent: what is open stays open, what is new is accepted, and nothing is
-    /// read or written.
+    /// It becomes silent: open connections stay open, new ones are accepted, and nothing is read or
+    /// written.
     pub fn freeze(&self) {
         self.serving.send_replace(false);
     }
@@ -315,7 +315,7 @@ fn app(seen: Arc<Seen>, id: AgentId) -> Router {
         }))
 }
 
-/// What came, as text.
+/// The received bytes as text.
 async fn head(request: Request) -> String {
     let mut said = format!("{} {} {:?}\n", request.method(), request.uri(), request.version());
     for (name, value) in request.headers() {
@@ -403,7 +403,7 @@ async fn trailers() -> Response {
     Response::from_parts(parts, body)
 }
 
-/// A WebSocket that says back what it is told.
+/// A WebSocket that echoes messages.
 async fn talk(upgrade: WebSocketUpgrade) -> impl IntoResponse {
     upgrade.on_upgrade(async |mut socket| {
         while let Some(Ok(message)) = socket.recv().await {
@@ -508,7 +508,7 @@ impl Net {
         Self::default()
     }
 
-    /// The same workspaces, with a layer that tells of what it does.
+    /// The same workspaces, with a layer that reports its events.
     pub fn observed(&self, observer: impl Observer) -> Self {
         self.with(|builder| builder.observer(observer))
     }
@@ -535,8 +535,8 @@ impl Net {
                 said.ok_or("no such workspace")
             }
         });
-        // What is counted must not depend on how fast the machine is: no dial here is late, however
-        // busy it is.
+        // Counters must not depend on the machine's speed, so the delays are longer than any dial
+        // here takes.
         let builder = BoundAgentLayer::builder(store.clone(), resolver).validation_delay(PATIENCE);
         let layer = set(builder).build().unwrap();
         Self { registers, store, layer }
@@ -572,7 +572,7 @@ impl Net {
         *self.registers.dial_takes.lock().unwrap() = takes;
     }
 
-    /// From now on who dials watches the peer.
+    /// Makes the dialer watch the peer from now on.
     #[allow(dead_code)] // only where machines vanish
     pub fn watches(&self, within: Duration) {
         *self.registers.watched.lock().unwrap() = Some(within);
@@ -615,7 +615,7 @@ impl Net {
         chat
     }
 
-    /// What another session of the workspace finds out.
+    /// Discovers the new agent through another session of the workspace.
     pub async fn learn(&self, workspace: WorkspaceId) {
         self.layer.bindings().revalidate_workspace(workspace);
         let other = self.bind(workspace).await;
@@ -681,7 +681,7 @@ pub async fn send(
     soon(client.clone().oneshot(request)).await
 }
 
-/// One turn that must succeed: what was answered.
+/// Performs one turn that must succeed, and returns the answer.
 pub async fn turn(client: &Client, path: &str, chat: SessionId) -> String {
     text(send(client, get_(path, chat)).await.unwrap()).await
 }

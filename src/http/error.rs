@@ -7,11 +7,11 @@ use std::{error::Error as StdError, io, sync::Arc, time::Duration};
 ///
 /// Displays as one line without its cause, which `source()` returns.
 ///
-/// | error | may the agent have processed the request? | [`fault`](Self::fault) | what the client has done |
+/// | error | may the agent have processed the request? | [`fault`](Self::fault) | action of the client |
 /// |---|---|---|---|
 /// | `NoSession`, `Request` | no | caller | nothing was dialed |
-/// | `Dial` | no | that of the layer's error | what the layer does: a doubt, a validation, a repair |
-/// | `Busy` | no | this process | nothing: the agent is used to capacity |
+/// | `Dial` | no | that of the layer's error | a doubt, a validation, a repair by the layer |
+/// | `Busy` | no | this process | none: the agent is at capacity |
 /// | `Unsent` | no | agent | sent again on up to three other connections, if nothing of its body was taken |
 /// | `Superseded` | yes | agent | the resolver was asked, the binding has moved; the next request goes to the new agent |
 /// | `Send`, of the connection | yes | agent or network | the connection is closed, the binding is in doubt |
@@ -23,7 +23,7 @@ use std::{error::Error as StdError, io, sync::Arc, time::Duration};
 /// use http::StatusCode;
 /// use tower_bound_agent::{ErrorKind, http::{ClientError, Fault}};
 ///
-/// /// What a gateway answers.
+/// /// Returns the status that a gateway answers.
 /// fn status(error: &ClientError) -> StatusCode {
 ///     match error {
 ///         ClientError::NoSession | ClientError::Request(_) => StatusCode::BAD_REQUEST,

@@ -84,7 +84,7 @@ impl Progress {
 pub(super) enum Repeats {
     /// Only if nothing of it was read.
     Untouched,
-    /// From a record of what was read.
+    /// From a record of the frames that were read.
     Recorded,
 }
 
@@ -100,7 +100,7 @@ struct SourceState<B> {
     ended: bool,
     /// The attempt that may read the body. Earlier ones get nothing more.
     attempt: u32,
-    /// What was read so far; `None` if it is not recorded, or exceeded the limit.
+    /// The frames that were read so far; `None` if they are not recorded, or exceeded the limit.
     record: Option<Vec<Recorded>>,
     recorded: usize,
 }

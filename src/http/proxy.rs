@@ -5,7 +5,7 @@
 //! requests of others applies a [`Hop`]: [`Hop::request`] before the request is sent, and
 //! [`Exchange::response`] before the response is returned. The rules are:
 //!
-//! | what | request | response | from |
+//! | header | request | response | from |
 //! |---|---|---|---|
 //! | `Connection`, and each header that it names | removed | removed | RFC 9110 §7.6.1 |
 //! | `Keep-Alive`, `Proxy-Connection`, `HTTP2-Settings` | removed | removed | RFC 9110 §7.6.1, RFC 9113 §8.2.2 |
@@ -15,7 +15,7 @@
 //! | `Content-Length` | one value, removed beside `Transfer-Encoding`; otherwise 400 | the same; otherwise 502 | RFC 9110 §8.6, RFC 9112 §6.3 |
 //! | the version | that of the agents | that of the client | RFC 9110 §2.5, §6.2 |
 //! | `Host`, `:authority` | one host, the same in both; otherwise 400 | | RFC 9112 §3.2, RFC 9113 §8.3.1 |
-//! | `Upgrade` | `websocket`, and what [`allow_upgrade`](Hop::allow_upgrade) names | `101` only for what was asked | RFC 9110 §7.8, RFC 6455 §4 |
+//! | `Upgrade` | `websocket`, and protocols of [`allow_upgrade`](Hop::allow_upgrade) | `101` only for the requested protocol | RFC 9110 §7.8, RFC 6455 §4 |
 //! | `CONNECT` | 501, except for WebSockets of HTTP/2 | | RFC 9110 §9.3.6 |
 //! | `:protocol` | translated to an upgrade, and an upgrade to it, if the versions differ | the same | RFC 8441 |
 //! | `Cookie` | several are joined with `"; "` | | RFC 9113 §8.2.3 |
@@ -23,7 +23,7 @@
 //! | `Expect` | removed if the client speaks HTTP/1.0 | | RFC 9110 §10.1.1 |
 //! | `Via` | this hop is appended; one that lists it already: 508 | | RFC 9110 §7.6.3 |
 //! | `Max-Forwards` of `OPTIONS` and `TRACE` | counted down; at zero: 204 or 501 | | RFC 9110 §7.6.2 |
-//! | `Forwarded`, `X-Forwarded-*` | replaced by what the gateway has seen | | |
+//! | `Forwarded`, `X-Forwarded-*` | replaced by the gateway's own values | | |
 //! | [`IDENTITY_HEADERS`] | removed | | |
 //! | [`COMMANDS_TO_PROXIES`] | | removed | |
 //!
@@ -58,11 +58,11 @@
 //! let tunnel = exchange.response(&mut response)?;
 //! assert!(response.headers().is_empty() && tunnel.is_none());
 //!
-//! // What may have reached this gateway through itself is refused.
-//! let mut again = Request::get("/turn").header("host", "app.example").header("via", &request.headers()["via"]).body(())?;
-//! assert_eq!(hop.request(&mut again, &client).unwrap_err().status(), StatusCode::LOOP_DETECTED);
-//! # Ok::<_, tower_bound_agent::BoxError>(())
-//! ```
+//! // A request that passed through this gateway before is rejected. let mut again =
+//! Request::get("/turn").header("host", "app.example").header("via",
+//! &request.headers()["via"]).body(())?; assert_eq!(hop.request(&mut again,
+//! &client).unwrap_err().status(), StatusCode::LOOP_DETECTED); # Ok::<_,
+//! tower_bound_agent::BoxError>(()) ```
 
 mod error;
 mod fields;
@@ -351,9 +351,8 @@ impl Exchange {
     ///
     /// # Errors
     ///
-    /// A [`BadResponse`]: the agent has answered what it may not. The response must be dropped,
-    /// which closes an HTTP/1 connection that has switched protocols, and the client be answered
-    /// `502`.
+    /// Returns a [`BadResponse`] if the response must not be forwarded. Drop it, which closes an
+    /// HTTP/1 connection that has switched protocols, and the client be answered `502`.
     pub fn response<B>(self, response: &mut Response<B>) -> Result<Option<Tunnel>, BadResponse> {
         let rules = &*self.hop.0;
         let agent = hyper::upgrade::on(&mut *response);

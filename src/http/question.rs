@@ -243,7 +243,7 @@ impl Watch<'_> {
                 again = answered(&mut question) => {
                     // If its runtime has stopped, start another question here.
                     question = (again == Err(Missed::Stopped)).then(|| shared.validate(&place));
-                    // The loop compares with what the answer changed.
+                    // The loop compares again after the answer.
                     not_before = again.unwrap_or(now + LATEST);
                 }
                 () = at(look_again) => {}
@@ -278,7 +278,7 @@ mod tests {
         for _ in 0..200 {
             heads.record(Duration::from_millis(5));
         }
-        // One in twenty is not what is usual.
+        // One in twenty is above the 95th percentile.
         for _ in 0..10 {
             heads.record(Duration::from_secs(10));
         }

@@ -53,7 +53,7 @@ use std::{fmt, sync::Arc, time::Duration};
 /// ([`replace_agent`](super::BindingStore::replace_agent), housekeeping) are a transaction of a
 /// read that locks the rows and a statement that writes them.
 ///
-/// # What the database must be
+/// # Database requirements
 ///
 /// The tables must be InnoDB ([`check`](Self::check) verifies it), and the pool's connections must
 /// have `autocommit` on, which is the default. A transaction that the database aborted because of a
@@ -83,7 +83,7 @@ use std::{fmt, sync::Arc, time::Duration};
 /// Reads must see all earlier writes, so use a pool of the primary server, not of a lagging
 /// replica.
 ///
-/// # What housekeeping costs
+/// # Cost of housekeeping
 ///
 /// Two indexes besides the one on workspaces. The index on last uses has an entry for each row;
 /// [`touch`](super::BindingStore::touch) moves one entry for each session in use. It lets a start

@@ -35,7 +35,7 @@ const LOOKS: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 /// without a target, so that a repair which read the row before the command fails to write after
 /// it.
 ///
-/// # What the database must be
+/// # Database requirements
 ///
 /// The statements are correct at every isolation level, since each contains its whole condition.
 /// They need no session state and no advisory locks. A statement that the database aborted because
@@ -83,7 +83,7 @@ const LOOKS: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 /// `ignore_startup_parameters = extra_float_digits`, or the pool's options
 /// `extra_float_digits(None)`.
 ///
-/// # What housekeeping costs
+/// # Cost of housekeeping
 ///
 /// Two indexes besides the one on workspaces. The index on last uses has an entry for each row that
 /// is not deleted (so its updates are never heap-only); [`touch`](super::BindingStore::touch) moves

@@ -55,7 +55,7 @@ const BUSY: Duration = Duration::from_secs(5);
 /// opened, or the file was replaced) is closed, and the statement runs on another one. The
 /// connection of an in-memory database is never closed.
 ///
-/// # What housekeeping costs
+/// # Cost of housekeeping
 ///
 /// Two indexes besides the one on workspaces. The index on last uses has an entry for each row that
 /// is not deleted; [`touch`](super::BindingStore::touch) moves one entry for each session in use.

@@ -3,16 +3,15 @@
 use std::borrow::Cow;
 
 /// Headers of requests that a [`Hop`](super::Hop) removes, beside `Forwarded` and the
-/// `X-Forwarded-` family: proxies set them to tell an application who its client is, where it comes
-/// from and what it has asked for, and applications believe them. A name that ends with `*` stands
-/// for every name that begins with the rest.
+/// `X-Forwarded-` family: proxies set them to describe the client, its address and its original
+/// request, and applications trust them. A name that ends with `*` is a prefix.
 ///
-/// Not listed are headers in which clients send a credential of their own, which the agent verifies
+/// The list does not contain headers with a client's own credentials, which the agent verifies
 /// (`Authorization`, `Cookie`, `X-Auth-Token`, `X-Access-Token`, `X-Api-Key`), and those of
 /// tracing.
 pub const IDENTITY_HEADERS: &[&str] = &[
-    // Who the client is: the convention of CGI, and proxies that follow it (Authelia, Kubernetes,
-    // Home Assistant).
+    // The client's identity: the convention of CGI, and proxies that follow it (Authelia,
+    // Kubernetes, Home Assistant).
     "remote-*",
     "x-remote-*",
     "auth-user",
@@ -85,7 +84,7 @@ pub const IDENTITY_HEADERS: &[&str] = &[
     "x-ssl*",
     "x-tls-*",
     "l5d-*",
-    // Where the client comes from.
+    // The client's address.
     "cf-connecting-*",
     "cf-pseudo-ipv4",
     "client-ip",
@@ -105,7 +104,7 @@ pub const IDENTITY_HEADERS: &[&str] = &[
     "x-proxyuser-ip",
     "x-real-*",
     "x-vercel-forwarded-for",
-    // What it has asked for.
+    // The original request.
     "cf-visitor",
     "front-end-https",
     "x-host",

@@ -124,7 +124,7 @@ impl Command {
 /// other cases have not thought of shows here. The commands are the same in each run of the test; a
 /// failure lists those that led to it.
 ///
-/// > **Every verb is one atomic statement** on one row, but those that say otherwise.
+/// > **Every method is one atomic statement** on one row, unless it says otherwise.
 pub async fn random_commands_give_the_answers_of_the_memory_store<St: BindingStore>(store: St) {
     let store = Arc::new(store);
     for run in 0..RUNS {

@@ -10,8 +10,8 @@ use crate::{
 
 /// A child begins with workspace and target of its parent's row; the parent stays as it is.
 ///
-/// > Creates `child` with the workspace and target of the *row* of `parent`, in one statement; not
-/// > with its `previous`.
+/// > Creates `child` with the workspace and target, but not the `previous`, of the *row* of
+/// > `parent`, in one statement.
 pub async fn a_child_begins_with_what_the_row_of_its_parent_has<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     store.create(new(1, 1, Some(full(1)))).await;
@@ -33,8 +33,8 @@ pub async fn a_child_begins_with_what_the_row_of_its_parent_has<St: BindingStore
 
 /// A child that has a row keeps it, whatever its parent has.
 ///
-/// > The conflict holds the row of `child` if there is one (also if `parent` has none), else `None`:
-/// > there is no row of `parent`.
+/// > The conflict is the row of `child` if it exists (even if `parent` has none); it is `None` if
+/// > `parent` has no row.
 pub async fn a_child_that_exists_is_left_alone<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     store.create(new(1, 1, Some(full(1)))).await;
@@ -49,8 +49,8 @@ pub async fn a_child_that_exists_is_left_alone<St: BindingStore>(store: St) {
 
 /// Without a row of the parent nothing is created.
 ///
-/// > The conflict holds the row of `child` if there is one (also if `parent` has none), else `None`:
-/// > there is no row of `parent`.
+/// > The conflict is the row of `child` if it exists (even if `parent` has none); it is `None` if
+/// > `parent` has no row.
 pub async fn a_child_without_a_parent_is_not_created<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     assert_eq!(store.inherit(1, 2).await, Swapped::Conflict(None));
@@ -63,8 +63,7 @@ pub async fn a_child_without_a_parent_is_not_created<St: BindingStore>(store: St
 
 /// A parent that reads as unbound has unbound children.
 ///
-/// > a target of another epoch than its workspace's *does not count*: whoever reads the row gets an
-/// > unbound one.
+/// > A target of another epoch than its workspace's *does not count*: the row reads as unbound.
 pub async fn a_child_of_a_target_of_an_ended_epoch_is_unbound<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     store.reset(1).await;

@@ -40,8 +40,9 @@ async fn created(store: &impl BindingStore, s: u128, w: u128, target: u128) -> B
 /// An order and a repair at the same time: the order stands, and the repair was either before it,
 /// or is refused and gets the row of the order.
 ///
-/// > **Orders** (`retarget`, `unbind`, `reset_workspace`) do not compare, and write a row that holds
-/// > already what they ask for: a repair that read it before is then too late.
+/// > **Commands** (`retarget`, `unbind`, `reset_workspace`) do not compare, and also write rows
+/// > that already have the requested content: a repair that read the row before then fails its
+/// > comparison.
 pub async fn an_order_stands_whatever_repairs_run_beside_it<St: BindingStore>(store: St) {
     let store = Arc::new(store);
     for s in 0..50 {
@@ -79,8 +80,8 @@ pub async fn an_order_stands_whatever_repairs_run_beside_it<St: BindingStore>(st
 
 /// Of many swaps at one revision one is applied, and the others get its row.
 ///
-/// > Replaces workspace and target of a row whose revision must be `expected`; else the conflict
-/// > holds the row as it is.
+/// > Replaces workspace and target of a row if its revision is `expected`; otherwise returns the
+/// > row as the conflict.
 pub async fn of_swaps_at_one_revision_exactly_one_wins<St: BindingStore>(store: St) {
     let store = Arc::new(store);
     let mut read = created(&*store, 1, 1, 1).await.revision;
@@ -102,7 +103,7 @@ pub async fn of_swaps_at_one_revision_exactly_one_wins<St: BindingStore>(store: 
 /// Of many creations of a session one is applied, and the others get its row; also if some of them
 /// inherit.
 ///
-/// > Writes a row that must not exist yet; else the conflict holds the row that does.
+/// > Creates a row. If it exists already, returns it as the conflict.
 pub async fn of_creations_exactly_one_wins<St: BindingStore>(store: St) {
     let store = Arc::new(store);
     created(&*store, 1_000, 9, 9).await;
@@ -150,7 +151,7 @@ struct Write {
 /// right after the revision that it has read, and `previous` is the agent that the history has
 /// before.
 ///
-/// > **Every verb is one atomic statement** on one row, but those that say otherwise.
+/// > **Every method is one atomic statement** on one row, unless it says otherwise.
 pub async fn no_write_to_one_row_is_lost<St: BindingStore>(store: St) {
     let store = Arc::new(store);
     let tasks = (0..16_u128).map(|task| {
@@ -216,7 +217,7 @@ pub async fn no_write_to_one_row_is_lost<St: BindingStore>(store: St) {
 /// Sixteen tasks and 250 rows: each task reads and writes all of them, in an order of its own.
 /// Every write that was applied has a revision of its own, and the last one stands.
 ///
-/// > **Every verb is one atomic statement** on one row, but those that say otherwise.
+/// > **Every method is one atomic statement** on one row, unless it says otherwise.
 pub async fn no_write_to_many_rows_is_lost<St: BindingStore>(store: St) {
     const ROWS: u128 = 250;
     let store = Arc::new(store);
@@ -264,7 +265,7 @@ pub async fn no_write_to_many_rows_is_lost<St: BindingStore>(store: St) {
 
 /// A write that was answered is seen by every read that begins afterwards, in whatever task.
 ///
-/// > Sees every write that ended before it began.
+/// > Sees every write that completed before the call.
 pub async fn a_load_sees_every_write_that_ended_before_it<St: BindingStore>(store: St) {
     let store = Arc::new(store);
     let mut written = created(&*store, 1, 1, 1).await;
@@ -289,8 +290,8 @@ pub async fn a_load_sees_every_write_that_ended_before_it<St: BindingStore>(stor
 
 /// Rows of a workspace are retargeted while a group repair writes them: the orders stand.
 ///
-/// > The whole condition holds on the row that is written, at the moment it is written: a row that
-/// > was retargeted meanwhile stays as it was ordered.
+/// > The whole condition must hold on each row at the moment it is written: a row that was
+/// > retargeted meanwhile stays as it is.
 pub async fn a_group_repair_undoes_no_order_given_beside_it<St: BindingStore>(store: St) {
     const ROWS: u128 = 20;
     let store = Arc::new(store);
@@ -344,8 +345,8 @@ pub async fn a_group_repair_undoes_no_order_given_beside_it<St: BindingStore>(st
 /// Writes of the epoch that ends, at the same time as the reset that ends it: no target of theirs is
 /// left.
 ///
-/// > So a write that was on its way during a reset, whichever of the two the database puts first,
-/// > brings back no target of the epoch before.
+/// > So a write that races with a reset never restores a target of an earlier epoch, in whichever
+/// > order the database executes them.
 pub async fn no_target_outlives_a_reset_given_beside_its_write<St: BindingStore>(store: St) {
     let store = Arc::new(store);
     for round in 0..30_u128 {

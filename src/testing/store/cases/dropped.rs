@@ -120,7 +120,7 @@ fn missing() -> StoreError {
 /// Each verb that writes, dropped at each of its polls: the row is the old one or the new one, now
 /// and later, and can be read at once. A verb that was never polled has done nothing.
 ///
-/// > A future that is dropped leaves a row as it was or as it was to be, never in between.
+/// > Dropping a future leaves the row unchanged or fully written, never in between.
 pub async fn a_dropped_verb_leaves_the_row_as_it_was_or_as_it_was_to_be<St: BindingStore>(
     store: St,
 ) {

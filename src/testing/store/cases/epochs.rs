@@ -10,9 +10,8 @@ use crate::{
 
 /// A reset unbinds the rows of its workspace, counts them, and leaves all others as they are.
 ///
-/// > The order to begin the next epoch of a workspace, also of one without rows, and to drop the
-/// > targets of all of its rows. Says how many rows there are: the revision of one without a target
-/// > grows as well.
+/// > begins the next epoch of a workspace, even of one without rows, and removes the targets of all
+/// > its rows. Also increments the revisions of rows without a target. Returns the number of rows.
 pub async fn a_reset_drops_the_targets_of_one_workspace<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     for (s, w, target) in [
@@ -35,8 +34,8 @@ pub async fn a_reset_drops_the_targets_of_one_workspace<St: BindingStore>(store:
 
 /// A workspace that has no rows is reset all the same: rows that come later are in its epoch.
 ///
-/// > The order to begin the next epoch of a workspace, also of one without rows, and to drop the
-/// > targets of all of its rows.
+/// > begins the next epoch of a workspace, even of one without rows, and removes the targets of all
+/// > its rows.
 pub async fn a_reset_begins_the_next_epoch_also_of_a_workspace_without_rows<St: BindingStore>(
     store: St,
 ) {
@@ -60,7 +59,7 @@ pub async fn a_reset_begins_the_next_epoch_also_of_a_workspace_without_rows<St: 
 /// Whichever way a row comes into a workspace, it says the workspace's epoch; and the epochs of
 /// workspaces are their own.
 ///
-/// > Every row that is returned says the epoch of its workspace.
+/// > Every returned row carries the epoch of its workspace.
 pub async fn every_row_says_the_epoch_of_its_workspace<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     store.create(new(9, 1, Some(full(9)))).await;
@@ -89,8 +88,8 @@ pub async fn every_row_says_the_epoch_of_its_workspace<St: BindingStore>(store: 
 /// A write that was on its way during a reset brings no target of the epoch before; and nobody but
 /// the store begins an epoch.
 ///
-/// > So a write that was on its way during a reset, whichever of the two the database puts first,
-/// > brings back no target of the epoch before.
+/// > So a write that races with a reset never restores a target of an earlier epoch, in whichever
+/// > order the database executes them.
 pub async fn a_target_of_another_epoch_does_not_count<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     store.create(new(1, 1, None)).await;

@@ -10,8 +10,8 @@ use crate::{
 
 /// A deletion at a revision deletes that revision only; one without compares nothing.
 ///
-/// > Deletes a row, if `expected` is given only at that revision. Says whether there was one to
-/// > delete.
+/// > Deletes a row; if `expected` is given, only at that revision. Returns `true` if a row was
+/// > deleted.
 pub async fn a_forget_compares_only_if_asked_to<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     store.create(new(1, 1, Some(full(1)))).await;
@@ -35,7 +35,7 @@ pub async fn a_forget_compares_only_if_asked_to<St: BindingStore>(store: St) {
 
 /// No write that read the row before it was deleted makes a row.
 ///
-/// > Reads a row; `None` if there is none or it was deleted.
+/// > Returns `None` if there is none or it was deleted.
 pub async fn a_late_write_does_not_bring_a_forgotten_row_back<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     store.create(new(1, 1, Some(full(1)))).await;
@@ -55,7 +55,7 @@ pub async fn a_late_write_does_not_bring_a_forgotten_row_back<St: BindingStore>(
 /// A row that is created again continues above the revisions of the deleted one, whichever verb
 /// creates it, so that no write that read the first row hits the second.
 ///
-/// > a row that was deleted and is created again continues above its last revision.
+/// > a row that is deleted and created again continues above its last revision.
 pub async fn revisions_go_on_after_a_row_was_forgotten<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     store.create(new(2, 4, Some(full(4)))).await;
@@ -79,7 +79,7 @@ pub async fn revisions_go_on_after_a_row_was_forgotten<St: BindingStore>(store: 
 
 /// A deletion drops a target as any write does, and the next row of the session knows which.
 ///
-/// > A deletion is such a write, and what it leaves behind is found there by the next creation.
+/// > A deletion is such a write, and a later creation finds its `previous`.
 pub async fn the_agent_of_a_forgotten_row_is_the_next_ones_previous<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     store.create(new(1, 1, Some(full(1)))).await;

@@ -16,7 +16,8 @@ use std::sync::Arc;
 /// Rows whose target is of another epoch are not written, and neither is anything in the name of
 /// another epoch.
 ///
-/// > A row whose target is of another epoch is never behind.
+/// > Rows whose target is of another epoch, rows without a target, and deleted rows are never
+/// > behind.
 pub async fn a_group_repair_writes_rows_of_its_own_epoch<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     store.reset(1).await;
@@ -74,8 +75,8 @@ async fn replaced<St: BindingStore>(
 
 /// Between two generations the number decides, whatever agent a row names.
 ///
-/// > If `stale` and `current` both have a generation, every row of a smaller generation than
-/// > `current`'s is behind.
+/// > If `stale` and `current` both have a generation, every row with a smaller generation than
+/// > `current` is behind.
 pub async fn a_group_repair_writes_what_is_of_an_earlier_generation<St: BindingStore>(store: St) {
     let targets = [
         (Some(full(2)), true),
@@ -96,8 +97,9 @@ pub async fn a_group_repair_writes_what_is_of_an_earlier_generation<St: BindingS
 
 /// Without generations the rows of the stale agent are behind.
 ///
-/// > Else it is every row without a generation that names the agent of `stale`, and not already the
-/// > agent and address of `current`. A row without a target is never behind, nor one that was deleted.
+/// > Otherwise every row without a generation is behind that names the agent of `stale`, unless it
+/// > has the agent and address of `current` already. Rows whose target is of another epoch, rows
+/// > without a target, and deleted rows are never behind.
 pub async fn a_group_repair_without_generations_writes_what_names_the_stale_agent<
     St: BindingStore,
 >(
@@ -118,8 +120,8 @@ pub async fn a_group_repair_without_generations_writes_what_names_the_stale_agen
 
 /// The first generation of a workspace compares with none: the stale agent decides.
 ///
-/// > Else it is every row without a generation that names the agent of `stale`, and not already the
-/// > agent and address of `current`.
+/// > Otherwise every row without a generation is behind that names the agent of `stale`, unless it
+/// > has the agent and address of `current` already.
 pub async fn a_group_repair_from_no_generation_to_one<St: BindingStore>(store: St) {
     let targets = [
         (Some(bare(2)), true),
@@ -132,8 +134,8 @@ pub async fn a_group_repair_from_no_generation_to_one<St: BindingStore>(store: S
 
 /// A target without a generation replaces none that has one.
 ///
-/// > Else it is every row without a generation that names the agent of `stale`, and not already the
-/// > agent and address of `current`.
+/// > Otherwise every row without a generation is behind that names the agent of `stale`, unless it
+/// > has the agent and address of `current` already.
 pub async fn a_group_repair_from_a_generation_to_none<St: BindingStore>(store: St) {
     let targets = [
         (Some(bare(2)), true),
@@ -147,8 +149,8 @@ pub async fn a_group_repair_from_a_generation_to_none<St: BindingStore>(store: S
 /// An agent that has moved: its rows are behind until they name the new address. It is not its own
 /// previous agent.
 ///
-/// > Else it is every row without a generation that names the agent of `stale`, and not already the
-/// > agent and address of `current`.
+/// > Otherwise every row without a generation is behind that names the agent of `stale`, unless it
+/// > has the agent and address of `current` already.
 pub async fn a_group_repair_to_another_address_of_the_same_agent<St: BindingStore>(store: St) {
     let targets = [
         (Some(at_address(2, "old")), true),
@@ -162,8 +164,8 @@ pub async fn a_group_repair_to_another_address_of_the_same_agent<St: BindingStor
 
 /// An address that is missing compares as well, and is not an empty one; a build does not compare.
 ///
-/// > Else it is every row without a generation that names the agent of `stale`, and not already the
-/// > agent and address of `current`.
+/// > Otherwise every row without a generation is behind that names the agent of `stale`, unless it
+/// > has the agent and address of `current` already.
 pub async fn a_group_repair_to_no_address_of_the_same_agent<St: BindingStore>(store: St) {
     let built = Arc::new(Target::new(agent(2)).with_build(build(7)));
     let targets = [
@@ -176,9 +178,9 @@ pub async fn a_group_repair_to_no_address_of_the_same_agent<St: BindingStore>(st
 
 /// A chunk writes at most `limit` rows, those of the smallest sessions, until none is left.
 ///
-/// > `limit` is the most rows to write
+/// > `limit` is the maximum number of rows
 ///
-/// > Rows are chosen, and locked, in the order of their sessions.
+/// > Rows are selected and locked in the order of their sessions.
 pub async fn a_group_repair_writes_no_more_than_its_limit<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     // Not created in the order of their sessions; and an unbound row does not use up the limit.
@@ -201,7 +203,7 @@ pub async fn a_group_repair_writes_no_more_than_its_limit<St: BindingStore>(stor
 
 /// A limit above [`BATCH`] is no error, and writes [`BATCH`] rows.
 ///
-/// > `limit` is the most rows to write; above [`BATCH`] it means [`BATCH`].
+/// > `limit` is the maximum number of rows, and at most `BATCH`.
 pub async fn a_limit_above_the_batch_means_the_batch<St: BindingStore>(store: St) {
     const ROWS: u128 = BATCH as u128 + 5;
     let store = Arc::new(store);

@@ -47,7 +47,7 @@ async fn an_instant_later() {
 
 /// A verb that the store lacks says so, and which it is; one that it has is no error.
 ///
-/// > [`StoreError::Unsupported`] from a store that does not have it.
+/// > Like the other methods of housekeeping, returns `StoreError::Unsupported` by default.
 pub async fn a_verb_of_housekeeping_that_is_lacking_says_so<St: BindingStore>(store: St) {
     let _ = ok("create", store.create(new(1, 1, Some(full(1)))).await);
     recent(&store, 10).await;
@@ -64,10 +64,10 @@ pub async fn a_verb_of_housekeeping_that_is_lacking_says_so<St: BindingStore>(st
 /// The rows that were used last come first, those that were never used come last, and a row that was
 /// deleted not at all.
 ///
-/// > the rows that were used last, at most `limit` of them, the latest first. Rows whose use was
-/// > never recorded come last.
+/// > streams up to `limit` rows, the most recently used first. Rows whose use was never recorded
+/// > come last.
 ///
-/// > The last use of a row never moves back, a deleted row is not touched
+/// > The last use of a row never decreases, deleted rows are ignored
 pub async fn the_rows_used_last_come_first<St: BindingStore>(store: St) {
     for s in 1..=5 {
         let _ = ok("create", store.create(new(s, s, Some(full(s)))).await);
@@ -92,7 +92,7 @@ pub async fn the_rows_used_last_come_first<St: BindingStore>(store: St) {
 
 /// A use is no write: whoever has read the row may still swap it.
 ///
-/// > The revision stays.
+/// > Does not change revisions.
 pub async fn a_recorded_use_leaves_the_row_as_it_was<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     store.create(new(1, 1, Some(full(1)))).await;
@@ -108,8 +108,8 @@ pub async fn a_recorded_use_leaves_the_row_as_it_was<St: BindingStore>(store: St
 
 /// Without a record of use that goes back far enough nobody can tell which rows are idle.
 ///
-/// > [`StoreError::UseNotRecorded`], without a statement that writes, unless use has been recorded
-/// > for at least `idle`, without a gap, up to now.
+/// > Returns `StoreError::UseNotRecorded`, and writes nothing, unless use has been recorded without
+/// > a gap for at least `idle`.
 pub async fn nothing_is_purged_as_idle_without_a_record_of_use<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     store.create(new(1, 1, Some(full(1)))).await;
@@ -133,9 +133,10 @@ pub async fn nothing_is_purged_as_idle_without_a_record_of_use<St: BindingStore>
 /// A row that is purged is gone as a forgotten one: its revisions are not used again, and the next
 /// row knows its agent.
 ///
-/// > deletes, as `forget` does, at most `limit` rows (above `BATCH` it means `BATCH`) whose recorded last use is longer ago than `idle`.
+/// > deletes, as `forget` does, up to `limit` rows (at most `BATCH`) that were last used longer
+/// > than `idle` ago.
 ///
-/// > A row whose use was never recorded counts from its creation.
+/// > A row whose use was never recorded counts from its creation
 pub async fn an_idle_row_is_purged_as_if_it_were_forgotten<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     for s in 1..=4 {
@@ -162,7 +163,8 @@ pub async fn an_idle_row_is_purged_as_if_it_were_forgotten<St: BindingStore>(sto
 
 /// A row that was deleted a moment ago keeps its revisions from being used again.
 ///
-/// > removes what is left of rows that were deleted at least seven days ago
+/// > removes up to `limit` tombstones (at most `BATCH`) of sessions that were deleted at least
+/// > seven days ago.
 pub async fn a_row_that_was_just_forgotten_is_not_purged<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     store.create(new(1, 1, Some(full(1)))).await;

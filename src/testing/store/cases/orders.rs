@@ -11,8 +11,8 @@ use crate::{
 /// A retarget creates an unbound row, keeps the target within the workspace, and drops it with the
 /// workspace.
 ///
-/// > The order to point a session at a workspace, whatever was there; creates the row if there is
-/// > none. The target is dropped if the workspace changes and kept if it does not.
+/// > points a session at a workspace unconditionally, and creates the row if there is none. Removes
+/// > the target if the workspace changes, and keeps it otherwise.
 pub async fn a_retarget_creates_keeps_or_clears<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     assert_eq!(store.retarget(1, 1).await, row(1, 1, None, None), "it creates");
@@ -29,8 +29,8 @@ pub async fn a_retarget_creates_keeps_or_clears<St: BindingStore>(store: St) {
 
 /// An unbind drops the target and nothing else.
 ///
-/// > The order to drop a row's target and keep its workspace; `None` if there is no row. The revision
-/// > of a row without a target grows as well.
+/// > removes a row's target and keeps its workspace. Returns `None` if there is no row. Also
+/// > increments the revision of a row without a target.
 pub async fn an_unbind_keeps_the_workspace<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     store.create(new(1, 1, Some(full(1)))).await;
@@ -46,8 +46,9 @@ pub async fn an_unbind_keeps_the_workspace<St: BindingStore>(store: St) {
 /// A repair that read the row before an order does not undo it, also if the order has found what it
 /// asks for.
 ///
-/// > **Orders** (`retarget`, `unbind`, `reset_workspace`) do not compare, and write a row that holds
-/// > already what they ask for: a repair that read it before is then too late.
+/// > **Commands** (`retarget`, `unbind`, `reset_workspace`) do not compare, and also write rows
+/// > that already have the requested content: a repair that read the row before then fails its
+/// > comparison.
 pub async fn an_order_makes_earlier_reads_too_late<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     let late = |s| new(s, 1, Some(full(9)));

@@ -13,9 +13,9 @@ use uuid::Uuid;
 
 /// No verb finds or makes a row where there is none.
 ///
-/// > Reads a row; `None` if there is none or it was deleted.
+/// > Returns `None` if there is none or it was deleted.
 ///
-/// > Says whether there was one to delete.
+/// > Returns `true` if a row was deleted.
 pub async fn a_missing_row_is_none_everywhere<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     assert_eq!(store.load(1).await, None);
@@ -34,7 +34,7 @@ pub async fn a_missing_row_is_none_everywhere<St: BindingStore>(store: St) {
 
 /// What is created is returned, and read afterwards, with and without a target.
 ///
-/// > Writes a row that must not exist yet; else the conflict holds the row that does.
+/// > Creates a row. If it exists already, returns it as the conflict.
 pub async fn a_created_row_is_loaded<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     for (s, target) in [(1, None), (2, Some(full(2))), (3, Some(bare(3)))] {
@@ -48,7 +48,7 @@ pub async fn a_created_row_is_loaded<St: BindingStore>(store: St) {
 /// Every generation that an `i64` holds, every address and every id is read as it was written, and
 /// an address that is empty is not one that is missing.
 ///
-/// > Reads a row; `None` if there is none or it was deleted.
+/// > Returns `None` if there is none or it was deleted.
 pub async fn every_value_survives<St: BindingStore>(store: St) {
     let of = |generation, address| {
         Target::new(agent(1)).with_generation(generation).with_address(address)
@@ -78,7 +78,7 @@ async fn written_and_read(store: &impl BindingStore, new: NewBinding) {
 
 /// A session has one row, and the first creation makes it.
 ///
-/// > Writes a row that must not exist yet; else the conflict holds the row that does.
+/// > Creates a row. If it exists already, returns it as the conflict.
 pub async fn a_second_creation_gets_the_first_row<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     let first = row(1, 1, Some(full(1)), None);
@@ -91,8 +91,8 @@ pub async fn a_second_creation_gets_the_first_row<St: BindingStore>(store: St) {
 
 /// Each row that exists is found, once, and no other.
 ///
-/// > Reads those of at most [`BATCH`] rows that exist, in any order, each once, also if it is named
-/// > twice.
+/// > Reads the rows of up to `BATCH` sessions in one statement. Returns those that exist, each
+/// > once, in any order.
 pub async fn many_are_loaded_at_once<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     let rows =
@@ -117,8 +117,8 @@ pub async fn many_are_loaded_at_once<St: BindingStore>(store: St) {
 
 /// [`BATCH`] sessions may be named in one call.
 ///
-/// > Reads those of at most [`BATCH`] rows that exist, in any order, each once, also if it is named
-/// > twice.
+/// > Reads the rows of up to `BATCH` sessions in one statement. Returns those that exist, each
+/// > once, in any order.
 pub async fn a_batch_is_loaded_at_once<St: BindingStore>(store: St) {
     let there = [0, 1, 1234, BATCH as u128 - 1];
     for s in there {

@@ -10,8 +10,8 @@ use crate::{
 
 /// A swap at the revision of the row writes workspace and target.
 ///
-/// > Replaces workspace and target of a row whose revision must be `expected`; else the conflict
-/// > holds the row as it is.
+/// > Replaces workspace and target of a row if its revision is `expected`; otherwise returns the
+/// > row as the conflict.
 pub async fn a_swap_at_the_read_revision_replaces_workspace_and_target<St: BindingStore>(
     store: St,
 ) {
@@ -34,8 +34,8 @@ pub async fn a_swap_at_the_read_revision_replaces_workspace_and_target<St: Bindi
 
 /// A swap at a revision that the row does not have writes nothing, and returns the row.
 ///
-/// > Replaces workspace and target of a row whose revision must be `expected`; else the conflict
-/// > holds the row as it is.
+/// > Replaces workspace and target of a row if its revision is `expected`; otherwise returns the
+/// > row as the conflict.
 pub async fn a_swap_at_any_other_revision_writes_nothing<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     store.create(new(1, 1, Some(full(1)))).await;
@@ -54,7 +54,7 @@ pub async fn a_swap_at_any_other_revision_writes_nothing<St: BindingStore>(store
 
 /// A repair whose outcome was unknown, and that is sent again, finds what it has written itself.
 ///
-/// > After an unknown write the row is read, and a repair is sent again.
+/// > After an unknown write, the layer reads the row and repeats a repair.
 pub async fn a_swap_sent_twice_leaves_the_row_as_after_once<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     store.create(new(1, 1, Some(full(1)))).await;
@@ -68,7 +68,7 @@ pub async fn a_swap_sent_twice_leaves_the_row_as_after_once<St: BindingStore>(st
 
 /// The revision grows also if the row says afterwards what it said before.
 ///
-/// > **Revisions** grow with every write of a row, also with one that leaves it as it was, and are
+/// > **Revisions** grow with every write of a row, even one that changes nothing else, and are
 /// > never reused for a session
 pub async fn a_write_that_changes_nothing_raises_the_revision<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
@@ -91,8 +91,8 @@ pub async fn a_write_that_changes_nothing_raises_the_revision<St: BindingStore>(
 /// `previous` is the agent before the present one: not of the same agent, not of the first one, and
 /// kept by every write that removes no agent.
 ///
-/// > when a write replaces a row's target by one of another agent, or removes it, the agent that was
-/// > there becomes `previous`; otherwise `previous` stays.
+/// > when a write removes a row's target or replaces it by one of another agent, the old agent
+/// > becomes `previous`; otherwise `previous` stays.
 pub async fn an_agent_that_has_to_go_becomes_the_previous_one<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     store.create(new(1, 1, None)).await;
@@ -129,7 +129,7 @@ pub async fn an_agent_that_has_to_go_becomes_the_previous_one<St: BindingStore>(
 
 /// What is done to one row is done to no other, of the same workspace or another one.
 ///
-/// > **Every verb is one atomic statement** on one row, but those that say otherwise.
+/// > **Every method is one atomic statement** on one row, unless it says otherwise.
 pub async fn a_verb_on_one_row_leaves_all_others_alone<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     for (s, w) in [(1, 1), (2, 1), (3, 2), (4, 1), (7, 1)] {

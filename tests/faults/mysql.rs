@@ -91,6 +91,6 @@ mod engine {
     }
 }
 
-#[path = "cases.rs"]
+#[path = "each_database.rs"] // compiled once for each database, over its `engine`
 #[allow(clippy::duplicate_mod)]
-mod cases;
+mod each_database;

@@ -91,8 +91,7 @@ pub(crate) mod engine {
     }
 }
 
-#[path = "cases.rs"]
-mod cases;
+#[path = "each_database.rs"] // compiled once for each database, over its `engine`
+mod each_database;
 
-#[path = "deaf.rs"]
-mod deaf;
+mod hints_lost;

@@ -4,9 +4,9 @@
 
 mod bodies;
 mod clients;
+mod forwarding;
 mod grpc;
 mod hop;
-mod passed;
 mod rebuilds;
 mod refused;
 mod statuses;

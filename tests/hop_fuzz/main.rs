@@ -9,12 +9,13 @@
 //! ```
 #![allow(unreachable_pub)]
 
-mod random;
-mod strict;
+mod generators;
+mod strict_reader;
 
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use generators::Random;
 use http::{Request, Response, Version};
 use http_body_util::{BodyExt, Full};
 use hyper::{
@@ -24,7 +25,6 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
 };
-use random::Random;
 use std::{
     convert::Infallible,
     net::{IpAddr, Ipv4Addr},
@@ -34,7 +34,7 @@ use std::{
     },
     time::Duration,
 };
-use strict::{Agent, check_response};
+use strict_reader::{Agent, check_response};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, copy_bidirectional, duplex},
     time::timeout,
@@ -111,7 +111,7 @@ async fn run(cases: std::ops::RangeInclusive<u64>) -> [u64; 2] {
     for case in cases {
         // Cases that begin with numbers next to each other have nothing else in common.
         let mut random = Random(case.wrapping_mul(0xD134_2543_DE82_EF95));
-        gateway.agent.answers(random::answer(&mut random));
+        gateway.agent.answers(generators::answer(&mut random));
         gateway.switched.store(false, SeqCst);
         let (client, server) = duplex(64 * 1024);
         let serving = tokio::spawn(Arc::clone(&gateway).serve(server));
@@ -133,7 +133,7 @@ async fn http1(
     mut client: DuplexStream,
     gateway: &Gateway,
 ) -> Result<(), String> {
-    let sent = random::request(random);
+    let sent = generators::request(random);
     client.write_all(&sent).await.unwrap();
     let mut said = Vec::new();
     let _ = timeout(PATIENCE, client.read_to_end(&mut said)).await;
@@ -154,12 +154,12 @@ async fn http2(random: &mut Random, client: DuplexStream) {
         "http://me@app.example/",
         "http://a,b/x",
     ]);
-    let mut request = Request::builder().uri(uri).method(random.pick(random::METHODS));
+    let mut request = Request::builder().uri(uri).method(random.pick(generators::METHODS));
     if random.one_in(4) {
         let protocol = random.pick(&["websocket", "WebSocket", "h2c", "connect-udp"]);
         request = request.method("CONNECT").extension(Protocol::from(protocol));
     }
-    for (name, value) in random::valid_headers(random) {
+    for (name, value) in generators::valid_headers(random) {
         request = request.header(name, value);
     }
     let body = Full::new(Bytes::from_static(if random.one_in(2) { b"" } else { b"small" }));

@@ -1,7 +1,7 @@
 //! A gateway between clients and agents of other versions: `proxy::Hop` around the client, on real
 //! sockets.
 
-use crate::front::{Front, Heard, RawAgent};
+use crate::in_process::{Front, Heard, RawAgent};
 use axum::body::Body;
 use bytes::Bytes;
 use fastwebsockets::{Frame, OpCode, Payload, Role, WebSocket, handshake};

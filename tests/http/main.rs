@@ -22,11 +22,11 @@ macro_rules! on_both_runtimes {
 mod connector;
 mod evidence;
 mod failures;
-mod front;
 mod hop;
 mod http2;
+mod in_process;
 mod limits;
 mod moves;
-mod questions;
 mod reuse;
 mod streams;
+mod unanswered_requests;

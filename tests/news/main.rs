@@ -3,8 +3,11 @@
 
 mod announced;
 mod check;
+mod follow;
 mod follower;
+mod hints;
 mod in_use;
+mod resets;
 mod waiting;
 
 use std::sync::{Arc, Mutex};

@@ -4,21 +4,21 @@
 //! Each module has one subject. The numbers in the names are the rows of "What must hold" in
 //! ARCHITECTURE.md.
 
-mod alternating;
-mod asking;
-mod bounds;
-mod cases;
+mod alternating_targets;
 mod comparing;
-mod crowd;
-mod deadline;
 mod denied;
-mod dropping;
-mod groups;
-mod herd;
-mod local;
+mod dial_limit;
+mod dial_timeout;
+mod dropped_calls;
+mod group_repair;
+mod local_errors;
+mod many_sessions;
+mod missed_rows;
+mod one_call;
+mod pending_dials;
+mod revalidation;
 mod scene;
-mod stragglers;
 
-mod crashes;
-mod exact;
-mod repairs;
+mod interleavings;
+mod own_repair;
+mod panics;

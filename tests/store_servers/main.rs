@@ -1,6 +1,6 @@
 //! Stores in database servers: set-up, errors, transactions, lost connections, many writers.
 //!
-//! The tests are in `cases.rs` and are compiled for each database; a module for each has the
+//! The tests are in `each_database.rs` and are compiled for each database; a module for each has the
 //! differences. `tests/servers` starts the servers.
 #![cfg(any(feature = "postgres", feature = "mysql"))]
 
@@ -10,4 +10,4 @@ mod behind_pgbouncer;
 mod mysql;
 #[cfg(feature = "postgres")]
 mod postgres;
-mod sent;
+mod traced_statements;

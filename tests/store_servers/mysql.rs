@@ -90,9 +90,8 @@ mod engine {
     }
 }
 
-#[path = "cases.rs"]
+#[path = "each_database.rs"] // compiled once for each database, over its `engine`
 #[allow(clippy::duplicate_mod)]
-mod cases;
+mod each_database;
 
-#[path = "particular.rs"]
-mod particular;
+mod specific;

@@ -97,8 +97,7 @@ mod engine {
     }
 }
 
-#[path = "cases.rs"]
-mod cases;
+#[path = "each_database.rs"] // compiled once for each database, over its `engine`
+mod each_database;
 
-#[path = "other_role.rs"]
-mod other_role;
+mod changed_role;

@@ -1,7 +1,7 @@
 //! How many statements a verb is, and how the database goes about it.
 
 use super::*;
-use crate::sent::{listen, sent, words};
+use crate::traced_statements::{listen, sent, words};
 use futures_util::TryStreamExt;
 use tower_bound_agent::store::Purged;
 

@@ -1,31 +1,15 @@
 //! Several processes, and processes that are killed.
-//!
-//! A child is this test binary, started again for one test that does nothing unless it is asked to.
 
 use super::*;
-use std::{
-    collections::HashMap,
-    env,
-    io::{BufRead, BufReader, Read, Write},
-    path::PathBuf,
-    process::{Child, Command, Stdio},
-    thread,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{collections::HashMap, env, path::PathBuf};
+use support::child::{Child, say, start_together, wait_for_start};
 use tower_bound_agent::store::{BindingStore, Swap};
 
 const FILE: &str = "STORE_SQLITE_CHILD_FILE";
 const ROWS: u128 = 8;
 
 fn child(test: &str, path: &Path) -> Child {
-    Command::new(env::current_exe().unwrap())
-        .args(["--exact", &format!("processes::{test}"), "--ignored", "--nocapture", "--quiet"])
-        .env(FILE, path)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+    Child::start(&format!("processes::{test}"), FILE, path)
 }
 
 /// The file to work on, if this process is a child.
@@ -33,32 +17,12 @@ fn asked() -> Option<PathBuf> {
     env::var_os(FILE).map(PathBuf::from)
 }
 
-/// Says something to the parent. Lines of the test harness do not begin like this.
-fn say(words: impl std::fmt::Display) {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "@{words}").and_then(|()| out.flush()).ok();
-}
-
-/// The next thing that a child says.
-fn hear(from: &mut impl BufRead) -> Option<String> {
-    from.lines().map_while(Result::ok).find_map(|line| Some(line.split_once('@')?.1.to_owned()))
-}
-
 #[test]
 #[ignore = "a child of eight_processes_open_the_same_new_file_at_once"]
 fn opens() {
     let Some(path) = asked() else { return };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    say("ready");
-    let mut start = String::new();
-    std::io::stdin().read_line(&mut start).unwrap();
-    let (number, start) = start.trim().split_once(' ').unwrap();
-    let (number, start): (u128, u64) = (number.parse().unwrap(), start.parse().unwrap());
-    thread::sleep(
-        (UNIX_EPOCH + Duration::from_micros(start))
-            .duration_since(SystemTime::now())
-            .unwrap_or_default(),
-    );
+    let number = wait_for_start();
     runtime.block_on(async {
         let store = SqliteStore::open(path).await.unwrap();
         // A row of its own, and one that all of them want.
@@ -77,36 +41,14 @@ fn eight_processes_open_the_same_new_file_at_once() {
     for _ in 0..6 {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("bindings.db");
-        let mut children: Vec<_> = (0..8)
-            .map(|_| {
-                let mut child = child("opens", &path);
-                let out = BufReader::new(child.stdout.take().unwrap());
-                (child, out)
-            })
-            .collect();
-        for (_, out) in &mut children {
-            assert_eq!(hear(out).as_deref(), Some("ready"));
+        let mut children: Vec<_> = (0..8).map(|_| child("opens", &path)).collect();
+        for child in &mut children {
+            assert_eq!(child.hear().as_deref(), Some("ready"));
         }
         assert!(!path.exists());
-        // All of them wait for the same moment, which is closer than eight messages, one after
-        // another, would be.
-        let start = (SystemTime::now() + Duration::from_millis(20))
-            .duration_since(UNIX_EPOCH)
-            .unwrap()
-            .as_micros();
-        for (number, (child, _)) in children.iter_mut().enumerate() {
-            writeln!(child.stdin.take().unwrap(), "{number} {start}").unwrap();
-        }
-        let mut said = Vec::new();
-        for (mut child, mut out) in children {
-            said.push(hear(&mut out));
-            let mut complaint = String::new();
-            std::io::copy(&mut out, &mut std::io::sink()).unwrap();
-            child.stderr.take().unwrap().read_to_string(&mut complaint).unwrap();
-            assert!(child.wait().unwrap().success(), "{complaint}");
-        }
-        assert_eq!(said.iter().flatten().filter(|word| *word == "won").count(), 1, "{said:?}");
-        assert_eq!(said.iter().flatten().filter(|word| *word == "lost").count(), 7, "{said:?}");
+        let said = start_together(children);
+        assert_eq!(said.iter().filter(|word| *word == "won").count(), 1, "{said:?}");
+        assert_eq!(said.iter().filter(|word| *word == "lost").count(), 7, "{said:?}");
         runtime.block_on(async {
             let store = SqliteStore::open(&path).await.unwrap();
             for number in 0..8 {
@@ -167,26 +109,12 @@ fn a_process_that_is_killed_leaves_every_row_old_or_new() {
     let (mut writes, mut unheard) = (0, 0);
     for round in 0..50_u64 {
         let mut child = child("repairs", &path);
-        let mut out = BufReader::new(child.stdout.take().unwrap());
         // Odd rounds are killed while they start, open the file, recover what the last one left, …
         let mut said: Vec<String> = Vec::new();
         if round % 2 == 0 {
-            said.extend(hear(&mut out)); // … even ones while they repair.
+            said.extend(child.hear()); // … even ones while they repair.
         }
-        let moment = Duration::from_micros(round * 7919 % 13_000);
-        let listening = thread::spawn(move || {
-            while let Some(word) = hear(&mut out) {
-                said.push(word);
-            }
-            said
-        });
-        thread::sleep(moment);
-        child.kill().unwrap(); // SIGKILL
-        child.wait().unwrap();
-        let said = listening.join().unwrap();
-        let mut complaint = String::new();
-        child.stderr.take().unwrap().read_to_string(&mut complaint).unwrap();
-        assert!(!complaint.contains("panicked"), "{complaint}");
+        said.extend(child.kill_after(Duration::from_micros(round * 7919 % 13_000)));
 
         // A write that a process saw succeed persists when the process is killed.
         for word in &said {
@@ -243,10 +171,8 @@ fn a_process_killed_while_it_creates_the_file_blocks_no_other() {
     for round in 0..25_u64 {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("bindings.db");
-        let mut child = child("repairs", &path);
-        thread::sleep(Duration::from_micros(2_000 + round * 7919 % 10_000));
-        child.kill().unwrap();
-        child.wait().unwrap();
+        let child = child("repairs", &path);
+        let _ = child.kill_after(Duration::from_micros(2_000 + round * 7919 % 10_000));
         let stage = match path.metadata().map(|file| file.len()) {
             Err(_) => "no file",
             Ok(0) => "an empty file",

@@ -4,10 +4,12 @@
 //!   store that counts and fails. Its names are those of this crate's root.
 //! * [`wire`]: a hint bus that loses, delays, doubles and reorders hints.
 //! * [`rows`], [`verbs`]: rows that are made of numbers, and each verb of a store that writes.
+//! * [`child`]: processes that work on one database at once, or are killed.
 //! * [`resets`]: two processes of which one does not know of the other's reset.
 //! * [`servers`], [`own_server`], `pgbouncer`: database servers, shared and of a test's own.
 //! * `net`, `gateway`: agents on real sockets, and the gateway of the examples as a process.
 
+pub mod child;
 #[cfg(all(target_os = "linux", feature = "http"))]
 pub mod gateway;
 #[cfg(feature = "http")]

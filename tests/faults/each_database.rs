@@ -11,19 +11,12 @@ use tower_bound_agent::{
     store::{BindingStore, NewBinding, Swap},
 };
 
-#[path = "cut.rs"]
-mod cut;
-#[path = "denied.rs"]
-mod denied;
-#[path = "exhausted.rs"]
-mod exhausted;
-#[path = "frozen.rs"]
+mod access_denied;
+mod connection_lost;
 mod frozen;
-#[path = "killed.rs"]
 mod killed;
-#[path = "locked.rs"]
-mod locked;
-#[path = "resets.rs"]
+mod locked_rows;
+mod pool_exhausted;
 mod resets;
 
 /// Between a wait that is due and what follows it, on a busy machine.

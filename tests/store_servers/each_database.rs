@@ -113,17 +113,11 @@ async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     panic!("waited too long until {what}");
 }
 
-#[path = "demoted.rs"]
 mod demoted;
-#[path = "group_repair.rs"]
 mod group_repair;
-#[path = "housekeeping.rs"]
 mod housekeeping;
-#[path = "locked.rs"]
 mod locked;
-#[path = "processes.rs"]
 mod processes;
-#[path = "statements.rs"]
 mod statements;
 
 mod set_up {

@@ -1,7 +1,7 @@
 //! Hints through PostgreSQL: nothing is heard for a while, or far too much.
 
 use super::{
-    cases::{Case, Workspace, pool},
+    each_database::{Case, Workspace, pool},
     engine::*,
 };
 use crate::{proxy::Proxy, scene::*};

@@ -1,5 +1,6 @@
 //! Two processes over one store: which writes of one the other notices, how soon, and at what cost.
 
+use super::{Process, settle};
 use futures_util::{FutureExt, Stream, stream};
 use std::{
     future::Future,
@@ -12,44 +13,14 @@ use support::*;
 use tokio::{
     runtime::Handle,
     sync::mpsc,
-    task::yield_now,
     time::{Duration, Instant, sleep},
 };
 use tower_bound_agent::{
-    BoundAgentBuilder, BoundAgentLayer, DialSession, Epoch, ErrorKind, Generation, OutcomeKind,
-    Repair, Revision, SessionId, Target, WorkspaceId,
+    DialSession, Epoch, ErrorKind, Generation, OutcomeKind, Repair, Revision, SessionId, Target,
+    WorkspaceId,
     hints::{About, Heard, Hint, Hints, LocalHints},
     store::{BindingStore, NewBinding},
 };
-
-/// A process: a layer of its own over the world's store.
-struct Process {
-    layer: BoundAgentLayer,
-    dial: Dial,
-}
-
-impl Process {
-    fn new(world: &World, set: impl FnOnce(BoundAgentBuilder) -> BoundAgentBuilder) -> Self {
-        let layer = set(world.builder().refresh_interval(None)).build().unwrap();
-        let dial = world.dial(&layer);
-        Self { layer, dial }
-    }
-
-    async fn call(&self, ask: impl Into<DialSession>) -> tower_bound_agent::Bound<Conn> {
-        call(&self.dial, ask).await.unwrap()
-    }
-
-    fn bindings(&self) -> tower_bound_agent::Bindings {
-        self.layer.bindings()
-    }
-}
-
-/// Runs all tasks as far as they can run without the clock.
-async fn settle() {
-    for _ in 0..50 {
-        yield_now().await;
-    }
-}
 
 /// A bus whose hints the test creates.
 #[derive(Clone, Default)]

@@ -89,6 +89,19 @@ pub enum About {
     },
 }
 
+impl About {
+    /// Returns the kind of subject as a word in snake case, for logs and the labels of metrics. The
+    /// words of 0.1 do not change.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Workspace { .. } => "workspace",
+            Self::Session { .. } => "session",
+            Self::Reset { .. } => "reset",
+        }
+    }
+}
+
 /// An item of the stream of [`Hints::listen`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -97,6 +110,18 @@ pub enum Heard {
     Hint(Hint),
     /// Hints may have been lost, so any row and any agent may have changed.
     Lagged,
+}
+
+impl Heard {
+    /// Returns the kind of item as a word in snake case, for logs and the labels of metrics. The
+    /// words of 0.1 do not change.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Hint(..) => "hint",
+            Self::Lagged => "lagged",
+        }
+    }
 }
 
 /// A bus that carries hints from one process to the others.

@@ -69,6 +69,11 @@ impl BoundAgentLayer {
         Self { shared: Arc::new(shared) }
     }
 
+    #[cfg(feature = "testing")]
+    pub(crate) const fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// Returns a handle for commands and queries on the same bindings.
     #[must_use]
     pub fn bindings(&self) -> Bindings {

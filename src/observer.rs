@@ -366,6 +366,27 @@ pub enum OwnedEvent {
     },
 }
 
+impl OwnedEvent {
+    /// Returns the kind of event as a word in snake case, for logs and the labels of metrics. The
+    /// words of 0.1 do not change.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Dialed { .. } => "dialed",
+            Self::Validated { .. } => "validated",
+            Self::Switched { .. } => "switched",
+            Self::Repaired { .. } => "repaired",
+            Self::WorkspaceRepaired { .. } => "workspace_repaired",
+            Self::Used { .. } => "used",
+            Self::InUse { .. } => "in_use",
+            Self::RefreshFailed { .. } => "refresh_failed",
+            Self::UseNotRecorded { .. } => "use_not_recorded",
+            Self::ReportedStale { .. } => "reported_stale",
+            Self::DroppedInFlight { .. } => "dropped_in_flight",
+        }
+    }
+}
+
 impl From<&Event<'_>> for OwnedEvent {
     fn from(event: &Event<'_>) -> Self {
         match *event {

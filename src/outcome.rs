@@ -43,6 +43,14 @@ impl Outcome {
         }
     }
 
+    /// Returns the outcome of a call whose only dial was ready at once, with another kind and repair.
+    #[cfg(feature = "testing")]
+    pub(crate) fn with(kind: OutcomeKind, repair: Repair) -> Self {
+        let status = RepairStatus::new();
+        status.set(repair);
+        Self { kind, repair: Some(status), ..Self::reused() }
+    }
+
     /// Returns the outcome of a request that reuses the connection of an earlier call.
     #[cfg(feature = "http")]
     pub(crate) fn pooled() -> Self {

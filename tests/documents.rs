@@ -71,7 +71,10 @@ fn every_method_that_is_named_exists() {
 /// Each case of a contract quotes promises, and the documentation of its trait makes them.
 #[test]
 fn every_promise_that_a_case_quotes_is_made() {
-    let contracts = [("src/store/binding_store.rs", "src/testing/store")];
+    let contracts = [
+        ("src/store/binding_store.rs", "src/testing/store"),
+        ("src/hints.rs", "src/testing/hints"),
+    ];
     let mut wrong = Vec::new();
     for (made, cases) in contracts {
         let made = fs::read_to_string(root().join(made)).unwrap();

@@ -37,7 +37,7 @@ const ROOMS: &[(&str, &str, &str)] = &[
         "vocabulary leaves store hints workspace cache state replicas bound dial",
     ),
     ("http", "http", "vocabulary leaves state bound dial faces"),
-    ("testing", "testing", "vocabulary store"),
+    ("testing", "testing", "vocabulary store hints bound faces"),
     ("guide", "guide", "vocabulary store hints bound faces http testing"),
 ];
 

@@ -251,3 +251,16 @@ pub enum BadRequest {
     #[error("the Host header is malformed")]
     Host,
 }
+
+impl BadRequest {
+    /// Returns the kind of error as a word in snake case, for logs and the labels of metrics. The
+    /// words of 0.1 do not change.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Upgrade => "upgrade",
+            Self::Host => "host",
+        }
+    }
+}

@@ -14,6 +14,14 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// How long tasks of the subject that cannot be cancelled are waited for.
 const SHUTDOWN: Duration = Duration::from_secs(10);
 
+/// How a function returns what it makes; never a value. In public interfaces, but not of them.
+#[derive(Debug)]
+pub struct AtOnce;
+
+/// As [`AtOnce`].
+#[derive(Debug)]
+pub struct InAFuture;
+
 /// Runs `case` on a runtime of its own. `contract` is the module that describes the case.
 ///
 /// Several threads: a case that starts tasks runs them at the same time.

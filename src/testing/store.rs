@@ -214,15 +214,7 @@ pub trait MakeStore<How> {
     fn make(self) -> impl Future<Output = Self::Made>;
 }
 
-#[doc(hidden)]
-#[derive(Debug)]
-pub struct AtOnce;
-
-#[doc(hidden)]
-#[derive(Debug)]
-pub struct InAFuture;
-
-impl<F: FnOnce() -> Made, Made: MadeStore> MakeStore<AtOnce> for F {
+impl<F: FnOnce() -> Made, Made: MadeStore> MakeStore<run::AtOnce> for F {
     type Made = Made;
 
     async fn make(self) -> Made {
@@ -230,7 +222,7 @@ impl<F: FnOnce() -> Made, Made: MadeStore> MakeStore<AtOnce> for F {
     }
 }
 
-impl<F: FnOnce() -> Fut, Fut: Future<Output: MadeStore>> MakeStore<InAFuture> for F {
+impl<F: FnOnce() -> Fut, Fut: Future<Output: MadeStore>> MakeStore<run::InAFuture> for F {
     type Made = Fut::Output;
 
     async fn make(self) -> Fut::Output {

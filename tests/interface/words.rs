@@ -1,6 +1,6 @@
 //! The words under which kinds appear in logs and in the labels of metrics.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 use tower_bound_agent::{
     AgentId, ErrorKind, LastVerdict, OutcomeKind, Repair, Resolution, Status, Target, WorkspaceId,
     store::StoreError,
@@ -137,6 +137,16 @@ fn each_error_of_a_store_has_a_word_of_its_own() {
         (StoreError::Corrupt(why()), "corrupt"),
         (StoreError::LeftOut { written: 1 }, "left_out"),
         (StoreError::Unsupported { verb: "touch" }, "unsupported"),
+        (StoreError::Denied { place: String::new(), source: why() }, "denied"),
+        (StoreError::Open { path: PathBuf::new(), source: why() }, "open"),
+        (StoreError::NotADatabase { path: PathBuf::new(), source: why() }, "not_a_database"),
+        (StoreError::Schema { place: String::new(), what: String::new() }, "schema"),
+        (
+            StoreError::SchemaTooNew { place: String::new(), found: 9, supported: 1 },
+            "schema_too_new",
+        ),
+        (StoreError::UseNotRecorded { since: None }, "use_not_recorded"),
+        (StoreError::TableName { name: String::new() }, "table_name"),
     ];
     for (error, word) in errors {
         assert_eq!(error.as_str(), word);
@@ -146,7 +156,7 @@ fn each_error_of_a_store_has_a_word_of_its_own() {
 #[cfg(feature = "http")]
 #[test]
 fn each_side_of_a_failed_request_has_a_word_of_its_own() {
-    use tower_bound_agent::http::{ClientError, Fault};
+    use tower_bound_agent::http::{BadRequest, ClientError, Fault};
     let faults = [
         (Fault::Caller, "caller"),
         (Fault::Here, "here"),
@@ -162,6 +172,7 @@ fn each_side_of_a_failed_request_has_a_word_of_its_own() {
         (ClientError::Busy { waited: within }, "busy"),
         (ClientError::Superseded { newer: None }, "superseded"),
         (ClientError::NoResponse { within }, "no_response"),
+        (ClientError::Request(BadRequest::Host), "request"),
     ];
     for (error, word) in errors {
         assert_eq!(error.as_str(), word);
@@ -186,4 +197,101 @@ fn answers_are_shown_on_one_line() {
     for (answer, word, shown) in answers {
         assert_eq!((answer.as_str(), &*answer.to_string()), (word, shown));
     }
+}
+
+#[test]
+fn each_hint_has_a_word_of_its_own() {
+    use tower_bound_agent::{
+        SessionId,
+        hints::{About, Heard, Hint},
+    };
+    let (session, workspace) = (SessionId::new(Uuid::nil()), WorkspaceId::new(Uuid::nil()));
+    let abouts = [
+        (About::Workspace { workspace, generation: None, epoch: None }, "workspace"),
+        (About::Session { session, revision: None }, "session"),
+        (About::Reset { workspace, epoch: None }, "reset"),
+    ];
+    for (about, word) in abouts {
+        assert_eq!(about.as_str(), word);
+        assert_eq!(Heard::Hint(Hint::new(1, about)).as_str(), "hint");
+    }
+    assert_eq!(Heard::Lagged.as_str(), "lagged");
+}
+
+#[cfg(feature = "http")]
+#[test]
+fn each_reason_not_to_cross_a_hop_has_a_word_of_its_own() {
+    use tower_bound_agent::http::{
+        BadRequest,
+        proxy::{BadResponse, Refusal},
+    };
+    let requests = [
+        (BadRequest::Connect, "connect"),
+        (BadRequest::Upgrade, "upgrade"),
+        (BadRequest::Host, "host"),
+    ];
+    for (request, word) in requests {
+        assert_eq!(request.as_str(), word);
+    }
+    let refusals = [
+        (Refusal::Host, "host"),
+        (Refusal::Length, "length"),
+        (Refusal::Coding, "coding"),
+        (Refusal::MaxForwards, "max_forwards"),
+        (Refusal::Connect, "connect"),
+        (Refusal::Protocol, "protocol"),
+        (Refusal::Loop, "loop"),
+        (Refusal::LastHop(http::Method::TRACE), "last_hop"),
+    ];
+    for (refusal, word) in refusals {
+        assert_eq!(refusal.as_str(), word);
+    }
+    let responses = [
+        (BadResponse::Switched, "switched"),
+        (BadResponse::NotSwitched, "not_switched"),
+        (BadResponse::Informational, "informational"),
+        (BadResponse::Length, "length"),
+        (BadResponse::Coding, "coding"),
+    ];
+    for (response, word) in responses {
+        assert_eq!(response.as_str(), word);
+    }
+}
+
+#[cfg(feature = "testing")]
+#[test]
+fn each_event_has_a_word_of_its_own_that_its_owned_form_shares() {
+    use tower_bound_agent::{
+        SessionId,
+        testing::{event, outcome},
+    };
+    let (session, workspace) = (SessionId::new(Uuid::nil()), WorkspaceId::new(Uuid::nil()));
+    let (target, took) = (target(), Duration::ZERO);
+    let (outcome, now) =
+        (outcome(OutcomeKind::Reused, Repair::NotNeeded), tokio::time::Instant::now());
+    let error = StoreError::Unsupported { verb: "touch" };
+    let events = [
+        (event::dialed(session, workspace, &target, took, None), "dialed"),
+        (event::validated(workspace, took, Ok(&Resolution::Gone)), "validated"),
+        (event::switched(session, workspace, &target, &target), "switched"),
+        (event::repaired(session, workspace, &target, Repair::Lost), "repaired"),
+        (event::workspace_repaired(workspace, &target, Repair::Lost), "workspace_repaired"),
+        (event::used(session, workspace, &target, &outcome), "used"),
+        (event::in_use(session, workspace, &target, now), "in_use"),
+        (event::refresh_failed(1, &error), "refresh_failed"),
+        (event::use_not_recorded(1, &error), "use_not_recorded"),
+        (event::reported_stale(session, workspace, &target), "reported_stale"),
+        (event::dropped_in_flight(session, workspace, &target, took), "dropped_in_flight"),
+    ];
+    for (event, word) in events {
+        assert_eq!((event.as_str(), event.to_owned().as_str()), (word, word));
+    }
+}
+
+#[cfg(all(feature = "testing", feature = "http"))]
+#[test]
+fn an_error_of_a_dial_keeps_its_word_in_a_failed_request() {
+    use tower_bound_agent::{http::ClientError, testing::ErrorBuilder};
+    let error = ErrorBuilder::new(ErrorKind::Stopped).dial_error("refused").build();
+    assert_eq!(ClientError::Dial(error).as_str(), "dial");
 }

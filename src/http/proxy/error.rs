@@ -37,6 +37,22 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Returns the kind of refusal as a word in snake case, for logs and the labels of metrics. The
+    /// words of 0.1 do not change.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Length => "length",
+            Self::Coding => "coding",
+            Self::MaxForwards => "max_forwards",
+            Self::Connect => "connect",
+            Self::Protocol => "protocol",
+            Self::Loop => "loop",
+            Self::LastHop(..) => "last_hop",
+        }
+    }
+
     /// Returns the status that the gateway answers.
     #[must_use]
     pub fn status(&self) -> StatusCode {
@@ -73,4 +89,19 @@ pub enum BadResponse {
     /// The body has another transfer coding than `chunked`.
     #[error("the agent has used a transfer coding that is not supported")]
     Coding,
+}
+
+impl BadResponse {
+    /// Returns the kind of error as a word in snake case, for logs and the labels of metrics. The
+    /// words of 0.1 do not change.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Switched => "switched",
+            Self::NotSwitched => "not_switched",
+            Self::Informational => "informational",
+            Self::Length => "length",
+            Self::Coding => "coding",
+        }
+    }
 }

@@ -1,0 +1,131 @@
+//! The contract of hint buses (`tower_bound_agent::testing::hints`), held against the buses of this
+//! crate; and tested: each planted fault is found by its case.
+
+mod faulty;
+
+use faulty::FaultyBus;
+use std::{
+    collections::BTreeSet,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+use tower_bound_agent::testing::hints::{CASES, cases};
+
+mod local {
+    tower_bound_agent::hints_contract_tests!(tower_bound_agent::hints::LocalHints::new);
+}
+
+mod without_a_fault {
+    tower_bound_agent::hints_contract_tests!(|| super::FaultyBus::new(None));
+}
+
+#[cfg(feature = "postgres")]
+mod postgres {
+    use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
+    use support::servers;
+    use tower_bound_agent::{hints::PostgresHints, testing::hints::TestBus};
+
+    tower_bound_agent::hints_contract_tests!(make_bus);
+
+    struct Bus {
+        pool: PgPool,
+        channel: String,
+        url: String,
+    }
+
+    async fn make_bus() -> Option<Bus> {
+        let url = servers::url("TEST_POSTGRES_URL")?;
+        let pool = PgPool::connect(&url).await.unwrap();
+        // Channels are the database's: each test has its own.
+        Some(Bus { pool, channel: servers::table(), url })
+    }
+
+    impl Bus {
+        async fn run(&self, sql: String) {
+            let mut connection = PgConnection::connect(&self.url).await.unwrap();
+            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+        }
+    }
+
+    impl TestBus for Bus {
+        type Hints = PostgresHints;
+
+        async fn end(&self) -> PostgresHints {
+            PostgresHints::new(self.pool.clone()).with_channel(&self.channel).unwrap()
+        }
+
+        /// The server ends the connections that listen on the channel.
+        async fn disconnect(&self) -> bool {
+            let listens = format!("%LISTEN%{}%", self.channel);
+            self.run(format!(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                 WHERE pid <> pg_backend_pid() AND query ILIKE '{listens}'"
+            ))
+            .await;
+            true
+        }
+
+        async fn send_unreadable(&self) -> bool {
+            self.run(format!("NOTIFY \"{}\", 'no hint'", self.channel)).await;
+            true
+        }
+    }
+}
+
+/// The faults, each with a case that must find it.
+macro_rules! faults {
+    ($($case:ident: $($fault:ident)+;)+) => {
+        #[derive(Clone, Copy, Debug, PartialEq)]
+        enum Fault { $($($fault),+),+ }
+
+        type Run = fn(FaultyBus) -> Result<(), String>;
+
+        const FAULTS: &[(Fault, &str, Run)] = &[
+            $($((Fault::$fault, stringify!($case), |bus| run(Fault::$fault != Fault::SendingWaits, cases::$case(bus)))),+),+
+        ];
+    };
+}
+
+faults! {
+    a_hint_reaches_every_listener: NothingIsCarried OnlyTheFirstListenerHears;
+    every_part_of_a_hint_survives: OriginsAreLost GenerationsAreLost EpochsAreLost RevisionsAreLost;
+    what_is_heard_is_what_was_sent: HintsAreInvented;
+    listening_begins_when_listen_returns: ListeningBeginsWithTheFirstPoll;
+    a_listener_that_falls_behind_hears_that_something_was_lost: LostHintsAreNotTold;
+    a_connection_that_is_lost_is_heard_as_lagged:
+        ALostConnectionIsNotTold ALostConnectionEndsTheStream NothingIsHeardAfterALostConnection;
+    unreadable_input_is_heard_as_lagged:
+        UnreadableInputIsNotTold UnreadableInputEndsTheStream;
+    sending_does_not_wait: SendingWaits;
+    dropping_a_stream_ends_what_worked_for_it: ATaskOutlivesItsStream;
+    dropping_a_stream_ends_no_other: ADroppedStreamEndsTheOthers;
+}
+
+/// Runs a case. On a paused clock waiting in vain takes no time, but not while a thread is blocked.
+fn run(is_paused: bool, case: impl Future<Output = ()>) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(is_paused)
+        .build()
+        .unwrap();
+    let result = catch_unwind(AssertUnwindSafe(|| runtime.block_on(case)));
+    runtime.shutdown_background();
+    result.map_err(|panic| panic.downcast_ref::<String>().cloned().unwrap_or_default())
+}
+
+#[test]
+fn every_fault_is_found_by_its_case() {
+    let mut missed = Vec::new();
+    for (fault, case, run) in FAULTS {
+        match run(FaultyBus::new(Some(*fault))) {
+            Ok(()) => missed.push(format!("{case} does not find {fault:?}")),
+            Err(said) => println!("{fault:?}, {case}: {said}"),
+        }
+    }
+    assert!(missed.is_empty(), "of {} faults: {missed:#?}", FAULTS.len());
+}
+
+#[test]
+fn every_case_finds_a_fault() {
+    let named: BTreeSet<_> = FAULTS.iter().map(|(_, case, _)| *case).collect();
+    assert!(CASES.iter().all(|case| named.contains(case)), "{named:?}");
+}

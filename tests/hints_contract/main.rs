@@ -1,5 +1,5 @@
-//! The contract of hint buses (`tower_bound_agent::testing::hints`), held against the buses of this
-//! crate; and tested: each planted fault is found by its case.
+//! The contract of hint buses (`tower_bound_agent::testing::hints`), held against `LocalHints`;
+//! and tested: each planted fault is found by its case.
 
 mod faulty;
 
@@ -16,59 +16,6 @@ mod local {
 
 mod without_a_fault {
     tower_bound_agent::hints_contract_tests!(|| super::FaultyBus::new(None));
-}
-
-#[cfg(feature = "postgres")]
-mod postgres {
-    use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
-    use support::servers;
-    use tower_bound_agent::{hints::PostgresHints, testing::hints::TestBus};
-
-    tower_bound_agent::hints_contract_tests!(make_bus);
-
-    struct Bus {
-        pool: PgPool,
-        channel: String,
-        url: String,
-    }
-
-    async fn make_bus() -> Option<Bus> {
-        let url = servers::url("TEST_POSTGRES_URL")?;
-        let pool = PgPool::connect(&url).await.unwrap();
-        // Channels are the database's: each test has its own.
-        Some(Bus { pool, channel: servers::table(), url })
-    }
-
-    impl Bus {
-        async fn run(&self, sql: String) {
-            let mut connection = PgConnection::connect(&self.url).await.unwrap();
-            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
-        }
-    }
-
-    impl TestBus for Bus {
-        type Hints = PostgresHints;
-
-        async fn end(&self) -> PostgresHints {
-            PostgresHints::new(self.pool.clone()).with_channel(&self.channel).unwrap()
-        }
-
-        /// The server ends the connections that listen on the channel.
-        async fn disconnect(&self) -> bool {
-            let listens = format!("%LISTEN%{}%", self.channel);
-            self.run(format!(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-                 WHERE pid <> pg_backend_pid() AND query ILIKE '{listens}'"
-            ))
-            .await;
-            true
-        }
-
-        async fn send_unreadable(&self) -> bool {
-            self.run(format!("NOTIFY \"{}\", 'no hint'", self.channel)).await;
-            true
-        }
-    }
 }
 
 /// The faults, each with a case that must find it.

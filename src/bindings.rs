@@ -138,7 +138,7 @@ impl Bindings {
         self.open(session)?;
         follow::ensure_driven(&self.shared, Instant::now);
         let entry = match self.shared.cached(session, None) {
-            Some(start) if start.entry.is_ahead() => {
+            Some(start) if start.entry.is_group_repaired() => {
                 let read = self.shared.read_since(session, Instant::now()).await;
                 read.map_err(|cause| {
                     Error::new(ErrorKind::Store).of(session).with_store(Some(cause))
@@ -594,7 +594,11 @@ impl Bindings {
             // driven.
             _ => {
                 if let Some(session) = session {
-                    self.shared.rows.distrust(session, Revision::new(i64::MAX), Instant::now());
+                    self.shared.rows.mark_uncertain(
+                        session,
+                        Revision::new(i64::MAX),
+                        Instant::now(),
+                    );
                 }
                 let cause: SharedError = Cause::TaskEnded.shared();
                 Err(failure(ErrorKind::OutcomeUnknown, session).with_store(Some(cause)))
@@ -620,7 +624,7 @@ fn learn(shared: &Shared, row: Binding, token: ReadToken) -> Binding {
 
 /// Wakes calls and handles of the session, and sends a hint: the command was carried out.
 fn announce_command(shared: &Shared, row: &Binding) {
-    shared.rows.commanded(row.session, row.revision);
+    shared.rows.record_command(row.session);
     shared.tell(About::Session { session: row.session, revision: Some(row.revision) });
 }
 
@@ -673,7 +677,7 @@ async fn judge(
             if let Ok(Some(row)) = row {
                 revision = Revision::new(row.revision.get() + 1);
             }
-            shared.rows.distrust(session, revision, Instant::now());
+            shared.rows.mark_uncertain(session, revision, Instant::now());
             Err(Error::new(ErrorKind::OutcomeUnknown).of(session).with_store(Some(cause)))
         }
     }
@@ -715,7 +719,7 @@ impl Retargeted {
 impl Drop for Retargeted {
     fn drop(&mut self) {
         if !self.ended {
-            self.shared.rows.distrust(self.row.session, self.row.revision, Instant::now());
+            self.shared.rows.mark_uncertain(self.row.session, self.row.revision, Instant::now());
         }
     }
 }

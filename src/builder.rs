@@ -315,7 +315,6 @@ impl BoundAgentBuilder {
             store: self.store,
             resolver: self.resolver,
             observer: self.observer,
-            absent: Default::default(),
             repairs: Default::default(),
             tasks: Tasks::on(self.runtime),
             closed: Default::default(),

@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_instant_comes_back_exactly_and_in_its_order() {
+    fn an_instant_is_converted_exactly_and_keeps_its_order() {
         let zero = *ZERO;
         let hour = Duration::from_secs(3_600);
         let instants = [

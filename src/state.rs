@@ -9,7 +9,7 @@ use crate::{
     Binding, Epoch, Error, ErrorKind, Event, Observer, Resolution, ResolveWorkspace, SessionId,
     Target, WorkspaceId,
     answer::Answer,
-    cache::{CachedRow, ReadToken, RowCache, State, absent::Absent, usage::Usage},
+    cache::{CachedRow, ReadToken, RowCache, State, usage::Usage},
     clock::Tick,
     error::{Cause, SharedError},
     gate::{Gate, Gates, Kind},
@@ -107,7 +107,6 @@ pub(crate) struct Shared {
     pub(crate) usage: Usage,
     pub(crate) workspaces: Workspaces,
     pub(crate) loads: Flights<SessionId, LoadResult>,
-    pub(crate) absent: Absent,
     pub(crate) validations: Flights<WorkspaceId, Validated>,
     pub(crate) repairs: Repairs,
     /// The connections for statements that no call waits for.
@@ -182,7 +181,6 @@ impl Shared {
     /// Learns a row that was read or written after the token was taken. Returns the row to go by,
     /// which is another one if the cache holds a later row.
     pub(crate) fn learn(&self, row: Binding, token: ReadToken) -> Arc<CachedRow> {
-        self.absent.hear(row.session);
         let entry = self.rows.learn(self.entry(row, true, &token), &token);
         self.usage.adopt(&entry);
         entry
@@ -191,7 +189,7 @@ impl Shared {
     /// Learns that a group repair, which landed at that tick, has written the row, if the row still
     /// was as in this entry.
     pub(crate) fn repaired(&self, entry: &Arc<CachedRow>, target: &Arc<Target>, landed: Tick) {
-        if let Some(repaired) = self.rows.repaired(entry, target, landed) {
+        if let Some(repaired) = self.rows.learn_group_repair(entry, target, landed) {
             self.usage.adopt(&repaired);
         }
     }
@@ -277,9 +275,9 @@ impl Shared {
         let session = entry.row.session;
         // Taken before the comparison, so that what is heard after it is noticed.
         let token = self.rows.read_token(session);
-        let absent = self.absent.contains(session, Instant::now());
+        let absent = self.rows.is_absent(session, Instant::now());
         if absent {
-            entry.read_at(&token);
+            entry.read_again(&token);
         }
         absent
     }
@@ -306,7 +304,7 @@ impl Shared {
                 self.read_since(session, now).await
             }
             None if self.rows.must_read(session) => self.read_since(session, now).await,
-            None if self.absent.contains(session, now) => Ok(None),
+            None if self.rows.is_absent(session, now) => Ok(None),
             None => self.read(session).await,
         };
         let entry = match (looked, workspace) {
@@ -332,7 +330,7 @@ impl Shared {
         let token = self.rows.read_token(session);
         let row = Binding::new(session, workspace, None, crate::Revision::new(0));
         let entry = self.entry(row, false, &token);
-        entry.stray(&token);
+        entry.leave_uncached(&token);
         self.start(entry, absent)
     }
 
@@ -342,7 +340,7 @@ impl Shared {
         match &looked {
             // A command has come since that read began, perhaps before this call: then a row that
             // is gone is no answer.
-            Ok(Some(entry)) if entry.state() == State::Removed || entry.is_commanded() => {
+            Ok(Some(entry)) if entry.state() == State::Removed || entry.may_be_commanded() => {
                 self.read_since(session, Instant::now()).await
             }
             _ => looked,
@@ -383,15 +381,14 @@ impl Shared {
     ) -> impl Future<Output = LoadResult> + Send + 'static {
         let shared = Arc::clone(self);
         async move {
-            let (token, before) =
-                (shared.rows.read_token(session), shared.absent.before_read(session));
+            let token = shared.rows.read_token(session);
             let row = shared.answer(shared.store.load(session)).await;
             match row.map_err(|error| Arc::new(error) as SharedError)? {
                 Some(row) => Ok(Some(shared.learn(row, token))),
                 None => {
                     // The row that is cached was removed by another process.
                     shared.rows.not_found(session, &token);
-                    shared.absent.note(session, before);
+                    shared.rows.note_absent(session, &token);
                     Ok(None)
                 }
             }

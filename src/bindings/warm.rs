@@ -22,13 +22,13 @@ pub(super) async fn warm(shared: &Arc<Shared>, limit: u64) -> Result<u64, StoreE
     let task = Arc::clone(shared);
     let sent = shared.tasks.spawn(pass.hold(async move {
         let shared = task;
-        let tokens = shared.rows.read_tokens();
+        let bulk = shared.rows.bulk_read_token();
         let mut rows = shared.store.recent(limit);
         let mut warmed = 0;
         loop {
             match shared.answer(async { rows.next().await.transpose() }).await {
                 Ok(Some(row)) => {
-                    let token = shared.rows.read_token_of(tokens, row.session);
+                    let token = shared.rows.read_token_of(bulk, row.session);
                     shared.learn(row, token);
                     warmed += 1;
                     // The caller has stopped waiting.

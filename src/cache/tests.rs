@@ -1,10 +1,11 @@
 use super::*;
-use crate::{AgentId, Epoch, Target, workspace::Workspaces};
+use crate::{AgentId, Binding, Epoch, WorkspaceId, workspace::Workspaces};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::atomic::{AtomicBool, AtomicI64},
+    sync::atomic::{AtomicBool, AtomicI64, Ordering},
     thread,
 };
+use tokio::time::Duration;
 use uuid::Uuid;
 
 fn session(number: u128) -> SessionId {
@@ -40,17 +41,17 @@ impl Scene {
         self.row_in(1, number, revision, 0)
     }
 
-    fn row_in(&self, place: u128, number: u128, revision: i64, read: u64) -> Arc<CachedRow> {
-        let target = Target::new(AgentId::new(Uuid::from_u128(place)));
+    fn row_in(&self, in_workspace: u128, number: u128, revision: i64, read: u64) -> Arc<CachedRow> {
+        let target = Target::new(AgentId::new(Uuid::from_u128(in_workspace)));
         let row = Binding::new(
             session(number),
-            workspace(place),
+            workspace(in_workspace),
             Some(Arc::new(target)),
             Revision::new(revision),
         );
         CachedRow::new(
             row,
-            self.workspaces.state(workspace(place), Epoch::default()),
+            self.workspaces.state(workspace(in_workspace), Epoch::default()),
             true,
             self.at(read),
         )
@@ -76,7 +77,7 @@ mod order {
     use super::*;
 
     #[test]
-    fn a_slot_only_moves_forward() {
+    fn a_slot_keeps_the_greatest_revision() {
         let s = Scene::new();
         // Learned, then in the slot.
         for (learned, slot) in
@@ -89,7 +90,7 @@ mod order {
     }
 
     #[test]
-    fn whoever_holds_an_entry_sees_what_became_of_it() {
+    fn an_entry_keeps_the_first_reason_for_which_it_left_its_slot() {
         let s = Scene::new();
         let (first, second) = (s.learn(&s.row(1, 1)), s.learn(&s.row(1, 2)));
         assert_eq!((first.state(), second.state()), (State::Replaced, State::Current));
@@ -109,7 +110,7 @@ mod order {
     }
 
     #[test]
-    fn sessions_do_not_touch_each_other() {
+    fn a_removal_leaves_other_sessions_alone() {
         let s = Scene::new();
         for number in 0..500 {
             s.learn(&s.row(number, number as i64));
@@ -121,7 +122,7 @@ mod order {
     }
 
     #[test]
-    fn it_only_moves_forward_whoever_writes_and_reads() {
+    fn revisions_never_go_back_while_several_threads_learn() {
         const LAST: i64 = 4_000;
         let s = Scene::new();
         let next = AtomicI64::new(1);
@@ -129,7 +130,7 @@ mod order {
             for _ in 0..3 {
                 scope.spawn(|| {
                     loop {
-                        // Each writes the next revision, and an old one now and then.
+                        // Each thread learns the next revision, and an old one after it.
                         let revision = next.fetch_add(1, Ordering::Relaxed);
                         if revision > LAST {
                             return;
@@ -158,12 +159,12 @@ mod tokens {
     use super::*;
 
     #[test]
-    fn a_read_that_began_before_a_removal_fills_nothing() {
+    fn a_read_that_began_before_a_removal_is_not_cached() {
         let s = Scene::new();
         let early = s.rows.read_token(session(1));
         s.rows.remove(session(1));
         let late = s.rows.read_token(session(1));
-        // The reader has it for its own use, and learns that it is not kept.
+        // The reader may use the row, which is not cached.
         let used = s.rows.learn(s.row(1, 3), &early);
         assert_eq!((revision(&used), used.state(), s.slot(1)), (3, State::Evicted, None));
         let used = s.rows.learn(s.row(1, 3), &late);
@@ -171,7 +172,7 @@ mod tokens {
     }
 
     #[test]
-    fn a_removal_of_what_was_there_voids_them_too() {
+    fn the_removal_of_a_cached_row_voids_earlier_tokens() {
         let s = Scene::new();
         s.learn(&s.row(1, 5));
         let early = s.rows.read_token(session(1));
@@ -183,7 +184,7 @@ mod tokens {
     }
 
     #[test]
-    fn a_full_slot_takes_a_greater_revision_whenever_it_was_read() {
+    fn a_greater_revision_replaces_a_cached_row_whenever_it_was_read() {
         let s = Scene::new();
         let early = s.rows.read_token(session(1));
         s.rows.remove(session(1));
@@ -195,7 +196,7 @@ mod tokens {
     }
 
     #[test]
-    fn an_order_may_void_all_of_them() {
+    fn a_reset_voids_all_tokens() {
         let s = Scene::new();
         let early: Vec<ReadToken> =
             (0..50).map(|number| s.rows.read_token(session(number))).collect();
@@ -205,11 +206,11 @@ mod tokens {
             s.rows.learn(s.row(number as u128, 1), &token);
             assert_eq!(s.slot(number as u128), None);
         }
-        assert_eq!(s.slot(60), Some(1), "what is there is void by its workspace");
+        assert_eq!(s.slot(60), Some(1), "a cached row is void by its workspace state");
     }
 
     #[test]
-    fn an_eviction_is_a_loss() {
+    fn a_read_that_began_before_an_eviction_is_not_cached() {
         let s = Scene::with_capacity(2);
         let held: Vec<(ReadToken, Arc<CachedRow>)> = (0..50)
             .map(|number| {
@@ -217,7 +218,7 @@ mod tokens {
                 (s.rows.read_token(session(number)), entry)
             })
             .collect();
-        s.rows.cache.run_pending_tasks();
+        s.rows.slots.run_pending_tasks();
         let mut evicted = 0;
         for (number, (token, entry)) in held.into_iter().enumerate() {
             let number = number as u128;
@@ -227,7 +228,7 @@ mod tokens {
             }
             evicted += 1;
             assert_eq!(entry.state(), State::Evicted);
-            // A read that began before it was evicted may be older than what was.
+            // A read that began before the eviction may be older than the evicted row.
             let used = s.rows.learn(s.row(number, 4), &token);
             assert_eq!((revision(&used), used.state(), s.slot(number)), (4, State::Evicted, None));
         }
@@ -235,31 +236,31 @@ mod tokens {
     }
 
     #[test]
-    fn a_full_cache_goes_on_taking_rows_and_stays_small() {
+    fn a_full_cache_accepts_rows_and_keeps_its_capacity() {
         let s = Scene::with_capacity(10);
         for number in 0..2_000 {
             let used = s.learn(&s.row(number, 1));
             assert_eq!(revision(&used), 1);
         }
-        s.rows.cache.run_pending_tasks();
-        assert_eq!(s.rows.cache.entry_count(), 10);
+        s.rows.slots.run_pending_tasks();
+        assert_eq!(s.rows.slots.entry_count(), 10);
         // Each entry is either in its slot or says that it is not.
         let held: Vec<_> = (0..100).map(|number| (number, s.learn(&s.row(number, 2)))).collect();
-        s.rows.cache.run_pending_tasks();
+        s.rows.slots.run_pending_tasks();
         for (number, entry) in held {
             assert_eq!(entry.state() == State::Current, s.slot(number) == Some(2), "{number}");
         }
     }
 
     #[test]
-    fn nothing_old_comes_back_however_often_slots_are_lost() {
+    fn revisions_never_go_back_while_rows_are_evicted() {
         let s = Scene::with_capacity(1);
         let committed = AtomicI64::new(1);
         let seen = AtomicI64::new(0);
         let end = AtomicBool::new(false);
         thread::scope(|scope| {
             for _ in 0..3 {
-                // Readers: a ticket, a read that takes a while, what is to be used.
+                // Readers: a token, a read that takes a while, and its row.
                 scope.spawn(|| {
                     while !end.load(Ordering::Relaxed) {
                         let token = s.rows.read_token(session(1));
@@ -269,17 +270,17 @@ mod tokens {
                     }
                 });
             }
-            // Others push it out.
+            // Rows of other sessions evict it.
             scope.spawn(|| {
                 for number in 0.. {
                     s.learn(&s.row(2 + number % 3, 1));
-                    s.rows.cache.run_pending_tasks();
+                    s.rows.slots.run_pending_tasks();
                     if end.load(Ordering::Relaxed) {
                         return;
                     }
                 }
             });
-            // A writer that learns what it has written.
+            // A writer that learns the rows that it writes.
             scope.spawn(|| {
                 for _ in 0..1_000 {
                     let token = s.rows.read_token(session(1));
@@ -294,7 +295,7 @@ mod tokens {
             });
             scope.spawn(|| {
                 while !end.load(Ordering::Relaxed) {
-                    // What somebody has seen in the slot is the least that the next one sees there.
+                    // A revision that was seen in the slot is the least that is seen from then on.
                     let floor = seen.load(Ordering::SeqCst);
                     if let Some(now) = s.slot(1) {
                         assert!(now >= floor, "{now} after {floor}");
@@ -307,33 +308,33 @@ mod tokens {
     }
 }
 
-mod distrust {
+mod uncertain {
     use super::*;
 
     #[test]
-    fn every_call_reads_until_the_revision_shows() {
+    fn an_uncertain_row_is_not_cached_until_its_revision_shows() {
         let s = Scene::new();
         let held = s.learn(&s.row(1, 4));
         assert!(!s.rows.must_read(session(1)));
-        s.rows.distrust(session(1), Revision::new(5), s.at(0));
+        s.rows.mark_uncertain(session(1), Revision::new(5), s.at(0));
         assert_eq!((held.state(), s.slot(1)), (State::Removed, None));
-        // What is read meanwhile is used and not kept: the transaction may end at any time.
+        // A row that is read meanwhile is not cached: the transaction may end at any time.
         for _ in 0..3 {
             assert!(s.rows.must_read(session(1)) && !s.rows.must_read(session(2)));
             let used = s.learn(&s.row_in(1, 1, 4, 59_999));
             assert_eq!((revision(&used), used.state(), s.slot(1)), (4, State::Evicted, None));
         }
         s.learn(&s.row(2, 1));
-        assert_eq!(s.slot(2), Some(1), "another session is another matter");
-        // Its own revision or a later one shows that it has ended.
+        assert_eq!(s.slot(2), Some(1), "another session is not concerned");
+        // The revision, or a later one, shows that the transaction has ended.
         s.learn(&s.row_in(1, 1, 5, 1_000));
         assert_eq!((s.slot(1), s.rows.must_read(session(1))), (Some(5), false));
     }
 
     #[test]
-    fn it_ends_after_a_minute() {
+    fn a_session_is_uncertain_for_a_minute() {
         let s = Scene::new();
-        s.rows.distrust(session(1), Revision::new(5), s.at(0));
+        s.rows.mark_uncertain(session(1), Revision::new(5), s.at(0));
         s.learn(&s.row_in(1, 1, 4, 59_999));
         assert_eq!(s.slot(1), None);
         s.learn(&s.row_in(1, 1, 4, 60_000));
@@ -341,11 +342,11 @@ mod distrust {
     }
 
     #[test]
-    fn a_read_from_before_it_fills_nothing() {
+    fn a_read_that_began_before_the_mark_is_not_cached() {
         let s = Scene::new();
         let early = s.rows.read_token(session(1));
-        s.rows.distrust(session(1), Revision::new(5), s.at(0));
-        // Not even one that shows the revision: it lets the next one be kept.
+        s.rows.mark_uncertain(session(1), Revision::new(5), s.at(0));
+        // Also if it shows the revision, which ends the uncertainty.
         s.rows.learn(s.row(1, 5), &early);
         assert_eq!((s.slot(1), s.rows.must_read(session(1))), (None, false));
         s.learn(&s.row(1, 5));
@@ -353,21 +354,21 @@ mod distrust {
     }
 
     #[test]
-    fn a_second_one_replaces_the_first_and_old_ones_are_swept() {
+    fn a_second_mark_replaces_the_first_and_expired_marks_are_removed() {
         let s = Scene::new();
-        s.rows.distrust(session(1), Revision::new(5), s.at(0));
-        s.rows.distrust(session(1), Revision::new(7), s.at(30_000));
+        s.rows.mark_uncertain(session(1), Revision::new(5), s.at(0));
+        s.rows.mark_uncertain(session(1), Revision::new(7), s.at(30_000));
         s.learn(&s.row_in(1, 1, 6, 60_001));
         assert_eq!(s.slot(1), None);
-        s.rows.distrust(session(2), Revision::new(1), s.at(90_000));
+        s.rows.mark_uncertain(session(2), Revision::new(1), s.at(90_000));
         assert!(!s.rows.must_read(session(1)) && s.rows.must_read(session(2)));
-        assert_eq!(s.rows.uncertain().len(), 1);
+        assert_eq!(s.rows.uncertain.lock().len(), 1);
     }
 
     #[test]
-    fn without_one_no_lock_is_taken() {
+    fn without_uncertain_sessions_no_lock_is_taken() {
         let s = Scene::new();
-        let _locked = s.rows.uncertain();
+        let _locked = s.rows.uncertain.lock();
         s.learn(&s.row(1, 1));
         assert!(!s.rows.must_read(session(1)));
     }
@@ -378,7 +379,7 @@ mod news {
     use tokio_test::{assert_pending, assert_ready, task::spawn};
 
     #[tokio::test]
-    async fn each_change_of_a_slot_is_told() {
+    async fn a_change_of_the_slot_wakes_the_waiters() {
         let s = Scene::new();
         type Change = fn(&Scene);
         let changes: [(&str, bool, Change); 6] = [
@@ -386,19 +387,19 @@ mod news {
             ("replaced", true, |s| drop(s.learn(&s.row(1, 3)))),
             ("older", false, |s| drop(s.learn(&s.row(1, 1)))),
             ("removed", true, |s| s.rows.remove(session(1))),
-            ("distrusted", true, |s| s.rows.distrust(session(1), Revision::new(9), s.at(0))),
-            ("ordered", true, |s| s.rows.commanded(session(1), Revision::new(9))),
+            ("uncertain", true, |s| s.rows.mark_uncertain(session(1), Revision::new(9), s.at(0))),
+            ("commanded", true, |s| s.rows.record_command(session(1))),
         ];
-        for (name, told, change) in changes {
+        for (name, wakes, change) in changes {
             let mut changed = spawn(s.rows.changed(session(1)));
             assert_pending!(changed.poll());
             change(&s);
-            assert_eq!((changed.is_woken(), changed.poll().is_ready()), (told, told), "{name}");
+            assert_eq!((changed.is_woken(), changed.poll().is_ready()), (wakes, wakes), "{name}");
         }
     }
 
     #[tokio::test]
-    async fn a_change_before_the_first_poll_is_not_lost() {
+    async fn a_change_before_the_first_poll_is_not_missed() {
         let s = Scene::new();
         let mut changed = spawn(s.rows.changed(session(1)));
         s.learn(&s.row(1, 2));
@@ -406,7 +407,7 @@ mod news {
     }
 
     #[tokio::test]
-    async fn everybody_who_waits_is_told() {
+    async fn a_change_wakes_every_waiter() {
         let s = Scene::new();
         let mut waiting: Vec<_> = (0..10).map(|_| spawn(s.rows.changed(session(1)))).collect();
         for changed in &mut waiting {
@@ -419,7 +420,7 @@ mod news {
     }
 
     #[test]
-    fn no_wake_up_is_lost_between_a_look_and_the_wait() {
+    fn no_change_is_missed_between_a_look_and_the_wait() {
         const LAST: i64 = 3_000;
         let s = Scene::new();
         thread::scope(|scope| {
@@ -451,11 +452,11 @@ mod news {
     }
 }
 
-mod orders {
+mod commands {
     use super::*;
 
     #[test]
-    fn what_an_order_may_have_changed_is_known_without_the_row() {
+    fn a_held_row_may_be_commanded_after_a_command_or_a_removal() {
         type Change = fn(&Scene);
         let changes: [(&str, bool, Change); 7] = [
             ("a later row of the same workspace", false, |s| drop(s.learn(&s.row(1, 3)))),
@@ -463,36 +464,34 @@ mod orders {
             ("a removal", true, |s| s.rows.remove(session(1))),
             ("a command", true, |s| {
                 s.learn(&s.row(1, 3));
-                s.rows.commanded(session(1), Revision::new(3));
+                s.rows.record_command(session(1));
             }),
-            // Whoever points into that workspace is told by the workspace.
+            // The workspace state tells the sessions of that workspace.
             ("the command to reset some workspace", false, |s| s.rows.void_tokens()),
-            ("a command for another session", false, |s| {
-                s.rows.commanded(session(2), Revision::new(9))
-            }),
+            ("a command for another session", false, |s| s.rows.record_command(session(2))),
             ("the removal of another session", false, |s| s.rows.remove(session(2))),
         ];
-        for (name, ordered, change) in changes {
+        for (name, expected, change) in changes {
             let s = Scene::new();
             let held = s.learn(&s.row(1, 2));
-            assert!(!held.is_commanded());
+            assert!(!held.may_be_commanded());
             change(&s);
-            assert_eq!(held.is_commanded(), ordered, "{name}");
-            // Who reads from here on is not concerned.
+            assert_eq!(held.may_be_commanded(), expected, "{name}");
+            // A row that is read from here on is not concerned.
             let read = s.learn(&s.row(1, 9));
-            assert!(name.contains("another workspace") || !read.is_commanded(), "{name}");
+            assert!(name.contains("another workspace") || !read.may_be_commanded(), "{name}");
         }
     }
 }
 
 #[test]
-fn a_panic_on_the_way_leaves_the_slot_usable() {
+fn a_panic_while_the_slot_is_locked_leaves_it_usable() {
     let s = Scene::new();
     s.learn(&s.row(1, 1));
-    // As if the allocator or a hasher panicked inside: the key must not stay locked.
+    // As if the allocator or a hasher panicked: the key must not stay locked.
     let crashed = catch_unwind(AssertUnwindSafe(|| {
         s.rows
-            .cache
+            .slots
             .entry(session(1))
             .and_compute_with(|_| -> Op<Option<Arc<CachedRow>>> { panic!("on purpose") })
     }));
@@ -503,11 +502,11 @@ fn a_panic_on_the_way_leaves_the_slot_usable() {
 }
 
 #[test]
-fn a_panic_with_the_notes_locked_leaves_them_readable() {
+fn a_panic_while_the_marks_are_locked_leaves_them_readable() {
     let s = Scene::new();
-    s.rows.distrust(session(1), Revision::new(5), s.at(0));
+    s.rows.mark_uncertain(session(1), Revision::new(5), s.at(0));
     let crashed = catch_unwind(AssertUnwindSafe(|| {
-        let _locked = s.rows.uncertain();
+        let _locked = s.rows.uncertain.lock();
         panic!("on purpose");
     }));
     assert!(crashed.is_err());
@@ -523,18 +522,18 @@ mod stale {
     fn a_read_from_before_a_command_was_answered_fills_nothing() {
         let s = Scene::new();
         let command = s.rows.read_token(session(1));
-        s.rows.hear(session(1), Some(Revision::new(2)));
+        s.rows.record_hint(session(1), Some(Revision::new(2)));
         // Begins before the command is carried out, and ends after it was answered.
         let read = s.rows.read_token(session(1));
         let written = s.rows.written(command);
         s.rows.learn(s.row(1, 2), &written);
-        s.rows.commanded(session(1), Revision::new(9));
+        s.rows.record_command(session(1));
         s.rows.learn(s.row(1, 1), &read);
         assert_ne!(s.slot(1), Some(1));
     }
 
     #[test]
-    fn a_row_never_goes_back_because_a_later_one_could_not_be_kept() {
+    fn an_older_row_is_not_cached_after_a_newer_one_was_seen() {
         let s = Scene::new();
         let early = s.rows.read_token(session(1));
         s.rows.remove(session(1));
@@ -550,13 +549,30 @@ mod stale {
     }
 
     #[test]
-    fn a_hint_and_a_stale_read_at_once_leave_no_stale_row_unnoticed() {
+    fn an_older_row_is_not_cached_while_a_newer_one_is_learned_with_a_void_token() {
+        let s = Scene::with_capacity(100_000);
+        for number in 0..20_000 {
+            let early = s.rows.read_token(session(number));
+            s.rows.remove(session(number));
+            let late = s.rows.read_token(session(number));
+            let (newer, older) = (s.row(number, 2), s.row(number, 1));
+            thread::scope(|scope| {
+                scope.spawn(|| s.rows.learn(newer, &early));
+                s.rows.learn(older, &late);
+            });
+            assert_ne!(s.slot(number), Some(1), "session {number}");
+        }
+    }
+
+    #[test]
+    fn a_hint_finds_or_prevents_the_stale_row_of_a_concurrent_read() {
         let s = Scene::with_capacity(100_000);
         for number in 0..20_000 {
             let read = s.rows.read_token(session(number));
             let row = s.row(number, 1);
             let noticed = thread::scope(|scope| {
-                let hears = scope.spawn(|| s.rows.hear(session(number), Some(Revision::new(2))));
+                let hears =
+                    scope.spawn(|| s.rows.record_hint(session(number), Some(Revision::new(2))));
                 s.rows.learn(row, &read);
                 hears.join().expect("no panic")
             });
@@ -577,14 +593,14 @@ mod held {
     }
 
     #[test]
-    fn an_entry_that_the_cache_could_not_keep_hears_of_commands_for_its_session_only() {
+    fn an_evicted_entry_notices_commands_for_its_session_only() {
         type Command = fn(&Scene);
         let commands: [(&str, bool, Command); 6] = [
             ("removed", true, |s| s.rows.remove(session(1))),
             ("not found", true, |s| s.rows.not_found(session(1), &s.rows.read_token(session(1)))),
             ("pointed elsewhere", true, |s| {
                 s.learn(&s.row_in(2, 1, 6, 0));
-                s.rows.commanded(session(1), Revision::new(6));
+                s.rows.record_command(session(1));
             }),
             ("pointed elsewhere by another process", true, |s| {
                 drop(s.learn(&s.row_in(2, 1, 6, 0)))
@@ -597,23 +613,23 @@ mod held {
             let held = s.learn(&s.row(1, 5));
             for number in 10..200 {
                 s.learn(&s.row(number, 1));
-                s.rows.commanded(session(number), Revision::new(1));
+                s.rows.record_command(session(number));
                 s.rows.remove(session(number + 1_000));
-                s.rows.cache.run_pending_tasks();
+                s.rows.slots.run_pending_tasks();
             }
-            s.rows.cache.invalidate(&session(1));
+            s.rows.slots.invalidate(&session(1));
             assert_eq!((held.state(), s.slot(1)), (State::Evicted, None));
-            assert!(!held.is_commanded() && !is_overtaken(&s.rows, &held), "{name}");
+            assert!(!held.may_be_commanded() && !is_overtaken(&s.rows, &held), "{name}");
             command(&s);
-            // Also if nothing of it is cached.
+            // Also while no row of the session is cached.
             for number in 10..200 {
                 s.learn(&s.row(number, 2));
-                s.rows.cache.run_pending_tasks();
+                s.rows.slots.run_pending_tasks();
             }
-            s.rows.cache.invalidate(&session(1));
+            s.rows.slots.invalidate(&session(1));
             assert_eq!(s.slot(1), None);
             assert_eq!(
-                (held.is_commanded(), is_overtaken(&s.rows, &held)),
+                (held.may_be_commanded(), is_overtaken(&s.rows, &held)),
                 (expected, expected),
                 "{name}"
             );
@@ -621,12 +637,12 @@ mod held {
     }
 
     #[test]
-    fn what_is_under_way_is_all_that_takes_room() {
+    fn watches_and_waiters_end_with_what_holds_them() {
         let s = Scene::with_capacity(10);
         for number in 0..1_000 {
             s.learn(&s.row(number, 1));
             s.rows.remove(session(number + 5_000));
-            s.rows.hear(session(number), None);
+            s.rows.record_hint(session(number), None);
             drop(spawn(s.rows.changed(session(number))));
         }
         let held: Vec<_> = (0..50).map(|number| s.learn(&s.row(number, 2))).collect();
@@ -637,11 +653,10 @@ mod held {
         });
         let tokens: Vec<_> =
             (2_000..2_030).map(|number| s.rows.read_token(session(number))).collect();
-        s.rows.cache.invalidate_all();
-        // What the cache has dropped is freed after a while only: the last one of these may not be
-        // yet.
+        s.rows.slots.invalidate_all();
+        // moka frees evicted rows with a delay: the last one may still be alive.
         for _ in 0..1_000 {
-            s.rows.cache.run_pending_tasks();
+            s.rows.slots.run_pending_tasks();
             s.learn(&s.row(9_999, 1));
             s.rows.remove(session(9_999));
             if s.rows.watches.len().0 <= 81 {
@@ -656,7 +671,7 @@ mod held {
     }
 
     #[tokio::test]
-    async fn nobody_is_woken_for_another_session() {
+    async fn a_change_wakes_no_waiter_of_another_session() {
         let s = Scene::new();
         let mut waiting: Vec<_> =
             (0..5_000).map(|number| spawn(s.rows.changed(session(number)))).collect();
@@ -674,16 +689,16 @@ mod held {
     }
 
     #[test]
-    fn a_removal_that_meets_an_eviction_is_told_to_the_evicted_entry() {
+    fn a_removal_during_an_eviction_reaches_the_evicted_entry() {
         let s = Scene::with_capacity(1);
         for number in 0..5_000 {
             let held = s.learn(&s.row(number, 1));
             thread::scope(|scope| {
-                scope.spawn(|| s.rows.cache.invalidate(&session(number)));
+                scope.spawn(|| s.rows.slots.invalidate(&session(number)));
                 s.rows.remove(session(number));
             });
             assert!(
-                held.state() == State::Removed || held.is_commanded(),
+                held.state() == State::Removed || held.may_be_commanded(),
                 "session {number}: {:?}",
                 held.state()
             );

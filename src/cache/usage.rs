@@ -1,10 +1,9 @@
-//! Which sessions are in use: held by a connection, waited for by a handle, or used since the last
-//! look.
+//! The sessions in use: held by a connection, waited for by a handle, or used since the last scan.
 //!
-//! Each cached row counts its own connections in one atomic, so that a call takes no lock. The rows
-//! that are worth a look are listed by workspace in striped lists. A row enters its list with its
-//! first use after a look, and leaves it at the first look that finds it idle: a look costs what is
-//! used, not what is cached.
+//! *Reference counts* with *dirty lists*. Each cached row counts its own connections in one atomic,
+//! so that a call takes no lock. Rows in use are listed by workspace in striped lists. A row enters
+//! its list with its first use after a scan, and leaves it at the first scan that finds it idle: a
+//! scan costs what is used, not what is cached.
 
 use crate::{
     AgentId, SessionId, Target, WorkspaceId, cache::CachedRow, settings::Settings, sync::lock,
@@ -22,32 +21,32 @@ use tokio::{
     time::{Duration, Instant},
 };
 
-/// The entry is in a list. Changes with the list's lock held.
+/// The entry is in a list. Changes only with the lock of the list held.
 const LISTED: u8 = 1;
-/// Used, and that was not written down yet.
+/// The row was used, and that is not recorded in the store yet.
 const TO_RECORD: u8 = 2;
-/// Used, and its row was not read since.
+/// The row was used, and not read again since.
 const TO_READ: u8 = 4;
 
-/// What is to be done because one cached row was used. Kept in the row itself, and apart from its
-/// [`Use`] so that the two fill no more room than they need.
+/// What is to be done because a cached row was used: a set of flags. A field of the row beside its
+/// [`Use`], so that the two are not padded.
 #[derive(Debug, Default)]
 pub(crate) struct Marks(AtomicU8);
 
 impl Marks {
-    /// The row has replaced another one, whose use is its own now.
+    /// Takes over the flags of the row that this one replaces, except for its place in a list.
     pub(crate) fn inherit(&self, replaced: &Self) {
         let taken = replaced.0.fetch_and(LISTED, SeqCst);
         self.0.fetch_or(taken & !LISTED, SeqCst);
     }
 }
 
-/// The use of one cached row, kept in the row itself.
+/// The use of one cached row: a field of the row.
 #[derive(Debug, Default)]
 pub(crate) struct Use {
-    /// Connections to the row's own target.
+    /// The number of connections to the row's own target.
     held: AtomicU32,
-    /// When the present use began, in seconds after [`Usage::began`].
+    /// When the present use began, in seconds after [`Usage::began`]; 0 if it is not known.
     since: AtomicU32,
 }
 
@@ -57,24 +56,24 @@ impl Use {
     }
 }
 
-/// Whether somebody here depends on the row beyond calls.
+/// Returns `true` if a connection or a handle of this process depends on the row.
 fn is_held_or_waited_for(entry: &CachedRow) -> bool {
     entry.usage.is_held() || is_waited_for(entry)
 }
 
-/// Whether a handle waits to be superseded.
+/// Returns `true` if a handle of the row waits to be superseded.
 fn is_waited_for(entry: &CachedRow) -> bool {
-    entry.waited().is_some_and(|waited| waited.load(SeqCst) > 0)
+    entry.waiting_handles().is_some_and(|waiting| waiting.load(SeqCst) > 0)
 }
 
-/// What a handle holds while its connection is in use.
+/// How a connection that is in use is counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Hold {
     #[default]
     Nothing,
-    /// Counted in the row, whose target is the connection's.
+    /// In the row, whose target is the connection's.
     Row,
-    /// Listed apart, since the row names another target than the connection.
+    /// In a list of its own, since the row names another target than the connection.
     Apart(u64),
 }
 
@@ -91,47 +90,47 @@ pub(crate) struct Held {
 #[derive(Debug, Default)]
 struct List {
     entries: Vec<Arc<CachedRow>>,
-    /// Connections to another target than their session's row named.
+    /// The connections to another target than the row of their session named.
     apart: HashMap<u64, Held>,
 }
 
-/// More lists, less to look at for one workspace, and shorter looks.
+/// The more lists, the less is scanned for one workspace, and the shorter a lock is held.
 const LISTS: usize = 256;
-/// Entries that are looked at with one list locked.
+/// The number of entries that are scanned before the lock of their list is released.
 const SLICE: usize = 500;
-/// While nothing can be written down, no more sessions than this are remembered that have left the
-/// lists.
-const MOST_USED_AND_GONE: usize = 100_000;
+/// While the store cannot be written, at most so many sessions are remembered that have left the
+/// lists before their use was recorded.
+const MOST_UNRECORDED: usize = 100_000;
 
 /// The sessions in use.
 #[derive(Debug)]
 pub(crate) struct Usage {
     lists: Box<[Mutex<List>]>,
     hasher: RandomState,
-    /// The marks of a row that was just used: what somebody looks for.
+    /// The flags of a row that was just used, for the scans that the settings ask for.
     marks: u8,
     began: Instant,
-    /// Sessions whose use was not written down before they left the lists.
-    gone: Mutex<Vec<SessionId>>,
+    /// Sessions that have left the lists before their use was recorded.
+    unrecorded: Mutex<Vec<SessionId>>,
     next_apart: AtomicU64,
-    /// How many wait until an agent is not used any more, and what wakes those of the workspaces of
-    /// each list.
+    /// The number of tasks that wait for an agent to be drained, and what wakes those of the
+    /// workspaces of each list.
     draining: AtomicU32,
     released: Box<[Notify]>,
 }
 
-/// How far a look at all lists has come.
+/// How far a scan of all lists has come.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Cursor {
     list: usize,
-    /// How many lists were finished.
+    /// The number of lists that are finished.
     done: usize,
-    /// The entries of this list that are left to be looked at; `None` before the first of them.
+    /// The number of entries of this list that are left; `None` before the first of them.
     left: Option<usize>,
 }
 
 impl Cursor {
-    /// Begins with this list.
+    /// Begins a scan with this list.
     pub(crate) fn at(list: usize) -> Self {
         Self { list: list % LISTS, ..Self::default() }
     }
@@ -151,21 +150,21 @@ impl Usage {
             hasher: RandomState::new(),
             marks,
             began: Instant::now(),
-            gone: Mutex::default(),
+            unrecorded: Mutex::default(),
             next_apart: AtomicU64::new(0),
             draining: AtomicU32::new(0),
             released: (0..LISTS).map(|_| Notify::new()).collect(),
         }
     }
 
-    /// A call uses the row. One atomic load if it was used since the last look already.
+    /// Notes that a call uses the row. One atomic load if it was used since the last scan already.
     pub(crate) fn note(&self, entry: &Arc<CachedRow>) {
         if entry.marks.0.load(SeqCst) & self.marks != self.marks {
             self.list(entry, self.marks);
         }
     }
 
-    /// A connection to `target` begins to be in use. `now`, if the caller knows it, is when.
+    /// Counts a connection to `target` as in use. `now`: the time, if the caller knows it.
     pub(crate) fn hold(
         &self,
         entry: &Arc<CachedRow>,
@@ -178,7 +177,7 @@ impl Usage {
             if let Some(now) = now.filter(|_| first) {
                 entry.usage.since.store(self.seconds(now), SeqCst);
             }
-            // After the count: who takes the row off its list in between sees the count.
+            // After the count: a scan that takes the row off its list in between sees the count.
             self.note(entry);
             return Hold::Row;
         }
@@ -195,28 +194,28 @@ impl Usage {
         Hold::Apart(id)
     }
 
-    /// A connection is not in use any more.
+    /// Ends the use of a connection.
     pub(crate) fn release(&self, entry: &CachedRow, hold: Hold) {
         let released = match hold {
             Hold::Nothing => return,
             Hold::Row => entry.usage.held.fetch_sub(1, SeqCst) == 1,
             Hold::Apart(id) => self.of(entry.workspace()).apart.remove(&id).is_some(),
         };
-        // The count went down before that: whoever begins to wait afterwards sees it.
+        // The count went down before that: a task that begins to wait afterwards sees it.
         if released && self.draining.load(SeqCst) > 0 {
             self.released[self.index(entry.workspace())].notify_waiters();
         }
     }
 
-    /// A handle waits to be superseded: its row is read at every check, cached or not, until the
-    /// guard is dropped.
+    /// Notes that a handle waits to be superseded: until the guard is dropped its row is read at
+    /// every check, cached or not.
     pub(crate) fn wait(&self, entry: &Arc<CachedRow>) -> Waiting {
-        entry.make_waited().fetch_add(1, SeqCst);
+        entry.make_waiting_handles().fetch_add(1, SeqCst);
         self.list(entry, LISTED);
         Waiting(Arc::clone(entry))
     }
 
-    /// What a call went by was written as this row.
+    /// Moves the use of an entry to the row that was written in its place.
     pub(crate) fn hand_over(&self, entry: &Arc<CachedRow>, written: &Arc<CachedRow>) {
         if !Arc::ptr_eq(entry, written) {
             written.marks.inherit(&entry.marks);
@@ -224,7 +223,7 @@ impl Usage {
         }
     }
 
-    /// The row may have replaced another one.
+    /// Lists a row that has replaced another one in use.
     pub(crate) fn adopt(&self, entry: &Arc<CachedRow>) {
         let marks = entry.marks.0.load(SeqCst);
         if marks != 0 && marks & LISTED == 0 {
@@ -242,8 +241,7 @@ impl Usage {
             entry.usage.since.store(self.seconds(Instant::now()), SeqCst);
         }
         if list.entries.len() == list.entries.capacity() {
-            // So that a list that nobody looks at is not longer than what is used and held, but for
-            // a factor.
+            // Bounds a list that nobody scans to a multiple of what is in use.
             let mut kept = Vec::with_capacity(list.entries.len() + 1);
             kept.extend(list.entries.drain(..).filter(|entry| self.stays(entry)));
             kept.reserve(kept.len() + 1);
@@ -252,22 +250,21 @@ impl Usage {
         list.entries.push(Arc::clone(entry));
     }
 
-    /// Whether an entry stays in its list, whose lock is held. One that does not is marked as taken
-    /// off.
+    /// Returns `true` if an entry stays in its list, whose lock is held. Else the entry is marked
+    /// as taken off.
     fn stays(&self, entry: &CachedRow) -> bool {
         let left_the_cache = !is_held_or_waited_for(entry) && entry.has_left();
         if left_the_cache
             && entry.marks.0.fetch_and(!(TO_RECORD | TO_READ), SeqCst) & TO_RECORD != 0
         {
-            self.note_gone([entry.row.session]);
+            self.note_unrecorded([entry.row.session]);
         }
         if entry.marks.0.load(SeqCst) & !LISTED != 0 || is_held_or_waited_for(entry) {
             return true;
         }
         entry.marks.0.fetch_and(!LISTED, SeqCst);
         if is_held_or_waited_for(entry) {
-            // It was taken into use at this very moment, by somebody who may not have seen that it
-            // is off the list.
+            // A connection was counted in between, by a caller that may have seen the row listed.
             entry.marks.0.fetch_or(LISTED, SeqCst);
             return true;
         }
@@ -275,9 +272,9 @@ impl Usage {
         false
     }
 
-    /// Looks at some entries, and takes those off the list that are idle after that. `false` if
-    /// there are no more.
-    pub(crate) fn look(&self, cursor: &mut Cursor, mut look: impl FnMut(&Arc<CachedRow>)) -> bool {
+    /// Scans some entries, and takes those off their list that are idle after that. Returns `false`
+    /// if there are no more.
+    pub(crate) fn scan(&self, cursor: &mut Cursor, mut visit: impl FnMut(&Arc<CachedRow>)) -> bool {
         while cursor.done < LISTS {
             let mut list = lock(&self.lists[cursor.list]);
             let mut left = cursor.left.unwrap_or(list.entries.len()).min(list.entries.len());
@@ -285,9 +282,9 @@ impl Usage {
             let any = left > 0;
             while left > until {
                 left -= 1;
-                look(&list.entries[left]);
+                visit(&list.entries[left]);
                 if !self.stays(&list.entries[left]) {
-                    // What moves here was looked at, or came meanwhile.
+                    // The entry that moves here was visited, or came meanwhile.
                     list.entries.swap_remove(left);
                 }
             }
@@ -306,56 +303,56 @@ impl Usage {
         false
     }
 
-    /// Whether the row is to be read: it was used since it was asked last, or a handle waits for
-    /// its news.
+    /// Returns `true` if the row is to be read: it was used since the last call of this, or a
+    /// handle waits for its news.
     pub(crate) fn take_to_read(&self, entry: &CachedRow) -> bool {
         entry.marks.0.fetch_and(!TO_READ, SeqCst) & TO_READ != 0 || is_waited_for(entry)
     }
 
-    /// Whether the row is to be read by the next check.
+    /// Returns `true` if the next check is to read the row.
     pub(crate) fn is_to_read(&self, entry: &CachedRow) -> bool {
         entry.marks.0.load(SeqCst) & TO_READ != 0
     }
 
-    /// Whether a handle waits for news of this very row.
+    /// Returns `true` if a handle waits for news of this very row.
     pub(crate) fn is_waited_for(&self, entry: &CachedRow) -> bool {
         is_waited_for(entry)
     }
 
-    /// Whether somebody here depends on the row beyond calls.
+    /// Returns `true` if a connection or a handle of this process depends on the row.
     pub(crate) fn is_held_or_waited_for(&self, entry: &CachedRow) -> bool {
         is_held_or_waited_for(entry)
     }
 
-    /// The row could not be read: it is among the first ones of the next check.
+    /// Notes that the row could not be read: it is among the first ones of the next check.
     pub(crate) fn put_back_to_read(&self, entry: &Arc<CachedRow>) {
         if self.marks & TO_READ != 0 {
             self.list(entry, TO_READ);
         }
     }
 
-    /// Whether the session's use is to be written down, and by how many connections it is held.
+    /// Returns whether the session's use is to be recorded, and its connections.
     pub(crate) fn take_to_record(&self, entry: &CachedRow) -> (bool, Option<Held>) {
         let used = entry.marks.0.fetch_and(!TO_RECORD, SeqCst) & TO_RECORD != 0;
         let held = self.held(entry);
         (used || held.is_some(), held)
     }
 
-    /// Sessions that were used, and have left the lists; at most so many.
-    pub(crate) fn take_gone(&self, at_most: usize) -> Vec<SessionId> {
-        let mut gone = lock(&self.gone);
-        let left = gone.len().saturating_sub(at_most);
-        gone.split_off(left)
+    /// Takes some of the sessions that have left the lists before their use was recorded.
+    pub(crate) fn take_unrecorded(&self, at_most: usize) -> Vec<SessionId> {
+        let mut unrecorded = lock(&self.unrecorded);
+        let left = unrecorded.len().saturating_sub(at_most);
+        unrecorded.split_off(left)
     }
 
-    /// The use of these sessions could not be written down.
-    pub(crate) fn note_gone(&self, sessions: impl IntoIterator<Item = SessionId>) {
-        let mut gone = lock(&self.gone);
-        let room = MOST_USED_AND_GONE.saturating_sub(gone.len());
-        gone.extend(sessions.into_iter().take(room));
+    /// Notes that the use of these sessions is not recorded yet.
+    pub(crate) fn note_unrecorded(&self, sessions: impl IntoIterator<Item = SessionId>) {
+        let mut unrecorded = lock(&self.unrecorded);
+        let room = MOST_UNRECORDED.saturating_sub(unrecorded.len());
+        unrecorded.extend(sessions.into_iter().take(room));
     }
 
-    /// The connections to other targets than their rows name.
+    /// Returns the connections to other targets than their rows name.
     pub(crate) fn apart(&self) -> Vec<Held> {
         self.lists
             .iter()
@@ -363,7 +360,7 @@ impl Usage {
             .collect()
     }
 
-    /// The sessions of a workspace that are in use. One lock.
+    /// Returns the sessions of a workspace that are in use. Takes one lock.
     pub(crate) fn held_in(&self, workspace: WorkspaceId) -> Vec<Held> {
         let mut list = self.of(workspace);
         list.entries.retain(|entry| self.stays(entry));
@@ -388,7 +385,7 @@ impl Usage {
         found
     }
 
-    /// Whether anybody in this process holds a connection into the workspace.
+    /// Returns `true` if this process holds a connection into the workspace.
     pub(crate) fn is_held(&self, workspace: WorkspaceId) -> bool {
         let list = self.of(workspace);
         let in_it = |entry: &&Arc<CachedRow>| entry.workspace() == workspace;
@@ -396,7 +393,7 @@ impl Usage {
             || list.apart.values().any(|held| held.workspace == workspace)
     }
 
-    /// A connection to the agent that is in use; `None` if there is none.
+    /// Returns a connection to the agent that is in use, or `None` if there is none.
     pub(crate) fn holder(&self, workspace: WorkspaceId, agent: AgentId) -> Option<Holder> {
         let mut list = self.of(workspace);
         list.entries.retain(|entry| self.stays(entry));
@@ -415,7 +412,7 @@ impl Usage {
         apart.map(|(id, _)| Holder::Apart(*id))
     }
 
-    /// Whether that connection is still in use.
+    /// Returns `true` if that connection is still in use.
     pub(crate) fn still_holds(&self, workspace: WorkspaceId, holder: &Holder) -> bool {
         match holder {
             Holder::Row(entry) => entry.usage.is_held(),
@@ -437,7 +434,7 @@ impl Usage {
 
     fn seconds(&self, now: Instant) -> u32 {
         let seconds = now.saturating_duration_since(self.began).as_secs();
-        // Zero means that it is not known.
+        // 0 means that it is not known.
         u32::try_from(seconds).unwrap_or(u32::MAX).max(1)
     }
 
@@ -457,17 +454,17 @@ pub(crate) enum Holder {
     Apart(u64),
 }
 
-/// A handle that waits.
+/// Counts a handle that waits to be superseded.
 #[derive(Debug)]
 pub(crate) struct Waiting(Arc<CachedRow>);
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.0.make_waited().fetch_sub(1, SeqCst);
+        self.0.make_waiting_handles().fetch_sub(1, SeqCst);
     }
 }
 
-/// Counts somebody who waits for connections to be released.
+/// Counts a task that waits for an agent to be drained.
 struct Draining<'a>(&'a Usage);
 
 impl Drop for Draining<'_> {
@@ -476,14 +473,14 @@ impl Drop for Draining<'_> {
     }
 }
 
-/// Resolves when this process holds no connection to the agent.
+/// Waits until this process holds no connection to the agent.
 pub(crate) async fn drained(usage: &Usage, workspace: WorkspaceId, agent: AgentId) {
     usage.draining.fetch_add(1, SeqCst);
     let _draining = Draining(usage);
     let released = &usage.released[usage.index(workspace)];
     let mut holder = None;
     loop {
-        // Made before the look, so that nothing is missed between the two.
+        // Created before the comparison, so that a release in between wakes this task.
         let next_release = released.notified();
         if !holder.as_ref().is_some_and(|holder| usage.still_holds(workspace, holder)) {
             holder = usage.holder(workspace, agent);

@@ -1,12 +1,18 @@
-//! What happens to a session, for those who must not miss it: reads and writes under way, rows that
-//! are held outside of the cache, and waiters.
+//! The histories of the sessions that something is under way for: a read, a write, or the use of a
+//! row that is not in its slot.
 //!
-//! A [`Watch`] is the record of one session. It exists while somebody holds it, so the records take
-//! no more room than what is under way, and no answer about one session depends on another one.
+//! *Lock striping* over *weak references*: a [`Watch`] keeps the [`History`] of one session for as
+//! long as somebody holds it. So the histories take no more room than what is under way, and no
+//! answer about one session depends on another one. The maps that find them are striped.
 
 use crate::{
     Revision, SessionId, WorkspaceId,
-    clock::{Clock, Tick},
+    cache::{
+        entry::CachedRow,
+        policy::{self, History},
+        waiters::Waiters,
+    },
+    clock::{Clock, Stamp, Tick},
     sync::lock,
 };
 use foldhash::fast::RandomState;
@@ -14,69 +20,49 @@ use std::{
     collections::HashMap,
     fmt,
     hash::BuildHasher,
-    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, Weak,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll, Waker},
 };
+use tokio::time::Instant;
 
-/// Bounds what is looked through, and locked, to find a session's waiters.
+/// Bounds what is locked, and looked through, to find the waiters of a session.
 const STRIPES: usize = 1024;
 
-/// The watches and the waiters, and the logical clock that orders reads, writes, losses and
-/// commands of this process.
+/// All watches and waiters, and the logical clock that orders what happens to the sessions.
 pub(super) struct Watches {
-    clock: Clock,
+    pub(super) clock: Clock,
+    /// When targets were last reset, of whatever workspace.
+    reset_at: AtomicU64,
     hasher: RandomState,
     stripes: Box<[Stripe]>,
 }
 
-/// Those of some sessions. While its lock is held nobody is woken, and no waker and no watch is
-/// dropped.
 struct Stripe {
-    /// Counts changes, so that a [`Changed`] misses none between its creation and its first poll.
-    changes: AtomicU64,
-    inner: Mutex<Inner>,
+    watches: Mutex<Watched>,
+    waiters: Waiters,
 }
 
-struct Inner {
-    /// When a slot of any of the sessions was emptied last. Only for reads of sessions that are not
-    /// known before they are read: a loss of another session costs such a row its place in the
-    /// cache, nothing else.
+/// The watches of a stripe. While the lock is held no watch is dropped.
+struct Watched {
+    by_session: HashMap<SessionId, Weak<Watch>, RandomState>,
+    /// When a slot of any of the sessions was last emptied. Only for reads that find out which
+    /// sessions they read (`warm`): nobody could watch these before. A loss of another session of
+    /// the stripe costs such a row its slot, nothing else.
     lost_at: Tick,
-    watches: HashMap<SessionId, Weak<Watch>, RandomState>,
-    /// With holes, whose indices are in `free`.
-    waiters: Vec<Option<Waiter>>,
-    free: Vec<usize>,
-}
-
-struct Waiter {
-    session: SessionId,
-    told: bool,
-    waker: Option<Waker>,
 }
 
 impl Watches {
     pub(super) fn new() -> Self {
         let hasher = RandomState::default();
-        let stripe = |_| Stripe {
-            changes: AtomicU64::new(0),
-            inner: Mutex::new(Inner {
-                lost_at: 0,
-                watches: HashMap::with_hasher(hasher.clone()),
-                waiters: Vec::new(),
-                free: Vec::new(),
-            }),
+        let stripe = |_| {
+            let by_session = HashMap::with_hasher(hasher.clone());
+            let watches = Mutex::new(Watched { by_session, lost_at: 0 });
+            Stripe { watches, waiters: Waiters::default() }
         };
         let stripes = (0..STRIPES).map(stripe).collect();
-        Self { clock: Clock::default(), hasher, stripes }
-    }
-
-    /// A tick later than all before.
-    pub(super) fn tick(&self) -> Tick {
-        self.clock.tick()
+        Self { clock: Clock::default(), reset_at: AtomicU64::new(0), hasher, stripes }
     }
 
     fn stripe(&self, session: SessionId) -> &Stripe {
@@ -84,78 +70,72 @@ impl Watches {
         &self.stripes[(self.hasher.hash_one(session) >> 32) as usize % STRIPES]
     }
 
-    /// Begins to watch a session, or joins those who do.
-    pub(super) fn watch(self: &Arc<Self>, session: SessionId) -> Arc<Watch> {
-        self.stripe(session).lock().watch(self, session)
+    fn watched(&self, session: SessionId) -> MutexGuard<'_, Watched> {
+        lock(&self.stripe(session).watches)
     }
 
-    /// Watches a session as if from that moment on.
+    pub(super) fn waiters(&self, session: SessionId) -> &Waiters {
+        &self.stripe(session).waiters
+    }
+
+    /// Begins to watch a session, or joins those who do.
+    pub(super) fn watch(self: &Arc<Self>, session: SessionId) -> Arc<Watch> {
+        self.watched(session).watch(self, session)
+    }
+
+    /// Watches a session as if from that tick on.
     pub(super) fn watch_since(self: &Arc<Self>, session: SessionId, since: Tick) -> Arc<Watch> {
         let (watch, lost_at) = {
-            let mut inner = self.stripe(session).lock();
-            (inner.watch(self, session), inner.lost_at)
+            let mut watched = self.watched(session);
+            (watched.watch(self, session), watched.lost_at)
         };
         if lost_at > since {
-            watch.happened().lost_at.raise(lost_at);
+            raise(&mut watch.history().lost_at, lost_at);
         }
         watch
     }
 
-    /// The session's row has left the cache. To be called with the slot emptied already.
-    pub(super) fn evicted(self: &Arc<Self>, session: SessionId) -> Arc<Watch> {
-        let (watch, now) = {
-            let mut inner = self.stripe(session).lock();
-            (inner.watch(self, session), inner.lose(self.tick()))
-        };
-        watch.happened().lost_at.raise(now);
+    /// Records that the cache has dropped the session's row. To be called with the slot emptied
+    /// already: a read that begins after the tick must not have begun before the row was gone.
+    pub(super) fn record_eviction(self: &Arc<Self>, session: SessionId) -> Arc<Watch> {
+        let watch = self.watch(session);
+        self.record_loss(session);
         watch
     }
 
-    /// What is being read of the session may be old.
-    pub(super) fn lost(&self, session: SessionId) {
-        self.tell(session, |happened, now| happened.lost_at.raise(now));
+    /// Records that what is being read of the session may be stale.
+    pub(super) fn record_loss(&self, session: SessionId) {
+        self.record(session, |history, now| raise(&mut history.lost_at, now));
     }
 
-    /// The session's row is gone, or must be looked at anew by everybody who holds it.
-    pub(super) fn removed(&self, session: SessionId) {
-        self.tell(session, |happened, now| {
-            happened.lost_at.raise(now);
-            happened.removed_at.raise(now);
+    /// Records that the session's row is gone, or must be read again by everybody who holds it.
+    pub(super) fn record_removal(&self, session: SessionId) {
+        self.record(session, |history, now| {
+            raise(&mut history.lost_at, now);
+            raise(&mut history.commanded_at, now);
         });
     }
 
-    fn tell(&self, session: SessionId, change: impl FnOnce(&mut Happened, Tick)) {
+    fn record(&self, session: SessionId, change: impl FnOnce(&mut History, Tick)) {
         let (watch, now) = {
-            let mut inner = self.stripe(session).lock();
-            let now = inner.lose(self.tick());
-            (inner.find(session), now)
+            let mut watched = self.watched(session);
+            let now = self.clock.tick();
+            raise(&mut watched.lost_at, now);
+            (watched.find(session), now)
         };
+        // Changed without the stripe's lock, and dropped without it: it may be the last reference.
         if let Some(watch) = watch {
-            change(&mut watch.happened(), now);
+            change(&mut watch.history(), now);
         }
     }
 
-    /// Wakes those who wait for changes of this session, and nobody else.
-    pub(super) fn notify(&self, session: SessionId) {
-        let stripe = self.stripe(session);
-        let wakers: Vec<Waker> = {
-            let mut inner = stripe.lock();
-            stripe.changes.fetch_add(1, Ordering::Release);
-            let waiters =
-                inner.waiters.iter_mut().flatten().filter(|waiter| waiter.session == session);
-            waiters
-                .filter_map(|waiter| {
-                    waiter.told = true;
-                    waiter.waker.take()
-                })
-                .collect()
-        };
-        wakers.into_iter().for_each(Waker::wake);
+    /// Records that targets were reset.
+    pub(super) fn record_reset(&self) {
+        self.reset_at.fetch_max(self.clock.tick(), Ordering::AcqRel);
     }
 
-    /// Whether anybody waits for changes of this session.
-    pub(super) fn is_waited_for(&self, session: SessionId) -> bool {
-        self.stripe(session).lock().waiters.iter().flatten().any(|waiter| waiter.session == session)
+    fn reset_at(&self) -> Tick {
+        self.reset_at.load(Ordering::Acquire)
     }
 
     /// A number that is as good as random, and always the same for a session.
@@ -163,32 +143,20 @@ impl Watches {
         self.hasher.hash_one(session)
     }
 
-    /// Ends at the next change of this session.
-    pub(super) fn changed(&self, session: SessionId) -> Changed<'_> {
-        let stripe = self.stripe(session);
-        Changed { stripe, session, changes: stripe.changes.load(Ordering::Acquire), index: None }
-    }
-
+    /// The number of watches and of waiters.
     #[cfg(test)]
     pub(super) fn len(&self) -> (usize, usize) {
-        let stripes = self.stripes.iter().map(|stripe| {
-            let inner = stripe.lock();
-            (inner.watches.len(), inner.waiters.iter().flatten().count())
-        });
+        let stripes = self
+            .stripes
+            .iter()
+            .map(|stripe| (lock(&stripe.watches).by_session.len(), stripe.waiters.len()));
         stripes.fold((0, 0), |sum, len| (sum.0 + len.0, sum.1 + len.1))
     }
 }
 
-impl Stripe {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        lock(&self.inner)
-    }
-}
-
-impl Inner {
-    /// To be dropped without the lock, as it may be the last one that holds the watch.
+impl Watched {
     fn find(&self, session: SessionId) -> Option<Arc<Watch>> {
-        self.watches.get(&session).and_then(Weak::upgrade)
+        self.by_session.get(&session).and_then(Weak::upgrade)
     }
 
     fn watch(&mut self, watches: &Arc<Watches>, session: SessionId) -> Arc<Watch> {
@@ -196,15 +164,14 @@ impl Inner {
             return watch;
         }
         let watch =
-            Arc::new(Watch { session, watches: Arc::clone(watches), happened: Mutex::default() });
-        self.watches.insert(session, Arc::downgrade(&watch));
+            Arc::new(Watch { session, watches: Arc::clone(watches), history: Mutex::default() });
+        self.by_session.insert(session, Arc::downgrade(&watch));
         watch
     }
+}
 
-    fn lose(&mut self, now: Tick) -> Tick {
-        self.lost_at.raise(now);
-        now
-    }
+fn raise(tick: &mut Tick, to: Tick) {
+    *tick = to.max(*tick);
 }
 
 impl fmt::Debug for Watches {
@@ -213,95 +180,51 @@ impl fmt::Debug for Watches {
     }
 }
 
-trait Raise {
-    fn raise(&mut self, to: Self);
-}
-
-impl Raise for Tick {
-    fn raise(&mut self, to: Self) {
-        *self = to.max(*self);
-    }
-}
-
-/// The record of one session, from when it began to be held.
+/// Keeps the history of one session.
 pub(super) struct Watch {
     session: SessionId,
     watches: Arc<Watches>,
-    happened: Mutex<Happened>,
-}
-
-#[derive(Debug, Default)]
-struct Happened {
-    /// What was read from before this may be older than what was seen.
-    lost_at: Tick,
-    removed_at: Tick,
-    /// Rows below this revision were overtaken by a command.
-    commanded: Option<Revision>,
-    commanded_at: Tick,
-    /// The greatest revision that was seen, and where it points.
-    seen: Option<(Revision, WorkspaceId)>,
-}
-
-impl Happened {
-    fn command(&mut self, revision: Revision, now: Tick) {
-        self.commanded = self.commanded.max(Some(revision));
-        self.commanded_at.raise(now);
-    }
+    history: Mutex<History>,
 }
 
 impl Watch {
-    fn happened(&self) -> MutexGuard<'_, Happened> {
-        lock(&self.happened)
+    fn history(&self) -> MutexGuard<'_, History> {
+        lock(&self.history)
     }
 
-    /// A row was read, written or held. Of two that point to different workspaces, the earlier one
-    /// was overtaken by a command, whoever gave it.
-    pub(super) fn saw(&self, revision: Revision, workspace: WorkspaceId) {
-        let mut happened = self.happened();
-        match happened.seen {
-            Some((seen, there)) => {
-                if workspace != there {
-                    happened.command(seen.max(revision), self.watches.tick());
-                }
-                if revision > seen {
-                    happened.seen = Some((revision, workspace));
-                }
-            }
-            None => happened.seen = Some((revision, workspace)),
+    /// Records a row that was read, written or held. Of two rows with different workspaces the
+    /// earlier one was ended by a command, of this process or of another one.
+    pub(super) fn record_row(&self, revision: Revision, workspace: WorkspaceId) {
+        let mut history = self.history();
+        let Some((newest, seen_in)) = history.newest else {
+            history.newest = Some((revision, workspace));
+            return;
+        };
+        if workspace != seen_in {
+            raise(&mut history.commanded_at, self.watches.clock.tick());
+        }
+        if revision > newest {
+            history.newest = Some((revision, workspace));
         }
     }
 
-    /// A command of this process has left the row at this revision.
-    pub(super) fn commanded(&self, revision: Revision) {
-        let now = self.watches.tick();
-        self.happened().command(revision, now);
+    /// Records that a command of this process has written the row.
+    pub(super) fn record_command(&self) {
+        let mut history = self.history();
+        raise(&mut history.commanded_at, self.watches.clock.tick());
     }
 
-    /// Whether a row of this revision, by a read or write that began then, is not older than
-    /// anything that was seen.
-    pub(super) fn may_fill(&self, revision: Revision, began: Tick) -> bool {
-        let happened = self.happened();
-        happened.lost_at < began && happened.seen.is_none_or(|(seen, _)| revision >= seen)
-    }
-
-    /// Whether a command has changed or removed the row since. `None` for a row that did not exist
-    /// then: no revision orders it against what was commanded before.
-    pub(super) fn is_commanded(&self, revision: Option<Revision>, began: Tick) -> bool {
-        let happened = self.happened();
-        let overtaken = match revision {
-            Some(revision) => happened.commanded.is_some_and(|commanded| commanded > revision),
-            None => happened.commanded_at > began,
-        };
-        happened.removed_at > began || overtaken
+    pub(super) fn may_be_commanded(&self, began: Tick) -> bool {
+        policy::may_be_commanded(&self.history(), began)
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        let mut inner = self.watches.stripe(self.session).lock();
+        let mut watched = self.watches.watched(self.session);
         // Somebody may have made a new one in the meantime.
-        if inner.watches.get(&self.session).is_some_and(|watch| watch.strong_count() == 0) {
-            inner.watches.remove(&self.session);
+        if watched.by_session.get(&self.session).is_some_and(|watch| watch.strong_count() == 0) {
+            watched.by_session.remove(&self.session);
         }
     }
 }
@@ -312,63 +235,49 @@ impl fmt::Debug for Watch {
     }
 }
 
-/// Ends at a change of one session after its creation. Registers at its first poll, without an
-/// allocation if others have waited before.
-pub(crate) struct Changed<'a> {
-    stripe: &'a Stripe,
-    session: SessionId,
-    changes: u64,
-    index: Option<usize>,
+/// Proof of when a read or a write began, to be shown with the row that it brings.
+///
+/// The *optimistic* part of the cache: no statement locks anything. The token is taken before the
+/// statement is sent, and when the row arrives the history of its session tells whether the row may
+/// fill an empty slot. The token holds the session's watch meanwhile.
+#[derive(Clone, Debug)]
+pub(crate) struct ReadToken {
+    /// When the statement began and, of a write, was answered.
+    pub(super) stamp: Stamp,
+    /// The time at which the statement began.
+    pub(crate) at: Instant,
+    pub(super) watch: Arc<Watch>,
 }
 
-impl Future for Changed<'_> {
-    type Output = ();
+impl ReadToken {
+    /// Returns `true` if the row cannot be older than what was seen of its session.
+    pub(super) fn may_fill(&self, revision: Revision) -> bool {
+        let history = self.watch.history();
+        policy::may_fill(&history, self.watch.watches.reset_at(), revision, self.stamp.began())
+    }
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut guard = self.stripe.lock();
-        let inner = &mut *guard;
-        let Some(index) = self.index else {
-            if self.stripe.changes.load(Ordering::Relaxed) != self.changes {
-                // Perhaps of another session, which costs one look.
-                return Poll::Ready(());
-            }
-            let waiter = Some(Waiter {
-                session: self.session,
-                told: false,
-                waker: Some(cx.waker().clone()),
-            });
-            let index = inner.free.pop().unwrap_or(inner.waiters.len());
-            match inner.waiters.get_mut(index) {
-                Some(hole) => *hole = waiter,
-                None => inner.waiters.push(waiter),
-            }
-            drop(guard);
-            self.index = Some(index);
-            return Poll::Pending;
-        };
-        let Some(waiter) = inner.waiters.get_mut(index).and_then(Option::as_mut) else {
-            return Poll::Ready(());
-        };
-        if waiter.told {
-            return Poll::Ready(());
+    /// Makes the entry current if its row may still fill the slot. Nothing is recorded between the
+    /// check and the change.
+    pub(super) fn confirm(&self, entry: &CachedRow) -> bool {
+        let history = self.watch.history();
+        let reset_at = self.watch.watches.reset_at();
+        let confirmed =
+            policy::may_fill(&history, reset_at, entry.row.revision, self.stamp.began());
+        if confirmed {
+            entry.make_current();
         }
-        let same = waiter.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
-        let replaced = if same { None } else { waiter.waker.replace(cx.waker().clone()) };
-        drop(guard);
-        drop(replaced);
-        Poll::Pending
+        confirmed
+    }
+
+    /// Returns `true` if targets were reset since the token was taken.
+    pub(super) fn is_void(&self) -> bool {
+        policy::is_void(self.watch.watches.reset_at(), self.stamp.began())
     }
 }
 
-impl Drop for Changed<'_> {
-    fn drop(&mut self) {
-        let Some(index) = self.index else { return };
-        let mut inner = self.stripe.lock();
-        let waiter = inner.waiters.get_mut(index).and_then(Option::take);
-        if waiter.is_some() {
-            inner.free.push(index);
-        }
-        drop(inner);
-        drop(waiter);
-    }
+/// A token for a read that finds out which sessions it reads.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BulkReadToken {
+    pub(super) began: Tick,
+    pub(super) at: Instant,
 }

@@ -255,7 +255,7 @@ async fn look_up(
 fn has_moved(left: &CachedRow, entry: &CachedRow) -> bool {
     let is_commanded = match left.state() {
         State::Removed => true,
-        State::Evicted | State::Replaced => left.is_commanded(),
+        State::Evicted | State::Replaced => left.may_be_commanded(),
         State::Current => false,
     };
     is_commanded || !left.points_where(entry)

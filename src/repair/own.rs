@@ -41,7 +41,8 @@ fn lost(entry: &CachedRow, target: &Target, winner: Option<&Binding>) -> Lost {
         // A command has unbound it. But a repair that knew of no row may bind an unbound one.
         return if entry.stored { Lost::Drop } else { Lost::Again(winner.revision) };
     };
-    if entry.is_ahead() && entry.row.target.as_ref().is_some_and(|target| named.is(target)) {
+    if entry.is_group_repaired() && entry.row.target.as_ref().is_some_and(|target| named.is(target))
+    {
         // The row is as the call knew it. Only its revision was not known, because a group repair
         // returns none.
         return Lost::Again(winner.revision);
@@ -65,7 +66,7 @@ impl Task {
             && written.workspace() == self.entry.workspace()
             && written.row.revision > self.entry.row.revision
             // A repair from before a command is too late.
-            && !self.entry.is_commanded()
+            && !self.entry.may_be_commanded()
             && written.row.target.as_ref().is_some_and(|named| self.entry.workspace_state.supersedes(named))
     }
 

@@ -283,8 +283,9 @@ impl Follower {
                     }
                 }
                 About::Session { session, revision } => {
-                    shared.absent.hear(session);
-                    if shared.rows.hear(session, revision) || shared.rows.is_waited_for(session) {
+                    if shared.rows.record_hint(session, revision)
+                        || shared.rows.is_waited_for(session)
+                    {
                         self.floors.insert(session, Floor { revision, misses: 0, due: now });
                     }
                 }
@@ -393,7 +394,7 @@ impl Follower {
             if floor.due > now {
                 return true;
             }
-            match shared.rows.below(*session, floor.revision) {
+            match shared.rows.cached_below(*session, floor.revision) {
                 Some(entry) => entries.push(entry),
                 // The cache has not kept the row: the handles that wait for news of it read it.
                 None if shared.rows.get(*session).is_none()
@@ -431,7 +432,7 @@ async fn done<T>(task: &mut Option<JoinHandle<Option<Option<T>>>>) -> Option<T> 
 async fn survey(shared: Arc<Shared>) -> Done {
     let (mut held, mut used) = (Vec::new(), Vec::new());
     let mut cursor = Cursor::default();
-    while shared.usage.look(&mut cursor, |entry| {
+    while shared.usage.scan(&mut cursor, |entry| {
         let workspace_states =
             if shared.usage.is_held_or_waited_for(entry) { &mut held } else { &mut used };
         workspace_states.push(Arc::downgrade(&entry.workspace_state));
@@ -480,7 +481,7 @@ async fn record_usage(shared: Arc<Shared>, every: Duration) -> Done {
     loop {
         let mut held = Vec::new();
         if more {
-            more = shared.usage.look(&mut cursor, |entry| {
+            more = shared.usage.scan(&mut cursor, |entry| {
                 let (is_used, holds) = shared.usage.take_to_record(entry);
                 used.extend(is_used.then_some(entry.row.session));
                 held.extend(holds);
@@ -488,7 +489,7 @@ async fn record_usage(shared: Arc<Shared>, every: Duration) -> Done {
             held.into_iter().for_each(&mut tell);
         }
         if !more {
-            used.extend(shared.usage.take_gone(BATCH));
+            used.extend(shared.usage.take_unrecorded(BATCH));
         }
         while used.len() >= BATCH || !more {
             let chunk: Vec<SessionId> = used.drain(..used.len().min(BATCH)).collect();
@@ -498,11 +499,11 @@ async fn record_usage(shared: Arc<Shared>, every: Duration) -> Done {
                 // These sessions are recorded next time, with those that follow.
                 let sessions = (chunk.len() + used.len()) as u64;
                 shared.emit(&Event::UseNotRecorded { sessions, error: &error });
-                shared.usage.note_gone(chunk.into_iter().chain(used));
+                shared.usage.note_unrecorded(chunk.into_iter().chain(used));
                 return Done::Recorded;
             }
             if !more && used.is_empty() {
-                used.extend(shared.usage.take_gone(BATCH));
+                used.extend(shared.usage.take_unrecorded(BATCH));
                 if used.is_empty() {
                     return Done::Recorded;
                 }

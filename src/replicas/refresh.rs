@@ -100,7 +100,7 @@ impl<'a> Reading<'a> {
         // All rows are gathered before the first statement: a row that is replaced while others are
         // read is read all the same.
         let mut entries: Vec<Arc<CachedRow>> = Vec::new();
-        while shared.usage.look(&mut cursor, |entry| {
+        while shared.usage.scan(&mut cursor, |entry| {
             if shared.usage.take_to_read(entry) {
                 entries.push(Arc::clone(entry));
             }
@@ -246,7 +246,7 @@ impl<'a> Reading<'a> {
     fn found(&self, row: Binding, entry: &Arc<CachedRow>, token: ReadToken) {
         if row.revision > entry.row.revision
             || row.epoch > entry.workspace_state.epoch()
-            || entry.is_ahead()
+            || entry.is_group_repaired()
         {
             self.shared.learn(row, token);
         } else if row.revision == entry.row.revision {

@@ -98,7 +98,7 @@ fn compare(
         Some(_) => Slot::NotOlder,
     };
     // After the slot, so that a command is not missed whose row the cache could not keep.
-    let is_commanded = cached.is_none() && held.is_commanded();
+    let is_commanded = cached.is_none() && held.may_be_commanded();
     match decide(state, slot, is_commanded, is_same_version) {
         Standing::Unchanged => Standing::Unchanged,
         Standing::Changed(from) => {

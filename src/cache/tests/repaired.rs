@@ -1,37 +1,41 @@
-//! Entries of rows that a group repair has written, which returns none of them.
+//! Entries of rows that a group repair has written. Such a repair returns no rows.
 
 use super::*;
+use crate::Previous;
 
 fn target(agent: u128) -> Arc<Target> {
     Arc::new(Target::new(AgentId::new(Uuid::from_u128(agent))))
 }
 
-/// An entry in its slot, and what a group repair that lands now makes of it.
-fn carried(s: &Scene, revision: i64) -> (Arc<CachedRow>, Arc<CachedRow>, Tick) {
+/// Returns an entry, the one that a group repair has replaced it by, and when the repair landed.
+fn repaired(s: &Scene, revision: i64) -> (Arc<CachedRow>, Arc<CachedRow>, Tick) {
     let entry = s.learn(&s.row(1, revision));
     let landed = s.rows.tick();
-    s.rows.repaired(&entry, &target(9), landed);
-    let ahead = s.rows.get(session(1)).expect("an entry");
-    (entry, ahead, landed)
+    s.rows.learn_group_repair(&entry, &target(9), landed);
+    let repaired = s.rows.get(session(1)).expect("an entry");
+    (entry, repaired, landed)
 }
 
 #[test]
-fn the_row_names_the_target_at_a_revision_that_is_not_known() {
+fn a_group_repaired_row_names_the_new_target_at_the_old_revision() {
     let s = Scene::new();
-    let (entry, ahead, _) = carried(&s, 5);
-    assert_eq!((entry.state(), entry.is_ahead()), (State::Replaced, false));
-    assert_eq!((ahead.state(), ahead.is_ahead(), ahead.stored), (State::Current, true, true));
-    assert_eq!((ahead.row.target.as_ref(), revision(&ahead)), (Some(&target(9)), 5));
-    assert_eq!(ahead.previous(), Some(Previous::new(target(1).agent, None)));
+    let (entry, repaired, _) = repaired(&s, 5);
+    assert_eq!((entry.state(), entry.is_group_repaired()), (State::Replaced, false));
     assert_eq!(
-        (ahead.workspace(), ahead.read(), ahead.stamp()),
+        (repaired.state(), repaired.is_group_repaired(), repaired.stored),
+        (State::Current, true, true)
+    );
+    assert_eq!((repaired.row.target.as_ref(), revision(&repaired)), (Some(&target(9)), 5));
+    assert_eq!(repaired.previous(), Some(Previous::new(target(1).agent, None)));
+    assert_eq!(
+        (repaired.workspace(), repaired.read(), repaired.stamp()),
         (entry.workspace(), entry.read(), entry.stamp())
     );
-    assert!(!ahead.is_commanded());
+    assert!(!repaired.may_be_commanded());
 }
 
 #[test]
-fn the_agent_before_stays_if_only_its_place_is_another_one() {
+fn a_new_address_leaves_the_previous_agent_unchanged() {
     let s = Scene::new();
     let mut row = s.row(1, 5).binding();
     row.previous = Some(Previous::new(target(7).agent, None));
@@ -42,67 +46,74 @@ fn the_agent_before_stays_if_only_its_place_is_another_one() {
         s.at(0),
     ));
     let elsewhere = Arc::new((*target(1)).clone().with_address("elsewhere"));
-    s.rows.repaired(&entry, &elsewhere, s.rows.tick());
-    let ahead = s.rows.get(session(1)).expect("an entry");
-    assert_eq!(ahead.row.target.as_ref(), Some(&elsewhere));
-    assert_eq!(ahead.previous(), Some(Previous::new(target(7).agent, None)));
+    s.rows.learn_group_repair(&entry, &elsewhere, s.rows.tick());
+    let repaired = s.rows.get(session(1)).expect("an entry");
+    assert_eq!(repaired.row.target.as_ref(), Some(&elsewhere));
+    assert_eq!(repaired.previous(), Some(Previous::new(target(7).agent, None)));
 }
 
 #[test]
-fn it_is_carried_on_by_the_next_one() {
+fn a_second_group_repair_replaces_the_first() {
     let s = Scene::new();
-    let (_, ahead, first) = carried(&s, 5);
+    let (_, repaired, first) = repaired(&s, 5);
     let second = s.rows.tick();
-    s.rows.repaired(&ahead, &target(10), second);
+    s.rows.learn_group_repair(&repaired, &target(10), second);
     let next = s.rows.get(session(1)).expect("an entry");
-    assert_eq!((ahead.state(), next.state()), (State::Replaced, State::Current));
+    assert_eq!((repaired.state(), next.state()), (State::Replaced, State::Current));
     assert_eq!((next.row.target.as_ref(), revision(&next)), (Some(&target(10)), 5));
     assert_eq!(next.previous(), Some(Previous::new(target(9).agent, None)));
-    // Of a read in between, the later one of the two knows more.
-    assert!(!next.is_behind(Stamp::read(first + 1)) && next.is_behind(Stamp::read(second + 1)));
+    // A read between the two repairs knows less than the second one, a later read knows more.
+    let keep = |began| {
+        let (revision, epoch, stamp) = (next.row.revision, Epoch::default(), Stamp::read(began));
+        winner(Some(next.as_current()), NewRow { revision, epoch, stamp, may_fill: true })
+    };
+    assert_eq!((keep(first + 1), keep(second + 1)), (Keep::Current, Keep::New));
 }
 
 #[test]
-fn what_the_slot_holds_by_now_stays() {
+fn a_group_repair_leaves_a_slot_that_has_changed() {
     let s = Scene::new();
     // A later row.
     let old = s.learn(&s.row(1, 5));
     let later = s.learn(&s.row(1, 6));
-    s.rows.repaired(&old, &target(9), s.rows.tick());
+    s.rows.learn_group_repair(&old, &target(9), s.rows.tick());
     assert!(Arc::ptr_eq(&s.rows.get(session(1)).expect("an entry"), &later));
     assert_eq!(later.state(), State::Current);
-    // Nothing, since an order has taken it away.
+    // An empty slot: the row was removed.
     s.rows.remove(session(1));
-    s.rows.repaired(&later, &target(9), s.rows.tick());
+    s.rows.learn_group_repair(&later, &target(9), s.rows.tick());
     assert_eq!(s.slot(1), None);
-    // One that was never kept.
-    let stray = s.row(2, 5);
-    s.rows.repaired(&stray, &target(9), s.rows.tick());
-    assert_eq!((s.slot(2), stray.state()), (None, State::Evicted));
+    // An entry that was never cached.
+    let uncached = s.row(2, 5);
+    s.rows.learn_group_repair(&uncached, &target(9), s.rows.tick());
+    assert_eq!((s.slot(2), uncached.state()), (None, State::Evicted));
 }
 
 #[test]
-fn a_later_revision_replaces_it_and_an_earlier_one_does_not() {
+fn only_a_later_revision_replaces_a_group_repaired_row() {
     let s = Scene::new();
-    let (_, ahead, _) = carried(&s, 5);
+    let (_, repaired, _) = repaired(&s, 5);
     for earlier in [1, 4] {
-        assert!(Arc::ptr_eq(&s.learn(&s.row(1, earlier)), &ahead));
+        assert!(Arc::ptr_eq(&s.learn(&s.row(1, earlier)), &repaired));
     }
     let later = s.learn(&s.row(1, 6));
-    assert_eq!((ahead.state(), later.is_ahead(), s.slot(1)), (State::Replaced, false, Some(6)));
+    assert_eq!(
+        (repaired.state(), later.is_group_repaired(), s.slot(1)),
+        (State::Replaced, false, Some(6))
+    );
 }
 
 #[test]
-fn the_same_revision_read_later_shows_that_the_row_was_missed() {
+fn the_same_revision_read_after_the_repair_shows_that_it_missed_the_row() {
     let s = Scene::new();
     let early = s.rows.read_token(session(1));
-    let (_, ahead, landed) = carried(&s, 5);
-    // What was read before says nothing.
-    assert!(Arc::ptr_eq(&s.rows.learn(s.row(1, 5), &early), &ahead));
-    assert_eq!(ahead.state(), State::Current);
+    let (_, repaired, landed) = repaired(&s, 5);
+    // A read that began before the repair proves nothing.
+    assert!(Arc::ptr_eq(&s.rows.learn(s.row(1, 5), &early), &repaired));
+    assert_eq!(repaired.state(), State::Current);
     let missed = s.learn(&s.row(1, 5));
     assert_eq!(
-        (ahead.state(), missed.state(), missed.is_ahead()),
+        (repaired.state(), missed.state(), missed.is_group_repaired()),
         (State::Replaced, State::Current, false)
     );
     assert_eq!(missed.row.target, Some(target(1)));
@@ -110,7 +121,7 @@ fn the_same_revision_read_later_shows_that_the_row_was_missed() {
 }
 
 #[test]
-fn the_same_revision_read_again_makes_an_entry_younger() {
+fn reading_the_same_revision_again_moves_the_stamp_forward() {
     let s = Scene::new();
     let early = s.rows.read_token(session(1));
     let entry = s.learn(&s.row(1, 5));
@@ -126,7 +137,7 @@ fn the_same_revision_read_again_makes_an_entry_younger() {
 }
 
 #[test]
-fn how_old_an_entry_may_be_is_what_its_ticket_says() {
+fn an_entry_has_the_stamp_of_its_token() {
     let s = Scene::new();
     let token = s.rows.read_token(session(1));
     let written = s.rows.written(token.clone());
@@ -138,27 +149,27 @@ fn how_old_an_entry_may_be_is_what_its_ticket_says() {
 }
 
 #[test]
-fn who_waits_for_the_slot_is_told() {
+fn a_group_repair_wakes_the_waiters() {
     use tokio_test::{assert_pending, assert_ready, task::spawn};
     let s = Scene::new();
     let entry = s.learn(&s.row(1, 5));
     let mut waiting = spawn(s.rows.changed(session(1)));
     assert_pending!(waiting.poll());
-    s.rows.repaired(&entry, &target(9), s.rows.tick());
+    s.rows.learn_group_repair(&entry, &target(9), s.rows.tick());
     assert_ready!(waiting.poll());
 }
 
 #[test]
-fn a_panic_on_the_way_of_a_row_leaves_a_written_one_usable() {
+fn a_panic_while_the_slot_is_locked_leaves_a_group_repaired_row_usable() {
     let s = Scene::new();
-    let (_, ahead, _) = carried(&s, 5);
+    let (_, repaired, _) = repaired(&s, 5);
     let panicked = catch_unwind(AssertUnwindSafe(|| {
         s.rows
-            .cache
+            .slots
             .entry(session(1))
             .and_compute_with(|_| -> Op<Option<Arc<CachedRow>>> { panic!("on purpose") })
     }));
     assert!(panicked.is_err());
-    assert_eq!(ahead.state(), State::Current);
+    assert_eq!(repaired.state(), State::Current);
     assert_eq!(revision(&s.learn(&s.row(1, 6))), 6);
 }

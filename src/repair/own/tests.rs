@@ -83,7 +83,7 @@ fn the_row_that_a_group_repair_has_written_only_has_another_revision() {
     ];
     for (winner, answered, means) in table {
         let winner = winner.map(|(workspace, named)| row(workspace, named.map(target), 7));
-        let ahead = entry(true).repaired(&target("b6"), 1);
+        let ahead = entry(true).after_group_repair(&target("b6"), 1);
         let said = lost(&ahead, &target(answered), winner.as_ref());
         assert_eq!(said, means, "{winner:?} and {answered}");
     }

@@ -130,6 +130,9 @@ struct Run<'a, S: Service<DialAgent>> {
     connected: Option<S::Response>,
     question: Option<Waiter<Validated>>,
     reading: Option<BoxFuture<'static, RowRead>>,
+    /// Only that read can tell where the session points. Until it ends, the dial goes on and the
+    /// rest of the news waits.
+    unread: bool,
     /// What an error of the call has as its causes.
     dial_error: Option<BoxError>,
     validation_error: Option<SharedError>,
@@ -152,6 +155,8 @@ enum Followed {
     Good,
     /// The attempt was told of another target.
     Switched,
+    /// A command came after the row was read, and the cache does not have the row: it must be read.
+    Unread,
     /// The row must be looked up again.
     Moved,
 }
@@ -193,6 +198,7 @@ where
             connected: None,
             question: None,
             reading: None,
+            unread: false,
             dial_error: None,
             validation_error: None,
         }
@@ -211,7 +217,7 @@ where
     ///
     /// If several are there, the first in this order is returned: dial, news, answer, row, timer.
     async fn next_event(&mut self, until: Instant) -> RaceEvent<S::Response> {
-        let Self { shared, dialer, start, attempt, question, reading, .. } = self;
+        let Self { shared, dialer, start, attempt, question, reading, unread, .. } = self;
         let to = To { workspace_state: &start.entry.workspace_state, target: attempt.target() };
         // Each arm looks at state that outlives it, so an arm that is dropped loses nothing. Each
         // is an async fn or block, so that it costs nothing before its first poll: if the dial is
@@ -219,7 +225,7 @@ where
         select! {
             biased;
             dialed = dialer.as_mut().finished(to) => RaceEvent::Dialed(dialed),
-            () = news(shared, start) => RaceEvent::News,
+            () = news(shared, start), if !*unread => RaceEvent::News,
             validated = answered(question) => RaceEvent::Answered(validated),
             row = read(reading) => RaceEvent::Reread(row),
             () = async { sleep_until(until).await } => RaceEvent::TimeIsUp,
@@ -238,7 +244,10 @@ where
             RaceEvent::Reread(row) => {
                 self.now = Instant::now();
                 self.reading = None;
-                let followed = self.on_row(row);
+                let followed = match std::mem::take(&mut self.unread) {
+                    true => self.on_unread_row(row),
+                    false => self.on_row(row),
+                };
                 return self.goes_on(followed);
             }
             RaceEvent::TimeIsUp => self.now = Instant::now(),
@@ -263,18 +272,19 @@ where
                 }
             },
             Command::Probe => self.probe(),
-            Command::Reread => {
-                let (shared, session, since) =
-                    (Arc::clone(self.shared), self.ask.session, self.now);
-                self.reading =
-                    Some(Box::pin(async move { shared.read_since(session, since).await }));
-            }
+            Command::Reread => self.read(),
             Command::Serve => return self.serve(),
             Command::Fail(kind) => return self.fail(kind),
             // The next event is waited for.
             Command::Wait(_) => {}
         }
         ControlFlow::Continue(())
+    }
+
+    /// Reads the row, in a read that begins now.
+    fn read(&mut self) {
+        let (shared, session, since) = (Arc::clone(self.shared), self.ask.session, self.now);
+        self.reading = Some(Box::pin(async move { shared.read_since(session, since).await }));
     }
 
     fn validate(&mut self) {
@@ -298,7 +308,7 @@ where
         match self.look() {
             Followed::Good => {}
             Followed::Switched => return ControlFlow::Continue(()),
-            Followed::Moved => return self.moved(),
+            Followed::Unread | Followed::Moved => return self.moved(),
         }
         let outcome = Outcome {
             kind: self.attempt.outcome_kind(),
@@ -343,13 +353,20 @@ where
     fn goes_on(&mut self, followed: Followed) -> Step<S::Response> {
         match followed {
             Followed::Good | Followed::Switched => ControlFlow::Continue(()),
-            Followed::Moved => self.moved(),
+            Followed::Unread | Followed::Moved => self.moved(),
         }
     }
 
     fn follow_news(&mut self) -> Step<S::Response> {
-        let followed = self.look();
-        self.goes_on(followed)
+        match self.look() {
+            // A pending dial is not given up for a hint that may say nothing new.
+            Followed::Unread if self.dialer.is_dialing() => {
+                self.unread = true;
+                self.read();
+                ControlFlow::Continue(())
+            }
+            followed => self.goes_on(followed),
+        }
     }
 
     fn on_dialed(&mut self, dialed: Dialed<S::Response>) -> Step<S::Response> {
@@ -463,6 +480,18 @@ where
             }
     }
 
+    /// The row was read because only the store could tell where the session points.
+    fn on_unread_row(&mut self, row: RowRead) -> Followed {
+        match row {
+            // The call cannot go by a row of which it knows that it may be old.
+            Err(_) => Followed::Moved,
+            Ok(None) if self.start.absent && !self.shared.is_still_absent(&self.start.entry) => {
+                Followed::Moved
+            }
+            row => self.on_row(row),
+        }
+    }
+
     /// The row was read after a denial.
     fn on_row(&mut self, row: RowRead) -> Followed {
         match row {
@@ -497,7 +526,8 @@ where
             // The read that has found no row again has told everybody that the row is gone, and
             // nothing else has been heard since.
             Standing::Unread if absent && self.shared.is_still_absent(entry) => Arc::clone(entry),
-            Standing::Unread | Standing::Moved => return Followed::Moved,
+            Standing::Unread => return Followed::Unread,
+            Standing::Moved => return Followed::Moved,
         };
         // A row that exists is not to be created any more.
         let absent = absent && !entry.stored;

@@ -421,6 +421,28 @@ mod heard {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn hints_about_a_session_without_a_row_do_not_end_its_dial() {
+        let world = World::new();
+        let (process, radio, ..) = listening(&world).await;
+        let (ws, target) = world.workspace();
+        world.does(&target, Does::Answer(ms(3_000)));
+        let chat = session();
+        let before = world.counts();
+        let ask = DialSession::new(chat).in_workspace(ws);
+        let mut pending = Box::pin(call(&process.dial, ask));
+        assert!(pending.as_mut().now_or_never().is_none());
+        for _ in 0..4 {
+            // Longer than the layer remembers that there was no row.
+            tokio::select! { _ = &mut pending => panic!("too early"), () = sleep(ms(600)) => {} }
+            radio.says_of(chat, None);
+        }
+        let bound = pending.await.unwrap();
+        assert_eq!((bound.agent, bound.outcome().dials), (target.agent, 1));
+        assert_eq!((world.counts() - before).d, 1);
+        assert_eq!(world.row_agent(chat), Some(target.agent));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_row_created_elsewhere_is_a_mismatch_although_a_hint_keeps_it_out_of_the_cache() {
         for (revision, alone) in [(None, false), (Some(1), false), (None, true)] {
             let world = World::new();

@@ -120,14 +120,16 @@ where
                         // Boxed for the same reason. At the deadline there is a connection, so that
                         // is no failure.
                         let attempted = Box::pin(timeout_at(deadline, job.attempted())).await;
-                        let created = match start.absent {
+                        let row = match start.absent {
                             true => created(&shared, &start.entry, attempted)?,
-                            false => None,
+                            false => Some(Arc::clone(&start.entry)),
                         };
                         // The row that the store answered with decides, since a hint may have
-                        // emptied the slot in the meantime.
-                        let is_elsewhere =
-                            created.is_some_and(|row| !row.points_where(&start.entry));
+                        // emptied the slot in the meantime. Without one there may be no row.
+                        let is_elsewhere = match row {
+                            Some(row) => !row.points_where(&start.entry),
+                            None => !shared.settings.serve_without_store,
+                        };
                         // The second look: the repair may have lost to something newer, or a
                         // command may have come.
                         if is_elsewhere || shared.has_left(&start.entry, &won.target) {
@@ -209,8 +211,8 @@ where
 }
 
 /// Returns the row that the session has after the attempt to create one: the created row, or the
-/// row that was there first. `None` if the attempt found that it was no longer needed, or has
-/// failed and calls are served without the store.
+/// row that was there first. `None` if nothing was sent, since a command came that may have removed
+/// the row, or if nothing could be written and calls are served without the store.
 ///
 /// # Errors
 ///

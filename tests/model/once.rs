@@ -365,6 +365,17 @@ pub(crate) fn lives_that_once_broke_a_rule() {
             ],
         ),
         (
+            "a row that was not created since a command came is not taken for created",
+            vec![
+                call(1, 3),
+                store(1, none, Fault::Unavailable),
+                Op::Yield,
+                Op::Forget { by: Process(1), chat: 3 },
+                Op::Call { process: 1, chat: 3, named: Some(0), lag: 0 },
+                Op::Restart { process: 0 },
+            ],
+        ),
+        (
             "a pending dial of an ended numbering writes nothing into the next one",
             vec![
                 Op::Resolver {

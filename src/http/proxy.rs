@@ -58,11 +58,12 @@
 //! let tunnel = exchange.response(&mut response)?;
 //! assert!(response.headers().is_empty() && tunnel.is_none());
 //!
-//! // A request that passed through this gateway before is rejected. let mut again =
-//! Request::get("/turn").header("host", "app.example").header("via",
-//! &request.headers()["via"]).body(())?; assert_eq!(hop.request(&mut again,
-//! &client).unwrap_err().status(), StatusCode::LOOP_DETECTED); # Ok::<_,
-//! tower_bound_agent::BoxError>(()) ```
+//! // A request that passed through this gateway before is rejected.
+//! let via = &request.headers()["via"];
+//! let mut again = Request::get("/turn").header("host", "app.example").header("via", via).body(())?;
+//! assert_eq!(hop.request(&mut again, &client).unwrap_err().status(), StatusCode::LOOP_DETECTED);
+//! # Ok::<_, tower_bound_agent::BoxError>(())
+//! ```
 
 mod error;
 mod fields;

@@ -49,9 +49,12 @@ use std::{
 /// let swap = store.compare_and_swap(unbound.revision, repaired.clone()).await?;
 /// assert!(matches!(swap, Swap::Applied(row) if row.revision == Revision::new(2)));
 ///
-/// // The revision has grown, so a writer that read the row before does not overwrite it. let late
-/// = store.compare_and_swap(unbound.revision, repaired).await?; assert!(matches!(late,
-/// Swap::Conflict(Some(row)) if row.revision == Revision::new(2))); # Ok(()) # } ```
+/// // The revision has grown, so a writer that read the row before does not overwrite it.
+/// let late = store.compare_and_swap(unbound.revision, repaired).await?;
+/// assert!(matches!(late, Swap::Conflict(Some(row)) if row.revision == Revision::new(2)));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Default)]
 pub struct MemoryStore {
     rows: Arc<Mutex<Rows>>,

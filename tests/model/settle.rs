@@ -4,7 +4,7 @@ use crate::{
     CHATS, PROCESSES, WORKSPACES, chat,
     life::{Does, Status},
     ms,
-    plant::Faults,
+    plant::{Faults, Workspace},
     run::Run,
     workspace,
 };
@@ -34,10 +34,11 @@ impl Run {
         }
         // A reset that was not carried out is given once more.
         for ws in 0..WORKSPACES {
-            while {
-                let is_due = self.plant.state().workspaces[ws].is_reset_due();
-                is_due
-            } {
+            let due = {
+                let Workspace { renumbered, resets, .. } = self.plant.state().workspaces[ws];
+                renumbered.saturating_sub(resets)
+            };
+            for _ in 0..due {
                 self.plant.reset(workspace(ws)).unwrap();
             }
         }

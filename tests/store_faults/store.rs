@@ -134,19 +134,20 @@ impl FaultyStore {
         };
         let same_agent = |gone: &Target| next.is_some_and(|next| next.agent == gone.agent);
         match gone {
-            Some(gone) if !keeps => {
-                if !same_agent(&gone) || self.has(Fault::AnAgentIsItsOwnPrevious) {
-                    let generation = match self.fault {
-                        Some(Fault::PreviousHasNoGeneration) => None,
-                        Some(Fault::PreviousKeepsAnEarlierGeneration) => {
-                            let earlier = row.previous.and_then(|previous| previous.generation);
-                            gone.generation.or(earlier)
-                        }
-                        _ => gone.generation,
-                    };
-                    row.previous = Some(Previous::new(gone.agent, generation));
-                }
+            Some(gone)
+                if !keeps && (!same_agent(&gone) || self.has(Fault::AnAgentIsItsOwnPrevious)) =>
+            {
+                let generation = match self.fault {
+                    Some(Fault::PreviousHasNoGeneration) => None,
+                    Some(Fault::PreviousKeepsAnEarlierGeneration) => {
+                        let earlier = row.previous.and_then(|previous| previous.generation);
+                        gone.generation.or(earlier)
+                    }
+                    _ => gone.generation,
+                };
+                row.previous = Some(Previous::new(gone.agent, generation));
             }
+            Some(_) if !keeps => {}
             _ if self.has(Fault::PreviousIsClearedByTheNextWrite) => row.previous = None,
             _ => {}
         }
@@ -524,8 +525,11 @@ impl BindingStore for FaultyStore {
             .filter(|(_, row)| of(row) || (all && row.live.is_some()))
             .map(|(session, _)| *session)
             .collect();
-        let begins = !(self.has(Fault::AResetOfNoRowsBeginsNoEpoch) && sessions.is_empty())
-            && !self.has(Fault::AResetBeginsNoEpoch);
+        let begins = match self.fault {
+            Some(Fault::AResetBeginsNoEpoch) => false,
+            Some(Fault::AResetOfNoRowsBeginsNoEpoch) => !sessions.is_empty(),
+            _ => true,
+        };
         let epoch = self.epoch(tables, workspace) + i64::from(begins);
         if begins {
             *tables.epochs.entry(workspace).or_default() += 1;

@@ -248,7 +248,7 @@ fn resolve(from: &str, path: &[String], modules: &Modules, depth: usize) -> Opti
             at = module;
         }
     }
-    while let Some(name) = names.next() {
+    for name in names.by_ref() {
         let inner = format!("{at}::{name}");
         if modules.contains_key(&inner) {
             at = inner;

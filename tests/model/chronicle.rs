@@ -20,6 +20,8 @@ pub(crate) struct Chronicle {
     pub(crate) questions: Vec<Question>,
     /// The statements that find a row, or create the one that they do not find.
     pub(crate) readings: Vec<Reading>,
+    /// The statements that write over a row.
+    pub(crate) swaps: Vec<Swapping>,
     /// What each process has been told of rows, by whatever statement.
     pub(crate) sights: Vec<Sight>,
     /// The agents that each process has heard of, and when first.
@@ -47,6 +49,12 @@ pub(crate) struct Reading {
     pub(crate) session: SessionId,
     pub(crate) began: Moment,
     pub(crate) ended: Option<(Moment, Found)>,
+}
+
+pub(crate) struct Swapping {
+    pub(crate) process: usize,
+    pub(crate) session: SessionId,
+    pub(crate) ended: Option<Instant>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -177,5 +185,25 @@ impl UnderWay {
 impl Drop for UnderWay {
     fn drop(&mut self) {
         self.end(Found::Error(None));
+    }
+}
+
+/// A swap under way, until this is dropped.
+pub(crate) struct SwapUnderWay {
+    plant: Plant,
+    number: usize,
+}
+
+impl SwapUnderWay {
+    pub(crate) fn begin(plant: &Plant, process: usize, session: SessionId) -> Self {
+        let swaps = &mut plant.state().chronicle.swaps;
+        swaps.push(Swapping { process, session, ended: None });
+        Self { plant: plant.clone(), number: swaps.len() - 1 }
+    }
+}
+
+impl Drop for SwapUnderWay {
+    fn drop(&mut self) {
+        self.plant.state().chronicle.swaps[self.number].ended = Some(Instant::now());
     }
 }

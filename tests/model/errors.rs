@@ -68,6 +68,8 @@ impl Plant {
         let calm = well && chronicle.disturbed < began.number;
         let judged = case.judge(error).and_then(|()| match error.kind() {
             ErrorKind::NotBound | ErrorKind::WorkspaceMismatch { .. } | ErrorKind::Closed => Ok(()),
+            // The process had not heard that the session was moved, nor of both workspaces' builds.
+            ErrorKind::Retargeted => Ok(()),
             kind if case.was_just_denied(kind) => Ok(()),
             _ if calm => Err("all was well from before the call began"),
             _ => Ok(()),
@@ -423,7 +425,13 @@ impl<'a> Case<'a> {
     fn queued_in_vain(&self) -> bool {
         let deadline = self.now.at.checked_sub(STORE_TIMEOUT).filter(|at| *at >= self.began.at);
         let Some(deadline) = deadline else { return false };
+        let (process, session) = (self.call.process, self.call.session);
+        let mut swaps = self.chronicle.swaps.iter();
         self.readings().any(|reading| reading.ended.as_ref().is_none_or(|(at, _)| at.at > deadline))
+            || swaps.any(|swap| {
+                (swap.process, swap.session) == (process, session)
+                    && swap.ended.is_none_or(|at| at > deadline)
+            })
     }
 
     fn is_own(&self, question: &Question) -> bool {

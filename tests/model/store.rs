@@ -2,7 +2,7 @@
 
 use crate::{
     chat,
-    chronicle::UnderWay,
+    chronicle::{SwapUnderWay, UnderWay},
     life::Fault,
     ms,
     plant::{Knowledge, Plant, State},
@@ -220,6 +220,7 @@ impl BindingStore for Probe {
         expected: Revision,
         new: NewBinding,
     ) -> Result<Swap, StoreError> {
+        let _under_way = SwapUnderWay::begin(&self.plant, self.process, new.session);
         self.check_own(expected, &new);
         let (plant, process, session) = (self.plant.clone(), self.process, new.session);
         let statement = async move {

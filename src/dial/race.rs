@@ -359,8 +359,9 @@ where
 
     fn follow_news(&mut self) -> Step<S::Response> {
         match self.look() {
-            // A pending dial is not given up for a hint that may say nothing new.
-            Followed::Unread if self.dialer.is_dialing() => {
+            // Neither a pending dial nor what the attempt has found out is given up for a hint that
+            // may say nothing new.
+            Followed::Unread => {
                 self.unread = true;
                 self.read();
                 ControlFlow::Continue(())

@@ -23,4 +23,5 @@ pub(super) mod values;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(super) mod verbs;
 
+#[cfg(feature = "postgres")]
 pub(crate) use schema::is_plain;

@@ -270,7 +270,7 @@ async fn killing_the_gateway_ends_its_agents() {
 }
 
 #[tokio::test]
-async fn a_new_agent_at_the_same_address_gets_a_new_connection() {
+async fn an_agent_of_another_workspace_at_the_address_is_unreachable() {
     let gateway = Gateway::start(&[]);
     let (chat, _, agent) = gateway.chat().await;
     let identity = format!("/chats/{chat}/identity");
@@ -278,7 +278,7 @@ async fn a_new_agent_at_the_same_address_gets_a_new_connection() {
     let squatter = squatter(&agent.address).await;
     let refused = gateway.get(&identity).await;
     assert_eq!(said(&refused), (502, "unreachable".into()));
-    assert!(refused.text.contains("another agent listens there"), "{refused:?}");
+    assert!(refused.text.contains("another agent listens at the address"), "{refused:?}");
     drop(squatter);
 }
 

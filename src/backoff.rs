@@ -16,7 +16,7 @@ pub(crate) struct Backoff {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Jitter {
     /// From a half of the pause to one and a half of it.
-    #[cfg(feature = "postgres")]
+    #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
     Around,
     /// From the pause to one and a quarter of it.
     Above,
@@ -32,7 +32,7 @@ impl Backoff {
         let pause = self.pause;
         self.pause = (pause * 2).min(self.longest);
         match self.jitter {
-            #[cfg(feature = "postgres")]
+            #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
             Jitter::Around => jitter::around(pause),
             Jitter::Above => pause + jitter::up_to(pause / 4),
         }
@@ -47,7 +47,7 @@ mod tests {
     fn pauses_double_up_to_the_longest_and_vary_within_their_bounds() {
         let (first, longest) = (Duration::from_millis(100), Duration::from_millis(500));
         let bounds = [
-            #[cfg(feature = "postgres")]
+            #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
             (Jitter::Around, 50, 150),
             (Jitter::Above, 100, 125),
         ];

@@ -120,16 +120,13 @@ where
                         // Boxed for the same reason. At the deadline there is a connection, so that
                         // is no failure.
                         let attempted = Box::pin(timeout_at(deadline, job.attempted())).await;
-                        let row = match start.absent {
-                            true => created(&shared, &start.entry, attempted)?,
-                            false => Some(Arc::clone(&start.entry)),
-                        };
                         // The row that the store answered with decides, since a hint may have
                         // emptied the slot in the meantime. Without one there may be no row.
-                        let is_elsewhere = match row {
-                            Some(row) => !row.points_where(&start.entry),
-                            None => !shared.settings.serve_without_store,
-                        };
+                        let is_elsewhere = start.absent
+                            && match created(&shared, &start.entry, attempted)? {
+                                Some(row) => !row.points_where(&start.entry),
+                                None => !shared.settings.serve_without_store,
+                            };
                         // The second look: the repair may have lost to something newer, or a
                         // command may have come.
                         if is_elsewhere || shared.has_left(&start.entry, &won.target) {

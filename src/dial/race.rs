@@ -102,7 +102,7 @@ enum RaceEvent<C> {
     News,
     /// The resolver has answered, or there will be no answer.
     Answered(Result<Validated, Missed>),
-    /// The row was read after a denial.
+    /// The row was read.
     Reread(RowRead),
     /// The instant has come until which the attempt waits.
     TimeIsUp,

@@ -13,7 +13,7 @@ use super::{
     error::StoreError,
     sql::{
         attempts::Stage,
-        backoff::Backoff,
+        backoff::LimitedBackoff,
         close_on_drop::CloseOnDrop,
         schema::{DEFAULT_TABLE, table_name},
         server::{self, FailedAttempt, Table, TableAttempts},
@@ -265,7 +265,7 @@ impl MySqlStore {
     /// ```
     pub async fn set_up(&self) -> Result<(), StoreError> {
         let location = &self.table.location;
-        let (mut backoff, mut attempts) = (Backoff::for_set_up(), self.attempts());
+        let (mut backoff, mut attempts) = (LimitedBackoff::for_set_up(), self.attempts());
         loop {
             let mut connection = self.acquire().await?;
             match schema::set_up(connection.get_mut(), location).await {

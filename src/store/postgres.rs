@@ -10,7 +10,7 @@ use super::{
     error::StoreError,
     sql::{
         attempts::Stage,
-        backoff::Backoff,
+        backoff::LimitedBackoff,
         schema::{DEFAULT_TABLE, table_name},
         server::{self, FailedAttempt, Table, TableAttempts},
         statements::Statements,
@@ -289,7 +289,7 @@ impl PostgresStore {
     /// ```
     pub async fn set_up(&self) -> Result<(), StoreError> {
         let location = &self.table.location;
-        let (mut backoff, mut attempts) = (Backoff::for_set_up(), self.attempts());
+        let (mut backoff, mut attempts) = (LimitedBackoff::for_set_up(), self.attempts());
         loop {
             let connection = self.acquire().await?;
             match in_transaction(LOOKS, connection, async |connection| {

@@ -9,7 +9,7 @@ use super::{
     error::StoreError,
     sql::{
         attempts::{Attempts, Replacements, Stage},
-        backoff::Backoff,
+        backoff::LimitedBackoff,
         schema::{DEFAULT_TABLE, Found},
         statements::Statements,
     },
@@ -361,7 +361,7 @@ impl SqliteStore {
     /// deadlock, as on the change to WAL mode, and the application's pool may have no timeout.
     async fn settle(&self, journal: Journal) -> Result<(), StoreError> {
         let location = &self.table.location;
-        let (mut backoff, mut attempts) = (Backoff::for_set_up(), self.attempts());
+        let (mut backoff, mut attempts) = (LimitedBackoff::for_set_up(), self.attempts());
         loop {
             let mut connection = match self.pool.acquire().await {
                 Ok(connection) => connection,

@@ -1,6 +1,6 @@
 //! Retries: which failed statements are sent again, and whether their connections are closed.
 
-use super::backoff::Backoff;
+use super::backoff::LimitedBackoff;
 use crate::sync::lock;
 use sqlx::{Database, pool::PoolConnection};
 use std::{sync::Mutex, time::Duration};
@@ -79,8 +79,8 @@ pub(in crate::store) struct Attempts<'s> {
     /// Maximum number of connections of the pool.
     connections: u32,
     #[cfg(any(feature = "postgres", feature = "mysql"))]
-    contended: Backoff,
-    stale: Backoff,
+    contended: LimitedBackoff,
+    stale: LimitedBackoff,
 }
 
 impl<'s> Attempts<'s> {
@@ -89,8 +89,8 @@ impl<'s> Attempts<'s> {
             replacements,
             connections,
             #[cfg(any(feature = "postgres", feature = "mysql"))]
-            contended: Backoff::for_contention(),
-            stale: Backoff::for_stale_connection(),
+            contended: LimitedBackoff::for_contention(),
+            stale: LimitedBackoff::for_stale_connection(),
         }
     }
 

@@ -1,17 +1,16 @@
-//! Backoff with jitter.
+//! For how long a store retries what failed because of other processes.
 
-use crate::jitter;
+use crate::backoff::{Backoff, Jitter};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// Exponential backoff with jitter and a time limit.
-pub(in crate::store) struct Backoff {
+/// A [`Backoff`] with a time limit.
+pub(in crate::store) struct LimitedBackoff {
     until: Instant,
-    pause: Duration,
-    longest: Duration,
+    backoff: Backoff,
 }
 
-impl Backoff {
+impl LimitedBackoff {
     /// For a set-up while other processes set up the same tables.
     pub(in crate::store) fn for_set_up() -> Self {
         Self::new(Duration::from_secs(10), Duration::from_millis(100))
@@ -31,7 +30,8 @@ impl Backoff {
     }
 
     fn new(within: Duration, longest: Duration) -> Self {
-        Self { until: Instant::now() + within, pause: Duration::from_millis(2), longest }
+        let backoff = Backoff::new(Duration::from_millis(2), longest, Jitter::Around);
+        Self { until: Instant::now() + within, backoff }
     }
 
     /// Waits before a retry. Returns `false` if the time limit has passed.
@@ -39,8 +39,7 @@ impl Backoff {
         if Instant::now() >= self.until {
             return false;
         }
-        sleep(jitter::around(self.pause)).await;
-        self.pause = (self.pause * 2).min(self.longest);
+        sleep(self.backoff.next()).await;
         true
     }
 }
@@ -52,7 +51,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn backoff_ends() {
         let began = Instant::now();
-        let mut backoff = Backoff::for_set_up();
+        let mut backoff = LimitedBackoff::for_set_up();
         let mut times = 0;
         while backoff.wait().await {
             times += 1;

@@ -2,7 +2,7 @@
 
 use super::{
     attempts::{Attempts, ErrorClass, Replacements, Stage},
-    backoff::Backoff,
+    backoff::LimitedBackoff,
     schema::Found,
 };
 use crate::store::StoreError;
@@ -159,7 +159,7 @@ impl TableLocation {
 /// Waits and returns `true` if the set-up may be repeated, because another process creates the same
 /// tables.
 pub(in crate::store) async fn again(
-    backoff: &mut Backoff,
+    backoff: &mut LimitedBackoff,
     error: &sqlx::Error,
     contended: fn(&(dyn DatabaseError + 'static)) -> bool,
 ) -> bool {

@@ -1,7 +1,7 @@
 //! The cached rows: for each session a register that only moves to greater revisions.
 //!
-//! An *optimistic cache* over moka. Statements lock nothing: whoever reads or writes a row takes a
-//! [`ReadToken`] before and shows it with the result. A row with a greater revision replaces the
+//! An *optimistic cache* over moka. Statements lock nothing: a read or write of a row takes a
+//! [`ReadToken`] before it is sent, and shows the token with its result. A row with a greater revision replaces the
 //! one in its slot. An *empty* slot has no revision to compare with, because moka may evict a row
 //! at any time and no tombstone stays behind. There the token decides: if the slot was emptied
 //! after the read began, or a greater revision was seen, the row may be stale and is not cached.
@@ -335,11 +335,11 @@ impl RowCache {
         self.watches.waiters(session).is_waited_for(session)
     }
 
-    /// Marks the session as uncertain: somebody may write, or have written, this revision and
-    /// nobody will say so. For a while every call reads the row.
+    /// Marks the session as uncertain: a transaction may write, or have written, this revision, and
+    /// its end will not be reported. For a while every call reads the row.
     pub(crate) fn mark_uncertain(&self, session: SessionId, until: Revision, now: Instant) {
         self.uncertain.insert(session, until, now);
-        // After the mark: whoever fills the slot from here on has seen it.
+        // After the mark, so that a row that fills the slot from here on is checked against it.
         self.remove(session);
     }
 

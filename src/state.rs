@@ -236,7 +236,7 @@ impl Shared {
     }
 
     /// Returns what the session's next call would dial at once, in doubt or not, if an existing
-    /// connection is as good as a dial.
+    /// connection can take the place of that dial.
     #[cfg(feature = "http")]
     pub(crate) fn known(&self, session: SessionId, workspace: Option<WorkspaceId>) -> Known {
         if self.is_closed() {
@@ -249,8 +249,8 @@ impl Shared {
         }
     }
 
-    /// Returns whether an existing connection is as good as a dial: not if there is nothing to dial
-    /// yet, and not if a call may end only after its repair.
+    /// Returns whether an existing connection can take the place of a dial: not if there is nothing
+    /// to dial yet, and not if a call may end only after its repair.
     #[cfg(feature = "http")]
     pub(crate) fn is_served(&self, start: &Start) -> bool {
         let in_background = self.settings.repair == crate::RepairMode::Background;

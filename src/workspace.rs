@@ -188,7 +188,7 @@ impl WorkspaceState {
         (!state.on_demand().asking.swap(true, Ordering::AcqRel)).then(|| Asking(Arc::clone(state)))
     }
 
-    /// Ends the epoch: whoever holds this state must look its row up again.
+    /// Ends the epoch: calls and handles with this state must look their rows up again.
     fn reset(&self) {
         self.change(|facts| {
             facts.reset();

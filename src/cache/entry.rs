@@ -2,7 +2,7 @@
 //!
 //! An *immutable value with an atomic state*: the row of an entry never changes, and its [`State`]
 //! only moves forward, from provisional to current and from there to the reason why it has left its
-//! slot. Whoever holds an entry finds out about that with one atomic load.
+//! slot. A holder of an entry learns the state with one atomic load.
 
 use crate::{
     Binding, Previous, Target, WorkspaceId,

@@ -138,7 +138,7 @@ impl Watches {
         self.reset_at.load(Ordering::Acquire)
     }
 
-    /// A number that is as good as random, and always the same for a session.
+    /// Returns a number that spreads sessions evenly and is always the same for one session.
     pub(super) fn hash(&self, session: SessionId) -> u64 {
         self.hasher.hash_one(session)
     }

@@ -114,7 +114,7 @@ fn compare(
 pub(crate) enum Superseded {
     No,
     Yes,
-    /// The row was read just now: whoever asks goes by this one, and asks again.
+    /// The row was read just now: the caller goes by this one, and asks again.
     Reread(Arc<CachedRow>),
 }
 

@@ -23,7 +23,7 @@ pub(super) struct Doubts {
     agents: Agents,
 }
 
-/// The resolver was asked about doubts in vain.
+/// The pause after an answer of the resolver that removed no doubt.
 #[derive(Clone, Copy, Debug)]
 struct Quiet {
     /// Doubts up to this instant are quiet…
@@ -99,7 +99,8 @@ impl Doubts {
         agents.chain(self.workspace).max()
     }
 
-    /// Returns `true` if the resolver was asked about the doubt in vain a moment ago.
+    /// Returns `true` if the resolver was asked about the doubt, its answer did not remove it, and
+    /// the pause after that answer is not over.
     pub(super) fn is_quiet(&self, doubt: Instant, now: Instant) -> bool {
         self.quiet.is_some_and(|quiet| quiet.includes(doubt) && now < quiet.until)
     }

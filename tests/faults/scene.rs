@@ -135,8 +135,8 @@ impl Load {
         .await;
     }
 
-    /// Lets the turns end that have begun. There was no error, and no repair was given up. Says how
-    /// many turns there were, and how long the longest was.
+    /// Waits for the turns that have begun. Asserts that no turn failed and that no repair
+    /// was lost or failed. Returns the number of turns, and the duration of the longest.
     pub(crate) async fn end(mut self) -> (u64, Duration) {
         self.stop.store(true, Ordering::Relaxed);
         while let Some(task) = self.tasks.join_next().await {

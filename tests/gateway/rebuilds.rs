@@ -65,7 +65,7 @@ impl Load {
         *self.ends.lock().unwrap().entry(how).or_default() += 1;
     }
 
-    /// Whoever answered what was sent when that was the floor.
+    /// Asserts that the agent that answered is not older than the floor at the time of the request.
     fn check(&self, agent: &str, floor: i64, what: &str) {
         // One that is not listed yet is newer: its rebuild was not answered before it was used.
         let generation = self.generations.lock().unwrap().get(agent).copied();

@@ -90,7 +90,7 @@ pub async fn the_rows_used_last_come_first<St: BindingStore>(store: St) {
     assert_eq!(rows.into_iter().next(), ok("load", store.load(session(3)).await));
 }
 
-/// A use is no write: whoever has read the row may still swap it.
+/// Recording a use is no write: a revision that was read before can still be swapped.
 ///
 /// > Does not change revisions.
 pub async fn a_recorded_use_leaves_the_row_as_it_was<St: BindingStore>(store: St) {

@@ -18,10 +18,8 @@ pub(crate) struct Chronicle {
     moments: u64,
     /// All questions of all processes, in the order in which they began.
     pub(crate) questions: Vec<Question>,
-    /// The statements that find a row, or create the one that they do not find.
-    pub(crate) readings: Vec<Reading>,
-    /// The statements that write over a row.
-    pub(crate) swaps: Vec<Swapping>,
+    /// The statements about one row each.
+    pub(crate) statements: Vec<Statement>,
     /// What each process has been told of rows, by whatever statement.
     pub(crate) sights: Vec<Sight>,
     /// The agents that each process has heard of, and when first.
@@ -44,17 +42,13 @@ pub(crate) struct Question {
     pub(crate) ended: Option<(Moment, Result<Resolution, String>)>,
 }
 
-pub(crate) struct Reading {
+pub(crate) struct Statement {
+    /// It writes over the row. The others find a row, or create the one that they do not find.
+    pub(crate) is_swap: bool,
     pub(crate) process: usize,
     pub(crate) session: SessionId,
     pub(crate) began: Moment,
     pub(crate) ended: Option<(Moment, Found)>,
-}
-
-pub(crate) struct Swapping {
-    pub(crate) process: usize,
-    pub(crate) session: SessionId,
-    pub(crate) ended: Option<Instant>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -153,7 +147,7 @@ impl Chronicle {
     }
 }
 
-/// A reading under way. Dropped without an end it was given up.
+/// A statement under way. Dropped without an end, it is counted as given up.
 pub(crate) struct UnderWay {
     plant: Plant,
     number: usize,
@@ -161,10 +155,18 @@ pub(crate) struct UnderWay {
 
 impl UnderWay {
     pub(crate) fn begin(plant: &Plant, process: usize, session: SessionId) -> Self {
+        Self::begin_any(plant, process, session, false)
+    }
+
+    pub(crate) fn begin_swap(plant: &Plant, process: usize, session: SessionId) -> Self {
+        Self::begin_any(plant, process, session, true)
+    }
+
+    fn begin_any(plant: &Plant, process: usize, session: SessionId, is_swap: bool) -> Self {
         let chronicle = &mut plant.state().chronicle;
         let began = chronicle.now();
-        chronicle.readings.push(Reading { process, session, began, ended: None });
-        Self { plant: plant.clone(), number: chronicle.readings.len() - 1 }
+        chronicle.statements.push(Statement { is_swap, process, session, began, ended: None });
+        Self { plant: plant.clone(), number: chronicle.statements.len() - 1 }
     }
 
     pub(crate) fn ended(&self, found: Result<Option<&Binding>, &StoreError>) {
@@ -178,32 +180,12 @@ impl UnderWay {
     fn end(&self, found: Found) {
         let chronicle = &mut self.plant.state().chronicle;
         let now = chronicle.now();
-        chronicle.readings[self.number].ended.get_or_insert((now, found));
+        chronicle.statements[self.number].ended.get_or_insert((now, found));
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
         self.end(Found::Error(None));
-    }
-}
-
-/// A swap under way, until this is dropped.
-pub(crate) struct SwapUnderWay {
-    plant: Plant,
-    number: usize,
-}
-
-impl SwapUnderWay {
-    pub(crate) fn begin(plant: &Plant, process: usize, session: SessionId) -> Self {
-        let swaps = &mut plant.state().chronicle.swaps;
-        swaps.push(Swapping { process, session, ended: None });
-        Self { plant: plant.clone(), number: swaps.len() - 1 }
-    }
-}
-
-impl Drop for SwapUnderWay {
-    fn drop(&mut self) {
-        self.plant.state().chronicle.swaps[self.number].ended = Some(Instant::now());
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::{
     DIAL_TIMEOUT, STORE_TIMEOUT,
-    chronicle::{Chronicle, Found, HeardOf, Moment, Question, Reading, Sight},
+    chronicle::{Chronicle, Found, HeardOf, Moment, Question, Sight, Statement},
     life::{Does, Fault, How, Op, Status},
     ms,
     plant::{Call, Dial, Knowledge, Plant, State, Workspace},
@@ -86,7 +86,7 @@ impl State {
     fn is_well(&self, process: usize) -> bool {
         let since = self.chronicle.disturbed;
         let runs = |ws: &Workspace| {
-            if ws.renumbered > 0 {
+            if ws.was_renumbered() {
                 // A process that has not heard of it takes the new numbers for old ones.
                 return false;
             }
@@ -106,8 +106,9 @@ impl State {
                 .all(|q| q.process != process || q.ended.is_some() || q.began.number > since)
             && self
                 .chronicle
-                .readings
+                .statements
                 .iter()
+                .filter(|r| !r.is_swap)
                 .all(|r| r.process != process || r.ended.is_some() || r.began.number > since)
     }
 }
@@ -186,8 +187,7 @@ impl<'a> Case<'a> {
             }
             ErrorKind::Store => {
                 let failed = self.found(|found| matches!(found, Found::Error(_)));
-                let late = self.waited_in_vain(self.began) || self.joined_in_vain();
-                or(failed || late || self.queued_in_vain(), "no statement failed")
+                or(failed || self.is_late() || self.queued_in_vain(), "no statement failed")
             }
             _ => Err("that cannot be"),
         }
@@ -209,8 +209,7 @@ impl<'a> Case<'a> {
                 Found::Error(None) => text == "the store did not answer",
                 _ => false,
             };
-            let late = text == "the store did not answer"
-                && (self.waited_in_vain(self.began) || self.joined_in_vain());
+            let late = text == "the store did not answer" && self.is_late();
             let queued = text == QUEUED && self.queued_in_vain();
             or(late || queued || self.found(told), "no statement failed with that")?;
         }
@@ -348,7 +347,7 @@ impl<'a> Case<'a> {
 
     /// Whether builds of any workspace were numbered anew: a number says nothing then.
     fn renumbered(&self) -> bool {
-        self.workspaces.iter().any(|workspace| workspace.renumbered > 0)
+        self.workspaces.iter().any(Workspace::was_renumbered)
     }
 
     /// Where the session pointed, as this process had seen it when the call began, and since.
@@ -373,19 +372,22 @@ impl<'a> Case<'a> {
         uncertain || places.any(|place| Some(place) != first)
     }
 
-    /// The statements that may have been made for this call.
-    fn readings(&self) -> impl Iterator<Item = &'a Reading> {
+    /// The statements about the session by the call's process.
+    fn statements(&self) -> impl Iterator<Item = &'a Statement> {
         let (process, session) = (self.call.process, self.call.session);
-        self.chronicle
-            .readings
-            .iter()
-            .filter(move |reading| (reading.process, reading.session) == (process, session))
+        let statements = self.chronicle.statements.iter();
+        statements.filter(move |of| (of.process, of.session) == (process, session))
+    }
+
+    /// Those that may have been made for this call to find or create the row.
+    fn readings(&self) -> impl Iterator<Item = &'a Statement> {
+        self.statements().filter(|statement| !statement.is_swap)
     }
 
     /// Whether a reading has found no row in the call's time, or one that began within the second
     /// before.
     fn was_absent(&self) -> bool {
-        let recent = |reading: &Reading| {
+        let recent = |reading: &Statement| {
             matches!(reading.ended, Some((_, Found::Nothing)))
                 && self.began.at - reading.began.at <= ms(1_000)
         };
@@ -401,17 +403,22 @@ impl<'a> Case<'a> {
     /// Whether a store timeout has passed since then without an answer to a statement that had been
     /// sent before: such a one is not sent again.
     fn waited_in_vain(&self, since: Moment) -> bool {
-        let waited = |reading: &Reading| {
+        let waited = |reading: &Statement| {
             let until = reading.ended.as_ref().map_or(self.now, |(at, _)| *at);
             until.at.saturating_duration_since(since.at.max(reading.began.at)) >= STORE_TIMEOUT
         };
         self.readings().any(waited)
     }
 
+    /// Whether a statement that the call has waited for had no answer for a store timeout.
+    fn is_late(&self) -> bool {
+        self.waited_in_vain(self.began) || self.joined_in_vain()
+    }
+
     /// Whether a statement that was under way when the call began had no answer for a store timeout:
     /// who waits for it is told with those who waited before.
     fn joined_in_vain(&self) -> bool {
-        let waited = |reading: &Reading| {
+        let waited = |reading: &Statement| {
             let until = reading.ended.as_ref().map_or(self.now, |(at, _)| *at);
             reading.began < self.began
                 && until > self.began
@@ -425,13 +432,7 @@ impl<'a> Case<'a> {
     fn queued_in_vain(&self) -> bool {
         let deadline = self.now.at.checked_sub(STORE_TIMEOUT).filter(|at| *at >= self.began.at);
         let Some(deadline) = deadline else { return false };
-        let (process, session) = (self.call.process, self.call.session);
-        let mut swaps = self.chronicle.swaps.iter();
-        self.readings().any(|reading| reading.ended.as_ref().is_none_or(|(at, _)| at.at > deadline))
-            || swaps.any(|swap| {
-                (swap.process, swap.session) == (process, session)
-                    && swap.ended.is_none_or(|at| at > deadline)
-            })
+        self.statements().any(|of| of.ended.as_ref().is_none_or(|(at, _)| at.at > deadline))
     }
 
     fn is_own(&self, question: &Question) -> bool {

@@ -1,11 +1,10 @@
 //! What a call may return.
 
 use crate::{
-    DIAL_TIMEOUT, WORKSPACES,
+    DIAL_TIMEOUT,
     dialer::Conn,
     ms,
     plant::{Plant, State},
-    workspace,
 };
 use tokio::time::{Duration, Instant};
 use tower_bound_agent::{Bound, Error, SessionId};
@@ -27,7 +26,9 @@ impl Plant {
         if let Ok(bound) = result {
             state.judge_numbering(process, id, Instant::now() - took, bound);
         }
-        let State { knows, calls, broken, agents, workspaces, .. } = &mut *state;
+        let renumbered =
+            result.as_ref().is_ok_and(|bound| state.workspace(bound.workspace()).was_renumbered());
+        let State { knows, calls, broken, agents, .. } = &mut *state;
         let knows = &knows[process];
         let call = &calls[&id];
         // A lagging caller is late twice: for its first poll, and for its last.
@@ -76,8 +77,6 @@ impl Plant {
             Some(_) => {}
             None => broken.push(format!("{id}: no row was read, served {bound:?}")),
         }
-        let renumbered = (0..WORKSPACES)
-            .any(|ws| workspace(ws) == bound.workspace() && workspaces[ws].renumbered > 0);
         if renumbered {
             return;
         }

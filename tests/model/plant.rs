@@ -57,12 +57,6 @@ impl State {
         &mut self.workspaces[ws]
     }
 
-    /// Whether builds of the workspace were numbered anew: then numbers alone do not say which of
-    /// two agents is the later one.
-    pub(crate) fn was_renumbered(&mut self, id: WorkspaceId) -> bool {
-        self.workspace(id).renumbered > 0
-    }
-
     /// After `close` has returned, nothing of the layer runs.
     pub(crate) fn not_after_closing(&mut self, process: usize, what: &str) {
         if self.closed.contains(&process) {
@@ -83,6 +77,12 @@ pub(crate) struct Workspace {
 }
 
 impl Workspace {
+    /// Whether builds were numbered anew: then numbers alone do not say which of two agents is the
+    /// later one.
+    pub(crate) fn was_renumbered(&self) -> bool {
+        self.renumbered > 0
+    }
+
     /// The store does not know of the present numbering yet.
     pub(crate) fn is_reset_due(&self) -> bool {
         self.resets < self.renumbered

@@ -1,11 +1,9 @@
 //! The resolver as one process sees it.
 
 use crate::{
-    WORKSPACES,
     life::{Answers, How, Status},
     ms,
     plant::{Plant, Workspace},
-    workspace,
 };
 use tokio::time::sleep;
 use tower::{Service, service_fn};
@@ -20,14 +18,11 @@ pub(crate) fn resolver(
         let plant = plant.clone();
         async move {
             let _asking = Asking::begin(&plant, process, ask.workspace);
-            let ws = (0..WORKSPACES)
-                .find(|ws| workspace(*ws) == ask.workspace)
-                .expect("a known workspace");
             let answers = plant.state().answers.get(&(process, ask.workspace)).copied();
             let answers = answers.unwrap_or(Answers { how: How::Right, after: 0, early: true });
             let says = || {
-                let state = plant.state();
-                let Workspace { builds, status, first, .. } = &state.workspaces[ws];
+                let mut state = plant.state();
+                let Workspace { builds, status, first, .. } = &*state.workspace(ask.workspace);
                 match (answers.how, status) {
                     (How::Lags(behind), _) => {
                         // A number of an ended numbering would never be reached again.

@@ -2,10 +2,10 @@
 
 use crate::{
     chat,
-    chronicle::{SwapUnderWay, UnderWay},
+    chronicle::UnderWay,
     life::Fault,
     ms,
-    plant::{Knowledge, Plant, State},
+    plant::{Knowledge, Plant, State, Workspace},
 };
 use std::{future::Future, sync::Arc};
 use tokio::time::{Instant, sleep};
@@ -104,7 +104,7 @@ impl Probe {
         let (Some(named), Some(target)) = (&seen.target, &new.target) else { return };
         if seen.revision != expected
             || seen.workspace != new.workspace
-            || workspaces.iter().any(|ws| ws.renumbered > 0)
+            || workspaces.iter().any(Workspace::was_renumbered)
         {
             return;
         }
@@ -122,7 +122,7 @@ impl Probe {
     /// What a repair of a workspace must be at the moment at which it is sent.
     pub(crate) fn check_group(&self, workspace: WorkspaceId, stale: &Target, current: &Target) {
         let mut state = self.plant.state();
-        let renumbered = state.was_renumbered(workspace);
+        let renumbered = state.workspace(workspace).was_renumbered();
         let State { knows, agents, broken, .. } = &mut *state;
         let knows = &knows[self.process];
         let what = format!("{stale:?} replaced by {current:?} in {workspace}");
@@ -179,7 +179,7 @@ impl Probe {
                 old.target.as_ref().map(|target| target.generation).zip(Some(target.generation));
             if let Some((Some(old), Some(new))) = generations
                 && new <= old
-                && !state.was_renumbered(row.workspace)
+                && !state.workspace(row.workspace).was_renumbered()
             {
                 broken.push(format!("a repair from generation {old} to {new}"));
             }
@@ -220,7 +220,7 @@ impl BindingStore for Probe {
         expected: Revision,
         new: NewBinding,
     ) -> Result<Swap, StoreError> {
-        let _under_way = SwapUnderWay::begin(&self.plant, self.process, new.session);
+        let _under_way = UnderWay::begin_swap(&self.plant, self.process, new.session);
         self.check_own(expected, &new);
         let (plant, process, session) = (self.plant.clone(), self.process, new.session);
         let statement = async move {

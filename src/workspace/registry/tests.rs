@@ -65,7 +65,7 @@ fn a_later_epoch_gets_a_new_state_and_an_earlier_one_does_not() {
     assert!(!later.supersedes(&target("a5")));
     for epoch in [0, 1, 2] {
         assert!(Arc::ptr_eq(&workspaces.state(workspace(1), Epoch::new(epoch)), &later), "{epoch}");
-        // An order to reset up to an epoch that is known already is no news.
+        // A command to reset up to an epoch that is known already is no news.
         workspaces.reset(workspace(1), Some(Epoch::new(epoch)));
     }
     assert!(!later.supersedes(&target("a5")));

@@ -2,109 +2,17 @@
 //! inside one entry of the runtime, so that entering it is not measured.
 //! `cargo bench --bench hot_path`; one run shows the ratios.
 
-#![allow(clippy::disallowed_types)] // real time is what is measured here
-
+use benches::{Dialer, bind, calls, gets, layer, moka, sessions, target, workspace};
 use criterion::{Criterion, criterion_group, criterion_main};
-use std::{
-    future::{Ready, ready},
-    hint::black_box,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::{Duration, Instant},
-};
+use std::{hint::black_box, sync::Arc, time::Duration};
 use tokio::runtime::Runtime;
-use tower::{Layer, Service, ServiceExt, service_fn, timeout::TimeoutLayer};
+use tower::{Layer, Service, service_fn, timeout::TimeoutLayer};
 use tower_bound_agent::{
-    AgentId, BoundAgentLayer, BoxError, DialSession, Resolution, ResolveWorkspace, SessionId,
-    Target, WorkspaceId,
+    BoxError, DialSession, SessionId,
     sqlx::{self, Row},
     store::{BindingStore, MemoryStore, NewBinding, SqliteStore},
 };
 use uuid::Uuid;
-
-/// A dial that is ready at its first poll, or at its second.
-#[derive(Clone, Copy)]
-struct Dialer {
-    pending_once: bool,
-}
-
-struct Dial {
-    pending: bool,
-}
-
-impl Future for Dial {
-    type Output = Result<u8, BoxError>;
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if std::mem::take(&mut self.pending) {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        Poll::Ready(Ok(1))
-    }
-}
-
-impl<Request> Service<Request> for Dialer {
-    type Response = u8;
-    type Error = BoxError;
-    type Future = Dial;
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(Ok(()))
-    }
-    fn call(&mut self, _: Request) -> Dial {
-        Dial { pending: self.pending_once }
-    }
-}
-
-fn target() -> Target {
-    Target::new(AgentId::new(Uuid::from_u128(7))).with_generation(1).with_address("10.0.0.7:9000")
-}
-
-fn workspace() -> WorkspaceId {
-    WorkspaceId::new(Uuid::from_u128(1))
-}
-
-fn layer(store: impl BindingStore) -> BoundAgentLayer {
-    let resolver = service_fn(|_: ResolveWorkspace| -> Ready<Result<Resolution, BoxError>> {
-        ready(Ok(Resolution::Running(target())))
-    });
-    BoundAgentLayer::builder(store, resolver)
-        .cache_capacity(200_000)
-        .build()
-        .expect("the defaults do not contradict")
-}
-
-/// Binds sessions and leaves them cached.
-async fn bind(layer: &BoundAgentLayer, sessions: &[SessionId]) {
-    let mut dial = layer.layer(Dialer { pending_once: false });
-    for session in sessions {
-        let ask = DialSession::new(*session).in_workspace(workspace());
-        dial.ready().await.expect("ready").call(ask).await.expect("bound");
-    }
-    assert_eq!(layer.bindings().flush().await, 0);
-}
-
-fn sessions(n: usize) -> Vec<SessionId> {
-    (0..n).map(|_| SessionId::new(Uuid::new_v4())).collect()
-}
-
-/// Times `n` calls of a service, one after the other.
-async fn calls<S, Request>(
-    mut service: S,
-    n: u64,
-    mut request: impl FnMut(u64) -> Request,
-) -> Duration
-where
-    S: Service<Request, Error: std::fmt::Debug>,
-{
-    let begin = Instant::now();
-    for i in 0..n {
-        let response =
-            service.ready().await.expect("ready").call(request(i)).await.expect("a response");
-        black_box(response);
-    }
-    begin.elapsed()
-}
 
 fn hot_path(criterion: &mut Criterion) {
     let runtime =
@@ -154,29 +62,9 @@ fn hot_path(criterion: &mut Criterion) {
         })
     });
     let register = moka(&many);
-    group.bench_function("moka_get_100k", |b| {
-        b.iter_custom(|n| {
-            let begin = Instant::now();
-            for i in 0..n {
-                black_box(register.get(&at(i)));
-            }
-            begin.elapsed()
-        })
-    });
+    group.bench_function("moka_get_100k", |b| b.iter_custom(|n| gets(&register, n, at)));
     group.finish();
     sqlite(criterion, &runtime);
-}
-
-/// The register's cache alone.
-fn moka(sessions: &[SessionId]) -> moka::sync::Cache<SessionId, Arc<u8>> {
-    let cache = moka::sync::Cache::builder()
-        .max_capacity(200_000)
-        .time_to_idle(Duration::from_secs(3600))
-        .build();
-    for session in sessions {
-        cache.insert(*session, Arc::new(1));
-    }
-    cache
 }
 
 fn sqlite(criterion: &mut Criterion, runtime: &Runtime) {

@@ -97,7 +97,7 @@ impl Repairs {
             }
         };
         if running.len() >= MOST_REPAIRS && !running.contains_key(&key) {
-            return Some(Job::new(Repair::Failed, Some(Err(Cause::TooManyRepairs.shared()))));
+            return Some(Job::new(Repair::Failed, Some(Cause::TooManyRepairs.shared())));
         }
         let now = Instant::now();
         let known = running.entry(key.clone()).or_insert_with(|| Running {

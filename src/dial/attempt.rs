@@ -470,9 +470,9 @@ impl Attempt {
                 let is_last = self.candidate.redialed && matches!(self.dial, Dial::Failed { .. });
                 match relation {
                     Relation::Newer if self.is_dialing(&said) => self.confirm(said),
-                    Relation::Newer => self.switch(said, again),
+                    Relation::Newer => self.follow(said, again),
                     Relation::Same if counts || is_last => self.confirm(said),
-                    Relation::Other if counts => self.switch(said, again),
+                    Relation::Other if counts => self.follow(said, again),
                     Relation::Same | Relation::Other => self.questions.next = Next::Due(now),
                     Relation::Older => self.inconclusive(),
                 }
@@ -614,6 +614,14 @@ impl Attempt {
         self.dial = Dial::Queued;
     }
 
+    /// `* => Queued`: the resolver has named another target, or the first one.
+    fn follow(&mut self, said: Arc<Target>, ask_again: Instant) {
+        if self.candidate.target.is_none() {
+            self.last = LastVerdict::Same;
+        }
+        self.switch(said, ask_again);
+    }
+
     /// `* => Queued`: this is the candidate from here on. What was said about the one before is
     /// void, and so is a denial. It is asked about then, if nothing is being asked.
     fn switch(&mut self, target: Arc<Target>, ask_again: Instant) {
@@ -625,7 +633,9 @@ impl Attempt {
             redialed: false,
         };
         let left = std::mem::replace(&mut self.candidate, candidate).target;
-        self.last = if left.is_some() { LastVerdict::Superseded } else { LastVerdict::Same };
+        if left.is_some() {
+            self.last = LastVerdict::Superseded;
+        }
         if let (Named::Candidate, Some(left)) = (&self.row, left) {
             self.row = Named::Other(left);
         }

@@ -8,11 +8,12 @@ use crate::{
         dialer::{Dialed, Dialer, FirstPoll, To},
         race::{Raced, Times, Won, note_answered, race, tell_dialed, undisturbed},
     },
+    error::SharedError,
     replicas::follow,
     settings::RepairMode,
     state::{
         Shared, Start,
-        repairs::{Attempted, Repairs},
+        repairs::{Job, Repairs},
     },
     workspace::Choice,
 };
@@ -123,7 +124,7 @@ where
                         // The row that the store answered with decides, since a hint may have
                         // emptied the slot in the meantime. Without one there may be no row.
                         let is_elsewhere = start.absent
-                            && match created(&shared, &start.entry, attempted)? {
+                            && match created(&shared, &start.entry, &job, attempted)? {
                                 Some(row) => !row.points_where(&start.entry),
                                 None => !shared.settings.serve_without_store,
                             };
@@ -217,18 +218,22 @@ where
 fn created(
     shared: &Shared,
     entry: &CachedRow,
-    attempted: Result<Attempted, Elapsed>,
+    job: &Job,
+    attempted: Result<Result<(), SharedError>, Elapsed>,
 ) -> Result<Option<Arc<CachedRow>>, Error> {
     let session = entry.row.session;
-    let in_workspace = |row: &Arc<CachedRow>| row.points_where(entry);
-    let error = match (attempted, shared.rows.get(session).filter(in_workspace)) {
-        (Ok(Ok(row)), _) => return Ok(row),
-        // What is left to be written into that row is a repair like any other.
-        (_, Some(row)) => return Ok(Some(row)),
-        _ if shared.settings.serve_without_store => return Ok(None),
-        (Ok(Err(cause)), None) => Error::new(ErrorKind::Store).with_store(Some(cause)),
-        (Err(_), None) => Error::new(ErrorKind::TimedOut { last: LastVerdict::Same }),
+    let error = match attempted {
+        Ok(Ok(())) => return Ok(job.row()),
+        Ok(Err(cause)) => Error::new(ErrorKind::Store).with_store(Some(cause)),
+        Err(_) => Error::new(ErrorKind::TimedOut { last: LastVerdict::Same }),
     };
+    // What is left to be written into a row that is there is a repair like any other.
+    if let Some(row) = job.row().or_else(|| shared.rows.get(session)) {
+        return Ok(Some(row));
+    }
+    if shared.settings.serve_without_store {
+        return Ok(None);
+    }
     shared.repairs.forget(session);
     Err(because(shared, error.of(session), false))
 }

@@ -5,7 +5,7 @@ use crate::{
     Binding, Repair, Revision, Target,
     cache::CachedRow,
     hints::About,
-    repair::task::{Task, Written},
+    repair::task::Task,
     store::{NewBinding, StoreError, Swap},
 };
 use std::sync::Arc;
@@ -71,7 +71,7 @@ impl Task {
     }
 
     /// Makes one attempt, beginning with the revision that the call has read.
-    pub(super) async fn write_own(&self) -> Result<Written, StoreError> {
+    pub(super) async fn write_own(&self) -> Result<Repair, StoreError> {
         let Self { shared, entry, .. } = self;
         let target = self.target();
         let session = entry.row.session;
@@ -84,7 +84,6 @@ impl Task {
         {
             expected = Some(current.row.revision);
         }
-        let mut found = None;
         for _ in 0..MOST_SWAPS {
             let token = shared.rows.read_token(session);
             let swap = match expected {
@@ -96,7 +95,8 @@ impl Task {
             let winner = match swap? {
                 // The epoch has ended in the meantime, so the row is unbound.
                 Swap::Applied(row) if row.epoch != epoch => {
-                    return Ok((Repair::Lost, Some(shared.learn_written(row, token))));
+                    self.found(Some(shared.learn_written(row, token)));
+                    return Ok(Repair::Lost);
                 }
                 Swap::Applied(row) => {
                     // Other processes cannot have cached an older target for a first bind.
@@ -105,12 +105,13 @@ impl Task {
                     }
                     let written = shared.learn_written(row, token);
                     shared.usage.hand_over(entry, &written);
-                    return Ok((Repair::Written, Some(written)));
+                    self.found(Some(written));
+                    return Ok(Repair::Written);
                 }
                 Swap::Conflict(winner) => winner,
             };
             let verdict = lost(entry, target, winner.as_ref());
-            found = match winner {
+            self.found(match winner {
                 Some(winner) => {
                     if let (Lost::Doubt, Some(named)) = (verdict, &winner.target) {
                         entry.workspace_state.doubt_agent(named.agent, Instant::now());
@@ -122,14 +123,14 @@ impl Task {
                     shared.rows.remove(session);
                     None
                 }
-            };
+            });
             match verdict {
-                Lost::Done => return Ok((Repair::Written, found)),
-                Lost::Drop | Lost::Doubt => return Ok((Repair::Lost, found)),
+                Lost::Done => return Ok(Repair::Written),
+                Lost::Drop | Lost::Doubt => return Ok(Repair::Lost),
                 Lost::Again(revision) => expected = Some(revision),
             }
         }
-        Ok((Repair::Lost, found))
+        Ok(Repair::Lost)
     }
 }
 

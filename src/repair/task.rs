@@ -8,7 +8,7 @@ use crate::{
     pulse::with_signs,
     state::{
         Shared,
-        repairs::{Attempted, Job, Key, Running},
+        repairs::{Job, Key, Running},
         statement::no_answer,
     },
     store::StoreError,
@@ -26,9 +26,6 @@ const BACKOFF: Backoff =
 /// A repair gives up when the store was out of reach for so long. The next call of the session
 /// begins another one.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(600);
-
-/// The result of the statements of one attempt, and the session's row as they left or found it.
-pub(super) type Written = (Repair, Option<Arc<CachedRow>>);
 
 /// Writes one repair. However it ends, it takes the repair off the list when it is dropped, unless
 /// another task has taken the repair over.
@@ -55,12 +52,10 @@ impl Drop for Task {
             // Dropped with its runtime or at the end of closing, or refused after that.
             job.status.set(Repair::Failed);
         }
-        job.attempted.send_if_modified(|attempted| match attempted {
-            Some(_) => false,
-            None => {
-                *attempted = Some(Err(Cause::TaskEnded.shared()));
-                true
-            }
+        job.attempted.send_if_modified(|attempted| {
+            let is_untold = attempted.result.is_none();
+            attempted.result.get_or_insert_with(|| Err(Cause::TaskEnded.shared()));
+            is_untold
         });
         if job.status.get() == Repair::Failed && self.shared.is_closed() {
             self.shared.repairs.failed_closing.fetch_add(1, Ordering::AcqRel);
@@ -107,14 +102,14 @@ impl Task {
         loop {
             // Boxed, so that a repair that pauses is small.
             let (attempt, last) = Box::pin(self.attempt(give_up)).await;
-            let (repair, attempted) = match attempt {
-                Ok((repair, row)) => (repair, Ok(row)),
+            let (repair, result) = match attempt {
+                Ok(repair) => (repair, Ok(())),
                 Err(error) => (
                     if last { Repair::Failed } else { Repair::Retrying },
                     Err(Arc::new(error) as SharedError),
                 ),
             };
-            self.tell(repair, attempted);
+            self.tell(repair, result);
             if repair != Repair::Retrying {
                 return;
             }
@@ -129,7 +124,7 @@ impl Task {
     /// Makes one attempt, when no other statement about these rows is unanswered and, unless a call
     /// waits for the repair, one of the connections for background statements is free. Returns
     /// `true` with the result of the last attempt.
-    async fn attempt(&self, give_up: Instant) -> (Result<Written, StoreError>, bool) {
+    async fn attempt(&self, give_up: Instant) -> (Result<Repair, StoreError>, bool) {
         let Self { shared, .. } = self;
         let within = shared.settings.store_timeout;
         let mut passes = pin!(async {
@@ -143,7 +138,8 @@ impl Task {
         let (alone, background) = match timeout(within, passes.as_mut()).await {
             Ok(passes) => passes,
             Err(_) => {
-                self.job.attempted.send_replace(Some(Err(Cause::Unanswered(within).shared())));
+                let unanswered = Some(Err(Cause::Unanswered(within).shared()));
+                self.job.attempted.send_modify(|attempted| attempted.result = unanswered);
                 passes.await
             }
         };
@@ -152,7 +148,7 @@ impl Task {
             || self.entry.workspace_state.supersedes(self.target())
         {
             // The row is for a later repair to write.
-            return (Ok((Repair::Lost, None)), true);
+            return (Ok(Repair::Lost), true);
         }
         let began = Instant::now();
         let closing = || shared.repairs.closing.is_cancelled();
@@ -160,9 +156,7 @@ impl Task {
         let write = async {
             match self.key {
                 Key::Own(..) => self.write_own().await,
-                Key::Group(_, _, behind, _) => {
-                    self.write_group(behind).await.map(|repair| (repair, None))
-                }
+                Key::Group(_, _, behind, _) => self.write_group(behind).await,
             }
         };
         let written = alone.hold(async {
@@ -210,18 +204,31 @@ impl Task {
         true
     }
 
+    /// Records the session's row as the store has answered with it.
+    pub(super) fn found(&self, row: Option<Arc<CachedRow>>) {
+        // Read when the attempt has ended: no one is woken before that.
+        self.job.attempted.send_if_modified(|attempted| {
+            attempted.row = row;
+            false
+        });
+    }
+
     /// Tells those who wait, and the observer, how an attempt has ended.
-    fn tell(&self, repair: Repair, attempted: Attempted) {
+    fn tell(&self, repair: Repair, result: Result<(), SharedError>) {
         if !self.is_current(None) {
             return;
         }
         self.job.status.set(repair);
         // A failed attempt remains the result when the repair is given up afterwards: a call that
-        // is about to look must not take the row for written.
+        // is about to look must not take the row for written. Nor is what was found before the
+        // command a row.
         let given_up = repair == Repair::Lost && self.forgotten.is_cancelled();
-        self.job.attempted.send_modify(|last| {
-            if !given_up || !matches!(last, Some(Err(_))) {
-                *last = Some(attempted);
+        self.job.attempted.send_modify(|attempted| {
+            if given_up {
+                attempted.row = None;
+            }
+            if !given_up || !matches!(attempted.result, Some(Err(_))) {
+                attempted.result = Some(result);
             }
         });
         let (workspace, target) = (self.entry.workspace(), &**self.target());

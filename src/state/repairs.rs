@@ -78,19 +78,25 @@ pub(crate) struct Running {
 #[derive(Clone, Debug)]
 pub(crate) struct Job {
     pub(crate) status: RepairStatus,
-    /// How the last attempt has ended, or the error that it waits for longer than a statement may
-    /// take.
-    pub(crate) attempted: Arc<watch::Sender<Option<Attempted>>>,
+    pub(crate) attempted: Arc<watch::Sender<Attempted>>,
 }
 
-/// The result of an attempt: the session's row as the store has answered with it, unless the
-/// attempt was a group repair or found no row; or the reason why the store could not be written.
-pub(crate) type Attempted = Result<Option<Arc<CachedRow>>, SharedError>;
+/// What has come of a repair's attempts.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Attempted {
+    /// The session's row as the store has answered with it last. `None` if there was none, and for
+    /// a group repair.
+    pub(crate) row: Option<Arc<CachedRow>>,
+    /// How the last attempt has ended, or the error that it waits for longer than a statement may
+    /// take. `None` before that.
+    pub(crate) result: Option<Result<(), SharedError>>,
+}
 
 impl Job {
-    pub(crate) fn new(repair: Repair, attempted: Option<Attempted>) -> Self {
+    pub(crate) fn new(repair: Repair, failed: Option<SharedError>) -> Self {
         let status = RepairStatus::new();
         status.set(repair);
+        let attempted = Attempted { row: None, result: failed.map(Err) };
         Self { status, attempted: Arc::new(watch::Sender::new(attempted)) }
     }
 
@@ -100,19 +106,27 @@ impl Job {
     /// # Errors
     ///
     /// The reason why the store could not be written.
-    pub(crate) async fn attempted(&self) -> Attempted {
+    pub(crate) async fn attempted(&self) -> Result<(), SharedError> {
         let mut attempted = self.attempted.subscribe();
         // This cannot fail, because the sender is held here.
-        let attempted =
-            attempted.wait_for(Option::is_some).await.ok().and_then(|attempted| attempted.clone());
-        attempted.unwrap_or_else(|| Err(Cause::TaskEnded.shared()))
+        let attempted = attempted.wait_for(|attempted| attempted.result.is_some()).await;
+        let result = attempted.ok().and_then(|attempted| attempted.result.clone());
+        result.unwrap_or_else(|| Err(Cause::TaskEnded.shared()))
+    }
+
+    /// Returns the session's row as the store has answered with it last, even if an attempt failed
+    /// after that.
+    pub(crate) fn row(&self) -> Option<Arc<CachedRow>> {
+        self.attempted.borrow().row.clone()
     }
 
     /// Waits until the first attempt has ended, however long that takes.
     pub(crate) async fn tried(&self) {
         let mut attempted = self.attempted.subscribe();
         let _ = attempted
-            .wait_for(|attempted| attempted.is_some() && self.status.get() != Repair::Pending)
+            .wait_for(|attempted| {
+                attempted.result.is_some() && self.status.get() != Repair::Pending
+            })
             .await;
     }
 

@@ -426,6 +426,39 @@ pub(crate) fn lives_that_once_broke_a_rule() {
                 Op::Flush { process: 1 },
             ],
         ),
+        (
+            "a row that a creation has found is a row, though what it writes next fails",
+            vec![
+                Op::Forget { by: Process(0), chat: 1 },
+                Op::Restart { process: 0 },
+                Op::Call { process: 0, chat: 1, named: Some(0), lag: 0 },
+                store(0, Fault::Skips(1), Fault::Late(400)),
+                Op::Retarget { by: Process(0), chat: 1, ws: 0 },
+                call(0, 0),
+                Op::Yield,
+                store(0, none, Fault::Unavailable),
+                Op::Reset { by: Process(1), ws: 0, old: Does::Answer(0) },
+                Op::Advance { ms: 2_500 },
+            ],
+        ),
+        (
+            "a call that has its target from another one's row does not say that the resolver named it",
+            vec![
+                Op::Call { process: 0, chat: 0, named: Some(1), lag: 0 },
+                Op::Call { process: 1, chat: 0, named: Some(1), lag: 0 },
+                Op::Resolver {
+                    process: 0,
+                    ws: 1,
+                    answers: Answers { how: How::Fails, after: 300, early: false },
+                },
+                Op::Reset { by: Elsewhere, ws: 1, old: Does::Answer(0) },
+                Op::Retarget { by: Elsewhere, chat: 0, ws: 1 },
+                Op::Restart { process: 1 },
+                Op::Rebuild { ws: 1, old: Does::Hang },
+                Op::Call { process: 0, chat: 0, named: Some(0), lag: 0 },
+                Op::Advance { ms: 31_000 },
+            ],
+        ),
     ];
     for (what, ops) in stories {
         for numbered in [[false; WORKSPACES], [true; WORKSPACES]] {

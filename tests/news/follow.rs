@@ -472,6 +472,40 @@ mod heard {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_row_found_by_an_attempt_that_fails_afterwards_is_a_row() {
+        for revision in [None, Some(1)] {
+            let world = World::new();
+            let radio = Radio::default();
+            let process = Process::new(&world, |builder| builder.hints(radio.clone()));
+            // The first call of a layer starts what listens.
+            let (ws, _) = world.workspace();
+            world.bind(&process.layer, ws).await;
+            let (named, target) = world.workspace();
+            let chat = session();
+            world.store.on_writes(Fault::Slow(ms(40)));
+            let before = world.counts();
+            let ask = DialSession::new(chat).in_workspace(named);
+            let mut pending = Box::pin(call(&process.dial, ask));
+            assert!(pending.as_mut().now_or_never().is_none());
+            tokio::select! { _ = &mut pending => panic!("not created yet"), () = sleep(ms(20)) => {} }
+            assert_eq!(world.counts() - before, counts(1, 1, 1, 1), "the row is being created");
+            // The row that is found is unbound, so it is written over, and that fails. A hint keeps
+            // it out of the cache.
+            world.store.elsewhere().retarget(chat, named).await.unwrap();
+            radio.says_of(chat, revision);
+            world.store.on_writes(Fault::Unavailable);
+            let bound = pending.await.unwrap();
+            assert_eq!(bound.agent, target.agent, "{revision:?}");
+            assert_eq!(bound.outcome().repair(), Repair::Retrying, "{revision:?}");
+            assert_eq!(world.counts() - before, counts(1, 1, 1, 2));
+            world.store.on_writes(Fault::None);
+            sleep(ms(250)).await;
+            assert_eq!(bound.outcome().repair(), Repair::Written, "{revision:?}");
+            assert_eq!(world.row_agent(chat), Some(target.agent));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_lagging_resolver_is_asked_again_and_accepted_in_the_end() {
         let world = World::new();
         let (process, radio, chat, ws, old) = listening(&world).await;

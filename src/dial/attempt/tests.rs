@@ -544,6 +544,19 @@ mod rows {
             28990 says b6       | wait 30000
             30000 tick          | fail timed out superseded";
 
+        row_14_timed_out_with_a_target_that_only_another_call_has_heard_of: "unbound
+            0     begin         | ask, wait 30000
+            10    known a5      | dial a5, wait 30000
+            5000  unknown       | wait 7000
+            7000  tick          | ask, wait 30000
+            30000 tick          | fail timed out unknown";
+
+        row_14_timed_out_with_a_target_that_the_resolver_has_named_first: "unbound
+            0     begin         | ask, wait 30000
+            10    says a5       | dial a5, wait 2010
+            2010  tick          | ask, wait 30000
+            30000 tick          | fail timed out same";
+
         row_14_timed_out_while_stopped_and_the_row_is_unreadable: "bound a5
             0     begin         | dial a5, wait 250
             250   tick          | ask, wait 30000

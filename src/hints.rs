@@ -141,8 +141,8 @@ pub trait Hints: Send + Sync + 'static {
     /// was lost. A bus that is not listening yet when this returns must report `Lagged` when it is.
     ///
     /// Each layer listens once, polls the stream as long as it lives, and may receive its own
-    /// hints. The stream ends only if no hint can ever be received again. Dropping the stream ends
-    /// the listening and all work for it.
+    /// hints. So the stream may also do the work of sending. The stream ends only if no hint can
+    /// ever be received again. Dropping the stream ends the listening and all work for it.
     fn listen(&self) -> impl Stream<Item = Heard> + Send + 'static;
 }
 

@@ -29,8 +29,7 @@ pub trait TestBus: Send + Sync + 'static {
     /// The bus as one process has it.
     type Hints: Hints;
 
-    /// Returns the bus as one more process has it. All of them hear each other. An end must send also
-    /// while nobody listens on it.
+    /// Returns the bus as one more process has it. All of them hear each other.
     fn end(&self) -> impl Future<Output = Self::Hints> + Send;
 
     /// Breaks the connections over which all ends listen, so that hints may be lost; they may

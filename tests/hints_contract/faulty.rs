@@ -6,7 +6,7 @@ use std::{
     future::pending,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -28,18 +28,34 @@ enum Wire {
 pub(crate) struct FaultyBus {
     fault: Option<Fault>,
     wire: Sender<Wire>,
-    has_listener: Arc<AtomicBool>,
+    /// An end sends nothing while it has no stream. This is no fault.
+    sends_in_stream: bool,
 }
 
 /// The bus as one process has it; not a clone, so that `FaultyBus` is the [`TestBus`].
 pub(crate) struct End {
     bus: FaultyBus,
-    is_ended: Arc<AtomicBool>,
+    state: Arc<State>,
+}
+
+/// What an end and its streams share.
+#[derive(Default)]
+struct State {
+    /// How many streams there are.
+    streams: AtomicUsize,
+    /// A stream was created.
+    has_listened: AtomicBool,
+    /// A stream was dropped.
+    is_ended: AtomicBool,
 }
 
 impl FaultyBus {
     pub(crate) fn new(fault: Option<Fault>) -> Self {
-        Self { fault, wire: Sender::new(1024), has_listener: Arc::default() }
+        Self { fault, wire: Sender::new(1024), sends_in_stream: false }
+    }
+
+    pub(crate) fn that_sends_in_its_stream() -> Self {
+        Self { sends_in_stream: true, ..Self::new(None) }
     }
 
     fn has(&self, fault: Fault) -> bool {
@@ -51,7 +67,7 @@ impl TestBus for FaultyBus {
     type Hints = End;
 
     async fn end(&self) -> End {
-        End { bus: self.clone(), is_ended: Arc::default() }
+        End { bus: self.clone(), state: Arc::default() }
     }
 
     async fn disconnect(&self) -> bool {
@@ -69,27 +85,28 @@ impl TestBus for FaultyBus {
 struct Listening {
     bus: FaultyBus,
     wire: Receiver<Wire>,
-    /// A stream of the same end was dropped.
-    is_ended: Arc<AtomicBool>,
+    state: Arc<State>,
     is_deaf: bool,
 }
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        self.is_ended.store(true, Ordering::Relaxed);
+        self.state.is_ended.store(true, Ordering::Relaxed);
+        self.state.streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Listening {
-    fn of(end: &FaultyBus, is_ended: &Arc<AtomicBool>) -> Self {
-        let (bus, wire) = (end.clone(), end.wire.subscribe());
-        Self { bus, wire, is_ended: Arc::clone(is_ended), is_deaf: false }
+    fn of(bus: &FaultyBus, state: &Arc<State>) -> Self {
+        state.streams.fetch_add(1, Ordering::Relaxed);
+        let (bus, wire) = (bus.clone(), bus.wire.subscribe());
+        Self { bus, wire, state: Arc::clone(state), is_deaf: false }
     }
 
     async fn next(&mut self) -> Option<Heard> {
         loop {
             let received = self.wire.recv().await;
-            let is_ended = self.is_ended.load(Ordering::Relaxed);
+            let is_ended = self.state.is_ended.load(Ordering::Relaxed);
             if is_ended && self.bus.has(Fault::ADroppedStreamEndsTheOthers) {
                 return None;
             }
@@ -119,6 +136,9 @@ impl Listening {
 
 impl Hints for End {
     fn send(&self, mut hint: Hint) {
+        if self.bus.sends_in_stream && self.state.streams.load(Ordering::Relaxed) == 0 {
+            return;
+        }
         match (self.bus.fault, &mut hint.about) {
             (Some(Fault::NothingIsCarried), _) => return,
             (Some(Fault::SendingWaits), _) => std::thread::sleep(Duration::from_millis(2)),
@@ -141,16 +161,16 @@ impl Hints for End {
     }
 
     fn listen(&self) -> impl Stream<Item = Heard> + Send + 'static {
-        let (bus, is_ended) = (self.bus.clone(), Arc::clone(&self.is_ended));
-        let is_first = !bus.has_listener.swap(true, Ordering::Relaxed);
+        let (bus, state) = (self.bus.clone(), Arc::clone(&self.state));
+        let is_first = !state.has_listened.swap(true, Ordering::Relaxed);
         match bus.fault {
-            Some(Fault::OnlyTheFirstListenerHears) if !is_first => {
+            Some(Fault::OnlyTheFirstStreamOfAnEndHears) if !is_first => {
                 return stream::pending().boxed();
             }
             Some(Fault::ATaskOutlivesItsStream) => drop(tokio::spawn(pending::<()>())),
             _ => {}
         }
-        let listen = move || Listening::of(&bus, &is_ended);
+        let listen = move || Listening::of(&bus, &state);
         let heard =
             async |mut listening: Listening| listening.next().await.map(|heard| (heard, listening));
         if self.bus.has(Fault::ListeningBeginsWithTheFirstPoll) {

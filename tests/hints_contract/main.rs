@@ -1,5 +1,5 @@
-//! The contract of hint buses (`tower_bound_agent::testing::hints`), held against `LocalHints`;
-//! and tested: each planted fault is found by its case.
+//! The contract of hint buses (`tower_bound_agent::testing::hints`), held against the buses of this
+//! crate; and tested: each planted fault is found by its case.
 
 mod faulty;
 
@@ -18,6 +18,13 @@ mod without_a_fault {
     tower_bound_agent::hints_contract_tests!(|| super::FaultyBus::new(None));
 }
 
+mod that_sends_in_its_stream {
+    tower_bound_agent::hints_contract_tests!(super::FaultyBus::that_sends_in_its_stream);
+}
+
+#[cfg(feature = "postgres")]
+mod postgres;
+
 /// The faults, each with a case that must find it.
 macro_rules! faults {
     ($($case:ident: $($fault:ident)+;)+) => {
@@ -33,7 +40,7 @@ macro_rules! faults {
 }
 
 faults! {
-    a_hint_reaches_every_listener: NothingIsCarried OnlyTheFirstListenerHears;
+    a_hint_reaches_every_listener: NothingIsCarried OnlyTheFirstStreamOfAnEndHears;
     every_part_of_a_hint_survives: OriginsAreLost GenerationsAreLost EpochsAreLost RevisionsAreLost;
     what_is_heard_is_what_was_sent: HintsAreInvented;
     listening_begins_when_listen_returns: ListeningBeginsWithTheFirstPoll;

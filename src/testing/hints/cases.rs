@@ -9,6 +9,7 @@ use crate::{
 use futures_util::{StreamExt, stream::BoxStream};
 use std::{
     collections::HashSet,
+    future::ready,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -17,7 +18,7 @@ use std::{
 };
 use tokio::{
     runtime::Handle,
-    task::spawn_blocking,
+    task::{JoinHandle, spawn_blocking},
     time::{Instant, sleep, timeout},
 };
 use uuid::Uuid;
@@ -33,11 +34,35 @@ fn fresh(origin: u64) -> Hint {
     Hint::new(origin, About::Session { session, revision: Some(Revision::new(1)) })
 }
 
+/// An end that sends. It also listens, and what it hears is discarded: a layer does both for as long
+/// as it lives, and the bus may send in the stream.
+struct Sender<H> {
+    end: H,
+    listening: JoinHandle<()>,
+}
+
+impl<H: Hints> Sender<H> {
+    fn new(end: H) -> Self {
+        let listening = tokio::spawn(end.listen().for_each(|_| ready(())));
+        Self { end, listening }
+    }
+
+    fn send(&self, hint: Hint) {
+        self.end.send(hint);
+    }
+}
+
+impl<H> Drop for Sender<H> {
+    fn drop(&mut self) {
+        self.listening.abort();
+    }
+}
+
 struct Listener(BoxStream<'static, Heard>);
 
 impl Listener {
     /// Listens, and waits until hints of `sender` arrive.
-    async fn that_hears(end: &impl Hints, sender: &impl Hints) -> Self {
+    async fn that_hears(end: &impl Hints, sender: &Sender<impl Hints>) -> Self {
         let mut listener = Self::of(end);
         listener.hears_again(sender).await;
         listener
@@ -48,7 +73,7 @@ impl Listener {
     }
 
     /// A bus need not be reliable, but it must carry some hints: one of many is heard in time.
-    async fn hears_again(&mut self, sender: &impl Hints) {
+    async fn hears_again(&mut self, sender: &Sender<impl Hints>) {
         let (began, mut sent) = (Instant::now(), HashSet::new());
         loop {
             let probe = fresh(7);
@@ -95,7 +120,7 @@ impl Listener {
 /// > A hint that is sent after this call is received, or `Heard::Lagged` is received after it was
 /// > lost.
 pub async fn a_hint_reaches_every_listener<B: TestBus>(bus: B) {
-    let (sender, other, third) = (bus.end().await, bus.end().await, bus.end().await);
+    let (sender, other, third) = (Sender::new(bus.end().await), bus.end().await, bus.end().await);
     let mut listeners = Vec::new();
     for end in [&other, &other, &third] {
         listeners.push(Listener::that_hears(end, &sender).await);
@@ -115,7 +140,7 @@ pub async fn a_hint_reaches_every_listener<B: TestBus>(bus: B) {
 /// > The random number of the layer that sent the hint. A layer ignores its own hints.
 pub async fn every_part_of_a_hint_survives<B: TestBus>(bus: B) {
     const TIMES: usize = 20;
-    let (sender, other) = (bus.end().await, bus.end().await);
+    let (sender, other) = (Sender::new(bus.end().await), bus.end().await);
     let mut listener = Listener::that_hears(&other, &sender).await;
     let mut abouts = Vec::new();
     for (id, number) in
@@ -148,8 +173,8 @@ pub async fn every_part_of_a_hint_survives<B: TestBus>(bus: B) {
 ///
 /// > A bus need not be reliable: it may lose, delay, double or reorder hints.
 pub async fn what_is_heard_is_what_was_sent<B: TestBus>(bus: B) {
-    let (one, two) = (bus.end().await, bus.end().await);
-    let mut listener = Listener::that_hears(&two, &one).await;
+    let (one, two) = (Sender::new(bus.end().await), Sender::new(bus.end().await));
+    let mut listener = Listener::that_hears(&two.end, &one).await;
     let mut sent = HashSet::new();
     for n in 0..100 {
         let hint = fresh(n % 2);
@@ -175,7 +200,7 @@ pub async fn what_is_heard_is_what_was_sent<B: TestBus>(bus: B) {
 ///
 /// > A bus that is not listening yet when this returns must report `Lagged` when it is.
 pub async fn listening_begins_when_listen_returns<B: TestBus>(bus: B) {
-    let (sender, other) = (bus.end().await, bus.end().await);
+    let (sender, other) = (Sender::new(bus.end().await), bus.end().await);
     drop(Listener::that_hears(&other, &sender).await);
     for _ in 0..3 {
         let mut listener = Listener::of(&other);
@@ -192,7 +217,7 @@ pub async fn listening_begins_when_listen_returns<B: TestBus>(bus: B) {
 /// > lost.
 pub async fn a_listener_that_falls_behind_hears_that_something_was_lost<B: TestBus>(bus: B) {
     const HINTS: usize = 5_000;
-    let (sender, other) = (bus.end().await, bus.end().await);
+    let (sender, other) = (Sender::new(bus.end().await), bus.end().await);
     let mut listener = Listener::that_hears(&other, &sender).await;
     let mut missing = HashSet::new();
     for _ in 0..HINTS {
@@ -214,7 +239,7 @@ pub async fn a_listener_that_falls_behind_hears_that_something_was_lost<B: TestB
 /// > A hint that cannot be carried is lost; if the bus notices, it reports `Heard::Lagged` to the
 /// > other processes.
 pub async fn a_connection_that_is_lost_is_heard_as_lagged<B: TestBus>(bus: B) {
-    let (sender, other) = (bus.end().await, bus.end().await);
+    let (sender, other) = (Sender::new(bus.end().await), bus.end().await);
     let mut listener = Listener::that_hears(&other, &sender).await;
     for _ in 0..2 {
         if !bus.disconnect().await {
@@ -231,7 +256,7 @@ pub async fn a_connection_that_is_lost_is_heard_as_lagged<B: TestBus>(bus: B) {
 ///
 /// > reports `Heard::Lagged` in place of a text that it cannot parse.
 pub async fn unreadable_input_is_heard_as_lagged<B: TestBus>(bus: B) {
-    let (sender, other) = (bus.end().await, bus.end().await);
+    let (sender, other) = (Sender::new(bus.end().await), bus.end().await);
     let mut listener = Listener::that_hears(&other, &sender).await;
     for _ in 0..2 {
         if !bus.send_unreadable().await {
@@ -243,7 +268,8 @@ pub async fn unreadable_input_is_heard_as_lagged<B: TestBus>(bus: B) {
     }
 }
 
-/// Sending does not block its thread: nobody listens, or somebody does who does not poll.
+/// Sending does not block its thread: no end listens, or another end has a stream that is not
+/// polled.
 ///
 /// > It never waits and never fails.
 pub async fn sending_does_not_wait<B: TestBus>(bus: B) {
@@ -264,7 +290,7 @@ pub async fn sending_does_not_wait<B: TestBus>(bus: B) {
 ///
 /// > Dropping the stream ends the listening and all work for it.
 pub async fn dropping_a_stream_ends_what_worked_for_it<B: TestBus>(bus: B) {
-    let (sender, other) = (bus.end().await, bus.end().await);
+    let (sender, other) = (Sender::new(bus.end().await), bus.end().await);
     let alive = || Handle::current().metrics().num_alive_tasks();
     // Once, for what a bus starts at its first use and keeps.
     let kept = Listener::that_hears(&other, &sender).await;
@@ -290,7 +316,7 @@ pub async fn dropping_a_stream_ends_what_worked_for_it<B: TestBus>(bus: B) {
 ///
 /// > The stream ends only if no hint can ever be received again.
 pub async fn dropping_a_stream_ends_no_other<B: TestBus>(bus: B) {
-    let (sender, other) = (bus.end().await, bus.end().await);
+    let (sender, other) = (Sender::new(bus.end().await), bus.end().await);
     let first = Listener::that_hears(&other, &sender).await;
     let mut second = Listener::that_hears(&other, &sender).await;
     drop(first);

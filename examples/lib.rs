@@ -14,6 +14,12 @@ pub mod grpc {
     pub mod answers;
 }
 
+/// The bus of the example, which the tests hold to the contract of a bus, and its broker.
+pub mod own_bus {
+    pub mod broker;
+    pub mod bus;
+}
+
 /// The store of the example, which the tests hold to the contract of a store.
 pub mod own_store {
     pub mod store;

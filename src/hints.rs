@@ -127,7 +127,9 @@ impl Heard {
 /// A bus that carries hints from one process to the others.
 ///
 /// A bus need not be reliable: it may lose, delay, double or reorder hints. It must not block or
-/// stop the layer, whatever happens to it. [`LocalHints`] is the smallest implementation.
+/// stop the layer, whatever happens to it. [`LocalHints`] is the smallest implementation; in this
+/// crate's repository `examples/own_bus` is a bus over a message broker. The macro
+/// `hints_contract_tests!` (feature `testing`) runs this contract as tests over a bus of yours.
 pub trait Hints: Send + Sync + 'static {
     /// Sends a hint to the other processes.
     ///

@@ -1,5 +1,5 @@
 //! The contract of hint buses (`tower_bound_agent::testing::hints`), held against the buses of this
-//! crate; and tested: each planted fault is found by its case.
+//! crate and against that of the example; and tested: each planted fault is found by its case.
 
 mod faulty;
 
@@ -22,6 +22,7 @@ mod that_sends_in_its_stream {
     tower_bound_agent::hints_contract_tests!(super::FaultyBus::that_sends_in_its_stream);
 }
 
+mod own_bus;
 #[cfg(feature = "postgres")]
 mod postgres;
 

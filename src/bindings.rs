@@ -18,6 +18,8 @@ use crate::{
     state::repairs::Repairs,
     store::{StoreError, Swap, TransactionalStore},
 };
+#[cfg(feature = "testing")]
+use std::sync::OnceLock;
 use std::{
     fmt,
     sync::{Arc, atomic::Ordering},
@@ -300,7 +302,7 @@ impl Bindings {
         let row = row.map_err(|error| {
             Error::new(ErrorKind::Store).of(session).with_store(Some(Arc::new(error)))
         })?;
-        Ok(Retargeted { shared: Arc::clone(&self.shared), row, token, ended: false })
+        Ok(Retargeted::new(Arc::clone(&self.shared), row, token))
     }
 
     /// Binds a child session to the workspace and target in its parent's record, in one statement.
@@ -695,9 +697,41 @@ pub struct Retargeted {
     row: Binding,
     token: ReadToken,
     ended: bool,
+    /// How the transaction ended, for [`RetargetedControl`](crate::testing::RetargetedControl).
+    #[cfg(feature = "testing")]
+    committed: Arc<OnceLock<bool>>,
 }
 
 impl Retargeted {
+    fn new(shared: Arc<Shared>, row: Binding, token: ReadToken) -> Self {
+        Self {
+            shared,
+            row,
+            token,
+            ended: false,
+            #[cfg(feature = "testing")]
+            committed: Arc::default(),
+        }
+    }
+
+    /// Returns a value of a layer, and the place where it records how the transaction ended: `true`
+    /// if it was committed.
+    #[cfg(feature = "testing")]
+    pub(crate) fn observed(shared: &Arc<Shared>, row: Binding) -> (Self, Arc<OnceLock<bool>>) {
+        let token = shared.rows.read_token(row.session);
+        let retargeted = Self::new(Arc::clone(shared), row, token);
+        let committed = Arc::clone(&retargeted.committed);
+        (retargeted, committed)
+    }
+
+    fn end(&mut self, committed: bool) {
+        self.ended = true;
+        #[cfg(feature = "testing")]
+        let _ = self.committed.set(committed);
+        #[cfg(not(feature = "testing"))]
+        let _ = committed;
+    }
+
     /// Returns the binding as the transaction wrote it.
     pub fn binding(&self) -> &Binding {
         &self.row
@@ -706,13 +740,13 @@ impl Retargeted {
     /// Applies the binding after the transaction was committed, and returns it. Calls under way
     /// move at once, and a hint is sent.
     pub fn committed(mut self) -> Binding {
-        self.ended = true;
+        self.end(true);
         learn(&self.shared, self.row.clone(), self.token.clone())
     }
 
     /// Discards the binding after the transaction was rolled back.
     pub fn rolled_back(mut self) {
-        self.ended = true;
+        self.end(false);
     }
 }
 

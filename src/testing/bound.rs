@@ -79,7 +79,7 @@ pub struct BoundControl {
 
 /// A resolver that never answers.
 #[derive(Clone, Copy)]
-struct Silent;
+pub(super) struct Silent;
 
 impl Service<ResolveWorkspace> for Silent {
     type Response = Resolution;

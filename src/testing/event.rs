@@ -41,7 +41,12 @@ macro_rules! events {
         pub fn $name<'a>($($field: $of),+) -> Event<'a> {
             Event::$Variant { $($field),+ }
         }
-    )+ };
+    )+
+
+    /// Does not compile if a kind of event has no function here.
+    const _: fn(&Event<'_>) = |event| match event {
+        $(Event::$Variant { .. } => {})+
+    }; };
 }
 
 events! {

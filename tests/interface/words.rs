@@ -295,3 +295,29 @@ fn an_error_of_a_dial_keeps_its_word_in_a_failed_request() {
     let error = ErrorBuilder::new(ErrorKind::Stopped).dial_error("refused").build();
     assert_eq!(ClientError::Dial(error).as_str(), "dial");
 }
+
+#[cfg(all(feature = "testing", feature = "http"))]
+#[test]
+fn a_request_that_was_not_processed_and_one_that_may_have_been_have_two_words() {
+    use std::{error::Error as _, io};
+    use tower_bound_agent::{
+        http::{ClientError, Fault, http2_code},
+        testing::hyper_error,
+    };
+    let lost = |kind: io::ErrorKind| hyper_error(io::Error::new(kind, "the cable"));
+    for (error, word, is_unsent) in [
+        (ClientError::Unsent as fn(hyper::Error) -> ClientError, "unsent", true),
+        (ClientError::Send, "send", false),
+    ] {
+        let (refused, away) = (
+            error(lost(io::ErrorKind::ConnectionReset)),
+            error(lost(io::ErrorKind::HostUnreachable)),
+        );
+        assert_eq!((refused.as_str(), refused.is_unsent()), (word, is_unsent));
+        assert_eq!((refused.fault(), away.fault()), (Fault::Agent, Fault::Network));
+        assert_eq!(refused.http2_code(), None);
+    }
+    let error = lost(io::ErrorKind::ConnectionReset);
+    assert_eq!(error.source().unwrap().to_string(), "the cable");
+    assert!(!error.is_user() && http2_code(&error).is_none());
+}

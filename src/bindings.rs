@@ -1,9 +1,5 @@
 //! The handle for commands and queries: bindings, housekeeping, and shutdown.
 
-mod housekeeping;
-mod warm;
-mod workspace;
-
 pub use workspace::SessionInUse;
 
 use crate::{
@@ -769,3 +765,9 @@ impl fmt::Debug for Bindings {
         f.debug_struct("Bindings").finish_non_exhaustive()
     }
 }
+
+// After the methods above, because rustdoc lists methods in the order of the source.
+mod workspace;
+
+mod housekeeping;
+mod warm;

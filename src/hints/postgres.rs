@@ -142,12 +142,11 @@ impl fmt::Debug for PostgresHints {
     }
 }
 
-/// Not a channel name that this crate puts into a statement.
+/// The error of [`PostgresHints::with_channel`] for a name that is not valid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "invalid channel name {name:?}: use at most 48 letters, digits and underscores, and no digit first"
 )]
-/// The error of [`PostgresHints::with_channel`] for a name that is not valid.
 #[non_exhaustive]
 pub struct ChannelNameError {
     /// The invalid name.

@@ -48,7 +48,7 @@ pub struct Reset {
 }
 
 impl Reset {
-    /// Creates a result. Creates a result. For implementors of stores.
+    /// Creates a result. For implementors of stores.
     #[must_use]
     pub const fn new(rows: u64, epoch: Epoch) -> Self {
         Self { rows, epoch }

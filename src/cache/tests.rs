@@ -455,6 +455,24 @@ mod news {
 mod commands {
     use super::*;
 
+    /// Commands are compared with when a statement began, so the safe side costs one look-up more.
+    #[test]
+    fn an_evicted_row_of_an_own_command_may_be_commanded() {
+        let s = Scene::new();
+        let token = s.rows.read_token(session(1));
+        let written = s.rows.learn(s.row(1, 2), &token);
+        s.rows.record_command(session(1));
+        assert_eq!((written.state(), written.may_be_commanded()), (State::Current, false));
+        s.rows.slots.invalidate(&session(1));
+        // No other command has come.
+        assert_eq!((written.state(), written.may_be_commanded()), (State::Evicted, true));
+
+        // A row whose read began after the answer is told apart.
+        let read = s.learn(&s.row(1, 2));
+        s.rows.slots.invalidate(&session(1));
+        assert_eq!((read.state(), read.may_be_commanded()), (State::Evicted, false));
+    }
+
     #[test]
     fn a_held_row_may_be_commanded_after_a_command_or_a_removal() {
         type Change = fn(&Scene);

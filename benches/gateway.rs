@@ -3,9 +3,13 @@
 //! hyper-util's client to a fixed address. Both keep their connections.
 //!
 //! ```text
-//! cargo bench --features http --bench gateway                # 11 interleaved pairs; needs wrk
-//! cargo bench --features http --bench gateway -- --json --pairs 5 --seconds 2
+//! cargo bench --features http --bench gateway                # 5 interleaved pairs of each case; needs wrk
+//! cargo bench --features http --bench gateway -- --connections 32 --protocol http2 --pairs 11 --seconds 3
+//! cargo bench --features http --bench gateway -- --json      # a line for each case
 //! ```
+//!
+//! A case is a number of connections of clients (8, 32, 256) and the protocol between the gateway
+//! and the agent (HTTP/1, HTTP/2); the clients speak HTTP/1.
 //!
 //! The median of each figure, and of the ratio within each pair, since a machine that has other
 //! things to do slows both. The processor time of a request (Linux only) is what is left of the
@@ -49,12 +53,15 @@ use tower_bound_agent::{
 };
 use uuid::Uuid;
 
-const CONNECTIONS: &str = "32";
+const CONNECTIONS: [u32; 3] = [8, 32, 256];
+const PROTOCOLS: [&str; 2] = ["http1", "http2"];
 const CHATS: u128 = 100;
 
 fn main() -> Result<(), BoxError> {
     let mut arguments = std::env::args().skip(1);
-    let (mut json, mut pairs, mut seconds) = (false, 11, 3);
+    let (mut json, mut pairs, mut seconds) = (false, 5, 2);
+    let (mut connections, mut protocols) =
+        (CONNECTIONS.to_vec(), PROTOCOLS.map(String::from).to_vec());
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().ok_or_else(|| format!("{argument} needs a value"));
         match &*argument {
@@ -62,12 +69,23 @@ fn main() -> Result<(), BoxError> {
             "--json" => json = true,
             "--pairs" => pairs = value()?.parse()?,
             "--seconds" => seconds = value()?.parse()?,
+            "--connections" => connections = vec![value()?.parse()?],
+            "--protocol" => protocols = vec![value()?],
             "--bench" => {}
             "--test" => (pairs, seconds) = (1, 1),
             other => return Err(format!("what is {other}?").into()),
         }
     }
-    measure(json, pairs, seconds)
+    if Command::new("wrk").arg("-v").output().is_err() {
+        println!("wrk is not installed: nothing is measured");
+        return Ok(());
+    }
+    for protocol in &protocols {
+        for connections in &connections {
+            measure(json, protocol, *connections, pairs, seconds)?;
+        }
+    }
+    Ok(())
 }
 
 /// One of the processes. Ends when its standard input is closed.
@@ -76,27 +94,31 @@ async fn serve(role: &str, agent: Option<String>) -> Result<(), BoxError> {
     let agent = agent.ok_or("which agent?")?;
     let app = match role {
         "agent" => Router::new().route("/identity", get(async || "an answer of an agent")),
-        "fixed" => {
+        "fixed http1" | "fixed http2" => {
             let mut connector = HttpConnector::new();
             connector.set_nodelay(true);
-            let client = Client::builder(TokioExecutor::new()).build(connector);
+            let client = Client::builder(TokioExecutor::new())
+                .http2_only(role.ends_with("http2"))
+                .build(connector);
             Router::new().route("/chats/{chat}/{*path}", any(fixed)).with_state(Fixed {
                 hop: Hop::new(),
                 client,
                 agent: agent.into(),
             })
         }
-        _ => {
+        "bound http1" | "bound http2" => {
             let target =
                 Target::new(AgentId::new(Uuid::new_v4())).with_generation(1).with_address(agent);
             let resolver = service_fn(move |_: ResolveWorkspace| {
                 std::future::ready(Ok::<_, BoxError>(Resolution::Running(target.clone())))
             });
             let layer = BoundAgentLayer::builder(MemoryStore::new(), resolver).build()?;
-            Router::new()
-                .route("/chats/{chat}/{*path}", any(bound))
-                .with_state(Bound { client: layered(&layer), hop: Hop::new() })
+            Router::new().route("/chats/{chat}/{*path}", any(bound)).with_state(Bound {
+                client: layered(&layer, role.ends_with("http2")),
+                hop: Hop::new(),
+            })
         }
+        _ => return Err(format!("what is {role}?").into()),
     };
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     println!("{}", listener.local_addr()?);
@@ -125,7 +147,7 @@ type Dialer = tower::util::ServiceFn<
     fn(DialAgent) -> futures_util::future::BoxFuture<'static, std::io::Result<TokioIo<TcpStream>>>,
 >;
 
-fn layered(layer: &BoundAgentLayer) -> AgentClient<Dialer, Body> {
+fn layered(layer: &BoundAgentLayer, http2: bool) -> AgentClient<Dialer, Body> {
     let dialer: Dialer = service_fn(|ask: DialAgent| {
         Box::pin(async move {
             let stream =
@@ -135,7 +157,9 @@ fn layered(layer: &BoundAgentLayer) -> AgentClient<Dialer, Body> {
             Ok(TokioIo::new(stream))
         })
     });
-    AgentClient::new(layer.layer(dialer))
+    let builder = AgentClient::<(), ()>::builder();
+    let builder = if http2 { builder.http2() } else { builder.http1() };
+    builder.build(layer.layer(dialer))
 }
 
 fn split(uri: &Uri) -> Result<(SessionId, PathAndQuery), StatusCode> {
@@ -218,14 +242,16 @@ impl Process {
     }
 }
 
-fn measure(as_json: bool, pairs: usize, seconds: u32) -> Result<(), BoxError> {
-    if Command::new("wrk").arg("-v").output().is_err() {
-        println!("wrk is not installed: nothing is measured");
-        return Ok(());
-    }
+fn measure(
+    as_json: bool,
+    protocol: &str,
+    connections: u32,
+    pairs: usize,
+    seconds: u32,
+) -> Result<(), BoxError> {
     let agent = Process::start("agent", "none")?;
-    let (fixed, bound) =
-        (Process::start("fixed", &agent.address)?, Process::start("bound", &agent.address)?);
+    let gateway = |kind: &str| Process::start(&format!("{kind} {protocol}"), &agent.address);
+    let (fixed, bound) = (gateway("fixed")?, gateway("bound")?);
     let script = tempfile::NamedTempFile::new()?;
     // Many chats, each with its own path.
     let chats: Vec<_> =
@@ -238,9 +264,8 @@ fn measure(as_json: bool, pairs: usize, seconds: u32) -> Result<(), BoxError> {
     let run = |process: &Process, seconds: u32| -> Result<Figures, BoxError> {
         let url = format!("http://{}/", process.address);
         let mut wrk = Command::new("wrk");
-        wrk.args(["-t1", "-c", CONNECTIONS, "--latency", &format!("-d{seconds}s"), "-s"])
-            .arg(script.path())
-            .arg(url);
+        let (connections, time) = (connections.to_string(), format!("-d{seconds}s"));
+        wrk.args(["-t1", "-c", &connections, "--latency", &time, "-s"]).arg(script.path()).arg(url);
         let before = process.ticks();
         let mut figures = figures(&String::from_utf8(wrk.output()?.stdout)?)?;
         if let (Some(before), Some(after)) = (before, process.ticks()) {
@@ -276,7 +301,7 @@ fn measure(as_json: bool, pairs: usize, seconds: u32) -> Result<(), BoxError> {
     if as_json {
         println!(
             "{}",
-            json!({ "pairs": pairs, "seconds": seconds, "connections": 32, "chats": 100, "fixed": fixed, "bound": bound,
+            json!({ "protocol": protocol, "pairs": pairs, "seconds": seconds, "connections": connections, "chats": CHATS as u64, "fixed": fixed, "bound": bound,
                 "rate_ratio": ratio, "p99_more_ms": later, "cpu_more_us": cpu })
         );
     } else {
@@ -287,6 +312,7 @@ fn measure(as_json: bool, pairs: usize, seconds: u32) -> Result<(), BoxError> {
                 "{name:<16} {rate:>8.0} requests/s   p50 {p50:>6.2} ms   p99 {p99:>6.2} ms   cpu {cpu:>6.1} µs"
             );
         };
+        println!("{protocol}, {connections} connections");
         line("a fixed address", &fixed);
         line("the layer", &bound);
         println!(

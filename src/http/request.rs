@@ -54,13 +54,27 @@ pub(super) fn prepare(parts: &mut request::Parts, version: HttpProtocol) -> Resu
         parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     match version {
         HttpProtocol::Http1 => {
-            let host = HeaderValue::from_str(authority.as_str()).map_err(|_| BadRequest::Host)?;
-            parts.headers.insert(HOST, host);
+            let host = match &authority {
+                None => Some(HeaderValue::from_static(NAMELESS)),
+                // Nearly every request of a gateway: the header is right as it is.
+                Some(named)
+                    if parts.headers.get(HOST).is_some_and(|host| host == named.as_str()) =>
+                {
+                    None
+                }
+                Some(named) => {
+                    Some(HeaderValue::from_str(named.as_str()).map_err(|_| BadRequest::Host)?)
+                }
+            };
+            if let Some(host) = host {
+                parts.headers.insert(HOST, host);
+            }
             parts.uri = Uri::from(path);
             parts.version = Version::HTTP_11;
         }
         HttpProtocol::Http2 => {
             parts.headers.remove(HOST);
+            let authority = authority.unwrap_or_else(|| Authority::from_static(NAMELESS));
             let uri = Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(path);
             parts.uri = uri.build().map_err(|_| BadRequest::Host)?;
             parts.version = Version::HTTP_2;
@@ -85,19 +99,22 @@ pub(super) fn frame(parts: &mut request::Parts, body: &impl Body, version: HttpP
 }
 
 /// Returns the authority of an absolute target, else the `Host` (RFC 9112 §3.2.2), without user and
-/// password.
-fn authority(uri: &Uri, headers: &HeaderMap) -> Result<Authority, BadRequest> {
+/// password; `None` if the request names no host.
+fn authority(uri: &Uri, headers: &HeaderMap) -> Result<Option<Authority>, BadRequest> {
     let mut hosts = headers.get_all(HOST).iter();
     let named = match (uri.authority(), hosts.next()) {
-        (Some(authority), _) => authority.as_str(),
-        (None, Some(host)) if !host.is_empty() => host.to_str().map_err(|_| BadRequest::Host)?,
-        (None, _) => NAMELESS,
+        (Some(authority), _) => Some(authority.as_str()),
+        (None, Some(host)) if !host.is_empty() => {
+            Some(host.to_str().map_err(|_| BadRequest::Host)?)
+        }
+        (None, _) => None,
     };
     if hosts.next().is_some() {
         return Err(BadRequest::Host);
     }
+    let Some(named) = named else { return Ok(None) };
     let named = named.rsplit_once('@').map_or(named, |(_, host)| host);
-    named.parse().map_err(|_| BadRequest::Host)
+    named.parse().map(Some).map_err(|_| BadRequest::Host)
 }
 
 #[cfg(test)]

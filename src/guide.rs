@@ -23,7 +23,7 @@
 //!   [long-lived connections](long_lived), [transactions], [several processes](replicas), [a store
 //!   of your own](own_store), [testing].
 //! * To operate: [recipes](operations), [settings], [errors], [guarantees and limits](guarantees),
-//!   [costs].
+//!   [what turns cost the database](costs), [performance].
 
 // The pages name these, and their links resolve in this module.
 #[cfg(doc)]
@@ -78,3 +78,5 @@ pub mod guarantees {}
 #[doc = include_str!("../docs/db_pressure.svg")]
 /// </div>
 pub mod costs {}
+#[doc = include_str!("guide/performance.md")]
+pub mod performance {}

@@ -27,7 +27,7 @@
 //!   connections][long_lived], [transactions], [several processes][replicas], [a store of your
 //!   own][own_store], [testing].
 //! * To operate: [recipes][operations], [settings], [errors], [guarantees and limits][guarantees],
-//!   [costs].
+//!   [what turns cost the database][costs], [performance].
 //!
 //! # Example
 //!

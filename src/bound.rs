@@ -353,17 +353,28 @@ impl BoundHandle {
         }
     }
 
-    /// Waits until this process learns that the target no longer serves the workspace. Unlike
+    /// Returns a number that changes with all that [`is_outdated`](Self::is_outdated) depends on.
+    pub(crate) fn version(&self) -> u32 {
+        self.entry.workspace_state.version()
+    }
+
+    /// Returns `true` if a connection that was made at `made` is not to be used again: the target
+    /// no longer serves the workspace, or was in doubt since, whatever was answered then.
+    pub(crate) fn is_outdated(&self, made: Instant) -> bool {
+        self.entry.workspace_state.outdates(&self.target, made)
+    }
+
+    /// Waits until a connection that was made at `made` [is outdated](Self::is_outdated). Unlike
     /// [`superseded`](Self::superseded), it ignores the binding of the session that the connection
     /// was dialed for.
-    pub(crate) fn left_behind(&self) -> impl Future<Output = ()> + Send + 'static {
+    pub(crate) fn outdated(&self, made: Instant) -> impl Future<Output = ()> + Send + 'static {
         let (workspace_state, target) =
             (Arc::clone(&self.entry.workspace_state), Arc::clone(&self.target));
         async move {
             loop {
                 // Created before the comparison, so that a change in between wakes this task.
                 let changed = workspace_state.changed();
-                if workspace_state.supersedes(&target) {
+                if workspace_state.outdates(&target, made) {
                     return;
                 }
                 changed.await;

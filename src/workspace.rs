@@ -347,6 +347,13 @@ impl WorkspaceState {
         self.facts().supersedes(target)
     }
 
+    /// Returns `true` if a connection to this target, made at `made`, is not to be used again: the
+    /// target was replaced, or was in doubt since, whatever was answered then.
+    #[cfg(feature = "http")]
+    pub(crate) fn outdates(&self, target: &Target, made: Instant) -> bool {
+        self.facts().outdates(target, made)
+    }
+
     /// Returns `true` if the known target was named in answer to a question that began after this
     /// instant, or read in a row after it, and was not denied since.
     pub(crate) fn runs_since(&self, began: Instant) -> bool {

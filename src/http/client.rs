@@ -114,8 +114,9 @@ use tower_service::Service;
 ///   request.
 /// * A session that was retargeted never uses a connection of its former workspace.
 /// * A connection that was [reported as stale](BoundHandle::report_stale), and every connection
-///   that is older than a doubt about its agent, is not used again. While a doubt lasts,
-///   connections that were made after it began are used, and the resolver is called.
+///   that is older than a doubt about its agent, is not used again, even after the resolver has
+///   confirmed the agent. While a doubt lasts, connections that were made after it began are used,
+///   and the resolver is called.
 /// * At [`max_connections`](super::AgentClientBuilder::max_connections), requests wait in one
 ///   queue, and a connection that becomes free goes to the first of them.
 /// * An HTTP/2 agent is never sent more concurrent requests than it allows. Dropped calls do not
@@ -382,9 +383,6 @@ where
             };
             let agent =
                 self.inner.pool.agent(Key::new(start.entry.workspace(), Arc::clone(&target)));
-            if let Some(doubt) = start.choice.doubt() {
-                agent.retire_before(doubt);
-            }
             let wants = if start.choice.is_held() { Wants::Dial } else { wants };
             // A grant that arrived while the request waited counts only if the session would still
             // dial that agent.

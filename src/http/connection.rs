@@ -7,7 +7,7 @@ use super::{
 use crate::{BoundHandle, sync::lock};
 use std::sync::{
     Arc, Mutex, OnceLock, Weak,
-    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
 };
 use tokio::{
     sync::mpsc,
@@ -29,6 +29,7 @@ impl<B> Conn<B> {
             agent,
             since: Instant::now(),
             retired: AtomicBool::new(false),
+            current_in: AtomicU32::new(0),
             counted: AtomicBool::new(false),
             upgraded: AtomicBool::new(false),
             tunnel: OnceLock::new(),
@@ -46,17 +47,33 @@ impl<B> Conn<B> {
         &self.agent
     }
 
-    pub(super) fn since(&self) -> Instant {
-        self.since
-    }
-
     pub(super) fn retire(&self) {
         self.retired.store(true, Ordering::Release);
     }
 
     /// Returns `true` if no further request may use the connection.
     pub(super) fn is_retired(&self) -> bool {
-        self.has_left() || self.handle.is_reported()
+        self.has_left() || self.handle.is_reported() || self.is_outdated()
+    }
+
+    /// Returns `true` if the agent was replaced, or was in doubt since the connection was made. The
+    /// driver retires the connection then; this closes the time until it does.
+    fn is_outdated(&self) -> bool {
+        // Read before the look, so that a later change leads to another look.
+        let version = self.handle.version();
+        if self.current_in.load(Ordering::Relaxed) == version {
+            return false;
+        }
+        let is_outdated = self.handle.is_outdated(self.since);
+        if !is_outdated {
+            self.current_in.store(version, Ordering::Relaxed);
+        }
+        is_outdated
+    }
+
+    /// Waits until the connection is outdated.
+    pub(super) fn outdated(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.handle.outdated(self.since)
     }
 
     /// Returns `true` if the connection was retired.

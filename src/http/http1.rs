@@ -52,7 +52,7 @@ async fn drive<B>(
     idle: Duration,
 ) {
     let mut connection = pin!(connection);
-    let mut left_behind = pin!(conn.handle.left_behind());
+    let mut outdated = pin!(conn.outdated());
     let mut expiry = pin!(sleep_until(Instant::now() + idle));
     let mut returning: Option<Returned<B>> = None;
     loop {
@@ -77,7 +77,7 @@ async fn drive<B>(
                 }
             }
             // Requests on the connection continue.
-            () = left_behind.as_mut(), if !conn.has_left() => conn.agent().retire(conn),
+            () = outdated.as_mut(), if !conn.has_left() => conn.agent().retire(conn),
             () = expiry.as_mut() => {
                 if returning.as_ref().is_some_and(|returned| returned.given_up) {
                     break;

@@ -250,7 +250,7 @@ async fn drive<C, B>(
     B::Error: Into<BoxError>,
 {
     let mut requests = Some(connection);
-    let mut left_behind = pin!(conn.handle.left_behind());
+    let mut outdated = pin!(conn.outdated());
     let mut expiry = pin!(sleep_until(Instant::now() + idle));
     let mut resets = Resets::new();
     loop {
@@ -296,7 +296,7 @@ async fn drive<C, B>(
                 }
             }
             // Requests on the connection continue.
-            () = left_behind.as_mut(), if !conn.has_left() => conn.agent().retire(&conn),
+            () = outdated.as_mut(), if !conn.has_left() => conn.agent().retire(&conn),
             () = sleep_until(again), if are_left => {}
             () = expiry.as_mut() => {
                 let next = conn.agent().expire(&conn, idle);

@@ -84,7 +84,6 @@ impl<B> Pool<B> {
                 returning: 0,
                 waiting: VecDeque::new(),
                 tokens: 0,
-                in_doubt_until: None,
                 closed: false,
             }),
             heads: HeadTimes::default(),
@@ -283,9 +282,8 @@ impl<B> Agent<B> {
         let member =
             Member { conn: Arc::clone(conn), sender, users: 0, idle_since: Instant::now() };
         self.change(|state, discarded| {
-            let in_doubt = state.in_doubt_until.is_some_and(|doubt| conn.since() <= doubt);
             let is_over = state.open > self.limits.connections;
-            if state.closed || in_doubt || is_over || !member.is_fit() {
+            if state.closed || is_over || !member.is_fit() {
                 state.uncount(conn);
                 discarded.members.push(member);
             } else {
@@ -332,18 +330,6 @@ impl<B> Agent<B> {
         // connection.
         conn.retire();
         self.retire_if(|member| Arc::ptr_eq(&member.conn, conn));
-    }
-
-    /// Retires every connection that was made before a doubt began.
-    pub(super) fn retire_before(self: &Arc<Self>, doubt: Instant) {
-        {
-            let mut state = self.state();
-            if state.in_doubt_until >= Some(doubt) {
-                return;
-            }
-            state.in_doubt_until = Some(doubt);
-        }
-        self.retire_if(|member| member.conn.since() <= doubt);
     }
 
     /// Retires the connection if it was idle for at least `after`. Returns the time of the next

@@ -18,9 +18,17 @@ const MOST_REPORTERS: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Doubts {
     /// The doubt about every target of the workspace.
-    workspace: Option<Instant>,
+    workspace: Doubt,
     quiet: Option<Quiet>,
     agents: Agents,
+}
+
+/// The latest doubt about one thing. It is remembered after an answer has removed it, because an
+/// answer does not say that connections from before the doubt still work.
+#[derive(Clone, Copy, Debug, Default)]
+struct Doubt {
+    raised: Option<Instant>,
+    is_removed: bool,
 }
 
 /// The pause after an answer of the resolver that removed no doubt.
@@ -39,7 +47,7 @@ struct Agents(Vec<(AgentId, AgentDoubts)>);
 
 #[derive(Debug, Default)]
 struct AgentDoubts {
-    doubt: Option<Instant>,
+    doubt: Doubt,
     /// Dropped dials raise no doubt before this instant, because the resolver has just confirmed
     /// the agent.
     trusted_until: Option<Instant>,
@@ -57,6 +65,22 @@ struct Reports {
     last: Instant,
     /// After the last report, none raises a doubt before this has passed.
     pause: Duration,
+}
+
+impl Doubt {
+    fn raise(&mut self, now: Instant) {
+        *self = Self { raised: self.raised.max(Some(now)), is_removed: false };
+    }
+
+    /// Removes a doubt that was raised until `began`.
+    fn remove(&mut self, began: Instant) {
+        self.is_removed |= self.raised <= Some(began);
+    }
+
+    /// Returns since when there is a doubt, if there is one.
+    fn since(self) -> Option<Instant> {
+        self.raised.filter(|_| !self.is_removed)
+    }
 }
 
 impl Quiet {
@@ -89,14 +113,21 @@ impl Reports {
 impl Doubts {
     /// Returns the latest doubt about a target with this agent.
     pub(super) fn about(&self, agent: AgentId) -> Option<Instant> {
-        let agent = self.agents.get(agent).and_then(|agent| agent.doubt);
-        self.workspace.max(agent)
+        let agent = self.agents.get(agent).and_then(|agent| agent.doubt.since());
+        self.workspace.since().max(agent)
+    }
+
+    /// Returns the latest doubt about a target with this agent, even if an answer has removed it.
+    #[cfg(feature = "http")]
+    pub(super) fn last_about(&self, agent: AgentId) -> Option<Instant> {
+        let agent = self.agents.get(agent).and_then(|agent| agent.doubt.raised);
+        self.workspace.raised.max(agent)
     }
 
     /// Returns the latest of all doubts.
     pub(super) fn latest(&self) -> Option<Instant> {
-        let agents = self.agents.0.iter().filter_map(|(_, agent)| agent.doubt);
-        agents.chain(self.workspace).max()
+        let agents = self.agents.0.iter().filter_map(|(_, agent)| agent.doubt.since());
+        agents.chain(self.workspace.since()).max()
     }
 
     /// Returns `true` if the resolver was asked about the doubt, its answer did not remove it, and
@@ -109,19 +140,19 @@ impl Doubts {
     /// `answered`. `None` if there is none.
     pub(super) fn ask_at(&self, answered: Option<Instant>, now: Instant) -> Option<Instant> {
         let is_new = |doubt: &Instant| answered.is_none_or(|answered| *doubt > answered);
-        let doubt = self.workspace.filter(is_new)?;
+        let doubt = self.workspace.since().filter(is_new)?;
         let quiet = self.quiet.filter(|quiet| quiet.includes(doubt));
         Some(quiet.map_or(now, |quiet| quiet.until.max(now)))
     }
 
     /// Raises a doubt about every target of the workspace.
     pub(super) fn raise(&mut self, now: Instant) {
-        self.workspace = Some(now);
+        self.workspace.raise(now);
     }
 
     /// Raises a doubt about one agent.
     pub(super) fn raise_about(&mut self, agent: AgentId, now: Instant) {
-        self.agents.get_or_insert(agent).doubt = Some(now);
+        self.agents.get_or_insert(agent).doubt.raise(now);
     }
 
     /// Raises a doubt about an agent, because a call was dropped while its dial, begun at `began`,
@@ -133,10 +164,10 @@ impl Doubts {
         let agent = self.agents.get_or_insert(agent);
         let has_answered = agent.answered.is_some_and(|answered| answered >= began);
         let is_trusted = agent.trusted_until.is_some_and(|until| now < until);
-        if has_answered || is_trusted || agent.doubt.is_some() {
+        if has_answered || is_trusted || agent.doubt.since().is_some() {
             return false;
         }
-        agent.doubt = Some(now);
+        agent.doubt.raise(now);
         true
     }
 
@@ -147,7 +178,7 @@ impl Doubts {
         if agent.reports.as_ref().is_some_and(|reports| now < reports.last + reports.pause) {
             return false;
         }
-        agent.doubt = Some(now);
+        agent.doubt.raise(now);
         let reports = agent.reports.get_or_insert_with(|| Reports::begin(now));
         reports.last = now;
         if reports.sessions.len() < MOST_REPORTERS && !reports.sessions.contains(&session) {
@@ -175,12 +206,12 @@ impl Doubts {
         began: Instant,
         trusted_until: Option<Instant>,
     ) {
-        self.workspace = self.workspace.filter(|doubt| *doubt > began);
+        self.workspace.remove(began);
         let agent = self.agents.get_or_insert(agent);
-        if agent.doubt.is_some_and(|doubt| doubt > began) {
+        agent.doubt.remove(began);
+        if agent.doubt.since().is_some() {
             return;
         }
-        agent.doubt = None;
         agent.trusted_until = trusted_until;
         if let Some(reports) = agent.reports.as_mut().filter(|reports| !reports.sessions.is_empty())
         {

@@ -248,6 +248,13 @@ impl Facts {
         self.is_reset() || self.known.supersedes(target)
     }
 
+    /// Returns `true` if a connection to this target, made at `made`, is not to be used again: the
+    /// target was replaced, or was in doubt since.
+    #[cfg(feature = "http")]
+    pub(super) fn outdates(&self, target: &Target, made: Instant) -> bool {
+        self.supersedes(target) || self.doubts().last_about(target.agent) >= Some(made)
+    }
+
     /// Raises a doubt, because a session has reported its connection to this target as stale.
     /// Returns `false` if that is no news.
     pub(super) fn reported(&mut self, session: SessionId, target: &Target, now: Instant) -> bool {

@@ -407,6 +407,29 @@ async fn requests_in_doubt_that_wait_for_a_connection_ask_the_resolver() {
     first.abort();
 }
 
+async fn a_connection_that_was_granted_before_a_doubt_is_not_used_after_it() {
+    for speaks in BOTH {
+        let (net, agent) = (Net::new(), Agent::start(1).await);
+        let ws = net.workspace(&agent);
+        let chat = net.bind(ws).await;
+        let one = at_most(1);
+        let client = net.client_with(speaks, |builder| {
+            builder.max_connections(one).max_requests_per_connection(one)
+        });
+        let first = send(&client, get_("/half", chat)).await.unwrap();
+        let mut waiting = tokio_test::task::spawn(client.request(get_("/", chat)));
+        assert!(waiting.poll().is_pending());
+        agent.seen.go_on.notify_one();
+        assert_eq!(text(first).await, "half whole");
+        until("the grant", || waiting.is_woken()).await;
+        let before = net.counts();
+        net.layer.bindings().revalidate_workspace(ws);
+        assert_eq!(text(soon(waiting).await.unwrap()).await, agent.target.agent.to_string());
+        until("the verdict", || (net.counts() - before).v == 1).await;
+        assert_eq!(net.counts() - before, counts(1, 1, 0, 0), "{speaks:?}");
+    }
+}
+
 /// Callers that come, wait and give up at any moment: no place is lost, and no connection too many
 /// is made.
 async fn storm(speaks: Speaks) {
@@ -490,5 +513,6 @@ on_both_runtimes! {
     the_longest_durations_there_are_mean_never,
     a_connection_that_is_not_kept_at_all_wakes_nobody_while_it_is_in_use,
     requests_in_doubt_that_wait_for_a_connection_ask_the_resolver,
+    a_connection_that_was_granted_before_a_doubt_is_not_used_after_it,
     no_place_is_lost_whenever_callers_give_up_on_one_thread,
 }

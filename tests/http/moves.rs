@@ -234,21 +234,43 @@ async fn after_a_report_another_agent_gets_the_next_turn_although_the_old_one_an
     }
 }
 
-async fn a_hint_makes_the_next_turn_dial_and_validate_and_no_connection_older_than_it_is_used() {
+async fn a_hint_makes_the_next_turn_dial_and_validate() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
         let ws = net.workspace(&agent);
         let chat = net.bind(ws).await;
         let client = net.client(speaks);
-        // One that is idle, and one that comes back after the doubt was settled.
-        let late = send(&client, get_("/half", chat)).await.unwrap();
-        if speaks == Speaks::Http1 {
-            turn(&client, "/", chat).await;
-        }
+        turn(&client, "/", chat).await;
+        // No session holds a connection, so the resolver is asked by the next turn.
         net.layer.bindings().revalidate_workspace(ws);
         let before = net.counts();
         turn(&client, "/", chat).await;
         until("the verdict", || (net.counts() - before).v == 1).await;
+        agent.has_open(1).await;
+        turn(&client, "/", chat).await;
+        assert_eq!(net.counts() - before, counts(1, 1, 0, 0), "{speaks:?}");
+    }
+}
+
+/// A session holds a connection, so the resolver is asked before there is another turn.
+async fn no_connection_older_than_a_hint_is_used_although_the_agent_was_confirmed_since() {
+    for speaks in BOTH {
+        let (net, agent) = (Net::new(), Agent::start(1).await);
+        let ws = net.workspace(&agent);
+        let chat = net.bind(ws).await;
+        let client = net.client(speaks);
+        // One that comes back after the answer, and with HTTP/1 one that is idle.
+        let late = send(&client, get_("/half", chat)).await.unwrap();
+        if speaks == Speaks::Http1 {
+            turn(&client, "/", chat).await;
+        }
+        let before = net.counts();
+        net.layer.bindings().revalidate_workspace(ws);
+        // Joins the question, or finds its answer.
+        net.layer.bindings().current(chat).await.unwrap();
+        assert_eq!(net.counts() - before, counts(0, 1, 0, 0), "{speaks:?}");
+        turn(&client, "/", chat).await;
+        assert_eq!(net.counts() - before, counts(1, 1, 0, 0), "{speaks:?}");
         agent.seen.go_on.notify_one();
         assert_eq!(text(late).await, "half whole");
         agent.has_open(1).await;
@@ -322,7 +344,8 @@ on_both_runtimes! {
     a_connection_that_was_reported_is_not_used_again_although_the_report_raised_no_doubt,
     a_connection_that_is_found_to_be_lost_is_left_for_the_one_used_before_it,
     after_a_report_another_agent_gets_the_next_turn_although_the_old_one_answers,
-    a_hint_makes_the_next_turn_dial_and_validate_and_no_connection_older_than_it_is_used,
+    a_hint_makes_the_next_turn_dial_and_validate,
+    no_connection_older_than_a_hint_is_used_although_the_agent_was_confirmed_since,
     a_stream_under_way_ends_in_its_own_time_and_its_connection_with_the_last_of_them,
     a_request_that_waits_for_an_agent_that_drains_gets_its_answer,
 }

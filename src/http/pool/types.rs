@@ -15,7 +15,7 @@ use std::{
     hash::{Hash, Hasher},
     sync::{
         Arc, Mutex, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize},
     },
 };
 use tokio::{
@@ -78,8 +78,6 @@ pub(in crate::http) struct State<B> {
     /// Waiting requests, first in, first out.
     pub(in crate::http) waiting: VecDeque<Waiter<B>>,
     pub(in crate::http) tokens: u64,
-    /// Connections that were made before this instant do not return into circulation.
-    pub(in crate::http) in_doubt_until: Option<Instant>,
     /// The client was dropped, so no connection is kept.
     pub(in crate::http) closed: bool,
 }
@@ -160,6 +158,9 @@ pub(in crate::http) struct Conn<B> {
     pub(in crate::http) since: Instant,
     /// No further request may use it.
     pub(in crate::http) retired: AtomicBool,
+    /// The version of the workspace state in which the agent was last seen to be current and not in
+    /// doubt since the connection was made.
+    pub(in crate::http) current_in: AtomicU32,
     /// It counts against the limit of connections.
     pub(in crate::http) counted: AtomicBool,
     /// After an upgrade, only the transport notices that the connection fails.

@@ -73,6 +73,24 @@ fn a_dropped_dial_does_not_renew_a_doubt_and_raises_none_while_the_agent_is_trus
 }
 
 #[test]
+#[cfg(feature = "http")]
+fn the_last_doubt_is_remembered_after_an_answer_has_removed_it() {
+    let mut s = Scene::new();
+    let last = |s: &Scene, name| s.millis(s.doubts.last_about(agent(name)));
+    assert!(s.dropped("a", 0, 100));
+    s.believe("a", 100);
+    assert_eq!((s.about("a"), last(&s, "a"), last(&s, "b")), (None, Some(100), None));
+    s.doubts.raise(s.at(200));
+    s.believe("a", 199);
+    assert_eq!((s.about("a"), last(&s, "a"), last(&s, "b")), (Some(200), Some(200), Some(200)));
+    s.believe("a", 200);
+    assert_eq!((s.about("a"), last(&s, "a"), last(&s, "b")), (None, Some(200), Some(200)));
+    // Two threads may read the clock in one order and raise their doubts in the other.
+    s.doubts.raise(s.at(150));
+    assert_eq!((s.about("a"), last(&s, "a")), (Some(200), Some(200)));
+}
+
+#[test]
 fn the_doubt_about_one_agent_is_not_about_another() {
     let mut s = Scene::new();
     assert!(s.dropped("a", 0, 100));

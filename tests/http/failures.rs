@@ -5,6 +5,10 @@ use hyper_util::rt::TokioIo;
 use std::{
     future::Ready,
     io::ErrorKind as Io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -25,22 +29,109 @@ use tower_bound_agent::{
 const LESS: Duration = Duration::from_millis(250);
 const MOMENT: Duration = Duration::from_millis(300);
 
-async fn a_killed_agents_connections_lead_to_a_dial_hence_to_the_new_agent() {
+async fn after_the_end_of_a_killed_agents_connections_is_noticed_a_turn_goes_to_the_new_agent() {
     for speaks in BOTH {
-        let (net, mut old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
+        let (net, mut old, new) = (Net::new(), Agent::on_its_own_thread(1), Agent::start(2).await);
         let ws = net.workspace(&old);
         let chat = net.bind(ws).await;
         let client = net.client(speaks);
+        let idle = Leftovers::none();
         turn(&client, "/", chat).await;
         old.kill().await;
+        idle.still_none().await;
         net.runs(ws, &new);
         let before = net.counts();
-        // The old agent's socket is closed, so its dial fails. The caller sees no error, whether
-        // the pool has noticed or not.
+        // The old agent's socket is closed, so its dial fails.
         assert_eq!(turn(&client, "/", chat).await, new.target.agent.to_string());
         assert_eq!(net.layer.bindings().flush().await, 0);
         assert_eq!(net.counts() - before, counts(2, 1, 0, 1), "{speaks:?}");
         assert_eq!(new.requests(), 1);
+    }
+}
+
+/// A connection that hears nothing while it is deaf, until it has sent something. So the runtime
+/// looks at what the system knows of the peer after the request was sent, which is a matter of
+/// chance otherwise.
+struct Deaf {
+    stream: TcpStream,
+    is_deaf: Arc<AtomicBool>,
+}
+
+impl tokio::io::AsyncRead for Deaf {
+    fn poll_read(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        if self.is_deaf.load(SeqCst) {
+            return Poll::Pending; // the write wakes the task
+        }
+        std::pin::Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl tokio::io::AsyncWrite for Deaf {
+    fn poll_write(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        let written = std::pin::Pin::new(&mut self.stream).poll_write(cx, buf);
+        if self.is_deaf.swap(false, SeqCst) {
+            cx.waker().wake_by_ref();
+        }
+        written
+    }
+    fn poll_flush(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        std::pin::Pin::new(&mut self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        std::pin::Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// On one thread, so that the connection writes nothing but the request after it became deaf.
+#[tokio::test]
+async fn a_request_that_is_sent_before_the_end_of_its_connection_is_noticed_fails_and_raises_a_doubt()
+ {
+    for speaks in BOTH {
+        let (net, mut old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
+        let ws = net.workspace(&old);
+        let chat = net.bind(ws).await;
+        let is_deaf = Arc::new(AtomicBool::new(false));
+        let dialed = Arc::clone(&is_deaf);
+        let dial = net.layer.layer(tower::service_fn(move |ask: DialAgent| {
+            let is_deaf = Arc::clone(&dialed);
+            async move {
+                let stream = TcpStream::connect(ask.target.address.as_deref().unwrap()).await?;
+                Ok::<_, std::io::Error>(TokioIo::new(Deaf { stream, is_deaf }))
+            }
+        }));
+        let builder = AgentClient::builder().question_after(PATIENCE);
+        let builder = if speaks == Speaks::Http1 { builder.http1() } else { builder.http2() };
+        let client = builder.build(dial);
+        text(soon(client.request(get_("/", chat))).await.unwrap()).await;
+        is_deaf.store(true, SeqCst);
+        old.kill().await;
+        net.runs(ws, &new);
+        let before = net.counts();
+        // The agent may have received it, as far as the client can tell.
+        let error = soon(client.request(get_("/", chat))).await.unwrap_err();
+        assert!(matches!(error, ClientError::Send(_)) && !error.is_unsent(), "{error:?}");
+        assert!(!is_deaf.load(SeqCst));
+        assert_eq!(net.counts() - before, counts(0, 0, 0, 0), "{speaks:?}");
+        let said = text(soon(client.request(get_("/", chat))).await.unwrap()).await;
+        assert_eq!(said, new.target.agent.to_string());
+        assert_eq!(net.layer.bindings().flush().await, 0);
+        // The dials are made by the service above, which does not count them.
+        assert_eq!(net.counts() - before, counts(0, 1, 0, 1), "{speaks:?}");
+        assert_eq!((old.requests(), new.requests()), (1, 1), "{speaks:?}");
     }
 }
 
@@ -322,12 +413,14 @@ async fn what_answers_no_http_is_no_agent() {
 
 async fn the_layers_error_can_be_told_from_all_others() {
     for speaks in BOTH {
-        let (net, mut agent) = (Net::new(), Agent::start(1).await);
+        let (net, mut agent) = (Net::new(), Agent::on_its_own_thread(1));
         let ws = net.workspace(&agent);
         let chat = net.bind(ws).await;
         let client = net.client(speaks);
+        let idle = Leftovers::none();
         turn(&client, "/", chat).await;
         agent.kill().await;
+        idle.still_none().await;
         let kind = async || match send(&client, get_("/", chat)).await.unwrap_err() {
             ClientError::Dial(error) => error.kind().clone(),
             error => panic!("{error:?}"),
@@ -461,7 +554,7 @@ async fn a_request_on_a_connection_that_closes_concurrently_is_always_answered()
 }
 
 on_both_runtimes! {
-    a_killed_agents_connections_lead_to_a_dial_hence_to_the_new_agent,
+    after_the_end_of_a_killed_agents_connections_is_noticed_a_turn_goes_to_the_new_agent,
     an_error_of_this_process_raises_no_doubt,
     an_agent_that_dies_before_it_answers_fails_the_request_once_and_raises_a_doubt,
     an_agent_that_dies_in_the_middle_of_a_body_fails_the_body_and_raises_a_doubt,

@@ -158,7 +158,8 @@ impl Agent {
         self.serving.send_replace(true);
     }
 
-    /// The process is killed: its socket and all its connections are closed by the system.
+    /// The process is killed: its socket and all its connections are closed by the system. The other
+    /// ends may notice later: `Leftovers` waits for the tasks that do.
     pub async fn kill(&mut self) {
         self.server.abort();
         let _ = (&mut self.server).await;
@@ -204,7 +205,8 @@ async fn serve(
         stream.set_nodelay(true).unwrap();
         seen.accepted.fetch_add(1, SeqCst);
         seen.open.fetch_add(1, SeqCst);
-        let line = Line { stream, served: served.clone(), woken: None, seen: Arc::clone(&seen) };
+        let open = Open(Arc::clone(&seen));
+        let line = Line { stream, served: served.clone(), woken: None, _open: open };
         let service = TowerToHyperService::new(app.clone());
         let closed = Arc::clone(&closing).notified_owned();
         connections.spawn(async move {
@@ -225,8 +227,11 @@ struct Line {
     stream: TcpStream,
     served: watch::Receiver<bool>,
     woken: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-    seen: Arc<Seen>,
+    /// The last field: the socket is closed before it is no longer counted.
+    _open: Open,
 }
+
+struct Open(Arc<Seen>);
 
 impl Line {
     fn poll_served(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -247,9 +252,9 @@ impl Line {
     }
 }
 
-impl Drop for Line {
+impl Drop for Open {
     fn drop(&mut self) {
-        self.seen.open.fetch_sub(1, SeqCst);
+        self.0.open.fetch_sub(1, SeqCst);
     }
 }
 

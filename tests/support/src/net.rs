@@ -31,7 +31,7 @@ use std::{
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::{Notify, watch},
     task::{JoinHandle, JoinSet},
     time::{Instant, sleep, timeout},
@@ -48,6 +48,10 @@ use uuid::Uuid;
 
 /// A validation delay that no dial reaches by itself.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How many bytes wait in a socket that its owner does not read. The system's own limit grows while
+/// the owner is slow, up to 32 MiB.
+const UNREAD: u32 = 256 * 1024;
 
 pub const BOTH: [Speaks; 2] = [Speaks::Http1, Speaks::Http2];
 
@@ -81,8 +85,9 @@ pub struct Seen {
     pub requests: AtomicU64,
     /// Bytes of bodies that were read to their end.
     pub bytes: AtomicU64,
-    /// Hanging handlers go on.
-    pub go_on: Notify,
+    /// Hanging handlers go on, one for each notification. Handlers of `/half` do so in the order of
+    /// the heads of their responses.
+    pub go_on: Arc<Notify>,
 }
 
 /// An agent that answers HTTP/1 and HTTP/2 on a socket of its own.
@@ -102,14 +107,14 @@ impl Agent {
 
     /// An agent whose server has other settings.
     pub async fn with(generation: i64, set: fn(&mut auto::Builder<TokioExecutor>)) -> Self {
-        Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), generation, set)
+        Self::on("127.0.0.1:0", generation, set)
     }
 
     /// It is killed, and something else listens at once where it did.
     pub async fn replaced_in_place(&mut self, generation: i64) -> Self {
         let address = self.target.address.clone().unwrap();
         self.kill().await;
-        Self::on(TcpListener::bind(&*address).await.unwrap(), generation, |_| {})
+        Self::on(&address, generation, |_| {})
     }
 
     /// It runs whatever this test's runtime does, for as long as the process.
@@ -131,11 +136,13 @@ impl Agent {
         self.closing.notify_waiters();
     }
 
-    fn on(
-        listener: TcpListener,
-        generation: i64,
-        set: fn(&mut auto::Builder<TokioExecutor>),
-    ) -> Self {
+    fn on(address: &str, generation: i64, set: fn(&mut auto::Builder<TokioExecutor>)) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        // Accepted sockets inherit it.
+        socket.set_recv_buffer_size(UNREAD).unwrap();
+        socket.bind(address.parse().unwrap()).unwrap();
+        let listener = socket.listen(1_024).unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let seen = Arc::new(Seen::default());
         let (serving, served) = watch::channel(true);
@@ -387,9 +394,12 @@ async fn endless() -> Response {
 /// Half of an answer, and the rest when it is told to.
 async fn half(State(seen): State<Arc<Seen>>) -> Response {
     let (mut sender, response) = channel();
+    // It waits before the head is sent, so that whoever has the head finds it waiting.
+    let mut go_on = Box::pin(Arc::clone(&seen.go_on).notified_owned());
+    go_on.as_mut().enable();
     tokio::spawn(async move {
         sender.send_data(Bytes::from_static(b"half")).await.unwrap();
-        seen.go_on.notified().await;
+        go_on.await;
         let _ = sender.send_data(Bytes::from_static(b" whole")).await;
     });
     response
@@ -492,7 +502,10 @@ impl Service<DialAgent> for Dialer {
             registers.most_dialing.fetch_max(registers.dialing.fetch_add(1, SeqCst) + 1, SeqCst);
             sleep(takes).await;
             registers.dialing.fetch_sub(1, SeqCst);
-            let stream = TcpStream::connect(ask.target.address.as_deref().unwrap()).await?;
+            let address = ask.target.address.as_deref().unwrap().parse();
+            let socket = TcpSocket::new_v4()?;
+            socket.set_recv_buffer_size(UNREAD)?;
+            let stream = socket.connect(address.map_err(io::Error::other)?).await?;
             stream.set_nodelay(true)?;
             if let Some(within) = *registers.watched.lock().unwrap() {
                 watch_peer(&stream, within)?;

@@ -143,9 +143,11 @@ use tower_service::Service;
 /// first one had closed before anything was sent, or if HTTP/2 says that the agent did not process
 /// the request (`REFUSED_STREAM`, or a `GOAWAY` that names an earlier stream as the last one) and
 /// nothing of its body was taken. Otherwise the caller gets the error, since only the caller knows
-/// whether the request may be repeated; [`ClientError`] has a table. The client itself reports an
-/// agent as stale when a connection fails in use or when the agent does not answer in time. A
-/// connection that fails after a complete response raises no doubt about the agent.
+/// whether the request may be repeated; [`ClientError`] has a table. If an agent closes an idle
+/// connection and a request is sent over it before the runtime has noticed, the request fails with
+/// [`ClientError::Send`]: the agent may have received it. The client itself reports an agent as
+/// stale when a connection fails in use or when the agent does not answer in time. A connection that
+/// fails after a complete response raises no doubt about the agent.
 ///
 /// Three mechanisms detect a machine that disappeared without closing its connections: the dialer's
 /// [`watch_peer`](super::watch_peer), the only one that works in the middle of a response;

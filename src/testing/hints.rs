@@ -25,6 +25,42 @@ use std::future::ready;
 pub mod cases;
 
 /// A bus under test.
+///
+/// A type of your own implements it for a bus between processes. Its methods are `async`; it must
+/// not implement [`Hints`] itself.
+///
+/// ```
+/// use tower_bound_agent::testing::hints::TestBus;
+/// # use tower_bound_agent::hints::LocalHints as BrokerHints;
+/// # use std::io;
+/// # struct Broker(BrokerHints);
+/// # impl Broker {
+/// #     async fn start() -> io::Result<Self> { Ok(Self(BrokerHints::new())) }
+/// #     fn publish(&self, _: &str) {}
+/// # }
+///
+/// /// A broker of one test.
+/// struct Bus(Broker);
+///
+/// impl TestBus for Bus {
+///     type Hints = BrokerHints;
+///
+///     async fn end(&self) -> BrokerHints {
+///         // … connects one more client to `self.0` …
+/// #       self.0.0.clone()
+///     }
+///
+///     async fn send_unreadable(&self) -> bool {
+///         self.0.publish("no hint");
+///         true
+///     }
+/// }
+///
+/// mod contract {
+///     tower_bound_agent::hints_contract_tests!(async || super::Bus(super::Broker::start().await.unwrap()));
+/// }
+/// # fn main() {}
+/// ```
 pub trait TestBus: Send + Sync + 'static {
     /// The bus as one process has it.
     type Hints: Hints;

@@ -168,13 +168,13 @@ impl Target {
     }
 
     /// Returns `true` if a dial to one is a dial to the other: the agent and the address are equal.
-    pub(crate) fn same_place(&self, other: &Self) -> bool {
+    pub(crate) fn same_endpoint(&self, other: &Self) -> bool {
         self.agent == other.agent && self.address == other.address
     }
 
     /// Returns `true` if a row that names one needs no write to name the other.
     pub(crate) fn is(&self, other: &Self) -> bool {
-        self.same_place(other) && self.generation == other.generation
+        self.same_endpoint(other) && self.generation == other.generation
     }
 
     /// Returns the relation of `other`, a target of the same workspace, to this one.
@@ -184,7 +184,7 @@ impl Target {
             (Some(mine), Some(theirs)) if theirs < mine => Relation::Older,
             // An answer without a generation is older than a known generation.
             (Some(_), None) => Relation::Older,
-            _ if self.same_place(other) => Relation::Same,
+            _ if self.same_endpoint(other) => Relation::Same,
             _ => Relation::Other,
         }
     }
@@ -228,7 +228,7 @@ impl Behind {
         match self {
             Self::Generation(generation) => row.generation.is_some_and(|row| row < generation),
             Self::Agent(agent) => {
-                row.agent == agent && row.generation.is_none() && !row.same_place(current)
+                row.agent == agent && row.generation.is_none() && !row.same_endpoint(current)
             }
         }
     }

@@ -6,7 +6,7 @@
 //! at any time and no tombstone stays behind. There the token decides: if the slot was emptied
 //! after the read began, or a greater revision was seen, the row may be stale and is not cached.
 //!
-//! * [`entry`]: a cached row, and its state: what has become of it.
+//! * [`entry`]: a cached row and its state, which shows how the cache has treated it since.
 //! * [`policy`]: the decisions, as pure functions.
 //! * [`watch`]: what happened to a session, in ticks of the logical clock, for as long as anything
 //!   about it is under way.
@@ -124,9 +124,9 @@ impl RowCache {
         self.watches.clock.tick()
     }
 
-    /// Voids all tokens: the targets of some workspace were reset, and what is being read may still
-    /// name them.
-    pub(crate) fn void_tokens(&self) {
+    /// Invalidates all tokens: a reset has changed the targets of some workspace, and a read that
+    /// is under way may still return the old ones.
+    pub(crate) fn invalidate_tokens(&self) {
         self.watches.record_reset();
     }
 }
@@ -330,7 +330,7 @@ impl RowCache {
         self.watches.waiters(session).changed(session)
     }
 
-    /// Returns `true` if anybody waits for changes of the session.
+    /// Returns `true` if a task waits for changes of the session.
     pub(crate) fn is_waited_for(&self, session: SessionId) -> bool {
         self.watches.waiters(session).is_waited_for(session)
     }
@@ -359,7 +359,7 @@ fn replace(current: &CachedRow, new: &CachedRow, watch: &Arc<Watch>) {
 
 /// Returns why a row that cannot be cached is not in its slot.
 fn reason_to_leave(token: &ReadToken) -> State {
-    if token.is_void() { State::Removed } else { State::Evicted }
+    if token.is_invalidated() { State::Removed } else { State::Evicted }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use tower_service::Service;
 /// session is bound to.
 ///
 /// A clone is cheap. All clones, and all services made from them, share one state: the cached
-/// bindings, what is known of each workspace, and the reads, validations and repairs under way.
+/// bindings, the known target of each workspace, and the reads, validations and repairs under way.
 ///
 /// ```
 /// use tower::{ServiceBuilder, ServiceExt, service_fn};

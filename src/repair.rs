@@ -120,7 +120,7 @@ impl Repairs {
         Some(job)
     }
 
-    /// Returns a task for a repair that has none, or whose task is on a runtime that nobody drives.
+    /// Returns a task for a repair that has none, or whose task is on a runtime that is not driven.
     fn task_of(
         &self,
         key: &Key,
@@ -136,7 +136,7 @@ impl Repairs {
         Some(Task::new(Arc::clone(shared), key.clone(), known))
     }
 
-    /// Begins the repairs again whose tasks are on runtimes that nobody drives.
+    /// Restarts the repairs whose tasks are on runtimes that are not driven.
     fn take_over(shared: &Arc<Shared>) {
         let now = Instant::now();
         let mut running = shared.repairs.running();

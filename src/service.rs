@@ -51,9 +51,9 @@ use tower_service::Service;
 /// # Cancel safety
 ///
 /// The future of a call may be dropped at any time. It leaves no dial, permit or connection of the
-/// call behind. What the call shares with other calls (a read, a validation) and a repair that has
-/// begun continue on their own. A dial that was pending for at least 10 ms leaves a *doubt* behind:
-/// the next call validates at once.
+/// call behind. Work that the call shares with other calls (a read, a validation) and a repair that
+/// has begun continue on their own. A dial that was pending for at least 10 ms leaves a *doubt*
+/// behind: the next call validates at once.
 ///
 /// # Boxed errors in spawned tasks
 ///

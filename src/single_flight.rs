@@ -21,7 +21,7 @@ use tokio::{
     time::{Duration, Instant, sleep_until},
 };
 
-/// What the callers that wait see of a flight.
+/// The progress of a flight, as its waiting callers see it.
 #[derive(Debug)]
 struct Flying<T> {
     /// When the flight last showed that its runtime is driven.

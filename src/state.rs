@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 /// The result of reading or creating a row; `None` if there is none.
 type LoadResult = Result<Option<Arc<CachedRow>>, SharedError>;
 
-/// What a validation found.
+/// The result of a validation.
 #[derive(Clone, Debug)]
 pub(crate) struct Validated {
     /// The workspace state that has judged the answer: a workspace that was reset in the meantime
@@ -74,7 +74,7 @@ impl Validated {
     }
 }
 
-/// What a call goes by: a row, and what it says to dial.
+/// The starting point of a call: a row, and the target to dial.
 #[derive(Clone, Debug)]
 pub(crate) struct Start {
     pub(crate) entry: Arc<CachedRow>,
@@ -86,7 +86,7 @@ pub(crate) struct Start {
     pub(crate) absent: bool,
 }
 
-/// What is known of a session whose request may use a connection that is there.
+/// The state of a session whose request may use an existing connection.
 #[cfg(feature = "http")]
 pub(crate) enum Known {
     Start(Start),
@@ -162,7 +162,7 @@ impl Shared {
     /// have been given.
     pub(crate) fn reset(&self, workspace: WorkspaceId, epoch: Option<Epoch>) {
         // The tokens first: a row that was read before the command must not come back.
-        self.rows.void_tokens();
+        self.rows.invalidate_tokens();
         self.workspaces.reset(workspace, epoch);
     }
 

@@ -1,4 +1,4 @@
-//! What this process knows of each workspace, for as long as something here uses it.
+//! The state of each workspace, for as long as this process uses the workspace.
 //!
 //! A [`WorkspaceState`] is a lock and a version around [`facts`], which consist of four parts
 //! without a lock and without a clock:
@@ -8,8 +8,8 @@
 //! * [`pace`]: the last answers of the resolver, and when to ask again;
 //! * [`repairs`]: the group repairs that have landed.
 //!
-//! A workspace state belongs to one epoch of the workspace; all that it knows is void in the next
-//! one. Rows are ordered elsewhere, by revision: see [`cache`](crate::cache).
+//! A workspace state belongs to one epoch of the workspace; all its information is invalid in the
+//! next one. Rows are ordered elsewhere, by revision: see [`cache`](crate::cache).
 
 mod doubts;
 mod facts;
@@ -50,8 +50,8 @@ use tokio::{
 /// How many superseded targets and how many landed group repairs are remembered.
 const REMEMBERED: usize = 8;
 
-/// What is known of one epoch of a workspace. Held by cached rows, calls, repairs and handles, and
-/// dropped with the last of them.
+/// The state of one epoch of a workspace. Cached rows, calls, repairs and handles hold it, and the
+/// last of them drops it.
 #[derive(Debug)]
 pub(crate) struct WorkspaceState {
     workspace: WorkspaceId,
@@ -66,13 +66,13 @@ pub(crate) struct WorkspaceState {
     facts: Mutex<Facts>,
 }
 
-/// What only a workspace needs for which something has waited, or which was reset.
+/// The fields that a workspace needs only if a task has waited for it or if it was reset.
 #[derive(Debug, Default)]
 struct OnDemand {
     epoch: Epoch,
     /// Made for the first dial that is pending.
     dials: OnceLock<Arc<PendingDials>>,
-    /// A task asks the resolver about a doubt for those who hold connections.
+    /// A task asks the resolver about a doubt on behalf of sessions that hold connections.
     asking: AtomicBool,
     changed: Notify,
 }
@@ -109,7 +109,7 @@ impl Drop for WorkspaceState {
     }
 }
 
-/// The lock, the version, and who waits for a change.
+/// The lock, the version, and the tasks that wait for a change.
 impl WorkspaceState {
     fn new(workspace: WorkspaceId, epoch: Epoch, index: Arc<Index>) -> Self {
         let on_demand = if epoch == Epoch::default() {
@@ -147,8 +147,8 @@ impl WorkspaceState {
         lock(&self.facts)
     }
 
-    /// Changes the facts. If `change` returns `true`, raises the version and wakes those who wait
-    /// for a change.
+    /// Changes the facts. If `change` returns `true`, raises the version and wakes the tasks that
+    /// wait for a change.
     fn change(&self, change: impl FnOnce(&mut Facts) -> bool) -> bool {
         let mut facts = self.facts();
         let has_changed = change(&mut facts);
@@ -183,7 +183,8 @@ impl WorkspaceState {
         Waiting(self)
     }
 
-    /// Begins to ask the resolver for those who hold connections. `None` if a task asks already.
+    /// Begins to ask the resolver on behalf of sessions that hold connections. Returns `None` if a
+    /// task asks already.
     pub(crate) fn begin_to_ask(state: &Arc<Self>) -> Option<Asking> {
         (!state.on_demand().asking.swap(true, Ordering::AcqRel)).then(|| Asking(Arc::clone(state)))
     }

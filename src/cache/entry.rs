@@ -25,12 +25,12 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// A session's row with what is known of its workspace, so that a cached call looks nothing else
-/// up. There may be a million of them, so what only some of them need is in a box.
+/// A session's row together with the state of its workspace, so that a cached call needs no second
+/// look-up. There may be a million entries, so fields that only some of them need are boxed.
 #[derive(Debug)]
 pub(crate) struct CachedRow {
     pub(crate) row: Row,
-    /// What is known of the row's workspace, in the row's epoch.
+    /// The state of the row's workspace in the row's epoch.
     pub(crate) workspace_state: Arc<WorkspaceState>,
     read: CompactInstant,
     /// The store has such a row.
@@ -49,7 +49,7 @@ pub(crate) struct CachedRow {
     extra: OnceLock<Box<Extra>>,
 }
 
-/// What only some cached rows have.
+/// The fields that only some cached rows need.
 #[derive(Debug, Default)]
 struct Extra {
     previous: Option<Previous>,
@@ -62,7 +62,7 @@ struct Extra {
     watch: OnceLock<Arc<Watch>>,
 }
 
-/// Whether the cache stands for an entry.
+/// The relation of an entry to its slot in the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum State {
@@ -70,8 +70,9 @@ pub(crate) enum State {
     Current = 1,
     /// A later row has taken the slot.
     Replaced,
-    /// The entry is not in the slot, and nothing is known against its row: it was evicted for want
-    /// of room, or could not be cached because it may be stale. The slot may hold something later.
+    /// The entry is not in the slot, and nothing is known against its row: it was evicted because
+    /// the cache was full, or it was not cached because it may be stale. The slot may hold a later
+    /// row.
     Evicted,
     /// A command, or a row that could not be found, has emptied the slot. The row must be read
     /// again.
@@ -217,7 +218,7 @@ impl CachedRow {
     }
 }
 
-/// What has become of the entry.
+/// The entry's state.
 impl CachedRow {
     /// Returns the state: one atomic load.
     pub(crate) fn state(&self) -> State {

@@ -9,7 +9,7 @@ use crate::{
     clock::{Stamp, Tick},
 };
 
-/// What has happened to one session since somebody began to [watch](super::watch::Watch) it.
+/// The events of one session since a task began to [watch](super::watch::Watch) it.
 #[derive(Debug, Default)]
 pub(super) struct History {
     /// When the session's slot was last emptied, or a hint about the session arrived.
@@ -21,24 +21,25 @@ pub(super) struct History {
     pub(super) newest: Option<(Revision, WorkspaceId)>,
 }
 
-/// Returns `true` if a read that began then cannot be older than what was seen, so that its row may
-/// fill an empty slot.
+/// Returns `true` if a read that began at this tick cannot be older than the events that were seen,
+/// so that its row may fill an empty slot.
 pub(super) fn may_fill(history: &History, reset_at: Tick, revision: Revision, began: Tick) -> bool {
     history.lost_at.max(reset_at) < began
         && history.newest.is_none_or(|(newest, _)| newest <= revision)
 }
 
-/// Returns `true` if a command may have ended what a read or write that began then has brought.
+/// Returns `true` if a command may have superseded the row of a read or write that began at this
+/// tick.
 pub(super) fn may_be_commanded(history: &History, began: Tick) -> bool {
     history.commanded_at > began
 }
 
 /// Returns `true` if targets were reset after a read or write began.
-pub(super) fn is_void(reset_at: Tick, began: Tick) -> bool {
+pub(super) fn is_invalidated(reset_at: Tick, began: Tick) -> bool {
     reset_at > began
 }
 
-/// What is compared of the row that a slot holds.
+/// The attributes of the row in a slot that the comparison uses.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CurrentRow {
     pub(super) revision: Revision,
@@ -49,24 +50,24 @@ pub(super) struct CurrentRow {
     pub(super) confirmed: bool,
 }
 
-/// What is compared of a row that was read or written.
+/// The attributes of a row that was read or written that the comparison uses.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NewRow {
     pub(super) revision: Revision,
     pub(super) epoch: Epoch,
     pub(super) stamp: Stamp,
-    /// As [`may_fill`] says.
+    /// The result of [`may_fill`].
     pub(super) may_fill: bool,
 }
 
-/// Which row the slot holds from now on.
+/// The row that the slot holds from now on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Keep {
-    /// The one that it holds, which is at least as new.
+    /// The row in the slot, which is at least as new.
     Current,
-    /// The one that was read or written.
+    /// The row that was read or written.
     New,
-    /// The one that it holds, if any: the new row is used and not cached.
+    /// The row in the slot, if any. The caller uses the new row, which is not cached.
     Neither,
 }
 
@@ -116,7 +117,7 @@ mod tests {
         let (may, may_not) = (true, false);
         #[rustfmt::skip]
         let table = [
-            // slot                     new row               may fill  who stays
+            // slot                     new row               may fill  winner
             // An empty slot.
             (None,                      5, epoch(1), read,     may,      Keep::New),
             (None,                      5, epoch(1), read,     may_not,  Keep::Neither),
@@ -177,7 +178,7 @@ mod tests {
         let history = History { commanded_at: 10, ..History::default() };
         for (began, expected) in [(9, true), (10, false), (11, false)] {
             assert_eq!(may_be_commanded(&history, began), expected, "{began}");
-            assert_eq!(is_void(10, began), expected, "{began}");
+            assert_eq!(is_invalidated(10, began), expected, "{began}");
         }
     }
 }

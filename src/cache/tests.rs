@@ -201,7 +201,7 @@ mod tokens {
         let early: Vec<ReadToken> =
             (0..50).map(|number| s.rows.read_token(session(number))).collect();
         s.learn(&s.row(60, 1));
-        s.rows.void_tokens();
+        s.rows.invalidate_tokens();
         for (number, token) in early.into_iter().enumerate() {
             s.rows.learn(s.row(number as u128, 1), &token);
             assert_eq!(s.slot(number as u128), None);
@@ -485,7 +485,7 @@ mod commands {
                 s.rows.record_command(session(1));
             }),
             // The workspace state tells the sessions of that workspace.
-            ("the command to reset some workspace", false, |s| s.rows.void_tokens()),
+            ("the command to reset some workspace", false, |s| s.rows.invalidate_tokens()),
             ("a command for another session", false, |s| s.rows.record_command(session(2))),
             ("the removal of another session", false, |s| s.rows.remove(session(2))),
         ];
@@ -604,7 +604,7 @@ mod held {
     use crate::state::standing::{self, Standing};
     use tokio_test::{assert_pending, task::spawn};
 
-    /// Whether more is known by now than the entry says.
+    /// Returns `true` if the cache or the workspace state has newer information than the entry.
     fn is_overtaken(rows: &RowCache, held: &Arc<CachedRow>) -> bool {
         let version = held.workspace_state.version();
         !matches!(standing::of(rows, held, Some(version)), Standing::Unchanged)

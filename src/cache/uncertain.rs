@@ -1,4 +1,4 @@
-//! Sessions whose row a transaction may still change without anybody saying so.
+//! Sessions whose row a transaction of unknown outcome may still change.
 //!
 //! A *distrust list with a deadline*: while a session is on it, its row is read at every call and
 //! not cached. The session leaves the list when a read shows that the transaction has ended, or

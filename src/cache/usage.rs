@@ -28,8 +28,8 @@ const TO_RECORD: u8 = 2;
 /// The row was used, and not read again since.
 const TO_READ: u8 = 4;
 
-/// What is to be done because a cached row was used: a set of flags. A field of the row beside its
-/// [`Use`], so that the two are not padded.
+/// The work that is pending because a cached row was used: a set of flags. A field of the row
+/// beside its [`Use`], so that the two are not padded.
 #[derive(Debug, Default)]
 pub(crate) struct Marks(AtomicU8);
 
@@ -241,7 +241,7 @@ impl Usage {
             entry.usage.since.store(self.seconds(Instant::now()), SeqCst);
         }
         if list.entries.len() == list.entries.capacity() {
-            // Bounds a list that nobody scans to a multiple of what is in use.
+            // Bounds a list that is never scanned to a multiple of the entries in use.
             let mut kept = Vec::with_capacity(list.entries.len() + 1);
             kept.extend(list.entries.drain(..).filter(|entry| self.stays(entry)));
             kept.reserve(kept.len() + 1);

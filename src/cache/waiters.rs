@@ -1,8 +1,8 @@
 //! The tasks that wait for changes of a session.
 //!
-//! A *waiter list* as in `tokio::sync::Notify`, but with a key: a change wakes those who wait for
-//! its session and nobody else, although many sessions share a list. A waiter takes a slot of a
-//! slab, so that waiting allocates nothing once others have waited before.
+//! A *waiter list* as in `tokio::sync::Notify`, but with a key: a change wakes only the tasks that
+//! wait for its session, although many sessions share a list. A waiter takes a slot of a slab, so
+//! waiting allocates nothing once the slab has grown.
 
 use crate::{SessionId, sync::lock};
 use std::{
@@ -14,7 +14,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-/// The waiters of some sessions. While the lock is held nobody is woken, and no waker is dropped.
+/// The waiters of some sessions. No task is woken and no waker is dropped while the lock is held.
 #[derive(Default)]
 pub(super) struct Waiters {
     /// The number of changes, so that a [`Changed`] misses none before its first poll.
@@ -36,7 +36,7 @@ struct Waiter {
 }
 
 impl Waiters {
-    /// Wakes those who wait for changes of this session, and nobody else.
+    /// Wakes the tasks that wait for changes of this session, and no others.
     pub(super) fn notify(&self, session: SessionId) {
         let wakers: Vec<Waker> = {
             let mut slab = self.lock();
@@ -51,7 +51,7 @@ impl Waiters {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Returns `true` if anybody waits for changes of this session.
+    /// Returns `true` if a task waits for changes of this session.
     pub(super) fn is_waited_for(&self, session: SessionId) -> bool {
         self.lock().of(session).next().is_some()
     }

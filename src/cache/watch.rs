@@ -1,9 +1,9 @@
 //! The histories of the sessions that something is under way for: a read, a write, or the use of a
 //! row that is not in its slot.
 //!
-//! *Lock striping* over *weak references*: a [`Watch`] keeps the [`History`] of one session for as
-//! long as somebody holds it. So the histories take no more room than what is under way, and no
-//! answer about one session depends on another one. The maps that find them are striped.
+//! *Lock striping* over *weak references*: the [`History`] of a session lives as long as a
+//! [`Watch`] on it. The memory of the histories is therefore proportional to the work under way,
+//! and no answer about one session depends on another session. The maps that find them are striped.
 
 use crate::{
     Revision, SessionId, WorkspaceId,
@@ -47,9 +47,9 @@ struct Stripe {
 /// The watches of a stripe. While the lock is held no watch is dropped.
 struct Watched {
     by_session: HashMap<SessionId, Weak<Watch>, RandomState>,
-    /// When a slot of any of the sessions was last emptied. Only for reads that find out which
-    /// sessions they read (`warm`): nobody could watch these before. A loss of another session of
-    /// the stripe costs such a row its slot, nothing else.
+    /// The tick at which a slot of any of the sessions was last emptied. Only reads that discover
+    /// their sessions (`warm`) compare with it, because they cannot watch the sessions beforehand.
+    /// The loss of another session of the stripe costs such a row its slot and has no other effect.
     lost_at: Tick,
 }
 
@@ -78,7 +78,7 @@ impl Watches {
         &self.stripe(session).waiters
     }
 
-    /// Begins to watch a session, or joins those who do.
+    /// Begins to watch a session, or shares the existing watch.
     pub(super) fn watch(self: &Arc<Self>, session: SessionId) -> Arc<Watch> {
         self.watched(session).watch(self, session)
     }
@@ -108,7 +108,7 @@ impl Watches {
         self.record(session, |history, now| raise(&mut history.lost_at, now));
     }
 
-    /// Records that the session's row is gone, or must be read again by everybody who holds it.
+    /// Records that the session's row was removed, or that every holder must read it again.
     pub(super) fn record_removal(&self, session: SessionId) {
         self.record(session, |history, now| {
             raise(&mut history.lost_at, now);
@@ -222,7 +222,7 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         let mut watched = self.watches.watched(self.session);
-        // Somebody may have made a new one in the meantime.
+        // Another task may have created a new one in the meantime.
         if watched.by_session.get(&self.session).is_some_and(|watch| watch.strong_count() == 0) {
             watched.by_session.remove(&self.session);
         }
@@ -270,8 +270,8 @@ impl ReadToken {
     }
 
     /// Returns `true` if targets were reset since the token was taken.
-    pub(super) fn is_void(&self) -> bool {
-        policy::is_void(self.watch.watches.reset_at(), self.stamp.began())
+    pub(super) fn is_invalidated(&self) -> bool {
+        policy::is_invalidated(self.watch.watches.reset_at(), self.stamp.began())
     }
 }
 

@@ -562,13 +562,13 @@ impl Attempt {
     }
 
     fn is_dialing(&self, target: &Target) -> bool {
-        self.candidate.target.as_ref().is_some_and(|dialed| dialed.same_place(target))
+        self.candidate.target.as_ref().is_some_and(|dialed| dialed.same_endpoint(target))
     }
 
     /// The resolver has named the candidate. Leads where [`settle`](Self::settle) does.
     fn confirm(&mut self, said: Arc<Target>) {
         // If the news of a switch came before its answer, the answer names the candidate of now.
-        let switched = matches!(&self.row, Named::Other(from) if !from.same_place(&said));
+        let switched = matches!(&self.row, Named::Other(from) if !from.same_endpoint(&said));
         self.last = if switched { LastVerdict::Superseded } else { LastVerdict::Same };
         self.candidate.confirmed = true;
         self.candidate.doubt = None;
@@ -663,7 +663,7 @@ impl Attempt {
     pub(crate) fn outcome_kind(&self) -> OutcomeKind {
         match (&self.row, &self.candidate.target) {
             (Named::Nothing, _) => OutcomeKind::FirstBind,
-            (Named::Other(from), Some(to)) if !from.same_place(to) => {
+            (Named::Other(from), Some(to)) if !from.same_endpoint(to) => {
                 OutcomeKind::Switched { from: Arc::clone(from) }
             }
             _ if self.candidate.redialed => OutcomeKind::Redialed,

@@ -288,7 +288,7 @@ pub(crate) fn dialed_before(shared: Arc<Shared>, start: Start, target: Arc<Targe
     let mut outcome = Outcome::pooled();
     match &start.entry.row.target {
         None => outcome.kind = OutcomeKind::FirstBind,
-        Some(from) if !from.same_place(&target) => {
+        Some(from) if !from.same_endpoint(&target) => {
             outcome.kind = OutcomeKind::Switched { from: Arc::clone(from) }
         }
         Some(_) => {}

@@ -320,7 +320,7 @@ struct Sending {
 /// The connection that listens.
 struct Listener {
     connection: PgListener,
-    /// Whether the server accepted writes when the connection was made.
+    /// The server accepted writes when the connection was made.
     takes_writes: bool,
 }
 

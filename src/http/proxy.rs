@@ -111,7 +111,7 @@ struct Rules {
     /// The gateway's own cookies.
     cookies: Vec<Box<str>>,
     removed: Names,
-    handed_on: Names,
+    forwarded: Names,
     commands: Names,
 }
 
@@ -124,7 +124,7 @@ impl Hop {
             protocols: vec![upgrade::WEBSOCKET.into()],
             cookies: Vec::new(),
             removed: Names::new(IDENTITY_HEADERS),
-            handed_on: Names::default(),
+            forwarded: Names::default(),
             commands: Names::new(COMMANDS_TO_PROXIES),
         }))
     }
@@ -179,8 +179,8 @@ impl Hop {
     ///
     /// Use it only for a gateway behind a proxy that sets the header in every request. A gateway
     /// that authenticates clients itself sets its own headers after [`request`](Self::request).
-    pub fn hand_on(mut self, name: &str) -> Self {
-        self.rules().handed_on.add(name);
+    pub fn forward(mut self, name: &str) -> Self {
+        self.rules().forwarded.add(name);
         self
     }
 
@@ -242,7 +242,7 @@ impl Hop {
         if !rules.agents_speak_http2 {
             fields::connection(headers, &options);
         }
-        client.forward(headers, &host, &rules.handed_on);
+        client.forward(headers, &host, &rules.forwarded);
         fields::append_via(headers, version, &rules.name);
         headers.insert(HOST, host);
         let target = request.uri().path_and_query().cloned();
@@ -274,7 +274,7 @@ impl Rules {
     /// Returns `true` if these rules remove a header. Hop-by-hop headers are removed separately.
     fn removes(&self, name: &str) -> bool {
         let mapped = map(name);
-        if self.handed_on.has(&mapped) {
+        if self.forwarded.has(&mapped) {
             return false;
         }
         let is_alias = &*mapped != name;
@@ -316,9 +316,9 @@ impl Peer {
         self
     }
 
-    fn forward(&self, headers: &mut HeaderMap, host: &HeaderValue, handed_on: &Names) {
+    fn forward(&self, headers: &mut HeaderMap, host: &HeaderValue, forwarded: &Names) {
         let mut set = |name: HeaderName, value: HeaderValue| {
-            if !(handed_on.has(name.as_str()) && headers.contains_key(&name)) {
+            if !(forwarded.has(name.as_str()) && headers.contains_key(&name)) {
                 headers.insert(name, value);
             }
         };

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 /// but each time another process may be faster.
 const MOST_SWAPS: u8 = 4;
 
-/// What a lost compare-and-swap means for the repair that lost it.
+/// The meaning of a lost compare-and-swap for the repair that lost it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lost {
     /// The row names the target already.
@@ -52,7 +52,7 @@ fn lost(entry: &CachedRow, target: &Target, winner: Option<&Binding>) -> Lost {
         (Some(theirs), Some(mine)) if theirs > mine => Lost::Drop,
         // Even if only one of the two has a generation: an agent that has just answered is in no
         // doubt.
-        _ if named.same_place(target) => Lost::Done,
+        _ if named.same_endpoint(target) => Lost::Done,
         (Some(_), Some(_)) => Lost::Drop,
         _ => Lost::Doubt,
     }

@@ -83,7 +83,7 @@ impl Task {
     }
 
     pub(super) async fn run(self) {
-        // If another task takes the repair over, this one ends where it is.
+        // If another task takes the repair over, this one returns.
         let replaced = CancellationToken::new();
         let sign = || {
             if !self.is_current(Some(Instant::now())) {
@@ -170,7 +170,7 @@ impl Task {
         (written, last || closing() && began.elapsed() >= shared.settings.store_timeout)
     }
 
-    /// Waits for the answer to a statement. If it is overdue, those who wait are told.
+    /// Waits for the answer to a statement. Notifies the waiting calls if the answer is overdue.
     pub(super) async fn answer<T>(
         &self,
         statement: impl Future<Output = Result<T, StoreError>>,
@@ -204,16 +204,16 @@ impl Task {
         true
     }
 
-    /// Records the session's row as the store has answered with it.
+    /// Records the row that the store has returned.
     pub(super) fn found(&self, row: Option<Arc<CachedRow>>) {
-        // Read when the attempt has ended: no one is woken before that.
+        // Waiting calls read the row after the end of the attempt, so none is woken before.
         self.job.attempted.send_if_modified(|attempted| {
             attempted.row = row;
             false
         });
     }
 
-    /// Tells those who wait, and the observer, how an attempt has ended.
+    /// Reports the result of an attempt to the waiting calls and to the observer.
     fn tell(&self, repair: Repair, result: Result<(), SharedError>) {
         if !self.is_current(None) {
             return;

@@ -140,10 +140,10 @@ impl Drop for Slot {
     }
 }
 
-/// What a session's row is expected to show after a hint.
+/// The minimum state that a session's row must show after a hint.
 #[derive(Clone, Copy, Debug)]
 struct Floor {
-    /// The revision that was reached. `None`: the row was removed.
+    /// The revision that the hint names. `None`: the row was removed.
     revision: Option<Revision>,
     /// How often the row was read and did not show the revision.
     misses: usize,

@@ -31,7 +31,7 @@ const LIST_STEP: usize = 85;
 /// Rows that are looked at before the task yields.
 const SLICE: usize = 500;
 
-/// What one check hands on to the next.
+/// The position at which the next check continues.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     /// Where the check begins among the rows in use.

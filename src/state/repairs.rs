@@ -18,7 +18,7 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-/// What a repair writes. At most one repair is under way for each key.
+/// The rows and the target that a repair writes. At most one repair is under way for each key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Key {
     /// One row. A repair that compares with an earlier revision, from before a command, is another

@@ -1,6 +1,6 @@
-//! The one question of all who go by a row that was looked at before: is it still right?
+//! Answers whether a row that was looked up earlier is still right.
 //!
-//! Four kinds of callers ask it, and each maps the [`Standing`] of the row that it holds:
+//! Four kinds of callers need the answer. Each maps the [`Standing`] of the row that it holds:
 //!
 //! | asked by | `Unchanged` | `Changed` | `Moved` | `Unread` |
 //! |---|---|---|---|---|
@@ -9,8 +9,8 @@
 //! | a call that has waited for its repair ([`Shared::has_left`]) | returns the connection, unless its target is superseded | the same | looks the row up | looks the row up |
 //! | a handle or a request that waits ([`Shared::superseded`]) | – | chooses anew | is superseded | reads the row |
 //!
-//! One question stays apart: `call::has_moved` asks what has happened between two rows, and not how
-//! the first of them stands.
+//! One question stays apart: `call::has_moved` compares two rows. It does not ask whether the first
+//! of them is still right.
 
 use crate::{
     Target,
@@ -20,17 +20,18 @@ use crate::{
 use std::sync::Arc;
 use tokio::time::Instant;
 
-/// How a row that is held compares with what this process knows by now.
+/// The relation of a held row to the information that this process has now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Standing<R = Arc<CachedRow>> {
-    /// Nothing has become known since what to dial was chosen.
+    /// Nothing has changed since the target was chosen.
     Unchanged,
-    /// The session points at the same workspace. What it dials is to be chosen anew, from this row.
+    /// The session points at the same workspace. The caller must choose its target again, from this
+    /// row.
     Changed(R),
     /// The session points at another workspace, its workspace was reset, or its row was removed.
     Moved,
-    /// The cache did not keep the row, and a command came after it was read: only the store can
-    /// tell where the session points.
+    /// The cache did not keep the row, and a command came after the read: only the store knows
+    /// where the session points.
     Unread,
 }
 
@@ -41,7 +42,7 @@ enum From {
     Cached,
 }
 
-/// The row that the session's slot holds by now, next to the row that is held.
+/// The row in the session's slot, compared with the held row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Slot {
     Empty,
@@ -53,26 +54,26 @@ enum Slot {
     NotOlder,
 }
 
-/// `is_commanded`: a command came after the held row was read. `is_same_version`: the workspace
-/// state is as it was when what to dial was chosen.
+/// `is_commanded`: a command came after the held row was read. `is_same_version`: the version of
+/// the workspace state is the one from which the target was chosen.
 fn decide(state: State, slot: Slot, is_commanded: bool, is_same_version: bool) -> Standing<From> {
     let held = if is_same_version { Standing::Unchanged } else { Standing::Changed(From::Held) };
     match (state, slot) {
         (State::Current, _) => held,
         (_, Slot::Elsewhere) | (State::Removed, Slot::Empty) => Standing::Moved,
         (State::Removed, _) | (_, Slot::NotOlder) => Standing::Changed(From::Cached),
-        // What the cache could not keep may be later than what it holds.
+        // The row that the cache could not keep may be later than the row in the slot.
         (State::Replaced | State::Evicted, Slot::Older) => held,
         (State::Replaced | State::Evicted, Slot::Empty) if is_commanded => Standing::Unread,
-        // That the cache did not keep the row is no news.
+        // A row that the cache did not keep is no news.
         (State::Replaced | State::Evicted, Slot::Empty) => held,
     }
 }
 
-/// Compares a row with what is known by now. `chosen_in` is the version of the workspace state from
-/// which was chosen what to dial, if that was chosen.
+/// Compares a row with the information that this process has now. `chosen_in` is the version of the
+/// workspace state from which the target was chosen, or `None` if none was chosen.
 ///
-/// Nearly always nothing has changed, which takes two atomic loads.
+/// In the usual case nothing has changed, which takes two atomic loads.
 #[inline]
 pub(crate) fn of(rows: &RowCache, held: &Arc<CachedRow>, chosen_in: Option<u32>) -> Standing {
     let state = held.state();
@@ -97,7 +98,7 @@ fn compare(
         Some(cached) if cached.row.revision < held.row.revision => Slot::Older,
         Some(_) => Slot::NotOlder,
     };
-    // After the slot, so that a command is not missed whose row the cache could not keep.
+    // Read after the slot, so that a command whose row the cache could not keep is not missed.
     let is_commanded = cached.is_none() && held.may_be_commanded();
     match decide(state, slot, is_commanded, is_same_version) {
         Standing::Unchanged => Standing::Unchanged,
@@ -110,26 +111,26 @@ fn compare(
     }
 }
 
-/// Whether a session that holds a connection would be connected elsewhere by now.
+/// The answer to a session that holds a connection: whether it would now be connected elsewhere.
 pub(crate) enum Superseded {
     No,
     Yes,
-    /// The row was read just now: the caller goes by this one, and asks again.
+    /// The row was read just now: the caller uses this row and asks again.
     Reread(Arc<CachedRow>),
 }
 
 impl Shared {
-    /// Compares a row with what is known by now; see [`of`].
+    /// Compares a row with the information that this process has now; see [`of`].
     #[inline]
     pub(crate) fn standing(&self, held: &Arc<CachedRow>, chosen_in: Option<u32>) -> Standing {
         of(&self.rows, held, chosen_in)
     }
 
-    /// Returns whether what is known by now forbids to return a connection to this target: the
-    /// session was pointed elsewhere or forgotten, or its workspace has a later agent.
+    /// Returns `true` if a connection to this target must not be returned: the session was
+    /// retargeted or forgotten, or its workspace has a later agent.
     ///
-    /// What the row names does not count: after a repair that has lost to another agent without a
-    /// generation, the row names that one in doubt, and the connection is returned all the same.
+    /// The target in the row is ignored: after a repair that has lost to another agent without a
+    /// generation, the row names that agent in doubt, and the connection is returned all the same.
     /// Test: `a_repair_that_loses_without_generations_before_the_return_keeps_its_connection`.
     pub(crate) fn has_left(&self, held: &Arc<CachedRow>, target: &Target) -> bool {
         match self.standing(held, None) {
@@ -150,7 +151,8 @@ impl Shared {
             Standing::Unchanged => false,
             Standing::Changed(row) => {
                 let (choice, _) = self.choose(&row);
-                let is_another = choice.target().is_some_and(|chosen| !chosen.same_place(target));
+                let is_another =
+                    choice.target().is_some_and(|chosen| !chosen.same_endpoint(target));
                 is_another || choice.is_reset()
             }
             Standing::Moved => true,

@@ -123,7 +123,7 @@ pub trait BindingStore: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// Returns [`StoreError::LeftOut`] if locked rows were skipped and fewer rows than the limit
+    /// Returns [`StoreError::LockedRowsSkipped`] if locked rows were skipped and fewer rows than the limit
     /// were written. The layer then repeats the call later.
     fn replace_agent(
         &self,

@@ -36,7 +36,7 @@ pub enum StoreError {
     /// A chunk of a group repair skipped rows that other transactions have locked, and wrote all
     /// other stale rows. Repeat it later.
     #[error("{written} rows were written, and locked rows were skipped")]
-    LeftOut {
+    LockedRowsSkipped {
         /// Number of rows that were written.
         written: u64,
     },
@@ -108,7 +108,7 @@ impl StoreError {
             Self::Rejected(..) => "rejected",
             Self::Corrupt(..) => "corrupt",
             Self::Denied { .. } => "denied",
-            Self::LeftOut { .. } => "left_out",
+            Self::LockedRowsSkipped { .. } => "locked_rows_skipped",
             Self::Open { .. } => "open",
             Self::NotADatabase { .. } => "not_a_database",
             Self::Schema { .. } => "schema",

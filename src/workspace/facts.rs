@@ -14,10 +14,10 @@ use crate::{
 use std::sync::{Arc, LazyLock};
 use tokio::time::Instant;
 
-/// What a session is to dial.
+/// The target that a session must dial.
 #[derive(Clone, Debug)]
 pub(crate) enum Choice {
-    /// Exactly what the row names, without any doubt. Until the version of the workspace state
+    /// Exactly the row's target, without any doubt. Until the version of the workspace state
     /// changes, the row may be dialed without another choice.
     Settled(Arc<Target>),
     /// This target.
@@ -75,7 +75,7 @@ impl Choice {
     }
 }
 
-/// What is known of one epoch of a workspace.
+/// The facts about one epoch of a workspace.
 #[derive(Debug, Default)]
 pub(super) struct Facts {
     pub(super) known: Known,
@@ -85,14 +85,14 @@ pub(super) struct Facts {
 
 #[derive(Debug, Default)]
 struct Rest {
-    /// The epoch has ended, or may have: everything that is known is void.
+    /// The epoch has ended, or may have: all other facts are invalid.
     is_reset: bool,
     doubts: Doubts,
     pace: Pace,
     repairs: LandedRepairs,
 }
 
-/// What an answer has brought.
+/// The effect of an answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Judged {
     /// The answer, or [`Answer::Overtaken`] or [`Answer::Unknown`] if it says less than is known.
@@ -196,7 +196,7 @@ impl Facts {
                 // The generation of a hint ends no call: an answer below it is used, and asked for
                 // again.
                 below_floor = self.rest_mut().pace.again_below_floor(target);
-                let is_known = self.known.target().is_some_and(|known| known.same_place(target));
+                let is_known = self.known.target().is_some_and(|known| known.same_endpoint(target));
                 let agent = target.agent;
                 let learned = self.known.learn_answer(Arc::clone(target), began);
                 let doubts = self.doubts_mut();
@@ -224,9 +224,9 @@ impl Facts {
         Judged { answer, again: pace.pause(is_news, now, intervals), is_news }
     }
 
-    /// Hears that another process has reached this generation, or that the agent may be another
-    /// one. That is a doubt, and a floor for the answers to it; what was written only the store can
-    /// say. Returns `false` if that is no news.
+    /// Records that another process has reached this generation, or, without one, that the agent
+    /// may have changed. The record is a doubt, and a minimum for the answers to it; only the store
+    /// knows the written rows. Returns `false` if it is no news.
     pub(super) fn hear(&mut self, generation: Option<Generation>, now: Instant) -> bool {
         if let Some(generation) = generation {
             if self.known.generation() >= Some(generation) {

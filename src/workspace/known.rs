@@ -43,7 +43,7 @@ struct History {
     superseded: Vec<Arc<Target>>,
 }
 
-/// Who named the newest target.
+/// The origin of the newest target.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Source {
     #[default]
@@ -214,13 +214,13 @@ impl Known {
         if let Some(history) = &mut self.history {
             history.denied = None;
             history.contradicted = false;
-            history.superseded.retain(|old| !old.same_place(&target));
+            history.superseded.retain(|old| !old.same_endpoint(&target));
         }
         let new = Newest { target, began: began.into() };
         // A row that was read after the successor's question began is not ordered against the
         // successor, so its target is not remembered as superseded.
         let is_superseded =
-            |old: &Newest| old.began <= new.began && !new.target.same_place(&old.target);
+            |old: &Newest| old.began <= new.began && !new.target.same_endpoint(&old.target);
         let superseded = self.newest.take().filter(is_superseded);
         self.newest = Some(new);
         if let Some(Newest { target, .. }) = superseded {
@@ -233,14 +233,14 @@ impl Known {
     }
 
     fn has_superseded(&self, target: &Target) -> bool {
-        self.superseded().iter().any(|old| old.same_place(target))
+        self.superseded().iter().any(|old| old.same_endpoint(target))
     }
 
     fn is_newer_than(&self, target: &Target) -> bool {
         self.target().is_some_and(|known| target.compare(known) == Relation::Newer)
     }
 
-    /// Returns `true` if nobody is to dial the target any more: a newer one is known.
+    /// Returns `true` if the target must not be dialed any more because a newer one is known.
     pub(super) fn has_replaced(&self, target: &Target) -> bool {
         self.is_newer_than(target) || self.has_superseded(target)
     }
@@ -250,7 +250,7 @@ impl Known {
     /// as a later build.
     pub(super) fn supersedes(&self, target: &Target) -> bool {
         let is_superseded =
-            |old: &Arc<Target>| old.same_place(target) && old.generation == target.generation;
+            |old: &Arc<Target>| old.same_endpoint(target) && old.generation == target.generation;
         self.is_newer_than(target) || self.superseded().iter().any(is_superseded)
     }
 

@@ -1,5 +1,5 @@
-//! The pace of questions to the resolver: what it said last, when a call that hangs asks again, and
-//! which answers are asked for again because they are behind a hint.
+//! The pace of questions to the resolver: its last answer, when a call that hangs asks again, and
+//! which questions are repeated because their answers are behind a hint.
 
 use crate::{
     Generation, Target,

@@ -150,7 +150,7 @@ impl PendingDials {
 }
 
 fn find<'a>(gates: &'a [Arc<Gate>], target: &Target) -> Option<&'a Arc<Gate>> {
-    gates.iter().find(|gate| gate.target.same_place(target))
+    gates.iter().find(|gate| gate.target.same_endpoint(target))
 }
 
 impl Gate {
@@ -193,7 +193,7 @@ impl Gate {
 impl Slot {
     /// Returns `true` if a dial to this target needs no other slot.
     pub(crate) fn is_for(&self, target: &Target) -> bool {
-        self.call.gate.target.same_place(target)
+        self.call.gate.target.same_endpoint(target)
     }
 
     /// Returns what the target has answered since the dial that holds this slot began.

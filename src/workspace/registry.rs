@@ -127,7 +127,7 @@ impl Workspaces {
         drop(stripe);
         if let Some(ended) = ended {
             ended.reset();
-            // What was known in the other epoch says at least that there may be another agent.
+            // The ended epoch is evidence that the agent may have changed.
             state.doubt(Instant::now());
         }
         state

@@ -22,7 +22,7 @@ pub(crate) struct GroupRepair {
     pub(crate) landed: Tick,
 }
 
-/// What the group repairs have made of a row that names another target than the one that answered.
+/// The effect of the group repairs on a row that names another target than the one that answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Repaired {
     /// No group repair to this target has landed.
@@ -64,7 +64,7 @@ impl GroupRepair {
         match (self.behind, behind) {
             // A repair up to a later generation writes more rows.
             (Behind::Generation(reached), Behind::Generation(wanted)) => reached >= wanted,
-            (repaired, wanted) => repaired == wanted && self.target.same_place(target),
+            (repaired, wanted) => repaired == wanted && self.target.same_endpoint(target),
         }
     }
 

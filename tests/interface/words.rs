@@ -135,7 +135,7 @@ fn each_error_of_a_store_has_a_word_of_its_own() {
         (StoreError::Unknown(why()), "unknown"),
         (StoreError::Rejected(why()), "rejected"),
         (StoreError::Corrupt(why()), "corrupt"),
-        (StoreError::LeftOut { written: 1 }, "left_out"),
+        (StoreError::LockedRowsSkipped { written: 1 }, "locked_rows_skipped"),
         (StoreError::Unsupported { verb: "touch" }, "unsupported"),
         (StoreError::Denied { location: String::new(), source: why() }, "denied"),
         (StoreError::Open { path: PathBuf::new(), source: why() }, "open"),

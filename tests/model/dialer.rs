@@ -1,9 +1,9 @@
 //! Agents, and connections to them.
 
 use crate::{
-    life::Does,
     ms,
-    plant::{Dial, Plant, State},
+    scenario::Does,
+    truth::{Dial, State, Truth},
 };
 use std::{
     future::Future,
@@ -20,14 +20,14 @@ use tower_bound_agent::{AgentId, BoxError, DialAgent};
 pub(crate) struct CallId(pub(crate) u64);
 
 pub(crate) struct Dialer {
-    pub(crate) plant: Plant,
+    pub(crate) truth: Truth,
     pub(crate) process: usize,
     pub(crate) ready: bool,
 }
 
 impl Clone for Dialer {
     fn clone(&self) -> Self {
-        Self { plant: self.plant.clone(), process: self.process, ready: false }
+        Self { truth: self.truth.clone(), process: self.process, ready: false }
     }
 }
 
@@ -44,14 +44,16 @@ impl Service<DialAgent> for Dialer {
     fn call(&mut self, ask: DialAgent) -> Dialing {
         assert!(std::mem::take(&mut self.ready), "called without readiness");
         let CallId(id) = *ask.extensions.get().expect("the caller's extensions");
-        let mut state = self.plant.state();
+        let mut state = self.truth.state();
         let agent = &state.agents[&ask.target.agent];
         let (does, fits) =
             (agent.does, agent.workspace == ask.workspace && agent.target == *ask.target);
         if !fits {
-            state.broken.push(format!("{id}: dials a pair that never was: {ask:?}"));
+            state
+                .broken
+                .push(format!("{id}: dials an agent at an address that it never had: {ask:?}"));
         }
-        let call = state.calls.get_mut(&id).expect("a call that was begun");
+        let call = state.calls.get_mut(&id).expect("a known call");
         let target = (*ask.target).clone();
         call.dials.push(Dial { workspace: ask.workspace, target, connected: None });
         call.live += 1;
@@ -76,7 +78,7 @@ impl Service<DialAgent> for Dialer {
         };
         Dialing {
             dial: Box::pin(dial),
-            plant: self.plant.clone(),
+            truth: self.truth.clone(),
             process: self.process,
             id,
             agent: ask.target.agent,
@@ -86,7 +88,7 @@ impl Service<DialAgent> for Dialer {
 
 pub(crate) struct Dialing {
     pub(crate) dial: Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>,
-    pub(crate) plant: Plant,
+    pub(crate) truth: Truth,
     pub(crate) process: usize,
     pub(crate) id: u64,
     pub(crate) agent: AgentId,
@@ -96,26 +98,26 @@ impl Future for Dialing {
     type Output = Result<Conn, BoxError>;
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let dialed = ready!(self.dial.as_mut().poll(cx));
-        let mut state = self.plant.state();
+        let mut state = self.truth.state();
         let dial = state.calls.get_mut(&self.id).and_then(|call| call.dials.last_mut());
-        dial.expect("the one that was begun last").connected = Some(dialed.is_ok());
+        dial.expect("the dial that began last").connected = Some(dialed.is_ok());
         Poll::Ready(dialed.map(|()| {
             state.knows[self.process].connected.insert(self.agent);
             state.live_connections += 1;
-            Conn { agent: self.agent, plant: Arc::downgrade(&self.plant.state) }
+            Conn { agent: self.agent, truth: Arc::downgrade(&self.truth.state) }
         }))
     }
 }
 
 impl Drop for Dialing {
     fn drop(&mut self) {
-        self.plant.state().calls.get_mut(&self.id).unwrap().live -= 1;
+        self.truth.state().calls.get_mut(&self.id).unwrap().live -= 1;
     }
 }
 
 pub(crate) struct Conn {
     pub(crate) agent: AgentId,
-    pub(crate) plant: std::sync::Weak<Mutex<State>>,
+    pub(crate) truth: std::sync::Weak<Mutex<State>>,
 }
 
 impl std::fmt::Debug for Conn {
@@ -126,7 +128,7 @@ impl std::fmt::Debug for Conn {
 
 impl Drop for Conn {
     fn drop(&mut self) {
-        if let Some(state) = self.plant.upgrade() {
+        if let Some(state) = self.truth.upgrade() {
             state.lock().unwrap().live_connections -= 1;
         }
     }

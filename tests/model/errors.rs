@@ -1,31 +1,31 @@
-//! What a call may fail with: each error tells of something that was true between the call's begin
-//! and its end.
+//! Checks the errors of calls: each error must report a condition that held between the beginning
+//! and the end of the call.
 
 use crate::{
     DIAL_TIMEOUT, STORE_TIMEOUT,
-    chronicle::{Chronicle, Found, HeardOf, Moment, Question, Sight, Statement},
-    life::{Does, Fault, How, Op, Status},
+    history::{Found, History, KnownAgent, Moment, Observation, Question, Statement},
     ms,
-    plant::{Call, Dial, Knowledge, Plant, State, Workspace},
+    scenario::{Does, Fault, How, Op, Status},
+    truth::{Call, Dial, Knowledge, State, Truth, Workspace},
 };
 use tower_bound_agent::{Error, ErrorKind, LastVerdict, Resolution, Revision, Target, WorkspaceId};
 
-/// What a call is told that has waited behind another statement about its session.
+/// The error of a call that has waited behind another statement about its session.
 const QUEUED: &str = "an earlier statement is unanswered, so nothing was sent within 5s";
 
-impl Plant {
-    /// A call is polled for the first time.
+impl Truth {
+    /// Records the first poll of a call.
     pub(crate) fn begins(&self, id: u64) {
         let mut state = self.state();
-        let now = state.chronicle.now();
+        let now = state.history.now();
         let Call { process, session, .. } = state.calls[&id];
         let floor = state.knows[process].floors.get(&session).copied().unwrap_or(Revision::new(-1));
         let well = state.is_well(process);
-        state.calls.get_mut(&id).expect("a call that was begun").began = Some((now, floor, well));
+        state.calls.get_mut(&id).expect("a known call").began = Some((now, floor, well));
     }
 
-    /// Whether this may disturb a call, whatever the layers do about it. Doubts, rumours and the
-    /// end of other calls and processes may not.
+    /// Returns `true` if this operation may disturb a call, whatever the layers do. Doubts,
+    /// invented hints, and the end of other calls and processes must not.
     pub(crate) fn disturbed_by(&self, op: &Op) {
         match op {
             Op::Rebuild { .. }
@@ -39,7 +39,7 @@ impl Plant {
             | Op::Unbind { .. }
             | Op::Forget { .. }
             | Op::Reset { .. }
-            | Op::Inherit { .. } => self.state().chronicle.disturb(),
+            | Op::Inherit { .. } => self.state().history.disturb(),
             Op::Call { .. }
             | Op::Drop { .. }
             | Op::Report { .. }
@@ -55,23 +55,24 @@ impl Plant {
         }
     }
 
-    /// A call has failed, in this very poll.
+    /// Checks the error of a call that has just failed.
     pub(crate) fn check_error(&self, id: u64, error: &Error) {
         let mut state = self.state();
-        let now = state.chronicle.now();
-        let State { chronicle, knows, calls, closing, workspaces, .. } = &*state;
+        let now = state.history.now();
+        let State { history, knows, calls, closing, workspaces, .. } = &*state;
         let call = &calls[&id];
         let (began, floor, well) = call.began.expect("a call that has ended was polled");
         let closing = closing.contains(&call.process);
         let knows = &knows[call.process];
-        let case = Case { chronicle, knows, workspaces, call, began, floor, now, closing };
-        let calm = well && chronicle.disturbed < began.number;
+        let case = Case { history, knows, workspaces, call, began, floor, now, closing };
+        let calm = well && history.disturbed < began.number;
         let judged = case.judge(error).and_then(|()| match error.kind() {
             ErrorKind::NotBound | ErrorKind::WorkspaceMismatch { .. } | ErrorKind::Closed => Ok(()),
-            // The process had not heard that the session was moved, nor of both workspaces' builds.
+            // The process knew neither of the session's retarget nor of the builds of both
+            // workspaces.
             ErrorKind::Retargeted => Ok(()),
             kind if case.was_just_denied(kind) => Ok(()),
-            _ if calm => Err("all was well from before the call began"),
+            _ if calm => Err("no fault was active since before the call began"),
             _ => Ok(()),
         });
         if let Err(why) = judged {
@@ -81,13 +82,13 @@ impl Plant {
 }
 
 impl State {
-    /// Nothing is broken that a call of this process could notice, not even by an answer that is
-    /// under way.
+    /// Returns `true` if no fault is active that a call of this process could notice, not even
+    /// through an answer that is under way.
     fn is_well(&self, process: usize) -> bool {
-        let since = self.chronicle.disturbed;
+        let since = self.history.disturbed;
         let runs = |ws: &Workspace| {
             if ws.was_renumbered() {
-                // A process that has not heard of it takes the new numbers for old ones.
+                // A process that does not know of the new numbering considers its generations old.
                 return false;
             }
             let newest = &ws.builds.last().expect("a first build").agent;
@@ -97,15 +98,15 @@ impl State {
         self.workspaces.iter().all(runs)
             && self.faults.iter().all(|faults| sound(faults.reads) && sound(faults.writes))
             && self.answers.iter().all(|(_, answers)| answers.how == How::Right)
-            && self.chronicle.overdue == 0
-            && self.chronicle.commands == 0
+            && self.history.overdue == 0
+            && self.history.commands == 0
             && self
-                .chronicle
+                .history
                 .questions
                 .iter()
                 .all(|q| q.process != process || q.ended.is_some() || q.began.number > since)
             && self
-                .chronicle
+                .history
                 .statements
                 .iter()
                 .filter(|r| !r.is_swap)
@@ -113,16 +114,16 @@ impl State {
     }
 }
 
-/// A call that has failed, and what was true of it.
+/// A failed call, and the conditions that held during it.
 struct Case<'a> {
-    chronicle: &'a Chronicle,
+    history: &'a History,
     knows: &'a Knowledge,
     workspaces: &'a [Workspace],
     call: &'a Call,
     began: Moment,
     floor: Revision,
     now: Moment,
-    /// Its process is being closed, or was.
+    /// The layer of its process is being closed, or is closed.
     closing: bool,
 }
 
@@ -134,22 +135,23 @@ fn or(justified: bool, why: &'static str) -> Judged {
 
 impl<'a> Case<'a> {
     fn judge(&self, error: &Error) -> Judged {
-        or(error.session() == Some(self.call.session), "it is about another session")?;
+        or(error.session() == Some(self.call.session), "the error names another session")?;
         if *error.kind() == ErrorKind::Closed {
-            return or(self.closing, "nobody has closed it");
+            return or(self.closing, "the layer was not closed");
         }
         self.judge_causes(error)?;
         match error.kind() {
             ErrorKind::NotBound => {
                 or(self.call.named.is_none(), "a workspace was named")?;
-                or(self.was_absent(), "no read found nothing")?;
-                let mut sights = self.sights().filter(|sight| sight.workspace.is_none());
-                or(sights.any(|sight| sight.revision >= self.floor), "a later row was known")
+                or(self.was_absent(), "every read found a row")?;
+                let mut observations =
+                    self.observations().filter(|sight| sight.workspace.is_none());
+                or(observations.any(|sight| sight.revision >= self.floor), "a later row was known")
             }
             ErrorKind::WorkspaceMismatch { bound, asked } => {
                 or(
                     self.call.named == Some(*asked) && bound != asked,
-                    "that is not what was named",
+                    "the caller named another workspace",
                 )?;
                 or(self.found(|found| matches!(found, Found::Row(_))), "no row was read")?;
                 or(self.pointed_at(*bound), "the row did not point there")
@@ -165,17 +167,17 @@ impl<'a> Case<'a> {
             ErrorKind::Unreachable { newer: Some(newer) } => {
                 or(self.call.dials.len() == 3, "there was a dial left")?;
                 let last = self.call.dials.last().expect("three");
-                or(last.target.agent != newer.agent, "that one was dialed")?;
-                or(self.knows_of(last.workspace, newer), "nobody has named that one")
+                or(last.target.agent != newer.agent, "that target was dialed")?;
+                or(self.knows_of(last.workspace, newer), "that target was not named")
             }
             ErrorKind::TimedOut { last } => {
                 let took = self.now.at - self.began.at;
-                or(took >= DIAL_TIMEOUT, "there was time left")?;
+                or(took >= DIAL_TIMEOUT, "the deadline had not passed")?;
                 self.judge_last(*last)
             }
             ErrorKind::Resolver => {
                 let less = |q: &Question, target: &Target| {
-                    let known = self.chronicle.generation_known(q.process, q.workspace, q.began.at);
+                    let known = self.history.generation_known(q.process, q.workspace, q.began.at);
                     target.generation.map(|generation| generation.get()) < known
                 };
                 let failed = self.answers().any(|(question, said)| match said {
@@ -187,13 +189,13 @@ impl<'a> Case<'a> {
             }
             ErrorKind::Store => {
                 let failed = self.found(|found| matches!(found, Found::Error(_)));
-                or(failed || self.is_late() || self.queued_in_vain(), "no statement failed")
+                or(failed || self.is_late() || self.queued_without_sending(), "no statement failed")
             }
-            _ => Err("that cannot be"),
+            _ => Err("this error is not possible here"),
         }
     }
 
-    /// What is said to have gone wrong did.
+    /// Checks that the causes of the error have happened.
     fn judge_causes(&self, error: &Error) -> Judged {
         let dial = error.dial_error().map(ToString::to_string);
         let refused = self.call.dials.iter().any(|dial| dial.connected == Some(false));
@@ -201,7 +203,7 @@ impl<'a> Case<'a> {
         let store = error.store_error().map(ToString::to_string);
         or(
             store.is_some() == (*error.kind() == ErrorKind::Store),
-            "the store's error is missing, or not called for",
+            "the store's error is missing or superfluous",
         )?;
         if let Some(text) = store {
             let told = |found: &Found| match found {
@@ -210,7 +212,7 @@ impl<'a> Case<'a> {
                 _ => false,
             };
             let late = text == "the store did not answer" && self.is_late();
-            let queued = text == QUEUED && self.queued_in_vain();
+            let queued = text == QUEUED && self.queued_without_sending();
             or(late || queued || self.found(told), "no statement failed with that")?;
         }
         let validation = error.validation_error().map(ToString::to_string);
@@ -222,8 +224,8 @@ impl<'a> Case<'a> {
             None => Ok(()),
             Some("no answer yet") => {
                 let mut questions =
-                    self.chronicle.questions.iter().filter(|question| self.is_own(question));
-                // A busy caller hears of the answer later.
+                    self.history.questions.iter().filter(|question| self.is_own(question));
+                // A busy caller receives the answer later.
                 let unheard = |at: &Moment| at.at + ms(self.call.lag) >= self.now.at;
                 let open =
                     |question: &Question| question.ended.as_ref().is_none_or(|(at, _)| unheard(at));
@@ -232,7 +234,7 @@ impl<'a> Case<'a> {
             Some("the answer is older than what is known (a lagging replica?)") => {
                 let older = |question: &Question, target: &Target| match target.generation {
                     Some(generation) => {
-                        let known = self.chronicle.generation_known(
+                        let known = self.history.generation_known(
                             question.process,
                             question.workspace,
                             self.now.at,
@@ -253,16 +255,15 @@ impl<'a> Case<'a> {
             }
             Some(text) => or(
                 self.answers().any(|(_, said)| matches!(said, Err(told) if told == text)),
-                "no question ended so",
+                "no question ended with that result",
             ),
         }
     }
 
-    /// There was nothing to dial, and the resolver has said why within the last second, perhaps
-    /// before the call.
+    /// Returns `true` if no target was known and the resolver's denial is at most a second old,
+    /// even if it was given before the call.
     fn was_just_denied(&self, kind: &ErrorKind) -> bool {
-        let mut questions =
-            self.chronicle.questions.iter().filter(|question| self.is_own(question));
+        let mut questions = self.history.questions.iter().filter(|question| self.is_own(question));
         let heard = |question: &Question| {
             let Some((at, said)) = &question.ended else { return false };
             as_error(said).as_ref() == Some(kind) && self.now.at - at.at <= ms(1_000)
@@ -275,8 +276,8 @@ impl<'a> Case<'a> {
             return Ok(());
         }
         let denials = || self.answers().filter(|(_, said)| as_error(said).as_ref() == Some(kind));
-        or(denials().next().is_some(), "nobody said so")?;
-        // Not by an answer that was on its way before anybody had a doubt.
+        or(denials().next().is_some(), "the resolver has not denied it")?;
+        // An answer that was under way before the doubt does not count.
         let fresh = |question: &Question| {
             question.began.at >= self.began.at
                 || self.was_doubted_before(question)
@@ -284,15 +285,17 @@ impl<'a> Case<'a> {
         };
         or(denials().any(|(question, _)| fresh(question)), "that was before the call")?;
         let read_since = denials().filter(|(question, _)| fresh(question)).any(|(question, _)| {
-            let said = question.ended.as_ref().expect("only what has ended").0;
+            let said = question.ended.as_ref().expect("only an ended numbering was denied").0;
             self.readings().any(|reading| {
                 let pointed = match &reading.ended {
-                    // What is known to be later than what was read is what counts.
-                    Some((at, Found::Row(row))) if *at < self.now => self.sights().any(|sight| {
-                        sight.revision >= row.revision
-                            && sight.workspace == Some(question.workspace)
-                    }),
-                    // A session without a row is to be created where its caller says.
+                    // A row that is known to be later than the read row counts instead.
+                    Some((at, Found::Row(row))) if *at < self.now => {
+                        self.observations().any(|sight| {
+                            sight.revision >= row.revision
+                                && sight.workspace == Some(question.workspace)
+                        })
+                    }
+                    // A session without a row is created in the workspace that its caller names.
                     Some((at, Found::Nothing)) => {
                         *at < self.now && self.call.named == Some(question.workspace)
                     }
@@ -300,7 +303,7 @@ impl<'a> Case<'a> {
                     _ => false,
                 };
                 reading.began.at >= said.at && pointed
-            }) || self.waited_in_vain(said)
+            }) || self.waited_without_answer(said)
         });
         or(read_since, "the row was not read since")
     }
@@ -312,14 +315,13 @@ impl<'a> Case<'a> {
         or(failed(last), "the last dial did not fail")?;
         let twice = dials.len() > 1 && dials[dials.len() - 2].target.agent == last.target.agent;
         or(dials.len() == 3 || twice && failed(&dials[dials.len() - 2]), "there was a dial left")?;
-        let newest =
-            self.chronicle.generation_known(self.call.process, last.workspace, self.now.at);
+        let newest = self.history.generation_known(self.call.process, last.workspace, self.now.at);
         let known = last.target.generation.map(|generation| generation.get());
         let latest = known >= newest || self.renumbered();
         or(latest || dials.len() == 3, "a later agent was known")
     }
 
-    /// What is said to have been heard of the resolver was heard.
+    /// Checks that the resolver has given the reported verdict.
     fn judge_last(&self, last: LastVerdict) -> Judged {
         let said = |wanted: &dyn Fn(&Resolution) -> bool| {
             let mut answers = self.answers().filter_map(|(_, said)| said.as_ref().ok());
@@ -330,8 +332,8 @@ impl<'a> Case<'a> {
             LastVerdict::Same => said(&|said| matches!(said, Resolution::Running(_))),
             LastVerdict::Superseded => {
                 let mut heard = self
-                    .chronicle
-                    .heard_of
+                    .history
+                    .known_agents
                     .iter()
                     .filter(|heard| heard.process == self.call.process);
                 said(&|said| matches!(said, Resolution::Running(_)))
@@ -342,50 +344,54 @@ impl<'a> Case<'a> {
             LastVerdict::Gone => said(&|said| *said == Resolution::Gone),
             _ => false,
         };
-        or(justified, "the resolver has not said that")
+        or(justified, "the resolver has not given that verdict")
     }
 
-    /// Whether builds of any workspace were numbered anew: a number says nothing then.
+    /// Returns `true` if the generations of any workspace have started again. Generations are no
+    /// evidence then.
     fn renumbered(&self) -> bool {
         self.workspaces.iter().any(Workspace::was_renumbered)
     }
 
-    /// Where the session pointed, as this process had seen it when the call began, and since.
-    fn sights(&self) -> impl Iterator<Item = &'a Sight> {
+    /// Returns the observations of the session's row by this process: the last one before the call,
+    /// and all since.
+    fn observations(&self) -> impl Iterator<Item = &'a Observation> {
         let (process, session) = (self.call.process, self.call.session);
-        self.chronicle
-            .sights
+        self.history
+            .observations
             .iter()
             .filter(move |sight| (sight.process, sight.session) == (process, session))
     }
 
     fn pointed_at(&self, workspace: WorkspaceId) -> bool {
-        self.sights()
+        self.observations()
             .any(|sight| sight.workspace == Some(workspace) && sight.revision >= self.floor)
     }
 
     fn was_moved(&self) -> bool {
         let uncertain = self.knows.unkept.contains_key(&self.call.session);
-        let mut places =
-            self.sights().filter(|sight| sight.revision >= self.floor).map(|sight| sight.workspace);
+        let mut places = self
+            .observations()
+            .filter(|sight| sight.revision >= self.floor)
+            .map(|sight| sight.workspace);
         let first = places.next();
         uncertain || places.any(|place| Some(place) != first)
     }
 
-    /// The statements about the session by the call's process.
+    /// Returns the statements about the session by the call's process.
     fn statements(&self) -> impl Iterator<Item = &'a Statement> {
         let (process, session) = (self.call.process, self.call.session);
-        let statements = self.chronicle.statements.iter();
+        let statements = self.history.statements.iter();
         statements.filter(move |of| (of.process, of.session) == (process, session))
     }
 
-    /// Those that may have been made for this call to find or create the row.
+    /// Returns the statements that may have read or created the row for this call.
     fn readings(&self) -> impl Iterator<Item = &'a Statement> {
         self.statements().filter(|statement| !statement.is_swap)
     }
 
-    /// Whether a reading has found no row in the call's time, or one that began within the second
-    /// before.
+    /// Returns `true` if a read found no row during the call, or began within the second before and
+    /// found none.
     fn was_absent(&self) -> bool {
         let recent = |reading: &Statement| {
             matches!(reading.ended, Some((_, Found::Nothing)))
@@ -394,15 +400,15 @@ impl<'a> Case<'a> {
         self.found(|found| *found == Found::Nothing) || self.readings().any(recent)
     }
 
-    /// Whether a reading has found this in the call's time.
+    /// Returns `true` if a read has returned a matching result during the call.
     fn found(&self, wanted: impl Fn(&Found) -> bool) -> bool {
         let mut ended = self.readings().filter_map(|reading| reading.ended.as_ref());
         ended.any(|(at, found)| *at > self.began && wanted(found))
     }
 
-    /// Whether a store timeout has passed since then without an answer to a statement that had been
-    /// sent before: such a one is not sent again.
-    fn waited_in_vain(&self, since: Moment) -> bool {
+    /// Returns `true` if a store timeout has passed since then without an answer to an earlier
+    /// statement, which is not sent again.
+    fn waited_without_answer(&self, since: Moment) -> bool {
         let waited = |reading: &Statement| {
             let until = reading.ended.as_ref().map_or(self.now, |(at, _)| *at);
             until.at.saturating_duration_since(since.at.max(reading.began.at)) >= STORE_TIMEOUT
@@ -410,14 +416,14 @@ impl<'a> Case<'a> {
         self.readings().any(waited)
     }
 
-    /// Whether a statement that the call has waited for had no answer for a store timeout.
+    /// Returns `true` if a statement that the call waited for had no answer for a store timeout.
     fn is_late(&self) -> bool {
-        self.waited_in_vain(self.began) || self.joined_in_vain()
+        self.waited_without_answer(self.began) || self.joined_without_answer()
     }
 
-    /// Whether a statement that was under way when the call began had no answer for a store timeout:
-    /// who waits for it is told with those who waited before.
-    fn joined_in_vain(&self) -> bool {
+    /// Returns `true` if a statement that was under way when the call began had no answer for a
+    /// store timeout. Later waiters fail together with earlier ones.
+    fn joined_without_answer(&self) -> bool {
         let waited = |reading: &Statement| {
             let until = reading.ended.as_ref().map_or(self.now, |(at, _)| *at);
             reading.began < self.began
@@ -427,9 +433,9 @@ impl<'a> Case<'a> {
         self.readings().any(waited)
     }
 
-    /// Whether the call has waited for a store timeout, at the end of which another statement about
-    /// the session had no answer: its own was not sent.
-    fn queued_in_vain(&self) -> bool {
+    /// Returns `true` if the call has waited for a store timeout behind another statement about the
+    /// session that had no answer, so that its own was not sent.
+    fn queued_without_sending(&self) -> bool {
         let deadline = self.now.at.checked_sub(STORE_TIMEOUT).filter(|at| *at >= self.began.at);
         let Some(deadline) = deadline else { return false };
         self.statements().any(|of| of.ended.as_ref().is_none_or(|(at, _)| at.at > deadline))
@@ -440,9 +446,9 @@ impl<'a> Case<'a> {
         question.process == self.call.process && (named || self.pointed_at(question.workspace))
     }
 
-    /// The answers that came in the call's time.
+    /// Returns the answers that arrived during the call.
     fn answers(&self) -> impl Iterator<Item = (&'a Question, &'a Result<Resolution, String>)> {
-        let asked = self.chronicle.questions.iter().filter(|question| self.is_own(question));
+        let asked = self.history.questions.iter().filter(|question| self.is_own(question));
         asked.filter_map(|question| {
             let (at, said) = question.ended.as_ref()?;
             (*at > self.began).then_some((question, said))
@@ -450,7 +456,7 @@ impl<'a> Case<'a> {
     }
 
     fn knows_of(&self, workspace: WorkspaceId, target: &Target) -> bool {
-        let mut heard = self.chronicle.heard_of.iter();
+        let mut heard = self.history.known_agents.iter();
         heard.any(|heard| {
             heard.process == self.call.process
                 && heard.workspace == workspace
@@ -458,15 +464,16 @@ impl<'a> Case<'a> {
         })
     }
 
-    /// Whether somebody here had doubted the workspace's agent before this was asked.
+    /// Returns `true` if this process had a doubt about the workspace's agent before the question
+    /// began.
     fn was_doubted_before(&self, question: &Question) -> bool {
         let mut doubts =
-            self.chronicle.doubts.iter().filter(|(process, _)| *process == question.process);
-        let heard = |heard: &&HeardOf| {
+            self.history.doubts.iter().filter(|(process, _)| *process == question.process);
+        let heard = |heard: &&KnownAgent| {
             (heard.process, heard.workspace) == (question.process, question.workspace)
         };
         // Without generations a row and an answer that contradict each other are a doubt as well.
-        let mut others = self.chronicle.heard_of.iter().filter(heard).skip(1);
+        let mut others = self.history.known_agents.iter().filter(heard).skip(1);
         doubts.any(|(_, doubted)| *doubted < question.began)
             || others.any(|heard| heard.target.generation.is_none() && heard.at < question.began)
     }

@@ -1,27 +1,28 @@
-//! Random lives of a few sessions and workspaces, watched by a plain model.
+//! Random scenarios of a few sessions and workspaces, checked against a simple model.
 //!
-//! Two processes (two layers) share one store. They never hear of each other, or in other lives by
-//! hints that are lost, late, doubled, reordered and made up. Workspaces are rebuilt, stopped and
-//! started; agents hang, refuse or live on; the resolver lags, fails and hangs; statements are
-//! late, lost, refused for a while, or carried out after they were given up; the statements that
-//! repair a workspace leave rows out; sessions are retargeted, unbound, forgotten and inherited
-//! through either process or past both, and builds are numbered anew; calls are dropped anywhere. What must hold all the time is
-//! checked at the moment it happens, by the store, the resolver, the dialer, the observer and the
-//! caller: a connection by what is known ([`judge`]), an error by what has happened ([`errors`]).
-//! What must hold in the end is checked once everything is well again.
+//! Two processes (two layers) share one store. They exchange no hints, or hints that are lost,
+//! late, doubled, reordered and invented. Workspaces are rebuilt, stopped and started. Agents hang,
+//! refuse or stay alive. The resolver lags, fails and hangs. Statements are late, lost, refused for
+//! a while, or executed after their caller has abandoned them. Group repairs skip rows. Sessions
+//! are retargeted, unbound, forgotten and inherited through either process or past both, and
+//! generations start again. Calls are dropped anywhere.
+//! The store, the resolver, the dialer, the observer and the caller check the invariants at the
+//! moment of each event: a returned connection against the known rows and targets
+//! ([`connections`]), an error against the earlier events ([`errors`]). The remaining checks run
+//! after all faults were removed ([`settle`]).
 
-mod chronicle;
+mod connections;
 mod dialer;
 mod errors;
-mod judge;
-mod life;
-mod once;
-mod plant;
+mod history;
 mod process;
+mod regressions;
 mod resolver;
 mod run;
+mod scenario;
 mod settle;
 mod store;
+mod truth;
 
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
 use tokio::time::Duration;
@@ -42,9 +43,9 @@ fn chat(n: usize) -> SessionId {
     SessionId::new(Uuid::from_u128(0xc0 + n as u128))
 }
 
-/// A session that no order ever touches: every process has its row, so that what is known of the
-/// workspace is never given up.
-fn pin(ws: usize) -> SessionId {
+/// Returns a session that no command touches. Every process caches its row, so the workspace state
+/// is never dropped.
+fn pinned(ws: usize) -> SessionId {
     SessionId::new(Uuid::from_u128(0xf0 + ws as u128))
 }
 
@@ -52,24 +53,25 @@ fn workspace(n: usize) -> WorkspaceId {
     WorkspaceId::new(Uuid::from_u128(0x30 + n as u128))
 }
 
-/// Every session that there is.
+/// Returns all sessions.
 fn sessions() -> impl Iterator<Item = SessionId> {
-    (0..CHATS).map(chat).chain((0..WORKSPACES).map(pin))
+    (0..CHATS).map(chat).chain((0..WORKSPACES).map(pinned))
 }
 
 #[test]
-fn random_lives_keep_to_the_rules() {
+fn random_scenarios_keep_the_rules() {
     let mut config =
         Config { failure_persistence: None, max_shrink_iters: 20_000, ..Config::default() };
     if std::env::var_os("PROPTEST_CASES").is_none() {
         config.cases = 1_000;
     }
     if matches!(config.rng_seed, RngSeed::Random) {
-        // The same lives every time, unless PROPTEST_RNG_SEED says otherwise.
+        // The same scenarios in each run, unless PROPTEST_RNG_SEED is set.
         config.rng_seed = RngSeed::Fixed(20_260_301);
     }
     let mut runner = TestRunner::new(config);
-    let outcome = runner.run(&life::life(), |life| run::play(life).map_err(TestCaseError::fail));
+    let outcome = runner
+        .run(&scenario::scenario(), |scenario| run::play(scenario).map_err(TestCaseError::fail));
     if let Err(failed) = outcome {
         panic!("{failed}");
     }

@@ -1,12 +1,12 @@
-//! One process, and what it hears.
+//! One process, and the hints that it receives.
 
 use crate::{
     DIAL_TIMEOUT,
     dialer::Dialer,
     ms,
-    plant::{Faults, Knowledge, Plant},
     resolver::resolver,
     store::Probe,
+    truth::{Faults, Knowledge, Truth},
 };
 use futures_util::{Stream, StreamExt};
 use std::{
@@ -29,63 +29,64 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(crate) fn start(plant: &Plant, repair: RepairMode, wire: Option<&Wire>) -> Self {
+    pub(crate) fn start(truth: &Truth, repair: RepairMode, wire: Option<&Wire>) -> Self {
         let process = {
-            let mut state = plant.state();
+            let mut state = truth.state();
             state.faults.push(Faults::default());
             state.knows.push(Knowledge::default());
             state.writes.push(0);
             state.knows.len() - 1
         };
-        let watched = plant.clone();
+        let watched = truth.clone();
         let mut builder = BoundAgentLayer::builder(
-            Probe { process, plant: plant.clone() },
-            resolver(plant.clone(), process),
+            Probe { process, truth: truth.clone() },
+            resolver(truth.clone(), process),
         );
         if let Some(wire) = wire {
-            builder = builder.hints(Ear { process, plant: plant.clone(), wire: wire.clone() });
+            builder =
+                builder.hints(HintListener { process, truth: truth.clone(), wire: wire.clone() });
         }
         let layer = builder
             .dial_timeout(DIAL_TIMEOUT)
             .repair(repair)
             .observer(move |event: &Event<'_>| {
                 if let Event::ReportedStale { .. } | Event::DroppedInFlight { .. } = event {
-                    watched.state().chronicle.doubt(process);
+                    watched.state().history.doubt(process);
                 }
                 let Event::Validated { workspace, took, answer, .. } = event else { return };
                 let said = answer.cloned().map_err(ToString::to_string);
-                watched.state().chronicle.answered(process, *workspace, said);
+                watched.state().history.answered(process, *workspace, said);
                 if let Ok(Resolution::Running(target)) = answer {
                     watched.answered(process, *workspace, target, Instant::now() - *took);
                 }
             })
             .build()
             .unwrap();
-        let dialer = Dialer { plant: plant.clone(), process, ready: false };
+        let dialer = Dialer { truth: truth.clone(), process, ready: false };
         Self { id: process, bindings: layer.bindings(), dial: layer.layer(dialer) }
     }
 }
 
-/// What one process hears of the wire.
-pub(crate) struct Ear {
+/// The end of the hint bus in one process.
+pub(crate) struct HintListener {
     pub(crate) process: usize,
-    pub(crate) plant: Plant,
+    pub(crate) truth: Truth,
     pub(crate) wire: Wire,
 }
 
-impl Hints for Ear {
+impl Hints for HintListener {
     fn send(&self, hint: Hint) {
         self.wire.send(hint);
     }
 
     fn listen(&self) -> impl Stream<Item = Heard> + Send + 'static {
-        let (process, plant) = (self.process, self.plant.clone());
+        let (process, truth) = (self.process, self.truth.clone());
         self.wire.listen().inspect(move |heard| {
-            plant.state().chronicle.doubt(process);
+            truth.state().history.doubt(process);
             if let Heard::Hint(hint) = heard
                 && let About::Workspace { workspace, generation: Some(generation), .. } = hint.about
             {
-                let mut state = plant.state();
+                let mut state = truth.state();
                 let landed = state.knows[process].landed.entry(workspace).or_default();
                 *landed = generation.get().max(*landed);
             }
@@ -93,7 +94,7 @@ impl Hints for Ear {
     }
 }
 
-/// Polls a future only so long after it was woken: a busy caller.
+/// A busy caller, which polls its future only some time after it was woken.
 #[pin_project::pin_project]
 pub(crate) struct Lagging<F> {
     #[pin]

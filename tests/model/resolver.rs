@@ -1,31 +1,31 @@
 //! The resolver as one process sees it.
 
 use crate::{
-    life::{Answers, How, Status},
     ms,
-    plant::{Plant, Workspace},
+    scenario::{Answers, How, Status},
+    truth::{Truth, Workspace},
 };
 use tokio::time::sleep;
 use tower::{Service, service_fn};
 use tower_bound_agent::{BoxError, Resolution, ResolveWorkspace, WorkspaceId};
 
 pub(crate) fn resolver(
-    plant: Plant,
+    truth: Truth,
     process: usize,
 ) -> impl Service<ResolveWorkspace, Response = Resolution, Error = BoxError, Future: Send> + Clone + Send
 {
     service_fn(move |ask: ResolveWorkspace| {
-        let plant = plant.clone();
+        let truth = truth.clone();
         async move {
-            let _asking = Asking::begin(&plant, process, ask.workspace);
-            let answers = plant.state().answers.get(&(process, ask.workspace)).copied();
+            let _asking = Asking::begin(&truth, process, ask.workspace);
+            let answers = truth.state().answers.get(&(process, ask.workspace)).copied();
             let answers = answers.unwrap_or(Answers { how: How::Right, after: 0, early: true });
             let says = || {
-                let mut state = plant.state();
+                let mut state = truth.state();
                 let Workspace { builds, status, first, .. } = &*state.workspace(ask.workspace);
                 match (answers.how, status) {
                     (How::Lags(behind), _) => {
-                        // A number of an ended numbering would never be reached again.
+                        // A generation of an ended numbering would never be reached again.
                         let behind = builds.len().saturating_sub(1 + behind).max(*first);
                         Resolution::Running(builds[behind].clone())
                     }
@@ -52,19 +52,19 @@ pub(crate) fn resolver(
 }
 
 /// Counts the questions that run.
-pub(crate) struct Asking(pub(crate) Plant, (usize, WorkspaceId));
+pub(crate) struct Asking(pub(crate) Truth, (usize, WorkspaceId));
 
 impl Asking {
-    pub(crate) fn begin(plant: &Plant, process: usize, workspace: WorkspaceId) -> Self {
-        let mut state = plant.state();
+    pub(crate) fn begin(truth: &Truth, process: usize, workspace: WorkspaceId) -> Self {
+        let mut state = truth.state();
         let running = state.validating.entry((process, workspace)).or_default();
         *running += 1;
         if *running > 1 {
             state.broken.push("two validations of one workspace at once".into());
         }
         state.not_after_closing(process, "a question");
-        state.chronicle.asks(process, workspace);
-        Self(plant.clone(), (process, workspace))
+        state.history.asks(process, workspace);
+        Self(truth.clone(), (process, workspace))
     }
 }
 

@@ -1,13 +1,13 @@
-//! Carries out what happens in a life.
+//! Executes the operations of a scenario.
 
 use crate::{
     CHATS, PROCESSES, WORKSPACES, chat,
+    connections::Ended,
     dialer::CallId,
-    judge::Ended,
-    life::{By, Life, Op},
-    ms, pin,
-    plant::{Call, Faults, Plant},
+    ms, pinned,
     process::{Lagging, Process},
+    scenario::{By, Op, Scenario},
+    truth::{Call, Faults, Truth},
     workspace,
 };
 use std::future::Future;
@@ -27,30 +27,30 @@ use tower_bound_agent::{
 pub(crate) type Called = JoinHandle<Result<BoundHandle, Error>>;
 
 pub(crate) struct Run {
-    pub(crate) plant: Plant,
+    pub(crate) truth: Truth,
     pub(crate) repair: RepairMode,
     pub(crate) wire: Option<Wire>,
-    /// Something untrue was said of a workspace.
+    /// An invented hint about a workspace was sent.
     pub(crate) rumoured: bool,
     pub(crate) processes: [Process; PROCESSES],
-    /// Those that others have taken the place of.
+    /// The processes that were replaced.
     pub(crate) ended: Vec<Process>,
     pub(crate) calls: Vec<Called>,
-    /// Orders and questions under way.
+    /// Commands and questions under way.
     pub(crate) others: Vec<JoinHandle<()>>,
     pub(crate) next_id: u64,
 }
 
 impl Run {
-    pub(crate) async fn begin(life: &Life) -> Self {
-        let plant = Plant::new(life.numbered);
+    pub(crate) async fn begin(scenario: &Scenario) -> Self {
+        let truth = Truth::new(scenario.numbered);
         let repair =
-            if life.before_return { RepairMode::BeforeReturn } else { RepairMode::Background };
-        let wire = life.hints.clone().map(Wire::new);
-        let processes = [0, 1].map(|_| Process::start(&plant, repair, wire.as_ref()));
+            if scenario.before_return { RepairMode::BeforeReturn } else { RepairMode::Background };
+        let wire = scenario.hints.clone().map(Wire::new);
+        let processes = [0, 1].map(|_| Process::start(&truth, repair, wire.as_ref()));
         let (calls, others, ended) = (Vec::new(), Vec::new(), Vec::new());
         let mut run = Self {
-            plant,
+            truth,
             repair,
             wire,
             rumoured: false,
@@ -62,15 +62,21 @@ impl Run {
         };
         for process in 0..PROCESSES {
             for ws in 0..WORKSPACES {
-                run.spawn(process, pin(ws), Some(ws), 0).await.unwrap().expect("all is well");
+                run.spawn(process, pinned(ws), Some(ws), 0)
+                    .await
+                    .unwrap()
+                    .expect("no fault is active");
             }
-            // The last one has no record yet.
+            // The last session has no record yet.
             for n in 0..CHATS - 1 {
-                run.spawn(process, chat(n), Some(n / 2), 0).await.unwrap().expect("all is well");
+                run.spawn(process, chat(n), Some(n / 2), 0)
+                    .await
+                    .unwrap()
+                    .expect("no fault is active");
             }
             assert_eq!(run.processes[process].bindings.flush().await, 0);
         }
-        // Whatever comes is later than all that.
+        // All later events have later times.
         sleep(ms(10)).await;
         run
     }
@@ -90,17 +96,17 @@ impl Run {
             ask = ask.in_workspace(workspace);
         }
         let Process { id: process, ref dial, .. } = self.processes[process];
-        let (plant, dial) = (self.plant.clone(), dial.clone());
+        let (truth, dial) = (self.truth.clone(), dial.clone());
         let call = Call { process, session, named, lag, began: None, dials: Vec::new(), live: 0 };
-        plant.state().calls.insert(id, call);
+        truth.state().calls.insert(id, call);
         tokio::spawn(async move {
             let began = Instant::now();
             let call = async {
-                plant.begins(id);
+                truth.begins(id);
                 dial.oneshot(ask).await
             };
             let result = Lagging { future: call, pause: None, lag }.await;
-            plant.returned(Ended {
+            truth.returned(Ended {
                 process,
                 session,
                 id,
@@ -110,39 +116,40 @@ impl Run {
             });
             result.map(|bound| {
                 let handle = bound.handle().clone();
-                plant.hold(bound);
+                truth.hold(bound);
                 handle
             })
         })
     }
 
-    pub(crate) fn order(
+    pub(crate) fn command(
         &mut self,
         process: usize,
-        order: impl Future<Output = Result<(), Error>> + Send + 'static,
+        command: impl Future<Output = Result<(), Error>> + Send + 'static,
     ) {
-        let (plant, began, id) = (self.plant.clone(), Instant::now(), self.processes[process].id);
-        plant.state().chronicle.commands += 1;
+        let (truth, began, id) = (self.truth.clone(), Instant::now(), self.processes[process].id);
+        truth.state().history.commands += 1;
         self.others.push(tokio::spawn(async move {
-            let result = order.await;
+            let result = command.await;
             {
-                let chronicle = &mut plant.state().chronicle;
-                chronicle.commands -= 1;
-                chronicle.disturb();
+                let history = &mut truth.state().history;
+                history.commands -= 1;
+                history.disturb();
             }
-            // At most three statements: the order, a look at the row, and one at the parent's.
+            // At most three statements: the command, a read of the row, and a read of the parent's
+            // row.
             if began.elapsed() > ms(15_001) {
-                plant
+                truth
                     .state()
                     .broken
-                    .push(format!("{process}: an order that took {:?}", began.elapsed()));
+                    .push(format!("{process}: a command that took {:?}", began.elapsed()));
             }
             if let Err(error) = &result
                 && let (ErrorKind::OutcomeUnknown, Some(session)) = (error.kind(), error.session())
             {
-                plant.state().knows[id].unkept.insert(session, Instant::now() + ms(60_000));
+                truth.state().knows[id].unkept.insert(session, Instant::now() + ms(60_000));
             }
-            let closing = plant.state().closing.contains(&id);
+            let closing = truth.state().closing.contains(&id);
             if let Err(error) = result
                 && !(closing && *error.kind() == ErrorKind::Closed)
                 && !matches!(
@@ -153,57 +160,57 @@ impl Run {
                         | ErrorKind::WorkspaceMismatch { .. }
                 )
             {
-                plant
+                truth
                     .state()
                     .broken
-                    .push(format!("{process}: an order that failed with {error:?}"));
+                    .push(format!("{process}: a command that failed with {error:?}"));
             }
         }));
     }
 
     pub(crate) async fn apply(&mut self, op: Op) {
-        let store = self.plant.store.clone();
-        self.plant.disturbed_by(&op);
+        let store = self.truth.store.clone();
+        self.truth.disturbed_by(&op);
         match op {
             Op::Rebuild { ws, old } => {
-                self.plant.does(self.plant.current(ws).agent, old);
-                self.plant.build(ws);
+                self.truth.does(self.truth.current(ws).agent, old);
+                self.truth.build(ws);
             }
             Op::Return { ws, old } => {
-                self.plant.does(self.plant.current(ws).agent, old);
-                self.plant.build_again(ws);
+                self.truth.does(self.truth.current(ws).agent, old);
+                self.truth.build_again(ws);
             }
-            Op::Status { ws, status } => self.plant.state().workspaces[ws].status = status,
-            Op::Agent { ws, does } => self.plant.does(self.plant.current(ws).agent, does),
+            Op::Status { ws, status } => self.truth.state().workspaces[ws].status = status,
+            Op::Agent { ws, does } => self.truth.does(self.truth.current(ws).agent, does),
             Op::Resolver { process, ws, answers } => {
                 let process = self.processes[process].id;
-                self.plant.state().answers.insert((process, workspace(ws)), answers);
+                self.truth.state().answers.insert((process, workspace(ws)), answers);
             }
             Op::Store { process, reads, writes } => {
                 let process = self.processes[process].id;
-                self.plant.state().faults[process] = Faults { reads, writes };
+                self.truth.state().faults[process] = Faults { reads, writes };
             }
             Op::Restart { process } => {
-                let next = Process::start(&self.plant, self.repair, self.wire.as_ref());
+                let next = Process::start(&self.truth, self.repair, self.wire.as_ref());
                 for ws in 0..WORKSPACES {
-                    next.bindings.get(pin(ws)).await.expect("all is well");
+                    next.bindings.get(pinned(ws)).await.expect("no fault is active");
                 }
                 self.ended.push(std::mem::replace(&mut self.processes[process], next));
                 sleep(ms(1)).await;
             }
             Op::Close { process } => {
-                let next = Process::start(&self.plant, self.repair, self.wire.as_ref());
+                let next = Process::start(&self.truth, self.repair, self.wire.as_ref());
                 for ws in 0..WORKSPACES {
-                    next.bindings.get(pin(ws)).await.expect("all is well");
+                    next.bindings.get(pinned(ws)).await.expect("no fault is active");
                 }
                 let closed = std::mem::replace(&mut self.processes[process], next);
-                let (plant, id, bindings) =
-                    (self.plant.clone(), closed.id, closed.bindings.clone());
-                plant.state().closing.insert(id);
+                let (truth, id, bindings) =
+                    (self.truth.clone(), closed.id, closed.bindings.clone());
+                truth.state().closing.insert(id);
                 self.ended.push(closed);
                 self.others.push(tokio::spawn(async move {
                     bindings.close(ms(1_000)).await;
-                    plant.state().closed.insert(id);
+                    truth.state().closed.insert(id);
                 }));
                 sleep(ms(1)).await;
             }
@@ -218,7 +225,7 @@ impl Run {
             }
             Op::Report { nth } => {
                 let reported = {
-                    let mut state = self.plant.state();
+                    let mut state = self.truth.state();
                     (nth < state.held.len()).then(|| state.held.remove(nth))
                 };
                 if let Some(bound) = reported {
@@ -227,7 +234,7 @@ impl Run {
             }
             Op::Doubt { process, ws } => {
                 let Process { id, bindings, .. } = &self.processes[process];
-                self.plant.state().chronicle.doubt(*id);
+                self.truth.state().history.doubt(*id);
                 bindings.revalidate_workspace(workspace(ws));
             }
             Op::Retarget { by: By::Elsewhere, chat: n, ws } => {
@@ -237,40 +244,40 @@ impl Run {
                 store.unbind(chat(n)).await.unwrap();
             }
             Op::Forget { by: By::Elsewhere, chat: n } => {
-                self.plant.forget(chat(n));
+                self.truth.forget(chat(n));
             }
             Op::Inherit { by: By::Elsewhere, child, parent } => {
                 let _ = store.inherit(chat(child), chat(parent)).await.unwrap();
             }
             Op::Retarget { by: By::Process(process), chat: n, ws } => {
                 let bindings = self.processes[process].bindings.clone();
-                let order =
+                let command =
                     async move { bindings.retarget(chat(n), workspace(ws)).await.map(drop) };
-                self.order(process, order);
+                self.command(process, command);
             }
             Op::Unbind { by: By::Process(process), chat: n } => {
                 let bindings = self.processes[process].bindings.clone();
-                self.order(process, async move { bindings.unbind(chat(n)).await.map(drop) });
+                self.command(process, async move { bindings.unbind(chat(n)).await.map(drop) });
             }
             Op::Forget { by: By::Process(process), chat: n } => {
                 let bindings = self.processes[process].bindings.clone();
-                self.order(process, async move { bindings.forget(chat(n)).await.map(drop) });
+                self.command(process, async move { bindings.forget(chat(n)).await.map(drop) });
             }
             Op::Inherit { by: By::Process(process), child, parent } => {
                 let bindings = self.processes[process].bindings.clone();
-                self.order(process, async move {
+                self.command(process, async move {
                     bindings.inherit(chat(child), chat(parent)).await.map(drop)
                 });
             }
             Op::Reset { by, ws, old } => {
-                self.plant.does(self.plant.current(ws).agent, old);
-                self.plant.renumber(ws);
-                self.plant.build(ws);
+                self.truth.does(self.truth.current(ws).agent, old);
+                self.truth.renumber(ws);
+                self.truth.build(ws);
                 match by {
-                    By::Elsewhere => drop(self.plant.reset(workspace(ws)).unwrap()),
+                    By::Elsewhere => drop(self.truth.reset(workspace(ws)).unwrap()),
                     By::Process(process) => {
                         let bindings = self.processes[process].bindings.clone();
-                        self.order(process, async move {
+                        self.command(process, async move {
                             bindings.reset_workspace(workspace(ws)).await.map(drop)
                         });
                     }
@@ -310,44 +317,44 @@ impl Run {
         }
     }
 
-    /// Looks at a binding: what is seen of one session never goes back.
+    /// Queries a binding and checks that its revision never goes back.
     pub(crate) fn look(&mut self, process: usize, session: SessionId, current: bool) {
         let Process { id: process, ref bindings, .. } = self.processes[process];
-        let (plant, bindings) = (self.plant.clone(), bindings.clone());
+        let (truth, bindings) = (self.truth.clone(), bindings.clone());
         self.others.push(tokio::spawn(async move {
             if current {
                 if bindings.current(session).await.is_ok_and(|current| current.session != session) {
-                    plant.state().broken.push("somebody else's agent is shown".into());
+                    truth.state().broken.push("the agent of another workspace is returned".into());
                 }
                 return;
             }
-            let seen = plant.state().knows[process].floors.get(&session).copied();
+            let seen = truth.state().knows[process].floors.get(&session).copied();
             let Ok(Some(row)) = bindings.get(session).await else { return };
-            // A deletion that was seen is a revision too.
+            // An observed deletion has a revision too.
             if seen.is_some_and(|seen| row.revision < seen) {
-                plant
+                truth
                     .state()
                     .broken
-                    .push(format!("{process}: {row:?} is shown, {seen:?} was seen before"));
+                    .push(format!("{process}: {row:?} was returned after {seen:?}"));
             }
         }));
     }
 
     pub(crate) fn writes(&self, process: usize) -> u64 {
-        self.plant.state().writes[self.processes[process].id]
+        self.truth.state().writes[self.processes[process].id]
     }
 }
 
-pub(crate) async fn live(life: Life) -> Result<(), String> {
-    let mut run = Run::begin(&life).await;
-    let plant = run.plant.clone();
+pub(crate) async fn live(scenario: Scenario) -> Result<(), String> {
+    let mut run = Run::begin(&scenario).await;
+    let truth = run.truth.clone();
     let unbroken = |when: &dyn std::fmt::Debug| {
-        let broken = std::mem::take(&mut plant.state().broken);
+        let broken = std::mem::take(&mut truth.state().broken);
         if broken.is_empty() { Ok(()) } else { Err(format!("{when:?}: {}", broken.join("\n"))) }
     };
-    for op in life.ops {
+    for op in scenario.ops {
         run.apply(op.clone()).await;
-        run.plant.check_rows();
+        run.truth.check_rows();
         unbroken(&op)?;
     }
     let settled = run.settle().await;
@@ -355,9 +362,11 @@ pub(crate) async fn live(life: Life) -> Result<(), String> {
     settled
 }
 
-pub(crate) fn play(life: Life) -> Result<(), String> {
+pub(crate) fn play(scenario: Scenario) -> Result<(), String> {
     let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     runtime.block_on(async {
-        timeout(Duration::from_secs(86_400), live(life)).await.expect("an end within a day")
+        timeout(Duration::from_secs(86_400), live(scenario))
+            .await
+            .expect("the scenario ends within a day")
     })
 }

@@ -1,11 +1,11 @@
-//! The store as one process sees it: broken as it is told, watching what is written.
+//! The store as one process sees it. It injects faults and checks each write.
 
 use crate::{
     chat,
-    chronicle::UnderWay,
-    life::Fault,
+    history::UnderWay,
     ms,
-    plant::{Knowledge, Plant, State, Workspace},
+    scenario::Fault,
+    truth::{Knowledge, State, Truth, Workspace},
 };
 use std::{future::Future, sync::Arc};
 use tokio::time::{Instant, sleep};
@@ -14,11 +14,11 @@ use tower_bound_agent::{
     store::{BindingStore, NewBinding, Reset, StoreError, Swap},
 };
 
-/// The store as one process sees it.
+/// The store of one process.
 #[derive(Clone)]
 pub(crate) struct Probe {
     pub(crate) process: usize,
-    pub(crate) plant: Plant,
+    pub(crate) truth: Truth,
 }
 
 impl Probe {
@@ -29,12 +29,12 @@ impl Probe {
         statement: impl Future<Output = Result<T, StoreError>> + Send + 'static,
         learn: impl FnOnce(&T, Revision) + Send,
     ) -> Result<T, StoreError> {
-        let plant = self.plant.clone();
-        // If there is no row, since which revision: looked up in the same moment.
-        let statement = async move { Ok((statement.await?, plant.deleted_at(session))) };
+        let truth = self.truth.clone();
+        // The revision at which a missing row was deleted, read at the same moment.
+        let statement = async move { Ok((statement.await?, truth.deleted_at(session))) };
         let lost = || StoreError::Unknown("lost on purpose".into());
         let faults = {
-            let mut state = self.plant.state();
+            let mut state = self.truth.state();
             state.writes[self.process] += u64::from(write);
             state.not_after_closing(self.process, "a statement");
             state.faults[self.process]
@@ -55,14 +55,14 @@ impl Probe {
                 done
             }
             Fault::Overdue(after) => {
-                self.plant.state().chronicle.overdue += 1;
-                let plant = self.plant.clone();
+                self.truth.state().history.overdue += 1;
+                let truth = self.truth.clone();
                 tokio::spawn(async move {
                     sleep(ms(after)).await;
                     let _ = statement.await;
-                    let chronicle = &mut plant.state().chronicle;
-                    chronicle.overdue -= 1;
-                    chronicle.disturb();
+                    let history = &mut truth.state().history;
+                    history.overdue -= 1;
+                    history.disturb();
                 });
                 std::future::pending().await
             }
@@ -74,9 +74,9 @@ impl Probe {
 
     pub(crate) fn learn_swap(&self, session: SessionId) -> impl Fn(&Swap, Revision) + Send {
         move |swap, deleted_at| match swap {
-            Swap::Applied(row) => self.plant.sees(self.process, row, false),
-            Swap::Conflict(Some(row)) => self.plant.sees(self.process, row, true),
-            Swap::Conflict(None) => self.plant.misses(self.process, session, deleted_at),
+            Swap::Applied(row) => self.truth.sees(self.process, row, false),
+            Swap::Conflict(Some(row)) => self.truth.sees(self.process, row, true),
+            Swap::Conflict(None) => self.truth.misses(self.process, session, deleted_at),
         }
     }
 
@@ -85,19 +85,20 @@ impl Probe {
         session: SessionId,
     ) -> impl Fn(&Option<Binding>, Revision) + Send {
         move |row, deleted_at| match row {
-            Some(row) => self.plant.sees(self.process, row, false),
-            None => self.plant.misses(self.process, session, deleted_at),
+            Some(row) => self.truth.sees(self.process, row, false),
+            None => self.truth.misses(self.process, session, deleted_at),
         }
     }
 
-    /// A row that was behind when it was seen is repaired with all others of its workspace, and by
-    /// itself only if that has missed it.
+    /// Checks that a row that was behind is repaired by the group repair of its workspace, and by
+    /// an own repair only if the group repair has missed it.
     pub(crate) fn check_own(&self, expected: Revision, new: &NewBinding) {
-        let mut state = self.plant.state();
+        let mut state = self.truth.state();
         let State { knows, broken, workspaces, .. } = &mut *state;
         let Knowledge { last, landed, landed_from, .. } = &knows[self.process];
         let Some((seen, false, at)) = last.get(&new.session) else { return };
-        // It has waited for the write that has just left the row so, and began before that.
+        // The own repair began earlier and has waited for the write that has just produced this
+        // row.
         if *at == Instant::now() {
             return;
         }
@@ -119,9 +120,9 @@ impl Probe {
         }
     }
 
-    /// What a repair of a workspace must be at the moment at which it is sent.
+    /// Checks a group repair at the moment at which it is sent.
     pub(crate) fn check_group(&self, workspace: WorkspaceId, stale: &Target, current: &Target) {
-        let mut state = self.plant.state();
+        let mut state = self.truth.state();
         let renumbered = state.workspace(workspace).was_renumbered();
         let State { knows, agents, broken, .. } = &mut *state;
         let knows = &knows[self.process];
@@ -129,7 +130,7 @@ impl Probe {
         for target in [stale, current] {
             let agent = &agents[&target.agent];
             if agent.workspace != workspace || agent.target != *target {
-                broken.push(format!("{what}: a pair that never was"));
+                broken.push(format!("{what}: an agent at an address that it never had"));
             }
         }
         if !knows.connected.contains(&current.agent) {
@@ -152,18 +153,18 @@ impl Probe {
         }
     }
 
-    /// What every write of a layer's own accord must be. Looked at in the same moment as the write.
+    /// Checks a write that is not part of a command, at the moment of the write.
     pub(crate) fn check_repair(
-        plant: &Plant,
+        truth: &Truth,
         process: usize,
         new: &NewBinding,
         old: Option<&Binding>,
         swap: &Swap,
     ) {
         let (Swap::Applied(row), Some(target)) = (swap, &new.target) else { return };
-        let mut state = plant.state();
+        let mut state = truth.state();
         let mut broken = Vec::new();
-        // A target of an ended epoch is not kept.
+        // A target of an ended epoch is discarded.
         let kept = new.target.clone().filter(|_| row.epoch == new.epoch);
         if row.workspace != new.workspace || row.target != kept {
             broken.push(format!("wrote {new:?}, became {row:?}"));
@@ -173,7 +174,7 @@ impl Probe {
         }
         if let Some(old) = old {
             if old.workspace != new.workspace {
-                broken.push(format!("a repair that undoes an order: {old:?}, {new:?}"));
+                broken.push(format!("a repair that undoes a command: {old:?}, {new:?}"));
             }
             let generations =
                 old.target.as_ref().map(|target| target.generation).zip(Some(target.generation));
@@ -193,21 +194,21 @@ impl Probe {
 
 impl BindingStore for Probe {
     async fn load(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
-        let store = self.plant.store.clone();
-        let reading = UnderWay::begin(&self.plant, self.process, session);
+        let store = self.truth.store.clone();
+        let reading = UnderWay::begin(&self.truth, self.process, session);
         let statement = async move { store.load(session).await };
         let row = self.statement(false, session, statement, self.learn_row(session)).await;
         reading.ended(row.as_ref().map(Option::as_ref));
         row
     }
     async fn create(&self, new: NewBinding) -> Result<Swap, StoreError> {
-        let (plant, process, session) = (self.plant.clone(), self.process, new.session);
+        let (truth, process, session) = (self.truth.clone(), self.process, new.session);
         let statement = async move {
-            let swap = plant.store.create(new.clone()).await?;
-            Self::check_repair(&plant, process, &new, None, &swap);
+            let swap = truth.store.create(new.clone()).await?;
+            Self::check_repair(&truth, process, &new, None, &swap);
             Ok(swap)
         };
-        let reading = UnderWay::begin(&self.plant, self.process, session);
+        let reading = UnderWay::begin(&self.truth, self.process, session);
         let swap = self.statement(true, session, statement, self.learn_swap(session)).await;
         reading.ended(swap.as_ref().map(|swap| match swap {
             Swap::Applied(row) => Some(row),
@@ -220,13 +221,13 @@ impl BindingStore for Probe {
         expected: Revision,
         new: NewBinding,
     ) -> Result<Swap, StoreError> {
-        let _under_way = UnderWay::begin_swap(&self.plant, self.process, new.session);
+        let _under_way = UnderWay::begin_swap(&self.truth, self.process, new.session);
         self.check_own(expected, &new);
-        let (plant, process, session) = (self.plant.clone(), self.process, new.session);
+        let (truth, process, session) = (self.truth.clone(), self.process, new.session);
         let statement = async move {
-            let old = plant.row(new.session);
-            let swap = plant.store.compare_and_swap(expected, new.clone()).await?;
-            Self::check_repair(&plant, process, &new, old.as_ref(), &swap);
+            let old = truth.row(new.session);
+            let swap = truth.store.compare_and_swap(expected, new.clone()).await?;
+            Self::check_repair(&truth, process, &new, old.as_ref(), &swap);
             Ok(swap)
         };
         self.statement(true, session, statement, self.learn_swap(session)).await
@@ -236,13 +237,13 @@ impl BindingStore for Probe {
         session: SessionId,
         workspace: WorkspaceId,
     ) -> Result<Binding, StoreError> {
-        let store = self.plant.store.clone();
+        let store = self.truth.store.clone();
         let statement = async move { store.retarget(session, workspace).await };
-        self.statement(true, session, statement, |row, _| self.plant.sees(self.process, row, false))
+        self.statement(true, session, statement, |row, _| self.truth.sees(self.process, row, false))
             .await
     }
     async fn unbind(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
-        let store = self.plant.store.clone();
+        let store = self.truth.store.clone();
         self.statement(
             true,
             session,
@@ -256,22 +257,22 @@ impl BindingStore for Probe {
         session: SessionId,
         expected: Option<Revision>,
     ) -> Result<bool, StoreError> {
-        assert_eq!(expected, None, "no layer deletes but by order");
-        let plant = self.plant.clone();
-        let learn = |_: &bool, at| self.plant.misses(self.process, session, at);
-        self.statement(true, session, async move { Ok(plant.forget(session)) }, learn).await
+        assert_eq!(expected, None, "a layer deletes a row only by command");
+        let truth = self.truth.clone();
+        let learn = |_: &bool, at| self.truth.misses(self.process, session, at);
+        self.statement(true, session, async move { Ok(truth.forget(session)) }, learn).await
     }
     async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
-        let store = self.plant.store.clone();
+        let store = self.truth.store.clone();
         let statement = async move { store.inherit(child, parent).await };
-        // Without a row to show it is the parent's that is missing.
+        // If no row is returned, the parent's row is missing.
         self.statement(true, parent, statement, self.learn_swap(parent)).await
     }
     async fn reset_workspace(&self, workspace: WorkspaceId) -> Result<Reset, StoreError> {
-        let plant = self.plant.clone();
-        let statement = async move { plant.reset(workspace) };
+        let truth = self.truth.clone();
+        let statement = async move { truth.reset(workspace) };
         let learn = |reset: &Reset, _| {
-            self.plant.state().knows[self.process].learn_epoch(workspace, reset.epoch);
+            self.truth.state().knows[self.process].learn_epoch(workspace, reset.epoch);
         };
         self.statement(true, chat(0), statement, learn).await
     }
@@ -285,15 +286,15 @@ impl BindingStore for Probe {
     ) -> Result<u64, StoreError> {
         self.check_group(workspace, stale, current);
         let _repairing = Repairing::begin(self, workspace, stale, current);
-        let skipped = match self.plant.state().faults[self.process].writes {
+        let skipped = match self.truth.state().faults[self.process].writes {
             Fault::Skips(chats) => chats,
             _ => 0,
         };
-        let (plant, from, to) = (self.plant.clone(), stale.clone(), Arc::clone(current));
+        let (truth, from, to) = (self.truth.clone(), stale.clone(), Arc::clone(current));
         let statement =
-            async move { Ok(plant.replace(workspace, epoch, &from, &to, skipped, limit)) };
+            async move { Ok(truth.replace(workspace, epoch, &from, &to, skipped, limit)) };
         let landed = |_: &u64, _| {
-            let knows = &mut self.plant.state().knows[self.process];
+            let knows = &mut self.truth.state().knows[self.process];
             match current.generation {
                 Some(generation) => {
                     let landed = knows.landed.entry(workspace).or_default();
@@ -305,24 +306,24 @@ impl BindingStore for Probe {
         self.statement(true, chat(0), statement, landed).await
     }
     async fn load_many(&self, sessions: &[SessionId]) -> Result<Vec<Binding>, StoreError> {
-        let (plant, sessions) = (self.plant.clone(), sessions.to_vec());
+        let (truth, sessions) = (self.truth.clone(), sessions.to_vec());
         let statement = async move {
-            // A deletion that is seen is a revision too, looked up in the same moment.
-            let missing = sessions.iter().filter(|session| plant.row(**session).is_none());
+            // An observed deletion has a revision too, read at the same moment.
+            let missing = sessions.iter().filter(|session| truth.row(**session).is_none());
             let missing: Vec<_> =
-                missing.map(|session| (*session, plant.deleted_at(*session))).collect();
-            Ok((plant.store.load_many(&sessions).await?, missing))
+                missing.map(|session| (*session, truth.deleted_at(*session))).collect();
+            Ok((truth.store.load_many(&sessions).await?, missing))
         };
         let learn = |(rows, missing): &(Vec<Binding>, Vec<(SessionId, Revision)>), _| {
-            rows.iter().for_each(|row| self.plant.sees(self.process, row, false));
-            missing.iter().for_each(|(session, at)| self.plant.misses(self.process, *session, *at));
+            rows.iter().for_each(|row| self.truth.sees(self.process, row, false));
+            missing.iter().for_each(|(session, at)| self.truth.misses(self.process, *session, *at));
         };
         Ok(self.statement(false, chat(0), statement, learn).await?.0)
     }
 }
 
-/// A statement under way that repairs a workspace. There is one for each target, whoever needs it.
-pub(crate) struct Repairing(pub(crate) Plant, (usize, WorkspaceId, Option<AgentId>, AgentId));
+/// A group repair under way. At most one runs for each target.
+pub(crate) struct Repairing(pub(crate) Truth, (usize, WorkspaceId, Option<AgentId>, AgentId));
 
 impl Repairing {
     pub(crate) fn begin(
@@ -333,11 +334,11 @@ impl Repairing {
     ) -> Self {
         let from = current.generation.is_none().then_some(stale.agent);
         let repair = (probe.process, workspace, from, current.agent);
-        let mut state = probe.plant.state();
+        let mut state = probe.truth.state();
         if !state.repairing.insert(repair) {
             state.broken.push(format!("{repair:?} is under way twice"));
         }
-        Self(probe.plant.clone(), repair)
+        Self(probe.truth.clone(), repair)
     }
 }
 

@@ -1,4 +1,5 @@
-//! PostgreSQL behind a PgBouncer; besides the contract, which is held against it as well.
+//! PostgreSQL behind a PgBouncer. The store's contract runs over it as well, in
+//! `tests/store_contract.rs`.
 
 use sqlx::{
     AssertSqlSafe, PgPool,
@@ -23,8 +24,7 @@ fn pool(options: &Options, connections: u32) -> PgPool {
     pool.connect_lazy_with(options.clone())
 }
 
-/// A table of its own, in a database of its own, so that the connections to the server are its own
-/// as well.
+/// A table in a database of its own, so that the test can count its connections to the server.
 struct Case {
     ways: &'static Ways,
     name: String,
@@ -56,8 +56,8 @@ impl Case {
         self.over(&self.ways.in_transaction_mode, connections)
     }
 
-    /// How many connections PgBouncer has to the server, and how many of these are in a
-    /// transaction.
+    /// Returns the number of connections from PgBouncer to the server, and how many of them are in
+    /// a transaction.
     async fn connections(&self) -> (i64, i64) {
         let count = "SELECT count(*), count(*) FILTER (WHERE state <> 'idle') FROM pg_stat_activity WHERE datname = $1
                      AND pid <> pg_backend_pid()";
@@ -76,7 +76,7 @@ async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
     panic!("waited too long until {what}");
 }
 
-/// To the pool, which may ask it something before.
+/// Waits until the connection is back in the pool, which may test it first.
 async fn it_is_back(store: &PostgresStore) {
     until("the connection is back", async || store.pool().num_idle() == 1).await;
 }
@@ -102,7 +102,7 @@ async fn a_pooler_in_session_mode_needs_no_setting() {
     each_verb_does_what_it_says(&store).await;
 }
 
-/// Where sqlx keeps none prepared, it prepares all the same.
+/// Without a statement cache, sqlx still prepares each statement.
 #[tokio::test]
 async fn with_the_setting_every_method_works_behind_a_transaction_pooler() {
     for capacity in [0, 1, 100] {
@@ -119,8 +119,8 @@ async fn with_the_setting_every_method_works_behind_a_transaction_pooler() {
     }
 }
 
-/// What the documentation warns of. Two applications with a connection each, and each of these has
-/// prepared one statement: both call it by the same name.
+/// The failure that the documentation warns of: two applications have one connection each, and each
+/// has prepared one statement under the same name.
 #[tokio::test]
 async fn without_the_setting_a_transaction_pooler_runs_other_prepared_statements() {
     for says_so in [false, true] {
@@ -154,7 +154,7 @@ async fn without_the_setting_a_transaction_pooler_runs_other_prepared_statements
 
         it_is_back(&other).await;
 
-        // On another one, while somebody else is in a transaction.
+        // On another connection, while a transaction occupies the first one.
         let somebody = case.in_transaction_mode(1);
         let transaction = somebody.pool().begin().await.unwrap();
         let third = store();
@@ -162,7 +162,11 @@ async fn without_the_setting_a_transaction_pooler_runs_other_prepared_statements
         it_is_back(&third).await;
         let read = one.load(session(1)).await.unwrap();
         assert_eq!(read, if says_so { row_of(1) } else { unbound(1) });
-        assert_eq!(direct.load(session(1)).await.unwrap(), read, "it has only read, if it says so");
+        assert_eq!(
+            direct.load(session(1)).await.unwrap(),
+            read,
+            "a reported success must be a read"
+        );
         transaction.rollback().await.unwrap();
     }
 }
@@ -173,7 +177,7 @@ async fn a_verb_dropped_at_any_poll_leaves_the_row_old_or_new_and_no_transaction
     let (store, reader) = (case.in_transaction_mode(2).behind_transaction_pooler(), case.direct());
     let readers = reader.pool().options().get_max_connections();
     verbs::a_dropped_verb_leaves_old_or_new(&store, &reader, async || {
-        // As many as there are at most, and none of them hangs.
+        // At most the whole pool is in use, and no connection hangs.
         let held = [store.pool().acquire().await.unwrap(), store.pool().acquire().await.unwrap()];
         drop(held);
         until("no transaction is open", async || case.connections().await.1 == 0).await;
@@ -200,7 +204,7 @@ async fn a_set_up_dropped_at_any_poll_can_be_repeated() {
                 return first.unwrap();
             }
         }
-        assert!(polls < 200, "it must end some day");
+        assert!(polls < 200, "the set-up ends within the limit of polls");
     }
 }
 
@@ -245,13 +249,13 @@ async fn a_retarget_in_a_transaction_is_visible_after_its_commit_only() {
         assert_eq!(
             store.load(session(1)).await.unwrap(),
             Some(before.clone()),
-            "others do not see it yet"
+            "other connections do not see the write before the commit"
         );
-        // A group repair does not wait for it.
+        // A group repair does not wait for the transaction.
         let (stale, current) = (target(1), target(2));
         let repair = store.replace_agent(workspace(1), epoch(0), &stale, &current, 10);
         let repair = timeout(Duration::from_secs(10), repair).await.unwrap();
-        assert!(matches!(repair, Err(StoreError::LeftOut { written: 0 })), "{repair:?}");
+        assert!(matches!(repair, Err(StoreError::LockedRowsSkipped { written: 0 })), "{repair:?}");
         if commit {
             transaction.commit().await.unwrap();
         } else {
@@ -263,12 +267,12 @@ async fn a_retarget_in_a_transaction_is_visible_after_its_commit_only() {
     assert_eq!(
         store.replace_agent(workspace(1), epoch(0), &target(1), &target(2), 10).await.unwrap(),
         0,
-        "it is elsewhere now"
+        "the session points at the other workspace"
     );
     assert_eq!(direct.load(session(1)).await.unwrap(), Some(ordered));
 }
 
-/// More calls at once than PgBouncer has connections, of two applications.
+/// Two applications make more concurrent calls than PgBouncer has connections.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn concurrent_group_repairs_and_commands_succeed() {
     const ROWS: u128 = 60;
@@ -296,7 +300,7 @@ async fn concurrent_group_repairs_and_commands_succeed() {
                     .replace_agent(workspace(1), epoch(0), &target(1), &target(2), 7)
                     .await
                 {
-                    Ok(written) | Err(StoreError::LeftOut { written }) => written,
+                    Ok(written) | Err(StoreError::LockedRowsSkipped { written }) => written,
                     Err(error) => panic!("{error:?}"),
                 };
                 let rows =
@@ -328,9 +332,9 @@ async fn concurrent_group_repairs_and_commands_succeed() {
         assert_eq!(
             case.direct().load(session(s)).await.unwrap(),
             Some(expected),
-            "not exactly once"
+            "each row is written exactly once"
         );
         raised += 1;
     }
-    assert_eq!(written as i64, raised, "what was written is what was said");
+    assert_eq!(written as i64, raised, "the written rows equal the reported ones");
 }

@@ -1,10 +1,10 @@
-//! Connections that lead to a server which takes no writes any more, or is going away.
+//! Connections to a server that refuses writes or shuts down.
 
 use super::*;
 use std::collections::HashSet;
 use tower_bound_agent::store::Purged;
 
-/// All connections that the pool may have, by the server's numbers.
+/// Opens all connections of the pool and returns their server-side ids.
 async fn connections(pool: &Pool, then: &'static str) -> HashSet<i64> {
     let (mut held, mut numbers) = (Vec::new(), HashSet::new());
     for _ in 0..pool.options().get_max_connections() {
@@ -16,11 +16,14 @@ async fn connections(pool: &Pool, then: &'static str) -> HashSet<i64> {
     numbers
 }
 
-/// Makes all connections of the pool refuse writes from now on. New ones take them, as those to the
-/// new primary do after a failover.
+/// Makes all connections of the pool refuse writes. New connections accept them, as connections to
+/// a new primary do after a failover.
 async fn demote(pool: &Pool) -> HashSet<i64> {
     let stale = connections(pool, READ_ONLY).await;
-    until("they are back", async || (pool.num_idle() == stale.len()).then_some(())).await;
+    until("the connections are back in the pool", async || {
+        (pool.num_idle() == stale.len()).then_some(())
+    })
+    .await;
     stale
 }
 
@@ -30,10 +33,10 @@ async fn commands_succeed_when_all_connections_of_the_pool_lead_to_a_read_only_s
     let stale = demote(case.store.pool()).await;
     for s in 0..20 {
         let row = case.store.retarget(session(s), workspace(1)).await;
-        assert_eq!(row.unwrap().workspace, workspace(1), "order {s}");
+        assert_eq!(row.unwrap().workspace, workspace(1), "command {s}");
     }
     let left = connections(case.store.pool(), "SELECT 1").await;
-    assert_eq!(left.intersection(&stale).count(), 0, "they are gone");
+    assert_eq!(left.intersection(&stale).count(), 0, "the read-only connections are closed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -89,8 +92,8 @@ async fn a_set_up_is_retried_on_a_writable_connection() {
     case.store.check().await.unwrap();
 }
 
-/// Also the new connections refuse writes: nothing was written, it ends, and the server is not
-/// flooded with connections.
+/// New connections refuse writes too. The write fails without a change, and the store opens few
+/// connections.
 #[tokio::test]
 async fn a_server_that_stays_read_only_is_unavailable_after_few_connections() {
     let Some(case) = Case::new(1).await else { return };
@@ -109,10 +112,10 @@ async fn a_server_that_stays_read_only_is_unavailable_after_few_connections() {
     assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
     assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
     assert!((5..=25).contains(&made.load(Ordering::Relaxed)), "{made:?}");
-    assert_eq!(store.load(session(1)).await.unwrap(), None, "it can be read all the same");
+    assert_eq!(store.load(session(1)).await.unwrap(), None, "reads still work");
 }
 
-/// In the caller's transaction nothing is retried, and the connection is not closed.
+/// The store retries nothing in the caller's transaction, and does not close its connection.
 #[tokio::test]
 async fn a_read_only_transaction_of_the_caller_refuses_a_retarget_once() {
     let Some(case) = Case::new(1).await else { return };
@@ -149,7 +152,7 @@ async fn a_read_is_repeated_when_its_connection_closes() {
         let reading = tokio::spawn(async move { read(&store).await });
         let reader = waiting(&case).await;
         lost::end(neighbour.pool(), reader).await;
-        until("its connection is gone", async || (waiting(&case).await != reader).then_some(()))
+        until("its connection is closed", async || (waiting(&case).await != reader).then_some(()))
             .await;
         for sql in UNLOCK_TABLE {
             sqlx::raw_sql(*sql).execute(&mut *lock).await.unwrap();

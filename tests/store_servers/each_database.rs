@@ -24,7 +24,7 @@ struct Case {
 }
 
 impl Case {
-    /// Not set up. `None` without a server.
+    /// Returns a case whose tables are not set up, or `None` without a server.
     async fn bare(connections: u32) -> Option<Self> {
         let (options, table) = (options()?, servers::table());
         let store = Store::new(pool(&options, connections)).with_table(&table).unwrap();
@@ -37,7 +37,7 @@ impl Case {
         Some(case)
     }
 
-    /// The same table over a pool of its own.
+    /// Returns a store over the same table with a pool of its own.
     fn neighbour(&self, connections: u32) -> Store {
         self.over(pool(&self.options, connections))
     }
@@ -46,8 +46,7 @@ impl Case {
         Store::new(pool).with_table(&self.table).unwrap()
     }
 
-    /// SQL in which `T` is the table, `M` the one of what is remembered, and `E` that of the
-    /// epochs.
+    /// Expands SQL in which `T` is the table, `M` its meta table, and `E` the table of the epochs.
     fn sql(&self, text: &str) -> AssertSqlSafe<String> {
         let name = |name: &str| format!("{QUOTE}{name}{QUOTE}");
         let words = text.split(' ').map(|word| match word {
@@ -73,7 +72,7 @@ impl Case {
         format!("{server}, table {}", self.table)
     }
 
-    /// The schema error, from `check` and from `set_up`.
+    /// Returns the schema error, which `check` and `set_up` must both report.
     async fn wrong(&self) -> String {
         let mut said = Vec::new();
         for result in [self.store.check().await, self.store.set_up().await] {
@@ -87,7 +86,8 @@ impl Case {
         said.remove(0)
     }
 
-    /// The columns of both tables with their types, and the indexes, in the database's words.
+    /// Returns the columns of both tables with their types, and the indexes, from the database's
+    /// catalog.
     async fn everything(&self) -> Vec<String> {
         let sql = "SELECT CONCAT(table_name, ' ', column_name, ' ', data_type, ' ', is_nullable)
                    FROM information_schema.columns WHERE table_name LIKE 'LIKE%' ORDER BY 1";
@@ -102,7 +102,7 @@ fn pool(options: &Options, connections: u32) -> Pool {
     pool.connect_lazy_with(options.clone())
 }
 
-/// Polls until another task has brought the condition about.
+/// Polls until another task has made the condition true.
 async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     for _ in 0..2000 {
         if let Some(found) = look().await {
@@ -126,7 +126,7 @@ mod set_up {
     #[tokio::test]
     async fn new_does_not_access_the_database() {
         let Some(case) = Case::bare(1).await else { return };
-        assert_eq!(case.store.pool().size(), 0, "not even a connection");
+        assert_eq!(case.store.pool().size(), 0, "no connection was opened");
         let error = case.store.check().await.unwrap_err();
         let StoreError::Schema { location, problem } = &error else { panic!("{error:?}") };
         assert_eq!(
@@ -166,7 +166,7 @@ mod set_up {
         let all = case.everything().await;
         let _ = case.store.create(new(1, 1, Some(target(1)))).await.unwrap();
         case.run("UPDATE M SET revision_floor = 5").await;
-        // Once more changes nothing, also not the rows.
+        // A second set-up changes neither the schema nor the rows.
         let text = Store::SCHEMA.replace("agent_bindings", &case.table);
         sqlx::raw_sql(AssertSqlSafe(text.clone())).execute(case.store.pool()).await.unwrap();
         case.store.set_up().await.unwrap();
@@ -200,7 +200,7 @@ mod set_up {
                 .map(|(number, store)| {
                     tokio::spawn(async move {
                         store.set_up().await.unwrap();
-                        // A row of its own, and one that all of them want.
+                        // A row of its own, and one that all of them write.
                         let own =
                             store.create(new(number as u128, 1, Some(target(1)))).await.unwrap();
                         assert!(matches!(own, Swap::Applied(_)));
@@ -316,7 +316,7 @@ mod set_up {
     #[tokio::test]
     async fn two_tables_of_one_database_are_independent() {
         let Some(case) = Case::new(2).await else { return };
-        // A word of SQL begins the name.
+        // The name begins with an SQL keyword.
         let other = case.store.clone().with_table(format!("Select_{}", case.table.len())).unwrap();
         other.set_up().await.unwrap();
         other.check().await.unwrap();
@@ -401,7 +401,7 @@ mod set_up {
         assert_eq!(case.number("SELECT count(*) FROM T").await, Some(5));
     }
 
-    /// Also not the row that a store in MySQL claims first.
+    /// The store for MySQL claims a row first; that row is not left behind either.
     #[tokio::test]
     async fn a_conditional_write_that_does_not_apply_inserts_no_row() {
         let Some(case) = Case::new(1).await else { return };
@@ -440,7 +440,7 @@ mod errors {
 
     #[tokio::test]
     async fn a_server_that_cannot_be_reached_is_unavailable() {
-        // A port that was free a moment ago.
+        // A port that was free just now.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let options = Options::new().host("127.0.0.1").port(port).username("app").database("chats");
         let pool = PoolOptions::new()
@@ -499,7 +499,7 @@ mod errors {
         }
     }
 
-    /// Every right is a step of its own; what is there needs none to create it.
+    /// Each right is granted in a step of its own. Existing tables need no right to create them.
     #[tokio::test]
     async fn a_login_without_the_right_is_denied() {
         let Some(case) = Case::new(1).await else { return };
@@ -563,7 +563,7 @@ mod transactions {
         let _ = store.create(new(1, 1, Some(target(1)))).await.unwrap();
         let _ = store.create(new(2, 1, None)).await.unwrap();
         let ordered = row(1, 2, None, 2, previous(1));
-        // Some row of the application's, here of the same table.
+        // A row of the application, here in the same table.
         let own = "UPDATE T SET revision = 70 WHERE revision = 1 AND agent IS NULL";
         let owns =
             async || case.number("SELECT count(*) FROM T WHERE revision = 70").await.unwrap();
@@ -577,12 +577,12 @@ mod transactions {
         assert_eq!(
             store.load(session(1)).await.unwrap(),
             Some(before.clone()),
-            "others do not see it yet"
+            "other connections do not see the write before the commit"
         );
         transaction.rollback().await.unwrap();
         assert_eq!(store.load(session(1)).await.unwrap(), Some(before.clone()));
 
-        // A transaction that is dropped is rolled back, too.
+        // A dropped transaction is rolled back.
         let mut transaction = store.pool().begin().await.unwrap();
         let _ = store.retarget_in(&mut transaction, session(1), workspace(2)).await.unwrap();
         drop(transaction);
@@ -650,8 +650,8 @@ mod transactions {
         }
     }
 
-    /// The other transaction's deadlock undoes this one: the caller is told that nothing was
-    /// written.
+    /// The database rolls this transaction back because of a deadlock with another one. The error
+    /// tells the caller that nothing was written.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_deadlock_of_two_transactions_is_unavailable_for_one_of_them() {
         let Some(case) = Case::new(2).await else { return };
@@ -692,7 +692,7 @@ mod transactions {
         }
     }
 
-    /// Whatever is spawned must be `Send`, and so must every future of the store.
+    /// Spawned futures must be `Send`, so every future of the store must be.
     #[test]
     fn futures_can_be_spawned() {
         fn sent<T: Send>(_: T) {}
@@ -716,7 +716,8 @@ mod transactions {
     }
 }
 
-/// The connection that runs a statement on the case's table, and waits for a lock.
+/// Waits for a connection that waits for a lock in a statement on the case's table, and returns its
+/// id.
 async fn waiting(case: &Case) -> i64 {
     let looker = pool(&case.options, 1);
     until("a statement waits for a lock", async || {
@@ -732,7 +733,7 @@ mod lost {
 
     pub(super) async fn end(pool: &Pool, connection: i64) {
         let sql = AssertSqlSafe(ENDS.replace("{}", &connection.to_string()));
-        // It may be gone already.
+        // The connection may be closed already.
         let _ = sqlx::raw_sql(sql).execute(pool).await;
     }
 
@@ -744,7 +745,7 @@ mod lost {
             let neighbour = case.neighbour(2);
             let _ = neighbour.create(new(0, 0, Some(target(7)))).await.unwrap();
             let (before, after) = verb.rows(1);
-            // A deleted row, so that there is one to lock.
+            // A deleted row, so that the statement has a row to lock.
             let _ = neighbour.create(new(1, 1, Some(target(1)))).await.unwrap();
             let (before, after) = if before.is_none() {
                 assert!(neighbour.forget(session(1), None).await.unwrap());
@@ -779,12 +780,13 @@ mod lost {
             let (read, before, after) = (bare(read), bare(before), bare(after));
             assert!(read == before || read == after, "{verb:?}: {read:?}");
             if matches!(result, Err(StoreError::Unavailable(_))) {
-                assert_eq!(read, before, "{verb:?} said that nothing was written");
+                assert_eq!(read, before, "{verb:?} reported that nothing was written");
             }
         }
     }
 
-    /// Connections that closed while idle are not used, or nothing was written over them.
+    /// The pool does not use connections that closed while idle, or the call fails before it
+    /// writes.
     #[tokio::test]
     async fn a_connection_that_closed_in_the_pool_loses_no_write() {
         let Some(case) = Case::new(1).await else { return };
@@ -799,8 +801,8 @@ mod lost {
         }
     }
 
-    /// Connections are ended all the time under four writers with a row each. What a writer was
-    /// told is what happened.
+    /// Connections are closed continuously under four writers with a row each. The outcome that a
+    /// writer receives is the outcome in the database.
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn nothing_is_lost_or_made_twice_while_connections_end() {
         const WRITES: i64 = 150;
@@ -828,7 +830,7 @@ mod lost {
                 let (store, failures) = (store.clone(), failures.clone());
                 tokio::spawn(async move {
                     let (mut revision, mut maybe, mut unknown, mut unavailable) = (0, false, 0, 0);
-                    // Until it has met what it is here for.
+                    // Runs until a connection has ended in the middle of a write.
                     while revision < WRITES || failures.load(Ordering::Relaxed) < 3 {
                         assert!(revision < MOST, "no connection ended in the middle");
                         let write = new(s, 1, Some(target(revision + 1)));
@@ -844,7 +846,7 @@ mod lost {
                                 (revision, maybe) = (revision + 1, false);
                             }
                             Ok(Swap::Conflict(winner)) => {
-                                assert!(maybe, "nobody else writes this row: {winner:?}");
+                                assert!(maybe, "this row has no other writer: {winner:?}");
                                 assert_eq!(winner, Some(expected));
                                 (revision, maybe) = (revision + 1, false);
                             }
@@ -882,7 +884,7 @@ mod lost {
             assert_eq!(case.store.load(session(s)).await.unwrap(), Some(last));
         }
         killer.abort();
-        println!("{writes} writes, told {unknown} times unknown, {unavailable} times unavailable");
+        println!("{writes} writes, {unknown} unknown outcomes, {unavailable} unavailable");
     }
 }
 
@@ -916,11 +918,12 @@ mod dropped {
         for polls in 0.. {
             for drop_at in [verbs::Drop::After(polls), verbs::Drop::Before(polls)] {
                 let Some(case) = Case::bare(1).await else { return };
-                // With a connection that is there: to log in may take hundreds of polls, and
-                // creates nothing.
+                // With an open connection: a login may take hundreds of polls, and creates nothing.
                 drop(case.store.pool().acquire().await.unwrap());
-                until("it is back", async || (case.store.pool().num_idle() == 1).then_some(()))
-                    .await;
+                until("the connection is back in the pool", async || {
+                    (case.store.pool().num_idle() == 1).then_some(())
+                })
+                .await;
                 let first = verbs::until(drop_at, case.store.set_up()).await;
                 let again = case.neighbour(1);
                 again.set_up().await.unwrap();
@@ -931,7 +934,7 @@ mod dropped {
                     return first.unwrap();
                 }
             }
-            assert!(polls < 200, "it must end some day");
+            assert!(polls < 200, "the set-up ends within the limit of polls");
         }
     }
 }
@@ -939,7 +942,7 @@ mod dropped {
 mod many {
     use super::*;
 
-    /// A small generator, so that a run can be told from another by its seed.
+    /// A small pseudo-random generator, so that a seed reproduces its choices.
     struct Random(u64);
 
     impl Random {
@@ -952,9 +955,9 @@ mod many {
         }
     }
 
-    /// Two processes' worth of pools fight for the same rows. Each row is then a compare-and-swap
-    /// register: the writes that were applied are a chain without a gap, and every read shows a
-    /// link of it, later ones later links.
+    /// Two pools, as of two processes, write the same rows. Each row is a compare-and-swap
+    /// register: the applied writes form a chain without a gap, every read returns an element of
+    /// it, and later reads return later elements.
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn two_pools_of_sixteen_connections_contend_for_a_hundred_rows() {
         const ROWS: u64 = 100;
@@ -968,7 +971,7 @@ mod many {
                     let mut random = Random(task);
                     let (mut writes, mut reads, mut conflicts) = (Vec::new(), Vec::new(), 0);
                     for step in 0..STEPS {
-                        // Some rows are more wanted than others.
+                        // Some rows are written more often than others.
                         let most = random.below(ROWS) + 1;
                         let s = u128::from(random.below(most));
                         let target = Some(target((1 + task * STEPS + step) as i64));
@@ -987,7 +990,7 @@ mod many {
                             }
                             Swap::Conflict(winner) => {
                                 conflicts += 1;
-                                reads.push(winner.expect("nobody deletes"));
+                                reads.push(winner.expect("no writer deletes rows"));
                             }
                         }
                     }
@@ -1003,7 +1006,7 @@ mod many {
             reads.push(seen);
             for row in writes {
                 let twice = history.entry(row.session).or_default().insert(row.revision.get(), row);
-                assert_eq!(twice, None, "a revision was given twice");
+                assert_eq!(twice, None, "a revision was assigned twice");
             }
         }
         for (session, row) in &history {
@@ -1028,7 +1031,7 @@ mod many {
                 assert_eq!(
                     history[&read.session].get(&read.revision.get()),
                     Some(&read),
-                    "what nobody wrote"
+                    "the read row was not written"
                 );
                 let before = latest.insert(read.session, read.revision);
                 assert!(
@@ -1041,11 +1044,11 @@ mod many {
             "{} writes, {conflicts} conflicts",
             history.values().map(BTreeMap::len).sum::<usize>()
         );
-        assert!(conflicts > 0, "nobody fought");
+        assert!(conflicts > 0, "there was no conflict");
     }
 
-    /// Commands over a whole workspace lock many rows in one statement, in an order that the
-    /// database chooses. The stores retry after deadlocks.
+    /// Commands on a whole workspace lock many rows in one statement, in an order that the database
+    /// chooses. The stores retry after deadlocks.
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn concurrent_resets_and_writes_of_a_workspace_succeed() {
         const ROWS: u64 = 40;
@@ -1092,8 +1095,8 @@ mod many {
         for task in tasks {
             writes += task.await.unwrap();
         }
-        // Every write raised a revision by one, those to children, which resets reach as well,
-        // included.
+        // Every write raised a revision by one. This includes writes to children, which resets
+        // reach as well.
         let raised =
             case.number(&format!("SELECT CAST(sum(revision - 1) AS {NUMBER}) FROM T")).await;
         assert_eq!(raised, Some(writes as i64));

@@ -6,7 +6,7 @@ use std::future::Future;
 const LEVELS: [&str; 3] = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"];
 
 impl Case {
-    /// The same table over connections of this isolation level.
+    /// Returns a store over the same table with connections of this isolation level.
     fn at(&self, isolation: &str, connections: u32) -> Store {
         let set = ISOLATION.replace("{}", isolation);
         let pool = PoolOptions::new()
@@ -20,13 +20,15 @@ impl Case {
     }
 }
 
-/// That it waits for nobody: a lock would be held for as long as it waits.
-/// Returns how many rows were written, and whether others were left out.
+/// Runs a chunk that must not wait for locks, which would block other transactions meanwhile.
+/// Returns the number of written rows, and whether locked rows were skipped.
 async fn at_once(chunk: impl Future<Output = Result<u64, StoreError>>) -> (u64, bool) {
-    match tokio::time::timeout(Duration::from_secs(10), chunk).await.expect("it waits for somebody")
+    match tokio::time::timeout(Duration::from_secs(10), chunk)
+        .await
+        .expect("the chunk waits for a lock")
     {
         Ok(written) => (written, false),
-        Err(StoreError::LeftOut { written }) => (written, true),
+        Err(StoreError::LockedRowsSkipped { written }) => (written, true),
         Err(error) => panic!("{error:?}"),
     }
 }
@@ -47,7 +49,7 @@ async fn group_repair_skips_a_concurrent_retarget_and_does_not_undo_it() {
                 at_once(repairer.replace_agent(workspace(1), epoch(0), &target(1), &target(2), 10))
                     .await
             };
-            assert_eq!(chunk().await, (2, true), "{level}: all but the one that is locked");
+            assert_eq!(chunk().await, (2, true), "{level}: all rows but the locked one");
             assert_eq!(chunk().await, (0, true), "{level}");
             if commit {
                 order.commit().await.unwrap();
@@ -127,11 +129,11 @@ async fn a_group_repair_undoes_no_concurrent_command() {
             assert_eq!(
                 case.store.load(row.session).await.unwrap().as_ref(),
                 Some(row),
-                "{level}: undone"
+                "{level}: the command was undone"
             );
         }
         let raised: i64 = ordered.iter().map(|row| row.revision.get() - 2).sum();
-        assert_eq!(raised, written as i64, "{level}: what was written is what was said");
+        assert_eq!(raised, written as i64, "{level}: the written rows equal the reported ones");
     }
 }
 
@@ -140,8 +142,8 @@ fn is_deadlock(error: &sqlx::Error) -> bool {
     matches!(code.as_deref(), Some("40001" | "40P01"))
 }
 
-/// Two repairs, and a caller's transaction that locks the rows from the other end, and begins again
-/// if it was chosen as the victim of a deadlock.
+/// Two repairs run beside a caller's transaction, which locks the rows in the opposite order and
+/// restarts if it was chosen as the victim of a deadlock.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn concurrent_equal_and_older_repairs_write_each_row_once() {
     const ROWS: u128 = 50;
@@ -151,7 +153,7 @@ async fn concurrent_equal_and_older_repairs_write_each_row_once() {
             for s in 0..ROWS {
                 let _ = case.store.create(new(s, 1, Some(target(1)))).await.unwrap();
             }
-            // At the level at which a caller's transaction may lock what others have changed
+            // At this level the caller's transaction may lock rows that others have changed
             // meanwhile.
             let caller = case.at("READ COMMITTED", 1);
             let locks: Vec<_> = (0..ROWS)
@@ -173,9 +175,9 @@ async fn concurrent_equal_and_older_repairs_write_each_row_once() {
                             .await
                         {
                             Ok(_) => {}
-                            // InnoDB takes a lock that a repair skips for one that it waits for, if
-                            // it looks for deadlocks at that instant, and ends the transaction that
-                            // has written least.
+                            // If InnoDB looks for deadlocks at that instant, it mistakes a lock
+                            // that a repair skips for one that the repair waits for, and ends the
+                            // transaction that has written least.
                             Err(error) if is_deadlock(&error) => continue 'anew,
                             Err(error) => panic!("{error}"),
                         }
@@ -188,7 +190,7 @@ async fn concurrent_equal_and_older_repairs_write_each_row_once() {
                     let store = case.at(level, 1);
                     tokio::spawn(async move {
                         let mut written = 0;
-                        // Until there is nothing left, and not only nothing that is free.
+                        // Repeats until no row is left, locked rows included.
                         loop {
                             written += at_once(store.replace_agent(
                                 workspace(1),
@@ -221,7 +223,7 @@ async fn concurrent_equal_and_older_repairs_write_each_row_once() {
                 assert_eq!(
                     case.store.load(session(s)).await.unwrap(),
                     Some(expected),
-                    "{level}: not exactly once"
+                    "{level}: each row is written exactly once"
                 );
             }
         }

@@ -1,5 +1,5 @@
-//! Housekeeping with concurrent writers of the same rows: it does not wait for locks, and undoes
-//! nothing.
+//! Housekeeping with concurrent writers of the same rows: it does not wait for locks and undoes no
+//! write.
 
 use super::*;
 use std::future::Future;
@@ -10,7 +10,7 @@ const HOUR: Duration = Duration::from_secs(60 * 60);
 async fn at_once<T>(verb: impl Future<Output = Result<T, StoreError>>) -> T {
     tokio::time::timeout(Duration::from_secs(10), verb)
         .await
-        .expect("it waits for somebody")
+        .expect("the verb waits for a lock")
         .unwrap()
 }
 
@@ -18,7 +18,7 @@ fn ago(hours: i64) -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64 - hours * 3_600_000
 }
 
-/// In a statement that locks this row only.
+/// Returns the id of the second session, for statements that lock this row only.
 fn second() -> String {
     LITERAL.replace("{}", &session(2).into_uuid().simple().to_string())
 }
@@ -32,7 +32,7 @@ async fn end(transaction: sqlx::Transaction<'_, Database>, commit: bool) {
     }
 }
 
-/// Three rows, used two hours ago, and use recorded for three.
+/// Three rows that were used two hours ago, in a table that has recorded use for three hours.
 async fn idle_rows() -> Option<Case> {
     let case = Case::new(2).await?;
     for s in 1..=3 {
@@ -55,7 +55,7 @@ async fn a_row_used_between_selection_and_deletion_stays() {
         assert_eq!(
             at_once(case.store.purge_idle(HOUR, 10)).await,
             2,
-            "all but the one that is being used"
+            "all rows but the one in use"
         );
         assert_eq!(at_once(case.store.purge_idle(HOUR, 10)).await, 0);
         end(using, commit).await;
@@ -74,7 +74,7 @@ async fn a_row_retargeted_between_selection_and_deletion_is_deleted_later() {
         let _ = case.store.retarget_in(&mut order, session(2), workspace(2)).await.unwrap();
         assert_eq!(at_once(case.store.purge_idle(HOUR, 10)).await, 2);
         end(order, commit).await;
-        // A command is no use, since nothing was dialed.
+        // A command does not count as use, because nothing was dialed.
         assert_eq!(at_once(case.store.purge_idle(HOUR, 10)).await, 1);
         let revision = case.number("SELECT max(revision) FROM T").await;
         assert_eq!(revision, Some(if commit { 3 } else { 2 }));
@@ -91,7 +91,7 @@ async fn recording_a_use_skips_locked_rows() {
         at_once(case.store.touch(&[3, 2, 1].map(session), MINUTE)).await;
         end(order, commit).await;
         let used = format!("SELECT count(*) FROM T WHERE last_used > {}", ago(1));
-        assert_eq!(case.number(&used).await, Some(2), "all but the one that was locked");
+        assert_eq!(case.number(&used).await, Some(2), "all rows but the locked one");
         at_once(case.store.touch(&[3, 2, 1].map(session), MINUTE)).await;
         assert_eq!(case.number(&used).await, Some(if commit { 2 } else { 3 }));
     }
@@ -115,13 +115,13 @@ async fn a_tombstone_that_is_being_recreated_is_not_removed() {
         end(order, commit).await;
         assert_eq!(at_once(case.store.purge_forgotten(10)).await.gone, u64::from(!commit));
         assert_eq!(case.store.load(session(2)).await.unwrap(), commit.then_some(back));
-        // Its next life, if this was the end, begins above the floor.
+        // If the purge removed the row, its successor begins above the floor.
         let next = case.store.retarget(session(2), workspace(2)).await.unwrap();
         assert_eq!(next.revision, if commit { at(4) } else { at(3) });
     }
 }
 
-/// Each of four processes does all of it at once, over the same rows.
+/// Each of four processes runs all of housekeeping over the same rows at the same time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn four_concurrent_purges_succeed() {
     const ROWS: u128 = 60;
@@ -154,7 +154,7 @@ async fn four_concurrent_purges_succeed() {
     for task in tasks {
         deleted += task.await.unwrap();
     }
-    assert_eq!(deleted, 40, "each once");
+    assert_eq!(deleted, 40, "each row is deleted once");
     assert_eq!(case.number("SELECT max(revision) FROM T").await, Some(2));
     let rows = case.store.load_many(&all).await.unwrap();
     assert_eq!(rows.len(), 20);

@@ -11,15 +11,16 @@ async fn lock(case: &Case, sql: &str) -> sqlx::Transaction<'static, Database> {
     lock
 }
 
-/// It ends soon, says that nothing was written, and its connection is used again.
+/// Checks that the call ends soon as unavailable, and that its connection is used again.
 async fn is_unavailable_soon<T: std::fmt::Debug>(
     store: &Store,
     verb: impl Future<Output = Result<T, StoreError>>,
 ) {
     let connection: i64 = sqlx::query_scalar(WHO_AM_I).fetch_one(store.pool()).await.unwrap();
     let began = tokio::time::Instant::now();
-    let result =
-        tokio::time::timeout(Duration::from_secs(20), verb).await.expect("the server ends it");
+    let result = tokio::time::timeout(Duration::from_secs(20), verb)
+        .await
+        .expect("the server cancels the statement");
     assert!(matches!(result, Err(StoreError::Unavailable(_))), "{result:?}");
     assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
     let after: i64 = sqlx::query_scalar(WHO_AM_I).fetch_one(store.pool()).await.unwrap();
@@ -35,7 +36,7 @@ async fn a_statement_that_waits_for_a_row_is_cancelled_by_the_server() {
         let _ = store.create(new(0, 0, Some(target(7)))).await.unwrap();
         let _ = store.create(new(1, 1, Some(target(1)))).await.unwrap();
         if verb.rows(1).0.is_none() {
-            // A deleted row, so that there is one to lock.
+            // A deleted row, so that the statement has a row to lock.
             assert!(store.forget(session(1), None).await.unwrap());
         }
         let before = store.load(session(1)).await.unwrap();
@@ -71,7 +72,7 @@ async fn housekeeping_that_waits_for_the_meta_row_is_cancelled_by_the_server() {
     store.touch(&[], Duration::from_secs(60)).await.unwrap();
 }
 
-/// Also after an error.
+/// The settings are unchanged after an error as well.
 #[tokio::test]
 async fn no_setting_of_the_connection_is_changed_and_a_shorter_one_stays_in_force() {
     let Some(case) = Case::new(1).await else { return };
@@ -118,8 +119,8 @@ async fn the_callers_transaction_keeps_its_settings() {
     transaction.commit().await.unwrap();
 }
 
-/// As a layer does it whose `store_timeout` is 1.2 s, for a session whose row the application
-/// holds.
+/// Repeats a write as a layer with a `store_timeout` of 1.2 s does, while the application holds the
+/// row's lock.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn abandoned_and_repeated_writes_leave_the_pool_to_the_application() {
     let Some(case) = Case::new(8).await else { return };
@@ -146,8 +147,8 @@ async fn abandoned_and_repeated_writes_leave_the_pool_to_the_application() {
     assert!(most <= 2, "{most} statements wait in the server");
     let mut held = Vec::new();
     for _ in 0..7 {
-        // The create that was given up last holds its connection until the lock timeout has passed;
-        // then the connection is closed, and another one is opened.
+        // The create that was abandoned last holds its connection until the lock timeout has
+        // passed. Then the pool closes the connection and opens another one.
         let connection =
             tokio::time::timeout(Duration::from_secs(4), case.store.pool().acquire()).await;
         held.push(connection.expect("a connection for the application").unwrap());

@@ -18,7 +18,8 @@ mod engine {
     pub(super) const CONNECTIONS: &str =
         "SELECT CAST(id AS SIGNED) FROM information_schema.processlist
         WHERE id <> CONNECTION_ID() AND info LIKE CONCAT('%', ?, '%')";
-    /// Those that wait: one whose statement has just ended is shown with it for another moment.
+    /// Only waiting connections: one whose statement has just ended is still listed with it for a
+    /// moment.
     pub(super) const WAITING: &str = "SELECT CAST(id AS SIGNED) FROM information_schema.processlist
         WHERE id <> CONNECTION_ID() AND info LIKE CONCAT('%', ?, '%') AND time_ms >= 20";
     pub(super) const ENDS: &str = "KILL {}";
@@ -37,7 +38,7 @@ mod engine {
     pub(super) const LITERAL: &str = "UNHEX('{}')";
     pub(super) const SOME_ROWS: &[&str] = &["BEGIN", "SELECT", "UPDATE", "COMMIT"];
     pub(super) const NO_ROWS: &[&str] = &["BEGIN", "SELECT", "COMMIT"];
-    /// The same of a group repair, which also looks whether it has left rows out.
+    /// The statements of a group repair, which also counts skipped rows.
     pub(super) const GROUP_REPAIR: [&[&str]; 2] = [
         &["BEGIN", "SELECT", "UPDATE", "COMMIT", "SELECT"],
         &["BEGIN", "SELECT", "COMMIT", "SELECT"],
@@ -78,7 +79,7 @@ mod engine {
 
     pub(super) async fn check_plan_of_recent(pool: &Pool, table: &str, query: &str) {
         let plan = sqlx::query(AssertSqlSafe(format!("EXPLAIN {query}"))).bind(10);
-        // The first of the steps: the other one looks up the epoch of a row's workspace.
+        // The first step. The other one looks up the epoch of a row's workspace.
         let plan = plan.fetch_one(pool).await.unwrap();
         let text = |column: &str| plan.get::<Option<String>, _>(column).unwrap_or_default();
         assert_eq!((text("type"), text("key")), ("index".to_owned(), format!("{table}_last_used")));

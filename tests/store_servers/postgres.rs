@@ -11,26 +11,26 @@ mod engine {
 
     pub(super) const NAME: &str = "PostgreSQL";
     pub(super) const STORE: &str = "PostgresStore";
-    /// What stands around a name.
+    /// The quotation mark of a name.
     pub(super) const QUOTE: char = '"';
     /// The type of an id, another type, and what the catalog calls both.
     pub(super) const ID: [&str; 4] = ["UUID", "VARCHAR(36)", "uuid", "character varying(36)"];
     pub(super) const TEXT: &str = "TEXT";
     pub(super) const NUMBER: &str = "BIGINT";
-    /// The other connections that run a statement with a text in it; where it is known, those that
-    /// wait for a lock.
+    /// The other connections that run a statement that contains a text and, where the database
+    /// reports it, wait for a lock.
     pub(super) const CONNECTIONS: &str = "SELECT CAST(pid AS BIGINT) FROM pg_stat_activity
         WHERE pid <> pg_backend_pid() AND query LIKE '%' || $1 || '%' AND state = 'active' AND wait_event_type = 'Lock'";
     pub(super) const WAITING: &str = CONNECTIONS;
     pub(super) const ENDS: &str = "SELECT pg_terminate_backend({})";
     pub(super) const WHO_AM_I: &str = "SELECT CAST(pg_backend_pid() AS BIGINT)";
     pub(super) const NO_TABLE: &str = "relation \"{}\" does not exist";
-    /// A login without any right, and how it is called.
+    /// A login without any right, and its name.
     pub(super) const LOGIN: (&str, &str) = ("CREATE ROLE {} LOGIN PASSWORD 'guest'", "{}");
 
     /// Makes the session refuse writes.
     pub(super) const READ_ONLY: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY";
-    /// How long the connection waits for a lock.
+    /// The lock timeout of the connection.
     pub(super) const LOCK_TIMEOUT: &str = "SELECT current_setting('lock_timeout')";
     pub(super) const SHORT_LOCK_TIMEOUT: &str = "SET lock_timeout = '1s'";
     /// Makes readers wait.
@@ -40,13 +40,13 @@ mod engine {
         "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL {}";
     /// An id in a statement, from its digits.
     pub(super) const LITERAL: &str = "CAST('{}' AS UUID)";
-    /// What a verb on some rows is, if it finds any, and if it finds none.
+    /// The statements of a verb on some rows if it finds any, and if it finds none.
     pub(super) const SOME_ROWS: &[&str] = &["UPDATE"];
     pub(super) const NO_ROWS: &[&str] = &["UPDATE"];
-    /// The same of a group repair, which also says whether it has left rows out.
+    /// The statements of a group repair, which also returns the number of skipped rows.
     pub(super) const GROUP_REPAIR: [&[&str]; 2] = [&["WITH"], &["WITH"]];
 
-    /// 499 more of each row.
+    /// Inserts 499 more rows for each row.
     pub(super) const MANY_ROWS: &str = "SELECT gen_random_uuid(), workspace, agent, generation, 1 FROM T , generate_series(1, 499)";
     pub(super) const ANALYZE: &str = "ANALYZE T";
 
@@ -67,8 +67,8 @@ mod engine {
         let steps = |step: &str| plan.iter().filter(|line| line.contains(step)).count();
         let scans = ["Index Scan", "Index Only Scan"]
             .map(|scan| steps(&format!("{scan} using {table}_workspace ")));
-        // The choice of the rows, the two counts, and the difference's second look at what was
-        // written.
+        // The selection of the rows, the two counts, and the second scan of the written rows for
+        // the difference.
         assert_eq!(
             (steps("InitPlan"), steps("LockRows"), scans.iter().sum()),
             (4, 1, 3),
@@ -82,7 +82,7 @@ mod engine {
         let plan: Vec<String> =
             plan.fetch_all(pool).await.unwrap().iter().map(|line| line.get(0)).collect();
         let scans: Vec<_> = plan.iter().filter(|line| line.contains("Scan")).collect();
-        // Of the rows, and for each of them of the epoch of its workspace.
+        // A scan of the rows, and for each row a look-up of the epoch of its workspace.
         assert_eq!(
             (scans.len(), plan.iter().filter(|line| line.contains("Sort")).count()),
             (2, 0),

@@ -20,7 +20,7 @@ async fn sets_up() {
     drop(store.pool().acquire().await.unwrap());
     let number = wait_for_start();
     store.set_up().await.unwrap();
-    // A row of its own, and one that all of them want.
+    // A row of its own, and one that all of them write.
     assert!(matches!(
         store.create(new(number, 1, Some(target(1)))).await.unwrap(),
         Swap::Applied(_)

@@ -1,4 +1,4 @@
-//! How many statements a verb is, and how the database goes about it.
+//! The number of statements of each verb, and the database's plans for them.
 
 use super::*;
 use crate::traced_statements::{listen, sent, words};
@@ -40,18 +40,18 @@ async fn housekeeping_is_few_statements() {
     listen();
     let refused = store.purge_idle(minute, 10).await;
     assert!(matches!(refused, Err(StoreError::UseNotRecorded { since: None })), "{refused:?}");
-    assert_eq!(words(), ["SELECT"], "nothing that writes");
+    assert_eq!(words(), ["SELECT"], "no statement that writes");
     store.touch(&[], minute).await.unwrap();
     assert_eq!(words(), ["UPDATE"]);
     let refused = store.purge_idle(minute, 10).await;
     assert!(matches!(refused, Err(StoreError::UseNotRecorded { since: Some(_) })), "{refused:?}");
-    assert_eq!(words(), ["SELECT"], "nothing that writes");
+    assert_eq!(words(), ["SELECT"], "no statement that writes");
     store.touch(&[1, 2, 3].map(session), minute).await.unwrap();
     assert_eq!(words(), [SOME_ROWS, &["UPDATE"]].concat());
     let rows: Vec<Binding> = store.recent(10).try_collect().await.unwrap();
     assert_eq!(rows.len(), 3);
     assert_eq!(words(), ["SELECT"]);
-    // Each of them was used before the next millisecond begins.
+    // The next millisecond begins after all of them were used.
     let deleted = until("a row is idle", async || {
         match store.purge_idle(Duration::ZERO, 10).await.unwrap() {
             0 => {
@@ -65,7 +65,7 @@ async fn housekeeping_is_few_statements() {
     assert_eq!(
         words(),
         [&["SELECT"], SOME_ROWS, NO_ROWS].concat(),
-        "idle ones, and ones that were never used"
+        "idle rows, and rows that were never used"
     );
     assert_eq!(store.purge_forgotten(10).await.unwrap(), Purged::new(0, 0));
     assert_eq!(words(), ["SELECT", "SELECT"]);
@@ -96,8 +96,8 @@ async fn many_rows() -> Option<Case> {
     Some(case)
 }
 
-/// Through the index of the workspaces and in its order, so that no other row is read, locked or
-/// sorted; and chosen once.
+/// The plan selects the rows once, through the index of the workspaces and in its order, so that no
+/// other row is read, locked or sorted.
 #[tokio::test]
 async fn a_chunk_of_a_group_repair_reads_the_rows_of_its_workspace_only() {
     let Some(case) = many_rows().await else { return };
@@ -109,7 +109,7 @@ async fn a_chunk_of_a_group_repair_reads_the_rows_of_its_workspace_only() {
     check_plan_of_a_chunk(case.store.pool(), &case.table, sent()).await;
 }
 
-/// Through the index of the last uses and in its order.
+/// The plan uses the index of the last uses and its order.
 #[tokio::test]
 async fn the_rows_used_last_are_read_without_the_others() {
     let Some(case) = many_rows().await else { return };

@@ -8,11 +8,12 @@ use tracing::{
 use tracing_subscriber::{Layer, layer::Context, prelude::*};
 
 thread_local! {
-    /// The texts of what sqlx has run on this thread, if that is of interest.
+    /// The statements that sqlx has run on this thread, if the thread records them.
     static SENT: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
 }
 
-/// For all tests at once: what a subscriber of one thread misses depends on what the others do.
+/// Shared by all tests, because the events that a thread-local subscriber misses depend on the
+/// other threads.
 struct Listener;
 
 #[derive(Default)]
@@ -38,7 +39,7 @@ impl<S: Subscriber> Layer<S> for Listener {
             let mut text = Text::default();
             event.record(&mut text);
             let text = if text.statement.is_empty() { text.summary } else { text.statement };
-            // Without the setting of a statement's own, which stands in a comment before it.
+            // Removes the statement's own setting, which precedes it in a comment.
             let text =
                 text.split_once("*/ ").map_or(text.clone(), |(_, statement)| statement.to_owned());
             SENT.with_borrow_mut(|sent| sent.iter_mut().for_each(|sent| sent.push(text.clone())));
@@ -46,19 +47,19 @@ impl<S: Subscriber> Layer<S> for Listener {
     }
 }
 
-/// From now on.
+/// Begins to record the statements of this thread.
 pub(crate) fn listen() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| tracing_subscriber::registry().with(Listener).init());
     SENT.set(Some(Vec::new()));
 }
 
-/// What was run since the last look.
+/// Returns the statements since the last call.
 pub(crate) fn sent() -> Vec<String> {
     SENT.replace(Some(Vec::new())).unwrap()
 }
 
-/// The first words of it.
+/// Returns the first words of the statements since the last call.
 pub(crate) fn words() -> Vec<String> {
     sent()
         .iter()

@@ -1,4 +1,4 @@
-//! Verbs whose caller goes away, at every point where it can.
+//! Verbs whose caller drops the future, at every await point.
 
 use super::*;
 use support::verbs::{self, Drop, Verb, until};
@@ -47,7 +47,7 @@ async fn a_call_dropped_while_waiting_for_a_lock_is_executed() {
             let _ = neighbour.create(new(s, s, Some(target(1)))).await.unwrap();
         }
         let lock = neighbour.pool().begin_with("BEGIN IMMEDIATE").await.unwrap();
-        // With a connection that is free, the first poll sends the statement.
+        // With a free connection, the first poll sends the statement.
         while store.pool().num_idle() == 0 {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
@@ -83,6 +83,6 @@ async fn an_open_dropped_at_any_poll_can_be_repeated() {
                 return;
             }
         }
-        assert!(polls < 200, "it must end some day");
+        assert!(polls < 200, "the open ends within the limit of polls");
     }
 }

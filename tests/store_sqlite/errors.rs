@@ -44,9 +44,9 @@ async fn a_locked_database_is_unavailable_and_nothing_is_written() {
     }
 }
 
-/// With a rollback journal, the row is written and returned first, and the commit then has to wait
-/// for readers: a store that stops listening after the row takes a write that was rolled back for
-/// one that was made.
+/// With a rollback journal, the row is written and returned first, and the commit then waits for
+/// readers. A store that reads only the row mistakes a write that was rolled back for a committed
+/// one.
 #[tokio::test]
 async fn a_write_whose_commit_fails_is_unavailable_and_not_applied() {
     let (store, mut neighbour, _directory) = with_a_neighbour(SqliteJournalMode::Delete).await;

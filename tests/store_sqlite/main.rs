@@ -18,7 +18,7 @@ mod read_only;
 mod statements;
 mod transactions;
 
-/// A pool as an application may have it: not this crate's settings.
+/// A pool of an application, without this crate's settings.
 async fn foreign_pool(path: &Path) -> SqlitePool {
     let options = SqliteConnectOptions::new().filename(path).create_if_missing(true);
     SqlitePoolOptions::new().max_connections(4).connect_with(options).await.unwrap()
@@ -33,7 +33,7 @@ async fn in_memory() -> SqliteStore {
     store
 }
 
-/// All that the schema of a database says.
+/// Returns the schema of a database.
 async fn everything_in(pool: &SqlitePool) -> Vec<String> {
     sqlx::query_scalar(
         "SELECT type || ' ' || name || ' ' || coalesce(sql, '') FROM sqlite_master ORDER BY 1",

@@ -38,9 +38,9 @@ async fn a_path_that_cannot_be_a_file_is_an_open_error() {
     let file = directory.path().join("file");
     fs::write(&file, "").unwrap();
     for (path, why) in [
-        (directory.path().join("missing").join("bindings.db"), "its directory: "),
-        (directory.path().to_owned(), "it is a directory"),
-        (file.join("bindings.db"), "what should be its directory is a file"),
+        (directory.path().join("missing").join("bindings.db"), "the parent directory: "),
+        (directory.path().to_owned(), "the path is a directory"),
+        (file.join("bindings.db"), "the parent of the path is a file"),
         (":memory:".into(), "belongs to one connection"),
         ("file:bindings.db?mode=memory".into(), "is a URL"),
         ("sqlite://bindings.db".into(), "is a URL"),
@@ -168,10 +168,10 @@ async fn new_does_not_access_the_database() {
     let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
     let pool = SqlitePoolOptions::new().connect_lazy_with(options);
     let store = SqliteStore::new(pool.clone()).with_table("sticky").unwrap();
-    assert_eq!(pool.size(), 0, "not even a connection");
+    assert_eq!(pool.size(), 0, "no connection was opened");
     assert!(!path.exists());
 
-    // And over a database that is open, no table, no index, no other journal.
+    // Over an open database, `new` creates no table and no index, and keeps the journal mode.
     assert!(store.check().await.is_err());
     assert_eq!(everything_in(&pool).await, Vec::<String>::new());
     let mode: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&pool).await.unwrap();
@@ -216,7 +216,7 @@ async fn a_migration_with_the_public_schema_equals_set_up() {
     let opened = SqliteStore::open(directory.path().join("opened.db")).await.unwrap();
     assert_eq!(everything_in(&migrated).await, everything_in(opened.pool()).await);
 
-    // Once more changes nothing, also not the rows.
+    // A second set-up changes neither the schema nor the rows.
     let _ = store.create(new(1, 1, Some(target(1)))).await.unwrap();
     sqlx::query("UPDATE agent_bindings_meta SET revision_floor = 5")
         .execute(&migrated)
@@ -235,7 +235,7 @@ async fn a_migration_with_the_public_schema_equals_set_up() {
 #[tokio::test]
 async fn two_tables_of_one_database_are_independent() {
     let store = in_memory().await;
-    // A word of SQL is a name like any other.
+    // An SQL keyword is a valid name.
     let other = store.clone().with_table("Select").unwrap();
     other.set_up().await.unwrap();
     other.check().await.unwrap();
@@ -338,8 +338,8 @@ async fn a_removed_file_is_not_replaced_by_an_empty_one() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("bindings.db");
     let store = SqliteStore::open(&path).await.unwrap();
-    // The connection that `open` used comes back a moment later. It holds the file: `load` must not
-    // find it free.
+    // The connection that `open` used returns to the pool a moment later. It holds the removed
+    // file, so `load` must not use it.
     while store.pool().num_idle() == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }

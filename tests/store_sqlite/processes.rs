@@ -25,7 +25,7 @@ fn opens() {
     let number = wait_for_start();
     runtime.block_on(async {
         let store = SqliteStore::open(path).await.unwrap();
-        // A row of its own, and one that all of them want.
+        // A row of its own, and one that all of them write.
         assert!(matches!(
             store.create(new(number, 1, Some(target(1)))).await.unwrap(),
             Swap::Applied(_)
@@ -70,7 +70,7 @@ fn repairs() {
         let tasks: Vec<_> = (0..4)
             .map(|task| {
                 let store = store.clone();
-                // Two rows each, so that there is always a write under way.
+                // Two rows each, so that a write is always under way.
                 tokio::spawn(async move {
                     for s in (task..ROWS).step_by(4).collect::<Vec<_>>().into_iter().cycle() {
                         let swap = match store.load(session(s)).await.unwrap() {
@@ -87,7 +87,7 @@ fn repairs() {
                             }
                         };
                         let Swap::Applied(row) = swap else {
-                            panic!("nobody else writes this row: {swap:?}")
+                            panic!("this row has no other writer: {swap:?}")
                         };
                         say(format_args!("{s} {}", row.revision));
                     }
@@ -109,7 +109,8 @@ fn a_process_that_is_killed_leaves_every_row_old_or_new() {
     let (mut writes, mut unheard) = (0, 0);
     for round in 0..50_u64 {
         let mut child = child("repairs", &path);
-        // Odd rounds are killed while they start, open the file, recover what the last one left, …
+        // Odd rounds are killed while they start, open the file, recover the state of the last one,
+        // …
         let mut said: Vec<String> = Vec::new();
         if round % 2 == 0 {
             said.extend(child.hear()); // … even ones while they repair.
@@ -148,7 +149,7 @@ fn a_process_that_is_killed_leaves_every_row_old_or_new() {
                 assert_eq!(read, expected);
                 assert!(
                     revision == known || revision == known + 1,
-                    "{known} was confirmed, {revision} is there"
+                    "revision {known} was confirmed, the file has {revision}"
                 );
                 unheard += i32::from(revision > known);
                 revisions.insert(s, revision);
@@ -160,8 +161,8 @@ fn a_process_that_is_killed_leaves_every_row_old_or_new() {
         });
     }
     assert_eq!(revisions.len(), ROWS as usize);
-    assert!(writes > 100, "the children did too little to be caught at it: {writes}");
-    println!("{writes} writes confirmed, {unheard} made and not confirmed");
+    assert!(writes > 100, "the children wrote too little to be killed in a write: {writes}");
+    println!("{writes} writes confirmed, {unheard} applied and not confirmed");
 }
 
 #[test]

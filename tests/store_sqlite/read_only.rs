@@ -1,4 +1,4 @@
-//! Connections that take no writes any more, while a new one would.
+//! Connections that refuse writes, while a new one accepts them.
 
 use super::*;
 use sqlx::{Connection, SqliteConnection};
@@ -39,9 +39,9 @@ async fn commands_succeed_when_all_connections_of_the_pool_are_read_only() {
         store
             .retarget(session(s), workspace(1))
             .await
-            .unwrap_or_else(|error| panic!("order {s}: {error:?}"));
+            .unwrap_or_else(|error| panic!("command {s}: {error:?}"));
     }
-    assert!(!some_refuse_writes(store.pool()).await, "they are gone");
+    assert!(!some_refuse_writes(store.pool()).await, "the read-only connections are closed");
 }
 
 #[tokio::test]
@@ -66,7 +66,7 @@ async fn a_command_after_the_file_was_replaced_is_in_the_new_file() {
         store.pool().close().await;
     }
     let store = SqliteStore::new(foreign_pool(&path).await);
-    store.check().await.unwrap(); // it has read the old one
+    store.check().await.unwrap(); // it has read the old file
     fs::rename(&backup, &path).unwrap();
     let row = store.retarget(session(1), workspace(1)).await.unwrap();
     let mut neighbour = SqliteConnection::connect(path.to_str().unwrap()).await.unwrap();
@@ -78,7 +78,7 @@ async fn a_command_after_the_file_was_replaced_is_in_the_new_file() {
     assert_eq!(row.workspace, workspace(1));
 }
 
-/// It is nowhere else: closing the connection would take every row with it.
+/// The database exists only in the connection: closing it would lose every row.
 #[tokio::test]
 async fn a_temporarily_read_only_in_memory_database_loses_no_row() {
     let store = in_memory().await;

@@ -1,4 +1,4 @@
-//! How many statements a verb is, counted by SQLite itself.
+//! The number of statements of each verb, counted by SQLite itself.
 
 use super::*;
 use libsqlite3_sys::{SQLITE_TRACE_STMT, sqlite3_trace_v2};
@@ -16,7 +16,7 @@ fn bare(generation: i64) -> Arc<Target> {
     Arc::new(Target::new(target(generation).agent))
 }
 
-/// What SQLite has begun to run on the one connection of the store.
+/// The statements that SQLite has begun on the one connection of the store.
 struct Trace {
     store: SqliteStore,
     begun: &'static Mutex<Vec<String>>,
@@ -57,8 +57,8 @@ impl Trace {
         Self { store, begun }
     }
 
-    /// The first words of what was begun since the last look; not what SQLite runs inside a
-    /// statement, which it marks.
+    /// Returns the first words of the statements that began since the last call, without the nested
+    /// statements of SQLite, which are marked.
     fn begun(&self) -> Vec<String> {
         let begun = std::mem::take(&mut *self.begun.lock().unwrap());
         let outer = begun.into_iter().filter(|text| !text.starts_with("--"));
@@ -157,7 +157,7 @@ async fn the_primary_key_and_the_index_are_used() {
         reset.await,
         "SEARCH agent_bindings USING INDEX agent_bindings_workspace (workspace=?)"
     );
-    // The index ends in the key: nothing is left to sort.
+    // The index ends in the key, so nothing needs to be sorted.
     let chunk = plan(
         "EXPLAIN QUERY PLAN SELECT session FROM agent_bindings WHERE workspace = ?1 AND generation < ?2
          ORDER BY session LIMIT ?3",

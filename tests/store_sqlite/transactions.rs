@@ -25,12 +25,12 @@ async fn a_retarget_in_a_transaction_is_visible_after_its_commit_only() {
     assert_eq!(
         store.load(session(1)).await.unwrap(),
         Some(before.clone()),
-        "others do not see it yet"
+        "other connections do not see the write before the commit"
     );
     transaction.rollback().await.unwrap();
     assert_eq!(store.load(session(1)).await.unwrap(), Some(before.clone()));
 
-    // A transaction that is dropped is rolled back, too.
+    // A dropped transaction is rolled back.
     let mut transaction = store.pool().begin().await.unwrap();
     let _ = store.retarget_in(&mut transaction, session(1), workspace(2)).await.unwrap();
     drop(transaction);
@@ -77,15 +77,15 @@ async fn a_transaction_with_a_stale_snapshot_fails() {
         .await
         .unwrap();
     let meanwhile = store.retarget(session(1), workspace(2)).await.unwrap();
-    // Its snapshot is old, SQLite will not let it write: nothing was written, and a new transaction
-    // may try again.
+    // SQLite refuses writes of a transaction with an old snapshot: nothing was written, and a new
+    // transaction may retry.
     let error = store.retarget_in(&mut transaction, session(1), workspace(3)).await.unwrap_err();
     assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
     transaction.rollback().await.unwrap();
     assert_eq!(store.load(session(1)).await.unwrap(), Some(meanwhile));
 }
 
-/// Whatever is spawned must be `Send`, and so must every future of the store.
+/// Spawned futures must be `Send`, so every future of the store must be.
 #[test]
 fn futures_can_be_spawned() {
     fn sent<T: Send>(_: T) {}

@@ -90,7 +90,7 @@ pub(in crate::http) struct Member<B> {
     pub(in crate::http) idle_since: Instant,
 }
 
-/// What a request needs from the pool.
+/// The demand of a request on the pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::http) enum Wants {
     /// A pooled connection, or a permit to dial one.
@@ -107,7 +107,7 @@ pub(in crate::http) struct Waiter<B> {
     pub(in crate::http) grant: oneshot::Sender<Grant<B>>,
 }
 
-/// What the pool grants to a request.
+/// The pool's grant to a request.
 pub(in crate::http) enum Grant<B> {
     /// A pooled connection.
     Lease(Lease<B>),

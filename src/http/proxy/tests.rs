@@ -55,7 +55,7 @@ fn asked(version: Version) -> request::Builder {
 
 #[test]
 fn each_header_of_a_request_crosses_by_its_rule() {
-    // What is there afterwards, or the status of the refusal, for each of the five pairs of
+    // The headers after the conversion, or the status of the refusal, for each of the five pairs of
     // versions.
     let nothing = [""; 5];
     let same = |value: &'static str| [value; 5];
@@ -185,7 +185,7 @@ fn cookies_are_joined_in_every_version() {
 #[test]
 fn the_gateways_cookies_do_not_reach_agents() {
     let own = || hop(Version::HTTP_11).with_own_cookie("session").with_own_cookie("__Host-csrf");
-    // what is sent, what is left
+    // sent cookies, forwarded cookies
     let table: [(&[&str], &str); 8] = [
         (&["session=x"], ""),
         (&["a=1; session=x; b=2"], "a=1; b=2"),
@@ -287,8 +287,8 @@ fn max_forwards_is_counted_for_options_and_trace() {
 #[test]
 fn configured_headers_are_forwarded_or_removed() {
     let hop = Hop::new()
-        .hand_on("X-Forwarded-For")
-        .hand_on("x-auth-request-*")
+        .forward("X-Forwarded-For")
+        .forward("x-auth-request-*")
         .remove("X-Tenant-*")
         .remove("x-mine");
     let sent = [
@@ -311,7 +311,7 @@ fn configured_headers_are_forwarded_or_removed() {
     assert_eq!(values(headers, "x-auth-request-user"), "me");
     assert_eq!(values(headers, "x-others"), "2");
     assert!(!headers.contains_key("x-tenant-id") && !headers.contains_key("x_mine"));
-    // What is not sent is set.
+    // Headers that the client did not send are set.
     let mut request = asked(Version::HTTP_11).body(()).unwrap();
     let _ = hop.request(&mut request, &client()).unwrap();
     assert_eq!(values(request.headers(), "x-forwarded-for"), "10.0.0.1");
@@ -556,7 +556,7 @@ fn connect_is_rejected_except_for_allowed_protocols() {
 
 #[test]
 fn each_header_of_a_response_crosses_by_its_rule() {
-    // status, header, what is left of it
+    // status, header, forwarded header
     let table = [
         (200, "connection", "close, x-mine", Ok("")),
         (200, "keep-alive", "timeout=5", Ok("")),

@@ -39,7 +39,7 @@ impl MySqlStore {
         if written < condition.limit
             && !self.read((&statements.behind, condition.values)).await?.is_empty()
         {
-            return Err(StoreError::LeftOut { written });
+            return Err(StoreError::LockedRowsSkipped { written });
         }
         Ok(written)
     }

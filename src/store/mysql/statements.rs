@@ -104,7 +104,7 @@ impl Statements {
     pub(super) fn for_table(table: &str, lock_timeout: Duration) -> Self {
         let (t, epochs) = (format!("`{table}`"), format!("`{table}_epochs`"));
         let read = &*read(&t, &epochs);
-        let patiently = patiently(lock_timeout);
+        let set_lock_timeout = set_lock_timeout(lock_timeout);
         // NULL, which the table rejects, if the meta row is missing: no revision may start below
         // the floor.
         let floor = format!("(SELECT revision_floor FROM `{table}_meta`)");
@@ -157,60 +157,60 @@ impl Statements {
         );
 
         Self {
-            load: statement(format!("{patiently}SELECT {read} FROM {t} WHERE session = ? AND workspace IS NOT NULL")),
+            load: statement(format!("{set_lock_timeout}SELECT {read} FROM {t} WHERE session = ? AND workspace IS NOT NULL")),
             claim: statement(format!(
-                "{patiently}INSERT INTO {t} (session, revision, deleted_at) VALUES (?, {floor}, 0)
+                "{set_lock_timeout}INSERT INTO {t} (session, revision, deleted_at) VALUES (?, {floor}, 0)
                  ON DUPLICATE KEY UPDATE session = {t}.session"
             )),
             fill: statement(format!(
-                "{patiently}UPDATE {t} SET workspace = ?, agent = ?, build = ?, generation = ?, address = ?,
+                "{set_lock_timeout}UPDATE {t} SET workspace = ?, agent = ?, build = ?, generation = ?, address = ?,
                      epoch = ?, revision = revision + 1, deleted_at = NULL, created_at = ?
                  WHERE session = ? AND workspace IS NULL"
             )),
             compare_and_swap: statement(format!(
-                "{patiently}UPDATE {t} SET {other_agent},
+                "{set_lock_timeout}UPDATE {t} SET {other_agent},
                      address = ?, build = ?, generation = ?, agent = ?, epoch = ?, workspace = ?,
                      revision = revision + 1
                  WHERE session = ? AND revision = ? AND workspace IS NOT NULL"
             )),
-            retarget: statement(format!("{patiently}{retarget}")),
+            retarget: statement(format!("{set_lock_timeout}{retarget}")),
             retarget_in: statement(retarget),
             unbind: statement(format!(
-                "{patiently}UPDATE {t} SET {drop_target}, revision = revision + 1
+                "{set_lock_timeout}UPDATE {t} SET {drop_target}, revision = revision + 1
                  WHERE session = ? AND workspace IS NOT NULL"
             )),
             delete: statement(format!(
-                "{patiently}UPDATE {t} SET {drop_target}, workspace = NULL, revision = revision + 1, deleted_at = ?,
+                "{set_lock_timeout}UPDATE {t} SET {drop_target}, workspace = NULL, revision = revision + 1, deleted_at = ?,
                      last_used = NULL
                  WHERE session = ? AND workspace IS NOT NULL AND (? IS NULL OR revision = ?)"
             )),
             // An UPDATE of two tables does not guarantee the order of assignments; here none
             // depends on another.
             inherit: statement(format!(
-                "{patiently}UPDATE {t} AS child JOIN {t} AS parent ON parent.session = ?
+                "{set_lock_timeout}UPDATE {t} AS child JOIN {t} AS parent ON parent.session = ?
                  SET child.workspace = parent.workspace, child.agent = parent.agent, child.build = parent.build,
                      child.generation = parent.generation, child.address = parent.address, child.epoch = parent.epoch,
                      child.revision = child.revision + 1, child.deleted_at = NULL, child.created_at = ?
                  WHERE child.session = ? AND child.workspace IS NULL AND parent.workspace IS NOT NULL"
             )),
             raise_epoch: statement(format!(
-                "{patiently}INSERT INTO {epochs} (workspace, epoch) VALUES (?, 1)
+                "{set_lock_timeout}INSERT INTO {epochs} (workspace, epoch) VALUES (?, 1)
                  ON DUPLICATE KEY UPDATE epoch = {epochs}.epoch + 1"
             )),
             epoch: statement(format!("SELECT epoch FROM {epochs} WHERE workspace = ?")),
             // Includes rows without a target: a repair that read such a row before the command must
             // not write after it.
             drop_targets: statement(format!(
-                "{patiently}UPDATE {t} SET {drop_target}, revision = revision + 1 WHERE workspace = ?"
+                "{set_lock_timeout}UPDATE {t} SET {drop_target}, revision = revision + 1 WHERE workspace = ?"
             )),
             replace_older: replaced("workspace = ? AND epoch = ? AND generation < ?"),
             replace_agent: replaced(
                 "workspace = ? AND epoch = ? AND agent = ? AND generation IS NULL AND NOT (agent = ? AND address <=> ?)",
             ),
             load_many: statement(format!(
-                "{patiently}SELECT {read} FROM {t} WHERE workspace IS NOT NULL AND session IN {LIST}"
+                "{set_lock_timeout}SELECT {read} FROM {t} WHERE workspace IS NOT NULL AND session IN {LIST}"
             )),
-            housekeeping: HousekeepingStatements::for_table(table, read, &patiently, &drop_target, choose, write),
+            housekeeping: HousekeepingStatements::for_table(table, read, &set_lock_timeout, &drop_target, choose, write),
         }
     }
 }
@@ -219,7 +219,7 @@ impl HousekeepingStatements {
     fn for_table(
         table: &str,
         read: &str,
-        patiently: &str,
+        set_lock_timeout: &str,
         drop_target: &str,
         choose: impl Fn(&str, &str) -> SqlStr,
         write: impl Fn(&str, &str) -> SqlStr,
@@ -245,7 +245,7 @@ impl HousekeepingStatements {
                 write: write("last_used = ?", not_used_since),
             },
             mark_recorded: statement(format!(
-                "{patiently}UPDATE {meta} SET
+                "{set_lock_timeout}UPDATE {meta} SET
                      use_recorded_since = CASE
                          WHEN use_recorded_until >= ? AND use_recorded_since IS NOT NULL THEN use_recorded_since
                          ELSE ? END,
@@ -265,7 +265,7 @@ impl HousekeepingStatements {
             },
             deleted_before: statement(format!("SELECT count(*), max(revision) FROM {t} WHERE deleted_at < ?")),
             raise_floor: statement(format!(
-                "{patiently}UPDATE {meta} SET revision_floor = ?, floor_raised_at = ?
+                "{set_lock_timeout}UPDATE {meta} SET revision_floor = ?, floor_raised_at = ?
                  WHERE id = 1 AND revision_floor < ? AND (floor_raised_at IS NULL OR floor_raised_at <= ?)"
             )),
         }
@@ -319,7 +319,7 @@ impl Statements {
 /// The server ends the wait, since sqlx cannot cancel a statement when the caller stops waiting. In
 /// MariaDB it is a setting of the one statement, and never raises the connection's timeout. In
 /// MySQL, which has no such setting, it is a comment.
-fn patiently(lock_timeout: Duration) -> String {
+fn set_lock_timeout(lock_timeout: Duration) -> String {
     let seconds = lock_timeout.as_millis().div_ceil(1000);
     let at_most = |variable: &str| format!("{variable} = LEAST(@@{variable}, {seconds})");
     let (row, table) = (at_most("innodb_lock_wait_timeout"), at_most("lock_wait_timeout"));

@@ -17,7 +17,7 @@ use std::time::Duration;
 /// locked, since it depends on no row.
 pub(super) fn for_table(table: &str, lock_timeout: Duration) -> Statements {
     let t = format!("\"{table}\"");
-    let in_order = format!(
+    let lock_in_key_order = format!(
         "AND session IN (SELECT session FROM {t} WHERE workspace = $1 ORDER BY session FOR UPDATE)"
     );
     // The array is computed once, before the first row is written. A plain IN may be evaluated
@@ -29,7 +29,7 @@ pub(super) fn for_table(table: &str, lock_timeout: Duration) -> Statements {
     };
     // The count reads the rows as of before the write. A row that another transaction wrote in
     // between counts as skipped, which costs one unnecessary repetition.
-    let left_out = |write: String, rows: &str| {
+    let with_skipped_count = |write: String, rows: &str| {
         format!(
             "WITH written AS ({write} RETURNING 1)
                  SELECT (SELECT count(*) FROM written),
@@ -39,15 +39,21 @@ pub(super) fn for_table(table: &str, lock_timeout: Duration) -> Statements {
     };
     let listed = |number| format!("session = ANY (${number})");
     let limit = lock_timeout.as_millis();
-    let patiently = format!(
+    let set_lock_timeout = format!(
         "(SELECT set_config('lock_timeout', CASE
                  WHEN CAST(current_setting('lock_timeout') AS INTERVAL) BETWEEN INTERVAL '1 ms' AND INTERVAL '{limit} ms'
                  THEN current_setting('lock_timeout') ELSE '{limit}ms' END, TRUE)) IS NOT NULL"
     );
-    let (in_order, patiently) = (&*in_order, &*patiently);
+    let (lock_in_key_order, set_lock_timeout) = (&*lock_in_key_order, &*set_lock_timeout);
     Statements::new(
         table,
-        &Dialect { in_order, patiently, some: &some, left_out: &left_out, listed },
+        &Dialect {
+            lock_in_key_order,
+            set_lock_timeout,
+            some: &some,
+            with_skipped_count: &with_skipped_count,
+            listed,
+        },
     )
 }
 

@@ -51,7 +51,8 @@ pub(in crate::store) struct Statements {
 
 impl Statements {
     pub(in crate::store) fn new(table: &str, dialect: &Dialect<'_>) -> Self {
-        let Dialect { in_order, patiently, some, left_out, listed } = dialect;
+        let Dialect { lock_in_key_order, set_lock_timeout, some, with_skipped_count, listed } =
+            dialect;
         let (t, epochs) = (format!("\"{table}\""), format!("\"{table}_epochs\""));
         let read = &*read(&t, &epochs);
         // NULL, which the table rejects, if the meta row is missing: no revision may start below
@@ -79,7 +80,7 @@ impl Statements {
                 remember("$2 IS DISTINCT FROM agent"),
                 some(behind, "ORDER BY session LIMIT $7")
             );
-            left_out(write, behind)
+            with_skipped_count(write, behind)
         };
         let keep = |column: &str| {
             format!(
@@ -113,20 +114,20 @@ impl Statements {
         // Includes rows without a target: a repair that read such a row before the command must not
         // write after it.
         let raise_epoch = format!(
-            "INSERT INTO {epochs} (workspace, epoch) SELECT $1, 1 WHERE {patiently}
+            "INSERT INTO {epochs} (workspace, epoch) SELECT $1, 1 WHERE {set_lock_timeout}
              ON CONFLICT (workspace) DO UPDATE SET epoch = {epochs}.epoch + 1 RETURNING epoch"
         );
         let drop_targets = format!(
             "UPDATE {t} SET {no_agent},
                  agent = NULL, build = NULL, generation = NULL, address = NULL, revision = revision + 1
-             WHERE workspace = $1 {in_order}"
+             WHERE workspace = $1 {lock_in_key_order}"
         );
 
         Self {
             load: statement(format!("SELECT {read} FROM {t} WHERE session = $1 AND workspace IS NOT NULL")),
             create: statement(format!(
                 "INSERT INTO {t} (session, workspace, agent, build, generation, address, epoch, revision, created_at)
-                 SELECT $1, $2, $3, $4, $5, $6, $7, {first_revision}, $8 WHERE {patiently}
+                 SELECT $1, $2, $3, $4, $5, $6, $7, {first_revision}, $8 WHERE {set_lock_timeout}
                  {over_a_deleted_row}
                  RETURNING {read}"
             )),
@@ -134,28 +135,28 @@ impl Statements {
                 "UPDATE {t} SET {other_agent},
                      workspace = $2, agent = $3, build = $4, generation = $5, address = $6, epoch = $7,
                      revision = revision + 1
-                 WHERE session = $1 AND revision = $8 AND workspace IS NOT NULL AND {patiently}
+                 WHERE session = $1 AND revision = $8 AND workspace IS NOT NULL AND {set_lock_timeout}
                  RETURNING {read}"
             )),
-            retarget: retarget(patiently),
+            retarget: retarget(set_lock_timeout),
             retarget_in: retarget("TRUE"),
             unbind: statement(format!(
                 "UPDATE {t} SET {no_agent},
                      agent = NULL, build = NULL, generation = NULL, address = NULL, revision = revision + 1
-                 WHERE session = $1 AND workspace IS NOT NULL AND {patiently}
+                 WHERE session = $1 AND workspace IS NOT NULL AND {set_lock_timeout}
                  RETURNING {read}"
             )),
             delete: statement(format!(
                 "UPDATE {t} SET {no_agent},
                      workspace = NULL, agent = NULL, build = NULL, generation = NULL, address = NULL,
                      revision = revision + 1, deleted_at = $3, last_used = NULL
-                 WHERE session = $1 AND workspace IS NOT NULL AND ($2 IS NULL OR revision = $2) AND {patiently}"
+                 WHERE session = $1 AND workspace IS NOT NULL AND ($2 IS NULL OR revision = $2) AND {set_lock_timeout}"
             )),
             inherit: statement(format!(
                 "INSERT INTO {t} (session, workspace, agent, build, generation, address, epoch, revision, created_at)
                  SELECT $1, parent.workspace, parent.agent, parent.build, parent.generation, parent.address,
                      parent.epoch, {first_revision}, $3
-                 FROM {t} AS parent WHERE parent.session = $2 AND parent.workspace IS NOT NULL AND {patiently}
+                 FROM {t} AS parent WHERE parent.session = $2 AND parent.workspace IS NOT NULL AND {set_lock_timeout}
                  {over_a_deleted_row}
                  RETURNING {read}"
             )),

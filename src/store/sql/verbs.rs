@@ -143,7 +143,7 @@ pub(in crate::store) async fn replace_agent(
         }
     };
     match replaced? {
-        (written, true) => Err(StoreError::LeftOut { written }),
+        (written, true) => Err(StoreError::LockedRowsSkipped { written }),
         (written, false) => Ok(written),
     }
 }

@@ -123,12 +123,12 @@ impl TableLocation {
             return None; // no file at all, or one whose directory depends on when one looks
         }
         if self.file.is_dir() {
-            return Some("it is a directory".to_owned());
+            return Some("the path is a directory".to_owned());
         }
         match std::fs::metadata(self.file.parent()?) {
             Ok(parent) if parent.is_dir() => None,
-            Ok(_) => Some("what should be its directory is a file".to_owned()),
-            Err(error) => Some(format!("its directory: {error}")),
+            Ok(_) => Some("the parent of the path is a file".to_owned()),
+            Err(error) => Some(format!("the parent directory: {error}")),
         }
     }
 }

@@ -24,10 +24,16 @@ pub(super) fn for_table(table: &str) -> Statements {
         format!("session IN (SELECT session FROM {t} WHERE {rows} {which})")
     };
     let listed = |_| format!("session IN {LIST}");
-    let left_out = |write: String, _: &str| write;
+    let with_skipped_count = |write: String, _: &str| write;
     Statements::new(
         table,
-        &Dialect { in_order: "", patiently: "TRUE", some: &some, left_out: &left_out, listed },
+        &Dialect {
+            lock_in_key_order: "",
+            set_lock_timeout: "TRUE",
+            some: &some,
+            with_skipped_count: &with_skipped_count,
+            listed,
+        },
     )
 }
 

@@ -69,7 +69,7 @@ impl Scene {
         self.facts.choose(&row, read, now)
     }
 
-    /// What is dialed, and since when that is in doubt.
+    /// Returns the target to dial, and since when it is in doubt.
     fn dials(
         &mut self,
         row: Option<&str>,
@@ -81,7 +81,7 @@ impl Scene {
         (choice.target().cloned(), doubt)
     }
 
-    /// Since when the session of this row is in doubt.
+    /// Returns since when the session of this row is in doubt.
     fn doubt(&mut self, row: &str, now: u64) -> Option<u64> {
         let (dialed, doubt) = self.dials(Some(row), 0, now);
         assert_eq!(dialed, Some(target(row)));
@@ -89,7 +89,7 @@ impl Scene {
     }
 }
 
-/// What is known, and from whom.
+/// The known target and its origin.
 enum Known {
     Nothing,
     /// Read in a row then.

@@ -61,7 +61,7 @@ fn a_later_epoch_gets_a_new_state_and_an_earlier_one_does_not() {
     let first = state(&workspaces, 1);
     let later = workspaces.state(workspace(1), Epoch::new(2));
     assert!(!Arc::ptr_eq(&first, &later));
-    assert!(first.supersedes(&target("a5")), "whoever holds it looks its row up again");
+    assert!(first.supersedes(&target("a5")), "its holders look their rows up again");
     assert!(!later.supersedes(&target("a5")));
     for epoch in [0, 1, 2] {
         assert!(Arc::ptr_eq(&workspaces.state(workspace(1), Epoch::new(epoch)), &later), "{epoch}");

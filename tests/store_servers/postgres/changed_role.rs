@@ -1,4 +1,4 @@
-//! Connections of PostgreSQL whose role is not that of a new one any more.
+//! PostgreSQL connections whose role has changed since they were opened.
 
 use super::engine::*;
 use sqlx::{AssertSqlSafe, Executor};
@@ -9,7 +9,7 @@ use std::sync::{
 use support::{rows::*, servers};
 use tower_bound_agent::store::{BindingStore, StoreError};
 
-/// A store over so many connections, the first of which have the rights of a role without any.
+/// A store over a pool whose first connections have a role without any privilege.
 async fn store(connections: u32, without_rights: u32) -> Option<(Store, Arc<AtomicU32>)> {
     let (options, table, made) = (options()?, servers::table(), Arc::new(AtomicU32::new(0)));
     let owner = Store::new(PoolOptions::new().connect_lazy_with(options.clone()))
@@ -54,10 +54,10 @@ async fn commands_succeed_when_only_new_connections_have_the_privileges() {
         store
             .retarget(session(s), workspace(1))
             .await
-            .unwrap_or_else(|error| panic!("order {s}: {error:?}"));
+            .unwrap_or_else(|error| panic!("command {s}: {error:?}"));
     }
     let made = made.load(Ordering::Relaxed);
-    assert!((9..=16).contains(&made), "each of them was replaced at most once: {made}");
+    assert!((9..=16).contains(&made), "each connection was replaced at most once: {made}");
 }
 
 #[tokio::test]

@@ -284,7 +284,7 @@ impl Model {
                 self.reading = false;
                 let place = self.attempt.target().cloned();
                 self.known(*said);
-                if same_place(place.as_ref(), self.attempt.target()) {
+                if same_endpoint(place.as_ref(), self.attempt.target()) {
                     self.attempt.on_row_unchanged();
                 }
             }
@@ -298,7 +298,7 @@ impl Model {
             }
             _ => return,
         }
-        if !same_place(before.as_ref(), self.attempt.target()) {
+        if !same_endpoint(before.as_ref(), self.attempt.target()) {
             self.dials = 0;
         }
     }
@@ -308,7 +308,7 @@ impl Model {
         let said = if matches!(said, Said::Older) { Said::Same } else { said };
         let Some(target) = self.target(said) else { return };
         let doubt = self.agents.is_multiple_of(3).then_some(self.now - ms(10));
-        let elsewhere = !same_place(self.attempt.target(), Some(&target));
+        let elsewhere = !same_endpoint(self.attempt.target(), Some(&target));
         self.told = self.told.max(target.generation);
         assert_eq!(self.attempt.on_known(&target, doubt, self.now), elsewhere);
         assert_eq!(self.attempt.target(), Some(&target));
@@ -328,7 +328,7 @@ impl Model {
                 Command::Dial(target) => {
                     assert_eq!(self.attempt.target(), Some(target));
                     assert!(self.now < self.zero + ms(DEADLINE), "dialed at the deadline");
-                    let hangs = !self.connected && same_place(self.dial.as_ref(), Some(target));
+                    let hangs = !self.connected && same_endpoint(self.dial.as_ref(), Some(target));
                     let starts_over = hangs
                         && (self.progress.answers == Answers::Later
                             || std::mem::take(&mut self.probing));
@@ -397,7 +397,7 @@ impl Model {
                     }
                     let dialed = self.dial.as_ref().expect("a dial");
                     assert!(self.connected, "nothing is connected");
-                    assert!(same_place(Some(dialed), self.attempt.target()));
+                    assert!(same_endpoint(Some(dialed), self.attempt.target()));
                     let serves = self.attempt.target().and_then(|target| target.generation);
                     assert!(serves >= self.told, "{serves:?} is older than {:?}", self.told);
                     self.end(command);
@@ -457,9 +457,9 @@ impl Model {
     }
 }
 
-fn same_place(one: Option<&Arc<Target>>, other: Option<&Arc<Target>>) -> bool {
+fn same_endpoint(one: Option<&Arc<Target>>, other: Option<&Arc<Target>>) -> bool {
     match (one, other) {
-        (Some(one), Some(other)) => one.same_place(other),
+        (Some(one), Some(other)) => one.same_endpoint(other),
         (None, None) => true,
         _ => false,
     }

@@ -36,7 +36,7 @@ impl HousekeepingStatements {
         dialect: &Dialect<'_>,
     ) -> Self {
         let (t, meta) = (format!("\"{table}\""), format!("\"{table}_meta\""));
-        let Dialect { some, listed, patiently, .. } = dialect;
+        let Dialect { some, listed, set_lock_timeout, .. } = dialect;
         let not_used_since = "workspace IS NOT NULL AND (last_used IS NULL OR last_used < $1)";
         let idle = "workspace IS NOT NULL AND last_used < $1";
         let unused = "workspace IS NOT NULL AND last_used IS NULL AND created_at < $1";
@@ -67,7 +67,7 @@ impl HousekeepingStatements {
                          WHEN use_recorded_until >= $2 AND use_recorded_since IS NOT NULL THEN use_recorded_since
                          ELSE $1 END,
                      use_recorded_until = $1, use_recorded_gap = $3
-                 WHERE id = 1 AND {patiently}"
+                 WHERE id = 1 AND {set_lock_timeout}"
             )),
             delete_idle: delete(idle, "last_used DESC NULLS LAST"),
             delete_unused: delete(unused, "created_at"),
@@ -79,7 +79,7 @@ impl HousekeepingStatements {
             raise_floor: statement(format!(
                 "UPDATE {meta} SET revision_floor = $1, floor_raised_at = $2
                  WHERE id = 1 AND revision_floor < $1 AND (floor_raised_at IS NULL OR floor_raised_at <= $3)
-                     AND {patiently}"
+                     AND {set_lock_timeout}"
             )),
         }
     }

@@ -308,7 +308,9 @@ pub async fn a_group_repair_undoes_no_order_given_beside_it<St: BindingStore>(st
                 match chunk.await {
                     Ok(0) => return,
                     // The orders beside it lock rows.
-                    Ok(_) | Err(StoreError::LeftOut { .. }) => tokio::task::yield_now().await,
+                    Ok(_) | Err(StoreError::LockedRowsSkipped { .. }) => {
+                        tokio::task::yield_now().await
+                    }
                     Err(error) => return ok("replace_agent", Err(error)),
                 }
             }

@@ -1,12 +1,12 @@
-//! What has happened so far, as far as an error must be justified by it.
+//! The earlier events that may justify an error.
 
-use crate::plant::Plant;
+use crate::truth::Truth;
 use tokio::time::Instant;
 use tower_bound_agent::{
     Binding, Resolution, Revision, SessionId, Target, WorkspaceId, store::StoreError,
 };
 
-/// Of two that fall into one instant, one is earlier.
+/// A point in time. Of two events at the same instant, one has the smaller number.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 pub(crate) struct Moment {
     pub(crate) number: u64,
@@ -14,21 +14,22 @@ pub(crate) struct Moment {
 }
 
 #[derive(Default)]
-pub(crate) struct Chronicle {
+pub(crate) struct History {
     moments: u64,
     /// All questions of all processes, in the order in which they began.
     pub(crate) questions: Vec<Question>,
-    /// The statements about one row each.
+    /// The statements that concern one row each.
     pub(crate) statements: Vec<Statement>,
-    /// What each process has been told of rows, by whatever statement.
-    pub(crate) sights: Vec<Sight>,
-    /// The agents that each process has heard of, and when first.
-    pub(crate) heard_of: Vec<HeardOf>,
-    /// When something made a process doubt what it knew: a hint, a report, a call that was dropped.
+    /// The rows that each process has received, from any statement.
+    pub(crate) observations: Vec<Observation>,
+    /// The agents that each process knows, and since when.
+    pub(crate) known_agents: Vec<KnownAgent>,
+    /// The times at which a process began to doubt its known targets: a hint, a report, a dropped
+    /// call.
     pub(crate) doubts: Vec<(usize, Moment)>,
-    /// When the world changed last otherwise than by the layers' own doing.
+    /// The last change that was not made by the layers.
     pub(crate) disturbed: u64,
-    /// Statements that were given up, and will be carried out.
+    /// Statements that their callers have abandoned and that will still be executed.
     pub(crate) overdue: usize,
     /// Commands under way.
     pub(crate) commands: usize,
@@ -43,7 +44,7 @@ pub(crate) struct Question {
 }
 
 pub(crate) struct Statement {
-    /// It writes over the row. The others find a row, or create the one that they do not find.
+    /// The statement overwrites the row. Other statements read a row, or create a missing one.
     pub(crate) is_swap: bool,
     pub(crate) process: usize,
     pub(crate) session: SessionId,
@@ -55,11 +56,11 @@ pub(crate) struct Statement {
 pub(crate) enum Found {
     Row(Binding),
     Nothing,
-    /// What the statement failed with; `None` if it was given up.
+    /// The statement's error; `None` if its caller has abandoned it.
     Error(Option<String>),
 }
 
-pub(crate) struct Sight {
+pub(crate) struct Observation {
     pub(crate) process: usize,
     pub(crate) session: SessionId,
     pub(crate) revision: Revision,
@@ -67,14 +68,14 @@ pub(crate) struct Sight {
     pub(crate) workspace: Option<WorkspaceId>,
 }
 
-pub(crate) struct HeardOf {
+pub(crate) struct KnownAgent {
     pub(crate) process: usize,
     pub(crate) workspace: WorkspaceId,
     pub(crate) at: Moment,
     pub(crate) target: Target,
 }
 
-impl Chronicle {
+impl History {
     pub(crate) fn now(&mut self) -> Moment {
         self.moments += 1;
         Moment { number: self.moments, at: Instant::now() }
@@ -94,7 +95,7 @@ impl Chronicle {
         self.questions.push(Question { process, workspace, began, ended: None });
     }
 
-    /// The question of this process about the workspace has ended. There is one at a time.
+    /// Records the end of this process's question about the workspace. At most one runs at a time.
     pub(crate) fn answered(
         &mut self,
         process: usize,
@@ -105,31 +106,38 @@ impl Chronicle {
         let mut open = self.questions.iter_mut().rev().filter(|question| question.ended.is_none());
         let asked =
             open.find(|question| (question.process, question.workspace) == (process, workspace));
-        asked.expect("what is answered was asked").ended = Some((now, said));
+        asked.expect("an answer belongs to a question").ended = Some((now, said));
     }
 
     pub(crate) fn sees(&mut self, process: usize, row: &Binding) {
         let Binding { session, workspace, revision, .. } = *row;
-        self.sights.push(Sight { process, session, revision, workspace: Some(workspace) });
+        self.observations.push(Observation {
+            process,
+            session,
+            revision,
+            workspace: Some(workspace),
+        });
         if let Some(target) = &row.target {
             self.hears_of(process, row.workspace, target);
         }
     }
 
     pub(crate) fn misses(&mut self, process: usize, session: SessionId, revision: Revision) {
-        self.sights.push(Sight { process, session, revision, workspace: None });
+        self.observations.push(Observation { process, session, revision, workspace: None });
     }
 
     pub(crate) fn hears_of(&mut self, process: usize, workspace: WorkspaceId, target: &Target) {
-        let known =
-            self.heard_of.iter().any(|known| known.process == process && known.target == *target);
+        let known = self
+            .known_agents
+            .iter()
+            .any(|known| known.process == process && known.target == *target);
         if !known {
             let at = self.now();
-            self.heard_of.push(HeardOf { process, workspace, at, target: target.clone() });
+            self.known_agents.push(KnownAgent { process, workspace, at, target: target.clone() });
         }
     }
 
-    /// The latest generation of a workspace that the process had heard of by then.
+    /// Returns the latest generation of a workspace that the process knew at that moment.
     pub(crate) fn generation_known(
         &self,
         process: usize,
@@ -137,7 +145,7 @@ impl Chronicle {
         by: Instant,
     ) -> Option<i64> {
         let heard = self
-            .heard_of
+            .known_agents
             .iter()
             .filter(|heard| heard.process == process && heard.workspace == workspace);
         heard
@@ -147,26 +155,27 @@ impl Chronicle {
     }
 }
 
-/// A statement under way. Dropped without an end, it is counted as given up.
+/// A statement under way. If the value is dropped before its end, the statement counts as
+/// abandoned.
 pub(crate) struct UnderWay {
-    plant: Plant,
+    truth: Truth,
     number: usize,
 }
 
 impl UnderWay {
-    pub(crate) fn begin(plant: &Plant, process: usize, session: SessionId) -> Self {
-        Self::begin_any(plant, process, session, false)
+    pub(crate) fn begin(truth: &Truth, process: usize, session: SessionId) -> Self {
+        Self::begin_any(truth, process, session, false)
     }
 
-    pub(crate) fn begin_swap(plant: &Plant, process: usize, session: SessionId) -> Self {
-        Self::begin_any(plant, process, session, true)
+    pub(crate) fn begin_swap(truth: &Truth, process: usize, session: SessionId) -> Self {
+        Self::begin_any(truth, process, session, true)
     }
 
-    fn begin_any(plant: &Plant, process: usize, session: SessionId, is_swap: bool) -> Self {
-        let chronicle = &mut plant.state().chronicle;
-        let began = chronicle.now();
-        chronicle.statements.push(Statement { is_swap, process, session, began, ended: None });
-        Self { plant: plant.clone(), number: chronicle.statements.len() - 1 }
+    fn begin_any(truth: &Truth, process: usize, session: SessionId, is_swap: bool) -> Self {
+        let history = &mut truth.state().history;
+        let began = history.now();
+        history.statements.push(Statement { is_swap, process, session, began, ended: None });
+        Self { truth: truth.clone(), number: history.statements.len() - 1 }
     }
 
     pub(crate) fn ended(&self, found: Result<Option<&Binding>, &StoreError>) {
@@ -178,9 +187,9 @@ impl UnderWay {
     }
 
     fn end(&self, found: Found) {
-        let chronicle = &mut self.plant.state().chronicle;
-        let now = chronicle.now();
-        chronicle.statements[self.number].ended.get_or_insert((now, found));
+        let history = &mut self.truth.state().history;
+        let now = history.now();
+        history.statements[self.number].ended.get_or_insert((now, found));
     }
 }
 

@@ -1,10 +1,10 @@
-//! The world as it really is, and what each process may know of it.
+//! The real state of the world, and the information that each process has about it.
 
 use crate::{
     CHATS, WORKSPACES, chat,
-    chronicle::{Chronicle, Moment},
     dialer::Conn,
-    life::{Answers, Does, Fault, Status},
+    history::{History, Moment},
+    scenario::{Answers, Does, Fault, Status},
     sessions, workspace,
 };
 use futures_util::FutureExt;
@@ -19,9 +19,9 @@ use tower_bound_agent::{
 };
 use uuid::Uuid;
 
-/// The world as it really is, and what each process may know of it.
+/// The real state of the world, and the information that each process has about it.
 #[derive(Clone, Default)]
-pub(crate) struct Plant {
+pub(crate) struct Truth {
     pub(crate) state: Arc<Mutex<State>>,
     pub(crate) store: MemoryStore,
 }
@@ -34,17 +34,17 @@ pub(crate) struct State {
     pub(crate) faults: Vec<Faults>,
     pub(crate) knows: Vec<Knowledge>,
     pub(crate) validating: HashMap<(usize, WorkspaceId), usize>,
-    /// The statements under way that repair a workspace: by whom, which, from what, to what.
+    /// The group repairs under way: process, workspace, replaced agent, new agent.
     pub(crate) repairing: HashSet<(usize, WorkspaceId, Option<AgentId>, AgentId)>,
-    /// Statements that write, of each process.
+    /// The number of writing statements of each process.
     pub(crate) writes: Vec<u64>,
     pub(crate) deleted: HashMap<SessionId, i64>,
     pub(crate) calls: BTreeMap<u64, Call>,
     pub(crate) live_connections: usize,
-    /// Connections that their callers hold.
+    /// The connections that callers hold.
     pub(crate) held: Vec<Bound<Conn>>,
-    pub(crate) chronicle: Chronicle,
-    /// The processes whose layers are being closed or were, and those of which closing has
+    pub(crate) history: History,
+    /// The processes whose layers are being closed or are closed, and those whose `close` has
     /// returned.
     pub(crate) closing: HashSet<usize>,
     pub(crate) closed: HashSet<usize>,
@@ -57,7 +57,7 @@ impl State {
         &mut self.workspaces[ws]
     }
 
-    /// After `close` has returned, nothing of the layer runs.
+    /// Checks that nothing of the layer runs after `close` has returned.
     pub(crate) fn not_after_closing(&mut self, process: usize, what: &str) {
         if self.closed.contains(&process) {
             self.broken.push(format!("{process}: {what} after it was closed"));
@@ -69,27 +69,27 @@ pub(crate) struct Workspace {
     pub(crate) builds: Vec<Target>,
     pub(crate) status: Status,
     pub(crate) numbered: bool,
-    /// The first build of the present numbering.
+    /// The first build of the current numbering.
     pub(crate) first: usize,
-    /// How often builds were numbered anew, and how often the store was told.
+    /// How often the generations have started again, and how many resets the store has received.
     pub(crate) renumbered: usize,
     pub(crate) resets: usize,
 }
 
 impl Workspace {
-    /// Whether builds were numbered anew: then numbers alone do not say which of two agents is the
-    /// later one.
+    /// Returns `true` if the generations have started again. Generations alone do not order two
+    /// agents then.
     pub(crate) fn was_renumbered(&self) -> bool {
         self.renumbered > 0
     }
 
-    /// The store does not know of the present numbering yet.
+    /// Returns `true` if the store has not received the reset for the current numbering.
     pub(crate) fn is_reset_due(&self) -> bool {
         self.resets < self.renumbered
     }
 
-    /// Whether the agent is of an ended numbering, of which the store knows. Without numbers an
-    /// agent may come back.
+    /// Returns `true` if the agent belongs to an ended numbering and the store has received the
+    /// reset. Without generations, an agent may serve again.
     pub(crate) fn is_of_ended_numbering(&self, agent: AgentId) -> bool {
         let mut ended = self.builds[..self.first].iter();
         self.numbered && !self.is_reset_due() && ended.any(|target| target.agent == agent)
@@ -120,46 +120,47 @@ pub(crate) struct Call {
     /// The workspace that the caller named.
     pub(crate) named: Option<WorkspaceId>,
     pub(crate) lag: u64,
-    /// When it was polled first, how far the process had seen the row by then, and whether nothing
-    /// was broken.
+    /// When the call was first polled, the observations of the row at that moment, and whether no
+    /// fault was active.
     pub(crate) began: Option<(Moment, Revision, bool)>,
     pub(crate) dials: Vec<Dial>,
-    /// Those that were not dropped yet.
+    /// The dials that were not dropped yet.
     pub(crate) live: u8,
 }
 
 pub(crate) struct Dial {
     pub(crate) workspace: WorkspaceId,
     pub(crate) target: Target,
-    /// Whether there was a connection, once that is known.
+    /// Whether the dial connected, once that is known.
     pub(crate) connected: Option<bool>,
 }
 
-/// What a process has been told, by its resolver and its store.
+/// The information that a process has from its resolver and its store.
 #[derive(Default)]
 pub(crate) struct Knowledge {
-    /// Of each session the latest row, and since when that is known; `Err` since when it is known
-    /// to be deleted.
+    /// The latest row of each session and since when it is known. `Err`: since when its deletion is
+    /// known.
     pub(crate) rows: HashMap<SessionId, Result<(Revision, WorkspaceId, Instant), Instant>>,
-    /// Until when no row of a session is kept: an order of this process had an unknown outcome.
+    /// Until when no row of a session is cached, because a command of this process had an unknown
+    /// outcome.
     pub(crate) unkept: HashMap<SessionId, Instant>,
-    /// Revisions only grow.
+    /// Checks that revisions only grow.
     pub(crate) floors: HashMap<SessionId, Revision>,
-    /// The greatest generation of each workspace.
+    /// The greatest known generation of each workspace.
     pub(crate) generations: HashMap<WorkspaceId, i64>,
-    /// Without generations: the agent that the latest question was answered with, when that
-    /// question began, and the agents that it has replaced.
+    /// Without generations: the agent in the answer to the latest question, when that question
+    /// began, and the agents that it has replaced.
     pub(crate) newest: HashMap<WorkspaceId, (AgentId, Instant)>,
     pub(crate) replaced: HashMap<WorkspaceId, HashSet<AgentId>>,
     /// Agents that answered a dial of this process.
     pub(crate) connected: HashSet<AgentId>,
-    /// Of each session the row that was seen last, whether a write found it in its way, and when.
+    /// The last observed row of each session, whether it made a write conflict, and when.
     pub(crate) last: HashMap<SessionId, (Binding, bool, Instant)>,
-    /// The repairs of a workspace that have landed, here or by what was heard: up to which
-    /// generation or, without, from which agent to which.
+    /// The group repairs that have landed, in this process or according to hints: up to which
+    /// generation or, without generations, from which agent to which.
     pub(crate) landed: HashMap<WorkspaceId, i64>,
     pub(crate) landed_from: HashSet<(AgentId, AgentId)>,
-    /// The greatest epoch of each workspace, and since when that is known.
+    /// The greatest epoch of each workspace, and since when it is known.
     pub(crate) epochs: HashMap<WorkspaceId, (Epoch, Instant)>,
 }
 
@@ -172,12 +173,12 @@ impl Knowledge {
     }
 }
 
-impl Plant {
+impl Truth {
     pub(crate) fn new(numbered: [bool; WORKSPACES]) -> Self {
-        let plant = Self::default();
+        let truth = Self::default();
         for numbered in numbered {
             let builds = Vec::new();
-            plant.state().workspaces.push(Workspace {
+            truth.state().workspaces.push(Workspace {
                 builds,
                 status: Status::Running,
                 numbered,
@@ -187,9 +188,9 @@ impl Plant {
             });
         }
         for ws in 0..WORKSPACES {
-            plant.build(ws);
+            truth.build(ws);
         }
-        plant
+        truth
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -201,7 +202,7 @@ impl Plant {
         let build = &mut state.workspaces[ws];
         let number = build.builds.len();
         let agent = AgentId::new(Uuid::from_u128((0xa0 + ws as u128) << 64 | number as u128));
-        // Two addresses take turns, so that a new agent is found at an address of an earlier one.
+        // Two addresses alternate, so that a new agent has the address of an earlier one.
         let mut target = Target::new(agent).with_address(format!("10.0.{ws}.{}:9000", number % 2));
         if build.numbered {
             target = target.with_generation((number - build.first) as i64 + 1);
@@ -212,8 +213,7 @@ impl Plant {
         state.agents.insert(target.agent, agent);
     }
 
-    /// The agent before the present one serves again, unless builds are numbered: then it is a
-    /// later build.
+    /// Lets the previous agent serve again. With generations, that is a later build.
     pub(crate) fn build_again(&self, ws: usize) {
         let before = {
             let state = self.state();
@@ -225,14 +225,14 @@ impl Plant {
         self.does(before.agent, Does::Answer(0));
     }
 
-    /// Builds are numbered anew from the next one on.
+    /// Starts the generations again with the next build.
     pub(crate) fn renumber(&self, ws: usize) {
         let build = &mut self.state().workspaces[ws];
         build.first = build.builds.len();
         build.renumbered += 1;
     }
 
-    /// Carries out a reset.
+    /// Executes a reset.
     pub(crate) fn reset(&self, workspace: WorkspaceId) -> Result<Reset, StoreError> {
         self.state().workspace(workspace).resets += 1;
         let reset = self.store.reset_workspace(workspace).now_or_never();
@@ -255,12 +255,12 @@ impl Plant {
         let mut state = self.state();
         state.held.push(bound);
         let oldest = (state.held.len() > 8).then(|| state.held.remove(0));
-        // A connection looks at the state when it goes.
+        // A dropped connection locks the state.
         drop(state);
         drop(oldest);
     }
 
-    /// A row is a pair that belongs together.
+    /// Checks that the agent and the address of each row belong together.
     pub(crate) fn check_rows(&self) {
         for session in sessions() {
             let Some(row) = self.row(session) else { continue };
@@ -281,11 +281,11 @@ impl Plant {
         }
     }
 
-    /// Process `process` has read or written this row, or found it `in_the_way` of what it wanted
-    /// to write.
+    /// Records that the process has read or written this row, or that the row made its write
+    /// conflict (`in_the_way`).
     pub(crate) fn sees(&self, process: usize, row: &Binding, in_the_way: bool) {
         let mut state = self.state();
-        state.chronicle.sees(process, row);
+        state.history.sees(process, row);
         let knows = &mut state.knows[process];
         let floor = knows.floors.entry(row.session).or_insert(Revision::new(-1));
         if row.revision >= *floor {
@@ -302,10 +302,10 @@ impl Plant {
         }
     }
 
-    /// Process `process` has found the row deleted, at this revision.
+    /// Records that the process has found the row deleted, at this revision.
     pub(crate) fn misses(&self, process: usize, session: SessionId, at: Revision) {
         let mut state = self.state();
-        state.chronicle.misses(process, session, at);
+        state.history.misses(process, session, at);
         let knows = &mut state.knows[process];
         let floor = knows.floors.entry(session).or_insert(Revision::new(-1));
         if at > *floor {
@@ -314,14 +314,14 @@ impl Plant {
         }
     }
 
-    /// At which revision a row that is not there was deleted.
+    /// Returns the revision at which a missing row was deleted.
     pub(crate) fn deleted_at(&self, session: SessionId) -> Revision {
         Revision::new(self.state().deleted.get(&session).copied().unwrap_or(0))
     }
 
     pub(crate) fn forget(&self, session: SessionId) -> bool {
         let Some(row) = self.row(session) else { return false };
-        // A deletion is a revision too.
+        // A deletion has a revision too.
         self.state().deleted.insert(session, row.revision.get() + 1);
         self.store
             .forget(session, None)
@@ -330,9 +330,9 @@ impl Plant {
             .unwrap()
     }
 
-    /// Carries out a statement that repairs a workspace, and checks what it has done to every row.
-    /// Nothing of another workspace is touched, nothing unbound, nothing that is not behind; what
-    /// is written is written once and whole.
+    /// Executes a group repair and checks its effect on every row. It must not write a row of
+    /// another workspace, an unbound row or a row that is not behind, and must write each other row
+    /// once and completely.
     pub(crate) fn replace(
         &self,
         workspace: WorkspaceId,
@@ -387,7 +387,7 @@ impl Plant {
             }
         }
         if written != changed {
-            broken.push(format!("{changed} rows were repaired, told {written}"));
+            broken.push(format!("{changed} rows were repaired, {written} were reported"));
         }
         self.state().broken.append(&mut broken);
         written
@@ -401,7 +401,7 @@ impl Plant {
         began: Instant,
     ) {
         let mut state = self.state();
-        state.chronicle.hears_of(process, workspace, target);
+        state.history.hears_of(process, workspace, target);
         let knows = &mut state.knows[process];
         if let Some(generation) = target.generation {
             let known = knows.generations.entry(workspace).or_default();

@@ -1,10 +1,10 @@
-//! What a call may return.
+//! Checks the connections that calls return.
 
 use crate::{
     DIAL_TIMEOUT,
     dialer::Conn,
     ms,
-    plant::{Plant, State},
+    truth::{State, Truth},
 };
 use tokio::time::{Duration, Instant};
 use tower_bound_agent::{Bound, Error, SessionId};
@@ -18,8 +18,8 @@ pub(crate) struct Ended<'a> {
     pub(crate) result: &'a Result<Bound<Conn>, Error>,
 }
 
-impl Plant {
-    /// A call has ended, in this very poll.
+impl Truth {
+    /// Checks the result of a call that has just ended.
     pub(crate) fn returned(&self, call: Ended<'_>) {
         let mut state = self.state();
         let Ended { process, session, id, took, lag, result } = call;
@@ -31,7 +31,7 @@ impl Plant {
         let State { knows, calls, broken, agents, .. } = &mut *state;
         let knows = &knows[process];
         let call = &calls[&id];
-        // A lagging caller is late twice: for its first poll, and for its last.
+        // A lagging caller is late twice: at its first poll and at its last.
         if took > DIAL_TIMEOUT + ms(2 * lag + 1) {
             broken.push(format!("{id}: a call that took {took:?}"));
         }
@@ -47,7 +47,7 @@ impl Plant {
         };
         if usize::from(bound.outcome().dials) != call.dials.len() {
             broken.push(format!(
-                "{id}: told {:?}, {} dials started",
+                "{id}: outcome {:?}, {} dials started",
                 bound.outcome(),
                 call.dials.len()
             ));
@@ -55,11 +55,11 @@ impl Plant {
         if bound.agent != bound.target().agent
             || agents[&bound.agent].workspace != bound.workspace()
         {
-            broken.push(format!("{id}: a pair that never was: {bound:?}"));
+            broken.push(format!("{id}: an agent at an address that it never had: {bound:?}"));
             return;
         }
-        // Where no row is kept each call goes by the one that it has read itself, and learns
-        // nothing of the others'.
+        // While no row is cached, each call uses the row that it has read itself, and does not
+        // learn of the rows of others.
         let began = Instant::now() - took;
         let kept = knows.unkept.get(&session).is_none_or(|until| *until < began);
         match knows.rows.get(&session) {
@@ -102,8 +102,8 @@ impl Plant {
 }
 
 impl State {
-    /// A process that knows of a numbering when a call begins does not serve an agent of an earlier
-    /// one.
+    /// Checks that a process that knows a numbering when a call begins does not return an agent of
+    /// an earlier one.
     fn judge_numbering(&mut self, process: usize, id: u64, began: Instant, bound: &Bound<Conn>) {
         let known = self.knows[process].epochs.get(&bound.workspace()).copied();
         let workspace = self.workspace(bound.workspace());

@@ -1,18 +1,18 @@
-//! One life: what happens, and how it is made up.
+//! One scenario, and the strategy that generates it.
 
 use crate::{CHATS, PROCESSES, WORKSPACES};
 use proptest::prelude::*;
 use support::wire::Fate;
 
-/// What happens, as plain data, so that a failure shrinks to a story that can be read.
+/// An operation, as plain data, so that a failure shrinks to a readable sequence.
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
     Rebuild {
         ws: usize,
         old: Does,
     },
-    /// The agent before the present one serves again, as the other one of a standby pair does. In a
-    /// workspace whose builds are numbered: a rebuild.
+    /// The previous agent serves again, as the other one of a standby pair does. In a workspace
+    /// with generations: a rebuild.
     Return {
         ws: usize,
         old: Does,
@@ -69,8 +69,8 @@ pub(crate) enum Op {
         child: usize,
         parent: usize,
     },
-    /// The workspace's builds are numbered anew, from one that is made now. The command to forget
-    /// the earlier numbers goes through one process, or past both.
+    /// The generations of the workspace start again with a new build. The reset goes through one
+    /// process, or past both.
     Reset {
         by: By,
         ws: usize,
@@ -81,7 +81,7 @@ pub(crate) enum Op {
         chat: usize,
         current: bool,
     },
-    /// A hint that is true of nothing: from a process that saw another world.
+    /// An invented hint.
     RumourOfChat {
         chat: usize,
         revision: Option<i64>,
@@ -94,12 +94,11 @@ pub(crate) enum Op {
     Flush {
         process: usize,
     },
-    /// A process ends in the middle of everything, and another one takes its place. What it has
-    /// begun goes on.
+    /// A process ends at any time, and another one replaces it. Its background work continues.
     Restart {
         process: usize,
     },
-    /// A process is closed in the middle of everything, and another one takes its place.
+    /// The layer of a process is closed at any time, and another process replaces it.
     Close {
         process: usize,
     },
@@ -128,7 +127,7 @@ pub(crate) enum Status {
 pub(crate) struct Answers {
     pub(crate) how: How,
     pub(crate) after: u64,
-    /// What holds when the question begins, not when it is answered.
+    /// The answer reflects the state at the beginning of the question, not at its end.
     pub(crate) early: bool,
 }
 
@@ -137,7 +136,7 @@ pub(crate) enum How {
     Right,
     Fails,
     Hangs,
-    /// So many builds behind.
+    /// The number of builds by which the resolver lags.
     Lags(usize),
 }
 
@@ -148,14 +147,13 @@ pub(crate) enum Fault {
     LostAnswer,
     LostRequest,
     Hang,
-    /// Carried out after so long.
+    /// The statement is executed after this time.
     Slow(u64),
-    /// Carried out at once, answered after so long.
+    /// The statement is executed at once and answered after this time.
     Late(u64),
-    /// Carried out after so long whether or not somebody still waits; no answer.
+    /// The statement is executed after this time, even if its caller is gone, and not answered.
     Overdue(u64),
-    /// A statement that repairs a workspace leaves out the rows of these chats, a bit for each, as
-    /// if they were locked.
+    /// A group repair skips the rows of these chats, a bit for each, as if they were locked.
     Skips(u8),
 }
 
@@ -224,7 +222,7 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         2 => (0..WORKSPACES, does()).prop_map(|(ws, does)| Op::Agent { ws, does }),
         3 => (0..PROCESSES, 0..WORKSPACES, answers()).prop_map(|(process, ws, answers)| Op::Resolver { process, ws, answers }),
         3 => (0..PROCESSES, fault(), fault()).prop_map(|(process, reads, writes)| Op::Store { process, reads, writes }),
-        // Its connections lead to a server that takes no writes.
+        // The process's connections lead to a server that refuses writes.
         1 => (0..PROCESSES)
             .prop_map(|process| Op::Store { process, reads: Fault::None, writes: Fault::Unavailable }),
         12 => (0..PROCESSES, 0..CHATS, named, lag)
@@ -251,10 +249,10 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// One life: whether each workspace has generations, whether calls wait for their repairs, what
-/// becomes of hints if there are any, and what happens.
+/// One scenario: whether each workspace has generations, whether calls wait for their repairs, the
+/// fate of hints if there are any, and the operations.
 #[derive(Clone, Debug)]
-pub(crate) struct Life {
+pub(crate) struct Scenario {
     pub(crate) numbered: [bool; WORKSPACES],
     pub(crate) before_return: bool,
     pub(crate) hints: Option<Vec<Fate>>,
@@ -262,7 +260,7 @@ pub(crate) struct Life {
 }
 
 impl Op {
-    /// The same with other sessions and workspaces.
+    /// Returns the operation with other sessions and workspaces.
     pub(crate) fn renamed(
         mut self,
         chats: impl Fn(&mut usize),
@@ -307,15 +305,15 @@ impl Op {
     }
 }
 
-pub(crate) fn life() -> impl Strategy<Value = Life> {
+pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
     let ops = prop::collection::vec(op(), 1..70);
-    // In a small world more happens to the same few, and in one where not everything breaks there
-    // is more to break.
+    // With few sessions, more operations concern the same ones. With few faults, more state
+    // accumulates that a fault can break.
     let world =
         (0..CHATS, 1..=CHATS, 1..=WORKSPACES, prop::bool::weighted(0.4), prop::bool::weighted(0.4));
     let hints = prop::option::weighted(0.6, prop::collection::vec(fate(), 0..12));
-    let lives = (any::<[bool; WORKSPACES]>(), prop::bool::weighted(0.2), hints, world, ops);
-    lives.prop_map(
+    let scenarios = (any::<[bool; WORKSPACES]>(), prop::bool::weighted(0.2), hints, world, ops);
+    scenarios.prop_map(
         |(
             numbered,
             before_return,
@@ -330,7 +328,7 @@ pub(crate) fn life() -> impl Strategy<Value = Life> {
             });
             let ops = ops
                 .map(|op| op.renamed(|n| *n = (first + *n % chats) % CHATS, |n| *n %= workspaces));
-            Life { numbered, before_return, hints, ops: ops.collect() }
+            Scenario { numbered, before_return, hints, ops: ops.collect() }
         },
     )
 }

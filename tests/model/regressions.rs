@@ -1,24 +1,24 @@
-//! Lives that broke a rule once.
+//! Scenarios that once broke a rule.
 
 use crate::{
     WORKSPACES,
-    life::{Answers, By, Does, Fault, How, Life, Op},
     run::play,
+    scenario::{Answers, By, Does, Fault, How, Op, Scenario},
 };
 use support::wire::Fate;
 
-/// Lives that broke a rule once: here, or in a library that was changed to see whether that would
-/// be noticed.
+/// Each scenario once broke a rule: in this crate, or in a copy that was changed on purpose to test
+/// the model.
 #[test]
-pub(crate) fn lives_that_once_broke_a_rule() {
+pub(crate) fn scenarios_that_once_broke_a_rule_keep_the_rules() {
     use By::{Elsewhere, Process};
     let none = Fault::None;
     let call = |process, chat| Op::Call { process, chat, named: None, lag: 0 };
     let look = |process, chat| Op::Look { process, chat, current: false };
     let store = |process, reads, writes| Op::Store { process, reads, writes };
-    let stories = [
+    let scenarios = [
         (
-            "a session with nothing to dial asks again if it hears an answer that was overtaken",
+            "a session without a known target asks again if its answer was overtaken",
             vec![
                 Op::Retarget { by: Process(0), chat: 0, ws: 0 },
                 Op::Retarget { by: Elsewhere, chat: 0, ws: 1 },
@@ -36,7 +36,7 @@ pub(crate) fn lives_that_once_broke_a_rule() {
             ],
         ),
         (
-            "a session whose workspace is rebuilt again and again was not pointed elsewhere",
+            "repeated rebuilds of its workspace do not count as a retarget of the session",
             vec![
                 Op::Rebuild { ws: 0, old: Does::Answer(400) },
                 call(1, 0),
@@ -52,7 +52,7 @@ pub(crate) fn lives_that_once_broke_a_rule() {
             ],
         ),
         (
-            "a session that is forgotten while it dials was moved, though it comes back to the same agent",
+            "a session that is forgotten during a dial counts as moved, even if it is bound to the same agent again",
             vec![
                 Op::Forget { by: Process(0), chat: 0 },
                 Op::Rebuild { ws: 0, old: Does::Answer(400) },
@@ -63,7 +63,7 @@ pub(crate) fn lives_that_once_broke_a_rule() {
             ],
         ),
         (
-            "a denial that is older than what is dialed ends no call",
+            "a denial that is older than the dialed target ends no call",
             vec![
                 Op::Rebuild { ws: 0, old: Does::Fail(0) },
                 Op::Resolver {
@@ -78,7 +78,7 @@ pub(crate) fn lives_that_once_broke_a_rule() {
             ],
         ),
         (
-            "an answer that a call hears late does not take it back to an agent that is known to be replaced by then",
+            "a call that receives an answer late does not return to an agent that is known to be replaced",
             vec![
                 call(0, 2),
                 Op::Agent { ws: 0, does: Does::Answer(400) },
@@ -108,7 +108,7 @@ pub(crate) fn lives_that_once_broke_a_rule() {
             ],
         ),
         (
-            "a row that was read after an order of unknown outcome tells of a later build, though it is not kept",
+            "a row that is read after a command of unknown outcome reveals a later build, though it is not cached",
             vec![
                 Op::Rebuild { ws: 0, old: Does::Answer(400) },
                 store(0, Fault::Slow(3), Fault::Hang),
@@ -122,7 +122,7 @@ pub(crate) fn lives_that_once_broke_a_rule() {
             ],
         ),
         (
-            "a row that is not kept is known to nobody but the call that has read it",
+            "a row that is not cached is known only to the call that has read it",
             vec![
                 store(1, none, Fault::Late(8_000)),
                 Op::Retarget { by: Process(0), chat: 2, ws: 0 },
@@ -140,7 +140,7 @@ pub(crate) fn lives_that_once_broke_a_rule() {
             ],
         ),
         (
-            "a repair that lands does not bring back what its process has ordered otherwise meanwhile",
+            "a repair that lands does not undo a command that its process has given meanwhile",
             vec![
                 store(0, none, Fault::Slow(400)),
                 Op::Rebuild { ws: 0, old: Does::Fail(0) },
@@ -159,7 +159,7 @@ pub(crate) fn lives_that_once_broke_a_rule() {
             ],
         ),
         (
-            "what another process orders between a discovery and the repair stays",
+            "a command of another process between a discovery and the repair survives",
             vec![
                 store(0, none, Fault::Slow(400)),
                 Op::Rebuild { ws: 0, old: Does::Fail(0) },
@@ -177,13 +177,13 @@ pub(crate) fn lives_that_once_broke_a_rule() {
             ],
         ),
         (
-            "rows that are two builds behind are repaired with the others, whoever was there first",
+            "rows that are two builds behind are repaired with the others, whichever process is first",
             vec![
                 Op::Rebuild { ws: 0, old: Does::Fail(0) },
                 call(0, 0),
                 Op::Advance { ms: 6 },
                 Op::Rebuild { ws: 0, old: Does::Fail(0) },
-                // It knows of neither build.
+                // The process knows neither build.
                 call(1, 1),
                 Op::Advance { ms: 6 },
                 Op::Rebuild { ws: 0, old: Does::Fail(0) },
@@ -198,7 +198,7 @@ pub(crate) fn lives_that_once_broke_a_rule() {
             ],
         ),
         (
-            "a row that another process binds to an old build after the repair is repaired by itself",
+            "a row that another process binds to an old build after the group repair gets an own repair",
             vec![
                 Op::Rebuild { ws: 0, old: Does::Answer(0) },
                 Op::Doubt { process: 0, ws: 0 },
@@ -209,14 +209,14 @@ pub(crate) fn lives_that_once_broke_a_rule() {
                 call(1, 1),
                 Op::Advance { ms: 6 },
                 call(0, 1),
-                // By then the rows in use were read again.
+                // The rows in use have been read again by then.
                 Op::Advance { ms: 31_000 },
                 call(0, 1),
                 Op::Advance { ms: 6 },
             ],
         ),
         (
-            "a row that was left out, and read again later, is not taken for repaired",
+            "a row that was skipped and read again later does not count as repaired",
             vec![
                 store(0, none, Fault::Skips(3)),
                 Op::Rebuild { ws: 0, old: Does::Fail(0) },
@@ -225,7 +225,7 @@ pub(crate) fn lives_that_once_broke_a_rule() {
             ],
         ),
         (
-            "a generation that was only heard of costs nobody a connection",
+            "a generation that is known only from a hint costs no call its connection",
             vec![
                 Op::RumourOfWorkspace { ws: 2, generation: Some(2) },
                 Op::Retarget { by: Process(0), chat: 0, ws: 2 },
@@ -243,7 +243,7 @@ pub(crate) fn lives_that_once_broke_a_rule() {
             ],
         ),
         (
-            "a row that was read before an order of unknown outcome is not served after it",
+            "a row that was read before a command of unknown outcome is not served after it",
             vec![
                 Op::Retarget { by: Process(0), chat: 3, ws: 0 },
                 store(1, Fault::Late(40), none),
@@ -256,7 +256,7 @@ pub(crate) fn lives_that_once_broke_a_rule() {
             ],
         ),
         (
-            "the parent is known to be deleted once its row was looked for to inherit from",
+            "the parent is known to be deleted once its row was read to inherit from",
             vec![
                 Op::Forget { by: Elsewhere, chat: 0 },
                 Op::Inherit { by: Process(0), child: 1, parent: 0 },
@@ -270,7 +270,7 @@ pub(crate) fn lives_that_once_broke_a_rule() {
             ],
         ),
         (
-            "a row that is not there is no longer cached after an order that lost its answer",
+            "a deleted row is no longer cached after a command whose answer was lost",
             vec![
                 Op::Forget { by: Elsewhere, chat: 0 },
                 store(0, none, Fault::LostAnswer),
@@ -282,7 +282,7 @@ pub(crate) fn lives_that_once_broke_a_rule() {
             ],
         ),
         (
-            "who asks after a deletion does not get what was read before it",
+            "a query after a deletion does not return a row that was read before it",
             vec![
                 Op::Restart { process: 0 },
                 store(0, Fault::Late(400), none),
@@ -296,7 +296,7 @@ pub(crate) fn lives_that_once_broke_a_rule() {
             ],
         ),
         (
-            "a row that was read late does not bring back an agent that is known to be replaced",
+            "a late read does not restore an agent that is known to be replaced",
             vec![
                 Op::Restart { process: 0 },
                 Op::Rebuild { ws: 0, old: Does::Answer(0) },
@@ -305,20 +305,20 @@ pub(crate) fn lives_that_once_broke_a_rule() {
                 call(0, 0),
                 call(1, 1),
                 Op::Advance { ms: 60 },
-                // The other process binds its session to what has just been built.
+                // The other process binds its session to the newest build.
                 call(1, 1),
                 Op::Advance { ms: 60 },
                 Op::Rebuild { ws: 0, old: Does::Answer(0) },
                 Op::Doubt { process: 0, ws: 0 },
                 call(0, 0),
                 Op::Advance { ms: 60 },
-                // And this one, which knows better by now, reads that row.
+                // This process, which knows a later build by now, reads that row.
                 call(0, 1),
                 Op::Advance { ms: 60 },
             ],
         ),
         (
-            "a call that goes by a row that is not kept ends with it",
+            "a call that uses an uncached row ends with it",
             vec![
                 store(0, none, Fault::LostRequest),
                 Op::Retarget { by: Process(0), chat: 0, ws: 2 },
@@ -332,7 +332,7 @@ pub(crate) fn lives_that_once_broke_a_rule() {
             ],
         ),
         (
-            "who asks after an order does not get what was read before it",
+            "a query after a command does not return a row that was read before it",
             vec![
                 Op::Restart { process: 0 },
                 store(0, Fault::Late(400), none),
@@ -342,7 +342,7 @@ pub(crate) fn lives_that_once_broke_a_rule() {
                 Op::Advance { ms: 6 },
                 look(0, 0),
                 call(0, 0),
-                // By then that read has landed.
+                // That read has ended by then.
                 Op::Advance { ms: 2_500 },
                 look(0, 0),
                 call(0, 0),
@@ -350,7 +350,7 @@ pub(crate) fn lives_that_once_broke_a_rule() {
             ],
         ),
         (
-            "a session that another process has created elsewhere is not served where its caller says, \
+            "a session that another process has created elsewhere is not served in its caller's workspace, \
              though hints have emptied its slot",
             vec![
                 Op::Forget { by: Process(0), chat: 0 },
@@ -365,7 +365,7 @@ pub(crate) fn lives_that_once_broke_a_rule() {
             ],
         ),
         (
-            "a row that was not created since a command came is not taken for created",
+            "a row whose creation was overtaken by a command does not count as created",
             vec![
                 call(1, 3),
                 store(1, none, Fault::Unavailable),
@@ -376,7 +376,7 @@ pub(crate) fn lives_that_once_broke_a_rule() {
             ],
         ),
         (
-            "a pending dial of an ended numbering writes nothing into the next one",
+            "a pending dial of an ended epoch writes nothing into the next one",
             vec![
                 Op::Resolver {
                     process: 0,
@@ -395,7 +395,7 @@ pub(crate) fn lives_that_once_broke_a_rule() {
             ],
         ),
         (
-            "a call whose workspace is reset after its third dial is told that",
+            "a call whose workspace is reset after its third dial reports the reset",
             vec![
                 Op::Rebuild { ws: 0, old: Does::Fail(0) },
                 Op::Reset { by: Process(1), ws: 0, old: Does::Answer(0) },
@@ -417,7 +417,7 @@ pub(crate) fn lives_that_once_broke_a_rule() {
             ],
         ),
         (
-            "a call that waits for a row that another one creates is told when that has no answer",
+            "a call that waits for another call's creation fails when the creation has no answer",
             vec![
                 Op::Call { process: 1, chat: 3, named: Some(0), lag: 0 },
                 store(1, none, Fault::Overdue(3)),
@@ -460,7 +460,7 @@ pub(crate) fn lives_that_once_broke_a_rule() {
             ],
         ),
     ];
-    for (what, ops) in stories {
+    for (what, ops) in scenarios {
         for numbered in [[false; WORKSPACES], [true; WORKSPACES]] {
             for before_return in [false, true] {
                 for hints in [
@@ -470,9 +470,13 @@ pub(crate) fn lives_that_once_broke_a_rule() {
                     Some(vec![Fate::After(5), Fate::Lost, Fate::Lost, Fate::Lost, Fate::Lost]),
                     Some(vec![Fate::After(60)]),
                 ] {
-                    let life =
-                        Life { numbered, before_return, hints: hints.clone(), ops: ops.clone() };
-                    if let Err(broken) = play(life) {
+                    let scenario = Scenario {
+                        numbered,
+                        before_return,
+                        hints: hints.clone(),
+                        ops: ops.clone(),
+                    };
+                    if let Err(broken) = play(scenario) {
                         panic!("{what}, hints {hints:?}: {broken}");
                     }
                 }

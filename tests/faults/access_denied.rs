@@ -1,9 +1,9 @@
-//! The server is there, and the table is not ours any more, or not there.
+//! The server is running, and access to the table was revoked or the table was dropped.
 
 use super::*;
 use tower_bound_agent::{Error, ErrorKind, store::StoreError};
 
-/// Runs SQL as the owner of everything.
+/// Runs SQL as the superuser.
 async fn run(case: &Case, sql: &'static [&'static str]) {
     for sql in sql {
         sqlx::raw_sql(*sql).execute(case.reader.pool()).await.unwrap();
@@ -22,7 +22,7 @@ struct Denied {
     before: Counts,
 }
 
-/// Takes the table away under sessions that make turns, and rebuilds a workspace.
+/// Removes access to the table while sessions make turns, and rebuilds a workspace.
 async fn without_the_table(
     take_away: &'static [&'static str],
     expected: fn(&StoreError) -> bool,
@@ -58,7 +58,7 @@ async fn without_the_table(
     check(layer.bindings().forget(busy.sessions[0]).await.unwrap_err());
     check(layer.bindings().inherit(session(), busy.sessions[0]).await.unwrap_err());
     check(layer.bindings().reset_workspace(busy.id).await.unwrap_err());
-    assert_eq!((store.reads(), store.writes()), (reads, writes + 5), "nothing is unknown");
+    assert_eq!((store.reads(), store.writes()), (reads, writes + 5), "no outcome is unknown");
 
     let new = case.rebuild(&rebuilt, Does::Fail(ms(1)));
     load.talks_to(&rebuilt.sessions, new.agent).await;
@@ -79,7 +79,7 @@ async fn sessions_continue_while_access_is_revoked_and_repairs_wait_for_it() {
         return;
     };
     run(&case, GRANT).await;
-    until_true("everything is written", async || layer.bindings().flush().await == 0).await;
+    until_true("all repairs are written", async || layer.bindings().flush().await == 0).await;
     case.each_was_written_once(&rows, &rebuilt, &new).await;
     let dial = case.world.dial(&layer);
     for session in [cold, busy.sessions[0]] {
@@ -98,7 +98,7 @@ async fn sessions_continue_while_the_table_is_dropped_and_commands_work_in_a_new
     case.reader.set_up().await.unwrap();
     run(&case, GRANT).await;
     until_true("no repair is left", async || layer.bindings().flush().await == 0).await;
-    // There is no row that a repair could have been for, and it makes none.
+    // The new table has no rows to repair, and the repair creates none.
     assert_eq!(case.rows(&[&busy.sessions[..], &rebuilt.sessions].concat()).await, BTreeMap::new());
     let dial = case.world.dial(&layer);
     assert_eq!(call(&dial, cold).await.unwrap_err().kind(), &ErrorKind::NotBound);

@@ -13,14 +13,14 @@ async fn behind_a_proxy() -> Option<(Case, Proxy<Wire>, Tap<Store>)> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Order {
-    Select,
+enum Command {
+    Retarget,
     Unbind,
     Forget,
 }
 
-impl Order {
-    const ALL: [Self; 3] = [Self::Select, Self::Unbind, Self::Forget];
+impl Command {
+    const ALL: [Self; 3] = [Self::Retarget, Self::Unbind, Self::Forget];
 
     async fn give(
         self,
@@ -29,25 +29,25 @@ impl Order {
         other: &Workspace,
     ) -> Result<(), Error> {
         match self {
-            Self::Select => bindings.retarget(session, other.id).await.map(drop),
+            Self::Retarget => bindings.retarget(session, other.id).await.map(drop),
             Self::Unbind => bindings.unbind(session).await.map(drop),
             Self::Forget => bindings.forget(session).await.map(drop),
         }
     }
 
-    /// Whether it was carried out once, as the row tells.
+    /// Returns `true` if the row shows that the command was executed once.
     fn is_done(self, before: &Binding, after: Option<&Binding>, other: &Workspace) -> bool {
         let Some(after) = after else { return self == Self::Forget };
-        let workspace = if self == Self::Select { other.id } else { before.workspace };
+        let workspace = if self == Self::Retarget { other.id } else { before.workspace };
         (after.workspace, after.target.as_ref(), after.revision.get())
             == (workspace, None, before.revision.get() + 1)
     }
 
-    /// What makes it happen.
+    /// The statement that makes the command take effect.
     fn last_statement(self) -> &'static str {
         let [upsert, update, alone, _] = LAST_STATEMENT;
         match self {
-            Self::Select => upsert,
+            Self::Retarget => upsert,
             Self::Unbind => update,
             Self::Forget => alone,
         }
@@ -59,23 +59,23 @@ async fn a_command_whose_answer_was_cut_off_succeeds_because_the_row_shows_it() 
     let Some((case, proxy, store)) = behind_a_proxy().await else { return };
     let layer = case.builder(&store).build().unwrap();
     let (workspace, other) = (case.workspace(&layer, 3).await, case.workspace(&layer, 0).await);
-    for (order, session) in Order::ALL.into_iter().zip(workspace.sessions.iter().copied()) {
+    for (command, session) in Command::ALL.into_iter().zip(workspace.sessions.iter().copied()) {
         let rows = case.rows(&[session]).await;
-        proxy.cut(Cut::Answer, order.last_statement());
+        proxy.cut(Cut::Answer, command.last_statement());
         let before = (store.reads(), store.writes());
-        order
+        command
             .give(&layer.bindings(), session, &other)
             .await
-            .unwrap_or_else(|error| panic!("{order:?}: {error:?}"));
-        assert!(proxy.has_cut(), "{order:?}");
+            .unwrap_or_else(|error| panic!("{command:?}: {error:?}"));
+        assert!(proxy.has_cut(), "{command:?}");
         assert_eq!(
             (store.reads(), store.writes()),
             (before.0 + 1, before.1 + 1),
-            "{order:?}: sent once, read once"
+            "{command:?}: sent once, read once"
         );
         let row = case.rows(&[session]).await.remove(&session);
-        assert!(order.is_done(&rows[&session], row.as_ref(), &other), "{order:?}: {row:?}");
-        assert_eq!(layer.bindings().get(session).await.unwrap(), row, "{order:?}");
+        assert!(command.is_done(&rows[&session], row.as_ref(), &other), "{command:?}: {row:?}");
+        assert_eq!(layer.bindings().get(session).await.unwrap(), row, "{command:?}");
     }
 }
 
@@ -85,24 +85,24 @@ async fn a_command_cut_off_before_the_server_received_it_has_an_unknown_outcome(
     let layer = case.builder(&store).build().unwrap();
     let (workspace, other) = (case.workspace(&layer, 3).await, case.workspace(&layer, 0).await);
     let rows = case.rows(&workspace.sessions).await;
-    for (order, session) in Order::ALL.into_iter().zip(workspace.sessions.iter().copied()) {
-        proxy.cut(Cut::Statement, order.last_statement());
+    for (command, session) in Command::ALL.into_iter().zip(workspace.sessions.iter().copied()) {
+        proxy.cut(Cut::Statement, command.last_statement());
         let before = (store.reads(), store.writes());
-        let error = order.give(&layer.bindings(), session, &other).await.unwrap_err();
-        assert!(proxy.has_cut(), "{order:?}");
-        assert_eq!(error.kind(), &ErrorKind::OutcomeUnknown, "{order:?}: {error:?}");
-        assert!(matches!(store_error(&error), StoreError::Unknown(_)), "{order:?}: {error:?}");
+        let error = command.give(&layer.bindings(), session, &other).await.unwrap_err();
+        assert!(proxy.has_cut(), "{command:?}");
+        assert_eq!(error.kind(), &ErrorKind::OutcomeUnknown, "{command:?}: {error:?}");
+        assert!(matches!(store_error(&error), StoreError::Unknown(_)), "{command:?}: {error:?}");
         assert_eq!(
             (store.reads(), store.writes()),
             (before.0 + 1, before.1 + 1),
-            "{order:?}: never sent again"
+            "{command:?}: not sent again"
         );
         let bound = call(&case.world.dial(&layer), session).await.unwrap();
-        assert_eq!(bound.agent, workspace.target.agent, "{order:?}");
+        assert_eq!(bound.agent, workspace.target.agent, "{command:?}");
         assert_eq!(
             (store.reads(), store.writes()),
             (before.0 + 2, before.1 + 1),
-            "{order:?}: the row was read"
+            "{command:?}: the row was read"
         );
     }
     assert_eq!(case.rows(&workspace.sessions).await, rows);
@@ -115,20 +115,22 @@ async fn a_command_cut_off_before_its_commit_changes_nothing_and_says_so() {
     let (workspace, other) = (case.workspace(&layer, 2).await, case.workspace(&layer, 0).await);
     let rows = case.rows(&workspace.sessions).await;
     let Some(statements) = BEFORE_THE_COMMIT else { return };
-    for (order, statement) in [(Order::Select, statements[0]), (Order::Unbind, statements[1])] {
+    for (command, statement) in
+        [(Command::Retarget, statements[0]), (Command::Unbind, statements[1])]
+    {
         for cut in [Cut::Statement, Cut::Answer] {
             proxy.cut(cut, statement);
             let before = (store.reads(), store.writes());
             let error =
-                order.give(&layer.bindings(), workspace.sessions[0], &other).await.unwrap_err();
-            assert!(proxy.has_cut(), "{order:?}");
-            assert_eq!(error.kind(), &ErrorKind::Store, "{order:?}: {error:?}");
+                command.give(&layer.bindings(), workspace.sessions[0], &other).await.unwrap_err();
+            assert!(proxy.has_cut(), "{command:?}");
+            assert_eq!(error.kind(), &ErrorKind::Store, "{command:?}: {error:?}");
             assert!(
                 matches!(store_error(&error), StoreError::Unavailable(_)),
-                "{order:?}: {error:?}"
+                "{command:?}: {error:?}"
             );
-            assert_eq!((store.reads(), store.writes()), (before.0, before.1 + 1), "{order:?}");
-            assert_eq!(case.rows(&workspace.sessions).await, rows, "{order:?}");
+            assert_eq!((store.reads(), store.writes()), (before.0, before.1 + 1), "{command:?}");
+            assert_eq!(case.rows(&workspace.sessions).await, rows, "{command:?}");
         }
     }
 }

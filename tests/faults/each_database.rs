@@ -19,7 +19,7 @@ mod locked_rows;
 mod pool_exhausted;
 mod resets;
 
-/// Between a wait that is due and what follows it, on a busy machine.
+/// The tolerance between the end of a wait and the next step on a busy machine.
 const SLACK: Duration = Duration::from_secs(2);
 
 /// A server with a table, and a world whose agents answer after a millisecond.
@@ -27,17 +27,19 @@ pub(super) struct Case {
     pub(super) server: OwnServer,
     _behind: Option<OwnServer>,
     pub(super) world: World,
-    /// Of the test itself.
+    /// The test's own store.
     pub(super) reader: Store,
 }
 
 impl Case {
-    /// `None` where there is no server.
+    /// Returns `None` if no server is available.
     pub(super) async fn new() -> Option<Self> {
         let (server, behind) = servers()?;
         let reader = store(pool(&options(server.folder())));
-        until_true("the server takes connections", async || reader.pool().acquire().await.is_ok())
-            .await;
+        until_true("the server accepts connections", async || {
+            reader.pool().acquire().await.is_ok()
+        })
+        .await;
         reader.set_up().await.unwrap();
         Some(Self { server, _behind: behind, world: World::new(), reader })
     }
@@ -46,15 +48,15 @@ impl Case {
         options(self.server.folder())
     }
 
-    /// A layer over a store, with a long delay, so that a busy machine is not taken for a slow
-    /// agent, and without reads that no call asks for.
+    /// Returns a builder over a store with a long validation delay, so that a busy machine is not
+    /// mistaken for a slow agent, and without background reads.
     pub(super) fn builder(&self, store: &Tap<Store>) -> BoundAgentBuilder {
         BoundAgentLayer::builder(store.clone(), self.world.resolver())
             .validation_delay(Duration::from_secs(1))
             .refresh_interval(None)
     }
 
-    /// A workspace whose agent takes a moment, with bound and cached sessions.
+    /// Returns a workspace whose agent answers after a moment, with bound and cached sessions.
     pub(super) async fn workspace(&self, layer: &BoundAgentLayer, sessions: usize) -> Workspace {
         let (id, target) = self.world.workspace();
         self.world.does(&target, Does::Answer(ms(1)));
@@ -65,7 +67,7 @@ impl Case {
         Workspace { id, target, sessions: all }
     }
 
-    /// It has a row, which no layer has read.
+    /// Returns a session with a row that no layer has read.
     async fn cold_session(&self, workspace: &Workspace) -> SessionId {
         let cold = session();
         let new = NewBinding::new(cold, workspace.id, Some(Arc::new(workspace.target.clone())));
@@ -73,12 +75,12 @@ impl Case {
         cold
     }
 
-    /// The workspace has another agent by now, and the old one does as told from now on.
+    /// Gives the workspace another agent, and sets the behaviour of the old one.
     pub(super) fn rebuild(&self, workspace: &Workspace, old_does: Does) -> Target {
         let new =
             self.world.agent(workspace.target.generation.map(|generation| generation.get() + 1));
         self.world.does(&new, Does::Answer(ms(1)));
-        // In this sequence, so that no call finds the old agent dead while the resolver still names
+        // The sequence prevents that a call finds the old agent dead while the resolver still names
         // it.
         self.world.runs(workspace.id, &new);
         self.world.does(&workspace.target, old_does);
@@ -90,7 +92,7 @@ impl Case {
         rows.into_iter().map(|row| (row.session, row)).collect()
     }
 
-    /// Each of these rows names the new agent, and was written once since then.
+    /// Asserts that each row names the new agent and was written once since.
     async fn each_was_written_once(
         &self,
         before: &BTreeMap<SessionId, Binding>,
@@ -107,14 +109,14 @@ impl Case {
     }
 }
 
-/// A workspace, its agent as the rows have it, and its sessions.
+/// A workspace, its agent according to the rows, and its sessions.
 pub(super) struct Workspace {
     pub(super) id: WorkspaceId,
     pub(super) target: Target,
     pub(super) sessions: Vec<SessionId>,
 }
 
-/// That does not wait for long.
+/// Returns options of a pool with a short acquire timeout.
 fn pool_options() -> PoolOptions {
     PoolOptions::new().max_connections(10).acquire_timeout(Duration::from_secs(1))
 }

@@ -4,11 +4,11 @@ use super::*;
 use tokio::time::{Instant, sleep_until};
 use tower_bound_agent::{Bindings, Error, ErrorKind, Revision, store::StoreError};
 
-/// How a pool and a layer wait.
+/// The timeouts of a pool and a layer.
 #[derive(Clone, Copy)]
 struct Waits {
-    /// The pool asks a connection whether it is alive before it lends it: then nothing is ever sent
-    /// to a frozen server.
+    /// The pool tests each connection before it returns it, so no statement is sent to a frozen
+    /// server.
     asks_first: bool,
     acquire: Duration,
     store: Duration,
@@ -30,7 +30,7 @@ async fn sessions_continue_while_the_server_is_frozen_and_statements_run_at_most
 
     let sides = [(cautious, new_of_cautious), (rash, new_of_rash)];
     for (side, _) in &sides {
-        until_true("everything is written", async || side.bindings().flush().await == 0).await;
+        until_true("all repairs are written", async || side.bindings().flush().await == 0).await;
     }
     // Waits until each sent statement has ended and its connection is closed or back in the pool.
     let pools = [
@@ -38,7 +38,7 @@ async fn sessions_continue_while_the_server_is_frozen_and_statements_run_at_most
         sides[0].0.store.elsewhere().pool(),
         sides[1].0.store.elsewhere().pool(),
     ];
-    until_true("each connection is idle or gone", async || {
+    until_true("each connection is idle or closed", async || {
         let all = pools.iter().map(|pool| i64::from(pool.size())).sum::<i64>();
         let there = match CONNECTIONS {
             Some(count) => sqlx::query_scalar(count).fetch_one(case.reader.pool()).await.unwrap(),
@@ -69,10 +69,14 @@ const CONNECTIONS_OF_A_SIDE: u32 = 12;
 async fn warm_up(store: &Store) {
     let (workspace, all) = (workspace(), [(); CONNECTIONS_OF_A_SIDE as usize].map(|()| session()));
     let new = |session| NewBinding::new(session, workspace, None);
-    // All at once, and each batch when all connections are back: so each of it gets one of its own.
+    // Each batch runs concurrently, after all connections are back in the pool, so that each call
+    // uses a connection of its own.
     let pool = store.pool();
     drop(join_all(all.map(|_| pool.acquire())).await);
-    let back = async || until_true("all are back", async || pool.num_idle() == all.len()).await;
+    let back = async || {
+        until_true("all connections are back in the pool", async || pool.num_idle() == all.len())
+            .await
+    };
     back().await;
     join_all(all.map(|session| store.retarget(session, workspace))).await;
     back().await;
@@ -88,24 +92,24 @@ async fn warm_up(store: &Store) {
     back().await;
 }
 
-/// A process of its own, with sessions of its own.
+/// A process of its own, with its own sessions.
 struct Side {
     waits: Waits,
     store: Tap<Store>,
     layer: BoundAgentLayer,
     load: Load,
-    /// Its sessions make turns all the time.
+    /// A workspace whose sessions make turns continuously.
     busy: Workspace,
-    /// As well, and it is rebuilt meanwhile.
+    /// The same, and the workspace is rebuilt meanwhile.
     rebuilt: Workspace,
     rebuilt_rows: BTreeMap<SessionId, Binding>,
-    /// Its sessions get commands: retarget to the other workspace, unbind, forget; the child
-    /// inherits.
-    ordered: Workspace,
+    /// A workspace whose sessions receive commands: retarget to the other workspace, unbind,
+    /// forget; the child inherits.
+    commanded: Workspace,
     other: Workspace,
     rows: BTreeMap<SessionId, Binding>,
     child: SessionId,
-    /// It has a row, which was never read.
+    /// A session whose row was never read.
     cold: SessionId,
 }
 
@@ -119,11 +123,11 @@ impl Side {
         warm_up(store.elsewhere()).await;
         let layer = case.builder(&store).store_timeout(waits.store).build().unwrap();
         let (busy, rebuilt) = (case.workspace(&layer, 50).await, case.workspace(&layer, 20).await);
-        let (ordered, other) = (case.workspace(&layer, 4).await, case.workspace(&layer, 1).await);
+        let (commanded, other) = (case.workspace(&layer, 4).await, case.workspace(&layer, 1).await);
         let (child, cold) = (session(), case.cold_session(&other).await);
         let groups = [busy.sessions.clone(), rebuilt.sessions.clone()];
         let (rebuilt_rows, rows) =
-            (case.rows(&rebuilt.sessions).await, case.rows(&ordered.sessions).await);
+            (case.rows(&rebuilt.sessions).await, case.rows(&commanded.sessions).await);
         let load = Load::start(&case.world, &layer, &groups);
         load.go_on(&groups.concat(), 2).await;
         Self {
@@ -134,7 +138,7 @@ impl Side {
             busy,
             rebuilt,
             rebuilt_rows,
-            ordered,
+            commanded,
             other,
             rows,
             child,
@@ -149,11 +153,11 @@ impl Side {
     /// Returns the target of the rebuild.
     async fn while_frozen(&self, case: &Case, end: Instant) -> Target {
         let (bindings, reads) = (self.bindings(), self.store.reads());
-        let [to_select, to_unbind, to_forget, parent] = self.ordered.sessions[..] else {
+        let [to_retarget, to_unbind, to_forget, parent] = self.commanded.sessions[..] else {
             panic!("four of them")
         };
         tokio::join!(
-            self.fails(bindings.retarget(to_select, self.other.id)),
+            self.fails(bindings.retarget(to_retarget, self.other.id)),
             self.fails(bindings.unbind(to_unbind)),
             self.fails(bindings.forget(to_forget)),
             self.fails(bindings.inherit(self.child, parent)),
@@ -181,10 +185,10 @@ impl Side {
         new
     }
 
-    /// A command ends in time, and its error says whether the outcome is known.
-    async fn fails<T: std::fmt::Debug>(&self, order: impl Future<Output = Result<T, Error>>) {
+    /// Asserts that a command ends in time, and that its error states whether the outcome is known.
+    async fn fails<T: std::fmt::Debug>(&self, command: impl Future<Output = Result<T, Error>>) {
         let begin = Instant::now();
-        let error = ends(order).await.unwrap_err();
+        let error = ends(command).await.unwrap_err();
         let (expected, within) = if self.waits.asks_first {
             assert!(matches!(store_error(&error), StoreError::Unavailable(_)), "{error:?}");
             (ErrorKind::Store, self.waits.acquire)
@@ -198,37 +202,40 @@ impl Side {
 
     async fn after_the_thaw(&self, case: &Case, new: &Target) {
         case.each_was_written_once(&self.rebuilt_rows, &self.rebuilt, new).await;
-        let [to_select, to_unbind, to_forget, parent] = self.ordered.sessions[..] else {
+        let [to_retarget, to_unbind, to_forget, parent] = self.commanded.sessions[..] else {
             panic!("four of them")
         };
-        let mut rows = case.rows(&self.ordered.sessions).await;
+        let mut rows = case.rows(&self.commanded.sessions).await;
         assert_eq!(rows[&parent], self.rows[&parent]);
         let child = case.reader.load(self.child).await.unwrap();
         let mut happened = Vec::new();
 
         let dial = case.world.dial(&self.layer);
-        let (own, other) = (self.ordered.target.agent, self.other.target.agent);
+        let (own, other) = (self.commanded.target.agent, self.other.target.agent);
         let before = self.store.reads();
-        for (session, order) in
-            [(to_select, "select"), (to_unbind, "unbind"), (to_forget, "forget")]
+        for (session, command) in
+            [(to_retarget, "retarget"), (to_unbind, "unbind"), (to_forget, "forget")]
         {
             let (was, is) = (&self.rows[&session], rows.remove(&session));
             let said = call(&dial, session).await;
             if is.as_ref() == Some(was) {
-                assert_eq!(said.unwrap().agent, own, "{order} has not happened");
+                assert_eq!(said.unwrap().agent, own, "{command} was not executed");
                 continue;
             }
-            happened.push(order);
-            if order == "forget" {
+            happened.push(command);
+            if command == "forget" {
                 assert_eq!((is, said.unwrap_err().kind()), (None, &ErrorKind::NotBound));
                 continue;
             }
             let is = is.unwrap();
-            let (workspace, agent) =
-                if order == "select" { (self.other.id, other) } else { (self.ordered.id, own) };
-            assert_eq!((is.workspace, is.target), (workspace, None), "{order}");
-            assert_eq!(is.revision.get(), was.revision.get() + 1, "{order}, once");
-            assert_eq!(said.unwrap().agent, agent, "{order}");
+            let (workspace, agent) = if command == "retarget" {
+                (self.other.id, other)
+            } else {
+                (self.commanded.id, own)
+            };
+            assert_eq!((is.workspace, is.target), (workspace, None), "{command}");
+            assert_eq!(is.revision.get(), was.revision.get() + 1, "{command}, once");
+            assert_eq!(said.unwrap().agent, agent, "{command}");
         }
         // After a command with an unknown outcome, the row is read from the store, not from the
         // cache.
@@ -238,7 +245,7 @@ impl Side {
                 happened.push("inherit");
                 assert_eq!(
                     (child.workspace, &child.target),
-                    (self.ordered.id, &rows[&parent].target)
+                    (self.commanded.id, &rows[&parent].target)
                 );
                 assert_eq!(said.unwrap().agent, own);
             }
@@ -247,7 +254,7 @@ impl Side {
         // Sent statements are completed, and so are their transactions, even if the caller has
         // stopped waiting.
         let expected: &[&str] =
-            if self.waits.asks_first { &[] } else { &["select", "unbind", "forget", "inherit"] };
+            if self.waits.asks_first { &[] } else { &["retarget", "unbind", "forget", "inherit"] };
         assert_eq!(happened, expected);
         assert_eq!(call(&dial, self.cold).await.unwrap().agent, other);
     }

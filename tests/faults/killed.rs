@@ -1,4 +1,4 @@
-//! The server's process dies and comes back.
+//! The server's process is killed and restarted.
 
 use super::*;
 use tokio::runtime::Handle;
@@ -23,7 +23,8 @@ async fn sessions_continue_while_the_server_is_killed_and_each_row_is_repaired_o
     let before = case.world.counts();
     let load = Load::start(&case.world, &layer, &groups);
     load.go_on(&sessions, 2).await;
-    // One is rebuilt just before, so that its rows are being written when the server dies.
+    // One workspace is rebuilt just before, so that its rows are being written when the server is
+    // killed.
     let mut new = vec![case.rebuild(&workspaces[0], Does::Fail(ms(1)))];
     load.talks_to(&workspaces[0].sessions[..3], new[0].agent).await;
     case.server.kill();
@@ -46,7 +47,7 @@ async fn sessions_continue_while_the_server_is_killed_and_each_row_is_repaired_o
     assert!(layer.bindings().flush().await > 0);
 
     case.server.restart();
-    until_true("everything is written", async || layer.bindings().flush().await == 0).await;
+    until_true("all repairs are written", async || layer.bindings().flush().await == 0).await;
     for (workspace, new) in workspaces.iter().zip(&new) {
         case.each_was_written_once(&rows, workspace, new).await;
     }
@@ -54,7 +55,8 @@ async fn sessions_continue_while_the_server_is_killed_and_each_row_is_repaired_o
     load.go_on(&sessions, 2).await;
     let (turns, longest) = load.end().await;
     let counts = case.world.counts() - before;
-    // The first session of a workspace dials the old agent, and asks; the others know.
+    // The first session of a workspace dials the old agent and asks. The others use the known
+    // target.
     assert_eq!(
         (counts.d, counts.v, store.writes()),
         (turns + 5, 5, writes),

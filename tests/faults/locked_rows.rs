@@ -1,10 +1,10 @@
 //! The application holds rows in a transaction.
 //!
-//! Of one session and verb there is one statement at a time: a row that is locked, or whose insert
-//! is not committed, keeps one connection of the pool, however many calls come in, and the server
-//! ends the wait after the lock timeout. More sessions in that state keep one connection each while
-//! a call waits for the row to be created, and no more than `background_connections` of them all
-//! while no call waits.
+//! At most one statement per session and verb runs at a time: a row that is locked, or whose insert
+//! is not committed, occupies one connection of the pool, however many calls arrive, and the server
+//! ends the wait after the lock timeout. Each further session in that state occupies one connection
+//! while a call waits for the row to be created. While no call waits, all of them together occupy
+//! at most `background_connections`.
 
 use super::*;
 use std::{collections::BTreeSet, env};
@@ -17,7 +17,7 @@ use tower_bound_agent::{
     store::{StoreError, TransactionalStore},
 };
 
-/// The pool has so many connections, and one session keeps one.
+/// The pool's number of connections, of which one session occupies one.
 const CONNECTIONS: u32 = 8;
 const FREE: u32 = CONNECTIONS - 1;
 
@@ -30,7 +30,7 @@ fn how_long() -> Duration {
     Duration::from_secs(seconds.unwrap_or(12))
 }
 
-/// As many as the application is to have at any time.
+/// Asserts that the application can acquire this number of connections.
 async fn are_free(pool: &Pool, connections: u32) {
     let mut held = Vec::new();
     for number in 0..connections {
@@ -43,8 +43,8 @@ async fn are_free(pool: &Pool, connections: u32) {
     }
 }
 
-/// Looks until the time is over. Every look finds one statement at most, and some find one. Returns
-/// the longest wait of the application for its own statement.
+/// Checks repeatedly until the time is over. Each check finds at most one statement, and some find
+/// one. Returns the longest wait of the application for its own statement.
 async fn stay_free(store: &Tap<Store>, mut meanwhile: impl FnMut()) -> Duration {
     let (begin, pool) = (Instant::now(), store.elsewhere().pool());
     let (mut longest, mut running) = (Duration::ZERO, BTreeSet::new());
@@ -85,7 +85,7 @@ async fn a_row_locked_for_long_occupies_one_connection() {
     let new = case.rebuild(&workspace, Does::Fail(ms(1)));
     let load = Load::start(&case.world, &layer, std::slice::from_ref(&workspace.sessions));
     load.talks_to(&workspace.sessions, new.agent).await;
-    until_true("the others are written", async || {
+    until_true("the other rows are written", async || {
         let rows = case.rows(&workspace.sessions[1..]).await;
         rows.values().all(|row| row.target.as_deref() == Some(&new))
     })
@@ -97,7 +97,7 @@ async fn a_row_locked_for_long_occupies_one_connection() {
     );
     load.go_on(&workspace.sessions, 10).await;
     transaction.rollback().await.unwrap();
-    until_true("everything is written", async || layer.bindings().flush().await == 0).await;
+    until_true("all repairs are written", async || layer.bindings().flush().await == 0).await;
     load.end().await;
     let rows = case.rows(&workspace.sessions).await;
     for session in &workspace.sessions {
@@ -120,7 +120,7 @@ async fn an_uncommitted_insert_occupies_one_connection() {
             let dial = case.world.dial(&layer);
             calls.spawn(async move {
                 let turn = call(&dial, DialSession::new(inserted).in_workspace(workspace.id));
-                // Half of the callers do not wait for the end.
+                // Half of the callers drop their calls.
                 let patience = if number % 2 == 0 { ms(100) } else { Duration::from_secs(60) };
                 timeout(patience, turn).await.ok()
             });
@@ -148,13 +148,13 @@ async fn an_uncommitted_insert_occupies_one_connection() {
     let dial = case.world.dial(&layer);
     let bound = call(&dial, DialSession::new(inserted).in_workspace(workspace.id)).await.unwrap();
     assert_eq!(bound.agent, workspace.target.agent);
-    until_true("everything is written", async || layer.bindings().flush().await == 0).await;
+    until_true("all repairs are written", async || layer.bindings().flush().await == 0).await;
     are_free(store.elsewhere().pool(), CONNECTIONS).await;
     assert_eq!(layer.bindings().close(Duration::from_secs(5)).await, 0);
 }
 
-/// The row that the group repair has left out is pending until it is written, whether or not its
-/// session is called again.
+/// The repair of the skipped row is pending until the row is written, whether or not its session
+/// calls again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_repair_is_pending_until_the_locked_row_is_written() {
     let Some((case, store, layer, workspace)) = scene().await else { return };
@@ -167,20 +167,20 @@ async fn a_group_repair_is_pending_until_the_locked_row_is_written() {
     for session in &workspace.sessions {
         assert_eq!(call(&dial, *session).await.unwrap().agent, new.agent);
     }
-    until_true("the others are written", async || {
+    until_true("the other rows are written", async || {
         let rows = case.rows(&workspace.sessions).await;
         rows.values().filter(|row| row.target.as_deref() == Some(&new)).count() == 2
     })
     .await;
     for _ in 0..3 {
-        assert_eq!(layer.bindings().flush().await, 1, "the row that is locked");
+        assert_eq!(layer.bindings().flush().await, 1, "the locked row");
     }
-    // It does not wait for locks, so it occupies no connection.
+    // The group repair does not wait for locks, so it occupies no connection.
     are_free(store.elsewhere().pool(), CONNECTIONS).await;
     let bound = call(&dial, held).await.unwrap();
     assert_eq!((bound.agent, bound.outcome().repair()), (new.agent, Repair::Retrying));
     transaction.rollback().await.unwrap();
-    until_true("everything is written", async || layer.bindings().flush().await == 0).await;
+    until_true("all repairs are written", async || layer.bindings().flush().await == 0).await;
     assert_eq!(bound.outcome().repair(), Repair::Written);
     case.each_was_written_once(&before, &workspace, &new).await;
     assert_eq!(layer.bindings().close(Duration::from_secs(5)).await, 0);

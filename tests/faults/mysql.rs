@@ -17,7 +17,7 @@ mod engine {
     pub(super) const CONNECTIONS: Option<&str> =
         Some("SELECT COUNT(*) FROM information_schema.processlist WHERE user = 'test'");
 
-    /// The one that is reached and fails, and the one behind it.
+    /// Returns the server that the client reaches and that fails, and the server behind it.
     pub(super) fn servers() -> Option<(OwnServer, Option<OwnServer>)> {
         Some((OwnServer::start(KIND)?, None))
     }
@@ -30,15 +30,15 @@ mod engine {
         Options::new().socket(socket(folder)).username("test").database("test")
     }
 
-    /// The socket that these options lead to.
+    /// Returns the path of the socket in the folder.
     pub(super) fn socket(folder: &Path) -> PathBuf {
         folder.join("socket")
     }
 
-    /// How the statements begin that make an upsert happen, an update of a row, a delete, and a
+    /// The beginnings of the statements that execute an upsert, an update of a row, a delete, and a
     /// repair of all rows of a workspace.
     pub(super) const LAST_STATEMENT: [&str; 4] = ["COMMIT", "COMMIT", "UPDATE", "COMMIT"];
-    /// How an upsert and an update begin, if what makes them happen is another statement.
+    /// The beginnings of an upsert and an update, if another statement makes them take effect.
     pub(super) const BEFORE_THE_COMMIT: Option<[&str; 2]> = Some(["INSERT", "UPDATE"]);
 
     pub(super) const LET_GUEST_IN: &[&str] =
@@ -56,7 +56,7 @@ mod engine {
     #[derive(Default)]
     pub(super) struct Wire {
         prepared: HashMap<u32, String>,
-        /// It gets its number from the server.
+        /// A prepared statement gets its number from the server.
         last: String,
     }
 
@@ -65,7 +65,7 @@ mod engine {
             let length =
                 u32::from_le_bytes([*bytes.first()?, *bytes.get(1)?, *bytes.get(2)?, 0]) as usize;
             let (number, content) = (bytes.get(3)?, bytes.get(4..4 + length)?);
-            // Without the setting of a statement's own, which stands in a comment before it.
+            // Removes the statement's own setting, which precedes it in a comment.
             let text = || {
                 let text = String::from_utf8_lossy(&content[1..]);
                 text.split_once("*/ ").map_or(&*text, |(_, statement)| statement).to_owned()
@@ -79,7 +79,7 @@ mod engine {
                     self.last = text();
                     None
                 }
-                // Execute. A number that is new is that of what was prepared last.
+                // Execute. An unknown number is that of the last prepared statement.
                 Some(0x17) => {
                     let number = u32::from_le_bytes(content[1..5].try_into().unwrap());
                     Some(self.prepared.entry(number).or_insert_with(|| self.last.clone()).clone())

@@ -1,16 +1,16 @@
-//! PostgreSQL behind a PgBouncer in transaction mode: it is PgBouncer that fails.
+//! PostgreSQL behind a PgBouncer in transaction mode. PgBouncer fails.
 
 mod engine {
     pub(super) use crate::postgres::engine::*;
     use support::own_server::OwnServer;
 
     pub(super) const KIND: &str = "pgbouncer";
-    /// Those of PgBouncer are no one's.
+    /// PgBouncer's own connections do not count.
     pub(super) const CONNECTIONS: Option<&str> = None;
     pub(super) const LAST_STATEMENT: [&str; 4] = ["COMMIT"; 4];
     pub(super) const BEFORE_THE_COMMIT: Option<[&str; 2]> = Some(["INSERT", "UPDATE"]);
 
-    /// With fewer connections to the server than there are to PgBouncer.
+    /// Starts PgBouncer with fewer connections to the server than clients have to PgBouncer.
     pub(super) fn servers() -> Option<(OwnServer, Option<OwnServer>)> {
         let server = OwnServer::start("postgres")?;
         Some((OwnServer::bouncer(server.folder(), "transaction", 8)?, Some(server)))

@@ -1,4 +1,4 @@
-//! Others hold all connections of the pool.
+//! The application holds all connections of the pool.
 
 use super::*;
 use tokio::time::Instant;
@@ -7,7 +7,7 @@ use tower_bound_agent::{ErrorKind, store::StoreError};
 async fn sessions_do_not_notice(
     acquire: Duration,
     store_timeout: Duration,
-    order_fails: ErrorKind,
+    command_fails: ErrorKind,
 ) {
     let Some(case) = Case::new().await else { return };
     let options = pool_options().max_connections(2).acquire_timeout(acquire);
@@ -29,14 +29,14 @@ async fn sessions_do_not_notice(
     assert!(begin.elapsed() < within, "{:?}", begin.elapsed());
     let begin = Instant::now();
     let error = ends(bindings.retarget(busy.sessions[0], rebuilt.id)).await.unwrap_err();
-    assert_eq!(error.kind(), &order_fails, "{error:?}");
-    match order_fails {
+    assert_eq!(error.kind(), &command_fails, "{error:?}");
+    match command_fails {
         ErrorKind::Store => {
             assert!(matches!(store_error(&error), StoreError::Unavailable(_)), "{error:?}")
         }
         _ => assert!(matches!(store_error(&error), StoreError::Unknown(_)), "{error:?}"),
     }
-    // Twice: after a command with an unknown outcome, the row is read.
+    // Two calls: after a command with an unknown outcome, each call reads the row.
     assert!(begin.elapsed() < 2 * within, "{:?}", begin.elapsed());
 
     let new = case.rebuild(&rebuilt, Does::Fail(ms(1)));
@@ -47,13 +47,14 @@ async fn sessions_do_not_notice(
     assert_eq!(case.rows(&[&busy.sessions[..], &rebuilt.sessions].concat()).await, rows);
 
     drop(held);
-    until_true("everything is written", async || layer.bindings().flush().await == 0).await;
+    until_true("all repairs are written", async || layer.bindings().flush().await == 0).await;
     case.each_was_written_once(&rows, &rebuilt, &new).await;
     // A command with an unknown outcome waits for a connection, and is executed once there is one.
-    let carried_out = order_fails == ErrorKind::OutcomeUnknown;
-    let ordered = if carried_out { (rebuilt.id, new.agent) } else { (busy.id, busy.target.agent) };
+    let carried_out = command_fails == ErrorKind::OutcomeUnknown;
+    let commanded =
+        if carried_out { (rebuilt.id, new.agent) } else { (busy.id, busy.target.agent) };
     let read = async || case.rows(&busy.sessions[..1]).await[&busy.sessions[0]].workspace;
-    until_true("the order has ended", async || read().await == ordered.0).await;
+    until_true("the command has ended", async || read().await == commanded.0).await;
     assert_eq!(
         case.rows(&busy.sessions[1..]).await,
         rows.clone()
@@ -62,7 +63,7 @@ async fn sessions_do_not_notice(
             .collect()
     );
     assert_eq!(call(&case.world.dial(&layer), cold).await.unwrap().agent, busy.target.agent);
-    assert_eq!(call(&case.world.dial(&layer), busy.sessions[0]).await.unwrap().agent, ordered.1);
+    assert_eq!(call(&case.world.dial(&layer), busy.sessions[0]).await.unwrap().agent, commanded.1);
     let (turns, longest) = load.end().await;
     let counts = case.world.counts() - before;
     assert_eq!((counts.d, counts.v), (turns + 1 + 2, 1), "the longest took {longest:?}");

@@ -17,7 +17,7 @@ pub(crate) mod engine {
     pub(crate) const CONNECTIONS: Option<&str> =
         Some("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'");
 
-    /// The one that is reached and fails, and the one behind it.
+    /// Returns the server that the client reaches and that fails, and the server behind it.
     pub(crate) fn servers() -> Option<(OwnServer, Option<OwnServer>)> {
         Some((OwnServer::start(KIND)?, None))
     }
@@ -34,15 +34,15 @@ pub(crate) mod engine {
             .database("postgres")
     }
 
-    /// The socket that these options lead to.
+    /// Returns the path of the socket in the folder.
     pub(crate) fn socket(folder: &Path) -> PathBuf {
         folder.join(".s.PGSQL.5432")
     }
 
-    /// How the statements begin that make an upsert happen, an update of a row, a delete, and a
+    /// The beginnings of the statements that execute an upsert, an update of a row, a delete, and a
     /// repair of all rows of a workspace.
     pub(crate) const LAST_STATEMENT: [&str; 4] = ["INSERT", "UPDATE", "UPDATE", "WITH written"];
-    /// How an upsert and an update begin, if what makes them happen is another statement.
+    /// The beginnings of an upsert and an update, if another statement makes them take effect.
     pub(crate) const BEFORE_THE_COMMIT: Option<[&str; 2]> = None;
 
     pub(crate) const LET_GUEST_IN: &[&str] =
@@ -78,10 +78,13 @@ pub(crate) mod engine {
                     self.prepared.insert(text(), text());
                     None
                 }
-                // Bind: the portal, and the name of the statement. What runs it comes along.
-                b'B' => {
-                    Some((text(), self.prepared.get(&text()).cloned()).1.expect("it was prepared"))
-                }
+                // Bind: the portal, and the name of the statement. The Execute message follows in
+                // the same write.
+                b'B' => Some(
+                    (text(), self.prepared.get(&text()).cloned())
+                        .1
+                        .expect("the statement was prepared"),
+                ),
                 b'Q' => Some(text()),
                 _ => None,
             };

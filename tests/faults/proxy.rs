@@ -1,5 +1,5 @@
-//! A socket before the server's, which loses one statement, or the answer to it, and the connection
-//! with it.
+//! A socket in front of the server's socket, which loses one statement or its answer, and closes
+//! the connection.
 
 use std::{
     io,
@@ -15,27 +15,27 @@ use tokio::{
     task::JoinSet,
 };
 
-/// When the connection ends.
+/// The moment at which the connection ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Cut {
-    /// Before the statement comes to the server.
+    /// Before the server receives the statement.
     Statement,
-    /// When the server has carried it out, and before the answer comes to the client.
+    /// After the server has executed the statement, and before the client receives the answer.
     Answer,
 }
 
 /// A message of a client to a server, in the protocol of the database.
 pub(crate) trait Wire: Default + Send + 'static {
-    /// The length of the first message, if all of it is there, and the SQL that it makes the server
-    /// run.
+    /// Returns the length of the first message, if it is complete, and the SQL that it makes the
+    /// server run.
     fn message(&mut self, bytes: &[u8]) -> Option<(usize, Option<String>)>;
 }
 
-/// Ends with this value, and all connections through it.
+/// A running proxy. Dropping it ends all connections through it.
 pub(crate) struct Proxy<W> {
     folder: TempDir,
     server: PathBuf,
-    /// Where the socket is in a folder.
+    /// Returns the path of the socket in a folder.
     socket: fn(&Path) -> PathBuf,
     /// The fault that is applied to the next statement with this beginning.
     next: Arc<Mutex<Option<(Cut, &'static str)>>>,
@@ -56,24 +56,24 @@ impl<W: Wire> Proxy<W> {
         self.folder.path()
     }
 
-    /// Does so to the next statement that begins like this.
+    /// Applies the fault to the next statement with this beginning.
     pub(crate) fn cut(&self, cut: Cut, statement: &'static str) {
         *self.next.lock().unwrap() = Some((cut, statement));
     }
 
-    /// It has been done.
+    /// Returns `true` if the fault was applied.
     pub(crate) fn has_cut(&self) -> bool {
         self.next.lock().unwrap().is_none()
     }
 
-    /// Ends all connections, and takes no more.
+    /// Ends all connections and accepts no more.
     #[cfg(feature = "postgres")]
     pub(crate) async fn go_away(&mut self) {
         self.tasks.shutdown().await;
         std::fs::remove_file((self.socket)(self.folder.path())).unwrap();
     }
 
-    /// Takes connections.
+    /// Accepts connections again.
     pub(crate) fn come_back(&mut self) {
         let listener = UnixListener::bind((self.socket)(self.folder.path())).unwrap();
         let (server, next) = (self.server.clone(), Arc::clone(&self.next));
@@ -84,7 +84,7 @@ impl<W: Wire> Proxy<W> {
                 let Ok(server) = UnixStream::connect(&server).await else { continue };
                 let next = Arc::clone(&next);
                 connections.spawn(async move {
-                    // However it ends: both sockets are closed.
+                    // Both sockets are closed, whatever the result.
                     let _ = pass_on::<W>(client, server, &next).await;
                 });
                 while connections.try_join_next().is_some() {}
@@ -121,7 +121,7 @@ async fn pass_on<W: Wire>(
                 said.drain(..whole);
             }
             read = server.read_buf(&mut answered) => {
-                // Both databases answer a statement when it has been committed, not before.
+                // Both databases answer a statement only after its commit.
                 if read? == 0 || loses_answer {
                     return Ok(());
                 }

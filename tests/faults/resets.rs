@@ -27,13 +27,13 @@ async fn a_retarget_that_commits_after_a_reset_keeps_its_workspace() {
         }
         let restarted = runs(&world, ws, 1);
         let mut transaction = case.reader.pool().begin().await.unwrap();
-        let orders = a.layer.bindings();
+        let bindings = a.layer.bindings();
         let guards = [
-            orders.retarget_in(&case.reader, &mut transaction, leaves, other).await.unwrap(),
-            orders.retarget_in(&case.reader, &mut transaction, enters, ws).await.unwrap(),
+            bindings.retarget_in(&case.reader, &mut transaction, leaves, other).await.unwrap(),
+            bindings.retarget_in(&case.reader, &mut transaction, enters, ws).await.unwrap(),
         ];
         let ends = async {
-            // The reset waits for the rows of the transaction by then, or has ended.
+            // By then, the reset waits for the rows of the transaction or has ended.
             sleep(ms(500)).await;
             if commit {
                 transaction.commit().await.unwrap();
@@ -47,13 +47,13 @@ async fn a_retarget_that_commits_after_a_reset_keeps_its_workspace() {
         let (reset, ()) = tokio::join!(reset.reset_workspace(ws), ends);
         let rows = reset.unwrap();
         assert!(if commit { (1..=2).contains(&rows) } else { rows == 2 }, "{rows}, {commit}");
-        // The first row that is read anew tells the other process of the reset; until then its
-        // cache is served.
+        // The first row that the other process reads again reveals the reset. Until then the
+        // process serves its cached rows.
         let first = a.bind(ws).await;
         let (here, there) = if commit { (enters, leaves) } else { (leaves, enters) };
         all_reach(&world, store, [&a, &b], &[stays, first], &restarted).await;
-        // What the other process has in its cache of a session that the transaction has moved is
-        // served until it is read again, which is not at issue here.
+        // The other process serves its cached row of a moved session until it reads the row again,
+        // which this test does not check.
         let unaware = if commit { &Process::new(&world, store()) } else { &b };
         all_reach(&world, store, [&a, unaware], &[here], &restarted).await;
         all_reach(&world, store, [&a, unaware], &[there], &elsewhere).await;

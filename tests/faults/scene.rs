@@ -1,4 +1,4 @@
-//! Parts that the tests of every database share: waiting, and turns without a pause.
+//! Parts that the tests of every database share: waiting, and continuous turns.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use tokio::{
 };
 use tower_bound_agent::{AgentId, BoundAgentLayer, Error, Repair, SessionId, store::StoreError};
 
-/// Polls until a condition that other tasks bring about holds.
+/// Polls until other tasks have made the condition true.
 pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let end = Instant::now() + Duration::from_secs(90);
     while Instant::now() < end {
@@ -33,7 +33,7 @@ pub(crate) async fn until_true(what: &str, mut look: impl AsyncFnMut() -> bool) 
 
 /// Awaits a future that must end even if the server fails.
 pub(crate) async fn ends<T>(what: impl Future<Output = T>) -> T {
-    timeout(Duration::from_secs(60), what).await.expect("it ends by itself")
+    timeout(Duration::from_secs(60), what).await.expect("the future ends by itself")
 }
 
 /// Returns the store's error within an error of a call or a command.
@@ -60,7 +60,7 @@ struct Seen {
     errors: Vec<String>,
 }
 
-/// Sessions that make one turn after the other, each group in a task.
+/// Sessions that make turns continuously, with one task for each group.
 pub(crate) struct Load {
     seen: Arc<Mutex<Seen>>,
     stop: Arc<AtomicBool>,
@@ -105,7 +105,7 @@ impl Load {
         self.seen.lock().unwrap().sessions.get(&session).cloned().unwrap_or_default()
     }
 
-    /// Until each of them has made so many turns more.
+    /// Waits until each session has made `more` turns.
     pub(crate) async fn go_on(&self, sessions: &[SessionId], more: u64) {
         let goals: Vec<_> =
             sessions.iter().map(|session| (*session, self.turns(*session).all + more)).collect();
@@ -115,9 +115,9 @@ impl Load {
         .await;
     }
 
-    /// Until each of them talks to this agent.
+    /// Waits until each session talks to this agent.
     pub(crate) async fn talks_to(&self, sessions: &[SessionId], agent: AgentId) {
-        until_true("they talk to the new agent", async || {
+        until_true("the sessions talk to the new agent", async || {
             sessions
                 .iter()
                 .all(|session| self.turns(*session).last.is_some_and(|(last, _)| last == agent))
@@ -125,7 +125,7 @@ impl Load {
         .await;
     }
 
-    /// Until one of them is told that its repair has failed for now.
+    /// Waits until the repair of one session is being retried.
     pub(crate) async fn is_retrying(&self, sessions: &[SessionId]) {
         until_true("a write has failed", async || {
             sessions.iter().any(|session| {
@@ -153,7 +153,7 @@ impl Load {
     }
 }
 
-/// Until there are no more tasks than before.
+/// Waits until the number of tasks is no greater than before.
 pub(crate) async fn no_task_is_left(before: usize) {
     until_true("the tasks have ended", async || {
         Handle::current().metrics().num_alive_tasks() <= before

@@ -1,4 +1,4 @@
-//! Hints through PostgreSQL: nothing is heard for a while, or far too much.
+//! Hints through PostgreSQL that are lost for a while, or arrive in large numbers.
 
 use super::{
     each_database::{Case, Workspace, pool},
@@ -12,8 +12,8 @@ use tower_bound_agent::{BoundAgentLayer, hints::PostgresHints};
 
 const LISTENERS: &str = "FROM pg_stat_activity WHERE query LIKE 'LISTEN%'";
 
-/// Two replicas that hear each other by hints alone: no row is read in the background without them.
-/// The hints of the first go through the proxy.
+/// Two replicas that exchange news by hints alone: without a hint, no row is read in the
+/// background. The hints of the first replica go through the proxy.
 struct Replicas {
     case: Case,
     proxy: Proxy<Wire>,
@@ -34,7 +34,7 @@ impl Replicas {
         Some(Self { case, proxy, store, here, there })
     }
 
-    /// With sessions that both have cached.
+    /// Returns a workspace with sessions that both replicas have cached.
     async fn workspace(&self, sessions: usize) -> Workspace {
         let workspace = self.case.workspace(&self.here, sessions).await;
         for session in &workspace.sessions {
@@ -44,7 +44,7 @@ impl Replicas {
     }
 
     async fn listening(&self, replicas: i64) {
-        until_true("they listen", async || {
+        until_true("the replicas listen", async || {
             let listeners = AssertSqlSafe(format!("SELECT count(*) {LISTENERS}"));
             sqlx::query_scalar::<_, i64>(listeners)
                 .fetch_one(self.case.reader.pool())
@@ -63,7 +63,7 @@ impl Replicas {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn changes_of_a_replica_during_deaf_hints_are_noticed_after_reconnecting() {
+async fn changes_of_a_replica_are_noticed_after_the_other_replica_reconnects() {
     let Some(mut replicas) = Replicas::new().await else { return };
     let (busy, rebuilt, other) =
         (replicas.workspace(20).await, replicas.workspace(20).await, replicas.workspace(1).await);
@@ -75,13 +75,13 @@ async fn changes_of_a_replica_during_deaf_hints_are_noticed_after_reconnecting()
     bindings.retarget(busy.sessions[0], other.id).await.unwrap();
     load.talks_to(&busy.sessions[..1], other.target.agent).await;
 
-    // Both lose their connection, and this one finds no other.
+    // Both replicas lose their connection, and the first one cannot reconnect.
     replicas.proxy.go_away().await;
     let end = AssertSqlSafe(format!("SELECT pg_terminate_backend(pid) {LISTENERS}"));
     sqlx::query(end).execute(replicas.case.reader.pool()).await.unwrap();
     replicas.listening(1).await;
     bindings.retarget(busy.sessions[1], other.id).await.unwrap();
-    // The old agent lives, and only the other replica is told.
+    // The old agent still answers, and only the other replica receives the command.
     let new = replicas.case.rebuild(&rebuilt, Does::Answer(ms(1)));
     bindings.revalidate_workspace(rebuilt.id);
     let dial = replicas.case.world.dial(&replicas.there);
@@ -101,8 +101,8 @@ async fn changes_of_a_replica_during_deaf_hints_are_noticed_after_reconnecting()
     println!("noticed {:?} after the proxy came back", before.1.elapsed());
     load.talks_to(&busy.sessions[2..], busy.target.agent).await;
     assert_eq!(replicas.here.bindings().flush().await, 0);
-    // The first bind of the session that was pointed elsewhere, and the group that was not known to
-    // be written.
+    // The first bind of the retargeted session, and the group repair, which the replica does not
+    // know to be written.
     assert!(replicas.store.writes() - before.0 <= 2);
     load.end().await;
     replicas.close().await;
@@ -132,7 +132,7 @@ async fn sessions_continue_during_a_storm_of_hints() {
     load.talks_to(&busy.sessions[..1], other.target.agent).await;
     let noticed = began.elapsed();
     load.go_on(&busy.sessions, 20).await;
-    // Rows are read in vain for a while only.
+    // The unsuccessful reads stop after a while.
     let reads = until("nothing more is read", async || {
         let reads = replicas.store.reads();
         sleep(Duration::from_secs(2)).await;
@@ -143,11 +143,11 @@ async fn sessions_continue_during_a_storm_of_hints() {
     let (turns, longest) = load.end().await;
     let counts = replicas.case.world.counts() - before;
     println!(
-        "{turns} turns, the longest took {longest:?}; the order was noticed {noticed:?} after the beginning; {} questions \
+        "{turns} turns, the longest took {longest:?}; the command was noticed {noticed:?} after the beginning; {} questions \
          and {reads} reads in {elapsed:?}",
         counts.v
     );
-    // At most once a second everything is doubted, in each of the workspaces.
+    // The doubt about all workspaces arises at most once per second.
     assert!(counts.v <= 2 * (elapsed.as_secs() + 2), "{} questions", counts.v);
     assert!(longest < Duration::from_secs(1), "{longest:?}");
     replicas.close().await;

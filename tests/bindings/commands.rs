@@ -100,8 +100,8 @@ async fn a_connection_to_the_old_workspace_is_dropped_if_the_command_lands_while
     let layer = world.layer();
     let chat = world.bind(&layer, ws).await;
 
-    // The end of a transaction is the only command that takes effect at once, so it can be put
-    // inside a poll.
+    // The end of a transaction is the only command that takes effect synchronously, so the test can
+    // run it inside a poll.
     let mut transaction = Staged::default();
     let guard =
         layer.bindings().retarget_in(&world.store, &mut transaction, chat, other).await.unwrap();
@@ -138,7 +138,8 @@ async fn no_living_old_agent_is_returned_to_a_call_that_began_before_the_command
     let chat = world.bind(&layer, ws).await;
     world.does(&old, Does::Answer(ms(100)));
 
-    // The command is under way when the dial ends, and known one millisecond later or earlier.
+    // The command is under way when the dial ends, and its answer arrives one millisecond later or
+    // earlier.
     for (takes, expected) in [(99, target.agent), (101, old.agent)] {
         let begin = Instant::now();
         let under_way = start(&world.dial(&layer), chat);
@@ -247,7 +248,7 @@ async fn the_agent_that_unbind_removes_is_not_dialed_before_the_resolver_names_i
     assert_eq!(call(&world.dial(&layer), chat).await.unwrap().agent, right.agent);
     assert_eq!(layer.bindings().flush().await, 0);
     assert_eq!(world.counts() - before, counts(1, 1, 0, 1));
-    // What that call learned serves the other session.
+    // The other session uses the target that this call learned.
     let before = world.counts();
     assert_eq!(call(&world.dial(&layer), other).await.unwrap().agent, right.agent);
     assert_eq!(layer.bindings().flush().await, 0);
@@ -299,7 +300,7 @@ async fn a_forgotten_session_is_not_bound_and_continues_above_its_last_revision(
     assert_eq!(call(&dial, chat).await.unwrap_err().kind(), &ErrorKind::NotBound);
     assert_eq!(layer.bindings().get(chat).await.unwrap(), None);
     assert_eq!(world.counts() - before, counts(0, 0, 1, 1));
-    assert!(!layer.bindings().forget(chat).await.unwrap(), "there is nothing to forget");
+    assert!(!layer.bindings().forget(chat).await.unwrap(), "no row is left to forget");
 
     let bound = call(&dial, DialSession::new(chat).in_workspace(ws)).await.unwrap();
     assert_eq!((bound.agent, bound.outcome().kind.clone()), (target.agent, OutcomeKind::FirstBind));
@@ -325,8 +326,8 @@ async fn a_pending_call_of_a_forgotten_session_ends_at_that_instant() {
         assert!(layer.bindings().forget(chat).await.unwrap());
         settled().await;
         if named {
-            // A caller that names its workspace has the dial of its agent begun anew, and its
-            // session created after that.
+            // If the caller names the workspace, the call dials the agent again, and creates the
+            // session afterwards.
             assert!(!under_way.is_finished());
             assert_eq!(world.row(chat), None);
             assert_eq!(world.counts() - before, counts(2, 0, 1, 1));
@@ -394,7 +395,7 @@ async fn a_resolver_whose_generations_start_again_needs_a_reset() {
     let new = world.agent(Some(1));
     world.runs(ws, &new);
 
-    // Before: what it says looks like a lagging replica, and that is no evidence.
+    // Before the reset, the answer looks like that of a lagging replica, which is no evidence.
     let before = world.counts();
     let error = call(&dial, chat).await.unwrap_err();
     assert_eq!(error.kind(), &ErrorKind::Unreachable { newer: None });
@@ -417,7 +418,7 @@ async fn a_resolver_whose_generations_start_again_needs_a_reset() {
     assert_eq!(layer.bindings().flush().await, 0);
     assert_eq!(world.counts() - before, counts(1, 0, 1, 1));
 
-    // From here on as ever.
+    // Later calls work as usual.
     let before = world.counts();
     for chat in [chat, other] {
         assert_eq!(call(&dial, chat).await.unwrap().outcome().kind, OutcomeKind::Reused);
@@ -452,8 +453,9 @@ async fn calls_under_way_follow_a_reset_at_once() {
     assert_eq!((world.live_dials(), world.live_connections()), (0, 0));
 }
 
-/// A call whose row, one of two in the workspace, is read before the command and arrives after it.
-async fn read_before_the_order_to_reset(
+/// Starts a call whose row, one of two in the workspace, is read before the reset and arrives after
+/// it.
+async fn read_before_the_reset(
     world: &World,
     layer: &BoundAgentLayer,
     late: SessionId,
@@ -475,15 +477,15 @@ async fn a_row_that_was_read_before_a_reset_does_not_come_back() {
     world.runs(ws, &old);
     let first = world.layer();
     let (late, other) = (world.bind(&first, ws).await, world.bind(&first, ws).await);
-    // Another process, in which one session is known and the other one is just being read.
+    // Another process, which has cached one session and is reading the other one.
     let layer = world.layer();
     let dial = world.dial(&layer);
     call(&dial, other).await.unwrap();
     world.does(&old, Does::Fail(ms(0)));
     let new = world.agent(Some(1));
     world.runs(ws, &new);
-    let under_way = read_before_the_order_to_reset(&world, &layer, late, ws).await;
-    under_way.await.unwrap().ok(); // may have tried the old agent
+    let under_way = read_before_the_reset(&world, &layer, late, ws).await;
+    under_way.await.unwrap().ok(); // may have dialed the old agent
     for chat in [late, other] {
         assert_eq!(call(&dial, chat).await.unwrap().agent, new.agent);
         assert_eq!(layer.bindings().flush().await, 0);
@@ -501,11 +503,11 @@ async fn a_row_that_was_read_before_a_reset_does_not_bring_its_target_back() {
     let (late, other) = (world.bind(&first, ws).await, world.bind(&first, ws).await);
     let layer = world.layer();
     let dial = world.dial(&layer);
-    // The old agent lives.
+    // The old agent still answers.
     let new = world.agent(Some(1));
     world.runs(ws, &new);
-    let under_way = read_before_the_order_to_reset(&world, &layer, late, ws).await;
-    // Both are held while the other one calls.
+    let under_way = read_before_the_reset(&world, &layer, late, ws).await;
+    // Both are held while the other session calls.
     let bound = under_way.await.unwrap().unwrap();
     let others = call(&dial, other).await.unwrap();
     assert_eq!((bound.agent, others.agent), (new.agent, new.agent));
@@ -534,8 +536,8 @@ async fn a_repair_that_was_under_way_when_the_workspace_was_reset_writes_nothing
             "{writes:?}"
         );
         assert_eq!(reset.unwrap().target, None);
-        // Nothing of it is left in the cache either: the row is read, the resolver asked, the
-        // session bound anew. What the losing one has read by then is the row as it is.
+        // The cache holds no trace of the repair either: the call reads the row, asks the resolver
+        // and binds the session again. The losing repair has read the current row by then.
         let before = world.counts();
         let bound = call(&world.dial(&layer), chat).await.unwrap();
         assert_eq!((bound.agent, &bound.outcome().kind), (new.agent, &OutcomeKind::FirstBind));
@@ -592,11 +594,11 @@ async fn a_workspace_that_differs_from_the_cached_row_makes_the_call_read_the_ro
     let error = call(&dial, DialSession::new(chat).in_workspace(other)).await.unwrap_err();
     assert_eq!(error.kind(), &ErrorKind::WorkspaceMismatch { bound: ws, asked: other });
     assert_eq!(world.counts() - before, counts(0, 0, 1, 0));
-    // The right one needs no reading.
+    // The right workspace needs no read.
     call(&dial, DialSession::new(chat).in_workspace(ws)).await.unwrap();
     assert_eq!(world.counts() - before, counts(1, 0, 1, 0));
 
-    // Another process has pointed the session there, and the caller knows.
+    // Another process has retargeted the session, and the caller names the new workspace.
     world.store.elsewhere().retarget(chat, other).await.unwrap();
     let before = world.counts();
     let bound = call(&dial, DialSession::new(chat).in_workspace(other)).await.unwrap();

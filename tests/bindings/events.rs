@@ -21,7 +21,7 @@ impl Log {
             .unwrap()
     }
 
-    /// What was seen since the last look, a line each.
+    /// Returns the events since the last call, one line each.
     pub(crate) fn take(&self) -> Vec<String> {
         std::mem::take(&mut *self.0.lock().unwrap()).iter().map(line).collect()
     }
@@ -110,7 +110,7 @@ async fn an_observer_sees_every_kind_of_event() {
         ]
     );
 
-    // A cached binding that is used is seen too.
+    // The use of a cached binding is an event too.
     let bound = call(&dial, chat).await.unwrap();
     assert_eq!(log.take(), [format!("dialed {agent} in 0ns"), format!("used {agent}, 1 dials")]);
 
@@ -137,7 +137,7 @@ async fn an_observer_sees_every_kind_of_event() {
     assert!(lines.contains(&format!("failed {agent} in 5ms: connection refused")), "{lines:?}");
     assert!(lines.contains(&"validated Stopped in 0ns".to_owned()), "{lines:?}");
 
-    // Another place of the same build: the session's own row is written.
+    // Another address of the same build: the session's own row is written.
     let moved = world.agent(Some(1));
     world.runs(ws, &moved);
     world.does(&target, Does::Fail(ms(0)));
@@ -152,7 +152,7 @@ async fn an_observer_sees_every_kind_of_event() {
     sleep(ms(200)).await;
     assert_eq!(log.take(), [format!("repaired {}: Lost", moved.agent)]);
 
-    // Another build: all rows of the workspace are.
+    // Another build: all rows of the workspace are written.
     let chat = world.bind(&layer, ws).await;
     let new = world.rebuild(ws, &moved, Does::Fail(ms(0)));
     world.store.on_writes(Fault::Unavailable);
@@ -168,7 +168,7 @@ async fn an_observer_sees_every_kind_of_event() {
     sleep(ms(200)).await;
     assert_eq!(log.take(), [format!("all repaired {}: Written", new.agent)]);
 
-    // And the repair that failed when the layer was closed.
+    // The last event is the repair that failed when the layer was closed.
     let (second, there) = world.workspace();
     let other = world.bind(&layer, second).await;
     let there_too = world.agent(Some(1));

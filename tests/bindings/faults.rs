@@ -1,5 +1,5 @@
-//! Commands whose store does not answer: their result, the reads that follow, and that no command
-//! is sent twice.
+//! Commands whose store does not answer: their results and the reads that follow. No command is
+//! sent twice.
 
 use crate::at;
 use std::sync::Arc;
@@ -47,9 +47,13 @@ async fn a_command_whose_answer_was_lost_succeeds_if_the_row_shows_it() {
     let before = world.counts();
     let row = bindings.retarget(chat, other).await.unwrap();
     assert_eq!((row.workspace, Some(row)), (other, world.row(chat)));
-    assert_eq!(world.counts() - before, counts(0, 0, 1, 1), "sent once, read once");
+    assert_eq!(
+        world.counts() - before,
+        counts(0, 0, 1, 1),
+        "the command is sent once and the row is read once"
+    );
     assert_eq!(bindings.get(chat).await.unwrap().unwrap().workspace, other);
-    assert_eq!(world.counts() - before, counts(0, 0, 1, 1), "and known");
+    assert_eq!(world.counts() - before, counts(0, 0, 1, 1), "the row is cached");
 
     let before = world.counts();
     let row = bindings.unbind(parent).await.unwrap().unwrap();
@@ -67,7 +71,7 @@ async fn a_command_whose_answer_was_lost_succeeds_if_the_row_shows_it() {
     let before = world.counts();
     let row = bindings.inherit(child, parent).await.unwrap();
     assert_eq!((row.workspace, row.target.as_deref()), (ws, Some(&target)));
-    // The child's row shows it; the parent's row is what it is compared with.
+    // The child's row shows the result; it is compared with the parent's row.
     assert_eq!(world.counts() - before, counts(0, 0, 2, 1));
 
     let before = world.counts();
@@ -88,7 +92,7 @@ async fn a_lost_command_has_an_unknown_outcome_and_each_call_reads_the_row() {
     let error = layer.bindings().retarget(chat, other).await.unwrap_err();
     assert!(is_unknown(&error), "{error:?}");
     assert_eq!(error.session(), Some(chat));
-    assert_eq!(world.counts() - before, counts(0, 0, 1, 1), "never sent again");
+    assert_eq!(world.counts() - before, counts(0, 0, 1, 1), "the command is not sent again");
     world.store.on_writes(Fault::None);
 
     let before = world.counts();
@@ -97,7 +101,7 @@ async fn a_lost_command_has_an_unknown_outcome_and_each_call_reads_the_row() {
         assert_eq!(world.counts() - before, counts(n, 0, n, 0));
         sleep(Duration::from_secs(10)).await;
     }
-    // The statement arrives after all.
+    // The statement arrives late.
     world.store.elsewhere().retarget(chat, other).await.unwrap();
     let before = world.counts();
     assert_eq!(call(&dial, chat).await.unwrap().agent, target.agent);
@@ -146,7 +150,7 @@ async fn a_command_without_an_answer_ends_after_the_store_timeout() {
         assert_eq!((begin.elapsed(), world.counts() - before), (after, counts(0, 0, 1, 1)));
         world.store.on_all(Fault::None);
         if reads == Fault::Hang {
-            // Nothing is sent again before the layer takes the connection for dead.
+            // No statement is sent again before the layer considers the connection dead.
             sleep(Duration::from_secs(120)).await;
         }
         let before = world.counts();

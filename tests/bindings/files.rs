@@ -13,7 +13,8 @@ use tower_bound_agent::{
     store::{SqliteStore, StoreError},
 };
 
-/// A store in a file. Nothing but what is tested moves a call: the delay is longer than the test.
+/// A store in a file. The validation delay is longer than the test, so only the tested command
+/// moves a call.
 struct File {
     case: Case,
     store: SqliteStore,
@@ -139,7 +140,7 @@ async fn a_guard_that_is_dropped_with_its_transaction_costs_one_read_per_call() 
     {
         let mut tx = file.store.pool().begin().await.unwrap();
         let _guard = file.command(&mut tx).await;
-        // An early return: both are dropped.
+        // An early return drops both.
     }
     for n in 1..=3 {
         assert_eq!(file.call().await.agent, file.case.old.agent);

@@ -61,7 +61,7 @@ async fn an_unbound_session_dials_a_target_that_another_session_has_learned() {
     assert_eq!(layer.bindings().flush().await, 0);
     assert_eq!(world.counts() - before, counts(1, 0, 0, 1));
 
-    // As if bound: a hanging agent is questioned after the delay.
+    // A hanging agent is validated after the delay, as for a bound session.
     world.rebuild(ws, &target, Does::Hang);
     let hangs = session();
     layer.bindings().retarget(hangs, ws).await.unwrap();
@@ -111,7 +111,8 @@ async fn an_unbound_session_of_a_workspace_that_does_not_run_dials_nothing() {
         let before = world.counts();
         let error = call(&world.dial(&layer), chat).await.unwrap_err();
         assert_eq!((error.kind(), error.session()), (&kind, Some(chat)));
-        // One question; then the row once more, since the session may point elsewhere by now.
+        // One question, then a second read of the row, since the session may point elsewhere by
+        // now.
         assert_eq!(world.counts() - before, counts(0, 1, 1, 0));
         assert_eq!(error.retry_after().is_some(), matches!(kind, ErrorKind::Starting { .. }));
     }
@@ -135,12 +136,12 @@ async fn a_denial_answers_the_calls_of_the_next_second_that_have_nothing_to_dial
     }
     assert_eq!(world.counts() - before, counts(0, 1, 1, 0));
 
-    // It is not older than a second.
+    // The denial is not older than a second.
     sleep(ms(1)).await;
     assert_eq!(call(&dial, chat).await.unwrap_err().kind(), &ErrorKind::Stopped);
     assert_eq!(world.counts() - before, counts(0, 2, 2, 0));
 
-    // Nor older than a doubt.
+    // The denial is not older than a doubt.
     world.runs(ws, &target);
     sleep(ms(1)).await;
     layer.bindings().revalidate_workspace(ws);
@@ -266,7 +267,7 @@ async fn a_child_inherits_from_the_row_and_not_from_the_cache() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_child_that_exists_in_the_workspace_keeps_what_it_has() {
+async fn a_child_that_exists_in_the_workspace_keeps_its_row() {
     let world = World::new();
     let (ws, target) = world.workspace();
     let layer = world.layer();
@@ -279,7 +280,7 @@ async fn a_child_that_exists_in_the_workspace_keeps_what_it_has() {
         (row.workspace, row.target.as_deref(), row.revision),
         (ws, Some(&target), held.revision)
     );
-    // The statement, and the parent's row to compare with.
+    // One statement, and a read of the parent's row for the comparison.
     assert_eq!(world.counts() - before, counts(0, 0, 1, 1));
     assert_eq!(world.row(child), Some(held));
 }
@@ -309,7 +310,7 @@ async fn nothing_is_inherited_from_a_parent_without_a_record() {
     assert_eq!((error.kind(), error.session()), (&ErrorKind::NotBound, Some(parent)));
     assert_eq!((world.counts(), world.row(child)), (counts(0, 0, 0, 1), None));
 
-    // A forgotten parent is none either.
+    // A forgotten parent has no record either.
     let parent = world.bind(&layer, ws).await;
     assert!(layer.bindings().forget(parent).await.unwrap());
     let error = layer.bindings().inherit(child, parent).await.unwrap_err();
@@ -376,7 +377,7 @@ async fn sixteen_calls_of_a_bound_session_share_a_read() {
     let world = World::new();
     let (ws, target) = world.workspace();
     let chat = world.bind(&world.layer(), ws).await;
-    // Another process, which has read nothing yet.
+    // Another process, which has not read any row yet.
     let layer = world.layer();
     let dial = world.dial(&layer);
     for fault in [Fault::None, Fault::Slow(ms(10))] {
@@ -422,7 +423,7 @@ async fn no_command_is_lost_among_many_calls_of_one_session() {
                 Ok(bound) => {
                     let (_, target) =
                         places.iter().find(|(ws, _)| *ws == bound.workspace()).unwrap();
-                    assert_eq!(bound.agent, target.agent, "a pair that never existed");
+                    assert_eq!(bound.agent, target.agent, "a pair that was never written");
                 }
                 Err(error) => assert_eq!(error.kind(), &ErrorKind::Retargeted),
             }
@@ -531,7 +532,7 @@ async fn a_session_without_a_record_is_read_once_a_second() {
     assert_eq!(call(&dial, chat).await.unwrap_err().kind(), &ErrorKind::NotBound);
     assert_eq!(world.counts(), counts(0, 0, 2, 0));
 
-    // A command of this process ends it.
+    // A command of this process ends the second.
     layer.bindings().retarget(chat, ws).await.unwrap();
     assert_eq!(call(&dial, chat).await.unwrap().agent, target.agent);
 }
@@ -565,7 +566,8 @@ async fn a_row_created_meanwhile_in_another_workspace_is_a_mismatch() {
     let error = under_way.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), &ErrorKind::WorkspaceMismatch { bound: elsewhere, asked: ws });
     assert_eq!((world.row(chat), world.live_connections()), (Some(row), 0));
-    // One read before, one creation that found the row, one read that says where it points.
+    // One read before, one creation that conflicts with the row, and one read that returns its
+    // workspace.
     assert_eq!(world.counts(), counts(1, 1, 2, 1));
 }
 
@@ -691,7 +693,7 @@ async fn a_target_served_without_the_store_is_written_into_unbound_rows_only() {
             let error = call(&dial, DialSession::new(chat).in_workspace(ws)).await.unwrap_err();
             assert_eq!(error.kind(), &ErrorKind::WorkspaceMismatch { bound: other, asked: ws });
         } else {
-            // The creation that found a row, and the swap.
+            // The creation that conflicts with a row, and the swap.
             assert_eq!(bound.outcome().repair(), Repair::Written);
             assert_eq!(world.counts() - before, counts(0, 0, 0, 2));
             assert_eq!(world.row(chat).unwrap().target.as_deref(), Some(&target));
@@ -699,7 +701,7 @@ async fn a_target_served_without_the_store_is_written_into_unbound_rows_only() {
     }
 }
 
-/// Another call that waited for the same write fails first, and then no call tries to write again.
+/// Another call that waited for the same write fails first; then no call attempts the write again.
 #[tokio::test(start_paused = true)]
 async fn no_call_counts_a_row_as_created_that_could_not_be_created() {
     let world = World::new();
@@ -709,8 +711,7 @@ async fn no_call_counts_a_row_as_created_that_could_not_be_created() {
     world.bind(&layer, ws).await;
     let ask = DialSession::new(session()).in_workspace(ws);
     world.store.on_writes(Fault::Unavailable);
-    // From here on it is known that there is no row, so that the next calls come to the write at
-    // once.
+    // From here on the absence of the row is cached, so the next calls reach the write at once.
     assert_eq!(call(&dial, ask.clone()).await.unwrap_err().kind(), &ErrorKind::Store);
     while layer.bindings().flush().await > 0 {
         sleep(ms(1)).await;

@@ -19,13 +19,14 @@ async fn a_doubted_workspace_is_validated_in_parallel_with_the_next_dial() {
     world.resolver_takes(ws, ms(50));
     layer.bindings().revalidate_workspace(ws);
 
-    // The old agent lives and answers before the verdict: one failed or fast dial proves nothing.
+    // The old agent is alive and answers before the verdict: one failed or fast dial proves
+    // nothing.
     let (before, begin) = (world.counts(), Instant::now());
     let bound = call(&dial, chat).await.unwrap();
     assert_eq!((begin.elapsed(), bound.agent), (ms(0), old.agent));
     at(begin, ms(60)).await;
     assert_eq!(world.counts() - before, counts(1, 1, 0, 0));
-    // What the validation has learned serves the next call.
+    // The next call uses the target that the validation has learned.
     let bound = call(&dial, chat).await.unwrap();
     assert_eq!(bound.agent, new.agent);
     assert_eq!(layer.bindings().flush().await, 0);
@@ -108,7 +109,7 @@ async fn after_a_report_the_ready_dial_is_held_until_the_verdict() {
     assert_eq!(bound.outcome().kind, OutcomeKind::Confirmed);
     assert_eq!(world.counts() - before, counts(2, 1, 0, 0));
 
-    // Answered: nothing is held any more.
+    // After the answer, no connection is held any more.
     let begin = Instant::now();
     assert_eq!(call(&dial, chat).await.unwrap().outcome().kind, OutcomeKind::Reused);
     assert_eq!((begin.elapsed(), world.counts() - before), (ms(0), counts(3, 1, 0, 0)));
@@ -242,7 +243,7 @@ async fn reports_of_one_agent_count_once_a_second_and_less_often_while_it_is_con
     let bound = || async { call(&dial, chat).await.unwrap() };
     log.take();
 
-    // Without a verdict in between: one a second.
+    // Without a verdict in between, one report per second counts.
     let (one, two, three) = (bound().await, bound().await, bound().await);
     one.report_stale();
     two.report_stale();
@@ -265,7 +266,7 @@ async fn reports_of_one_agent_count_once_a_second_and_less_often_while_it_is_con
         assert_eq!(log.reports(), 1, "pause {pause}");
     }
 
-    // Another agent begins anew.
+    // The limit starts again for another agent.
     let new = world.rebuild(ws, &target, Does::Answer(ms(0)));
     let (one, two) = (bound().await, bound().await);
     assert_eq!((one.agent, two.agent), (new.agent, new.agent));
@@ -322,7 +323,7 @@ async fn current_shares_its_question_and_writes_nothing() {
     }
     layer.bindings().flush().await;
     assert_eq!((world.counts() - before, world.row(chat)), (counts(0, 1, 0, 0), row));
-    // What it has learned serves the next call.
+    // The next call uses the target that it has learned.
     assert_eq!(call(&world.dial(&layer), chat).await.unwrap().agent, new.agent);
     assert_eq!(world.counts() - before, counts(1, 1, 0, 0));
 }

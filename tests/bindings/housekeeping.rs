@@ -15,8 +15,8 @@ use tower_bound_agent::{
     store::{BATCH, BindingStore, NewBinding, Purged, StoreError},
 };
 
-/// Rows that were used a moment ago, which is longer than no time at all; every other one was only
-/// created then, and never used.
+/// Rows that were used just now, which makes them idle for a limit of zero. Every other row was
+/// only created and never used.
 async fn used(world: &World, rows: usize) -> (BoundAgentLayer, Vec<SessionId>) {
     let (ws, _) = world.workspace();
     let store = world.store.elsewhere();
@@ -38,7 +38,7 @@ async fn used(world: &World, rows: usize) -> (BoundAgentLayer, Vec<SessionId>) {
     (world.layer(), sessions)
 }
 
-/// How many of them are left.
+/// Returns how many of the sessions still have a row.
 async fn left(world: &World, sessions: &[SessionId]) -> usize {
     let mut rows: Vec<Binding> = Vec::new();
     for batch in sessions.chunks(BATCH) {
@@ -65,7 +65,7 @@ async fn idle_sessions_are_forgotten_batch_by_batch() {
         assert_eq!(layer.bindings().purge_idle(Duration::ZERO).await.unwrap(), rows as u64);
         assert_eq!(world.counts() - before, counts(0, 0, 0, batches), "{rows} rows");
         assert_eq!(left(&world, &sessions).await, 0);
-        // What is gone by now was not forgotten for seven days.
+        // The removed rows have not been forgotten for seven days.
         let before = world.counts();
         assert_eq!(layer.bindings().purge_forgotten().await.unwrap(), Purged::new(0, 0));
         assert_eq!(world.counts() - before, counts(0, 0, 0, 1));
@@ -108,7 +108,7 @@ async fn a_lasting_failure_ends_after_three_more_attempts() {
     for (fault, took, left_over) in [
         (Fault::Unavailable, pauses, 2),
         (Fault::LostRequest, pauses, 2),
-        // It was carried out the first time.
+        // The first attempt was executed.
         (Fault::LostAnswer, pauses, 0),
     ] {
         let world = World::new();
@@ -147,8 +147,8 @@ async fn a_batch_without_an_answer_is_not_sent_again() {
     world.store.on_writes(Fault::Hang);
     let (begin, before) = (Instant::now(), world.counts());
     let error = layer.bindings().purge_idle(Duration::ZERO).await.unwrap_err();
-    // Each of the four tries waits a store timeout: the first for the answer, the others to be
-    // sent.
+    // Each of the four attempts waits for one store timeout: the first for its answer, the others
+    // until they may be sent.
     assert!(matches!(said(&error), (ErrorKind::Store, StoreError::Unavailable(_))), "{error:?}");
     assert_eq!(
         (begin.elapsed(), world.counts() - before),
@@ -206,7 +206,7 @@ async fn a_dropped_purge_sends_no_further_batch() {
     assert_eq!(left(&world, &sessions).await, 5);
 }
 
-/// In a database, where SQL can make things old.
+/// Uses a database, in which SQL can set times in the past.
 #[cfg(feature = "sqlite")]
 #[tokio::test]
 async fn forgotten_sessions_are_removed_in_two_runs() {
@@ -243,6 +243,6 @@ async fn forgotten_sessions_are_removed_in_two_runs() {
     );
     assert_eq!(bindings.purge_forgotten().await.unwrap(), Purged::new(1, 0));
     let row = bindings.retarget(chat, workspace()).await.unwrap();
-    assert_eq!(row.revision.get(), 3, "above what it had");
+    assert_eq!(row.revision.get(), 3, "the revision is above its last one");
     assert!(bindings.get(other).await.unwrap().is_some());
 }

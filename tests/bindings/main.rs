@@ -23,7 +23,7 @@ use tokio::{
 use tower::Service;
 use tower_bound_agent::{Bound, DialSession, Error};
 
-/// A call in a task of its own.
+/// Starts a call in a task of its own.
 fn start<S>(dial: &S, ask: impl Into<DialSession>) -> JoinHandle<Result<Bound<Conn>, Error>>
 where
     S: Service<DialSession, Response = Bound<Conn>, Error = Error, Future: Send>
@@ -36,12 +36,12 @@ where
     tokio::spawn(async move { call(&dial, ask).await })
 }
 
-/// On the paused clock: everything that is due until then has run.
+/// Advances the paused clock to `after` since `begin`, and runs all work that is due by then.
 async fn at(begin: Instant, after: Duration) {
     sleep_until(begin + after).await;
 }
 
-/// On the paused clock: everything that is ready has run, at the price of a millisecond.
+/// Runs all work that is ready, which advances the paused clock by a millisecond.
 async fn settled() {
     tokio::time::sleep(ms(1)).await;
 }

@@ -20,7 +20,7 @@ struct Losing {
     new: Target,
     bound: Bound<Conn>,
     before: Counts,
-    /// When the repair began.
+    /// The instant at which the repair began.
     begin: Instant,
 }
 
@@ -43,7 +43,7 @@ impl Losing {
         Self { world, layer, ws, chat, new, bound, before, begin: Instant::now() }
     }
 
-    /// Another process writes a target into the row.
+    /// Writes a target into the row as another process.
     async fn other_writes(&self, target: &Target) -> Binding {
         let store = self.world.store.elsewhere();
         let row = store.load(self.chat).await.unwrap().unwrap();
@@ -54,7 +54,7 @@ impl Losing {
         }
     }
 
-    /// The repair has ended: how, and after how many writes.
+    /// Asserts the result of the repair and the number of its writes.
     async fn ended(&self, repair: Repair, writes: u64) {
         assert_eq!(self.layer.bindings().flush().await, 0);
         assert_eq!(self.bound.outcome().repair(), repair);
@@ -62,13 +62,13 @@ impl Losing {
         // dialed.
         let dials = if self.new.generation.is_some() { 2 } else { 1 };
         assert_eq!(self.world.counts() - self.before, counts(dials, 1, 0, writes));
-        // A question that begins after the row was read is a later word than the row, on the paused
-        // clock too.
+        // The clock advances, so that a question that begins after the read of the row is later
+        // than the row.
         settled().await;
         self.world.store.on_writes(Fault::None);
     }
 
-    /// The next call of the session: what it costs, and what it brings.
+    /// Makes the next call of the session, and returns its counts and its result.
     async fn next(&self) -> (Counts, Result<Bound<Conn>, ErrorKind>) {
         let before = self.world.counts();
         let bound = call(&self.world.dial(&self.layer), self.chat)
@@ -112,7 +112,7 @@ async fn a_repair_of_a_row_that_was_unbound_is_dropped() {
     let row = case.world.store.elsewhere().unbind(case.chat).await.unwrap();
     case.ended(Repair::Lost, 1).await;
     assert_eq!(case.world.row(case.chat), row);
-    // What is known of the workspace is right, and the next call binds it.
+    // The known target is right, and the next call binds the session to it.
     let (cost, bound) = case.next().await;
     let bound = bound.unwrap();
     assert_eq!((cost, bound.agent), (counts(1, 0, 0, 1), case.new.agent));
@@ -139,7 +139,7 @@ async fn a_winner_of_a_greater_generation_is_adopted() {
     let case = Losing::new(Some(3)).await;
     let newer = case.world.agent(Some(4));
     let row = case.other_writes(&newer).await;
-    assert!(!case.superseded().await, "this process does not know yet");
+    assert!(!case.superseded().await, "this process has not read the row yet");
     case.ended(Repair::Lost, 1).await;
     assert_eq!(case.world.row(case.chat), Some(row));
     // The connection stays the caller's, and `superseded` resolves.
@@ -160,7 +160,8 @@ async fn a_winner_of_the_same_generation_is_adopted() {
     let row = case.other_writes(&other).await;
     case.ended(Repair::Lost, 1).await;
     assert_eq!(case.world.row(case.chat), Some(row));
-    // It is dialed at once; the resolver had named another one of that generation, so it is asked.
+    // The target is dialed at once. The resolver had named another target of that generation, so it
+    // is asked.
     let (cost, bound) = case.next().await;
     assert_eq!((cost, bound.unwrap().agent), (counts(1, 1, 0, 0), other.agent));
 }
@@ -196,8 +197,8 @@ async fn a_row_that_is_behind_is_written_over_three_times_at_most() {
         } else {
             case.ended(Repair::Lost, 4).await;
             assert_eq!(case.world.row(case.chat), Some(last));
-            // It is known to be behind all the same: the next call dials the newer one and repairs
-            // it.
+            // The row is known to be behind: the next call dials the newer target and repairs the
+            // row.
             let (cost, bound) = case.next().await;
             assert_eq!((cost, bound.unwrap().agent), (counts(1, 0, 0, 1), case.new.agent));
             assert_eq!(case.world.row_agent(case.chat), Some(case.new.agent));
@@ -212,10 +213,10 @@ async fn a_winner_without_a_generation_is_adopted_with_a_doubt() {
     let row = case.other_writes(&other).await;
     case.ended(Repair::Lost, 1).await;
     assert_eq!(case.world.row(case.chat), Some(row));
-    // Dialed and validated at once.
+    // The target is dialed and validated at once.
     let (cost, bound) = case.next().await;
     assert_eq!((cost, bound.unwrap().agent), (counts(1, 1, 0, 0), other.agent));
-    // The resolver's word is the later one, and it goes into the row.
+    // The resolver's answer is later than the row, so it is written into the row.
     let (cost, bound) = case.next().await;
     assert_eq!((cost, bound.unwrap().agent), (counts(1, 0, 0, 1), case.new.agent));
     assert_eq!(case.world.row_agent(case.chat), Some(case.new.agent));
@@ -246,7 +247,7 @@ async fn a_winner_without_a_generation_is_in_doubt_even_without_an_earlier_quest
     let (named, other) = (world.agent(None), world.agent(None));
     world.runs(ws, &other);
     let store = world.store.elsewhere();
-    // What is known of the workspace is from the row of one session; another one is unbound.
+    // The known target comes from the row of one session; another session is unbound.
     let (bound, chat) = (session(), session());
     let row = NewBinding::new(bound, ws, Some(Arc::new(named.clone())));
     assert!(matches!(store.create(row).await.unwrap(), Swap::Applied(_)));
@@ -279,7 +280,7 @@ async fn a_winner_without_a_generation_is_in_doubt_even_without_an_earlier_quest
 #[tokio::test(start_paused = true)]
 async fn a_repair_whose_answer_was_lost_leaves_the_row_as_after_once() {
     let case = Losing::new(Some(3)).await;
-    // The first try is the slow one, which is still under way.
+    // The first attempt is slow and still under way.
     at(case.begin, ms(50)).await;
     case.world.store.on_writes(Fault::LostAnswer);
     case.ended(Repair::Written, 1).await;
@@ -296,7 +297,7 @@ async fn a_repair_whose_answer_was_lost_leaves_the_row_as_after_once() {
             (row.target.as_deref(), bound.outcome().repair()),
             (Some(&newer), Repair::Retrying)
         );
-        // Sent again: it finds the row as it was to be.
+        // The repeated statement finds the target in the row.
         case.world.store.on_writes(Fault::None);
         tokio::time::sleep(ms(150)).await;
         assert_eq!(
@@ -386,7 +387,7 @@ async fn a_connection_waits_only_for_the_first_attempt_of_its_repair() {
 
 #[tokio::test(start_paused = true)]
 async fn a_write_from_before_a_command_does_not_count_as_the_repair_of_its_row() {
-    // The write was carried out, and its answer is under way.
+    // The write was executed, and its answer is under way.
     let world = World::new();
     let (ws, old) = world.workspace();
     let layer = world.layer();
@@ -403,6 +404,6 @@ async fn a_write_from_before_a_command_does_not_count_as_the_repair_of_its_row()
     assert_eq!((second.agent, &second.outcome().kind), (new.agent, &OutcomeKind::FirstBind));
     assert_eq!(layer.bindings().flush().await, 0);
     assert_eq!([first, second].map(|bound| bound.outcome().repair()), [Repair::Written; 2]);
-    assert_eq!(world.row_agent(chat), Some(new.agent), "bound anew");
+    assert_eq!(world.row_agent(chat), Some(new.agent), "bound again");
     assert_eq!(world.counts() - before, counts(1, 1, 0, 1));
 }

@@ -24,7 +24,7 @@ fn watch(handle: &BoundHandle) -> JoinHandle<Instant> {
     })
 }
 
-/// Two handles of one session: of the call that bound it, and of one that found it bound.
+/// Returns two handles of one session: of the call that bound it, and of a later call.
 async fn handles(
     world: &World,
     layer: &BoundAgentLayer,
@@ -54,7 +54,7 @@ async fn superseded_resolves_after_any_call_learns_of_a_newer_build() {
         assert_eq!(watched.await.unwrap(), begin + ms(250));
     }
     for handle in &handles {
-        assert!(has_ended(handle).await, "for a later wait too");
+        assert!(has_ended(handle).await, "a later wait ends too");
     }
 }
 
@@ -99,7 +99,7 @@ async fn superseded_resolves_after_a_command() {
             assert_eq!(ended, begin);
         }
         for handle in &handles {
-            assert!(has_ended(handle).await, "for a later wait too");
+            assert!(has_ended(handle).await, "a later wait ends too");
         }
     }
 }
@@ -146,8 +146,9 @@ async fn superseded_resolves_although_the_row_was_evicted() {
         let dial = world.dial(&layer);
         let (chat, handles) = handles(&world, &layer, ws).await;
         let watched = handles.each_ref().map(watch);
-        // Until the row is no longer cached: then it cannot be had while the store is down. Asked
-        // rarely, since asking is a use of it, and the cache keeps what is used often.
+        // Wait until the row is no longer cached, when it cannot be read because the store is down.
+        // The checks are rare, since each is a use of the row, and the cache keeps rows that are
+        // used often.
         let crowded = async || {
             for _ in 0..20 {
                 for _ in 0..64 {
@@ -167,13 +168,16 @@ async fn superseded_resolves_although_the_row_was_evicted() {
         };
         crowded().await;
         if change == "build" {
-            // Some of these look as if they might have been about the evicted one.
+            // Some of these changes look as if they might concern the evicted session.
             for _ in 0..5_000 {
                 assert!(!layer.bindings().forget(session()).await.unwrap());
             }
         }
         settled().await;
-        assert!(watched.iter().all(|watched| !watched.is_finished()), "eviction ends nothing");
+        assert!(
+            watched.iter().all(|watched| !watched.is_finished()),
+            "an eviction does not end the wait"
+        );
         match change {
             "build" => {
                 let other = world.bind(&layer, ws).await;
@@ -215,7 +219,7 @@ async fn superseded_notices_a_change_from_before_it_was_called() {
     assert!(has_ended(&handle).await);
     assert!(!has_ended(bound.handle()).await);
     assert_eq!(layer.bindings().flush().await, 0);
-    assert!(!has_ended(bound.handle()).await, "its own repair ends nothing");
+    assert!(!has_ended(bound.handle()).await, "the session's own repair does not end the wait");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,4 +1,4 @@
-//! Commands inside the caller's own transaction: they take effect at its end, and not before.
+//! Commands inside the caller's own transaction take effect when it ends.
 
 use crate::{at, start};
 use support::*;

@@ -1,5 +1,5 @@
-//! A change of one session wakes no other one, costs others no read and ends no call of theirs,
-//! however small the cache is.
+//! A change of one session does not wake other sessions, costs them no read and ends none of their
+//! calls, however small the cache is.
 
 use crate::settled;
 use std::{
@@ -29,7 +29,7 @@ impl<F: Future> Future for Polled<F> {
     }
 }
 
-/// Waits until each binding is superseded, and counts the polls of all these waits.
+/// Waits until each binding is superseded, and counts the polls of all waits.
 fn watch(handles: &[BoundHandle]) -> (Vec<JoinHandle<()>>, Arc<AtomicUsize>) {
     let polls = Arc::<AtomicUsize>::default();
     let watch = |handle: &BoundHandle| {
@@ -38,7 +38,7 @@ fn watch(handles: &[BoundHandle]) -> (Vec<JoinHandle<()>>, Arc<AtomicUsize>) {
     (handles.iter().map(watch).collect(), polls)
 }
 
-/// Connections of so many sessions, each called once more after it was bound.
+/// Returns connections of `n` sessions, each of which called once more after it was bound.
 async fn handles(
     world: &World,
     layer: &BoundAgentLayer,
@@ -72,7 +72,7 @@ async fn handles_are_woken_for_their_own_session_only() {
         layer.bindings().forget(other).await.unwrap();
     }
     settled().await;
-    assert_eq!(polls.load(Relaxed), 0, "woken for others");
+    assert_eq!(polls.load(Relaxed), 0, "a handle was woken for another session");
 
     layer.bindings().retarget(chats[7], elsewhere).await.unwrap();
     layer.bindings().forget(chats[8]).await.unwrap();
@@ -109,7 +109,7 @@ async fn handles_whose_rows_were_evicted_read_nothing_for_others() {
             "{capacity}"
         );
 
-        // A change of its own is noticed, even by a wait that begins later, and after the row has
+        // A session's own change is noticed, even by a wait that begins later and after the row has
         // left the cache again.
         layer.bindings().retarget(chats[7], elsewhere).await.unwrap();
         layer.bindings().forget(chats[8]).await.unwrap();

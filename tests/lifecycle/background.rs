@@ -42,20 +42,20 @@ async fn the_repairs_of_many_workspaces_share_two_connections() {
     for ((session, ..), agent) in sessions.iter().zip(&agents) {
         assert_eq!(call(&dial, *session).await.unwrap().agent, *agent);
     }
-    // A cold session is read at once, and a session that has no row gets one at once.
+    // A cold session is read at once, and the row of a session without one is created at once.
     let reading = Instant::now();
     call(&dial, cold).await.unwrap();
     assert_eq!(reading.elapsed(), ms(0));
     let (ws, _) = world.workspace();
     call(&dial, tower_bound_agent::DialSession::new(session()).in_workspace(ws)).await.unwrap();
     assert!(reading.elapsed() <= ms(1), "{:?}", reading.elapsed());
-    // Those that wait are not in vain.
+    // The waiting repairs run later.
     while layer.bindings().flush().await > 0 {}
     assert!(begin.elapsed() <= Duration::from_secs(1 + 1), "{:?}", begin.elapsed());
     assert_eq!(
         (world.store.most_writes(), retrying.load(SeqCst)),
         (3, 0),
-        "two, and the row that a call waits for"
+        "two background statements, and the row that a call waits for"
     );
     for ((session, ..), agent) in sessions.iter().zip(agents) {
         assert_eq!(world.row_agent(*session), Some(agent));
@@ -111,7 +111,7 @@ async fn refreshes_and_records_of_use_wait_for_the_shared_connection() {
             let store = &world.store;
             if refresh.is_some() { store.bulk_reads() } else { store.writes() }
         };
-        // While the connection is free, it happens.
+        // While the connection is free, rows are refreshed and use is recorded.
         let before = done();
         let _used = call(&dial, chat).await.unwrap();
         sleep(Duration::from_secs(11)).await;

@@ -30,7 +30,7 @@ fn start(dial: &Dial, ask: impl Into<DialSession>) -> JoinHandle<Result<Bound<Co
 
 /// Returns the number of tasks of this runtime, without the test itself.
 async fn alive() -> usize {
-    // Aborted and finished tasks leave when they are next looked at.
+    // Aborted and finished tasks are removed when the set is next polled.
     for _ in 0..100 {
         tokio::task::yield_now().await;
     }
@@ -143,8 +143,8 @@ async fn flush_counts_unwritten_repairs_and_does_not_wait_for_them() {
             assert_eq!(case.bindings.flush().await, repairs);
             assert_eq!((case.begin.elapsed(), case.writes()), (ms(0), repairs as u64));
             assert!(case.all(Repair::Retrying));
-            // It goes on in the background: after 100 ms, then 200, 400, …, each longer by up to a
-            // quarter.
+            // The repairs continue in the background after 100 ms, then 200, 400, …, each extended
+            // by up to a quarter.
             let retried = Instant::now();
             case.world.store.on_writes(Fault::Unavailable);
             sleep(ms(900)).await;
@@ -187,7 +187,7 @@ async fn a_repair_fails_after_the_store_was_out_of_reach_for_ten_minutes() {
         let attempts = case.writes();
         sleep(secs(3_600)).await;
         assert_eq!((case.writes(), case.bindings.flush().await, alive().await), (attempts, 0, 0));
-        // The next call of the session tries anew.
+        // The next call of the session starts a new repair.
         case.world.store.on_writes(Fault::None);
         call(&case.dial, case.bound[0].session()).await.unwrap();
         assert_eq!((case.bindings.flush().await, case.written()), (0, 1));
@@ -225,7 +225,7 @@ async fn close_of_an_idle_layer_takes_no_time() {
         (case.bindings.close(secs(60)).await, begin.elapsed(), alive().await),
         (0, ms(0), 0)
     );
-    assert_eq!(case.bindings.close(secs(60)).await, 0, "twice does no harm");
+    assert_eq!(case.bindings.close(secs(60)).await, 0, "a second close has no effect");
 }
 
 #[tokio::test(start_paused = true)]
@@ -238,11 +238,15 @@ async fn close_attempts_every_repair_once_more_and_counts_unwritten_ones() {
         assert_eq!(
             (begin.elapsed(), case.writes() - attempts),
             (ms(0), case.repairs() as u64),
-            "none of the pauses is waited for"
+            "close does not wait for the pauses"
         );
         assert!(case.all(Repair::Failed));
         assert_eq!((case.written(), alive().await), (0, 0));
-        assert_eq!(case.bindings.close(secs(60)).await, case.repairs(), "still true");
+        assert_eq!(
+            case.bindings.close(secs(60)).await,
+            case.repairs(),
+            "a later flush returns the same count"
+        );
         sleep(secs(3_600)).await;
         assert_eq!(
             case.writes() - attempts,
@@ -335,7 +339,7 @@ async fn after_close_every_call_and_command_is_refused() {
     for (n, error) in errors.iter().enumerate() {
         assert_eq!(error.kind(), &ErrorKind::Closed, "number {n}");
     }
-    // Neither does what only marks any harm.
+    // Methods that only mark a doubt have no effect.
     bindings.revalidate_workspace(ws);
     case.bound[0].report_stale();
     assert_eq!((case.world.counts() - before, alive().await), (counts(0, 0, 0, 0), 0));
@@ -377,7 +381,7 @@ async fn a_call_under_way_that_fails_is_closed_with_its_causes() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_needs_a_repair_after_close_is_returned() {
-    // Closed with nothing left to do, or cut short.
+    // The layer was closed without pending work, or with a zero time limit.
     for (cut, writes) in
         [false, true].into_iter().flat_map(|cut| [(cut, Writes::Own), (cut, Writes::Group)])
     {
@@ -407,7 +411,11 @@ async fn a_connection_that_needs_a_repair_after_close_is_returned() {
             0,
             "nothing of the layer begins after its end"
         );
-        assert_eq!(case.bindings.close(secs(10)).await, 1, "it is told all the same");
+        assert_eq!(
+            case.bindings.close(secs(10)).await,
+            1,
+            "the observer receives the event all the same"
+        );
         assert_eq!((case.world.live_dials(), alive().await), (0, 0));
     }
 }
@@ -457,12 +465,12 @@ async fn a_layer_that_is_dropped_leaves_nothing_behind() {
     assert_eq!((world.live_dials(), world.live_connections(), alive().await), (0, 0, 0));
 }
 
-/// Real time: an instant of a paused clock means nothing to the next runtime.
+/// Uses real time, because instants of a paused clock are meaningless on another runtime.
 fn runtime() -> Runtime {
     Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-/// Runs to its end, in time.
+/// Runs the work to its end within the time limit.
 fn within<T>(runtime: &Runtime, work: impl Future<Output = T>) -> T {
     runtime.block_on(async { timeout(secs(20), work).await.expect("in time") })
 }
@@ -567,7 +575,9 @@ fn a_waiter_on_another_runtime_is_woken_when_the_runtime_of_the_flight_shuts_dow
         assert_eq!(world.counts().r, 1, "it waits for the same read");
         first.shutdown_timeout(secs(20));
         assert!(waiting.is_woken());
-        let std::task::Poll::Ready(result) = waiting.poll() else { panic!("woken for nothing") };
+        let std::task::Poll::Ready(result) = waiting.poll() else {
+            panic!("woken without a result")
+        };
         assert_eq!(result.unwrap_err().kind(), &ErrorKind::Store);
     }
     world.store.on_reads(Fault::None);
@@ -595,7 +605,8 @@ async fn a_store_that_panics_fails_the_call_and_poisons_nothing() {
     assert!(error.store_error().is_some());
     assert_eq!(bindings.get(cold).await.unwrap_err().kind(), &ErrorKind::Store);
 
-    // Repairs: the connection is served, the repair is no longer pending, the next call tries anew.
+    // Repairs: the connection is served, the repair is no longer pending, and the next call starts
+    // a new one.
     let mut new = old;
     for writes in [Writes::Own, Writes::Group] {
         world.store.on_all(Fault::Panic);
@@ -614,7 +625,7 @@ async fn a_store_that_panics_fails_the_call_and_poisons_nothing() {
         );
     }
 
-    // Cached sessions never noticed, cold ones work again.
+    // Cached sessions were not affected, and cold ones work again.
     assert_eq!(call(&dial, chat).await.unwrap().outcome().kind, OutcomeKind::Reused);
     assert_eq!(
         call(&dial, DialSession::new(cold).in_workspace(ws)).await.unwrap().agent,

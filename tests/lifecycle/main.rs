@@ -1,5 +1,5 @@
-//! What works in the background: its end, runtimes that stand still, statements without an answer, and
-//! the connections that it takes.
+//! Background work: its end, runtimes that are not driven, statements without an answer, and the
+//! connections that it takes.
 
 mod background;
 mod close;

@@ -1,4 +1,4 @@
-//! Runtimes that exist and are not driven: a waiter on another runtime begins the work again.
+//! Runtimes that exist and are not driven: a waiter on another runtime starts the work again.
 //!
 //! Each runtime has a paused clock of its own.
 
@@ -18,12 +18,12 @@ fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
 }
 
-/// Polls it once, and drives nothing that it has begun.
+/// Polls the work once, and does not drive the tasks that it has spawned.
 fn begin_on<T>(undriven: &Runtime, work: impl Future<Output = T>) {
     undriven.block_on(async {
         tokio::select! {
             biased;
-            _ = work => panic!("it was to be begun only"),
+            _ = work => panic!("the work must only begin"),
             () = std::future::ready(()) => {}
         }
     });
@@ -71,7 +71,7 @@ fn a_validation_on_an_undriven_runtime_is_begun_again() {
     let chats =
         driven.block_on(async { [world.bind(&layer, ws).await, world.bind(&layer, ws).await] });
     let new = world.rebuild(ws, &old, Does::Hang);
-    // At an instant of the clock that goes ahead.
+    // Uses an instant of the clock that is ahead.
     driven.block_on(async {
         sleep(ms(1)).await;
         layer.bindings().revalidate_workspace(ws);
@@ -85,12 +85,12 @@ fn a_validation_on_an_undriven_runtime_is_begun_again() {
         assert!(begin.elapsed() <= secs(6), "{:?}", begin.elapsed());
         let did = world.counts() - before;
         assert_eq!((did.d, did.v), (2, 1));
-        // The next one does not wait.
+        // The next call does not wait.
         let begin = Instant::now();
         call(&dial, chats[0]).await.unwrap();
         assert_eq!(begin.elapsed(), ms(0));
     });
-    // `current` as well. At an instant of the clock that goes ahead.
+    // `current` behaves the same. Uses an instant of the clock that is ahead.
     driven.block_on(async {
         sleep(ms(1)).await;
         layer.bindings().revalidate_workspace(ws);
@@ -114,7 +114,7 @@ fn a_repair_on_an_undriven_runtime_is_taken_over() {
         let dial = world.dial(&layer);
         let chat = undriven.block_on(async { world.bind(&layer, ws).await });
         let new = writes.replaced(&world, ws, &old, Does::Fail(ms(0)));
-        // One is polled there, and has sent its statement; its answer is not looked at.
+        // One repair was polled there and has sent its statement. Its answer is not polled.
         world.store.on_writes(Fault::Held);
         let bound = undriven.block_on(async {
             let bound = call(&dial, chat).await.unwrap();
@@ -131,7 +131,7 @@ fn a_repair_on_an_undriven_runtime_is_taken_over() {
                 (Repair::Written, Some(new.agent))
             );
         });
-        // Driven again, what was taken over ends and writes nothing.
+        // When the runtime is driven again, the repair that was taken over ends and writes nothing.
         world.store.release();
         let before = world.counts();
         undriven.block_on(async { sleep(secs(60)).await });
@@ -168,7 +168,7 @@ fn a_follower_on_an_undriven_runtime_is_replaced() {
     let (elsewhere, target) = world.workspace();
     let (undriven, driven) = (runtime(), runtime());
     let dial = world.dial(&layer);
-    // It follows there from here on.
+    // The follower runs there from here on.
     let chat = undriven.block_on(async { world.bind(&layer, ws).await });
     driven.block_on(async {
         world.store.elsewhere().retarget(chat, elsewhere).await.unwrap();
@@ -178,7 +178,7 @@ fn a_follower_on_an_undriven_runtime_is_replaced() {
         }
         assert_eq!(call(&dial, chat).await.unwrap().agent, target.agent, "the row was checked");
     });
-    // The first one ends when it is driven again.
+    // The first follower ends when its runtime is driven again.
     undriven.block_on(async {
         sleep(secs(1)).await;
         let before = world.store.bulk_reads();
@@ -205,7 +205,7 @@ fn tasks_run_on_the_runtime_of_the_builder() {
     once(Box::pin(async {
         call(&dial, chat).await.unwrap();
     }));
-    // The runtime of the call is gone, and its repair goes on.
+    // The runtime of the call has ended, and its repair continues.
     once(Box::pin(async {
         assert_eq!(timeout(secs(20), layer.bindings().flush()).await.unwrap(), 0);
         assert_eq!(world.row_agent(chat), Some(new.agent));

@@ -71,7 +71,7 @@ async fn an_unanswered_repair_is_sent_once_however_many_turns_the_session_makes(
         assert!(repairs.iter().all(|bound| bound.outcome().repair() == Repair::Retrying));
         assert_eq!(p.layer.bindings().flush().await, 1);
 
-        // The late answer is the answer.
+        // The late answer counts.
         p.world.store.release();
         assert_eq!((p.did().await.w, p.layer.bindings().flush().await), (0, 0));
         assert!(repairs.iter().all(|bound| bound.outcome().repair() == Repair::Written));
@@ -125,7 +125,7 @@ async fn a_cold_session_whose_read_hangs_is_read_once() {
     let chat = p.cold(ws).await;
     p.world.store.on_reads(Fault::Held);
     p.did().await;
-    // One after the other, and at once.
+    // Calls in sequence, and concurrent calls.
     for _ in 0..4 {
         let begin = Instant::now();
         let error = call(&p.dial, chat).await.unwrap_err();
@@ -163,7 +163,7 @@ async fn an_unanswered_creation_of_a_row_is_sent_once() {
     p.world.store.on_writes(Fault::Held);
     p.did().await;
     for n in 0..8 {
-        // Whatever workspace it names.
+        // The calls name several workspaces.
         let ws = if n == 3 { other } else { ws };
         let begin = Instant::now();
         let error = call(&p.dial, DialSession::new(chat).in_workspace(ws)).await.unwrap_err();
@@ -206,7 +206,7 @@ async fn a_command_is_not_sent_while_an_earlier_one_of_its_session_is_unanswered
     assert_eq!(begin.elapsed(), secs(20));
     assert_eq!((p.did().await.w, p.world.store.running_writes()), (1, 1));
 
-    // The late answer shows that the row can be trusted again.
+    // The late answer shows that the cached row is certain again.
     p.world.store.on_writes(Fault::None);
     p.world.store.release();
     settled().await;
@@ -245,7 +245,7 @@ async fn an_unanswered_batch_is_not_sent_again() {
         p.layer.bindings().purge_idle(secs(1)).await.unwrap_err();
     }
     let running = p.world.store.running_writes();
-    assert_eq!((p.did().await.w, running), (1, 1), "one batch of whatever kind");
+    assert_eq!((p.did().await.w, running), (1, 1), "one batch, whatever its kind");
     p.world.store.on_writes(Fault::None);
     p.world.store.release();
     settled().await;

@@ -4,8 +4,8 @@ use super::*;
 use futures_util::FutureExt;
 use tower_bound_agent::{ErrorKind, OutcomeKind, Resolution, hints::LocalHints};
 
-/// A session that is bound and cached, whose old agent lives, and the agent that was built since:
-/// the resolver does not know of it.
+/// Returns a session that is bound and cached, its old agent, which still answers, and an agent
+/// that was built since and that the resolver does not name yet.
 async fn built(world: &World) -> (Process, SessionId, WorkspaceId, Target, Target) {
     let process = Process::new(world, |builder| builder);
     let (ws, old) = world.workspace();
@@ -27,7 +27,11 @@ async fn no_call_is_served_by_the_old_agent_after_an_announcement() {
     assert_eq!(bound.agent, new.agent);
     assert!(matches!(bound.outcome().kind, OutcomeKind::Switched { .. }));
     process.bindings().flush().await;
-    assert_eq!(world.counts() - before, counts(1, 0, 0, 1), "written once it has answered");
+    assert_eq!(
+        world.counts() - before,
+        counts(1, 0, 0, 1),
+        "the rows are written once the agent has answered"
+    );
     assert_eq!(world.row_agent(chat), Some(new.agent));
 }
 
@@ -46,7 +50,7 @@ async fn a_cold_session_dials_the_announced_agent() {
         process.bindings().flush().await;
         assert_eq!(world.row_agent(chat), Some(new.agent));
         let cost = world.counts() - before;
-        // Without generations the row may be ahead of what was announced: the resolver decides.
+        // Without generations, the row may be ahead of the announcement: the resolver decides.
         let expected = if generation.is_some() { counts(1, 0, 1, 1) } else { counts(2, 1, 1, 1) };
         assert_eq!(cost, expected, "{generation:?}");
     }
@@ -90,7 +94,7 @@ async fn an_announcement_of_an_older_generation_is_ignored() {
     assert!(!process.bindings().announce(ws, older));
     assert!(
         !process.bindings().announce(ws, without),
-        "a number that was known cannot be unlearned"
+        "a known generation is not replaced by a missing one"
     );
     assert_eq!(process.call(chat).await.agent, old.agent);
     assert_eq!(world.counts() - before, counts(1, 0, 0, 0));

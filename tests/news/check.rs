@@ -3,7 +3,7 @@
 
 use super::*;
 
-/// All of these sessions are pointed elsewhere by another process.
+/// Retargets all of these sessions as another process.
 async fn retargeted(world: &World, chats: &[SessionId]) -> (WorkspaceId, Target) {
     let (elsewhere, target) = world.workspace();
     for chat in chats {
@@ -12,7 +12,7 @@ async fn retargeted(world: &World, chats: &[SessionId]) -> (WorkspaceId, Target)
     (elsewhere, target)
 }
 
-/// How many of the sessions still are where they were, as this process knows it.
+/// Returns how many of the sessions still point at the former workspace in this process's cache.
 async fn left_behind(process: &Process, chats: &[SessionId], elsewhere: WorkspaceId) -> usize {
     let mut left = 0;
     for chat in chats {
@@ -34,12 +34,12 @@ async fn one_unreadable_row_of_20_000_does_not_hide_other_rows() {
     let before = world.counts();
     sleep(ms(30_001)).await;
     let read = (world.counts() - before).r;
-    // Ten statements, one of which is halved until the row is alone: 2,000 are halved ten or eleven
-    // times.
+    // Ten statements, one of which is halved until the row is alone. 2,000 rows are halved ten or
+    // eleven times.
     assert!((10 + 20..=10 + 22).contains(&read), "{read} statements");
     assert_eq!(left_behind(&process, &chats, elsewhere).await, 1);
 
-    // From then on, it is read alone, beside a part of the unused rows.
+    // Later checks read it alone, beside a part of the unused rows.
     let before = world.counts();
     sleep(ms(30_000)).await;
     assert_eq!((world.counts() - before).r, 2);
@@ -74,7 +74,8 @@ async fn each_fourth_statement_that_fails_delays_its_rows_by_one_check() {
     sleep(ms(30_001)).await;
     assert_eq!((world.counts() - before).r, 10);
     assert_eq!(left_behind(&process, &chats, elsewhere).await, 4_000);
-    // The two statements that failed, and a part of the others: the twelfth statement of all fails.
+    // The rows of the two failed statements, and a part of the others: the twelfth statement
+    // overall fails.
     sleep(ms(30_000)).await;
     assert_eq!((world.counts() - before).r, 13);
     assert_eq!(left_behind(&process, &chats, elsewhere).await, 2_000);
@@ -95,7 +96,7 @@ async fn a_check_of_a_store_out_of_reach_ends_after_three_statements() {
     assert_eq!((world.counts() - before).r, 3);
     world.store.on_reads(Fault::None);
     sleep(ms(30_000)).await;
-    assert_eq!((world.counts() - before).r, 3 + 10, "all of them are still to be read");
+    assert_eq!((world.counts() - before).r, 3 + 10, "all rows are still to be read");
     assert_eq!(left_behind(&process, &chats, elsewhere).await, 0);
 }
 
@@ -111,7 +112,7 @@ async fn a_check_costs_what_was_used() {
         process.call(*chat).await;
     }
     sleep(ms(30_000)).await;
-    assert_eq!((world.counts() - before).r, 2, "those that were used, and a part of the others");
+    assert_eq!((world.counts() - before).r, 2, "the used rows, and a part of the others");
     let read = world.store.rows_read() - rows;
     assert!((500..500 + 2_000).contains(&read), "{read} rows");
 }
@@ -127,7 +128,7 @@ async fn unused_rows_are_read_within_sixteen_checks() {
     let (before, rows) = (world.counts(), world.store.rows_read());
     sleep(ms(16 * 30_000)).await;
     assert_eq!((world.counts() - before).r, 16);
-    assert_eq!(world.store.rows_read() - rows, 20_000, "each once");
+    assert_eq!(world.store.rows_read() - rows, 20_000, "each row is read once");
     assert_eq!(left_behind(&process, &chats, elsewhere).await, 0);
 }
 
@@ -152,7 +153,7 @@ mod events {
 
     type Failed = Arc<Mutex<Vec<(u64, String)>>>;
 
-    fn telling(world: &World) -> (Process, Failed) {
+    fn with_observer(world: &World) -> (Process, Failed) {
         let failed = Failed::default();
         let log = Arc::clone(&failed);
         let process = Process::new(world, |builder| {
@@ -172,7 +173,7 @@ mod events {
     #[tokio::test(start_paused = true)]
     async fn an_unreadable_row_is_reported_at_every_check() {
         let world = World::new();
-        let (process, failed) = telling(&world);
+        let (process, failed) = with_observer(&world);
         let (ws, target) = world.workspace();
         let chats = used(&world, &process, ws, &target, 100).await;
         world.store.make_unreadable(chats[7]);
@@ -185,7 +186,7 @@ mod events {
     #[tokio::test(start_paused = true)]
     async fn failed_statements_are_reported_once_per_check() {
         let world = World::new();
-        let (process, failed) = telling(&world);
+        let (process, failed) = with_observer(&world);
         let (ws, target) = world.workspace();
         used(&world, &process, ws, &target, 9_000).await;
         world.store.fail_bulk_reads_at(2);

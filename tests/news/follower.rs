@@ -73,7 +73,7 @@ fn a_stream_that_is_always_ready_yields_its_thread() {
         });
     });
     let recorded = waits.recv_timeout(Duration::from_secs(20)).expect("the runtime is not frozen");
-    assert_eq!(recorded, (1, true), "and use is recorded at its interval");
+    assert_eq!(recorded, (1, true), "use is recorded at its interval");
 }
 
 #[tokio::test(start_paused = true)]
@@ -86,7 +86,8 @@ async fn a_generation_that_is_never_reached_keeps_no_row_from_being_written() {
     for generation in [i64::MAX, 2, 3] {
         radio.says_rebuilt(ws, generation);
         settle().await;
-        // The answers below it are asked about again four times, and then believed.
+        // Questions with answers below the generation are repeated four times. Then the answer is
+        // accepted.
         for after in [0, 50, 200, 1_000, 0] {
             sleep(ms(after)).await;
             process.call(chats[0]).await;
@@ -125,7 +126,7 @@ async fn a_gap_raises_four_doubts_at_a_time_beginning_with_held_connections() {
     }
     let held: Vec<_> =
         [process.call(workspaces[17].1).await, process.call(workspaces[18].1).await].into();
-    // So that only these two are in use: the others were seen to be idle since.
+    // Only these two sessions are in use: the scan has found the others idle.
     let _ = process.bindings().in_use(workspaces[0].0);
     settle().await;
     let (before, began) = (world.counts(), Instant::now());
@@ -139,7 +140,7 @@ async fn a_gap_raises_four_doubts_at_a_time_beginning_with_held_connections() {
     }
     settle().await;
 
-    // As many calls as there may be: a question for each doubt, and not all of them at once.
+    // Calls of all sessions ask one question for each doubt, and not all at once.
     radio.says(Heard::Lagged);
     let began = Instant::now();
     let before = world.counts();
@@ -183,8 +184,8 @@ async fn after_a_gap_every_row_is_read_at_most_once_per_interval() {
     for chat in &chats {
         assert_eq!(process.bindings().get(*chat).await.unwrap().unwrap().workspace, elsewhere);
     }
-    // A carrier that breaks each second costs a part of the rows each time, and all of them each
-    // half minute.
+    // A bus that breaks every second costs the read of a part of the rows each time, and of all
+    // rows every half minute.
     let before = world.counts();
     for _ in 0..29 {
         radio.says(Heard::Lagged);

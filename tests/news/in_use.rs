@@ -64,7 +64,7 @@ async fn connections_to_targets_other_than_the_one_of_the_row_are_listed() {
     let process = Process::new(&world, |builder| builder);
     let (ws, old) = world.workspace();
     let chat = session();
-    // A first bind, and a switch: the rows are written after the connections were handed out.
+    // A first bind and a switch, whose rows are written after the connections were returned.
     let first = process.call(DialSession::new(chat).in_workspace(ws)).await;
     assert_eq!(first.outcome().kind, OutcomeKind::FirstBind);
     assert_eq!(listed(&process, ws), [(chat, 1)]);
@@ -122,7 +122,7 @@ async fn held_connections_are_recorded_and_reported_once_per_interval() {
     }
     assert_eq!((world.counts() - before), counts(0, 0, 0, 10));
     let last: Vec<_> = world.store.elsewhere().recent(1).try_collect().await.unwrap();
-    assert_eq!(last[0].session, chats[0], "used last");
+    assert_eq!(last[0].session, chats[0], "the session that was used last");
     drop(held);
     sleep(secs(60)).await;
     assert_eq!(told.lock().unwrap().len(), 0);
@@ -244,7 +244,7 @@ async fn a_session_that_holds_a_connection_is_not_purged() {
     let bound = call(&world.dial(&here), held).await.unwrap();
     sleep(ms(200)).await;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
-    // Both were used last eight days ago, and use has been recorded since then.
+    // Both sessions were last used eight days ago, and use has been recorded since.
     let table = sqlx::query("UPDATE agent_bindings SET last_used = ?1")
         .bind(now - 8 * DAY)
         .execute(store.pool());

@@ -34,7 +34,7 @@ impl Process {
         Self { layer, dial }
     }
 
-    /// One that reads its rows again every 30 s.
+    /// Returns a process that refreshes its rows every 30 s.
     fn checking(world: &World) -> Self {
         Self::new(world, |builder| builder.refresh_interval(Duration::from_secs(30)))
     }
@@ -55,7 +55,7 @@ async fn settle() {
     }
 }
 
-/// Sessions that are bound, and that the process has used.
+/// Returns sessions that are bound and that the process has used.
 async fn used(
     world: &World,
     process: &Process,

@@ -52,14 +52,14 @@ async fn scene(world: &World, generation: i64) -> (WorkspaceId, Target, [Process
     (ws, old, processes, chat)
 }
 
-/// The resolver's numbers start again. The old agent lives.
+/// Restarts the resolver's generations. The old agent still answers.
 fn restart(world: &World, ws: WorkspaceId) -> Target {
     let restarted = world.agent(Some(1));
     world.runs(ws, &restarted);
     restarted
 }
 
-/// All sessions get to the agent, in both processes and in one that starts.
+/// Asserts that all sessions reach the agent, in both processes and in a new one.
 async fn all_reach(world: &World, processes: &[Process; 2], chats: &[SessionId], agent: &Target) {
     let fresh = Process::new(world);
     for chat in chats {
@@ -78,7 +78,7 @@ async fn a_process_that_knows_greater_generations_does_not_undo_a_reset() {
     let restarted = restart(&world, ws);
     assert_eq!(b.layer.bindings().reset_workspace(ws).await.unwrap(), 1);
     let other = b.bind(ws).await;
-    // The first row that it reads tells it.
+    // The first row that the process reads reveals the reset.
     assert_eq!(a.call(other).await.agent, restarted.agent);
     all_reach(&world, &[a, b], &[chat, other], &restarted).await;
 }
@@ -141,8 +141,8 @@ async fn a_first_bind_in_a_workspace_that_was_reset_before_asks_again_once_it_kn
     let (ws, _, [_, b], _) = scene(&world, 100).await;
     let restarted = restart(&world, ws);
     b.layer.bindings().reset_workspace(ws).await.unwrap();
-    // A process that has read no row of the workspace: whether what it is told is older than the
-    // reset, it cannot know.
+    // A process that has read no row of the workspace cannot know whether an answer is older than
+    // the reset.
     let fresh = Process::new(&world);
     let before = world.counts();
     let chat = session();
@@ -151,14 +151,14 @@ async fn a_first_bind_in_a_workspace_that_was_reset_before_asks_again_once_it_kn
     assert_eq!((bound.agent, world.row_agent(chat)), (restarted.agent, Some(restarted.agent)));
     let did = world.counts() - before;
     assert_eq!((did.d, did.v, fresh.store.writes()), (2, 2, 2));
-    // From here on it knows.
+    // From here on it knows the epoch.
     let other = session();
     fresh.call(DialSession::new(other).in_workspace(ws)).await;
     fresh.written().await;
     assert_eq!((world.row_agent(other), fresh.store.writes()), (Some(restarted.agent), 3));
 }
 
-/// The same in a file, over two connections of their own.
+/// The same over a file, with a store of its own for each process.
 #[cfg(feature = "sqlite")]
 #[tokio::test]
 async fn over_a_file_a_process_that_knows_greater_generations_does_not_undo_a_reset() {

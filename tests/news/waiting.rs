@@ -1,4 +1,4 @@
-//! Idle connections and waiting handles: how they learn of a rebuild, and at what cost.
+//! Idle connections and waiting handles: when they learn of a rebuild, and the cost.
 
 use super::*;
 use tower_bound_agent::{Resolution, hints::LocalHints};
@@ -72,7 +72,7 @@ async fn a_doubt_starts_one_question_for_a_held_connection() {
     assert_eq!(world.counts() - before, counts(0, 1, 0, 0));
     drop(bound);
     assert_eq!(process.call(chat).await.agent, new.agent);
-    assert_eq!((world.counts() - before).v, 1, "known by now");
+    assert_eq!((world.counts() - before).v, 1, "the new target is known");
 }
 
 #[tokio::test(start_paused = true)]
@@ -87,7 +87,7 @@ async fn a_doubt_starts_no_question_without_holders_and_waiters() {
     assert_eq!(here.call(chat).await.agent, new.agent);
     here.bindings().flush().await;
     sleep(Duration::from_secs(3600)).await;
-    assert_eq!(world.counts() - before, counts(2, 1, 0, 1), "only the calling process pays");
+    assert_eq!(world.counts() - before, counts(2, 1, 0, 1), "only the calling process asks");
 }
 
 #[tokio::test(start_paused = true)]
@@ -113,7 +113,7 @@ async fn a_question_that_began_before_the_doubt_is_followed_by_one_more() {
     let chat = world.bind(&process.layer, ws).await;
     let superseded = watch(&process.call(chat).await.into_parts().1);
     world.resolver_takes(ws, ms(100));
-    // Its answer is that of this moment.
+    // Its answer is read at this moment.
     let bindings = process.bindings();
     let asking = tokio::spawn(async move { bindings.validate_workspace(ws).await });
     sleep(ms(50)).await;

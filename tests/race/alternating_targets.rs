@@ -1,4 +1,5 @@
-//! Agents that come back: a standby pair, and one agent that alternates between two addresses.
+//! Targets that serve a workspace again after they were replaced: a standby pair, and one agent
+//! that alternates between two addresses.
 
 use crate::scene::*;
 use support::*;
@@ -17,7 +18,7 @@ fn two_addresses_of_one_agent(world: &World) -> Pair {
     (agent.clone().with_address("10.0.0.1:9000"), agent.with_address("10.0.0.2:9000"))
 }
 
-/// Only the target that serves the workspace answers: the dialer tells the two apart by their
+/// Lets only the target that serves the workspace answer. The dialer distinguishes the two by their
 /// address as well.
 fn serves(s: &Scene, pair: &Pair, serving: &Target) {
     s.world.runs(s.ws, serving);
@@ -59,7 +60,7 @@ async fn every_switch_between_two_targets_without_generations_is_written() {
                     "switch {switch}"
                 );
             }
-            // A process that starts now dials what serves the workspace.
+            // A process that starts now dials the target that serves the workspace.
             let layer = s.world.layer();
             let bound = call(&layer.layer(s.world.dialer()), chats[1]).await.unwrap();
             assert_eq!(

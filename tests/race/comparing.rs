@@ -6,7 +6,7 @@ use support::*;
 use tokio::time::{Duration, Instant, sleep};
 use tower_bound_agent::{ErrorKind, Generation, OutcomeKind, Repair, Resolution, Target};
 
-fn same_place(target: &Target, generation: Option<i64>) -> Target {
+fn same_endpoint(target: &Target, generation: Option<i64>) -> Target {
     let mut target = target.clone();
     target.generation = generation.map(Generation::new);
     target
@@ -14,11 +14,11 @@ fn same_place(target: &Target, generation: Option<i64>) -> Target {
 
 #[tokio::test(start_paused = true)]
 async fn a_newer_generation_of_the_same_agent_keeps_the_dial_and_updates_the_row() {
-    // A number where none was known is more than was known.
+    // A generation is newer than a row without one.
     for (bound, said) in [(Some(5), Some(6)), (None, Some(1))] {
         let mut s = Scene::new(bound).await;
         s.old_does(Does::Answer(ms(400)));
-        s.world.runs(s.ws, &same_place(&s.old, said));
+        s.world.runs(s.ws, &same_endpoint(&s.old, said));
         let (took, got) = s.call().await;
         let got = got.unwrap();
         assert_eq!(
@@ -29,7 +29,7 @@ async fn a_newer_generation_of_the_same_agent_keeps_the_dial_and_updates_the_row
         assert_eq!(got.outcome().repair(), Repair::Written);
         assert_eq!(s.row().target.unwrap().generation, said.map(Generation::new));
         assert_eq!(s.row().previous, None, "the agent is the same");
-        // And that was that.
+        // The question and the write are not repeated.
         s.old_does(Does::Answer(ms(0)));
         s.call().await.1.unwrap();
         assert_eq!(s.did().await, counts(1, 0, 0, 0));
@@ -40,7 +40,7 @@ async fn a_newer_generation_of_the_same_agent_keeps_the_dial_and_updates_the_row
 async fn a_newer_generation_of_the_same_agent_redials_after_a_failed_dial() {
     let mut s = Scene::new(Some(5)).await;
     s.old_does(Does::Fail(ms(100)));
-    s.world.runs(s.ws, &same_place(&s.old, Some(6)));
+    s.world.runs(s.ws, &same_endpoint(&s.old, Some(6)));
     s.resolver_takes(50);
     let (took, got) = meanwhile(120, async { s.old_does(Does::Answer(ms(0))) }, s.call()).await;
     let got = got.unwrap();
@@ -51,11 +51,11 @@ async fn a_newer_generation_of_the_same_agent_redials_after_a_failed_dial() {
 
 #[tokio::test(start_paused = true)]
 async fn another_address_is_another_target() {
-    // Newer, equal, or without any number: the read began after the doubt.
+    // A newer, equal or missing generation counts, because the read began after the doubt.
     for (bound, said) in [(Some(5), Some(6)), (Some(5), Some(5)), (None, None), (None, Some(1))] {
         let mut s = Scene::new(bound).await;
         s.old_does(Does::Hang);
-        let moved = same_place(&s.old, said).with_address("10.0.0.7:9000");
+        let moved = same_endpoint(&s.old, said).with_address("10.0.0.7:9000");
         s.world.runs(s.ws, &moved);
         let heals = async { s.old_does(Does::Answer(ms(0))) };
         let (took, got) = meanwhile(249, heals, s.call()).await;
@@ -85,9 +85,9 @@ async fn another_agent_is_dialed_unless_its_generation_is_older() {
 async fn an_older_or_missing_generation_is_no_answer() {
     for said in [Some(4), None] {
         for same in [false, true] {
-            // A slow dial goes on.
+            // A slow dial continues.
             let mut s = Scene::new(Some(5)).await;
-            let lagging = if same { same_place(&s.old, said) } else { s.world.agent(said) };
+            let lagging = if same { same_endpoint(&s.old, said) } else { s.world.agent(said) };
             s.world.runs(s.ws, &lagging);
             s.old_does(Does::Answer(ms(1_000)));
             let (took, got) = s.call().await;
@@ -98,7 +98,7 @@ async fn an_older_or_missing_generation_is_no_answer() {
             );
             assert_eq!(s.did().await, counts(1, 1, 0, 0));
 
-            // A failed one is repeated at the verdict, and the error holds both causes.
+            // A failed dial is repeated at the verdict, and the error holds both causes.
             s.old_does(Does::Fail(ms(10)));
             let (took, error) = s.call().await;
             let error = error.unwrap_err();
@@ -124,8 +124,8 @@ async fn the_question_contains_the_known_generation() {
     }
 }
 
-/// A question that began with the call, and so before its doubt, answers `early` after the delay;
-/// what is asked later is answered `late`.
+/// Runs a call beside a question that begins with it, and so before its doubt. That question is
+/// answered with `early` after the delay, and later questions with `late`.
 async fn early_answer(
     s: &Scene,
     early: Says,
@@ -195,7 +195,7 @@ async fn a_denial_counts_only_if_its_read_began_after_the_doubt() {
         for denied in
             [Resolution::Stopped, Resolution::Gone, Resolution::Starting { retry_after: None }]
         {
-            // It was stopped, and is started again meanwhile.
+            // The workspace was stopped, and is started again meanwhile.
             let mut s = Scene::new(generation).await;
             s.old_does(Does::Answer(ms(2_000)));
             let same = Says::Is(Resolution::Running(s.old.clone()));
@@ -204,7 +204,7 @@ async fn a_denial_counts_only_if_its_read_began_after_the_doubt() {
             assert_eq!((took, &got.outcome().kind), (ms(2_000), &OutcomeKind::Confirmed));
             assert_eq!(s.did().await, counts(1, 2, 0, 0));
 
-            // It is still stopped.
+            // The workspace is still stopped.
             let mut s = Scene::new(generation).await;
             s.old_does(Does::Hang);
             let says = Says::Is(denied);
@@ -219,9 +219,9 @@ async fn a_denial_counts_only_if_its_read_began_after_the_doubt() {
 #[tokio::test(start_paused = true)]
 async fn answers_without_generations_are_ordered_by_the_begin_of_their_questions() {
     for generation in BOTH {
-        // Equal, or both without: a read that began after the row was learned, though before this
-        // call's doubt, names another agent. That is what is known of the workspace from then on,
-        // so the call goes there at once.
+        // With equal generations or with none, a read that began after the row was learned, though
+        // before this call's doubt, names another agent. That agent is the known target from then
+        // on, so the call switches at once.
         let mut s = Scene::new(generation).await;
         s.old_does(Does::Answer(ms(2_000)));
         let other = s.world.agent(generation);
@@ -289,14 +289,14 @@ async fn a_hint_before_the_call_asks_in_parallel_with_its_dial() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         s.layer.bindings().revalidate_workspace(s.ws);
-        // The dial is faster: it is used, and the question ends by itself.
+        // The faster dial is used, and the question ends by itself.
         s.resolver_takes(100);
         let (took, got) = s.call().await;
         let got = got.unwrap();
         assert_eq!((took, got.agent, got.outcome().validations), (ms(0), s.old.agent, 1));
         assert_eq!(s.did().await, counts(1, 1, 0, 0));
         sleep(ms(100)).await;
-        // It said "same", and the doubt is over.
+        // The answer was "same", which ends the doubt.
         s.call().await.1.unwrap();
         assert_eq!(s.did().await, counts(1, 0, 0, 0));
     }
@@ -314,7 +314,7 @@ async fn a_row_is_as_old_as_the_beginning_of_its_read() {
     let late = tokio::spawn(async move { call(&dial, chat).await });
     sleep(ms(10)).await;
     s.world.store.on_reads(Fault::None);
-    // Asked and answered while the row is being read.
+    // The question begins and is answered while the row is being read.
     s.layer.bindings().current(s.chat).await.unwrap();
     assert!(begin.elapsed() < ms(300));
     assert_eq!(late.await.unwrap().unwrap().agent, s.old.agent);

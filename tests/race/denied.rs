@@ -83,8 +83,8 @@ async fn row_5_a_concurrent_retarget_wins() {
                 let retarget = async {
                     s.world.store.elsewhere().retarget(s.chat, other).await.unwrap();
                 };
-                // The first question began at 250; a dial that fails at 260 needs one that begins
-                // then.
+                // The first question began at 250; a dial that fails at 260 needs a question that
+                // begins at 260.
                 let (took, bound) = meanwhile(349, retarget, s.call()).await;
                 let bound = bound.unwrap();
                 let asked = if does == Does::Hang { 1 } else { 2 };
@@ -161,7 +161,7 @@ async fn row_5_a_session_forgotten_meanwhile_is_not_bound() {
     let forget = async { assert!(s.world.store.elsewhere().forget(s.chat, None).await.unwrap()) };
     let (took, error) = meanwhile(300, forget, s.call()).await;
     assert_eq!((took, error.unwrap_err().kind()), (ms(350), &ErrorKind::NotBound));
-    // One read after the verdict, which finds no row to start from.
+    // One read after the verdict, which finds no row.
     assert_eq!(s.did().await, counts(1, 1, 1, 0));
     s.nothing_is_left();
 }
@@ -216,7 +216,7 @@ async fn the_dial_continues_if_the_store_hangs() {
     s.world.store.on_reads(Fault::Hang);
     let (took, bound) = s.call().await;
     assert_eq!((took, bound.unwrap().agent), (ms(6_000), s.old.agent));
-    // Asked again at 5,250; the read that this needs is not sent, since the first one has no answer
+    // The question is repeated at 5,250. Its read is not sent, since the first read has no answer
     // yet.
     assert_eq!(s.did().await, counts(1, 2, 1, 0));
 }

@@ -6,7 +6,8 @@ use tokio::time::{Duration, Instant, sleep};
 use tower::{Layer, limit::ConcurrencyLimitLayer};
 use tower_bound_agent::{DialSession, ErrorKind, OutcomeKind, Repair, RepairMode, Target};
 
-/// The resolver names each of these in turn, from the instant that the one before fails on.
+/// Makes the resolver name each of these targets in turn, each from the instant at which the
+/// previous one fails.
 async fn rebuilt_again_and_again(s: &Scene, every: u64, targets: &[Target]) {
     for target in targets {
         s.world.runs(s.ws, target);
@@ -50,7 +51,7 @@ async fn a_fourth_dial_is_not_started_and_the_error_names_the_newer_target() {
         assert_eq!(s.did().await, counts(3, 3, 0, 0));
         s.nothing_is_left();
 
-        // What was learned serves the next call.
+        // The next call uses the learned target.
         let (took, bound) = s.call().await;
         assert_eq!((took, bound.unwrap().agent), (ms(0), newer[2].agent));
         assert_eq!(s.did().await, counts(1, 0, 0, 1));
@@ -65,7 +66,7 @@ async fn a_fourth_dial_that_a_hanging_third_one_would_need_is_not_started() {
         s.old_does(Does::Hang);
         s.world.does(&newer[0], Does::Hang);
         s.world.does(&newer[1], Does::Hang);
-        // Each is found at a hint.
+        // A hint reveals each of them.
         let rebuilds = async {
             for target in &newer {
                 s.world.runs(s.ws, target);
@@ -96,7 +97,7 @@ async fn a_redial_that_would_be_the_fourth_is_not_started() {
         let rebuilds = [b, c.clone()];
         let (took, error) =
             meanwhile(50, rebuilt_again_and_again(&s, 100, &rebuilds), s.call()).await;
-        // There is no newer one than those that were dialed.
+        // No newer target is known than those that were dialed.
         assert_eq!(
             (took, error.unwrap_err().kind()),
             (ms(300), &ErrorKind::Unreachable { newer: None })
@@ -142,7 +143,8 @@ async fn restarts_within_one_workspace_are_not_retargeted() {
         let newer: Vec<_> = (1..=3).map(|n| s.world.agent(generation.map(|g| g + n))).collect();
         s.old_does(Does::Hang);
         s.world.store.on_writes(Fault::Slow(ms(1_000)));
-        // Each answers at once, and is known to be replaced when its repair has been waited for.
+        // Each target answers at once, and is known to be replaced by the time its repair has
+        // ended.
         let rebuilds = async {
             for target in &newer {
                 s.world.runs(s.ws, target);

@@ -58,7 +58,7 @@ async fn a_timeout_is_superseded_if_the_resolver_named_another_target() {
         s.old_does(Does::Hang);
         let new = s.world.agent(generation.map(|g| g + 1));
         s.world.does(&new, Does::Hang);
-        // Found by the last look, at 29,250.
+        // The last question, at 29,250, finds the new target.
         let rebuild = async { s.world.runs(s.ws, &new) };
         meanwhile(20_000, rebuild, hangs(&s, LastVerdict::Superseded)).await;
         assert_eq!(s.did().await, counts(2, 5, 0, 0));
@@ -93,7 +93,7 @@ async fn a_timeout_reports_the_newest_verdict() {
         };
         say(first);
         meanwhile(20_000, async { say(then) }, hangs(&s, last)).await;
-        // Four looks and a fifth.
+        // Four questions and a fifth.
         assert_eq!(s.did().await, counts(1, 5, if first { 1 } else { 4 }, 0));
     }
 }
@@ -123,7 +123,7 @@ async fn a_later_resolver_error_does_not_replace_the_verdict() {
     meanwhile(1_000, async { s.says(Says::Fails) }, hangs(&s, LastVerdict::Same)).await;
 }
 
-/// Ready for the first dial, then never again.
+/// A dial service that is ready for the first dial and never again.
 #[derive(Clone)]
 struct Once<S> {
     inner: S,
@@ -255,7 +255,7 @@ async fn an_unbound_session_whose_resolver_hangs_ends_with_a_resolver_error() {
 
 #[tokio::test(start_paused = true)]
 async fn all_dials_of_a_call_share_the_dial_timeout() {
-    // Each of three dials takes its time, the third one is cut off.
+    // Each of three dials is slow; the timeout ends the third one.
     let mut s = Scene::new(Some(5)).await;
     let (second, third) = (s.world.agent(Some(6)), s.world.agent(Some(7)));
     s.old_does(Does::Fail(ms(12_000)));

@@ -11,8 +11,8 @@ use tower_bound_agent::{DialSession, OutcomeKind, Repair};
 #[tokio::test(start_paused = true)]
 async fn row_13_a_call_dropped_at_any_instant_leaves_nothing_of_its_own_behind() {
     for generation in BOTH {
-        // 0–250 the stale dial, –350 the question meanwhile, –550 the new dial; the write takes
-        // another 100.
+        // The stale dial lasts until 250, the question until 350 and the new dial until 550. The
+        // write takes another 100.
         for dropped in (0..550).step_by(10).chain([1, 249, 250, 251, 349, 350, 351, 549]) {
             let mut s = Scene::new(generation).await;
             let new = s.rebuild();
@@ -26,11 +26,12 @@ async fn row_13_a_call_dropped_at_any_instant_leaves_nothing_of_its_own_behind()
             assert!(given_up.is_err(), "dropped at {dropped}");
             s.nothing_is_left();
 
-            // What is shared goes on and ends by itself; nothing else begins.
+            // Shared work continues and ends by itself, and nothing else begins.
             sleep(Duration::from_secs(60)).await;
             let asked = s.asked_since(begin);
             let wanted = if dropped < 250 { vec![] } else { vec![ms(250)] };
-            // A caller that gives up at the very instant of the delay may be a moment earlier.
+            // A caller that drops its call at the exact end of the delay may be polled just before
+            // it.
             assert!(asked == wanted || dropped == 250, "dropped at {dropped}, asked at {asked:?}");
             let dials = if dropped < 350 { 1 } else { 2 };
             let did = s.did().await;
@@ -41,12 +42,13 @@ async fn row_13_a_call_dropped_at_any_instant_leaves_nothing_of_its_own_behind()
                 "dropped at {dropped}"
             );
 
-            // The permit is there, and the next call needs no more than the rest of the way.
+            // The permit is free, and the next call takes at most the remaining time.
             let (took, bound) = timed(call(&dial, s.chat)).await;
             let bound = bound.unwrap();
             assert_eq!(bound.agent, new.agent, "dropped at {dropped}");
             let learned = !asked.is_empty();
-            // Pending for less than 10 leaves no doubt, so the next call waits for its own delay.
+            // A dial that was pending for less than 10 leaves no doubt, so the next call waits for
+            // its own delay.
             let waits = if learned {
                 200
             } else if dropped < 10 {
@@ -57,7 +59,8 @@ async fn row_13_a_call_dropped_at_any_instant_leaves_nothing_of_its_own_behind()
             assert_eq!(took, ms(waits), "dropped at {dropped}");
             let dials = if learned { 1 } else { 2 };
             s.layer.bindings().flush().await;
-            // The new dial was begun at 350; dropped while that was pending, it is doubted as well.
+            // The new dial began at 350. A call that is dropped while it is pending leaves a doubt
+            // about the new agent as well.
             let asks = !learned || dropped >= 360;
             assert_eq!(s.did().await, counts(dials, u64::from(asks), 0, 1), "dropped at {dropped}");
             assert_eq!(s.row_agent(), Some(new.agent));
@@ -210,7 +213,7 @@ async fn a_doubt_that_was_answered_by_same_is_silent_for_one_interval() {
         for (pause, validations) in
             [(0, 1), (1_000, 0), (850, 0), (2_000, 1), (1_949, 0), (2_000, 1)]
         {
-            // Each time a call is dropped after 50, and the next one shows whether that left a
+            // Each time a call is dropped after 50, and the next call shows whether the drop left a
             // doubt.
             sleep(ms(pause)).await;
             s.old_does(Does::Hang);
@@ -262,8 +265,8 @@ async fn a_call_dropped_while_it_waits_for_the_dial_service_leaves_no_doubt() {
     let layer = world.layer();
     let dial = layer.layer(ConcurrencyLimitLayer::new(1).layer(world.dialer()));
     world.does(&hanging, Does::Hang);
-    // Both are cold and give their readiness back while their rows are read; the first one there
-    // takes the only permit.
+    // Both calls are cold and give their readiness back while their rows are read. The first one
+    // that returns takes the only permit.
     world.store.on_reads(Fault::Slow(ms(10)));
     let (first, second) = (dial.clone(), dial.clone());
     let first = tokio::spawn(async move {
@@ -286,8 +289,8 @@ async fn a_call_dropped_while_it_waits_for_the_dial_service_leaves_no_doubt() {
 
 #[tokio::test(start_paused = true)]
 async fn a_first_bind_does_not_silence_the_doubt_of_a_dropped_dial() {
-    // The resolver named the agent a moment ago, but there was no doubt: only a doubt that ended in
-    // "same" is silent.
+    // The resolver named the agent just before, but not in answer to a doubt: only a doubt that
+    // ended in "same" suppresses later ones.
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let new = s.rebuild();

@@ -16,7 +16,7 @@ fn rows(s: &Scene, chats: &[SessionId]) -> Vec<Binding> {
     chats.iter().map(|chat| s.world.row(*chat).expect("a row")).collect()
 }
 
-/// Each row names that now, and was written exactly once since then.
+/// Asserts that each row names the new target and was written exactly once since.
 fn written_once(s: &Scene, before: &[Binding], new: &Target) {
     for before in before {
         let row = s.world.row(before.session).expect("a row");
@@ -30,7 +30,7 @@ fn written_once(s: &Scene, before: &[Binding], new: &Target) {
     }
 }
 
-/// All call at once; all get a connection.
+/// Calls all sessions at once, and returns their connections.
 async fn all_call(s: &Scene, chats: &[SessionId]) -> Vec<Bound<Conn>> {
     let mut calls = JoinSet::new();
     for chat in chats.iter().copied() {
@@ -48,7 +48,7 @@ fn repairs(s: &Scene) -> Vec<Seen> {
         .collect()
 }
 
-/// A call that is connected at once, and how.
+/// Makes a call that must connect at once, and returns its outcome.
 async fn at_once(s: &Scene, chat: SessionId, new: &Target) -> (OutcomeKind, Repair) {
     let (took, bound) = timed(call(&s.dial(), chat)).await;
     let bound = bound.unwrap();
@@ -134,8 +134,8 @@ async fn a_statement_writes_at_most_2_000_rows() {
 
 #[tokio::test(start_paused = true)]
 async fn only_rows_that_are_behind_are_written() {
-    // The generation of each row and whether it names the agent that is replaced, and whether it is
-    // behind. The agent that is replaced is of generation 5, its successor of 6; or both have none.
+    // The generation of each row, whether it names the replaced agent, and whether it is behind.
+    // The replaced agent has generation 5 and its successor 6, or neither has one.
     let table = [
         (Some(5), (Some(5), true), true),
         (Some(5), (Some(5), false), true),
@@ -181,8 +181,8 @@ async fn unbound_deleted_and_foreign_rows_are_not_written() {
         store.forget(never_bound, None).await.unwrap();
         store.retarget(never_bound, s.ws).await.unwrap();
         store.forget(deleted, None).await.unwrap();
-        // The very same agent, which no workspace shares with another one; the row says another
-        // workspace all the same.
+        // The same agent in a row of another workspace. Agents are not shared between workspaces,
+        // but the statement must still respect the row's workspace.
         let new = NewBinding::new(elsewhere, other, Some(s.old.clone().into()));
         let revision = s.world.row(elsewhere).unwrap().revision;
         assert!(matches!(store.compare_and_swap(revision, new).await.unwrap(), Swap::Applied(_)));
@@ -280,11 +280,11 @@ async fn a_command_of_this_process_between_the_discovery_and_the_statement_survi
         assert_eq!(s.layer.bindings().flush().await, 0);
         assert_eq!((s.did().await, s.world.row(chats[0])), (counts(2, 1, 0, 3), Some(commanded)));
         assert_eq!(s.world.row(chats[1]), unbound);
-        // Nor is it forgotten here.
+        // This process keeps the command's row as well.
         assert_eq!(at_once(&s, chats[0], &there).await.0, OutcomeKind::FirstBind);
         assert_eq!(at_once(&s, chats[1], &new).await.0, OutcomeKind::FirstBind);
-        // Each asks: nothing is known of the other workspace, and the agent that was dropped is in
-        // doubt.
+        // Each call asks the resolver: no target of the other workspace is known, and the agent
+        // whose dial was dropped is in doubt.
         assert_eq!(s.did().await, counts(2, 2, 0, 2));
     }
 }
@@ -334,9 +334,9 @@ async fn each_of_two_rebuilds_in_a_row_takes_one_statement() {
         }
         assert_eq!(s.did().await, counts(2, 0, 0, 0));
 
-        // Those that have slept through both go by rows that are two builds behind. Without
-        // generations nothing says that what was repaired twice has reached them: it is tried once,
-        // for both, and writes nothing.
+        // Idle sessions hold cached rows that are two builds behind. Without generations, nothing
+        // shows that the two repairs have reached these rows: one more statement runs for both, and
+        // writes nothing.
         let tried = u64::from(generation.is_none());
         for (chat, writes) in [(chats[2], tried), (chats[3], 0)] {
             let from = s.old.clone().into();
@@ -357,7 +357,7 @@ async fn a_call_that_switches_while_the_statement_runs_joins_it() {
         let (new, before) = (s.rebuild(), rows(&s, &chats));
         s.world.store.on_writes(Fault::SlowAnswer(ms(1_000)));
         let first = s.call().await.1.unwrap();
-        // Twice each: whatever they ask for, it is that statement.
+        // Each session calls twice, and all calls join that statement.
         let mut bound = vec![first];
         for chat in chats.iter().chain(&chats) {
             let (took, connected) = timed(call(&s.dial(), *chat)).await;
@@ -385,7 +385,7 @@ async fn a_row_that_is_read_while_the_statement_runs_is_written_by_it() {
         s.call().await.1.unwrap();
         let old = rows(&s, &[s.chat, before, during]);
         sleep(ms(50)).await;
-        // Both reads bring the row as it was; only one of them has ended by then.
+        // Both reads return the earlier row; only one of them has ended by then.
         assert!(matches!(
             at_once(&s, before, &new).await,
             (OutcomeKind::Switched { .. }, Repair::Pending)
@@ -459,7 +459,7 @@ async fn a_statement_that_fails_between_two_others_is_repeated() {
     s.world.store.on_writes(Fault::None);
     assert_eq!((begin.elapsed(), s.layer.bindings().flush().await), (ms(500), 1));
     sleep(Duration::from_secs(60)).await;
-    // What was written by then was not found again.
+    // The repeated statement does not select the rows that were written before.
     assert_eq!((bound.outcome().repair(), s.did().await), (Repair::Written, counts(0, 0, 0, 1)));
     written_once(&s, &before, &new);
 }

@@ -40,7 +40,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// A session whose row is cached, and nothing else is known.
+    /// Creates a session whose row is cached, with no other known facts.
     async fn new(generation: Option<i64>) -> Self {
         let (dialer, dials) = mock::pair();
         let (resolver, questions) = mock::pair();
@@ -59,13 +59,13 @@ impl Bench {
         task::spawn(dial.call(DialSession::new(self.chat)))
     }
 
-    /// The dial that was started, and of whom. There must be one.
+    /// Returns the dial that was started, and its agent. There must be one.
     fn dialed(&mut self) -> (AgentId, SendResponse<Line>) {
         let (ask, answer) = assert_ready!(self.dials.poll_request()).expect("a dial");
         (ask.target.agent, answer)
     }
 
-    /// The question that was asked. There must be one.
+    /// Returns the question that was asked. There must be one.
     async fn asked(&mut self) -> SendResponse<Resolution> {
         settled().await;
         assert_ready!(self.questions.poll_request()).expect("a question").1
@@ -117,8 +117,8 @@ async fn a_stale_dial_that_answers_between_the_verdict_and_the_switch_is_dropped
         let question = b.asked().await;
         question.send_response(Resolution::Running(new.clone()));
         settled().await;
-        // The verdict has landed in this process, and the call was not polled since. Now the stale
-        // dial answers.
+        // The verdict has been recorded, and the call was not polled since. Now the stale dial
+        // answers.
         let (seen, connection) = line(&b.old);
         stale.send_response(connection);
         assert!(call.is_woken());
@@ -234,7 +234,7 @@ async fn the_switch_waits_for_readiness_without_the_stale_dial() {
     b.asked().await.send_response(Resolution::Running(new.clone()));
     settled().await;
     assert_pending!(call.poll());
-    // Not ready: there is no new dial, and no stale one either.
+    // The dialer is not ready, so no new dial begins; the stale dial is dropped already.
     assert_pending!(b.dials.poll_request());
     let (seen, connection) = line(&b.old);
     stale.send_response(connection);
@@ -313,8 +313,8 @@ async fn a_dial_that_fails_at_the_moment_of_its_verdict_is_switched() {
 
 #[tokio::test(start_paused = true)]
 async fn row_13_an_error_that_the_cancellation_caused_starts_nothing() {
-    // The dial ends with an error because its caller goes away; the call is dropped before it could
-    // look at that.
+    // The dial ends with an error because its caller goes away, and the call is dropped before it
+    // is polled again.
     for generation in BOTH {
         let mut b = Bench::new(generation).await;
         let mut call = b.call();
@@ -350,7 +350,8 @@ async fn row_13_a_connection_that_arrives_after_its_caller_was_dropped_is_droppe
 
 #[tokio::test(start_paused = true)]
 async fn a_row_that_another_process_replaced_is_found_by_the_re_read_only() {
-    // Nothing here knows of the other process's write until a denial makes the call read the row.
+    // This process learns of the other process's write only when a denial makes the call read the
+    // row.
     let mut b = Bench::new(Some(1)).await;
     let new = later(Some(1));
     let row = b.store.load(b.chat).await.unwrap().unwrap();
@@ -364,7 +365,7 @@ async fn a_row_that_another_process_replaced_is_found_by_the_re_read_only() {
     b.asked().await.send_response(Resolution::Stopped);
     settled().await;
     assert_pending!(call.poll());
-    // The row has been read meanwhile, and the stale dial answers before the call looks at it.
+    // The row has been read meanwhile, and the stale dial answers before the call is polled.
     settled().await;
     let (seen, connection) = line(&b.old);
     stale.send_response(connection);
@@ -377,8 +378,8 @@ async fn a_row_that_another_process_replaced_is_found_by_the_re_read_only() {
     b.nothing_more().await;
 }
 
-/// A session that is bound to nothing and whose workspace is in doubt has asked. Another one is
-/// cached.
+/// Starts a call of an unbound session whose workspace is in doubt; the call has asked the
+/// resolver. Another session is cached.
 async fn nothing_to_dial(b: &mut Bench) -> (Spawn<ResponseFuture<Line>>, SessionId) {
     let other = session();
     let row = NewBinding::new(other, b.ws, Some(Arc::new(b.old.clone())));
@@ -392,7 +393,7 @@ async fn nothing_to_dial(b: &mut Bench) -> (Spawn<ResponseFuture<Line>>, Session
     (call, other)
 }
 
-/// It has asked again, and then gets to where the answer says.
+/// Asserts that the call asks again, and then dials the target of the answer.
 async fn asks_again_and_binds(
     mut b: Bench,
     mut call: Spawn<ResponseFuture<Line>>,
@@ -421,7 +422,7 @@ async fn an_overtaken_answer_is_asked_for_again() {
         b.asked().await.send_response(Resolution::Running(new.clone()));
         settled().await;
         // The validation has ended. Before the call is polled again, another call learns of the
-        // next build, and that is doubted at once.
+        // next build, which is put in doubt at once.
         advance(ms(1)).await;
         b.layer.bindings().revalidate_workspace(b.ws);
         let bindings = b.layer.bindings();
@@ -442,7 +443,7 @@ async fn an_answer_overtaken_by_a_row_is_asked_for_again() {
     let (mut call, _) = nothing_to_dial(&mut b).await;
     let question = b.asked().await;
     advance(ms(1)).await;
-    // Another process has bound a session to the next build, after this one asked.
+    // After this process asked, another process has bound a session to the next build.
     let (new, newer, cold) = (later(Some(1)), target(Some(3)), session());
     let row = NewBinding::new(cold, b.ws, Some(Arc::new(newer.clone())));
     let _ = b.store.create(row).await.unwrap();
@@ -465,7 +466,7 @@ async fn an_answer_that_is_older_than_the_known_target_at_its_begin_is_not_asked
     b.nothing_more().await;
 }
 
-/// Another process has bound a session to this, and this process reads its row now.
+/// Lets another process bind a session to the target, and this process read the row.
 async fn bound_elsewhere(b: &Bench, target: &Target) {
     let (cold, bound) = (session(), Some(Arc::new(target.clone())));
     let _ = b.store.create(NewBinding::new(cold, b.ws, bound)).await.unwrap();
@@ -474,7 +475,7 @@ async fn bound_elsewhere(b: &Bench, target: &Target) {
 
 #[tokio::test(start_paused = true)]
 async fn a_denial_overtaken_by_a_row_ends_no_dial_to_the_agent_of_the_row() {
-    // Before or after the denial has landed, but before the call has heard of it.
+    // The row is read before or after the denial is recorded, but before the call is polled.
     for landed in [false, true] {
         for denial in
             [Resolution::Starting { retry_after: None }, Resolution::Stopped, Resolution::Gone]
@@ -548,7 +549,7 @@ async fn a_dial_that_began_before_a_reset_is_dropped_although_the_row_is_cached_
     assert_pending!(call.poll());
     let (_, stale) = b.dialed();
     assert_eq!(b.layer.bindings().reset_workspace(b.ws).await.unwrap(), 1);
-    // Read by somebody else before the call is polled: the row is unbound, in the next epoch.
+    // Another call reads the row before this one is polled: it is unbound, in the next epoch.
     assert_eq!(b.layer.bindings().get(chat).await.unwrap().unwrap().target, None);
     stale.send_response(line(&target(Some(5))).1);
     assert_pending!(call.poll());
@@ -578,7 +579,7 @@ async fn a_question_under_way_during_a_reset_is_asked_again() {
     assert_eq!(b.layer.bindings().reset_workspace(b.ws).await.unwrap(), 1);
     let bindings = b.layer.bindings();
     let current = tokio::spawn(async move { bindings.current(chat).await.unwrap() });
-    // The row is read, and the question under way is joined.
+    // The call reads the row and joins the question under way.
     assert_pending!(call.poll());
     settled().await;
     assert_pending!(call.poll());
@@ -666,7 +667,7 @@ async fn a_dial_is_polled_once_per_poll_of_its_call() {
     assert_eq!(dialer.polls.load(SeqCst), 3);
 }
 
-/// Spends what a task may do before it has to yield, then polls.
+/// Exhausts the task's cooperative budget, then polls the future.
 async fn at_the_end_of_its_budget<F: Future + Unpin>(mut future: F) -> F::Output {
     let mut spent = false;
     std::future::poll_fn(move |cx| {
@@ -686,7 +687,7 @@ async fn a_ready_dial_is_used_at_once_after_the_task_has_spent_its_budget() {
     let (ws, _) = world.workspace();
     let layer = world.layer();
     let chat = world.bind(&layer, ws).await;
-    // As a socket does: pending at its first poll, if only for want of budget.
+    // Behaves as a socket: pending at its first poll, if only because the budget is exhausted.
     let dialer = tower::service_fn(async |_: DialAgent| {
         tokio::task::consume_budget().await;
         tokio::task::yield_now().await;

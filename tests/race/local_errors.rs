@@ -31,10 +31,10 @@ async fn a_local_error_ends_the_call_without_a_question() {
             assert_eq!((took, failed.kind()), (after, &ErrorKind::Local));
             assert!(LocalError::is_in(failed.source().unwrap()), "{failed:?}");
             assert_eq!(dials.load(std::sync::atomic::Ordering::SeqCst), 1);
-            // A dial that hesitates is asked about whatever it ends with.
+            // A slow dial is validated, whatever its result.
             let asked = u64::from(after > ms(250));
             assert_eq!(s.did().await, counts(0, asked, 0, 0));
-            // It leaves no doubt.
+            // The error leaves no doubt.
             s.old_does(Does::Answer(ms(200)));
             s.call().await.1.unwrap();
             assert_eq!(s.did().await, counts(1, 0, 0, 0));

@@ -12,14 +12,14 @@ use tower_bound_agent::{
 
 const N: u64 = 100;
 
-struct Crowd {
+struct ManySessions {
     s: Scene,
     chats: Vec<SessionId>,
 }
 
-impl Crowd {
+impl ManySessions {
     async fn new(generation: Option<i64>) -> Self {
-        // All of them dial at once; `herd` has those that are queued.
+        // All sessions may dial at once; queued dials are tested in `pending_dials`.
         let mut s = Scene::with(generation, |builder| builder.max_pending_dials(N as usize)).await;
         let chats = s.sessions(N as usize).await;
         Self { s, chats }
@@ -29,7 +29,7 @@ impl Crowd {
         self.chats.iter().map(|chat| self.s.world.row(*chat).expect("a row")).collect()
     }
 
-    /// Each row was written exactly once since then, and names that.
+    /// Asserts that each row was written exactly once since and names the new target.
     fn all_written_once(&self, before: &[Binding], new: &Target) {
         for (row, before) in self.rows().iter().zip(before) {
             assert_eq!(
@@ -40,8 +40,8 @@ impl Crowd {
         }
     }
 
-    /// Every session calls, each `apart` after the one before. Returns when each began, how long it
-    /// took, whom it got.
+    /// Makes one call of each session, each `apart` after the previous one. Returns when each call
+    /// began, how long it took, and its agent.
     async fn call(&self, apart: Duration) -> Vec<(Duration, Duration, Result<AgentId, ErrorKind>)> {
         let begin = Instant::now();
         let mut calls = JoinSet::new();
@@ -64,7 +64,7 @@ impl Crowd {
 #[tokio::test(start_paused = true)]
 async fn row_16_after_a_rebuild_one_question_serves_all_sessions() {
     for generation in BOTH {
-        let mut crowd = Crowd::new(generation).await;
+        let mut crowd = ManySessions::new(generation).await;
         let (new, before) = (crowd.s.rebuild(), crowd.rows());
         for (_, took, agent) in crowd.call(ms(0)).await {
             assert_eq!((took, agent), (ms(250), Ok(new.agent)));
@@ -75,7 +75,7 @@ async fn row_16_after_a_rebuild_one_question_serves_all_sessions() {
         assert_eq!(crowd.s.world.most_validating(), 1);
         crowd.all_written_once(&before, &new);
 
-        // From then on it is as if nothing had happened.
+        // Later calls use the cached rows without a question or a write.
         for (_, took, agent) in crowd.call(ms(0)).await {
             assert_eq!((took, agent), (ms(0), Ok(new.agent)));
         }
@@ -86,10 +86,11 @@ async fn row_16_after_a_rebuild_one_question_serves_all_sessions() {
 #[tokio::test(start_paused = true)]
 async fn row_16_a_call_after_the_discovery_waits_no_delay() {
     for generation in BOTH {
-        let mut crowd = Crowd::new(generation).await;
+        let mut crowd = ManySessions::new(generation).await;
         let (new, before) = (crowd.s.rebuild(), crowd.rows());
         crowd.s.resolver_takes(100);
-        // The first delay passes at 250, its answer lands at 350; the sessions begin 10 apart.
+        // The first delay passes at 250, and its answer arrives at 350; the sessions begin 10
+        // apart.
         for (start, took, agent) in crowd.call(ms(10)).await {
             assert_eq!(agent, Ok(new.agent));
             assert_eq!(took, ms(350).saturating_sub(start), "begun at {start:?}");
@@ -99,7 +100,8 @@ async fn row_16_a_call_after_the_discovery_waits_no_delay() {
         let (v, r, w) = (did.v, did.r, did.w);
         assert_eq!((v, r, w), (1, 0, 1));
         crowd.all_written_once(&before, &new);
-        // N dials were there before, to bind the sessions. At 350 itself either may be first.
+        // N dials were made before, to bind the sessions. At 350 the answer or the next call may be
+        // first.
         let of_old = crowd
             .s
             .world
@@ -117,7 +119,7 @@ async fn row_16_a_call_after_the_discovery_waits_no_delay() {
 #[tokio::test(start_paused = true)]
 async fn row_16_an_idle_session_waits_no_delay_later() {
     for generation in BOTH {
-        let mut crowd = Crowd::new(generation).await;
+        let mut crowd = ManySessions::new(generation).await;
         let (new, before) = (crowd.s.rebuild(), crowd.rows());
         crowd.s.call().await.1.unwrap();
         assert_eq!(crowd.s.did().await, counts(2, 1, 0, 1));
@@ -130,7 +132,7 @@ async fn row_16_an_idle_session_waits_no_delay_later() {
             assert!(
                 matches!(&bound.outcome().kind, OutcomeKind::Switched { from } if **from == crowd.s.old)
             );
-            // Its row was written with the first one's.
+            // The repair wrote its row together with the first session's.
             assert_eq!(bound.outcome().repair(), Repair::NotNeeded);
         }
         crowd.s.layer.bindings().flush().await;
@@ -142,10 +144,11 @@ async fn row_16_an_idle_session_waits_no_delay_later() {
 #[tokio::test(start_paused = true)]
 async fn without_a_rebuild_concurrent_calls_ask_at_most_twice() {
     for generation in BOTH {
-        let mut crowd = Crowd::new(generation).await;
+        let mut crowd = ManySessions::new(generation).await;
         crowd.s.old_does(Does::Answer(ms(1_500)));
         crowd.s.resolver_takes(100);
-        // Their delays pass at 250 to 349: the first question began before the doubts of most.
+        // Their delays pass between 250 and 349, so the first question began before most of the
+        // doubts.
         for (_, took, agent) in crowd.call(ms(1)).await {
             assert_eq!((took, agent), (ms(1_500), Ok(crowd.s.old.agent)));
         }
@@ -157,7 +160,7 @@ async fn without_a_rebuild_concurrent_calls_ask_at_most_twice() {
 #[tokio::test(start_paused = true)]
 async fn one_question_serves_all_sessions_whose_dials_fail() {
     for generation in BOTH {
-        let mut crowd = Crowd::new(generation).await;
+        let mut crowd = ManySessions::new(generation).await;
         let (new, before) = (crowd.s.rebuild(), crowd.rows());
         crowd.s.old_does(Does::Fail(ms(20)));
         crowd.s.resolver_takes(30);
@@ -173,7 +176,7 @@ async fn one_question_serves_all_sessions_whose_dials_fail() {
 #[tokio::test(start_paused = true)]
 async fn a_stopped_workspace_costs_one_question_and_one_read_per_row() {
     for generation in BOTH {
-        let mut crowd = Crowd::new(generation).await;
+        let mut crowd = ManySessions::new(generation).await;
         crowd.s.old_does(Does::Hang);
         crowd.s.says(Says::Is(Resolution::Stopped));
         for (_, took, end) in crowd.call(ms(0)).await {
@@ -187,7 +190,7 @@ async fn a_stopped_workspace_costs_one_question_and_one_read_per_row() {
 #[tokio::test(start_paused = true)]
 async fn a_resolver_that_is_down_gets_one_question_at_a_time() {
     for says in [Says::Fails, Says::Hangs, Says::Panics] {
-        let mut crowd = Crowd::new(Some(5)).await;
+        let mut crowd = ManySessions::new(Some(5)).await;
         crowd.s.old_does(Does::Hang);
         crowd.s.says(says);
         for (_, took, end) in crowd.call(ms(0)).await {

@@ -1,4 +1,4 @@
-//! Rows that a group repair missed, and the cached rows of those that it wrote.
+//! Rows that a group repair missed, and cached rows after a group repair.
 
 use crate::scene::*;
 use support::*;
@@ -15,7 +15,7 @@ fn repairs(s: &Scene) -> Vec<Seen> {
         .collect()
 }
 
-/// A rebuild that one call has found, and whose rows were repaired.
+/// Rebuilds the workspace, lets one call find the new agent, and waits for the group repair.
 async fn repaired(s: &mut Scene) -> Target {
     let new = s.rebuild();
     s.call().await.1.unwrap();
@@ -26,7 +26,7 @@ async fn repaired(s: &mut Scene) -> Target {
     new
 }
 
-/// A call that finds its row behind and writes it by itself, exactly once.
+/// Makes a call that finds its row behind and writes it with one own repair.
 async fn writes_its_own(s: &mut Scene, chat: SessionId, new: &Target, reads: u64) {
     let before = s.world.row(chat).unwrap();
     let (took, bound) = timed(call(&s.dial(), chat)).await;
@@ -54,7 +54,7 @@ async fn a_row_that_another_process_writes_behind_later_gets_an_own_repair() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let new = repaired(&mut s).await;
-        // A session that this process did not know, and one that it knew.
+        // One session whose row this process has not read, and one whose row is cached.
         let cold = session();
         s.row_written_elsewhere(cold, &s.old).await;
         writes_its_own(&mut s, cold, &new, 1).await;
@@ -86,7 +86,7 @@ async fn a_locked_row_gets_an_own_repair_after_it_is_read_again() {
         let new = repaired(&mut s).await;
         s.world.store.on_writes(Fault::None);
         assert_eq!(s.row(), before);
-        // It is taken for written.
+        // The row counts as written.
         is_reused(&mut s, chat, &new).await;
         // A read shows the same revision and the old agent.
         assert_eq!(s.layer.bindings().get(chat).await.unwrap(), Some(before));
@@ -103,8 +103,8 @@ async fn a_locked_row_read_again_before_the_repair_counts_as_written_gets_an_own
         s.world.store.on_writes(Fault::Locked);
         let new = repaired(&mut s).await;
         s.world.store.on_writes(Fault::None);
-        // The caller names another workspace than the cached row, so that is read once more: it is
-        // as it was.
+        // The caller names another workspace than the cached row, so the row is read once more; it
+        // is unchanged.
         let (other, _) = new_workspace(&s.world, generation);
         let ask = DialSession::new(chats[1]).in_workspace(other);
         let error = call(&s.dial(), ask).await.unwrap_err();
@@ -151,13 +151,13 @@ async fn a_row_written_behind_while_the_statement_runs_gets_an_own_repair() {
         s.call().await.1.unwrap();
         settled().await;
         s.world.store.on_writes(Fault::None);
-        // The statement has been carried out and is not answered yet. Another process puts the old
-        // agent back, and this one lets a child inherit that.
+        // The statement has been executed and is not answered yet. Another process writes the old
+        // agent back, and in this process a child inherits it.
         s.written_elsewhere(&s.old).await;
         let row = s.layer.bindings().inherit(child, chat).await.unwrap();
         assert_eq!(row.target.as_deref(), Some(&s.old));
         assert_eq!(s.did().await, counts(2, 1, 0, 2));
-        // A call meanwhile waits for the statement, and then finds that its row was missed.
+        // A concurrent call waits for the statement, and then finds that its row was missed.
         let bound = call(&s.dial(), child).await.unwrap();
         assert_eq!((bound.agent, bound.outcome().repair()), (new.agent, Repair::Pending));
         assert_eq!((s.layer.bindings().flush().await, s.did().await), (0, counts(1, 0, 0, 1)));
@@ -196,9 +196,9 @@ async fn the_cached_row_equals_the_written_row() {
             let row = s.layer.bindings().get(chat).await.unwrap().unwrap();
             assert_eq!(row.target.as_deref(), Some(&new));
             assert_eq!(row.previous, Some(Previous::new(s.old.agent, s.old.generation)));
-            assert_eq!(Some(row), s.world.row(chat), "with its true revision");
+            assert_eq!(Some(row), s.world.row(chat), "the cached row has the written revision");
             assert_eq!(s.did().await, counts(0, 0, 1, 0));
-            // From then on it is as if it had been read.
+            // The cached row then counts as a read row.
             assert_eq!(s.layer.bindings().get(chat).await.unwrap(), s.world.row(chat));
             assert_eq!(s.did().await, counts(0, 0, 0, 0));
             is_reused(&mut s, chat, &new).await;
@@ -225,7 +225,7 @@ async fn an_own_repair_of_a_written_row_conflicts_on_the_revision_and_lands_once
     assert_eq!(s.row().previous, Some(Previous::new(new.agent, new.generation)));
     let chat = s.chat;
     is_reused(&mut s, chat, &moved).await;
-    // What is cached now is the row as it was written.
+    // The cached row now equals the written row.
     assert_eq!(s.layer.bindings().get(chat).await.unwrap(), s.world.row(chat));
     assert_eq!(s.did().await, counts(0, 0, 0, 0));
 }

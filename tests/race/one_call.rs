@@ -109,7 +109,8 @@ async fn row_3_a_late_connection_of_the_stale_dial_is_never_used() {
         s.resolver_takes(50);
         let (took, bound) = s.call().await;
         let bound = bound.unwrap();
-        // 250 of delay, 50 of question, 200 of dial: the stale dial would have been first, at 400.
+        // The delay takes 250, the question 50 and the dial 200, so the stale dial would have
+        // connected first, at 400.
         assert_eq!((took, bound.agent), (ms(500), new.agent));
         assert!(matches!(&bound.outcome().kind, OutcomeKind::Switched { from } if **from == s.old));
         assert_eq!((bound.outcome().dials, bound.outcome().validations), (2, 1));
@@ -276,7 +277,7 @@ async fn row_9_a_validation_that_hangs_leads_to_one_redial_after_the_delay() {
         let heals = async { s.old_does(Does::Answer(ms(30))) };
         let (took, bound) = meanwhile(349, heals, s.call()).await;
         let bound = bound.unwrap();
-        // It failed at 100, and one delay later it is dialed again.
+        // The dial failed at 100 and is repeated one delay later.
         assert_eq!(
             (took, bound.agent, &bound.outcome().kind),
             (ms(380), s.old.agent, &OutcomeKind::Redialed)
@@ -328,7 +329,7 @@ async fn row_10_a_dial_that_fails_after_a_confirmation_is_validated_again() {
         assert_eq!(s.asked_since(begin), [ms(250), ms(1_000)]);
         assert_eq!(s.did().await, counts(2, 2, 0, 1));
 
-        // There is none.
+        // The agent was not rebuilt.
         let mut s = Scene::new(generation).await;
         s.old_does(Does::Fail(ms(1_000)));
         let begin = Instant::now();
@@ -399,7 +400,7 @@ async fn row_12_a_rebuild_during_a_confirmed_dial_is_found_by_asking_again() {
 async fn with_redial_never_a_failed_dial_is_not_repeated_but_switched() {
     for generation in BOTH {
         let never = |builder: tower_bound_agent::BoundAgentBuilder| builder.redial(Redial::Never);
-        // Same.
+        // The answer "same".
         let mut s = Scene::with(generation, never).await;
         s.old_does(Does::Fail(ms(100)));
         let (took, error) = s.call().await;
@@ -408,7 +409,7 @@ async fn with_redial_never_a_failed_dial_is_not_repeated_but_switched() {
         assert_eq!(error.source().unwrap().to_string(), "connection refused");
         assert_eq!(s.did().await, counts(1, 1, 0, 0));
 
-        // Unknown: both causes.
+        // The answer "unknown": the error has both causes.
         s.says(Says::Fails);
         let (took, error) = s.call().await;
         let error = error.unwrap_err();
@@ -417,7 +418,7 @@ async fn with_redial_never_a_failed_dial_is_not_repeated_but_switched() {
         assert_eq!(error.validation_error().unwrap().to_string(), "the resolver is broken");
         assert_eq!(s.did().await, counts(1, 1, 0, 0));
 
-        // Another one.
+        // Another agent.
         let new = s.rebuild();
         s.old_does(Does::Fail(ms(100)));
         let (took, bound) = s.call().await;

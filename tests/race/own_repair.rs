@@ -16,8 +16,8 @@ const OWN: [(Writes, Option<i64>); 2] = [(Writes::Own, Some(5)), (Writes::Own, N
 const ALL: [(Writes, Option<i64>); 4] =
     [OWN[0], OWN[1], (Writes::Group, Some(5)), (Writes::Group, None)];
 
-/// The repairs of one kind that the observer was told of, and how long after `begin`. There were
-/// none of the other kind.
+/// Returns the repair events of one kind with their time after `begin`. There must be none of the
+/// other kind.
 fn repairs(s: &Scene, writes: Writes, begin: Instant) -> Vec<(Duration, Repair)> {
     let repaired = |(at, seen)| match seen {
         Seen::Repaired(repair) => Some((at - begin, Writes::Own, repair)),
@@ -31,7 +31,8 @@ fn repairs(s: &Scene, writes: Writes, begin: Instant) -> Vec<(Duration, Repair)>
     s.log.take().into_iter().filter_map(repaired).map(told).collect()
 }
 
-/// The pauses before these ends of attempts, each longer by up to a quarter.
+/// Asserts the pauses before the ends of these attempts, each of which jitter may extend by up to a
+/// quarter.
 fn came_after(seen: &[(Duration, Repair)], wanted: &[(Duration, Repair)]) {
     assert_eq!(seen.len(), wanted.len(), "{seen:?}");
     let mut before = Duration::ZERO;
@@ -73,7 +74,7 @@ async fn row_18_a_store_that_is_down_delays_no_connection_and_is_written_later_o
         sleep(ms(450)).await;
         s.world.store.on_writes(Fault::None);
         sleep(Duration::from_secs(60)).await;
-        // Begun at 250, repeated after 100, 200 and 400.
+        // The attempt began at 250 and is repeated after 100, 200 and 400.
         let wanted = [
             (ms(250), Repair::Retrying),
             (ms(100), Repair::Retrying),
@@ -225,13 +226,14 @@ async fn a_later_repair_replaces_one_that_waits_for_the_store() {
             (Repair::Lost, Repair::Written)
         );
         assert_eq!(s.row_agent(), Some(third.agent));
-        // The later one was tried while the store was down and again after it; the earlier one not
-        // any more.
+        // The later repair was attempted while the store was down and again afterwards; the earlier
+        // one was not attempted again.
         assert_eq!(s.did().await, counts(2, 1, 0, 2));
     }
 }
 
-/// The session's row is changed by another process before the repair; the cached one is behind.
+/// Returns a call's connection whose repair is still to be written, after another process has
+/// changed the row. The cached row is behind.
 async fn lost_to(s: &mut Scene) -> (tower_bound_agent::Bound<Conn>, Target) {
     let new = s.replaced(Writes::Own);
     let (took, bound) = s.call().await;
@@ -239,13 +241,13 @@ async fn lost_to(s: &mut Scene) -> (tower_bound_agent::Bound<Conn>, Target) {
     assert_eq!(
         (took, bound.agent),
         (ms(250), new.agent),
-        "the connection is served whatever became of the row"
+        "the connection is served whatever happened to the row"
     );
     settled().await;
     (bound, new)
 }
 
-/// A returned connection stays the caller's, and an observer receives an event.
+/// Asserts that the caller keeps its connection, and that the observer receives an event.
 async fn kept(s: &Scene, bound: &tower_bound_agent::Bound<Conn>, repair: Repair) {
     sleep(Duration::from_secs(60)).await;
     assert_eq!((bound.outcome().repair(), s.world.live_connections()), (repair, 1));
@@ -301,7 +303,7 @@ async fn row_19_a_row_that_was_unbound_stays_unbound_until_the_next_call() {
         assert_eq!(s.row().target, None);
         kept(&s, &bound, Repair::Lost).await;
         drop(bound);
-        // What is known of the workspace is dialed as if it were bound, and that is a first bind.
+        // The known target is dialed as if the row named it, and the write is a first bind.
         let (took, bound) = s.call().await;
         let bound = bound.unwrap();
         assert_eq!(
@@ -361,7 +363,7 @@ async fn row_19_an_equal_generation_is_adopted() {
     // The next call dials it.
     let (took, next) = s.call().await;
     assert_eq!((took, next.unwrap().agent), (ms(0), rival.agent));
-    // The resolver had named another one of that generation, so it is asked.
+    // The resolver had named another target of that generation, so it is asked.
     assert_eq!((s.did().await, s.row_agent()), (counts(1, 1, 0, 0), Some(rival.agent)));
 }
 

@@ -1,5 +1,5 @@
-//! Row 26: a dialer or a resolver that panics; and a dial service that is broken, which is no
-//! evidence.
+//! Row 26: a dialer or a resolver that panics; and a broken dial service, whose errors are no
+//! evidence about an agent.
 
 use crate::scene::*;
 use std::{
@@ -28,7 +28,7 @@ async fn row_26_a_dialer_that_panics_fails_only_its_call() {
         let waiting = s.world.bind(&s.layer, s.ws).await;
         sleep(Duration::from_secs(10)).await;
         s.did().await;
-        // One call of the workspace waits for its dial and is asking.
+        // Another call of the workspace waits for its dial and for an answer of the resolver.
         s.old_does(Does::Answer(ms(1_000)));
         s.resolver_takes(500);
         let dial = s.world.dial(&s.layer);
@@ -41,13 +41,13 @@ async fn row_26_a_dialer_that_panics_fails_only_its_call() {
         let (crashing, chat) = (dial.clone(), s.chat);
         let crashed = tokio::spawn(async move { call(&crashing, chat).await }).await;
         assert!(crashed.unwrap_err().is_panic());
-        assert_eq!(s.world.live_dials(), 1, "only the other call's");
+        assert_eq!(s.world.live_dials(), 1, "only the other call's dial");
         let (took, bound) = waits.await.unwrap();
         let bound = bound.unwrap();
         assert_eq!((took, &bound.outcome().kind), (ms(1_000), &OutcomeKind::Confirmed));
         assert_eq!(s.did().await, counts(2, 1, 0, 0));
 
-        // The session that crashed goes on as if nothing had happened.
+        // The next call of the session whose dial panicked succeeds as usual.
         s.old_does(Does::Answer(ms(0)));
         assert_eq!(call(&dial, s.chat).await.unwrap().outcome().kind, OutcomeKind::Reused);
         assert_eq!(s.did().await, counts(1, 0, 0, 0));
@@ -120,22 +120,22 @@ async fn row_26_a_resolver_that_panics_is_a_resolver_that_failed() {
     }
 }
 
-/// A store that panics in one verb, a given number of times.
-struct Touchy<R> {
+/// A resolver that panics in one method, a given number of times.
+struct PanickingResolver<R> {
     resolver: R,
     clone: Arc<AtomicU8>,
     ready: Arc<AtomicU8>,
     call: Arc<AtomicU8>,
 }
 
-fn touch(times: &AtomicU8) {
+fn panic_if_due(times: &AtomicU8) {
     let panics = times.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
     assert!(!panics, "on purpose");
 }
 
-impl<R: Clone> Clone for Touchy<R> {
+impl<R: Clone> Clone for PanickingResolver<R> {
     fn clone(&self) -> Self {
-        touch(&self.clone);
+        panic_if_due(&self.clone);
         let (clone, ready, call) =
             (Arc::clone(&self.clone), Arc::clone(&self.ready), Arc::clone(&self.call));
         Self { resolver: self.resolver.clone(), clone, ready, call }
@@ -143,54 +143,55 @@ impl<R: Clone> Clone for Touchy<R> {
 }
 
 impl<R: Service<ResolveWorkspace, Response = Resolution, Error = BoxError>>
-    Service<ResolveWorkspace> for Touchy<R>
+    Service<ResolveWorkspace> for PanickingResolver<R>
 {
     type Response = Resolution;
     type Error = BoxError;
     type Future = R::Future;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        touch(&self.ready);
+        panic_if_due(&self.ready);
         self.resolver.poll_ready(cx)
     }
 
     fn call(&mut self, ask: ResolveWorkspace) -> R::Future {
-        touch(&self.call);
+        panic_if_due(&self.call);
         self.resolver.call(ask)
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn row_26_a_resolver_may_panic_in_clone_ready_or_call() {
-    for place in 0..3 {
+    for method in 0..3 {
         let s = Scene::new(Some(5)).await;
         let counters: [Arc<AtomicU8>; 3] = Default::default();
         let [clone, ready, call_] = counters.clone();
-        let resolver = Touchy { resolver: s.world.resolver(), clone, ready, call: call_ };
+        let resolver =
+            PanickingResolver { resolver: s.world.resolver(), clone, ready, call: call_ };
         let layer = BoundAgentLayer::builder(s.world.store.clone(), resolver).build().unwrap();
         let dial = s.world.dial(&layer);
         call(&dial, s.chat).await.unwrap();
-        counters[place].store(1, SeqCst);
+        counters[method].store(1, SeqCst);
 
-        // The dial fails, the question crashes: one redial at once.
+        // The dial fails and the question panics, so the dial is repeated once, immediately.
         s.old_does(Does::Fail(ms(10)));
         let heals = async { s.old_does(Does::Answer(ms(5))) };
         let (took, bound) = meanwhile(9, heals, timed(call(&dial, s.chat))).await;
         assert_eq!(
             (took, &bound.unwrap().outcome().kind),
             (ms(15), &OutcomeKind::Redialed),
-            "place {place}"
+            "method {method}"
         );
-        assert_eq!(counters[place].load(SeqCst), 0, "it has panicked");
+        assert_eq!(counters[method].load(SeqCst), 0, "it has panicked");
 
-        // And the next question finds what there is to be found.
+        // The next question finds the new agent.
         let new = s.world.rebuild(s.ws, &s.old, Does::Fail(ms(10)));
         let (took, bound) = timed(call(&dial, s.chat)).await;
-        assert_eq!((took, bound.unwrap().agent), (ms(10), new.agent), "place {place}");
+        assert_eq!((took, bound.unwrap().agent), (ms(10), new.agent), "method {method}");
     }
 }
 
-/// Its readiness fails from the second dial on, or from the beginning.
+/// A dial service whose readiness fails from the second dial on, or from the beginning.
 #[derive(Clone)]
 struct Broken<S> {
     inner: S,
@@ -229,14 +230,14 @@ async fn a_readiness_error_before_the_call_is_an_error_of_the_dialer() {
     assert_eq!(s.did().await, counts(0, 0, 0, 0));
 }
 
-/// Ready once without dialing, as when the caller's readiness was good and then was given back.
+/// A dial service that is ready once without dialing, as if the caller's readiness was given back.
 #[derive(Clone)]
-struct ThenBroken<S> {
+struct ReadyOnceThenBroken<S> {
     inner: S,
     polls: Arc<AtomicU8>,
 }
 
-impl<S: Service<DialAgent, Error = BoxError>> Service<DialAgent> for ThenBroken<S> {
+impl<S: Service<DialAgent, Error = BoxError>> Service<DialAgent> for ReadyOnceThenBroken<S> {
     type Response = S::Response;
     type Error = BoxError;
     type Future = S::Future;
@@ -258,7 +259,8 @@ async fn a_readiness_error_in_a_cold_call_ends_it_without_question_and_dial() {
     for generation in BOTH {
         let mut s = Scene::new(generation).await;
         let layer = s.world.layer();
-        let dial = layer.layer(ThenBroken { inner: s.world.dialer(), polls: Arc::default() });
+        let dial =
+            layer.layer(ReadyOnceThenBroken { inner: s.world.dialer(), polls: Arc::default() });
         let (took, error) = timed(call(&dial, s.chat)).await;
         let error = error.unwrap_err();
         assert_eq!(
@@ -285,7 +287,7 @@ async fn a_readiness_error_before_a_redial_ends_the_call() {
         assert_eq!((took, error.kind()), (ms(100), &ErrorKind::Dialer));
         assert_eq!(error.dial_error().unwrap().to_string(), "the dial service is broken");
         sleep(Duration::from_secs(60)).await;
-        // The one question was that of the dial that failed.
+        // The one question was about the dial that failed.
         assert_eq!(s.did().await, counts(1, 1, 0, 0));
     }
 }
@@ -300,7 +302,7 @@ async fn a_readiness_error_before_the_dial_of_another_agent_ends_the_call_and_wr
         sleep(Duration::from_secs(60)).await;
         assert_eq!((s.did().await, s.row_agent()), (counts(1, 1, 0, 0), Some(s.old.agent)));
         s.nothing_is_left();
-        // What was learned is not lost.
+        // The answer is kept.
         let (took, bound) = s.call().await;
         assert_eq!((took, bound.unwrap().agent), (ms(0), new.agent));
         assert_eq!(s.did().await, counts(1, 0, 0, 1));
@@ -313,7 +315,7 @@ async fn a_readiness_error_of_an_unbound_session_comes_after_its_question() {
     let (other, _) = new_workspace(&s.world, None);
     s.world.store.elsewhere().retarget(s.chat, other).await.unwrap();
     let layer = s.world.layer();
-    let dial = layer.layer(ThenBroken { inner: s.world.dialer(), polls: Arc::default() });
+    let dial = layer.layer(ReadyOnceThenBroken { inner: s.world.dialer(), polls: Arc::default() });
     let error = call(&dial, s.chat).await.unwrap_err();
     assert_eq!(error.kind(), &ErrorKind::Dialer);
     assert_eq!(s.did().await, counts(0, 1, 1, 0));

@@ -1,4 +1,4 @@
-//! Rows 27–30: many calls with a pending dial to one target, and dials that are lost.
+//! Rows 27–30: many calls with a pending dial to one target, and lost dials.
 
 use crate::scene::*;
 use support::*;
@@ -11,14 +11,14 @@ use tower_bound_agent::{
     AgentId, Error, ErrorKind, LastVerdict, Outcome, OutcomeKind, Resolution, SessionId,
 };
 
-/// How long a call took, and how it ended.
+/// The duration and the result of a call.
 type End = (Duration, Result<(AgentId, Outcome), ErrorKind>);
 
 async fn limited(dials: usize) -> Scene {
     Scene::with(Some(5), |builder| builder.max_pending_dials(dials)).await
 }
 
-/// A call in a task of its own that has been polled once.
+/// Starts a call in a task of its own and polls it once.
 async fn begin(s: &Scene, chat: SessionId) -> JoinHandle<End> {
     let dial = s.world.dial(&s.layer);
     let call = tokio::spawn(async move {
@@ -34,8 +34,7 @@ async fn begin(s: &Scene, chat: SessionId) -> JoinHandle<End> {
     call
 }
 
-/// Begins a call of each session at this instant, one after the other. Returns how they ended, in
-/// that order.
+/// Begins a call of each session at this instant, in order. Returns the results in the same order.
 async fn all(s: &Scene, chats: &[SessionId]) -> Vec<End> {
     let mut calls = Vec::new();
     for chat in chats {
@@ -198,7 +197,8 @@ async fn row_29_when_the_first_of_the_queue_is_dropped_the_next_one_starts() {
     first.abort();
     let (took, end) = third.await.unwrap();
     assert_eq!((took, end.unwrap().1.dials), (ms(5), 1));
-    // Nor does it get lost if it is dropped between being given and being taken.
+    // The slot is not lost either if its call is dropped after the slot was assigned and before the
+    // call is polled.
     s.old_does(Does::Hang);
     let first = begin(&s, chats[0]).await;
     let second = begin(&s, chats[1]).await;
@@ -222,7 +222,7 @@ async fn row_27_a_lost_dial_is_started_over_without_a_question() {
         s.old_does(Does::Answer(ms(5)));
         begin(&s, chats[1]).await.await.unwrap().1.unwrap();
         let (took, end) = lost.await.unwrap();
-        // After the delay, half of it as jitter at most, and the dial itself.
+        // The call takes the delay, at most half of it as jitter, and the dial itself.
         assert!((ms(255)..=ms(250 + 125 + 5)).contains(&took), "{took:?}");
         let (agent, outcome) = end.unwrap();
         assert_eq!(
@@ -289,8 +289,8 @@ async fn the_last_dial_of_a_herd_is_started_over_once_the_resolver_has_confirmed
     sleep(ms(10)).await;
     s.old_does(Does::Answer(ms(5)));
     answered.await.unwrap().1.unwrap();
-    // No dial begins later. Asked about after 250 ms, and instead of the next question the dial is
-    // started over.
+    // No later dial begins. The resolver is asked after 250 ms, and the dial is started over
+    // instead of a second question.
     let (took, end) = lost.await.unwrap();
     assert_eq!((took, end.unwrap().1.dials), (ms(2_255), 2));
     assert_eq!(s.did().await, counts(3, 1, 0, 0));

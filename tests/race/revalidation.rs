@@ -62,7 +62,7 @@ async fn a_failing_resolver_is_asked_at_the_same_intervals() {
     assert_eq!(s.did().await, counts(1, 5, 0, 0));
 }
 
-/// More sessions of the scene's workspace, all bound to its agent.
+/// Several sessions of the scene's workspace are bound to its agent.
 #[tokio::test(start_paused = true)]
 async fn calls_that_began_together_share_every_question() {
     for generation in BOTH {
@@ -96,8 +96,8 @@ async fn an_answer_to_one_call_moves_the_others_at_once() {
         let chats = s.sessions(2).await;
         s.did().await;
         let new = s.rebuild();
-        // The second call begins 200 later: it has not waited for its own delay when the first one
-        // learns.
+        // The second call begins 200 later, so its own delay has not passed when the first call
+        // gets its answer.
         let first = call_in(&s, chats[0], 0);
         let second = call_in(&s, chats[1], 200);
         let ((took, one), (later, two)) = tokio::join!(first, second);
@@ -137,7 +137,7 @@ async fn after_a_timeout_the_intervals_of_the_next_call_begin_again() {
     s.old_does(Does::Hang);
     s.call().await.1.unwrap_err();
     sleep(Duration::from_secs(600)).await;
-    // Long after: the rebuild that happens during this call is looked for as early as ever.
+    // A rebuild during a much later call is found after the first interval.
     let begin = Instant::now();
     s.call().await.1.unwrap_err();
     let asked = s.asked_since(begin);
@@ -173,8 +173,8 @@ async fn calls_that_hang_since_different_times_share_later_questions() {
 
 #[tokio::test(start_paused = true)]
 async fn a_newer_target_known_at_the_end_of_the_delay_is_dialed_without_a_question() {
-    // The task of the call is polled for the first time when both have happened, as on a busy
-    // machine.
+    // The call's task is first polled after the delay has passed and the newer target was learned,
+    // as on a busy machine.
     for late in [0, 100] {
         let mut s = Scene::new(Some(5)).await;
         s.old_does(Does::Hang);

@@ -17,18 +17,19 @@ use tower_bound_agent::{
     store::{BindingStore, NewBinding, Swap},
 };
 
-/// With generations and without. The bound target is at 5, so that there is room below.
+/// With generations and without. The bound target has generation 5, which leaves room for smaller
+/// ones.
 pub(crate) const BOTH: [Option<i64>; 2] = [Some(5), None];
 
-/// A strict dialer for one call at a time: nothing may be pending when it is asked for readiness or
-/// called.
+/// A strict dialer for one call at a time: no dial may be pending when it is polled for readiness
+/// or called.
 #[derive(Clone)]
-pub(crate) struct Lone {
+pub(crate) struct SingleDialer {
     inner: StrictDialer,
     world: World,
 }
 
-impl Service<DialAgent> for Lone {
+impl Service<DialAgent> for SingleDialer {
     type Response = Conn;
     type Error = BoxError;
     type Future = Dialing;
@@ -51,7 +52,7 @@ pub(crate) enum Seen {
     Validated,
     Switched(AgentId, AgentId),
     Repaired(Repair),
-    /// All rows of the workspace that were behind.
+    /// A group repair: all rows of the workspace that were behind.
     Group(Repair),
     Used(AgentId),
     Dropped(Duration),
@@ -74,7 +75,7 @@ impl Log {
         };
         self.0.lock().unwrap().push((Instant::now(), seen));
     }
-    /// What was seen since the last look, and when.
+    /// Returns the events since the last call, with their times.
     pub(crate) fn take(&self) -> Vec<(Instant, Seen)> {
         std::mem::take(&mut *self.0.lock().unwrap())
     }
@@ -94,7 +95,8 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    /// A session that was bound ten seconds ago: nothing is doubted, nothing was asked recently.
+    /// Creates a session that was bound ten seconds ago: no target is in doubt, and no question was
+    /// asked recently.
     pub(crate) async fn new(generation: Option<i64>) -> Self {
         Self::with(generation, |builder| builder).await
     }
@@ -115,8 +117,8 @@ impl Scene {
         Self { world, layer, ws, old, chat, log, before }
     }
 
-    /// As [`with`](Self::with), and the next switch has to write these rows: without generations it
-    /// is the session's own only if it binds the session for the first time.
+    /// As [`with`](Self::with), and the next switch must write these rows. Without generations, the
+    /// session's own row alone is written only by a first bind.
     pub(crate) async fn writing(
         writes: Writes,
         generation: Option<i64>,
@@ -125,7 +127,7 @@ impl Scene {
         let mut s = Self::with(generation, tune).await;
         if writes == Writes::Own && generation.is_none() {
             s.layer.bindings().unbind(s.chat).await.unwrap();
-            // The resolver confirms the agent, so that it is in no doubt any more.
+            // The resolver confirms the agent, which ends the doubt about it.
             s.layer.bindings().current(s.chat).await.unwrap();
             sleep(Duration::from_secs(10)).await;
             s.did().await;
@@ -133,17 +135,17 @@ impl Scene {
         s
     }
 
-    /// Another agent serves the workspace, so that these rows have to be written; the old one
-    /// accepts and never answers from now on.
+    /// Replaces the agent, so that these rows must be written. The old agent accepts connections
+    /// and never answers.
     pub(crate) fn replaced(&self, writes: Writes) -> Target {
         writes.replaced(&self.world, self.ws, &self.old, Does::Hang)
     }
 
-    pub(crate) fn dial(&self) -> BoundAgent<Lone> {
-        self.layer.layer(Lone { inner: self.world.dialer(), world: self.world.clone() })
+    pub(crate) fn dial(&self) -> BoundAgent<SingleDialer> {
+        self.layer.layer(SingleDialer { inner: self.world.dialer(), world: self.world.clone() })
     }
 
-    /// So many sessions of the workspace, the one of the scene included, all bound ten seconds ago.
+    /// Returns `n` sessions of the workspace, the scene's own included, all bound ten seconds ago.
     pub(crate) async fn sessions(&mut self, n: usize) -> Vec<SessionId> {
         let mut chats = vec![self.chat];
         for _ in 1..n {
@@ -155,24 +157,24 @@ impl Scene {
         chats
     }
 
-    /// One call of the session, and how long it took.
+    /// Makes one call of the session, and measures its duration.
     pub(crate) async fn call(&self) -> (Duration, Result<Bound<Conn>, Error>) {
         timed(call(&self.dial(), self.chat)).await
     }
 
-    /// A call in a task of its own, begun but not polled yet.
+    /// Spawns a call that was not polled yet.
     pub(crate) fn spawn(&self) -> tokio::task::JoinHandle<(Duration, Result<Bound<Conn>, Error>)> {
         let (dial, chat) = (self.dial(), self.chat);
         tokio::spawn(async move { timed(call(&dial, chat)).await })
     }
 
-    /// Makes a call, and drops it after a given time.
+    /// Makes a call and drops it after `patience`.
     pub(crate) async fn drop_after(&self, patience: Duration) {
-        let given_up = tokio::time::timeout(patience, call(&self.dial(), self.chat)).await;
-        assert!(given_up.is_err(), "the call ended before its caller gave up: {given_up:?}");
+        let ended = tokio::time::timeout(patience, call(&self.dial(), self.chat)).await;
+        assert!(ended.is_err(), "the call ended before its caller dropped it: {ended:?}");
     }
 
-    /// What was done since the last look. First everything runs that can run now.
+    /// Runs all tasks that can run now, and returns the counts since the last call.
     pub(crate) async fn did(&mut self) -> Counts {
         settled().await;
         let now = self.world.counts();
@@ -191,7 +193,7 @@ impl Scene {
         self.world.resolver_takes(self.ws, ms(latency));
     }
 
-    /// A rebuild; the old agent accepts and never answers from now on.
+    /// Rebuilds the workspace. The old agent accepts connections and never answers.
     pub(crate) fn rebuild(&self) -> Target {
         self.world.rebuild(self.ws, &self.old, Does::Hang)
     }
@@ -204,7 +206,7 @@ impl Scene {
         self.world.row_agent(self.chat)
     }
 
-    /// The instants at which the resolver was asked since then.
+    /// Returns the times after `begin` at which the resolver was asked.
     pub(crate) fn asked_since(&self, begin: Instant) -> Vec<Duration> {
         self.world
             .asked()
@@ -214,12 +216,12 @@ impl Scene {
             .collect()
     }
 
-    /// Another process writes the session's row.
+    /// Writes the session's row as another process.
     pub(crate) async fn written_elsewhere(&self, target: &Target) {
         self.row_written_elsewhere(self.chat, target).await;
     }
 
-    /// Another process writes a session's row, or creates it.
+    /// Writes or creates a session's row as another process.
     pub(crate) async fn row_written_elsewhere(&self, chat: SessionId, target: &Target) {
         let (store, new) = (self.world.store.elsewhere(), Some(Arc::new(target.clone())));
         let new = NewBinding::new(chat, self.ws, new);
@@ -239,7 +241,7 @@ impl Scene {
         chats
     }
 
-    /// Starts a validation that belongs to no call; it reads now and answers after `latency`.
+    /// Starts a validation that belongs to no call. It reads now and answers after `latency`.
     pub(crate) async fn question_under_way(&self, latency: u64) {
         self.resolver_takes(latency);
         let (bindings, chat, before) = (self.layer.bindings(), self.chat, self.world.counts().v);
@@ -272,15 +274,15 @@ pub(crate) async fn timed<T>(future: impl Future<Output = T>) -> (Duration, T) {
     (begin.elapsed(), done)
 }
 
-/// Does something so many milliseconds from now, while something else goes on.
+/// Runs `action` after the given number of milliseconds, while `future` runs.
 pub(crate) async fn meanwhile<T>(
     after: u64,
-    something: impl Future<Output = ()>,
-    call: impl Future<Output = T>,
+    action: impl Future<Output = ()>,
+    future: impl Future<Output = T>,
 ) -> T {
     let later = async {
         sleep(ms(after)).await;
-        something.await;
+        action.await;
     };
-    tokio::join!(call, later).0
+    tokio::join!(future, later).0
 }

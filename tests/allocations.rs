@@ -29,7 +29,7 @@ struct Count {
 }
 
 thread_local! {
-    // Const, and nothing to drop: the allocator may be called at any time.
+    // Constant and without a destructor, because the allocator may be called at any time.
     static COUNT: Cell<Count> = const { Cell::new(Count { allocations: 0, size: 0 }) };
 }
 
@@ -40,25 +40,25 @@ fn count(size: usize) {
     });
 }
 
-// SAFETY: everything is handed to the system's allocator as it is.
+// SAFETY: all arguments are passed unchanged to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size());
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of the method.
         unsafe { System.alloc(layout) }
     }
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count(layout.size());
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of the method.
         unsafe { System.alloc_zeroed(layout) }
     }
     unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count(size);
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of the method.
         unsafe { System.realloc(old, layout, size) }
     }
     unsafe fn dealloc(&self, old: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of the method.
         unsafe { System.dealloc(old, layout) }
     }
 }
@@ -117,7 +117,7 @@ fn layer(store: impl BindingStore) -> BoundAgentLayer {
     BoundAgentLayer::builder(store, resolver).build().unwrap()
 }
 
-/// Binds these sessions, waits for the writes, and leaves them cached.
+/// Binds these sessions and waits for the writes. The rows stay cached.
 async fn bind(layer: &BoundAgentLayer, sessions: u128) {
     for n in 0..sessions {
         let ask = DialSession::new(chat(n)).in_workspace(WorkspaceId::new(Uuid::from_u128(1)));
@@ -152,8 +152,7 @@ fn check(what: &str, counts: Vec<Count>, usual: usize) -> usize {
         "{what}: {median} allocation(s), {size} bytes; {total} in {TURNS} calls, {more} with more than usual"
     );
     assert_eq!((least, median), (usual, usual), "{what}");
-    // The cache works off its log of reads now and then, and that may allocate: once in 64 reads,
-    // and every 300 ms.
+    // The cache applies its log of reads after every 64 reads and every 300 ms, which may allocate.
     assert!(more <= TURNS / 50, "{what}: {more} calls with more than usual");
     assert!(total <= TURNS * usual + TURNS / 20, "{what}: {total}");
     size
@@ -166,11 +165,11 @@ async fn a_cached_call_is_one_allocation() {
     let mut ready = layer.layer(Dialer { pending: 0 });
     measure(&mut ready).await;
     let size = check("ready at once", measure(&mut ready).await, 1);
-    // The machine of the whole call is in there. Grown without being noticed, it would be copied
-    // for every call.
+    // The allocation holds the state machine of the whole call, which is copied for every call, so
+    // its growth must be noticed.
     assert!(size <= 2_048, "{size} bytes");
 
-    // A dial that is pending waits with timers and wake-ups that live in the same allocation.
+    // The timers and wake-ups of a pending dial are in the same allocation.
     let mut pending = layer.layer(Dialer { pending: 1 });
     assert_eq!(check("pending once", measure(&mut pending).await, 1), size);
     let mut pending = layer.layer(Dialer { pending: 5 });
@@ -229,8 +228,7 @@ mod statements {
         0
     }
 
-    /// Creates a store over a file that counts the statements of every connection from its
-    /// beginning.
+    /// Creates a store over a file that counts all statements of every connection.
     async fn watched(file: &std::path::Path) -> SqliteStore {
         let options = SqliteConnectOptions::new().filename(file).create_if_missing(true);
         let pool = SqlitePoolOptions::new().max_connections(4).after_connect(|connection, _| {
@@ -259,7 +257,7 @@ mod statements {
         bind(&first, 10).await;
         assert!(BEGUN.load(SeqCst) - before >= 20, "a read and a first bind each");
 
-        // Another process: one read by primary key for each session, and then nothing at all.
+        // Another process sends one read by primary key for each session, and no other statement.
         let second = layer(store.clone());
         let dial = second.layer(Dialer { pending: 1 });
         let before = BEGUN.load(SeqCst);
@@ -276,7 +274,7 @@ mod statements {
         assert_eq!(BEGUN.load(SeqCst) - before, 0);
 
         second.bindings().retarget(chat(0), WorkspaceId::new(Uuid::from_u128(2))).await.unwrap();
-        assert_eq!(BEGUN.load(SeqCst) - before, 1, "a command is one");
+        assert_eq!(BEGUN.load(SeqCst) - before, 1, "a command is one statement");
         assert_eq!(first.bindings().close(std::time::Duration::from_secs(5)).await, 0);
         assert_eq!(second.bindings().close(std::time::Duration::from_secs(5)).await, 0);
         store.pool().close().await;

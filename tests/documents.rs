@@ -68,7 +68,7 @@ fn every_method_that_is_named_exists() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// Each case of a contract quotes promises, and the documentation of its trait makes them.
+/// Each case of a contract quotes promises that the documentation of its trait makes.
 #[test]
 fn every_promise_that_a_case_quotes_is_made() {
     let contracts = [
@@ -89,12 +89,9 @@ fn every_promise_that_a_case_quotes_is_made() {
                     .filter_map(|paragraph| paragraph.strip_prefix("> "))
                     .map(|quote| plain(&quote.replace("\n> ", "\n")))
                     .collect();
-                wrong.extend(
-                    quotes
-                        .iter()
-                        .filter(|quote| !made.contains(&**quote))
-                        .map(|quote| format!("{}: nobody promises {quote:?}", path.display())),
-                );
+                wrong.extend(quotes.iter().filter(|quote| !made.contains(&**quote)).map(|quote| {
+                    format!("{}: the documentation does not promise {quote:?}", path.display())
+                }));
             }
             let cases = text.split("\n}\n").filter(|item| item.contains("\npub async fn "));
             wrong.extend(
@@ -113,7 +110,7 @@ fn comments(text: &str) -> Vec<&str> {
     lines.filter_map(|line| line.strip_prefix("///")).map(|line| line.trim_start()).collect()
 }
 
-/// On one line, and without the syntax of links.
+/// Returns the text on one line, without the syntax of links.
 fn plain(text: &str) -> String {
     let mut plain = String::new();
     let mut rest = text;
@@ -125,7 +122,7 @@ fn plain(text: &str) -> String {
     plain.replace(['[', ']'], "").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Links to documentation that is not published yet cannot be followed, but what they name exists.
+/// Links to documentation that is not published yet cannot be followed, but their items exist.
 #[test]
 fn every_link_of_the_readme_leads_somewhere() {
     const PUBLISHED: &str = "https://docs.rs/tower-bound-agent/latest/tower_bound_agent/";
@@ -172,7 +169,7 @@ fn every_page_of_the_guide_is_linked_from_the_front_page() {
         text.lines().filter_map(|line| Some(line.split_once("]: ")?.0.to_owned() + "]")).collect()
     };
     let (local, online) = (labels("links.md"), labels("links_online.md"));
-    assert_eq!(local, online, "with the feature full and without, the same is linked");
+    assert_eq!(local, online, "the same pages are linked with the feature full and without it");
     let front = fs::read_to_string(root().join("src/lib.rs")).unwrap();
     let pages = fs::read_dir(root().join("src/guide")).unwrap();
     for page in pages.map(|page| page.unwrap().path()) {

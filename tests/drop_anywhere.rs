@@ -1,8 +1,8 @@
-//! Calls and commands that are dropped at every await point. They leave nothing of their own
+//! Calls and commands that are dropped at every await point. They leave no dial, permit or task
 //! behind, and do not obstruct the next call.
 //!
 //! Each case is repeated from its start, on a runtime of its own, for every number of polls until
-//! it ends by itself.
+//! the call completes.
 
 use futures_util::{FutureExt, future::BoxFuture};
 use std::{
@@ -22,30 +22,31 @@ use tower_bound_agent::{
     ErrorKind, Event, RepairMode, Resolution, SessionId, Target, WorkspaceId, store::BindingStore,
 };
 
-/// Runs on a paused clock of its own; a hanging test shows as such.
+/// Runs a case on a paused clock of its own, with a time limit that reveals a hanging test.
 fn play<F: Future>(play: F) -> F::Output {
     let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     runtime.block_on(async {
-        timeout(Duration::from_secs(3600), play).await.expect("an end within an hour")
+        timeout(Duration::from_secs(3600), play).await.expect("the case ends within an hour")
     })
 }
 
 /// The time at which a future is dropped.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Drops {
-    /// Within its last poll's turn: no other task runs in between.
+    /// Right after its last poll: no other task runs in between.
     AtOnce,
-    /// So long after its last poll, whatever has happened since.
+    /// This long after its last poll, even if it was woken since.
     Later(u64),
-    /// When it is woken, before it looks why.
+    /// When it is woken, before the next poll.
     Woken,
 }
 
-/// 1 ms leaves no doubt, 20 ms does; 6 ms is when the slow store and resolver have answered.
+/// A dial dropped after 1 ms leaves no doubt, and one dropped after 20 ms does. The slow store and
+/// resolver answer within 6 ms.
 const DROPS: [Drops; 5] =
     [Drops::AtOnce, Drops::Later(1), Drops::Later(6), Drops::Later(20), Drops::Woken];
 
-/// Polls it at most so many times, then drops it.
+/// Polls the future at most `polls` times, then drops it.
 async fn polled<F: Future>(future: F, polls: usize, drops: Drops) -> Option<F::Output> {
     let mut future = Box::pin(future);
     let mut left = polls;
@@ -71,7 +72,7 @@ async fn polled<F: Future>(future: F, polls: usize, drops: Drops) -> Option<F::O
 
 type Limited = BoundAgent<ConcurrencyLimit<StrictDialer>>;
 
-/// A case: everything up to the call that is to be dropped.
+/// A case: the state up to the call that is dropped.
 struct Stage {
     world: World,
     layer: BoundAgentLayer,
@@ -81,7 +82,7 @@ struct Stage {
     ask: DialSession,
     /// Another session of the same workspace.
     other: SessionId,
-    /// The targets that the row may name, before and after.
+    /// The targets that the row may name before and after the call.
     may_name: Vec<(WorkspaceId, Option<AgentId>)>,
     /// The target of the session at the end.
     ends_at: Target,
@@ -135,7 +136,7 @@ impl Stage {
         (stage, ws, target)
     }
 
-    /// The same with nothing cached: the rows were written by another process.
+    /// The same without cached rows: another process wrote them.
     async fn cold(slow: Slow) -> (Self, WorkspaceId, Target) {
         let (mut stage, ws, target) = Self::cached(slow, |builder| builder).await;
         let guard = Arc::new(());
@@ -152,7 +153,7 @@ impl Stage {
         self.beside.push(tokio::spawn(task));
     }
 
-    /// A rebuild that the row has not followed yet.
+    /// Rebuilds the workspace; the row still names the old agent.
     fn rebuilt(&mut self, ws: WorkspaceId, old: &Target, old_does: Does) -> Target {
         let new = self.world.rebuild(ws, old, old_does);
         self.may_name.push((ws, Some(new.agent)));
@@ -165,7 +166,7 @@ impl Stage {
             let names = (row.workspace, row.target.as_ref().map(|target| target.agent));
             assert!(self.may_name.contains(&names), "{names:?} was never written as a pair");
         } else {
-            assert!(self.ask.workspace.is_some(), "the row is gone");
+            assert!(self.ask.workspace.is_some(), "the row is missing");
         }
     }
 
@@ -181,7 +182,7 @@ impl Stage {
         let (before, began) = (self.world.counts(), Instant::now());
         let bound = timeout(ms(31_000), call(&self.dial, ask))
             .await
-            .expect("an end within the dial timeout");
+            .expect("the call ends within the dial timeout");
         let took = began.elapsed();
         assert_eq!(self.layer.bindings().flush().await, 0);
         (bound.map(|bound| bound.agent), self.world.counts() - before, took)
@@ -192,9 +193,9 @@ impl Stage {
         self.names_what_was_written();
         let began = Instant::now();
         assert_eq!(self.layer.bindings().close(ms(5_000)).await, 0, "repairs that did not land");
-        assert!(began.elapsed() <= ms(5_000), "a question is given up after that");
+        assert!(began.elapsed() <= ms(5_000), "a question ends after the resolve timeout");
         for task in self.beside {
-            // What goes on beside the layer is not the layer's to end.
+            // The work beside the layer does not end with it.
             task.abort();
             let _ = task.await;
         }
@@ -245,7 +246,7 @@ fn drop_everywhere(normal: Normal, stage: impl Fn(Slow) -> BoxFuture<'static, St
             }
             took
         });
-        // What a call costs that comes first once the world is well again.
+        // The cost of the first call after all faults have ended.
         let healed = |of_other: bool| {
             play(async {
                 let mut stage = stage(slow).await;
@@ -274,8 +275,8 @@ fn drop_everywhere(normal: Normal, stage: impl Fn(Slow) -> BoxFuture<'static, St
     }
 }
 
-/// Drops the call, then closes the layer, or first makes the calls that must be possible, within
-/// those bounds. Returns `true` if the call was dropped before its end.
+/// Drops the call, then closes the layer, or first makes the calls that must succeed within these
+/// bounds. Returns `true` if the call was dropped before its end.
 async fn drop_once(
     stage: BoxFuture<'static, Stage>,
     polls: usize,
@@ -303,7 +304,7 @@ async fn drop_once(
     stage.permit_is_free();
     (stage.heal)(&stage.world);
 
-    // A dropped dial may leave a doubt: one question more.
+    // A dropped dial may leave a doubt, which costs one more question.
     let doubted = |bound: Counts| counts(bound.d, bound.v + 1, bound.r, bound.w);
     let (called, found, took) = stage.call(stage.ask.clone()).await;
     assert_eq!(called.expect(&what), stage.ends_at.agent, "{what}");
@@ -329,8 +330,8 @@ async fn drop_once(
 
 #[test]
 fn cached_and_answered_at_once() {
-    // Ready at the first poll, so there is no middle to be dropped in, also if the task has spent
-    // its budget: what the dial waits for counts that.
+    // The call is ready at its first poll, so it cannot be dropped halfway, even if the task has
+    // exhausted its budget: only the dial consumes budget.
     play(async {
         let (stage, _, target) = Stage::cached(Slow(0), |builder| builder).await;
         let before = stage.world.counts();
@@ -340,7 +341,7 @@ fn cached_and_answered_at_once() {
             Poll::Ready(at_once.as_mut().poll(cx))
         })
         .await;
-        let Poll::Ready(Ok(bound)) = bound else { panic!("it waits for nothing: {bound:?}") };
+        let Poll::Ready(Ok(bound)) = bound else { panic!("the call waits: {bound:?}") };
         assert_eq!(
             (bound.agent, stage.world.counts() - before),
             (target.agent, counts(1, 0, 0, 0))
@@ -404,8 +405,8 @@ fn switched_after_a_failed_dial() {
 }
 
 #[test]
-fn switched_by_what_another_call_learned() {
-    // The question is the other one's.
+fn switched_to_the_target_that_another_call_learned() {
+    // The other call asks the question.
     drop_everywhere(costs(2, 1, 0, 1), |slow| {
         async move {
             let (mut stage, ws, old) = Stage::cached(slow, |builder| builder).await;
@@ -471,14 +472,14 @@ fn read_from_the_store() {
 
 #[test]
 fn read_from_the_store_and_waiting_for_the_dial_service() {
-    // With a fast store the readiness that the caller brought is given back and taken again in one
-    // go.
+    // With a fast store, the caller's readiness is given back and acquired again within one poll.
     drop_everywhere(costs(1, 0, 1, 0), |slow| {
         async move {
             let (mut stage, _, _) = Stage::cold(slow).await;
             let limit = stage.limit.clone();
             stage.beside(async move {
-                // Queued behind the caller: gets the permit when it is given back.
+                // This dial waits behind the caller, and gets the permit when the caller gives it
+                // back.
                 sleep(ms(1)).await;
                 let held = limit.ready_oneshot().await.unwrap();
                 sleep(ms(50)).await;
@@ -499,7 +500,7 @@ fn switched_and_waiting_for_the_dial_service() {
             let limit = stage.limit.clone();
             stage.beside(async move {
                 sleep(ms(1)).await;
-                // Free when the stale dial is dropped, and then it is this one's turn.
+                // The permit is free when the stale dial is dropped, and then goes to this waiter.
                 let held = limit.ready_oneshot().await.unwrap();
                 sleep(ms(50)).await;
                 drop(held);
@@ -563,7 +564,7 @@ fn denied_and_retargeted_elsewhere() {
             stage.world.store.elsewhere().retarget(chat, next).await.unwrap();
             stage.may_name.extend([(next, None), (next, Some(target.agent))]);
             stage.ends_at = target;
-            // The other one's workspace stays stopped.
+            // The workspace of the other session stays stopped.
             Stage { other: chat, ..stage }
         }
         .boxed()
@@ -645,8 +646,8 @@ fn timed_out_with_everything_hanging() {
     });
 }
 
-/// A call that waits in the queue of its target, behind one that takes 15 ms. Returns `true` if it
-/// was dropped before its end.
+/// Drops a call that waits in the queue of its target, behind one that takes 15 ms. Returns `true`
+/// if it was dropped before its end.
 async fn drop_queued_once(polls: usize, drops: Drops) -> bool {
     let what = format!("after {polls} polls, {drops:?}");
     let (stage, _, target) = Stage::cached(Slow(0), |builder| builder.max_pending_dials(1)).await;
@@ -657,7 +658,7 @@ async fn drop_queued_once(polls: usize, drops: Drops) -> bool {
     assert!(first.as_mut().now_or_never().is_none());
     let mut queued = Box::pin(polled(call(&stage.dial, stage.ask.clone()), polls, drops));
     let dropped = if polls > 0 { queued.as_mut().now_or_never() } else { None };
-    // Behind it.
+    // The second call waits behind the first one.
     let mut last = Box::pin(async move {
         {
             let began = Instant::now();
@@ -689,7 +690,7 @@ fn queued_behind_another_call() {
             polls += 1;
             assert!(polls < 20, "{drops:?}: no end");
         }
-        assert!(polls > 2, "it waits");
+        assert!(polls > 2, "the call waits");
     }
 }
 
@@ -771,17 +772,17 @@ async fn drop_command_once(
     if let Some(done) = done {
         let carried_out = matches!(writes, Fault::None | Fault::Slow(_) | Fault::LostAnswer);
         assert_eq!(row != old, carried_out, "{what}: {row:?}");
-        // Told as done only if the row shows it.
+        // The command reports success only if the row shows it.
         assert!(done.is_err() || is_new(&row), "{what}");
         return false;
     }
 
-    // A command that has begun is carried out even if its future is dropped. One that has not begun
-    // is not.
+    // A command that has begun is executed even if its future is dropped. A command that has not
+    // begun is not.
     sleep(ms(11_000)).await;
     stage.world.store.on_all(Fault::None);
     if writes == Fault::Hang || reads == Fault::Hang {
-        // Nothing is sent again before the layer takes the connection for dead.
+        // No statement is sent again before the layer considers the connection dead.
         sleep(ms(24 * 5_000)).await;
     }
     let row = stage.world.row(subject);
@@ -789,9 +790,9 @@ async fn drop_command_once(
         polls > 0 && matches!(writes, Fault::None | Fault::Slow(_) | Fault::LostAnswer);
     assert_eq!(row != old, carried_out, "{what}: {row:?}");
     assert!(row == old || is_new(&row), "{what}: {row:?}");
-    assert_eq!(bindings.get(subject).await.unwrap(), row, "the register, {what}");
+    assert_eq!(bindings.get(subject).await.unwrap(), row, "the cached row, {what}");
 
-    // A call goes by the row.
+    // A call uses the row.
     let (called, _, _) = stage.call(subject).await;
     match row {
         None => assert_eq!(called.unwrap_err().kind(), &ErrorKind::NotBound, "{what}"),
@@ -885,7 +886,8 @@ async fn drop_transaction_once(end: End, polls: usize, drops: Drops) -> bool {
             }
             End::DropGuardThenCommit => {
                 drop(retargeted);
-                // In doubt: every call reads the row, and sees what holds by then.
+                // While the transaction's outcome is unknown, every call reads the row and uses its
+                // current state.
                 for _ in 0..2 {
                     let (called, found, _) = stage.call(chat).await;
                     assert_eq!(found.r, 1, "{what}");
@@ -922,7 +924,7 @@ fn a_command_in_the_callers_transaction() {
                 polls += 1;
                 assert!(polls < 10, "{end:?} {drops:?}: no end");
             }
-            assert!(polls > 1, "it waits");
+            assert!(polls > 1, "the call waits");
         }
     }
 }
@@ -944,7 +946,10 @@ fn a_command_moves_a_call_under_way_even_if_its_future_is_dropped() {
             assert!(commanded.is_none());
             drop(bindings);
             assert_eq!(under_way.await.unwrap(), target.agent);
-            assert!(began.elapsed() < ms(50), "{drops:?}: at once, not after the delay");
+            assert!(
+                began.elapsed() < ms(50),
+                "{drops:?}: the call moves at once, not after the delay"
+            );
             assert_eq!(stage.layer.bindings().flush().await, 0);
             stage.close().await;
         });

@@ -24,7 +24,7 @@ fn every_target_is_listed_in_its_manifest() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// So that `--features` means the same for all of them.
+/// Ensures that `--features` has the same meaning for all members.
 #[test]
 fn every_member_has_the_features_of_the_crate() {
     let features = |folder: &Path| {

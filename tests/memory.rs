@@ -23,26 +23,26 @@ struct Counting;
 /// Bytes that are allocated and not freed.
 static HELD: AtomicIsize = AtomicIsize::new(0);
 
-// SAFETY: everything is handed to the system's allocator as it is.
+// SAFETY: all arguments are passed unchanged to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         HELD.fetch_add(layout.size() as isize, Ordering::Relaxed);
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of the method.
         unsafe { System.alloc(layout) }
     }
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         HELD.fetch_add(layout.size() as isize, Ordering::Relaxed);
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of the method.
         unsafe { System.alloc_zeroed(layout) }
     }
     unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         HELD.fetch_add(size as isize - layout.size() as isize, Ordering::Relaxed);
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of the method.
         unsafe { System.realloc(old, layout, size) }
     }
     unsafe fn dealloc(&self, old: *mut u8, layout: Layout) {
         HELD.fetch_sub(layout.size() as isize, Ordering::Relaxed);
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of the method.
         unsafe { System.dealloc(old, layout) }
     }
 }
@@ -50,14 +50,15 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// As many rows as there are to be, each decoded anew whenever it is read, as from a database.
+/// A store with a given number of rows. Each read decodes a new row, as a read from a database
+/// does.
 struct Rows {
     rows: u128,
     sessions_a_workspace: u128,
 }
 
 fn id(n: u128) -> Uuid {
-    // Spread, as random ids are.
+    // Spreads the ids, as random ids are spread.
     Uuid::from_u128(n.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835))
 }
 
@@ -127,8 +128,8 @@ impl BindingStore for Rows {
     }
 }
 
-/// Bytes for each binding that was read, and for each one after its session was called and its
-/// workspace validated.
+/// Returns the bytes per binding after the read, and after a call of its session and a validation
+/// of its workspace.
 async fn bytes_a_binding(rows: u128, sessions_a_workspace: u128) -> (isize, isize) {
     let resolver = service_fn(|ask: ResolveWorkspace| async move {
         Ok::<_, BoxError>(Resolution::Running(target(ask.workspace)))
@@ -154,7 +155,7 @@ async fn bytes_a_binding(rows: u128, sessions_a_workspace: u128) -> (isize, isiz
 
 #[tokio::test]
 async fn a_binding_takes_little_memory() {
-    // Nearly half of it is the cache's own.
+    // The cache itself takes nearly half of the memory.
     for (sessions_a_workspace, most_read, most_used) in [(1, 600, 955), (10, 390, 460)] {
         let (read, used) = bytes_a_binding(20_000, sessions_a_workspace).await;
         println!(

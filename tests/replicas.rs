@@ -30,7 +30,7 @@ const SESSIONS: usize = 2_000;
 const WORKSPACES: usize = 8;
 const REBUILDS: u64 = 50;
 
-/// Another one with `SEED=…`.
+/// Returns the seed, which `SEED=…` sets.
 fn seed() -> u64 {
     std::env::var("SEED").map_or(1, |seed| seed.parse().unwrap())
 }
@@ -47,7 +47,7 @@ impl Dice {
     }
 }
 
-/// Loses a third of the hints, doubles a third, and lets the others come after their successors.
+/// Loses a third of the hints, doubles a third, and delays the others behind their successors.
 struct Lossy<H> {
     hints: H,
     state: Mutex<(Dice, Option<Hint>)>,
@@ -90,8 +90,8 @@ struct Replica {
 }
 
 impl Replica {
-    /// Makes one call of each session. Returns how many did not reach the current agent of their
-    /// workspace.
+    /// Makes one call of each session. Returns the number of calls that did not reach the current
+    /// agent of their workspace.
     async fn calls_each(&self, scene: &Scene) -> usize {
         let mut elsewhere = 0;
         for session in scene.sessions.keys() {
@@ -103,18 +103,18 @@ impl Replica {
     }
 
     async fn everything_is_written(&self) {
-        until("everything is written", async || self.layer.bindings().flush().await == 0).await;
+        until("all repairs are written", async || self.layer.bindings().flush().await == 0).await;
     }
 
-    /// Until all its rows were read in the background, from now on.
+    /// Waits until all its rows were read in the background again.
     async fn reads_again(&self) {
-        // One such reading may be under way.
+        // One such read may be under way.
         let goal = self.store.bulk_reads() + 2 * SESSIONS.div_ceil(BATCH) as u64;
         until("the rows are read again", async || self.store.bulk_reads() >= goal).await;
     }
 
-    /// Turns of random sessions. In what one caller sees, no workspace ever goes back to an earlier
-    /// agent.
+    /// Makes turns of random sessions, and asserts that no caller sees a workspace go back to an
+    /// earlier agent.
     fn turns(
         &self,
         sessions: Vec<SessionId>,
@@ -144,12 +144,12 @@ impl Replica {
     }
 }
 
-/// What is right.
+/// The expected bindings.
 struct Scene {
     world: World,
     current: BTreeMap<WorkspaceId, Target>,
     sessions: BTreeMap<SessionId, WorkspaceId>,
-    /// Those that were pointed elsewhere.
+    /// The retargeted sessions.
     commanded: BTreeSet<SessionId>,
 }
 
@@ -164,7 +164,7 @@ impl Scene {
     }
 }
 
-/// Sessions in workspaces, with a row each, that no replica has read.
+/// Creates sessions in workspaces, each with a row that no replica has read.
 async fn scene(reader: &PostgresStore) -> Scene {
     let world = World::new();
     let current: BTreeMap<_, _> = (0..WORKSPACES).map(|_| world.workspace()).collect();
@@ -184,7 +184,7 @@ async fn scene(reader: &PostgresStore) -> Scene {
 }
 
 /// Rebuilds workspaces and gives commands. Returns the number of commands.
-async fn what_happens(scene: &mut Scene, replicas: &[Replica], dice: &mut Dice) -> u64 {
+async fn rebuild_and_command(scene: &mut Scene, replicas: &[Replica], dice: &mut Dice) -> u64 {
     let workspaces: Vec<_> = scene.current.keys().copied().collect();
     let sessions: Vec<_> = scene.sessions.keys().copied().collect();
     let mut commands = 0;
@@ -201,7 +201,7 @@ async fn what_happens(scene: &mut Scene, replicas: &[Replica], dice: &mut Dice) 
                 commands += 1;
             }
         }
-        // At last each of them once more, with an old one that lives.
+        // Finally rebuilds each workspace once more, while the old agent still answers.
         let last = n.checked_sub(REBUILDS as usize - WORKSPACES);
         let workspace = workspaces[last.unwrap_or_else(|| dice.below(WORKSPACES))];
         let old = &scene.current[&workspace];
@@ -219,8 +219,8 @@ async fn what_happens(scene: &mut Scene, replicas: &[Replica], dice: &mut Dice) 
     commands
 }
 
-/// Questions to the resolver, rows read, statements that write, and those of them that write a
-/// group.
+/// Returns the numbers of questions to the resolver, of read rows, of writing statements, and of
+/// group repairs among them.
 fn costs(scene: &Scene, replicas: &[Replica]) -> [u64; 4] {
     let sum = |count: fn(&Tap<PostgresStore>) -> u64| {
         replicas.iter().map(|replica| count(&replica.store)).sum()
@@ -228,8 +228,9 @@ fn costs(scene: &Scene, replicas: &[Replica]) -> [u64; 4] {
     [scene.world.counts().v, sum(Tap::rows_read), sum(Tap::writes), sum(Tap::group_writes)]
 }
 
-/// If `checks` is set, rows are read again in the background. Otherwise, only hints report changes.
-async fn in_the_end_everybody_is_right(
+/// Asserts that both replicas dial the right agents in the end. If `checks` is set, rows are read
+/// again in the background. Otherwise, only hints report changes.
+async fn both_replicas_converge(
     name: &str,
     checks: bool,
     set: impl Fn(BoundAgentBuilder, PgPool, &str) -> BoundAgentBuilder,
@@ -244,7 +245,7 @@ async fn in_the_end_everybody_is_right(
     let replicas = [(); 2].map(|()| {
         let store = Tap::over(PostgresStore::new(pool()).with_table(&table).unwrap());
         let builder = BoundAgentLayer::builder(store.clone(), scene.world.resolver());
-        // A long delay, so that a busy machine is not taken for a slow agent.
+        // A long delay, so that a busy machine is not mistaken for a slow agent.
         let builder = builder
             .validation_delay(Duration::from_secs(1))
             .refresh_interval(checks.then_some(ms(500)));
@@ -254,9 +255,10 @@ async fn in_the_end_everybody_is_right(
     for replica in &replicas {
         assert_eq!(replica.calls_each(&scene).await, 0);
     }
-    // One for each: what it cannot know of the time before makes it look at everything once.
+    // One gap for each replica: it cannot know the hints from before it listened, so it reads all
+    // rows once.
     let listeners = if name == "no hints" { 0 } else { 2 };
-    until("they listen", async || {
+    until("the replicas listen", async || {
         let listen =
             "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' || $1 || '%'";
         let there: i64 =
@@ -277,7 +279,7 @@ async fn in_the_end_everybody_is_right(
             Arc::clone(&stop),
         ));
     }
-    let commands = what_happens(&mut scene, &replicas, &mut Dice(seed())).await;
+    let commands = rebuild_and_command(&mut scene, &replicas, &mut Dice(seed())).await;
     stop.store(true, Ordering::Relaxed);
     let turns: u64 = load.join_all().await.into_iter().sum();
 
@@ -293,8 +295,8 @@ async fn in_the_end_everybody_is_right(
         if checks {
             replica.reads_again().await;
         } else {
-            // A hint is on its way for as long as it is.
-            until("the hints have told", async || replica.calls_each(&scene).await == 0).await;
+            // Hints take an unknown time to arrive.
+            until("the hints have arrived", async || replica.calls_each(&scene).await == 0).await;
         }
     }
     for replica in &replicas {
@@ -315,24 +317,24 @@ async fn in_the_end_everybody_is_right(
         "a process that discovers a rebuild asks twice at most"
     );
     let statements = (SESSIONS / WORKSPACES / BATCH) as u64 + 1;
-    // Rows that the other process's repair or a command holds locked are left out and written by a
-    // second statement.
+    // Rows that are locked by a command or by the repair of the other process are skipped, and
+    // written by a second statement.
     assert!(
         group_writes <= processes * REBUILDS * (statements + 1),
         "and writes its rows in as few statements as it takes"
     );
-    // The command, its session's first bind by each process, and now and then a row that was bound
-    // while a group was written.
+    // Each command costs the command itself and a first bind by each process. Sometimes a row is
+    // bound while a group repair runs.
     assert!(written - group_writes <= 4 * commands);
     match name {
-        // All are in use, so that each check reads each row at most once; a call reads a row that a
-        // check has taken away.
+        // All rows are in use, so each check reads each row at most once. A call reads a row that a
+        // check has removed.
         "no hints" => {
             let checks = 1 + u64::try_from(all.elapsed().as_millis()).unwrap() / 500;
             let most = processes * checks * SESSIONS as u64 + 8 * commands;
             assert!((SESSIONS as u64..=most).contains(&rows_read), "{rows_read} of {most}");
         }
-        // The look at everything may have come late.
+        // The read of all rows may have come late.
         "hints" => assert!(rows_read <= 8 * commands + processes * SESSIONS as u64),
         _ => {}
     }
@@ -345,7 +347,8 @@ async fn in_the_end_everybody_is_right(
     assert_eq!(rows.len(), SESSIONS);
     for row in &rows {
         assert!(scene.is_current(row.session, row.workspace, row.target.as_deref()), "{row:?}");
-        // Created as the first, and each rebuild has the next number: none has written a row twice.
+        // Rows are created with revision 1, and each rebuild adds one, so no rebuild has written a
+        // row twice.
         let generation = scene.current[&row.workspace].generation.unwrap().get();
         assert!(
             row.revision.get() <= generation || scene.commanded.contains(&row.session),
@@ -363,12 +366,12 @@ async fn in_the_end_everybody_is_right(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_agree_without_hints() {
-    in_the_end_everybody_is_right("no hints", true, |builder, _, _| builder).await;
+    both_replicas_converge("no hints", true, |builder, _, _| builder).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_agree_with_hints_alone() {
-    in_the_end_everybody_is_right("hints", false, |builder, pool, channel| {
+    both_replicas_converge("hints", false, |builder, pool, channel| {
         builder.hints(PostgresHints::new(pool).with_channel(channel).unwrap())
     })
     .await;
@@ -376,7 +379,7 @@ async fn replicas_agree_with_hints_alone() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_agree_with_lost_doubled_and_reordered_hints() {
-    in_the_end_everybody_is_right("bad hints", true, |builder, pool, channel| {
+    both_replicas_converge("bad hints", true, |builder, pool, channel| {
         builder.hints(Lossy::new(PostgresHints::new(pool).with_channel(channel).unwrap()))
     })
     .await;

@@ -1,5 +1,6 @@
-//! The contract of a store (`tower_bound_agent::testing::store`), held against every store of this
-//! crate and against that of the example; and what the stores of this crate promise beyond it.
+//! The contract of a store (`tower_bound_agent::testing::store`), run over every store of this
+//! crate and over that of the example, and the promises that the stores of this crate make beyond
+//! it.
 
 use examples::own_store::store::KeyValueStore;
 use futures_util::TryStreamExt;
@@ -24,13 +25,13 @@ fn agent(id: u128) -> AgentId {
     AgentId::new(Uuid::from_u128(0xa6e4_0000 + id))
 }
 
-/// A target of which everything is known, and everything follows from the number.
+/// Returns a target with all fields, which follow from the number.
 fn full(id: u128) -> Arc<Target> {
     let target = Target::new(agent(id)).with_build(BuildId::new(Uuid::from_u128(0xb1d_0000 + id)));
     Arc::new(target.with_generation(id as i64).with_address(format!("10.0.0.{id}:9000")))
 }
 
-/// A target of which only the agent is known.
+/// Returns a target with an agent only.
 fn bare(id: u128) -> Arc<Target> {
     Arc::new(Target::new(agent(id)))
 }
@@ -85,7 +86,7 @@ stores! {
 
 #[cfg(feature = "postgres")]
 stores! {
-    // As a pool of the application's may be.
+    // As a pool of the application may be.
     postgres_read_committed: super::postgres::over("read committed");
     postgres_repeatable_read: super::postgres::over("repeatable read");
     postgres_serializable: super::postgres::over("serializable");
@@ -104,8 +105,8 @@ stores! {
     mysql_serializable: super::mysql::over("SERIALIZABLE");
 }
 
-/// What the contract leaves open, and the stores of this crate do the same way. The random commands
-/// of `alike` compare every number as well.
+/// Behaviour that the contract leaves open and that is the same in all stores of this crate. The
+/// random commands of `alike` compare every number as well.
 mod ours {
     use super::*;
 
@@ -165,7 +166,7 @@ impl<St: BindingStore> StoreWrapper for Wrapper<St> {
     }
 }
 
-/// A store of somebody else's, with what it must have and no more.
+/// A foreign store with the required methods only.
 struct Foreign(MemoryStore);
 
 impl BindingStore for Foreign {
@@ -221,7 +222,7 @@ impl BindingStore for Foreign {
 }
 
 #[tokio::test]
-async fn a_store_that_lacks_housekeeping_says_so() {
+async fn housekeeping_of_a_store_without_it_is_an_error() {
     let store = Arc::new(Foreign(MemoryStore::new()));
     assert!(store.shared() && !MemoryStore::new().shared());
     let _ = store.create(new(1, 1, None)).await.unwrap();
@@ -240,8 +241,8 @@ async fn a_store_that_lacks_housekeeping_says_so() {
     }
 }
 
-/// Whatever is done in whatever order: every store gives the same answers as the one in memory.
-/// What one of them gets wrong, and no test above thought of, shows here.
+/// Random sequences of commands: every store gives the same answers as the one in memory. They find
+/// errors for which no other test exists.
 mod alike {
     use super::*;
     use proptest::{prelude::*, test_runner::TestRunner};
@@ -250,7 +251,7 @@ mod alike {
     enum Verb {
         Load(u128),
         Create(NewBinding),
-        /// With how far the expected revision is behind the real one; 0 wins.
+        /// A swap whose expected revision is this far behind the row's; 0 applies.
         Swap(i64, NewBinding),
         Retarget(u128, u128),
         Unbind(u128),
@@ -285,8 +286,8 @@ mod alike {
         ]
     }
 
-    /// The answer as text. `known` is the last revision of each session, also of one that is
-    /// deleted now.
+    /// Returns the answer as text. `known` is the last revision of each session, including deleted
+    /// ones.
     async fn answer<St: BindingStore>(
         store: &St,
         verb: Verb,
@@ -329,7 +330,7 @@ mod alike {
         }
     }
 
-    /// `made` makes an empty store; a server that is not there makes none.
+    /// `made` creates an empty store, or returns `None` without a server.
     fn same_answers_as_memory<St: BindingStore, Kept>(
         cases: u32,
         made: impl AsyncFn() -> Option<(St, Kept)>,
@@ -342,7 +343,7 @@ mod alike {
         }
         let result = TestRunner::new(config).run(&prop::collection::vec(verb(), 1..60), |verbs| {
             runtime.block_on(async {
-                let (store, _kept) = made().await.expect("it was there before");
+                let (store, _kept) = made().await.expect("the row existed before");
                 let (memory, mut known) = (MemoryStore::new(), BTreeMap::new());
                 for verb in verbs {
                     let text = format!("{verb:?}");
@@ -419,15 +420,14 @@ mod sqlite {
         Some((SqliteStore::open(directory.path().join("bindings.db")).await.unwrap(), directory))
     }
 
-    /// As a pool of the application's may be: no WAL, more connections, another table.
+    /// As a pool of the application may be: no WAL, more connections, another table.
     pub(super) async fn rollback_journal() -> Option<(SqliteStore, TempDir)> {
         let directory = tempfile::tempdir().unwrap();
         let options = SqliteConnectOptions::new()
             .filename(directory.path().join("application.db"))
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Truncate)
-            // Only a loss of power could tell the difference, and this is not what the tests are
-            // about.
+            // Only a loss of power could reveal the difference, which these tests do not cover.
             .synchronous(SqliteSynchronous::Off)
             .busy_timeout(std::time::Duration::from_secs(30));
         let pool = SqlitePoolOptions::new().max_connections(8).connect_with(options).await.unwrap();
@@ -443,7 +443,7 @@ mod postgres {
     use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
     use tower_bound_agent::store::PostgresStore;
 
-    /// On a table of its own.
+    /// Returns a store over a table of its own.
     pub(super) async fn over(isolation: &str) -> Option<(PostgresStore, ())> {
         let options: PgConnectOptions = servers::url("TEST_POSTGRES_URL")?.parse().unwrap();
         let options = options.options([("default_transaction_isolation", isolation)]);
@@ -453,7 +453,8 @@ mod postgres {
         Some((store, ()))
     }
 
-    /// In transaction mode, which has fewer connections to the server.
+    /// Returns a store behind a PgBouncer in transaction mode, which has fewer connections to the
+    /// server.
     #[cfg(unix)]
     pub(super) async fn behind_pgbouncer(database: &str) -> Option<(PostgresStore, ())> {
         let options =
@@ -477,7 +478,7 @@ mod mysql {
     };
     use tower_bound_agent::store::MySqlStore;
 
-    /// On a table of its own.
+    /// Returns a store over a table of its own.
     pub(super) async fn over(isolation: &'static str) -> Option<(MySqlStore, ())> {
         let options: MySqlConnectOptions = servers::url("TEST_MYSQL_URL")?.parse().unwrap();
         let pool =

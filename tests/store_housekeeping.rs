@@ -32,7 +32,7 @@ fn ms(milliseconds: i64) -> Duration {
     Duration::from_millis(milliseconds as u64)
 }
 
-/// A store over a table of its own, and SQL in which `T` is the table, and `M` the other one.
+/// A store over a table of its own, and SQL in which `T` is the table and `M` its meta table.
 struct Case<St, Kept> {
     store: St,
     table: String,
@@ -87,11 +87,11 @@ impl<St: Sql, Kept> Case<St, Kept> {
     /// Returns a column of a session's row.
     async fn of(&self, s: u128, column: &str) -> Option<i64> {
         let revision = self.store.load(session(s)).await.unwrap().unwrap().revision;
-        // The revision is unique in those tests that ask.
+        // The revision is unique in the tests that call this.
         self.number(&format!("SELECT {column} FROM T WHERE revision = {revision}")).await
     }
 
-    /// Rows with targets, each of a revision of its own: session `s` has `10 * s`.
+    /// Creates rows with targets, each with a unique revision: session `s` has `10 * s`.
     async fn rows(&self, sessions: impl IntoIterator<Item = u128>) {
         for s in sessions {
             let swap = self.store.create(new(s, s, Some(target(s as i64)))).await.unwrap();
@@ -115,7 +115,7 @@ impl<St: Sql, Kept> Case<St, Kept> {
         );
     }
 
-    /// Use has been recorded for so long, and up to now.
+    /// Sets the table as if use had been recorded for this long, and until now.
     async fn recorded_for(&self, how_long: i64) {
         self.store.touch(&[], ms(MINUTE)).await.unwrap();
         let since = now() - how_long;
@@ -127,7 +127,7 @@ impl<St: Sql, Kept> Case<St, Kept> {
         rows.into_iter().map(|row| row.session).collect()
     }
 
-    /// A deleted row that went so long ago; its revision is `10 * s + 1`.
+    /// Creates a row that was deleted this long ago. Its revision is `10 * s + 1`.
     async fn deleted(&self, s: u128, how_long_ago: i64) {
         self.rows([s]).await;
         assert!(self.store.forget(session(s), None).await.unwrap());
@@ -164,8 +164,8 @@ mod contract {
         assert!((began..=now()).contains(&since().await.unwrap()));
         assert_eq!(since().await, until().await);
 
-        // The interval, how long ago the last call was, and whether that is a gap: more than twice
-        // and a minute.
+        // The interval, the time since the last call, and whether that is a gap: more than twice
+        // the interval and a minute.
         let minutes = [
             (1, 2, false),
             (1, 4, true),
@@ -186,7 +186,7 @@ mod contract {
             let expected = if gap { until().await } else { Some(long_ago) };
             assert_eq!(since().await, expected, "every {interval} min, {ago} min ago");
         }
-        // Half a record, which no version writes, counts as none.
+        // Half a record, which no version writes, does not count.
         case.run("UPDATE M SET use_recorded_since = NULL").await;
         store.touch(&[], ms(MINUTE)).await.unwrap();
         assert_eq!(since().await, until().await);
@@ -195,9 +195,7 @@ mod contract {
         assert_eq!(since().await, until().await);
     }
 
-    pub(super) async fn a_use_is_recorded_in_the_rows_that_are_there<St: Sql, K>(
-        case: Case<St, K>,
-    ) {
+    pub(super) async fn a_use_is_recorded_in_existing_rows_only<St: Sql, K>(case: Case<St, K>) {
         let store = &case.store;
         case.rows(1..=4).await;
         assert!(store.forget(session(3), None).await.unwrap());
@@ -213,15 +211,15 @@ mod contract {
             );
             assert_eq!(last_used.is_none(), !used);
         }
-        assert_eq!(case.number("SELECT count(*) FROM T").await, Some(4), "none was made");
+        assert_eq!(case.number("SELECT count(*) FROM T").await, Some(4), "no row was created");
         assert_eq!(store.load(session(3)).await.unwrap(), None);
         assert_eq!(
             store.load(session(1)).await.unwrap(),
             before,
-            "no other thing changes, and not the revision"
+            "no other column changes, and the revision stays"
         );
 
-        // Forward, never back: another process's clock may be ahead.
+        // The time only moves forward, because another process's clock may be ahead.
         let (past, future) = (now() - HOUR, now() + HOUR);
         case.set(1, &format!("last_used = {past}")).await;
         case.set(4, &format!("last_used = {future}")).await;
@@ -230,7 +228,7 @@ mod contract {
         assert_eq!(case.of(4, "last_used").await, Some(future));
     }
 
-    pub(super) async fn two_thousand_uses_are_recorded_at_once_and_no_more<St: Sql, K>(
+    pub(super) async fn at_most_two_thousand_uses_are_recorded_at_once<St: Sql, K>(
         case: Case<St, K>,
     ) {
         case.rows([1, 1999]).await;
@@ -259,7 +257,7 @@ mod contract {
         assert_eq!(case.recent(3).await, [1, 3, 2].map(session));
         assert_eq!(case.recent(1).await, [session(1)]);
         assert_eq!(case.recent(0).await, []);
-        // Those that were never used come last, in any order.
+        // Sessions that were never used come last, in any order.
         let all = case.recent(u64::MAX).await;
         assert_eq!(all[..3], [1, 3, 2].map(session));
         assert_eq!(all[3..].iter().copied().collect::<BTreeSet<_>>(), [4, 6].map(session).into());
@@ -267,10 +265,8 @@ mod contract {
         assert_eq!(rows, [row(1, 1, Some(target(1)), 10, None)], "whole rows");
     }
 
-    /// Over a pool of one connection.
-    pub(super) async fn a_stream_that_is_dropped_gives_its_connection_back<St: Sql, K>(
-        case: Case<St, K>,
-    ) {
+    /// Runs over a pool of one connection.
+    pub(super) async fn a_dropped_stream_returns_its_connection<St: Sql, K>(case: Case<St, K>) {
         case.rows(1..=100).await;
         for read in [0, 1, 3, 99, 100] {
             let rows: Vec<Binding> = case.store.recent(100).take(read).try_collect().await.unwrap();
@@ -304,12 +300,12 @@ mod contract {
         unmoved().await;
         let began = now();
         case.store.touch(&[session(2)], ms(MINUTE)).await.unwrap();
-        assert!((began..=now()).contains(&since().await.unwrap()), "not for so long");
+        assert!((began..=now()).contains(&since().await.unwrap()), "not recorded for that long");
         unmoved().await;
         case.recorded_for(HOUR - MINUTE).await;
-        assert!(since().await.is_some(), "still not");
+        assert!(since().await.is_some(), "still not recorded for that long");
         unmoved().await;
-        // Long enough, but not up to now: three minutes are a gap.
+        // Recorded for long enough, but not until now: three minutes are a gap.
         case.recorded_for(2 * HOUR).await;
         let last = now() - 4 * MINUTE;
         case.run(&format!("UPDATE M SET use_recorded_until = {last}")).await;
@@ -347,7 +343,7 @@ mod contract {
         assert_eq!(
             store.load(session(2)).await.unwrap(),
             Some(row(2, 2, Some(target(2)), 20, None)),
-            "not so old"
+            "no row is that old"
         );
         assert_eq!(
             store.load(session(3)).await.unwrap(),
@@ -363,8 +359,8 @@ mod contract {
         assert!((began..=now()).contains(&deleted_at));
         assert_eq!(store.purge_idle(ms(HOUR), 10).await.unwrap(), 0);
 
-        // In its next life the row goes on, and has not been used yet, however old the last use of
-        // its first one is.
+        // A row that is created again continues its revisions, and counts as never used, however
+        // old its last use before the deletion is.
         for (s, revision) in [(1, 12), (4, 42)] {
             let created = store.create(new(s, 7, None)).await.unwrap();
             assert_eq!(created, Swap::Applied(row(s, 7, None, revision, previous(s as i64))));
@@ -373,8 +369,8 @@ mod contract {
         assert_eq!(store.purge_idle(ms(HOUR), 10).await.unwrap(), 0);
     }
 
-    /// Whichever way the row was made, and in each of its lives anew.
-    pub(super) async fn rows_that_were_never_used_go_by_their_creation<St: Sql, K>(
+    /// The creation counts however the row was created, and again after each re-creation.
+    pub(super) async fn rows_that_were_never_used_count_from_their_creation<St: Sql, K>(
         case: Case<St, K>,
     ) {
         let store = &case.store;
@@ -394,8 +390,8 @@ mod contract {
         case.set(3, &format!("last_used = {}", made - MINUTE)).await; // is in use
         case.set(5, "created_at = NULL").await; // an unknown time
         assert!(store.forget(session(6), None).await.unwrap());
-        // A command on an existing row is no creation; one that creates a row, or brings it
-        // back, is one.
+        // A command on an existing row is not a creation. A command that creates a row, or
+        // re-creates it, is one.
         store.retarget(session(7), workspace(9)).await.unwrap();
         store.retarget(session(6), workspace(9)).await.unwrap();
         store.retarget(session(8), workspace(9)).await.unwrap();
@@ -417,7 +413,7 @@ mod contract {
         assert_eq!(store.purge_idle(ms(HOUR), 10).await.unwrap(), 0);
     }
 
-    pub(super) async fn idle_rows_go_in_chunks_with_those_that_were_never_used<St: Sql, K>(
+    pub(super) async fn idle_rows_are_deleted_in_chunks_with_unused_ones<St: Sql, K>(
         case: Case<St, K>,
     ) {
         case.rows(1..=6).await;
@@ -455,10 +451,11 @@ mod contract {
         assert_eq!(case.floor().await, 21);
         let raised_at = case.number("SELECT floor_raised_at FROM M").await.unwrap();
         assert!((began..=now()).contains(&raised_at));
-        // Again, too early: nothing goes, and the hour goes on.
+        // A second run is too early: it removes no row and does not restart the hour.
         assert_eq!(purge().await, Purged::new(0, 2));
         assert_eq!(case.number("SELECT floor_raised_at FROM M").await, Some(raised_at));
-        // One more came meanwhile, above the floor; the floor waits until those below it are gone.
+        // One more row was deleted meanwhile, above the floor. The floor is not raised before the
+        // rows below it were removed.
         case.deleted(4, 8 * DAY).await; // 41
         assert_eq!(purge().await, Purged::new(0, 3));
         assert_eq!(case.floor().await, 21);
@@ -473,7 +470,7 @@ mod contract {
         assert_eq!(case.number("SELECT count(*) FROM T WHERE revision IN (31, 90)").await, Some(2));
     }
 
-    pub(super) async fn a_session_whose_row_is_gone_never_gets_a_revision_again<St: Sql, K>(
+    pub(super) async fn a_session_whose_row_was_removed_never_reuses_a_revision<St: Sql, K>(
         case: Case<St, K>,
     ) {
         let store = &case.store;
@@ -493,7 +490,7 @@ mod contract {
                     }
                 }
             };
-            assert!(row.revision > greatest, "life {life}: {row:?}");
+            assert!(row.revision > greatest, "round {life}: {row:?}");
             for w in 0..5 {
                 greatest = store.retarget(session(1), workspace(w)).await.unwrap().revision;
             }
@@ -502,13 +499,16 @@ mod contract {
             let old = now() - 8 * DAY;
             case.run(&format!("UPDATE T SET deleted_at = {old} WHERE deleted_at IS NOT NULL"))
                 .await;
-            assert_eq!(store.purge_forgotten(10).await.unwrap(), Purged::new(0, 1), "life {life}");
+            assert_eq!(store.purge_forgotten(10).await.unwrap(), Purged::new(0, 1), "round {life}");
             case.an_hour_later().await;
-            assert_eq!(store.purge_forgotten(10).await.unwrap(), Purged::new(1, 0), "life {life}");
+            assert_eq!(store.purge_forgotten(10).await.unwrap(), Purged::new(1, 0), "round {life}");
         }
     }
 
-    pub(super) async fn deleted_rows_go_in_chunks_before_the_floor_is_raised_again<St: Sql, K>(
+    pub(super) async fn deleted_rows_are_removed_in_chunks_before_the_floor_is_raised_again<
+        St: Sql,
+        K,
+    >(
         case: Case<St, K>,
     ) {
         for s in 1..=5 {
@@ -523,7 +523,11 @@ mod contract {
         case.an_hour_later().await;
         assert_eq!(purge(2).await, Purged::new(2, 4));
         assert_eq!(purge(2).await, Purged::new(2, 2));
-        assert_eq!(case.floor().await, 51, "else those that are left would wait for another hour");
+        assert_eq!(
+            case.floor().await,
+            51,
+            "otherwise the remaining rows would wait for another hour"
+        );
         assert_eq!(purge(2).await, Purged::new(1, 1));
         assert_eq!(case.floor().await, 61);
         assert_eq!(purge(2).await, Purged::new(0, 1));
@@ -536,7 +540,7 @@ mod contract {
         assert_eq!(store.purge_forgotten(10).await.unwrap(), Purged::new(0, 2));
         case.an_hour_later().await;
         let back = store.retarget(session(1), workspace(1)).await.unwrap(); // 12
-        // And one that came back and was deleted once more: above the floor, and not so long ago.
+        // A row that was re-created and deleted once more: above the floor, and more recently.
         let _ = store.retarget(session(2), workspace(1)).await.unwrap(); // 22
         assert!(store.forget(session(2), None).await.unwrap()); // 23
         assert_eq!(store.purge_forgotten(10).await.unwrap(), Purged::new(0, 0));
@@ -547,7 +551,7 @@ mod contract {
         assert_eq!(store.load(session(1)).await.unwrap(), Some(back));
     }
 
-    /// The row was created by hand or by a backup, at an unknown time.
+    /// The meta row was created manually or restored from a backup, at an unknown time.
     pub(super) async fn a_floor_of_unknown_age_removes_no_tombstones<St: Sql, K>(
         case: Case<St, K>,
     ) {
@@ -560,7 +564,7 @@ mod contract {
         assert_eq!(case.floor().await, 11);
     }
 
-    /// Rows are used, deleted, made and purged at the same time. The table itself refuses a deleted
+    /// Rows are used, deleted, created and purged concurrently. The table itself refuses a deleted
     /// row with a last use.
     pub(super) async fn concurrent_uses_deletions_and_purges_keep_the_rules<St: Sql, K>(
         case: Case<St, K>,
@@ -587,7 +591,7 @@ mod contract {
                             2 => {
                                 let _ = store.create(new(s, 1, Some(target(1)))).await.unwrap();
                             }
-                            // Whatever was used before this moment.
+                            // Rows that were used before this moment.
                             _ => ended += store.purge_idle(Duration::ZERO, 3).await.unwrap(),
                         }
                     }
@@ -599,10 +603,10 @@ mod contract {
         for task in tasks {
             ended += task.await.unwrap();
         }
-        // A life is two revisions, its creation and its end; the last one may go on.
+        // A creation and a deletion are two revisions. The last row may still exist.
         let alive =
             case.number("SELECT count(*) FROM T WHERE workspace IS NOT NULL").await.unwrap();
-        // Not by `sum`, whose type differs between databases.
+        // Not computed with `sum`, whose type differs between databases.
         let mut revisions = 0;
         for revision in 1..=100 {
             let rows = case
@@ -621,18 +625,18 @@ macro_rules! contract {
         mod $store {
             contract!(@tests super::$made(1, $($isolation)?);
                 use_is_recorded_since_the_last_gap
-                a_use_is_recorded_in_the_rows_that_are_there
-                two_thousand_uses_are_recorded_at_once_and_no_more
+                a_use_is_recorded_in_existing_rows_only
+                at_most_two_thousand_uses_are_recorded_at_once
                 recent_rows_come_first
-                a_stream_that_is_dropped_gives_its_connection_back
+                a_dropped_stream_returns_its_connection
                 idle_rows_stay_unless_use_was_recorded_for_that_long
                 idle_rows_are_deleted_like_forgotten_ones
                 only_idle_rows_are_deleted_in_chunks
-                rows_that_were_never_used_go_by_their_creation
-                idle_rows_go_in_chunks_with_those_that_were_never_used
+                rows_that_were_never_used_count_from_their_creation
+                idle_rows_are_deleted_in_chunks_with_unused_ones
                 tombstones_are_removed_in_two_runs
-                a_session_whose_row_is_gone_never_gets_a_revision_again
-                deleted_rows_go_in_chunks_before_the_floor_is_raised_again
+                a_session_whose_row_was_removed_never_reuses_a_revision
+                deleted_rows_are_removed_in_chunks_before_the_floor_is_raised_again
                 a_recreated_row_is_not_removed
                 a_floor_of_unknown_age_removes_no_tombstones
             );
@@ -646,7 +650,7 @@ macro_rules! contract {
     (@tests $made:expr; $($test:ident)+) => { $(
         #[tokio::test]
         async fn $test() {
-            // `None`: a server that is not there, which was said.
+            // `None`: no server is available, which was printed.
             let Some(case) = $made.await else { return };
             super::contract::$test(case).await;
         }
@@ -709,7 +713,7 @@ async fn postgres(
     Some(Case { store, table, quote: '"', _kept: () })
 }
 
-/// In transaction mode.
+/// Runs behind a PgBouncer in transaction mode.
 #[cfg(all(unix, feature = "postgres"))]
 async fn behind_pgbouncer(
     connections: u32,

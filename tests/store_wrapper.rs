@@ -95,7 +95,7 @@ async fn a_layer_notices_commands_of_another_layer_over_the_same_memory_store() 
             }
             false => BoundAgentLayer::builder(store.clone(), world.resolver()).build().unwrap(),
         };
-        // The first layer is in use before there is another one.
+        // The first layer is in use before the second one exists.
         let one = build();
         let ((old, old_target), (to, new_target)) = (world.workspace(), world.workspace());
         for target in [&old_target, &new_target] {
@@ -108,7 +108,7 @@ async fn a_layer_notices_commands_of_another_layer_over_the_same_memory_store() 
         assert_eq!(
             call(&world.dial(&one), session).await.unwrap().agent,
             old_target.agent,
-            "the wrapper was not told"
+            "the wrapper did not receive the call"
         );
         advance(Duration::from_secs(31)).await;
         tokio::time::sleep(ms(10)).await;

@@ -39,7 +39,7 @@ enum Old {
     Silent,
     /// Refuses connections.
     Killed,
-    /// Greets as before; the process has been told of the rebuild.
+    /// Greets as before; the process knows of the rebuild.
     Alive,
 }
 
@@ -111,7 +111,7 @@ struct Storm {
     failed: Vec<String>,
     dials: u64,
     questions: u64,
-    /// Sorted.
+    /// Sorted latencies.
     took: Vec<Duration>,
 }
 

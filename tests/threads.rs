@@ -15,10 +15,10 @@ const WORKSPACES: usize = 4;
 const CHATS: usize = 32;
 const ROUNDS: usize = 150;
 
-/// A workspace that is rebuilt all the time. The agents of former builds still answer.
+/// A workspace that is rebuilt continuously. The agents of former builds still answer.
 struct Site {
     id: WorkspaceId,
-    /// The greatest generation that a connection was returned to.
+    /// The greatest generation of a returned connection.
     seen: AtomicI64,
 }
 
@@ -30,7 +30,7 @@ fn sites(world: &World) -> Vec<(Arc<Site>, Target)> {
     (0..WORKSPACES).map(site).collect()
 }
 
-/// Rebuilds workspaces until it is told to stop, and says that it happened.
+/// Rebuilds workspaces until it is stopped, and revalidates each of them.
 fn rebuild(
     world: &World,
     sites: &[(Arc<Site>, Target)],
@@ -51,7 +51,8 @@ fn rebuild(
     stop
 }
 
-/// One call; checks that it is not behind what any thread was returned before it began.
+/// Makes one call, and checks that its target is not older than any target that was returned before
+/// the call began.
 async fn turn(dial: &Dial, chat: SessionId, site: &Site) {
     let floor = site.seen.load(SeqCst);
     let bound = call(dial, chat).await.unwrap();
@@ -62,7 +63,7 @@ async fn turn(dial: &Dial, chat: SessionId, site: &Site) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn no_session_goes_back_behind_a_target_that_another_one_was_returned() {
+async fn no_call_returns_an_older_target_than_an_earlier_call_of_another_session() {
     let world = World::new();
     let layer = world.layer();
     let sites = sites(&world);
@@ -73,7 +74,8 @@ async fn no_session_goes_back_behind_a_target_that_another_one_was_returned() {
         chats.spawn(async move {
             let chat = session();
             call(&dial, DialSession::new(chat).in_workspace(site.id)).await.unwrap();
-            // However the threads are scheduled, each site is to be seen in several builds.
+            // The threads run until each workspace was seen in several builds, however they are
+            // scheduled.
             let mut round = 0;
             while round < ROUNDS || site.seen.load(SeqCst) < 20 {
                 turn(&dial, chat, &site).await;

@@ -32,7 +32,7 @@ pub(crate) struct FaultyBus {
     sends_in_stream: bool,
 }
 
-/// The bus as one process has it; not a clone, so that `FaultyBus` is the [`TestBus`].
+/// The bus of one process. It is not a clone, so that `FaultyBus` is the [`TestBus`].
 pub(crate) struct End {
     bus: FaultyBus,
     state: Arc<State>,
@@ -81,7 +81,7 @@ impl TestBus for FaultyBus {
     }
 }
 
-/// What a stream goes by.
+/// The state of a stream.
 struct Listening {
     bus: FaultyBus,
     wire: Receiver<Wire>,

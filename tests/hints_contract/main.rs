@@ -55,7 +55,8 @@ faults! {
     dropping_a_stream_ends_no_other: ADroppedStreamEndsTheOthers;
 }
 
-/// Runs a case. On a paused clock waiting in vain takes no time, but not while a thread is blocked.
+/// Runs a case. On a paused clock, waiting for a hint that does not arrive takes no time, unless a
+/// thread is blocked.
 fn run(is_paused: bool, case: impl Future<Output = ()>) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

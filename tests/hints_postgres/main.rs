@@ -1,5 +1,5 @@
-//! Hints through PostgreSQL. The server is that of `tests/servers`; each test has a channel and an
-//! application name of its own there.
+//! Hints through PostgreSQL, on the server of `tests/servers`. Each test has a channel and an
+//! application name of its own.
 #![cfg(all(feature = "postgres", unix))]
 
 mod proxy;
@@ -24,7 +24,7 @@ use tower_bound_agent::{
 };
 use uuid::Uuid;
 
-/// Long enough for a crowded machine; nothing waits for so long unless a test fails.
+/// Long enough for a busy machine. Only a failing test waits this long.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn ms(n: u64) -> Duration {
@@ -48,9 +48,9 @@ fn repaired(origin: u64, workspace: u128, generation: impl Into<Option<i64>>) ->
     )
 }
 
-/// A channel, and a connection to look at what happens there.
+/// A channel, and a connection that inspects it.
 struct Scene {
-    /// The name of the channel, and of the application.
+    /// The name of the channel and of the application.
     name: String,
     options: Options,
     admin: PgConnection,
@@ -64,7 +64,7 @@ impl Scene {
     }
 
     fn pool(&self, options: Options) -> PgPool {
-        // No maintenance, which would be a task.
+        // Without maintenance, which would be a task.
         PgPoolOptions::new().max_lifetime(None).idle_timeout(None).connect_lazy_with(options)
     }
 
@@ -82,7 +82,7 @@ impl Scene {
         replica
     }
 
-    /// Sees everything that is notified.
+    /// Returns a listener that receives all notifications.
     async fn witness(&self) -> Witness {
         let pool = self.pool(self.options.clone().application_name("witness"));
         let mut listener = PgListener::connect_with(&pool).await.unwrap();
@@ -95,7 +95,7 @@ impl Scene {
         notify.execute(&mut self.admin).await.unwrap();
     }
 
-    /// The server's processes for this application; with the statement that they ran last.
+    /// Returns the server's processes for this application whose last statement begins like this.
     async fn processes(&mut self, statement: &str) -> Vec<i32> {
         let look =
             "SELECT pid FROM pg_stat_activity WHERE application_name = $1 AND query LIKE $2 || '%'";
@@ -103,7 +103,7 @@ impl Scene {
         look.fetch_all(&mut self.admin).await.unwrap()
     }
 
-    /// Ends the only connection that ran such a statement last.
+    /// Ends the only connection whose last statement begins like this.
     async fn kill(&mut self, statement: &str) {
         let mut processes = Vec::new();
         until(&format!("one process has run {statement}"), async || {
@@ -113,11 +113,14 @@ impl Scene {
         .await;
         let kill = sqlx::query("SELECT pg_terminate_backend($1)").bind(processes[0]);
         kill.execute(&mut self.admin).await.unwrap();
-        until("it has ended", async || !self.processes("").await.contains(&processes[0])).await;
+        until("the connection has ended", async || {
+            !self.processes("").await.contains(&processes[0])
+        })
+        .await;
     }
 }
 
-/// A stream that is polled all the time, as a layer does.
+/// A stream that is polled continuously, as a layer does.
 struct Replica {
     hints: PostgresHints,
     heard: UnboundedReceiver<Heard>,
@@ -140,8 +143,8 @@ impl Replica {
         timeout(PATIENCE, self.heard.recv()).await.expect("something to hear").expect("no end")
     }
 
-    /// Nothing else has come before this hint but another one, which was sent when a connection was
-    /// lost.
+    /// Asserts that this hint arrives next, except for another one that is repeated because a
+    /// connection was lost.
     async fn hears_after(&mut self, doubled: Hint, hint: Hint) {
         loop {
             match self.next().await {
@@ -151,7 +154,7 @@ impl Replica {
         }
     }
 
-    /// Nothing else has come before this hint.
+    /// Asserts that this hint arrives next.
     async fn hears(&mut self, hint: Hint) {
         assert_eq!(self.next().await, Heard::Hint(hint));
     }
@@ -166,7 +169,7 @@ impl Drop for Replica {
 struct Witness(PgListener);
 
 impl Witness {
-    /// What is notified before this hint, in statements of the crate's, without its probes.
+    /// Returns the payloads that the crate sends before this hint, without its probes.
     async fn payloads_before(&mut self, end: Hint) -> Vec<String> {
         let mut payloads = Vec::new();
         loop {
@@ -187,7 +190,7 @@ impl Witness {
     }
 }
 
-/// Looks until it is so.
+/// Checks until the condition is true.
 async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
     let began = Instant::now();
     while !so().await {
@@ -241,7 +244,7 @@ async fn another_channel_is_not_heard() {
 }
 
 #[tokio::test]
-async fn of_hints_about_the_same_only_the_newest_is_sent() {
+async fn only_the_newest_hint_about_a_subject_is_sent() {
     let Some(scene) = Scene::new().await else { return };
     let (one, mut other, mut witness) =
         (scene.replica().await, scene.replica().await, scene.witness().await);
@@ -258,11 +261,11 @@ async fn of_hints_about_the_same_only_the_newest_is_sent() {
 }
 
 #[tokio::test]
-async fn what_is_sent_within_a_short_time_goes_together() {
+async fn hints_of_a_short_interval_share_a_notification() {
     let Some(scene) = Scene::new().await else { return };
     let (mut one, mut witness) = (scene.replica().await, scene.witness().await);
     one.hints.send(written(1, 1, 1));
-    one.hears(written(1, 1, 1)).await; // and the first probe was sent
+    one.hears(written(1, 1, 1)).await; // the first probe was sent
     one.hints.send(written(1, 2, 1));
     let began = Instant::now();
     tokio::task::yield_now().await; // the stream is polled
@@ -275,7 +278,7 @@ async fn what_is_sent_within_a_short_time_goes_together() {
 }
 
 #[tokio::test]
-async fn hints_that_say_different_things_are_all_sent() {
+async fn hints_with_different_contents_are_all_sent() {
     let Some(scene) = Scene::new().await else { return };
     let (one, mut other) = (scene.replica().await, scene.replica().await);
     let removed = Hint::new(
@@ -325,12 +328,12 @@ async fn many_hints_share_few_payloads() {
 }
 
 #[tokio::test]
-async fn what_finds_no_room_is_a_gap_for_everyone() {
+async fn hints_beyond_the_queue_limit_are_a_gap_for_every_replica() {
     let Some(scene) = Scene::new().await else { return };
     let (mut other, hints) = (scene.replica().await, scene.hints());
     for session in 0..12_000 {
         hints.send(written(1, session, 1));
-        hints.send(written(1, session % 10_000, 2)); // has its room
+        hints.send(written(1, session % 10_000, 2)); // replaces the hint about the same session
     }
     let mut one = Replica::new(hints);
     let mut heard = HashSet::new();
@@ -349,7 +352,7 @@ async fn what_finds_no_room_is_a_gap_for_everyone() {
 }
 
 #[tokio::test]
-async fn a_payload_that_is_no_hint_is_a_gap() {
+async fn an_invalid_payload_is_a_gap() {
     let Some(mut scene) = Scene::new().await else { return };
     let mut one = scene.replica().await;
     let good = written(1, 1, 1);
@@ -360,7 +363,7 @@ async fn a_payload_that_is_no_hint_is_a_gap() {
     scene.notify(&format!("2:new:kind {good}")).await;
     one.hears(good).await;
     assert_eq!(one.next().await, Heard::Lagged);
-    // By hand.
+    // A notification without a payload.
     sqlx::raw_sql(AssertSqlSafe(format!("NOTIFY {}", scene.name)))
         .execute(&mut scene.admin)
         .await
@@ -371,9 +374,10 @@ async fn a_payload_that_is_no_hint_is_a_gap() {
     one.hears(good).await;
 }
 
-/// A server that knows no encoding ends the connection of whoever would be sent what is no UTF-8.
+/// A server without an encoding closes the connection of each client to which it would send invalid
+/// UTF-8.
 #[tokio::test]
-async fn bytes_that_are_no_text_are_survived() {
+async fn invalid_utf_8_is_a_gap_and_the_stream_continues() {
     let Some(mut scene) = Scene::new().await else { return };
     let create = format!(
         "CREATE DATABASE {} ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0",
@@ -393,10 +397,9 @@ async fn bytes_that_are_no_text_are_survived() {
     sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut scene.admin).await.unwrap();
 }
 
-/// The listener is not even polled meanwhile: what it has not taken waits in the server, not in
-/// memory here.
+/// The listener is not polled meanwhile: unread payloads wait in the server, not in this process.
 #[tokio::test]
-async fn a_storm_of_payloads_is_heard_to_the_end() {
+async fn every_hint_among_many_invalid_payloads_is_received() {
     let Some(mut scene) = Scene::new().await else { return };
     let mut heard: BoxStream<'_, _> = scene.hints().listen().boxed();
     assert_eq!(timeout(PATIENCE, heard.next()).await.unwrap(), Some(Heard::Lagged));
@@ -412,7 +415,7 @@ async fn a_storm_of_payloads_is_heard_to_the_end() {
 }
 
 #[tokio::test]
-async fn a_listening_connection_that_is_lost_is_one_gap() {
+async fn a_lost_listening_connection_is_one_gap() {
     let Some(mut scene) = Scene::new().await else { return };
     let mut proxy = Proxy::new(scene.options.clone());
     proxy.open();
@@ -425,13 +428,14 @@ async fn a_listening_connection_that_is_lost_is_one_gap() {
         one.hints.send(written(1, 1, round));
         one.hears_after(written(1, 1, round - 1), written(1, 1, round)).await;
     }
-    // Each time after the first and shortest pause: eight that double are more.
+    // Each reconnection follows the first and shortest pause, because eight doubling pauses would
+    // take longer.
     assert!(began.elapsed() < ms(8_000), "{:?}", began.elapsed());
     assert_eq!(proxy.accepted(), 2 * 9);
 }
 
 #[tokio::test]
-async fn a_sending_connection_that_is_lost_loses_no_hint() {
+async fn a_lost_sending_connection_loses_no_hint() {
     let Some(mut scene) = Scene::new().await else { return };
     let (one, mut other) = (scene.replica().await, scene.replica().await);
     one.hints.send(written(1, 1, 1));
@@ -441,9 +445,9 @@ async fn a_sending_connection_that_is_lost_loses_no_hint() {
     other.hears_after(written(1, 1, 1), written(1, 1, 2)).await;
 }
 
-/// The listening one goes on.
+/// The listening connection stays open.
 #[tokio::test]
-async fn a_sending_connection_that_is_lost_is_no_gap() {
+async fn a_lost_sending_connection_is_no_gap() {
     let Some(mut scene) = Scene::new().await else { return };
     let (mut one, mut other) = (scene.replica().await, scene.replica().await);
     one.hints.send(written(1, 1, 1));
@@ -458,7 +462,7 @@ async fn a_sending_connection_that_is_lost_is_no_gap() {
 }
 
 #[tokio::test]
-async fn a_server_that_ends_idle_sessions_ends_neither_connection() {
+async fn an_idle_session_timeout_of_the_server_ends_neither_connection() {
     let Some(mut scene) = Scene::new().await else { return };
     let options = scene.options.clone().options([("idle_session_timeout", "1000")]);
     for interval in [ms(300), Duration::from_secs(30)] {
@@ -471,12 +475,12 @@ async fn a_server_that_ends_idle_sessions_ends_neither_connection() {
         one.hears(written(1, 1, 1)).await;
         assert_eq!(scene.processes("").await, processes, "{interval:?}");
         drop(one);
-        until("they are gone", async || scene.processes("").await.is_empty()).await;
+        until("the connections are closed", async || scene.processes("").await.is_empty()).await;
     }
 }
 
 #[tokio::test]
-async fn replicas_that_lose_their_connections_at_once_do_not_tell_it_at_once() {
+async fn replicas_that_lose_their_connections_together_report_gaps_at_different_times() {
     let Some(mut scene) = Scene::new().await else { return };
     let mut replicas = Vec::new();
     for _ in 0..12 {
@@ -507,34 +511,34 @@ async fn clones_send_for_each_other() {
         other.hears(written(1, 1, round)).await;
     }
     drop((one, second));
-    clone.send(written(1, 1, 10)); // to nobody
+    clone.send(written(1, 1, 10)); // no stream listens
     let mut third = Replica::new(clone);
     other.hears(written(1, 1, 10)).await;
     assert_eq!(third.next().await, Heard::Lagged);
 }
 
 #[tokio::test]
-async fn what_one_stream_was_about_to_send_is_sent_by_another() {
+async fn another_stream_sends_the_pending_hints_of_a_dropped_stream() {
     let Some(scene) = Scene::new().await else { return };
     let mut other = scene.replica().await;
-    // They may take turns.
+    // The streams may alternate.
     for (first, turns) in [(true, 1), (true, 2), (false, 1), (false, 2)] {
-        let hints = scene.hints().with_probe_interval(Duration::from_secs(3600)); // with which it would be sent as well
+        let hints = scene.hints().with_probe_interval(Duration::from_secs(3600)); // longer than the test, because a probe sends pending hints as well
         let (mut one, mut second) = (Replica::new(hints.clone()), Replica::new(hints.clone()));
         assert_eq!([one.next().await, second.next().await], [Heard::Lagged; 2]);
         for turn in 0..turns {
             hints.send(written(1, 0, turn));
             one.hears(written(1, 0, turn)).await;
-            second.hears(written(1, 0, turn)).await; // and both have sent their probes
+            second.hears(written(1, 0, turn)).await; // both have sent their probes
             other.hears(written(1, 0, turn)).await;
         }
 
         hints.send(written(1, 1, 1));
-        sleep(ms(20)).await; // one of them gathers
+        sleep(ms(20)).await; // one of them collects the hint
         let (gone, left) = if first { (one, second) } else { (second, one) };
         drop(gone);
         other.hears(written(1, 1, 1)).await;
-        // It may have been sent before the end came.
+        // The hint may have been sent before the stream was dropped.
         hints.send(written(1, 2, 2));
         while other.next().await != Heard::Hint(written(1, 2, 2)) {}
         drop(left);
@@ -542,7 +546,7 @@ async fn what_one_stream_was_about_to_send_is_sent_by_another() {
 }
 
 #[tokio::test]
-async fn where_listen_does_nothing_there_is_a_gap_at_each_interval_until_it_works() {
+async fn without_a_working_listen_each_interval_reports_a_gap() {
     let Some(scene) = Scene::new().await else { return };
     let mut proxy = Proxy::new(scene.options.clone());
     proxy.open();
@@ -557,7 +561,7 @@ async fn where_listen_does_nothing_there_is_a_gap_at_each_interval_until_it_work
         assert!(began.elapsed() >= ms(290) * round, "{:?}", began.elapsed());
     }
     assert!(proxy.accepted() <= 2 * 6, "{}", proxy.accepted());
-    // It speaks nevertheless.
+    // The sending connection works nevertheless.
     deaf.hints.send(written(1, 1, 1));
     other.hears(written(1, 1, 1)).await;
 
@@ -569,7 +573,7 @@ async fn where_listen_does_nothing_there_is_a_gap_at_each_interval_until_it_work
             .is_ok()
     })
     .await;
-    // And no gaps any more: several intervals pass.
+    // No gap follows during several intervals.
     for round in 2..=10 {
         sleep(ms(100)).await;
         other.hints.send(written(3, 1, round));
@@ -585,7 +589,7 @@ async fn where_listen_does_nothing_there_is_a_gap_at_each_interval_until_it_work
 }
 
 #[tokio::test]
-async fn where_nothing_is_said_nothing_is_lost() {
+async fn without_hints_no_gap_is_reported() {
     let Some(scene) = Scene::new().await else { return };
     warnings::collect();
     let mut proxy = Proxy::new(scene.options.clone());
@@ -603,7 +607,7 @@ async fn where_nothing_is_said_nothing_is_lost() {
 }
 
 #[tokio::test]
-async fn a_listening_connection_that_hears_no_more_is_replaced() {
+async fn a_listening_connection_that_receives_nothing_is_replaced() {
     let Some(scene) = Scene::new().await else { return };
     let mut proxy = Proxy::new(scene.options.clone());
     proxy.open();
@@ -615,17 +619,17 @@ async fn a_listening_connection_that_hears_no_more_is_replaced() {
     assert_eq!(proxy.accepted(), 2);
 
     proxy.be(Mode::Deaf);
-    until("others are tried", async || proxy.accepted() > 2).await;
+    until("new connections are tried", async || proxy.accepted() > 2).await;
     proxy.be(Mode::Faithful);
     assert_eq!(one.next().await, Heard::Lagged);
     one.hints.send(written(1, 1, 2));
     one.hears(written(1, 1, 2)).await;
-    warnings::assert_count("", 0); // at once, and not after it was found out what helps
+    warnings::assert_count("", 0); // at once, before the working connection is known
 }
 
-/// Takes some five seconds, which is how long a statement waits.
+/// Takes about five seconds, the time limit of a statement.
 #[tokio::test]
-async fn a_server_that_stops_stops_nothing_here() {
+async fn a_frozen_server_blocks_no_task() {
     let Some(scene) = Scene::new().await else { return };
     let mut proxy = Proxy::new(scene.options.clone());
     proxy.open();
@@ -638,13 +642,13 @@ async fn a_server_that_stops_stops_nothing_here() {
 
     proxy.be(Mode::Frozen);
     one.hints.send(written(1, 1, 2));
-    until("others are tried", async || proxy.accepted() > 2).await;
+    until("new connections are tried", async || proxy.accepted() > 2).await;
     one.hints.send(written(1, 2, 1));
     assert_eq!(other.heard.recv().now_or_never(), None);
-    assert_eq!(proxy.accepted(), 3); // no spinning
+    assert_eq!(proxy.accepted(), 3); // no busy loop
     proxy.be(Mode::Faithful);
-    // The first was sent, and nobody had said so: it is sent again. The listening connection has
-    // missed nothing.
+    // The first hint was sent but not confirmed, so it is sent again. The listening connection has
+    // missed no hint.
     let mut left = HashSet::from([written(1, 1, 2), written(1, 2, 1)]);
     while !left.is_empty() {
         let Heard::Hint(hint) = other.next().await else { panic!("a gap") };
@@ -660,7 +664,7 @@ async fn a_server_that_stops_stops_nothing_here() {
 }
 
 #[tokio::test]
-async fn a_login_that_fails_is_tried_again_with_the_options_of_then() {
+async fn a_failed_login_is_retried_with_the_pools_current_options() {
     let Some(scene) = Scene::new().await else { return };
     let mut proxy = Proxy::new(scene.options.clone());
     proxy.open();
@@ -668,8 +672,8 @@ async fn a_login_that_fails_is_tried_again_with_the_options_of_then() {
     warnings::collect();
     let mut one = Replica::new(PostgresHints::new(pool.clone()).with_channel(&scene.name).unwrap());
     let began = Instant::now();
-    until("it was tried several times", async || proxy.accepted() >= 5).await;
-    // Four pauses that double: 300 ms at first, and a half of that at least.
+    until("the login was attempted several times", async || proxy.accepted() >= 5).await;
+    // Four doubling pauses: the first is 300 ms, and each takes at least half of its length.
     assert!(began.elapsed() >= ms(2_250), "{:?}", began.elapsed());
     assert_eq!(one.heard.recv().now_or_never(), None);
     warnings::assert_count("password authentication failed", 1);
@@ -681,7 +685,7 @@ async fn a_login_that_fails_is_tried_again_with_the_options_of_then() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_there_yet_is_waited_for() {
+async fn an_unreachable_server_is_retried() {
     let Some(scene) = Scene::new().await else { return };
     let mut proxy = Proxy::new(scene.options.clone());
     warnings::collect();
@@ -696,7 +700,7 @@ async fn a_server_that_is_not_there_yet_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_pool_that_is_closed_changes_nothing() {
+async fn a_closed_pool_does_not_affect_the_hints() {
     let Some(scene) = Scene::new().await else { return };
     let pool = scene.pool(scene.options.clone());
     let mut one = Replica::new(PostgresHints::new(pool.clone()).with_channel(&scene.name).unwrap());
@@ -707,14 +711,14 @@ async fn a_pool_that_is_closed_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_dropped_leaves_neither_connection_nor_task() {
+async fn a_dropped_stream_leaves_no_connection_and_no_task() {
     let Some(mut scene) = Scene::new().await else { return };
     assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
-    // Until it listens, and its probe was heard.
+    // Waits until the stream listens and its probe was received.
     let all = polls_and_drop(&mut scene, usize::MAX).await.0;
     assert!(all > 10, "{all}");
-    // sqlx yields 819 times for a password: not all of these. But around the first connection, and
-    // to the very end.
+    // sqlx yields 819 times for a password, so the test skips most of these polls. It drops the
+    // stream at each poll around the first connection and at the end.
     let some = (0..10)
         .chain((10..all).step_by(97))
         .chain(all.saturating_sub(840)..all.saturating_sub(810));
@@ -725,11 +729,11 @@ async fn a_stream_that_is_dropped_leaves_neither_connection_nor_task() {
     assert_eq!(were_there, HashSet::from([0, 1, 2]));
 }
 
-/// How often the stream wanted to be polled before it had done all, at most so often; and how many
-/// connections there were when it was dropped.
+/// Returns the number of polls until the stream was idle, `most` at most, and the number of
+/// connections when it was dropped.
 async fn polls_and_drop(scene: &mut Scene, most: usize) -> (usize, usize) {
     let hints = scene.hints();
-    hints.send(written(1, 1, 1)); // goes with the probe
+    hints.send(written(1, 1, 1)); // is sent with the probe
     let mut stream = Box::pin(hints.listen());
     let mut polls = 0;
     let polled = poll_fn(|cx| {
@@ -792,7 +796,7 @@ async fn only_plain_names_are_channels() {
 }
 
 #[test]
-fn it_may_go_anywhere_and_shows_no_password() {
+fn hints_are_send_sync_and_clone_and_debug_shows_no_password() {
     fn goes<T: Send + Sync + Clone + 'static>(_: &T) {}
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let _inside = runtime.enter();
@@ -805,7 +809,7 @@ fn it_may_go_anywhere_and_shows_no_password() {
     assert_eq!(shown, "PostgresHints { channel: \"agent_bindings\", probe_interval: 30s, .. }");
 }
 
-/// What this crate has logged as a warning on this test's thread.
+/// The warnings that this crate has logged on this test's thread.
 #[cfg(feature = "tracing")]
 mod warnings {
     use std::{
@@ -841,8 +845,8 @@ mod warnings {
         }
     }
 
-    /// For all threads: with a collector for each, what one thread has found out about a callsite
-    /// holds for another.
+    /// Registered for all threads, because with thread-local collectors one thread's cached
+    /// interest in a callsite would apply to the others.
     pub(crate) fn collect() {
         static ONCE: Once = Once::new();
         ONCE.call_once(|| tracing_subscriber::registry().with(Collect).init());

@@ -1,4 +1,4 @@
-//! Stands between a client and the server, and is more or less honest.
+//! A proxy between a client and the server, which can inject faults.
 
 use sqlx::postgres::PgConnectOptions as Options;
 use std::{
@@ -20,10 +20,10 @@ use tokio::{
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Mode {
     Faithful,
-    /// Like a pooler in transaction mode: notifications reach nobody, but for one that comes with
-    /// the answer to LISTEN.
+    /// Like a pooler in transaction mode: no notification arrives, except one together with the
+    /// answer to LISTEN.
     Deaf,
-    /// Like a server that is stopped: accepts, and nothing goes through.
+    /// Like a frozen server: accepts connections, and forwards nothing.
     Frozen,
 }
 
@@ -39,7 +39,7 @@ trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 impl Proxy {
-    /// Listens to nobody before it is opened.
+    /// Creates a proxy that accepts no connection before it is opened.
     pub(crate) fn new(server: Options) -> Self {
         Self {
             folder: tempfile::tempdir().unwrap(),
@@ -50,7 +50,7 @@ impl Proxy {
         }
     }
 
-    /// To connect through it.
+    /// Returns the options of connections through the proxy.
     pub(crate) fn options(&self) -> Options {
         self.server.clone().socket(self.folder.path()).ssl_mode(sqlx::postgres::PgSslMode::Disable)
     }
@@ -73,7 +73,7 @@ impl Proxy {
         self.mode.send_replace(mode);
     }
 
-    /// How many connections it has had.
+    /// Returns the number of accepted connections.
     pub(crate) fn accepted(&self) -> usize {
         self.accepted.load(SeqCst)
     }
@@ -99,7 +99,7 @@ async fn carry(client: UnixStream, server: Options, mode: watch::Receiver<Mode>)
         None => Box::new(TcpStream::connect((server.get_host(), server.get_port())).await.unwrap()),
     };
     let ((from_client, to_client), (from_server, to_server)) = (split(client), split(server));
-    // The end of one direction is the end of both.
+    // The end of one direction ends both.
     tokio::select! {
         _ = there(from_client, to_server, mode.clone()) => {}
         _ = back(from_server, to_client, mode) => {}
@@ -126,7 +126,7 @@ async fn there(
     }
 }
 
-/// Message by message: a letter, and a length that includes itself.
+/// Forwards the server's messages one by one: a letter, and a length that includes itself.
 async fn back(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,

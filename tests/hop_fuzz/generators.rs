@@ -1,6 +1,6 @@
-//! Requests and responses that are nearly right.
+//! Requests and responses that are nearly valid.
 
-/// SplitMix64: the same numbers for the same seed, everywhere.
+/// SplitMix64, which yields the same numbers for the same seed on every platform.
 pub struct Random(pub u64);
 
 impl Random {
@@ -161,7 +161,7 @@ const VALUES: &[&str] = &[
     "\"",
 ];
 
-/// The name of a header, at times in another spelling.
+/// Returns the name of a header, sometimes in another spelling.
 fn name(random: &mut Random) -> String {
     let name = random.pick(HEADERS);
     match random.below(12) {
@@ -191,7 +191,7 @@ fn headers(random: &mut Random, into: &mut Vec<u8>) {
     }
 }
 
-/// For a client that builds its headers: those that are valid.
+/// Returns valid headers, for a client that builds its headers.
 pub fn valid_headers(random: &mut Random) -> Vec<(http::HeaderName, http::HeaderValue)> {
     let pairs = (0..random.below(12)).map(|_| (name(random), value(random)));
     let pairs = pairs.collect::<Vec<_>>().into_iter();
@@ -230,7 +230,7 @@ fn mutate(random: &mut Random, bytes: &mut Vec<u8>) {
     }
 }
 
-/// The bytes of one request of HTTP/1, and at times of more.
+/// Returns the bytes of one HTTP/1 request, sometimes of more.
 pub fn request(random: &mut Random) -> Vec<u8> {
     let mut bytes = Vec::new();
     if random.one_in(8) {
@@ -263,7 +263,7 @@ pub fn request(random: &mut Random) -> Vec<u8> {
     bytes
 }
 
-/// The bytes of an answer.
+/// Returns the bytes of a response.
 pub fn answer(random: &mut Random) -> Vec<u8> {
     if random.one_in(6) {
         let (upgrade, accept) = (
@@ -275,7 +275,7 @@ pub fn answer(random: &mut Random) -> Vec<u8> {
         return format!("{head}upgrade: {upgrade}\r\nsec-websocket-accept: {accept}\r\n\r\n")
             .into_bytes();
     }
-    // Whole answers, after which a connection could be used again.
+    // Complete responses, after which a connection could be reused.
     if random.one_in(8) {
         return b"HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 2\r\n\r\nok"
             .to_vec();

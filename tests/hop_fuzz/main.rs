@@ -52,10 +52,10 @@ use tower_bound_agent::{
 use uuid::Uuid;
 
 const NAME: &str = "gate.example";
-/// Set by the gateway: one number for each request that it sends. A request without one was
+/// The header in which the gateway numbers each request that it sends. A request without it was
 /// smuggled.
 const NUMBER: &str = "fuzz-number";
-/// Nothing takes long here; the clock goes on only if everything waits.
+/// The time limit of a case. The paused clock advances only if all tasks wait.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 type Dialer = BoxCloneSyncService<DialAgent, TokioIo<DuplexStream>, BoxError>;
@@ -84,7 +84,7 @@ fn random_messages_cross_a_hop_according_to_the_rules() {
     let from = std::env::var("FUZZ_FROM").map_or(0, |from| from.parse().unwrap());
     let (began, mut case) = (tokio::time::Instant::now(), alone.unwrap_or(from));
     let mut counted = [0; 2];
-    // A runtime for so many cases: what one leaves behind is gone with it.
+    // One runtime for a batch of cases, so that leftover tasks end with it.
     while alone.is_none() && began.elapsed().as_secs() < seconds || alone == Some(case) {
         let last = if alone.is_some() { case } else { case + 999 };
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -97,7 +97,7 @@ fn random_messages_cross_a_hop_according_to_the_rules() {
         case = last + 1;
     }
     println!(
-        "{} cases, {} requests sent on, {} read by the agent",
+        "{} cases, {} requests forwarded, {} read by the agent",
         case - alone.unwrap_or(from),
         counted[0],
         counted[1]
@@ -105,11 +105,11 @@ fn random_messages_cross_a_hop_according_to_the_rules() {
     assert!(counted[0] > 0 && counted[1] > 0);
 }
 
-/// Runs some cases. Returns how many requests were sent on, and how many the agent has read.
+/// Runs some cases. Returns the number of forwarded requests, and of those that the agent has read.
 async fn run(cases: std::ops::RangeInclusive<u64>) -> [u64; 2] {
     let gateway = Arc::new(Gateway::new());
     for case in cases {
-        // Cases that begin with numbers next to each other have nothing else in common.
+        // Cases with adjacent numbers have nothing else in common.
         let mut random = Random(case.wrapping_mul(0xD134_2543_DE82_EF95));
         gateway.agent.answers(generators::answer(&mut random));
         gateway.switched.store(false, SeqCst);
@@ -234,8 +234,8 @@ impl Gateway {
             Ok(None) => {}
             Ok(Some(tunnel)) => {
                 self.switched.store(true, SeqCst);
-                // The only key that the random clients of HTTP/1.1 have; those of HTTP/2 get
-                // another one each time.
+                // The only key of the random HTTP/1.1 clients. HTTP/2 clients get a new key each
+                // time.
                 self.agent.has_accepted("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
                 tokio::spawn(async move {
                     let Ok((client, agent)) = tunnel.open().await else { return };
@@ -249,12 +249,12 @@ impl Gateway {
         response.map(Body::new)
     }
 
-    /// The next hop finds nothing more to do.
+    /// Checks that a second hop leaves the request unchanged.
     fn again<B>(&self, request: &Request<B>, client: &Peer) {
         let mut second =
             Request::builder().method(request.method()).uri(request.uri()).body(()).unwrap();
         *second.headers_mut() = request.headers().clone();
-        // The framing of the body is hyper's to set.
+        // hyper sets the framing of the body.
         assert_eq!(request.version(), Version::HTTP_11);
         let is_passed = self.next.request(&mut second, client);
         assert!(

@@ -1,5 +1,5 @@
-//! A parser that accepts only messages that obey the rules. Independent of the crate's code and of
-//! hyper's.
+//! A parser that accepts only messages that obey the rules. It is independent of the crate's code
+//! and of hyper's.
 
 use crate::{NAME, NUMBER};
 use std::{
@@ -8,8 +8,8 @@ use std::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
-/// The agent: answers each request with the bytes of the case, and notes each rule that a request
-/// breaks.
+/// The agent, which answers each request with the bytes of the case and records each rule that a
+/// request breaks.
 #[derive(Clone, Default)]
 pub struct Agent(Arc<Mutex<State>>);
 
@@ -38,7 +38,7 @@ impl Agent {
         self.0.lock().unwrap().broken.push(what);
     }
 
-    /// A tunnel was granted, so the response must be one.
+    /// Records that a tunnel was granted, so that the response must be one.
     pub fn has_accepted(&self, accept: &str) {
         let mut state = self.0.lock().unwrap();
         let answer = lossy(&state.answer);
@@ -146,7 +146,8 @@ impl Agent {
     }
 }
 
-/// Reads so many bytes, however many are announced. `None` if there are fewer.
+/// Reads `length` bytes in chunks, so that an announced length allocates nothing. Returns `None` if
+/// the stream ends before.
 async fn skip(stream: &mut DuplexStream, length: usize) -> Option<()> {
     let length = length as u64;
     let skipped = tokio::io::copy(&mut stream.take(length), &mut tokio::io::sink()).await.ok()?;
@@ -203,7 +204,7 @@ fn lines(head: &str) -> Result<(&str, Fields<'_>), String> {
     Ok((first, headers.collect::<Result<_, String>>()?))
 }
 
-/// Names in any spelling that must not be there, whichever direction it is.
+/// Header names, in any spelling, that must not cross in either direction.
 const NEVER: &[&str] = &["keep-alive", "proxy-connection", "http2-settings"];
 
 fn check_request(head: &str) -> Result<(Framing, String, bool), String> {

@@ -91,12 +91,11 @@ fn public_types_are_send_and_sync() {
     all!(Error, StoreError, BoundAgentBuilder, Retargeted, Bound<TcpStream>);
     #[cfg(feature = "sqlite")]
     all_and_clone!(tower_bound_agent::store::SqliteStore);
-    // A connection that may not be shared may be bound all the same, and one that may not be moved
-    // too.
+    // A connection that is not `Sync` or not `Unpin` can be bound as well.
     send::<Bound<Cell<u8>>>();
     send::<ResponseFuture<Cell<u8>>>();
     unpin::<ResponseFuture<std::marker::PhantomPinned>>();
-    // An error goes where errors go.
+    // Errors convert into `BoxError`.
     fn into_box<E: Into<BoxError>>() {}
     into_box::<Error>();
     into_box::<BuildError>();
@@ -134,7 +133,7 @@ async fn a_boxed_service_is_shared_between_threads() {
     let layer = world.layer();
     let chat = world.bind(&layer, ws).await;
     let before = world.counts();
-    // As an axum state holds it.
+    // The service as an axum state holds it.
     let erased: BoxCloneSyncService<DialSession, Bound<Conn>, Error> =
         BoxCloneSyncService::new(world.dial(&layer));
     sync::<BoxCloneSyncService<DialSession, Bound<Conn>, Error>>();
@@ -221,9 +220,9 @@ async fn a_resolver_works_behind_a_buffer_a_limit_and_a_timeout() {
     );
     one.unwrap();
     two.unwrap();
-    assert_eq!(begin.elapsed(), ms(200), "one after the other");
+    assert_eq!(begin.elapsed(), ms(200), "the questions run in sequence");
 
-    // Its own timeout is an unknown answer, with its own cause.
+    // The resolver's own timeout is an unknown answer with the timeout as its cause.
     let (third, _) = world.workspace();
     world.resolver_takes(third, ms(200));
     let begin = Instant::now();
@@ -239,8 +238,8 @@ async fn an_outer_timeout_shorter_than_the_delay_still_gets_the_binding_repaired
     let layer = world.layer();
     let chat = world.bind(&layer, ws).await;
     let dial = Timeout::new(world.dial(&layer), ms(100));
-    // The resolver named the agent when it was bound: for so long a dropped dial is no reason to
-    // ask again.
+    // The resolver has just named the agent for the bind. During this interval, a dropped dial
+    // causes no question.
     sleep(ms(2_000)).await;
     let new = world.rebuild(ws, &old, Does::Hang);
 
@@ -292,13 +291,13 @@ async fn an_inner_limit_of_one_does_not_block_a_switch() {
     assert_eq!(call(&dial, chat).await.unwrap().agent, new.agent);
     assert_eq!(begin.elapsed(), ms(250));
 
-    // Neither does a limit outside.
+    // An outer limit does not block it either.
     let newest = world.rebuild(ws, &new, Does::Hang);
     let dial = ConcurrencyLimit::new(dial, 1);
     let begin = Instant::now();
     let (one, two) = tokio::join!(call(&dial, chat), call(&dial, chat));
     assert_eq!((one.unwrap().agent, two.unwrap().agent), (newest.agent, newest.agent));
-    assert_eq!(begin.elapsed(), ms(250), "the second one knows");
+    assert_eq!(begin.elapsed(), ms(250), "the second call uses the known target");
 }
 
 #[tokio::test(start_paused = true)]
@@ -428,7 +427,7 @@ async fn a_switch_drops_the_stale_dial_before_it_waits_for_readiness() {
     dialer.allow(1);
     assert!(pending.is_woken());
     assert_pending!(pending.poll());
-    // What the stale dial brings now goes nowhere.
+    // A late connection of the stale dial is dropped.
     stale.send_response("stale");
     let (ask, reply) = dialer.next_request().await.unwrap();
     assert_eq!(*ask.target, new);
@@ -452,7 +451,7 @@ async fn a_readiness_error_is_an_error_of_the_dialer_and_no_evidence() {
     assert_eq!((error.kind(), error.session()), (&ErrorKind::Dialer, None));
     assert_eq!(error.dial_error().unwrap().to_string(), "the dialer is broken");
 
-    // Within a call: a cold session gives its readiness back and then finds the dialer broken.
+    // Within a call, a cold session gives its readiness back, and then finds the dialer broken.
     let cold = world.layer();
     let (mut dial, mut dialer) = tower_test::mock::spawn_layer::<DialAgent, (), _>(&cold);
     dialer.allow(1);
@@ -511,7 +510,7 @@ async fn a_bound_socket_reads_and_writes() {
     reading.read_to_string(&mut all).await.unwrap();
     assert_eq!((all.as_str(), server.await.unwrap()), ("to the agent", 12));
 
-    // And bare again.
+    // The bare connection.
     let bound = reading.unsplit(writing);
     let (socket, handle): (TcpStream, BoundHandle) = bound.into_parts();
     assert!(socket.local_addr().is_ok());
@@ -532,7 +531,7 @@ async fn a_bound_service_is_a_service_and_keeps_its_handle_when_it_is_mapped() {
     let mut client = bound.map(|conn| {
         service_fn(move |n: usize| {
             counting.fetch_add(n, SeqCst);
-            // The whole connection lives in here.
+            // The closure owns the whole connection.
             let conn: &Conn = &conn;
             let agent = conn.agent;
             async move { Ok::<_, BoxError>(agent) }
@@ -562,7 +561,7 @@ mod http {
     use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
     use std::{io, pin::Pin};
 
-    /// Says what it is given.
+    /// A connection that echoes its input.
     #[derive(Default)]
     struct Echo {
         said: Vec<u8>,
@@ -648,7 +647,7 @@ fn an_id_is_serialized_as_its_uuid() {
     assert_eq!(serde_json::from_str::<WorkspaceId>(&text).unwrap(), WorkspaceId::new(uuid));
     assert_eq!(serde_json::from_str::<BuildId>(&text).unwrap(), BuildId::new(uuid));
     assert!(serde_json::from_str::<SessionId>("\"chat-7\"").is_err());
-    // As a key of a map too.
+    // An id works as a key of a map as well.
     let map = std::collections::BTreeMap::from([(SessionId::new(uuid), 1)]);
     assert_eq!(serde_json::to_string(&map).unwrap(), format!("{{{text}:1}}"));
 }

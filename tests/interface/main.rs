@@ -1,5 +1,5 @@
-//! What an application sees: the builder and its settings, words for logs and metrics, and how the
-//! layer gets on with the rest of Tower.
+//! The public interface: the builder and its settings, words for logs and metrics, and composition
+//! with Tower.
 
 mod closures;
 mod composition;

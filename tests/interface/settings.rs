@@ -131,7 +131,7 @@ fn time_limits_must_not_be_zero() {
     assert_eq!(error.settings()[0], "cache_capacity");
     accepted(|builder| builder.cache_capacity(1));
     accepted(|builder| builder.validation_delay(NO));
-    // Never is not at once.
+    // `None` means never, not zero.
     accepted(|builder| builder.refresh_interval(None).usage_interval(None));
 }
 

@@ -122,7 +122,7 @@ faults! {
         ForgottenRowsArePurgedAtOnce ForgottenRowsArePurgedInSilence;
 }
 
-/// Runs a case. The error is what its panic says.
+/// Runs a case. The error is the message of its panic.
 fn run(case: impl Future<Output = ()>) -> Result<(), String> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

@@ -1,4 +1,4 @@
-//! A store in memory that keeps the contract, but for at most one fault.
+//! A store in memory that keeps the contract, except for at most one fault.
 
 use crate::Fault;
 use futures_util::{Stream, stream};
@@ -20,7 +20,7 @@ use tower_bound_agent::{
 pub(crate) struct FaultyStore {
     fault: Option<Fault>,
     tables: Mutex<Tables>,
-    /// Swaps that were in conflict.
+    /// The number of swaps that ended in a conflict.
     conflicts: AtomicU64,
 }
 
@@ -28,7 +28,7 @@ pub(crate) struct FaultyStore {
 struct Tables {
     rows: BTreeMap<SessionId, Row>,
     epochs: BTreeMap<WorkspaceId, i64>,
-    /// Counts uses; the time of housekeeping.
+    /// The number of uses, which is the time of housekeeping.
     clock: u64,
     use_is_recorded: bool,
 }
@@ -51,7 +51,7 @@ struct Live {
     epoch: i64,
 }
 
-/// Which verb writes.
+/// The verb that writes.
 #[derive(Clone, Copy, PartialEq)]
 enum By {
     Content,
@@ -82,7 +82,7 @@ impl FaultyStore {
         tables.epochs.get(&workspace).copied().unwrap_or(0)
     }
 
-    /// What a caller reads of a row.
+    /// Returns the row as a caller reads it.
     fn binding(&self, tables: &Tables, session: SessionId, row: &Row) -> Option<Binding> {
         let live = row.live.as_ref()?;
         let epoch = self.epoch(tables, live.workspace);
@@ -168,7 +168,7 @@ impl FaultyStore {
         row
     }
 
-    /// As it is kept: without what a fault loses.
+    /// Returns the row as it is stored, without the data that a fault loses.
     fn kept(&self, tables: &Tables, new: NewBinding, swap: bool) -> Live {
         let target = new.target.map(|target| {
             let mut target = (*target).clone();
@@ -246,7 +246,7 @@ impl FaultyStore {
     }
 }
 
-/// In which others write.
+/// Yields, so that other tasks write.
 async fn a_moment() {
     tokio::time::sleep(Duration::from_millis(1)).await;
 }
@@ -604,7 +604,8 @@ impl BindingStore for FaultyStore {
         let matched = chosen.len() as u64;
         let mut written = 0;
         for session in chosen.into_iter().take(most) {
-            // What was chosen is still so: nobody has written in between, but for the fault.
+            // The selected rows are unchanged: no other task has written in between, unless the
+            // fault allows it.
             let live = self.live(tables, session);
             let epoch = live.as_ref().map_or(0, |live| live.epoch);
             let target = Some(Arc::clone(current));

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A database server of one test's own, to be killed, frozen and started again. tests/support/own_server.rs is who calls:
+# A database server of one test's own, to be killed, frozen and started again. tests/support/own_server.rs calls it:
 #
 #     own_server.sh postgres|mysql
 #     own_server.sh pgbouncer FOLDER MODE CONNECTIONS
@@ -57,7 +57,7 @@ finish() {
 }
 trap finish EXIT
 trap 'exit 1' INT TERM HUP
-trap '' PIPE # whoever reads is gone: the input will end
+trap '' PIPE # if the reader is gone, the input ends as well
 
 # as_server SIGNAL COMMAND…: in place of this shell; as another user if we are root, which no server wants to be. It gets the
 # signal if this script is killed in a way that leaves it no time to clean up.

@@ -36,16 +36,15 @@ enum Notices {
 }
 use Notices::{Header, Pings, Socket};
 
-/// As short as each of them may be.
+/// The shortest allowed value of each.
 const WATCHED: Duration = Duration::from_secs(4);
 const PING: Duration = Duration::from_secs(1);
 const HEADER: Duration = Duration::from_secs(3);
-/// How long a dial may be pending before it is questioned, if there is no doubt.
+/// The validation delay of a dial without a doubt.
 const DELAY: Duration = Duration::from_secs(1);
-/// A timer of the system's may be late by the interval of its probes, and this machine has other
-/// things to do.
+/// A system timer may be late by the interval of its probes, and the test machine is busy.
 const SLACK: Duration = Duration::from_millis(3500);
-/// The time runs since the last data, which the machine sent before it vanished.
+/// The time since the last data, which the machine sent before it vanished.
 const EARLY: Duration = Duration::from_millis(1200);
 
 const PIECE: Bytes = Bytes::from_static(&[7; 16 * 1024]);
@@ -85,7 +84,7 @@ impl Scene {
             } else {
                 builder.ping_interval(None)
             };
-            // Each of the ways is looked at alone: no question is asked before the end is noticed.
+            // Each mechanism is tested alone: no question is asked before it has detected the loss.
             let builder = builder.question_after(None);
             set(builder.response_header_timeout((notices == Header).then_some(HEADER)))
         });
@@ -119,8 +118,8 @@ impl Scene {
         word
     }
 
-    /// The machine is gone, and that is known: the next turn is the new agent's, and nothing of the
-    /// old one is left.
+    /// Asserts that the lost machine was detected: the new agent serves the next turn, and no
+    /// connection to the old one is left.
     async fn doubted(self) {
         let Self { what, net, client, chat, workspace, old, new, .. } = self;
         until(&format!("{what}: its connections are closed"), || old.line.connections() == 0).await;
@@ -128,7 +127,7 @@ impl Scene {
         let before = net.counts();
         let begin = Instant::now();
         assert_eq!(turn(&client, "/identity", chat).await, new.target.agent.to_string(), "{what}");
-        // In doubt, it is asked at once.
+        // Because of the doubt, the resolver is asked at once.
         assert!(begin.elapsed() < DELAY, "{what}: {:?}", begin.elapsed());
         assert_eq!(net.layer.bindings().flush().await, 0);
         assert_eq!(net.counts() - before, counts(2, 1, 0, 1), "{what}");
@@ -146,17 +145,17 @@ impl Scene {
         (key, request)
     }
 
-    /// A request whose body has begun, and that is being carried out.
+    /// Starts a request whose body has begun and that the agent is executing.
     async fn upload(&self) -> Upload {
         let (mut sender, body) = Channel::<Bytes>::new(1);
         let (key, request) = self.keyed("/take", Sends::new(body));
         let waiting = tokio::spawn(self.client.request(request));
         bounded(sender.send_data("some".into())).await.unwrap();
-        until("it is being carried out", || self.old.carried_out(&key) == 1).await;
+        until("the agent is executing it", || self.old.carried_out(&key) == 1).await;
         Upload { sender, key, waiting }
     }
 
-    /// It is the error that the documentation names.
+    /// Asserts that the error is the one that the documentation names.
     fn is_typed(&self, error: &ClientError) {
         let of_header = matches!(error, ClientError::NoResponse { within: HEADER });
         let of_connection = matches!(error, ClientError::Send(_));
@@ -170,7 +169,7 @@ impl Scene {
         assert_eq!(error.fault(), fault, "{}: {error:?}", self.what);
     }
 
-    /// It was carried out where it was sent, once, and nowhere else.
+    /// Asserts that the request was executed once, by the agent to which it was sent.
     fn once(&self, key: &str) {
         assert_eq!((self.old.carried_out(key), self.new.carried_out(key)), (1, 0), "{}", self.what);
     }
@@ -182,7 +181,7 @@ struct Upload {
     waiting: JoinHandle<Result<Response<AgentBody>, ClientError>>,
 }
 
-/// All of these at once, and nothing of them is left.
+/// Runs all cases concurrently, and asserts that they leave nothing behind.
 async fn all<C>(cases: impl IntoIterator<Item = C>, case: impl AsyncFn(C)) {
     let leftovers = Leftovers::none();
     join_all(cases.into_iter().map(|one| case(one))).await;
@@ -209,7 +208,9 @@ fn an_idle_connection_to_a_vanished_machine_leaves_the_pool_and_a_doubt() {
         each(BOTH.map(|speaks| (speaks, Socket)), async |scene| {
             turn(&scene.client, "/identity", scene.chat).await;
             assert_eq!(scene.old.line.connections(), 1);
-            scene.noticed(until("it is closed", || scene.old.line.connections() == 0)).await;
+            scene
+                .noticed(until("the connection is closed", || scene.old.line.connections() == 0))
+                .await;
             scene.doubted().await;
         })
         .await;
@@ -237,7 +238,7 @@ fn a_request_in_progress_fails_in_time_and_is_not_repeated() {
         each(EVERY_WAY, async |scene| {
             let (key, request) = scene.keyed("/echo?pause_ms=600000", Sends::from("once"));
             let waiting = tokio::spawn(scene.client.request(request));
-            until("it is being carried out", || scene.old.carried_out(&key) == 1).await;
+            until("the agent is executing it", || scene.old.carried_out(&key) == 1).await;
             let error = scene.noticed(waiting).await.unwrap().unwrap_err();
             scene.is_typed(&error);
             scene.once(&key);
@@ -278,8 +279,8 @@ fn a_response_from_a_vanished_machine_fails_in_time() {
 #[test]
 fn an_upload_that_fills_the_send_buffer_fails_in_time() {
     alone(|| async {
-        // With a connection that is full, and HTTP/2, only its own end makes room for the word of a
-        // stream's end.
+        // When an HTTP/2 connection's send buffer is full, the end of a stream can only be sent
+        // after the buffer drains, so the connection must end itself.
         let ways = EVERY_WAY.into_iter().filter(|way| *way != (Speaks::Http2, Header));
         each(ways, async |scene| {
             let (mut sender, body) = Channel::<Bytes>::new(1);
@@ -292,7 +293,7 @@ fn an_upload_that_fills_the_send_buffer_fails_in_time() {
                 let mut sent = 0_u64;
                 while sender.send_data(PIECE).await.is_ok() {
                     sent += 1;
-                    // No faster than what is to be cut.
+                    // Not faster than the connection that is cut.
                     sleep(Duration::from_micros(100)).await;
                 }
                 sent
@@ -375,11 +376,11 @@ fn a_dial_to_a_vanished_machine_is_validated_after_the_delay() {
     });
 }
 
-/// A cut that nothing notices but the system, and a caller that has no patience.
+/// A cut that only the system detects, and a caller that drops its request.
 #[test]
 fn a_dropped_upload_leaves_nothing_behind() {
     alone(|| async {
-        // With HTTP/1 the connection is closed then; with HTTP/2 when the socket fails.
+        // With HTTP/1 the connection is closed at that moment; with HTTP/2 when the socket fails.
         let bounds =
             [(Speaks::Http1, Header, Duration::from_secs(1)), (Speaks::Http2, Socket, WATCHED)];
         all(bounds, async |(speaks, notices, bound)| {
@@ -403,8 +404,8 @@ fn a_dropped_upload_leaves_nothing_behind() {
     });
 }
 
-/// The system cannot tell a machine that is gone from one that takes nothing; it can from one that
-/// says nothing.
+/// The system cannot distinguish a lost machine from one that reads nothing. It can distinguish it
+/// from one that sends nothing.
 #[test]
 fn a_hanging_process_is_detected_by_its_socket_only_when_its_receive_buffer_is_full() {
     alone(|| async {

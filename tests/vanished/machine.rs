@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 const INSIDE: &str = "TEST_OF_VANISHED_MACHINES";
 
-/// Runs the test in its own process and network namespace. Leaves it out if namespaces are not
+/// Runs the test in its own process and network namespace. Skips it if namespaces are not
 /// permitted.
 pub fn alone<F: Future<Output = ()>>(test: impl FnOnce() -> F) {
     if std::env::var(INSIDE).is_ok_and(|parent| parent == parent_id().to_string()) {
@@ -27,7 +27,7 @@ pub fn alone<F: Future<Output = ()>>(test: impl FnOnce() -> F) {
             .unwrap()
             .block_on(test());
     }
-    // The name as the test harness has it: the path of the test's future, without the crate.
+    // The name in the test harness: the path of the test's future, without the crate.
     let path = std::any::type_name::<F>();
     let name = path
         .split("::")
@@ -86,7 +86,7 @@ fn run(command: &mut Command) {
     assert!(ran.status.success(), "{command:?}: {}", String::from_utf8_lossy(&ran.stderr));
 }
 
-/// The line to a machine: its address, and the number of a process there.
+/// The link to a machine: its address, and the id of a process there.
 #[derive(Clone, Debug)]
 pub struct Line {
     pub address: String,
@@ -94,8 +94,7 @@ pub struct Line {
 }
 
 impl Line {
-    /// From now on no packet arrives in either direction: they are sent to a link address that no
-    /// machine has.
+    /// Drops all packets in both directions: they are sent to a link address that no machine has.
     pub fn cut(&self) {
         let (ip_address, device) = (self.ip_address(), self.device());
         let nobody = ["lladdr", "02:00:00:00:00:00", "nud", "permanent"];
@@ -132,7 +131,7 @@ impl Line {
         let table = fs::read_to_string("/proc/self/net/tcp").unwrap();
         let held = |line: &&str| {
             let fields = line.split_whitespace().collect::<Vec<_>>();
-            // Without an inode: the system's alone, in its last minutes.
+            // A connection without an inode belongs to the system alone and is about to end.
             fields[2] == remote && fields[9] != "0"
         };
         table.lines().skip(1).filter(held).count()
@@ -165,7 +164,7 @@ impl Machine {
         Self { line, target, child, folder }
     }
 
-    /// How often the request with this key was carried out.
+    /// Returns how often the request with this key was executed.
     pub fn carried_out(&self, key: &str) -> usize {
         carried_out(&self.folder.path().join("journal"), key)
     }
@@ -183,7 +182,7 @@ impl Drop for Machine {
     }
 }
 
-/// Waits for so long at most, which nothing here should come near to.
+/// Awaits a future within a generous limit.
 pub async fn bounded<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), future).await.expect("in time")
 }

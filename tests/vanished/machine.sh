@@ -3,7 +3,7 @@
 #
 #     machine.sh PROGRAM ARGUMENT…
 #
-# is PROGRAM ARGUMENT… --listen ADDRESS, with an address that whoever has started it reaches, and nobody else. The process
+# is PROGRAM ARGUMENT… --listen ADDRESS, with an address that only the namespace that has started it reaches. The process
 # keeps its number, and the machine ends with it. The addresses are those of documentation (RFC 5737). Needs root.
 set -eu
 

@@ -1,5 +1,5 @@
 //! Child processes: this test binary, started again for one ignored test, which does nothing unless
-//! a variable of its environment asks it to.
+//! an environment variable is set.
 
 use std::{
     env,
@@ -37,7 +37,8 @@ impl Child {
         hear(&mut self.output)
     }
 
-    /// Kills the child after a while with SIGKILL. Returns what it has said until then.
+    /// Kills the child with SIGKILL after `moment`. Returns the lines that it has written until
+    /// then.
     pub fn kill_after(self, moment: Duration) -> Vec<String> {
         let Self { mut process, mut output } = self;
         let listening =
@@ -70,10 +71,11 @@ fn complaint(process: &mut process::Child) -> String {
     complaint
 }
 
-/// Starts all [waiting](wait_for_start) children at the same moment. Returns what each of them says
-/// next, after all have ended successfully.
+/// Starts all [waiting](wait_for_start) children at the same moment. Returns the next line of each
+/// of them, after all have ended successfully.
 pub fn start_together(mut children: Vec<Child>) -> Vec<String> {
-    // All of them wait for the same moment, which is closer than one message after another would be.
+    // All children wait for the same instant, which starts them closer together than separate
+    // messages would.
     let start = (SystemTime::now() + Duration::from_millis(20))
         .duration_since(UNIX_EPOCH)
         .unwrap()
@@ -89,13 +91,13 @@ pub fn start_together(mut children: Vec<Child>) -> Vec<String> {
     said
 }
 
-/// In a child: says something to the parent. A parent that is gone is no failure of the child.
+/// Writes a line to the parent. For use in a child, which does not fail if the parent has ended.
 pub fn say(words: impl Display) {
     let mut out = std::io::stdout().lock();
     writeln!(out, "@{words}").and_then(|()| out.flush()).ok();
 }
 
-/// In a child: says that it is ready and waits for [`start_together`]. Returns the child's number.
+/// Reports that the child is ready and waits for [`start_together`]. Returns the child's number.
 pub fn wait_for_start() -> u128 {
     say("ready");
     let mut start = String::new();

@@ -22,7 +22,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-/// Within a bound that nothing here should come near to.
+/// Awaits a future within a generous limit.
 pub async fn soon<T>(future: impl Future<Output = T>) -> T {
     timeout(Duration::from_secs(60), future).await.expect("in time")
 }
@@ -47,9 +47,9 @@ impl Answer {
         Some(self.headers.get("x-agent")?.to_str().unwrap())
     }
 
-    /// The gateway's name of the error.
+    /// Returns the name that the gateway gives the error.
     pub fn error(&self) -> String {
-        assert!(self.agent().is_none(), "this is an agent's: {self:?}");
+        assert!(self.agent().is_none(), "the answer is an agent's: {self:?}");
         self.json()["error"].as_str().unwrap_or_else(|| panic!("{self:?}")).to_owned()
     }
 
@@ -79,7 +79,7 @@ impl Gateway {
             .unwrap();
         let mut address = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut address).unwrap();
-        // A connection for each request: none is left to be counted.
+        // Each request has a connection of its own, so no idle connection is counted.
         let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http();
         Self { child, address: address.trim_end().to_owned(), client }
     }
@@ -111,14 +111,14 @@ impl Gateway {
         self.ask("GET", path, "").await
     }
 
-    /// A workspace with an agent, and a chat that points there.
+    /// Creates a workspace with an agent, and a chat that points at it.
     pub async fn chat(&self) -> (Uuid, Uuid, Agent) {
         let workspace = Uuid::new_v4();
         let agent = self.rebuild(workspace, "").await;
         (self.point(workspace).await, workspace, agent)
     }
 
-    /// A new chat that points there.
+    /// Creates a chat that points at the workspace.
     pub async fn point(&self, workspace: Uuid) -> Uuid {
         let chat = Uuid::new_v4();
         let pointed =
@@ -139,12 +139,12 @@ impl Gateway {
         }
     }
 
-    /// How the last request of the chat found its agent.
+    /// Returns the outcome of the chat's last request.
     pub async fn last(&self, chat: Uuid) -> Value {
         self.get(&format!("/chats/{chat}")).await.json()["last"].clone()
     }
 
-    /// Sends these bytes as they are, and returns all that comes until the connection ends.
+    /// Sends raw bytes, and returns everything received until the connection ends.
     pub async fn raw(&self, bytes: impl AsRef<[u8]>) -> String {
         let mut stream = TcpStream::connect(&self.address).await.unwrap();
         stream.write_all(bytes.as_ref()).await.unwrap();
@@ -158,15 +158,15 @@ impl Gateway {
         self.child.id()
     }
 
-    /// The most memory that it has ever had, in bytes.
+    /// Returns the peak memory of the process, in bytes.
     pub fn peak_memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 
-    /// Its tasks, and its open files but those of the database, of which its pool opens as many as
-    /// it needs.
+    /// Returns the number of tasks, and of open files without those of the database, whose number
+    /// varies with its pool.
     pub async fn held(&self) -> (u64, usize) {
         let tasks = self.get("/stats").await.json()["tasks"].as_u64().unwrap();
         let files = fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
@@ -174,7 +174,7 @@ impl Gateway {
         (tasks, links.filter(|link| !link.to_string_lossy().contains("bindings.db")).count())
     }
 
-    /// Waits until it holds no more than that.
+    /// Waits until the gateway holds no more tasks and files.
     pub async fn holds_at_most(&self, (tasks, files): (u64, usize)) {
         let mut held = (0, 0);
         for _ in 0..300 {
@@ -195,10 +195,10 @@ impl Gateway {
             }
             sleep(Duration::from_millis(50)).await;
         }
-        panic!("it goes on");
+        panic!("the gateway does not end");
     }
 
-    /// Shuts it down gracefully.
+    /// Shuts the gateway down gracefully.
     pub fn end(mut self) -> std::process::ExitStatus {
         drop(self.child.stdin.take());
         self.child.wait().unwrap()
@@ -225,6 +225,6 @@ pub fn signal(pid: u64, signal: &str) {
 pub fn program() -> PathBuf {
     let deps = std::env::current_exe().unwrap();
     let program = deps.parent().and_then(|deps| deps.parent()).unwrap().join("examples/gateway");
-    assert!(program.exists(), "first: cargo build --features full --example gateway");
+    assert!(program.exists(), "run first: cargo build --features full --example gateway");
     program
 }

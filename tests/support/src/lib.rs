@@ -1,12 +1,12 @@
 //! Doubles and scenes that the tests share. Nothing here is published.
 //!
-//! * [`World`]: workspaces and agents that do as they are told, the strict dialer, and [`Tap`], a
-//!   store that counts and fails. Its names are those of this crate's root.
+//! * [`World`]: scripted workspaces and agents, the strict dialer, and [`Tap`], a store that counts
+//!   statements and injects faults. Its names are those of this crate's root.
 //! * [`wire`]: a hint bus that loses, delays, doubles and reorders hints.
-//! * [`rows`], [`verbs`]: rows that are made of numbers, and each verb of a store that writes.
+//! * [`rows`], [`verbs`]: rows built from numbers, and each verb of a store that writes.
 //! * [`child`]: processes that work on one database at once, or are killed.
 //! * [`resets`]: two processes of which one does not know of the other's reset.
-//! * [`servers`], [`own_server`], `pgbouncer`: database servers, shared and of a test's own.
+//! * [`servers`], [`own_server`], `pgbouncer`: database servers, shared and exclusive to one test.
 //! * `net`, `gateway`: agents on real sockets, and the gateway of the examples as a process.
 
 pub mod child;

@@ -1,5 +1,5 @@
-//! Agents on real sockets, and lines to them that can be cut. Everything is counted; every wait has
-//! a bound.
+//! Agents on real sockets, and connections to them that can be cut. Connections, requests and dials
+//! are counted; every wait has a limit.
 
 use crate::{Tap, session, workspace};
 use axum::{
@@ -61,7 +61,7 @@ pub enum Speaks {
     Http2,
 }
 
-/// Waits until it is so.
+/// Waits until the condition is true.
 pub async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     for _ in 0..2_000 {
         if is_so() {
@@ -72,7 +72,7 @@ pub async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     panic!("never: {what}");
 }
 
-/// Within a bound that nothing here should come near to.
+/// Awaits a future within a generous limit.
 pub async fn soon<T>(future: impl Future<Output = T>) -> T {
     timeout(Duration::from_secs(20), future).await.expect("in time")
 }
@@ -105,19 +105,19 @@ impl Agent {
         Self::with(generation, |_| {}).await
     }
 
-    /// An agent whose server has other settings.
+    /// Starts an agent whose server has other settings.
     pub async fn with(generation: i64, set: fn(&mut auto::Builder<TokioExecutor>)) -> Self {
         Self::on("127.0.0.1:0", generation, set)
     }
 
-    /// It is killed, and something else listens at once where it did.
+    /// Kills the agent, and starts another one at the same address at once.
     pub async fn replaced_in_place(&mut self, generation: i64) -> Self {
         let address = self.target.address.clone().unwrap();
         self.kill().await;
         Self::on(&address, generation, |_| {})
     }
 
-    /// It runs whatever this test's runtime does, for as long as the process.
+    /// Starts an agent that runs independently of the test's runtime until the process ends.
     pub fn on_its_own_thread(generation: i64) -> Self {
         let (sender, started) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
@@ -131,7 +131,7 @@ impl Agent {
         started.recv().unwrap()
     }
 
-    /// It closes open connections and continues.
+    /// Closes the open connections; the agent continues.
     pub fn close_connections(&self) {
         self.closing.notify_waiters();
     }
@@ -154,13 +154,13 @@ impl Agent {
         Self { target, seen, serving, closing, server }
     }
 
-    /// It becomes silent: open connections stay open, new ones are accepted, and nothing is read or
+    /// Freezes the agent: open connections stay open, new ones are accepted, and no byte is read or
     /// written.
     pub fn freeze(&self) {
         self.serving.send_replace(false);
     }
 
-    /// It goes on where it was frozen.
+    /// Resumes the frozen agent.
     pub fn thaw(&self) {
         self.serving.send_replace(true);
     }
@@ -274,7 +274,7 @@ impl AsyncRead for Line {
         std::task::ready!(self.poll_served(cx));
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        // It may have been frozen while it waited.
+        // The agent may have been frozen in the meantime.
         if read.is_ready() && !*self.served.borrow() {
             buf.set_filled(before);
             std::task::ready!(self.poll_served(cx));
@@ -327,7 +327,7 @@ fn app(seen: Arc<Seen>, id: AgentId) -> Router {
         }))
 }
 
-/// The received bytes as text.
+/// Returns the received head as text.
 async fn head(request: Request) -> String {
     let mut said = format!("{} {} {:?}\n", request.method(), request.uri(), request.version());
     for (name, value) in request.headers() {
@@ -351,26 +351,26 @@ async fn take(State(seen): State<Arc<Seen>>, request: Request) -> Result<String,
     Ok(format!("{taken} {}", trailers.get("x-sum").map_or("", |sum| sum.to_str().unwrap())))
 }
 
-/// Answers when it is told to.
+/// Answers when the test releases it.
 async fn hang(State(seen): State<Arc<Seen>>) -> &'static str {
     seen.go_on.notified().await;
     "at last"
 }
 
-/// Takes nothing of the body, and answers when it is told to.
+/// Reads no byte of the body, and answers when the test releases it.
 async fn hold(State(seen): State<Arc<Seen>>, request: Request) -> &'static str {
     seen.go_on.notified().await;
     drop(request);
     "held"
 }
 
-/// Answers after so many milliseconds.
+/// Answers after the given number of milliseconds.
 async fn slow(axum::extract::Path(ms): axum::extract::Path<u64>) -> &'static str {
     sleep(Duration::from_millis(ms)).await;
     "slow"
 }
 
-/// Answers before the body has come, and reads that for ever.
+/// Answers before the body has arrived, and reads the body for ever.
 async fn early(request: Request) -> &'static str {
     let mut body = request.into_body();
     tokio::spawn(async move { while body.frame().await.is_some() {} });
@@ -382,7 +382,7 @@ fn channel() -> (http_body_util::channel::Sender<Bytes, BoxError>, Response) {
     (sender, Response::new(Body::new(body)))
 }
 
-/// As much as anybody takes.
+/// Sends an endless body.
 async fn endless() -> Response {
     let (mut sender, response) = channel();
     tokio::spawn(async move {
@@ -391,7 +391,7 @@ async fn endless() -> Response {
     response
 }
 
-/// Half of an answer, and the rest when it is told to.
+/// Sends half of a response, and the rest when the test releases it.
 async fn half(State(seen): State<Arc<Seen>>) -> Response {
     let (mut sender, response) = channel();
     // It waits before the head is sent, so that whoever has the head finds it waiting.
@@ -431,7 +431,7 @@ async fn talk(upgrade: WebSocketUpgrade) -> impl IntoResponse {
     })
 }
 
-/// Dials, validations, reads, writes.
+/// The numbers of dials, validations, reads and writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counts {
     pub d: u64,
@@ -468,7 +468,7 @@ struct Registers {
     hangs: std::sync::atomic::AtomicBool,
 }
 
-/// Which agent serves each workspace, and a layer that dials them.
+/// A resolver and a store, and a layer that dials the agents.
 #[derive(Clone)]
 pub struct Net {
     registers: Arc<Registers>,
@@ -526,12 +526,12 @@ impl Net {
         Self::default()
     }
 
-    /// The same workspaces, with a layer that reports its events.
+    /// Returns the same workspaces with a layer that reports its events.
     pub fn observed(&self, observer: impl Observer) -> Self {
         self.with(|builder| builder.observer(observer))
     }
 
-    /// The same workspaces, with a layer of other settings.
+    /// Returns the same workspaces with a layer of other settings.
     pub fn with(&self, set: impl FnOnce(BoundAgentBuilder) -> BoundAgentBuilder) -> Self {
         Self::over(Arc::clone(&self.registers), self.store.clone(), set)
     }
@@ -553,14 +553,14 @@ impl Net {
                 said.ok_or("no such workspace")
             }
         });
-        // Counters must not depend on the machine's speed, so the delays are longer than any dial
-        // here takes.
+        // The counts must not depend on the machine's speed, so the delays are longer than any dial
+        // in these tests.
         let builder = BoundAgentLayer::builder(store.clone(), resolver).validation_delay(PATIENCE);
         let layer = set(builder).build().unwrap();
         Self { registers, store, layer }
     }
 
-    /// A new workspace that this agent serves.
+    /// Creates a workspace that this agent serves.
     pub fn workspace(&self, agent: &Agent) -> WorkspaceId {
         let id = workspace();
         self.runs(id, agent);
@@ -579,24 +579,24 @@ impl Net {
         self.registers.running.lock().unwrap().insert(workspace, resolution);
     }
 
-    /// From now on no question is answered, or all are.
+    /// Makes the resolver hang, or answer again.
     pub fn resolver_hangs(&self, hangs: bool) {
         self.registers.hangs.store(hangs, SeqCst);
     }
 
-    /// How long each dial takes before it begins to connect. Longer than the validation delay would
-    /// make it a doubt.
+    /// Sets the pause of each dial before it connects. A pause longer than the validation delay
+    /// would cause a validation.
     pub fn dial_takes(&self, takes: Duration) {
         *self.registers.dial_takes.lock().unwrap() = takes;
     }
 
-    /// Makes the dialer watch the peer from now on.
+    /// Makes the dialer watch the peer of new connections.
     #[allow(dead_code)] // only where machines vanish
     pub fn watches(&self, within: Duration) {
         *self.registers.watched.lock().unwrap() = Some(within);
     }
 
-    /// The most dials that were ever under way at once.
+    /// Returns the maximum number of concurrent dials.
     pub fn most_dialing(&self) -> u64 {
         self.registers.most_dialing.load(SeqCst)
     }
@@ -619,14 +619,14 @@ impl Net {
         set(builder.question_after(PATIENCE)).build(self.dial())
     }
 
-    /// Binds a session the usual way, waits for the write, and leaves it cached. Leaves no
-    /// connection behind.
+    /// Binds a session through a call, waits for the write, and closes the connection. The row
+    /// stays cached.
     pub async fn bind(&self, workspace: WorkspaceId) -> SessionId {
         let chat = session();
         let bound =
             self.dial().oneshot(DialSession::new(chat).in_workspace(workspace)).await.unwrap();
         assert_eq!(self.layer.bindings().flush().await, 0);
-        // The agent has accepted it and closed it, so that it is not counted later on.
+        // The agent has accepted and closed the connection, so later counts do not include it.
         let mut stream = bound.into_inner().into_inner();
         stream.shutdown().await.unwrap();
         let _ = soon(stream.read_to_end(&mut Vec::new())).await;
@@ -667,7 +667,7 @@ pub fn post_(path: &str, chat: SessionId, body: Sends) -> ::http::Request<Sends>
     ::http::Request::post(path).extension(chat).body(body).unwrap()
 }
 
-/// The wish for a WebSocket.
+/// Returns a request that asks for a WebSocket.
 pub fn upgrade(chat: SessionId) -> ::http::Request<Sends> {
     let mut request = get_("/talk", chat);
     for (name, value) in [
@@ -681,7 +681,7 @@ pub fn upgrade(chat: SessionId) -> ::http::Request<Sends> {
     request
 }
 
-/// The same over HTTP/2 (RFC 8441).
+/// Returns a request that asks for a WebSocket over HTTP/2 (RFC 8441).
 pub fn extended(chat: SessionId) -> ::http::Request<Sends> {
     ::http::Request::connect("http://agent/talk")
         .header("sec-websocket-version", "13")
@@ -691,7 +691,7 @@ pub fn extended(chat: SessionId) -> ::http::Request<Sends> {
         .unwrap()
 }
 
-/// One request on a clone of the client.
+/// Sends one request on a clone of the client.
 pub async fn send(
     client: &Client,
     request: ::http::Request<Sends>,
@@ -709,14 +709,14 @@ pub async fn text(response: ::http::Response<AgentBody>) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// Fails after so long if anything is left of what the test has done.
+/// Detects tasks that a test leaves behind.
 pub struct Leftovers {
     tasks: usize,
     began: Instant,
 }
 
 impl Leftovers {
-    /// Before anything is begun whose end is to be seen.
+    /// Counts the tasks before the test begins its work.
     pub fn none() -> Self {
         let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
         Self { tasks, began: Instant::now() }

@@ -1,4 +1,4 @@
-//! A database server of a test's own, that may be killed, frozen and started again.
+//! A database server that one test owns, and may kill, freeze and restart.
 
 use crate::servers::left_out;
 use std::{
@@ -8,22 +8,24 @@ use std::{
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
-/// Ends with this value, also if the test panics or is killed: `own_server.sh` sees to it.
+/// A running server. It ends when this value is dropped, even if the test panics or is killed,
+/// through `own_server.sh`.
 pub struct OwnServer {
     script: Child,
-    orders: Option<ChildStdin>,
+    commands: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
     folder: PathBuf,
 }
 
 impl OwnServer {
-    /// Started, but it may not take connections yet. `None` if it is not installed, which is said.
+    /// Starts a server, which may not accept connections yet. Returns `None` and prints a message
+    /// if it is not installed.
     pub fn start(kind: &str) -> Option<Self> {
         Self::run(&[kind])
     }
 
-    /// A PgBouncer in this mode, with at most so many connections to the PostgreSQL whose socket is
-    /// in that folder.
+    /// Starts a PgBouncer in this mode, with at most `connections` connections to the PostgreSQL
+    /// whose socket is in the folder.
     pub fn bouncer(server: &Path, mode: &str, connections: u32) -> Option<Self> {
         Self::run(&["pgbouncer", server.to_str().unwrap(), mode, &connections.to_string()])
     }
@@ -35,56 +37,57 @@ impl OwnServer {
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            // Not reached by what interrupts the test: it has to clean up.
+            // The script is in a process group of its own, so that it can clean up when the test is
+            // interrupted.
             .process_group(0)
             .spawn()
             .unwrap();
-        let (orders, answers) =
+        let (commands, answers) =
             (script.stdin.take(), BufReader::new(script.stdout.take().unwrap()));
-        let mut server = Self { script, orders, answers, folder: PathBuf::new() };
+        let mut server = Self { script, commands, answers, folder: PathBuf::new() };
         let answer = server.answer();
         if let Some(what) = answer.strip_prefix("missing ") {
             left_out(&format!("missing: {what}"));
             return None;
         }
-        server.folder = answer.strip_prefix("folder ").expect("its log is above").into();
-        server.order("start");
+        server.folder =
+            answer.strip_prefix("folder ").expect("the server starts; its log is above").into();
+        server.command("start");
         Some(server)
     }
 
-    /// Where its socket is.
+    /// Returns the folder of its socket.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// All its processes at once, without a goodbye. They are gone on return.
+    /// Kills all its processes at once with SIGKILL, and returns when they have ended.
     pub fn kill(&mut self) {
-        self.order("kill");
+        self.command("kill");
     }
 
-    /// After it was killed, on the same data.
+    /// Restarts the killed server on the same data.
     pub fn restart(&mut self) {
-        self.order("start");
+        self.command("start");
     }
 
-    /// All its processes stop where they are. The kernel still takes connections for it, and what
-    /// is sent to it.
+    /// Stops all its processes. The kernel still accepts connections and data for them.
     pub fn freeze(&mut self) {
-        self.order("freeze");
+        self.command("freeze");
     }
 
     pub fn thaw(&mut self) {
-        self.order("thaw");
+        self.command("thaw");
     }
 
-    /// What it has written to its log.
+    /// Returns its log.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
     }
 
-    fn order(&mut self, order: &str) {
-        writeln!(self.orders.as_mut().unwrap(), "{order}").unwrap();
-        assert_eq!(self.answer(), "done", "{order}\n{}", self.log());
+    fn command(&mut self, command: &str) {
+        writeln!(self.commands.as_mut().unwrap(), "{command}").unwrap();
+        assert_eq!(self.answer(), "done", "{command}\n{}", self.log());
     }
 
     fn answer(&mut self) -> String {
@@ -96,7 +99,7 @@ impl OwnServer {
 
 impl Drop for OwnServer {
     fn drop(&mut self) {
-        drop(self.orders.take());
+        drop(self.commands.take());
         let _ = self.script.wait();
     }
 }

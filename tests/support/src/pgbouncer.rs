@@ -1,14 +1,14 @@
-//! A PostgreSQL with a PgBouncer in front of it, for all tests of a binary.
+//! A PostgreSQL behind a PgBouncer, shared by all tests of a binary.
 
 use crate::{own_server::OwnServer, servers::left_out};
 use sqlx::{Connection, PgConnection, postgres::PgConnectOptions as Options};
 use std::{path::Path, time::Duration};
 use tokio::sync::OnceCell;
 
-/// Fewer than a test has to PgBouncer.
+/// Fewer connections than a test has to PgBouncer.
 const CONNECTIONS: u32 = 5;
 
-/// A database of that server, in which this is the isolation level.
+/// The options of a database of that server with this isolation level.
 pub const SERIALIZABLE: &str = "serializable";
 
 pub struct Ways {
@@ -17,7 +17,7 @@ pub struct Ways {
     pub in_session_mode: Options,
 }
 
-/// How to reach the server. `None` if there is none, which is said.
+/// Returns the ways to reach the server. Returns `None` and prints a message if there is none.
 pub async fn ways() -> Option<&'static Ways> {
     static ALL: OnceCell<Option<(Ways, [OwnServer; 3])>> = OnceCell::const_new();
     let all = ALL.get_or_init(start).await;
@@ -27,7 +27,7 @@ pub async fn ways() -> Option<&'static Ways> {
     all.as_ref().map(|(ways, _)| ways)
 }
 
-/// They end with the process: nobody reads their orders then.
+/// The servers end with this process, which closes the pipes of their commands.
 async fn start() -> Option<(Ways, [OwnServer; 3])> {
     let server = OwnServer::start("postgres")?;
     let bouncer = |mode| OwnServer::bouncer(server.folder(), mode, CONNECTIONS);

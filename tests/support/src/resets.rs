@@ -7,7 +7,7 @@ use tower_bound_agent::{
     Bound, BoundAgentLayer, DialSession, SessionId, Target, WorkspaceId, store::BindingStore,
 };
 
-/// A process: a layer over its own way to the store.
+/// A process: a layer over its own connection to the store.
 pub struct Process {
     pub layer: BoundAgentLayer,
     dial: Dial,
@@ -16,7 +16,7 @@ pub struct Process {
 impl Process {
     pub fn new<St: BindingStore>(world: &World, store: St) -> Self {
         let builder = BoundAgentLayer::builder(store, world.resolver()).refresh_interval(None);
-        // A busy machine is not a slow agent.
+        // The delay is long, so that a busy machine is not mistaken for a slow agent.
         let layer = builder.validation_delay(Duration::from_secs(2)).build().unwrap();
         let dial = world.dial(&layer);
         Self { layer, dial }
@@ -38,14 +38,15 @@ impl Process {
     }
 }
 
-/// A workspace that runs this generation.
+/// Makes the workspace run an agent of this generation.
 pub fn runs(world: &World, ws: WorkspaceId, generation: i64) -> Target {
     let target = world.agent(Some(generation));
     world.runs(ws, &target);
     target
 }
 
-/// All sessions get to the agent, in both processes and in one that starts, and their rows name it.
+/// Asserts that all sessions reach the agent, in both processes and in a new one, and that their
+/// rows name it.
 pub async fn all_reach<St: BindingStore>(
     world: &World,
     store: impl Fn() -> St,
@@ -63,8 +64,9 @@ pub async fn all_reach<St: BindingStore>(
     }
 }
 
-/// One process resets and binds generation 1. The other one knows generation 100, whose agent
-/// lives, and has heard nothing.
+/// Asserts that a process which knows generation 100 does not undo a reset: the other process
+/// resets and binds generation 1. The agent of generation 100 still answers, and the first process
+/// receives no hint.
 pub async fn greater_generations_are_not_written_back<St: BindingStore>(store: impl Fn() -> St) {
     let world = World::new();
     let (a, b) = (Process::new(&world, store()), Process::new(&world, store()));
@@ -76,11 +78,11 @@ pub async fn greater_generations_are_not_written_back<St: BindingStore>(store: i
     assert_eq!(b.layer.bindings().reset_workspace(ws).await.unwrap(), 2);
     assert_eq!(b.call(chat).await.agent, restarted.agent);
     b.written().await;
-    // What it has in its cache is still served, and writes nothing.
+    // The process still serves its cached row, and writes nothing.
     assert_eq!(a.call(chat).await.agent, old.agent);
     a.written().await;
     assert_eq!(store().load(chat).await.unwrap().unwrap().target.as_deref(), Some(&restarted));
-    // A row that it makes from what it knows is not bound to it: it asks again.
+    // A row that it creates from its known target is not bound to that target, so it asks again.
     let first = session();
     assert_eq!(a.call(DialSession::new(first).in_workspace(ws)).await.agent, restarted.agent);
     a.written().await;

@@ -1,4 +1,4 @@
-//! Rows of a store, made of numbers; and what an error says.
+//! Rows of a store, built from numbers, and the text of an error.
 
 use std::{error::Error, sync::Arc};
 use tower_bound_agent::{
@@ -15,7 +15,7 @@ pub fn workspace(id: u128) -> WorkspaceId {
     WorkspaceId::new(Uuid::from_u128(0x3032_0000 + id))
 }
 
-/// The target of a generation: one that is made of two generations equals none of these.
+/// Returns the target of a generation. A target that mixes two generations equals none of these.
 pub fn target(generation: i64) -> Arc<Target> {
     let id = generation as u128;
     let target = Target::new(AgentId::new(Uuid::from_u128(0xa6e4_0000 + id)));
@@ -49,7 +49,7 @@ pub const fn at(revision: i64) -> Revision {
     Revision::new(revision)
 }
 
-/// The words of an error and of all its causes.
+/// Returns the messages of an error and of all its causes.
 pub fn words(error: &dyn Error) -> String {
     let mut words = error.to_string();
     let mut cause = error.source();

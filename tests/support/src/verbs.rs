@@ -1,4 +1,4 @@
-//! Every verb that writes, with a row before and after it, and with a caller who goes away.
+//! Every verb that writes, with the row before and after it, and with a caller that drops it.
 
 use crate::rows::*;
 use std::{
@@ -11,16 +11,16 @@ use tower_bound_agent::{
     store::{BindingStore, StoreError, Swap},
 };
 
-/// When a future is dropped.
+/// The moment at which a future is dropped.
 #[derive(Clone, Copy, Debug)]
 pub enum Drop {
-    /// Right after it was polled that often: the statement may just have been sent.
+    /// Right after this number of polls: the statement may just have been sent.
     After(usize),
-    /// Instead of the poll after that, when it was woken for it: the answer may be there.
+    /// When the future was woken for the next poll, in its place: the answer may have arrived.
     Before(usize),
 }
 
-/// Polls a future up to a point; `None` if it was not ready before.
+/// Polls a future up to a point. Returns `None` if the future was not ready before.
 struct Until<F> {
     future: F,
     left: usize,
@@ -74,7 +74,7 @@ impl Verb {
         Self::Replace,
     ];
 
-    /// The row that it works on, before and after.
+    /// Returns the row before and after the verb.
     pub fn rows(self, s: u128) -> (Option<Binding>, Option<Binding>) {
         let bound = Some(row(s, s, Some(target(1)), 1, None));
         match self {
@@ -106,8 +106,9 @@ impl Verb {
     }
 }
 
-/// `reader` looks at the same rows, where it can on a connection of its own. `all_back` waits until
-/// every connection of the store has come back.
+/// Drops each verb at every poll, and asserts that its row is the old or the new one. `reader`
+/// reads the same rows, on a connection of its own where possible. `all_back` waits until every
+/// connection of the store is back in its pool.
 pub async fn a_dropped_verb_leaves_old_or_new<St: BindingStore>(
     store: &St,
     reader: &St,
@@ -127,12 +128,12 @@ pub async fn a_dropped_verb_leaves_old_or_new<St: BindingStore>(
                 let outcome = until(drop_at, verb.run(store, s)).await;
                 completed |= outcome.is_some();
 
-                // The row can be read at once, and is one or the other.
+                // The row can be read at once, and is the old or the new one.
                 let read = reader.load(session(s)).await.unwrap();
                 assert!(read == before || read == after, "{verb:?}, dropped {drop_at:?}: {read:?}");
-                // Every connection comes back.
+                // Every connection returns to the pool.
                 all_back().await;
-                // Now the statement, if there was one, has ended; and it has left no lock behind.
+                // By now the statement, if it was sent, has ended and has left no lock behind.
                 let read = reader.load(session(s)).await.unwrap();
                 assert!(read == before || read == after, "{verb:?}, dropped {drop_at:?}: {read:?}");
                 match outcome {
@@ -143,15 +144,15 @@ pub async fn a_dropped_verb_leaves_old_or_new<St: BindingStore>(
                     None if polls == 0 => assert_eq!(read, before, "{verb:?} was never polled"),
                     None => {}
                 }
-                // What the store does next is done, and not part of a transaction that somebody
-                // left open.
+                // The next statement of the store takes effect at once, and is not part of a
+                // transaction that was left open.
                 let next = store.retarget(session(s), workspace(1)).await.unwrap();
                 assert_eq!(reader.load(session(s)).await.unwrap(), Some(next));
             }
             if completed {
                 break;
             }
-            assert!(polls < 100, "it must end some day");
+            assert!(polls < 100, "the verb ends within the limit of polls");
         }
     }
 }

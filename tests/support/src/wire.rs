@@ -1,4 +1,4 @@
-//! A carrier of hints that loses, delays, doubles and reorders them as it is told.
+//! A hint bus that loses, delays, doubles and reorders hints as scripted.
 
 use futures_util::{Stream, stream};
 use std::{
@@ -11,39 +11,40 @@ use tokio::{
 };
 use tower_bound_agent::hints::{Heard, Hint, Hints};
 
-/// What becomes of a hint on its way to one listener.
+/// The fate of a hint on its way to one listener.
 #[derive(Clone, Copy, Debug)]
 pub enum Fate {
     Lost,
-    /// Heard after so long; another one that takes less time may overtake it.
+    /// The hint arrives after this time. A later hint with a shorter delay may overtake it.
     After(u64),
     Twice(u64, u64),
-    /// Lost, and that is told after so long.
+    /// The hint is lost, and the loss is reported after this time.
     Gap(u64),
 }
 
-/// Clones are the ends of one wire. It works without any task.
+/// A hint bus without tasks. Clones are the ends of one bus.
 #[derive(Clone)]
 pub struct Wire(Arc<Mutex<State>>);
 
 struct State {
     fates: Vec<Fate>,
-    /// Hints that have met their fate so far.
+    /// The number of hints whose fate was decided.
     met: usize,
-    /// Orders what is heard at the same moment.
+    /// Orders the messages that arrive at the same instant.
     number: usize,
     listeners: Vec<Weak<Listener>>,
 }
 
 #[derive(Default)]
 struct Listener {
-    /// By when it is heard, and what was first.
+    /// The messages by arrival time, then by sending order.
     coming: Mutex<BTreeMap<(Instant, usize), Heard>>,
     more: Notify,
 }
 
 impl Wire {
-    /// The fates come one after the other, again and again; with none everything is heard at once.
+    /// Creates a bus that applies the fates in turn, cyclically. Without fates every hint arrives
+    /// at once.
     pub fn new(fates: Vec<Fate>) -> Self {
         Self(Arc::new(Mutex::new(State { fates, met: 0, number: 0, listeners: Vec::new() })))
     }
@@ -52,12 +53,12 @@ impl Wire {
         self.0.lock().unwrap()
     }
 
-    /// From now on everything is heard at once.
+    /// Makes all later hints arrive at once.
     pub fn heal(&self) {
         self.state().fates.clear();
     }
 
-    /// To everybody.
+    /// Sends a message to all listeners.
     pub fn say(&self, heard: Heard) {
         let state = &mut *self.state();
         state.listeners.retain(|listener| listener.strong_count() > 0);

@@ -1,5 +1,5 @@
-//! A world to test in: workspaces and agents that do as they are told, a strict dialer, a store
-//! that counts and fails. Time is tokio's paused clock; nothing here sleeps but on it.
+//! A test world: scripted workspaces and agents, a strict dialer, and a store that counts
+//! statements and injects faults. Time is tokio's paused clock.
 
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use std::{
@@ -41,20 +41,20 @@ pub fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-/// What an agent does when it is dialed.
+/// The reaction of an agent to a dial.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Does {
-    /// Answers after so long; zero is ready at the first poll.
+    /// Answers after this time; zero is ready at the first poll.
     Answer(Duration),
-    /// Fails after so long.
+    /// Fails after this time.
     Fail(Duration),
     /// Accepts and never answers.
     Hang,
     Panic,
 }
 
-/// What the resolver does when it is asked about a workspace. Its answer is what holds when the
-/// question begins.
+/// The reaction of the resolver to a question about a workspace. The answer reflects the state at
+/// the beginning of the question.
 #[derive(Clone, Debug)]
 pub enum Says {
     Is(Resolution),
@@ -63,17 +63,17 @@ pub enum Says {
     Panics,
 }
 
-/// Which rows a switch has to write.
+/// The rows that a switch must write.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Writes {
-    /// The session's own: another agent of its build answers.
+    /// The session's own row: another agent of its build answers.
     Own,
-    /// All of its workspace that are behind: another build.
+    /// All rows of its workspace that are behind: another build.
     Group,
 }
 
 impl Writes {
-    /// Another agent serves the workspace, so that these rows have to be written.
+    /// Replaces the agent, so that these rows must be written.
     pub fn replaced(
         self,
         world: &World,
@@ -88,8 +88,8 @@ impl Writes {
     }
 }
 
-/// Dials started, validations started, store reads, store writes (every verb that may change
-/// something).
+/// The numbers of started dials, started validations, store reads, and store writes (all verbs that
+/// may change a row).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counts {
     pub d: u64,
@@ -135,7 +135,7 @@ pub struct World {
     pub store: Tap<MemoryStore>,
 }
 
-/// A connection of the test dialer; counted while it lives.
+/// A connection of the test dialer, which is counted until it is dropped.
 pub struct Conn {
     pub agent: AgentId,
     pub session: SessionId,
@@ -161,7 +161,7 @@ impl World {
         Self::default()
     }
 
-    /// A new workspace at generation 1 whose agent answers at once.
+    /// Creates a workspace at generation 1 whose agent answers at once.
     pub fn workspace(&self) -> (WorkspaceId, Target) {
         let id = workspace();
         let target = self.agent(Some(1));
@@ -169,7 +169,7 @@ impl World {
         (id, target)
     }
 
-    /// A new agent that answers at once.
+    /// Creates an agent that answers at once.
     pub fn agent(&self, generation: Option<i64>) -> Target {
         let mut target = Target::new(agent()).with_build(BuildId::new(Uuid::new_v4()));
         if let Some(generation) = generation {
@@ -183,8 +183,8 @@ impl World {
         self.inner.agents.lock().unwrap().insert(target.agent, does);
     }
 
-    /// Of these targets only this one answers, at once; the others refuse. They may be addresses of
-    /// one agent.
+    /// Makes only this target answer, at once, and the others refuse. The targets may be addresses
+    /// of one agent.
     pub fn answers_only(&self, targets: &[&Target], serving: &Target) {
         let mut refusing = self.inner.refusing.lock().unwrap();
         for target in targets {
@@ -205,12 +205,12 @@ impl World {
         self.says(workspace, Says::Is(Resolution::Running(target.clone())));
     }
 
-    /// How long the resolver takes to answer about a workspace.
+    /// Sets the latency of the resolver's answers about a workspace.
     pub fn resolver_takes(&self, workspace: WorkspaceId, latency: Duration) {
         self.inner.workspaces.lock().unwrap().get_mut(&workspace).unwrap().1 = latency;
     }
 
-    /// A rebuild: the old agent does as told from now on, the new one answers at once.
+    /// Rebuilds the workspace: sets the reaction of the old agent; the new one answers at once.
     pub fn rebuild(&self, workspace: WorkspaceId, old: &Target, old_does: Does) -> Target {
         self.does(old, old_does);
         let new = self.agent(old.generation.map(|generation| generation.get() + 1));
@@ -218,8 +218,8 @@ impl World {
         new
     }
 
-    /// Another agent within the same build, which says nothing of other sessions' rows. The old one
-    /// does as told from now on, the new one answers at once.
+    /// Replaces the agent within the same build, which is no evidence about other sessions' rows.
+    /// Sets the reaction of the old agent; the new one answers at once.
     pub fn replace(&self, workspace: WorkspaceId, old: &Target, old_does: Does) -> Target {
         self.does(old, old_does);
         let new = self.agent(old.generation.map(|generation| generation.get()));
@@ -271,7 +271,7 @@ impl World {
         layer.layer(self.dialer())
     }
 
-    /// Binds a session the usual way, waits for the write, and leaves it cached.
+    /// Binds a session through a call, and waits for the write. The row stays cached.
     pub async fn bind(&self, layer: &BoundAgentLayer, workspace: WorkspaceId) -> SessionId {
         let chat = session();
         call(&self.dial(layer), DialSession::new(chat).in_workspace(workspace)).await.unwrap();
@@ -295,18 +295,18 @@ impl World {
     pub fn live_connections(&self) -> i64 {
         self.inner.live_connections.load(SeqCst)
     }
-    /// The most validations of one workspace that ever ran at once.
+    /// Returns the maximum number of concurrent validations of one workspace.
     pub fn most_validating(&self) -> u64 {
         self.inner.most_validating.load(SeqCst)
     }
-    /// Every dial so far: when, and what was asked.
+    /// Returns the time and the request of every dial so far.
     pub fn dialed(&self) -> Vec<(Instant, DialAgent)> {
         self.inner.dialed.lock().unwrap().clone()
     }
     pub fn dialed_agents(&self) -> Vec<AgentId> {
         self.dialed().into_iter().map(|(_, ask)| ask.target.agent).collect()
     }
-    /// Every question so far: when, and what was asked.
+    /// Returns the time and the request of every question so far.
     pub fn asked(&self) -> Vec<(Instant, ResolveWorkspace)> {
         self.inner.asked.lock().unwrap().clone()
     }
@@ -319,7 +319,7 @@ impl World {
     }
 }
 
-/// One call on a clone of the service.
+/// Makes one call on a clone of the service.
 pub async fn call<S>(dial: &S, ask: impl Into<DialSession>) -> Result<Bound<Conn>, Error>
 where
     S: Service<DialSession, Response = Bound<Conn>, Error = Error> + Clone,
@@ -345,8 +345,8 @@ impl Drop for Validating {
     }
 }
 
-/// A dial service that panics if it is called without having been asked for readiness. A clone is
-/// not ready.
+/// A dial service that panics if it is called without a successful `poll_ready`. A clone is not
+/// ready.
 pub struct StrictDialer {
     inner: Arc<Inner>,
     ready: bool,
@@ -426,31 +426,31 @@ impl Drop for Dialing {
     }
 }
 
-/// What a store does with the statements that follow.
+/// The effect of a store on later statements.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Fault {
     #[default]
     None,
-    /// Nothing is carried out, and that is said.
+    /// The statement is not executed, and the error reports that.
     Unavailable,
-    /// It is carried out, and no answer comes back.
+    /// The statement is executed, and its answer is lost.
     LostAnswer,
-    /// It is not carried out, and no answer comes back.
+    /// The statement is not executed, and its answer is lost.
     LostRequest,
-    /// No answer, for ever.
+    /// The statement hangs for ever.
     Hang,
-    /// It is carried out when the test lets go of everything that is held.
+    /// The statement is executed when the test calls `release`.
     Held,
-    /// It is carried out after so long.
+    /// The statement is executed after this time.
     Slow(Duration),
-    /// It is carried out at once, and the answer takes so long.
+    /// The statement is executed at once and answered after this time.
     SlowAnswer(Duration),
-    /// Nothing is carried out.
+    /// The statement is not executed.
     Panic,
-    /// Somebody holds every row: a statement that leaves locked rows out finds none. Others are
-    /// carried out.
+    /// Every row is locked: a statement that skips locked rows finds none. Other statements are
+    /// executed.
     Locked,
-    /// Carried out; but a group repair says each time that there may be more.
+    /// The statement is executed, but a group repair always reports that more rows may be stale.
     Endless,
 }
 
@@ -504,27 +504,27 @@ impl<St> Tap<St> {
     pub fn writes(&self) -> u64 {
         self.taps.writes.load(SeqCst)
     }
-    /// The rows that were read.
+    /// Returns the number of rows that were read.
     pub fn rows_read(&self) -> u64 {
         self.taps.rows.load(SeqCst)
     }
-    /// Those of the reads that have ended and were for many rows.
+    /// Returns the number of finished reads of many rows.
     pub fn bulk_reads(&self) -> u64 {
         self.taps.bulk_reads.load(SeqCst)
     }
-    /// Each statement of this number that reads many rows fails; 0 for none.
+    /// Makes every n-th read of many rows fail; 0 for none.
     pub fn fail_bulk_reads_at(&self, each: u64) {
         self.taps.bulk_reads_fail_at.store(each, SeqCst);
         self.taps.bulk_reads_begun.store(0, SeqCst);
     }
-    /// A row that cannot be decoded if it is read with others.
+    /// Makes a row fail to decode when it is read with others.
     pub fn make_unreadable(&self, session: SessionId) {
         self.taps.unreadable.lock().unwrap().insert(session);
     }
     pub fn make_readable(&self, session: SessionId) {
         self.taps.unreadable.lock().unwrap().remove(&session);
     }
-    /// Those of the writes that are a chunk of a group repair.
+    /// Returns the number of writes that are a chunk of a group repair.
     pub fn group_writes(&self) -> u64 {
         self.taps.group_writes.load(SeqCst)
     }
@@ -534,15 +534,15 @@ impl<St> Tap<St> {
     pub fn on_writes(&self, fault: Fault) {
         *self.taps.writing.lock().unwrap() = fault;
     }
-    /// Carries out every statement that is [held](Fault::Held).
+    /// Executes every [held](Fault::Held) statement.
     pub fn release(&self) {
         self.taps.release.send_replace(());
     }
-    /// The writes that were sent and have not ended.
+    /// Returns the number of writes that were sent and have not ended.
     pub fn running_writes(&self) -> u64 {
         self.taps.running_writes.load(SeqCst)
     }
-    /// The most writes that ever ran at once.
+    /// Returns the maximum number of concurrent writes.
     pub fn most_writes(&self) -> u64 {
         self.taps.most_writes.load(SeqCst)
     }
@@ -550,7 +550,7 @@ impl<St> Tap<St> {
         self.on_reads(fault);
         self.on_writes(fault);
     }
-    /// The store itself: what is done through it is not counted, as if another process did it.
+    /// Returns the store itself. Its use is not counted, as if another process used it.
     pub fn elsewhere(&self) -> &St {
         &self.store
     }
@@ -685,7 +685,7 @@ impl<St: BindingStore> BindingStore for Tap<St> {
         self.store.shared()
     }
     fn recent(&self, limit: u64) -> impl Stream<Item = Result<Binding, StoreError>> + Send {
-        // The fault holds the first row back, as a database does that does not answer.
+        // The fault delays the first row, as a database that does not answer does.
         let rows = async move { Ok(self.store.recent(limit).collect::<Vec<_>>().await) };
         stream::once(self.statement(false, rows)).map_ok(stream::iter).try_flatten()
     }
@@ -700,12 +700,12 @@ impl<St: BindingStore> BindingStore for Tap<St> {
     }
 }
 
-/// A transaction on the memory store: nobody sees what was ordered in it before it is committed.
+/// A transaction on the memory store: its commands take effect at the commit.
 #[derive(Debug, Default)]
 pub struct Staged(Vec<(SessionId, WorkspaceId)>);
 
 impl Staged {
-    /// Carries out what was ordered. Not counted: it is the caller's statement.
+    /// Executes the commands. The commit is not counted, because it is the caller's statement.
     pub async fn commit(self, store: &Tap<MemoryStore>) {
         for (session, workspace) in self.0 {
             store.elsewhere().retarget(session, workspace).await.unwrap();
@@ -723,8 +723,8 @@ impl TransactionalStore for Tap<MemoryStore> {
         workspace: WorkspaceId,
     ) -> Result<Binding, StoreError> {
         let staging = async {
-            // The row as it will be, unless somebody writes it first; the orders of the tests
-            // always move the session.
+            // The expected row, unless another write comes first. The commands of the tests always
+            // move the session.
             let row = self.peek(session);
             let revision = row.as_ref().map_or(1, |row| row.revision.get() + 1);
             let leaves = row.as_ref().and_then(|row| row.target.as_ref());

@@ -1,5 +1,5 @@
-//! For tests of your own: the contracts of stores and hint buses as tests, and constructors for
-//! what callers receive. Feature `testing`; meant for `[dev-dependencies]`.
+//! For tests of your own: the contracts of stores and hint buses as tests, and constructors for the
+//! values that callers receive. Feature `testing`; meant for `[dev-dependencies]`.
 //!
 //! ```toml
 //! [dev-dependencies]

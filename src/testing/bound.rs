@@ -68,7 +68,7 @@ pub struct BoundBuilder {
     outcome: Outcome,
 }
 
-/// The other side of a [`Bound`] that [`BoundBuilder`] has made.
+/// The control of a [`Bound`] that [`BoundBuilder`] has made.
 #[derive(Debug)]
 pub struct BoundControl {
     bindings: Bindings,
@@ -103,13 +103,13 @@ impl BoundBuilder {
         Self { session, workspace, target: Arc::new(target), outcome }
     }
 
-    /// Sets how the connection was obtained: see [`outcome`](super::outcome).
+    /// Sets the outcome: see [`outcome`](super::outcome).
     pub fn outcome(mut self, outcome: Outcome) -> Self {
         self.outcome = outcome;
         self
     }
 
-    /// Returns the connection as a call returns it, and its other side.
+    /// Returns the connection as a call returns it, and its control.
     pub fn build<C>(self, connection: C) -> (Bound<C>, BoundControl) {
         let Self { session, workspace, target, outcome } = self;
         let store = MemoryStore::new();
@@ -136,8 +136,8 @@ impl BoundBuilder {
 }
 
 impl BoundControl {
-    /// Lets [`superseded`](BoundHandle::superseded) resolve: the layer learns of another agent of
-    /// the workspace, of the next generation if the target has one.
+    /// Makes [`superseded`](BoundHandle::superseded) resolve: the layer learns of another agent of
+    /// the workspace, with the next generation if the target has one.
     pub fn supersede(&self) {
         let mut agent = self.target.agent.into_uuid().as_u128();
         agent ^= 1;
@@ -155,8 +155,8 @@ impl BoundControl {
         self.reported.load(Ordering::Relaxed)
     }
 
-    /// Returns how many connections the session holds: the [`Bound`] while it is there, and each
-    /// [`InUse`](crate::InUse).
+    /// Returns the number of connections that the session holds: the [`Bound`] until it is dropped,
+    /// and each [`InUse`](crate::InUse).
     #[must_use]
     pub fn connections_in_use(&self) -> usize {
         let sessions = self.bindings.in_use(self.workspace);

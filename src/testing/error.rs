@@ -9,7 +9,7 @@ use std::sync::Arc;
 /// use std::error::Error as _;
 /// use tower_bound_agent::{Error, ErrorKind, testing::ErrorBuilder};
 ///
-/// /// What the application answers.
+/// /// Returns the status with which the application responds.
 /// fn status(error: &Error) -> u16 {
 ///     match error.kind() {
 ///         ErrorKind::Starting { .. } => 503,

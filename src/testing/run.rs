@@ -1,4 +1,4 @@
-//! Runs one case of a contract: the runtime, the bound, and what is printed.
+//! Runs one case of a contract: its runtime, its time limit, and its output.
 
 use std::{
     io::Write,
@@ -7,11 +7,11 @@ use std::{
 };
 use tokio::{runtime::Builder, time::timeout};
 
-/// The most time that a case may take: a verb that never answers fails its case, it does not stop
-/// the test run.
+/// The time limit of a case, so that a verb that never answers fails its case and does not stop the
+/// test run.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// How long tasks of the subject that cannot be cancelled are waited for.
+/// How long the runtime waits for tasks of the subject that cannot be cancelled.
 const SHUTDOWN: Duration = Duration::from_secs(10);
 
 /// How a function returns what it makes; never a value. In public interfaces, but not of them.
@@ -24,27 +24,27 @@ pub struct InAFuture;
 
 /// Runs `case` on a runtime of its own. `contract` is the module that describes the case.
 ///
-/// Several threads: a case that starts tasks runs them at the same time.
+/// The runtime has several threads, so that the tasks of a case run in parallel.
 pub(super) fn block_on(contract: &str, name: &str, case: impl Future<Output = ()>) {
     let runtime = Builder::new_multi_thread().worker_threads(4).enable_all().build();
     let runtime = runtime.expect("a runtime for the case");
     let done =
         catch_unwind(AssertUnwindSafe(|| runtime.block_on(async { timeout(LIMIT, case).await })));
-    // Not by `Drop`, which waits without a bound for what blocks a thread.
+    // Not dropped, because `Drop` waits without a limit for blocked threads.
     runtime.shutdown_timeout(SHUTDOWN);
     let failed = match done {
         Ok(Ok(())) => return,
         Ok(Err(_)) => Box::new(format!("{name} has not ended within {LIMIT:?}")),
         Err(panic) => {
-            eprintln!("what this case proves: tower_bound_agent::testing::{contract}::{name}");
+            eprintln!("documentation of this case: tower_bound_agent::testing::{contract}::{name}");
             resume_unwind(panic);
         }
     };
     panic!("{failed}");
 }
 
-/// Says on standard error that a case is left out. Not by `eprintln`, which the test harness keeps
-/// to itself, and in one piece, since tests run side by side.
+/// Prints to standard error that a case is skipped. Not with `eprintln`, which the test harness
+/// captures, and in one write, since tests run concurrently.
 pub(super) fn left_out(name: &str, why: &str) {
     let line = format!("left out: {name}, {why}\n");
     let _ = std::io::stderr().write_all(line.as_bytes());

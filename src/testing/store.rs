@@ -21,16 +21,16 @@
 //! The function returns one of
 //!
 //! * the store,
-//! * the store and something that is kept until the case has ended, say a temporary folder,
-//! * an `Option` of either. `None` leaves the case out, which is said on standard error: for a
-//!   server that is not there.
+//! * the store and something that is kept until the case has ended, such as a temporary folder,
+//! * an `Option` of either. `None` skips the case with a message on standard error, for example
+//!   without a server.
 //!
 //! The runtime is Tokio's, with several threads, and is built for each case; a case ends after five
 //! minutes at the latest. Errors of the store fail the case, so the store must reach its database.
 //!
 //! # What is tested
 //!
-//! What the documentation of [`BindingStore`] promises, and no more. Revisions must grow, by any
+//! The promises in the documentation of [`BindingStore`], and no more. Revisions must grow, by any
 //! amount; epochs as well. The verbs of housekeeping are tested if the store has them. Not tested,
 //! because no test of a store in general can provoke it: which [`StoreError`] an outage gives, and
 //! that `replace_agent` leaves locked rows out.
@@ -43,7 +43,7 @@
 //!
 //! # #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 //! # async fn main() {
-//! cases::of_creations_exactly_one_wins(MemoryStore::new()).await;
+//! cases::exactly_one_concurrent_creation_is_applied(MemoryStore::new()).await;
 //! # }
 //! ```
 
@@ -72,11 +72,11 @@ macro_rules! __store_contract_cases {
             a_swap_at_any_other_revision_writes_nothing
             a_swap_sent_twice_leaves_the_row_as_after_once
             a_write_that_changes_nothing_raises_the_revision
-            an_agent_that_has_to_go_becomes_the_previous_one
+            a_removed_agent_becomes_the_previous_one
             a_verb_on_one_row_leaves_all_others_alone
             a_retarget_creates_keeps_or_clears
             an_unbind_keeps_the_workspace
-            an_order_makes_earlier_reads_too_late
+            a_command_makes_earlier_reads_too_late
             a_forget_compares_only_if_asked_to
             a_late_write_does_not_bring_a_forgotten_row_back
             revisions_go_on_after_a_row_was_forgotten
@@ -87,11 +87,11 @@ macro_rules! __store_contract_cases {
             a_child_of_a_target_of_an_ended_epoch_is_unbound
             a_reset_drops_the_targets_of_one_workspace
             a_reset_begins_the_next_epoch_also_of_a_workspace_without_rows
-            every_row_says_the_epoch_of_its_workspace
+            every_row_has_the_epoch_of_its_workspace
             a_target_of_another_epoch_does_not_count
             a_group_repair_writes_rows_of_its_own_epoch
-            a_group_repair_writes_what_is_of_an_earlier_generation
-            a_group_repair_without_generations_writes_what_names_the_stale_agent
+            a_group_repair_writes_rows_of_earlier_generations
+            a_group_repair_without_generations_writes_rows_of_the_stale_agent
             a_group_repair_from_no_generation_to_one
             a_group_repair_from_a_generation_to_none
             a_group_repair_to_another_address_of_the_same_agent
@@ -100,17 +100,17 @@ macro_rules! __store_contract_cases {
             a_limit_above_the_batch_means_the_batch
             many_are_loaded_at_once
             a_batch_is_loaded_at_once
-            a_dropped_verb_leaves_the_row_as_it_was_or_as_it_was_to_be
-            an_order_stands_whatever_repairs_run_beside_it
-            of_swaps_at_one_revision_exactly_one_wins
-            of_creations_exactly_one_wins
+            a_dropped_verb_leaves_the_old_or_the_new_row
+            a_command_survives_concurrent_repairs
+            exactly_one_swap_at_a_revision_is_applied
+            exactly_one_concurrent_creation_is_applied
             no_write_to_one_row_is_lost
             no_write_to_many_rows_is_lost
             a_load_sees_every_write_that_ended_before_it
-            a_group_repair_undoes_no_order_given_beside_it
-            no_target_outlives_a_reset_given_beside_its_write
+            a_concurrent_group_repair_undoes_no_command
+            no_target_outlives_a_concurrent_reset
             random_commands_give_the_answers_of_the_memory_store
-            a_verb_of_housekeeping_that_is_lacking_says_so
+            a_missing_verb_of_housekeeping_is_reported
             the_rows_used_last_come_first
             a_recorded_use_leaves_the_row_as_it_was
             nothing_is_purged_as_idle_without_a_record_of_use
@@ -168,11 +168,11 @@ macro_rules! names {
 }
 __store_contract_cases! { names! {} }
 
-/// What a function may return to [`store_contract_tests!`](crate::store_contract_tests).
+/// The return value of a function for [`store_contract_tests!`](crate::store_contract_tests).
 pub trait MadeStore {
     /// The store.
     type Store: BindingStore;
-    /// What is kept until the case has ended.
+    /// A value that is kept until the case has ended.
     type Kept;
 
     /// Returns the two; `None` leaves the case out.

@@ -1,4 +1,4 @@
-//! Bodies are streamed, never gathered, and break off where they break.
+//! Bodies are streamed without buffering, and a broken body is forwarded as broken.
 
 use crate::clients::{run, text};
 use support::gateway::{Gateway, signal, soon};
@@ -38,7 +38,7 @@ async fn a_gigabyte_is_streamed_each_way_in_bounded_memory() {
     assert!(peak < MOST, "{} MB, before {} MB", peak >> 20, before >> 20);
 }
 
-/// A slow reader holds its agent back, and not the gateway's memory.
+/// A slow reader slows its agent down, and does not fill the gateway's memory.
 #[tokio::test]
 async fn a_slow_client_applies_backpressure_to_its_agent() {
     let gateway = Gateway::start(&[]);

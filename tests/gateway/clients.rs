@@ -1,4 +1,4 @@
-//! Clients that are not ours.
+//! Foreign clients: curl, wrk and a WebSocket library.
 
 use axum::http::{Request, header};
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use support::servers::left_out;
 use tokio::{net::TcpStream, process::Command, time::timeout};
 use uuid::Uuid;
 
-/// Runs a program; `None`, and a word about it, if it is not installed.
+/// Runs a program. Returns `None` and prints a message if it is not installed.
 pub(crate) async fn run(program: &str, arguments: &[&str]) -> Option<Output> {
     match soon(Command::new(program).args(arguments).kill_on_drop(true).output()).await {
         Ok(output) => Some(output),
@@ -86,7 +86,7 @@ pub(crate) async fn socket(address: &str, path: &str) -> Result<Socket, WebSocke
     Ok(socket)
 }
 
-/// Says something and returns the answer.
+/// Sends a message and returns the answer.
 pub(crate) async fn say(socket: &mut Socket, words: &str) -> Result<String, WebSocketError> {
     socket.write_frame(Frame::text(Payload::Owned(words.as_bytes().to_vec()))).await?;
     let answer = socket.read_frame().await?;
@@ -106,12 +106,12 @@ async fn a_web_socket_works_and_closes_when_its_agent_is_replaced() {
         assert_eq!(soon(say(&mut talking, words)).await.unwrap(), format!("{} {words}", first.id));
     }
     let second = gateway.rebuild(workspace, "?old=leave").await;
-    // The old agent is alive; the socket closes because the gateway learns of the new agent.
+    // The old agent still answers. The socket closes because the gateway learns of the new agent.
     let ended = timeout(Duration::from_secs(2), talking.read_frame()).await.expect("it ends");
     assert!(ended.is_err_and(|error| !matches!(error, WebSocketError::InvalidFragment)));
     let mut talking = soon(socket(&gateway.address, &path)).await.unwrap();
     assert_eq!(soon(say(&mut talking, "three")).await.unwrap(), format!("{} three", second.id));
-    // A request that is no WebSocket is answered as usual.
+    // A request without an upgrade is answered as usual.
     let missing = format!("/chats/{}/socket", Uuid::new_v4());
     let refused = soon(socket(&gateway.address, &missing)).await.err().unwrap();
     assert!(matches!(refused, WebSocketError::InvalidStatusCode(404)), "{refused:?}");

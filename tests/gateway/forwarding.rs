@@ -3,8 +3,8 @@
 use support::gateway::Gateway;
 use uuid::Uuid;
 
-/// The head of the request as the agent saw it: without the status line and the headers of its
-/// answer.
+/// Returns the head of the request that the agent received, without the status line and the headers
+/// of its response.
 fn seen_by_agent(answer: &str) -> &str {
     answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer}")).1
 }
@@ -68,7 +68,7 @@ async fn the_path_is_forwarded_unchanged() {
         let sent =
             format!("GET /chats/{chat}{path} HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n");
         let answer = gateway.raw(sent).await;
-        // Whatever the agent makes of it: it was the agent.
+        // Whatever the agent responds, the response is the agent's.
         assert!(answer.contains(&format!("x-agent: {}", agent.id)), "{path}: {answer}");
         let found = answer.starts_with("HTTP/1.1 200");
         assert_eq!(found, path.starts_with("/head"), "{path}: {answer}");

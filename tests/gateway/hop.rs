@@ -287,8 +287,8 @@ async fn a_tunnel_requires_a_request_and_a_matching_response() {
     assert_eq!(gateway.get(&format!("/chats/{chat}/identity")).await.text, agent.id);
 }
 
-/// A connection that speaks HTTP/2, as a browser's. Its task must be able to end while the gateway
-/// is waited for: that takes a runtime with a thread more.
+/// Opens an HTTP/2 connection, as a browser does. Its task must be able to end while the test waits
+/// for the gateway, so the runtime needs another thread.
 async fn http2(gateway: &Gateway) -> http2::SendRequest<Empty<Bytes>> {
     let stream = TcpStream::connect(&gateway.address).await.unwrap();
     let (sender, connection) =
@@ -350,7 +350,7 @@ async fn a_web_socket_of_an_http2_client_works() {
     for words in ["one", "two", &"long ".repeat(50_000)] {
         assert_eq!(soon(say(&mut socket, words)).await.unwrap(), format!("{} {words}", agent.id));
     }
-    // Other requests go on beside it.
+    // Other requests continue beside it.
     let request =
         Request::get(gateway.url(&format!("/chats/{chat}/identity"))).body(Empty::new()).unwrap();
     let other = soon(sender.send_request(request)).await.unwrap();
@@ -360,8 +360,8 @@ async fn a_web_socket_of_an_http2_client_works() {
     assert!(ended.is_err(), "the tunnel ends when the agent was replaced");
 }
 
-/// To a client of HTTP/2 any success is the tunnel: an agent that answers the upgrade with a page
-/// must not become one.
+/// An HTTP/2 client takes any success for the tunnel, so a page as the answer to the upgrade must
+/// not be forwarded as a success.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_web_socket_of_an_http2_client_needs_an_agent_that_switches() {
     let gateway = Gateway::start(&[]);
@@ -416,7 +416,7 @@ async fn max_forwards_is_decremented_and_ends_at_zero() {
         ("OPTIONS", "0", 204, None),
         ("TRACE", "0", 501, None),
         ("TRACE", "7", 200, Some("6")),
-        // RFC 9110 §7.6.2: of no meaning for other methods.
+        // RFC 9110 §7.6.2: the header has no meaning for other methods.
         ("GET", "0", 200, Some("0")),
         ("OPTIONS", "many", 400, None),
     ];
@@ -432,8 +432,8 @@ async fn max_forwards_is_decremented_and_ends_at_zero() {
     }
 }
 
-/// All headers, one line each, in an order of their own. Without those that a server sets for its
-/// own connection.
+/// Returns all headers, sorted, one line each, without those that a server sets for its own
+/// connection.
 fn headers_of(headers: &HeaderMap) -> Vec<String> {
     let lines = headers
         .iter()
@@ -445,7 +445,7 @@ fn headers_of(headers: &HeaderMap) -> Vec<String> {
     lines
 }
 
-/// The example adds nothing to the rules of the library, and leaves nothing out.
+/// The example neither adds to the rules of the library nor omits any.
 #[tokio::test]
 async fn the_gateway_gives_the_answers_of_the_rules() {
     let gateway = Gateway::start(&["--name", "gateway.example"]);
@@ -535,8 +535,7 @@ async fn the_gateway_gives_the_answers_of_the_rules() {
             }
         }
     }
-    // The other direction: what the agent answers to who asks it itself, and what the gateway makes
-    // of that.
+    // The other direction: the agent's direct response, and the gateway's conversion of it.
     for path in ["/hops", "/identity", "/give?bytes=3", "/missing", "/switch?to=h2c"] {
         let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
         let direct =

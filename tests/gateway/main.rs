@@ -1,6 +1,6 @@
-//! The gateway of the examples as a process of its own, with agents that are processes as well, and
-//! clients of others in front of it.
-#![cfg(target_os = "linux")] // what a process holds is read from /proc
+//! The gateway of the examples as a process, with agents that are processes as well, and foreign
+//! clients in front of it.
+#![cfg(target_os = "linux")] // the tests read the tasks and files of a process from /proc
 
 mod bodies;
 mod clients;

@@ -1,5 +1,5 @@
-//! Rebuilds under load: many chats at once, and old agents that are killed, frozen, silent, or go
-//! on as if nothing had happened.
+//! Rebuilds under load: many concurrent chats, and old agents that are killed, frozen, silent or
+//! still running.
 
 use crate::clients::{say, socket};
 use axum::body::Body;
@@ -27,13 +27,12 @@ use uuid::Uuid;
 const LOAD: Duration = Duration::from_secs(30);
 const WORKSPACES: usize = 4;
 const CHATS: usize = 200;
-/// Longer than the gateway's own patience.
+/// Longer than the gateway's own timeouts.
 const BOUND: Duration = Duration::from_secs(30);
 
 struct Workspace {
     id: Uuid,
-    /// The last generation whose rebuild was answered: nothing that is sent from then on may be
-    /// answered by an older one.
+    /// The last generation whose rebuild was confirmed. No older agent may answer a later request.
     floor: AtomicI64,
 }
 
@@ -41,13 +40,13 @@ struct Workspace {
 struct Load {
     gateway: Gateway,
     workspaces: Vec<Workspace>,
-    /// Of agents whose rebuild was answered.
+    /// The agents whose rebuild was confirmed.
     generations: Mutex<HashMap<String, i64>>,
     agents: Mutex<Vec<Agent>>,
     client: Client<HttpConnector, Body>,
     /// Numbers of requests by outcome.
     ends: Mutex<BTreeMap<String, u64>>,
-    /// Of requests that were answered.
+    /// The number of answered requests.
     keys: Mutex<Vec<String>>,
     over: AtomicBool,
 }
@@ -67,7 +66,7 @@ impl Load {
 
     /// Asserts that the agent that answered is not older than the floor at the time of the request.
     fn check(&self, agent: &str, floor: i64, what: &str) {
-        // One that is not listed yet is newer: its rebuild was not answered before it was used.
+        // An agent that is not listed yet is newer: it was used before its rebuild was confirmed.
         let generation = self.generations.lock().unwrap().get(agent).copied();
         let replaced = generation.is_some_and(|generation| generation < floor);
         assert!(!replaced, "{what} was answered by {agent}, replaced before it was sent");
@@ -84,9 +83,8 @@ impl Load {
         self.ended(format!("{what}: {status} {error}"));
     }
 
-    /// A request that must not be carried out twice: it is begun, and takes its time before it is
-    /// answered, so that some are begun by an agent that does not come to answer them. Whether it
-    /// was answered.
+    /// Sends a request that must not be executed twice. It takes some time, so that some agents
+    /// begin a request and do not answer it. Returns `true` if it was answered.
     async fn request(&self, index: usize, chat: Uuid) -> bool {
         let (key, floor) = (Uuid::new_v4().to_string(), self.workspaces[index].floor.load(SeqCst));
         let pause = chat.as_u128() % 4 * 100;
@@ -98,7 +96,7 @@ impl Load {
         let response = timeout(BOUND, self.client.request(request))
             .await
             .expect("an answer")
-            .expect("the gateway lives");
+            .expect("the gateway responds");
         let (head, body) = response.into_parts();
         let whole = timeout(BOUND, body.collect()).await.expect("an end");
         let signed = head.headers.get("x-agent").map(|agent| agent.to_str().unwrap().to_owned());
@@ -128,7 +126,7 @@ impl Load {
         false
     }
 
-    /// Reads events until they end, or there are none for a while.
+    /// Reads events until the stream ends or is silent for a while.
     async fn events(&self, index: usize, chat: Uuid) {
         let floor = self.workspaces[index].floor.load(SeqCst);
         let uri = self.gateway.url(&format!("/chats/{chat}/events?every_ms=200"));
@@ -136,7 +134,7 @@ impl Load {
         let response = timeout(BOUND, self.client.request(request))
             .await
             .expect("an answer")
-            .expect("the gateway lives");
+            .expect("the gateway responds");
         let (head, mut body) = response.into_parts();
         let Some(agent) = head.headers.get("x-agent") else {
             let said: serde_json::Value =
@@ -163,7 +161,7 @@ impl Load {
         self.ended("events: read".into());
     }
 
-    /// Talks until the socket ends, or nothing is said for a while.
+    /// Exchanges messages until the socket ends or is silent for a while.
     async fn talk(&self, index: usize, chat: Uuid) {
         let floor = self.workspaces[index].floor.load(SeqCst);
         let opened =
@@ -195,7 +193,7 @@ async fn two_hundred_chats_survive_a_rebuild_every_second() {
     let folder = tempfile::tempdir().unwrap();
     let journal = folder.path().join("journal");
     let gateway = Gateway::start(&["--patience", "10", "--journal", journal.to_str().unwrap()]);
-    // Everything was there once before it is counted.
+    // Each kind of connection existed once before the counts begin.
     let (chat, workspace, _) = gateway.chat().await;
     gateway.get(&format!("/chats/{chat}/identity")).await;
     gateway.ask("POST", &format!("/workspaces/{workspace}/stop"), "").await;
@@ -246,7 +244,7 @@ async fn two_hundred_chats_survive_a_rebuild_every_second() {
         client.unwrap();
     }
 
-    // Everybody ends with the agent that is there.
+    // At the end, each chat reaches the current agent.
     let last: JoinSet<bool> = chats
         .into_iter()
         .map(|(index, chat)| {

@@ -94,7 +94,8 @@ async fn requests_cannot_be_smuggled_in_a_body() {
         "Transfer-Encoding : chunked\r\n",
         "Transfer-Encoding: identity\r\n",
     ] {
-        // By the one header the hidden one is the body, by the other it is the next request.
+        // According to one header, the hidden request is the body; according to the other, it is
+        // the next request.
         let sent = format!(
             "POST /chats/{chat}/take HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{framing}Content-Length: {}\r\n\r\n0\r\n\r\n{hidden}",
             hidden.len() + 5

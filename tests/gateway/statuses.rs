@@ -1,4 +1,4 @@
-//! Statuses with which the gateway answers when no agent does.
+//! The gateway's own statuses.
 
 use axum::{
     body::Body,
@@ -48,7 +48,7 @@ async fn every_refusal_has_a_status() {
     let asking = async {
         loop {
             let answer = gateway.get(&echo(chat)).await;
-            // The one that the old agent was killed over is no news.
+            // The request during which the old agent was killed is broken off.
             if answer.status != 200 && answer.error() != "broken off" {
                 return answer;
             }
@@ -65,7 +65,7 @@ async fn every_refusal_has_a_status() {
     let unheard = gateway.get(&echo(chat)).await;
     // A pooled connection took the request, so it is unknown whether the agent processed it.
     assert_eq!(said(&unheard), (504, "no response".into()));
-    // It is in doubt now, and the agent host still names it: the dial hangs.
+    // The agent is in doubt now, and the agent host still names it: the dial hangs.
     assert_eq!(said(&gateway.get(&echo(chat)).await), (504, "timed out".into()));
     let took = began.elapsed();
     assert!(took >= Duration::from_millis(7_900) && took < Duration::from_secs(30), "{took:?}");
@@ -73,15 +73,15 @@ async fn every_refusal_has_a_status() {
     assert_eq!(gateway.get(&echo(chat)).await.agent(), Some(&*agent.id));
     signal(agent.pid, "KILL");
     let answer = gateway.get(&echo(chat)).await;
-    // The first may have been sent before the end of the connection was known.
+    // The first request may have been sent before the end of the connection was noticed.
     assert!(["broken off", "unreachable"].contains(&&*answer.error()), "{answer:?}");
     assert_eq!(said(&gateway.get(&echo(chat)).await), (502, "unreachable".into()));
     let last = gateway.last(chat).await;
     assert_eq!(last["error"], "unreachable");
 }
 
-/// Errors of HTTP, as hyper has them: a connection that ended before the request was sent, after it
-/// was sent, and one whose request broke off.
+/// Returns three of hyper's errors: a connection that ended before the request was sent, one that
+/// ended afterwards, and a request whose body broke off.
 async fn hypers() -> [hyper::Error; 3] {
     let connect = async || {
         let (ours, theirs) = tokio::io::duplex(1024);
@@ -117,8 +117,8 @@ async fn every_client_error_has_a_status_and_says_whether_the_agent_may_have_rec
 {
     let second = Duration::from_secs(1);
     let [unsent, sent, broken] = hypers().await;
-    // the error; the status, the word, whether it is certain that it was not processed, when to try
-    // again
+    // the error; the status, the word, whether the request was certainly not processed,
+    // `Retry-After`
     let table = [
         (ClientError::NoSession, 400, "bad request", true, None),
         (ClientError::Request(BadRequest::Connect), 400, "bad request", true, None),
@@ -182,7 +182,8 @@ async fn a_request_may_name_its_workspace() {
         404,
         "nothing is bound by that"
     );
-    // Bound by its first request, and then confirmed by each that names the same.
+    // The first request binds the session, and later requests that name the same workspace confirm
+    // it.
     for outcome in ["first_bind", "reused"] {
         let answer = ask(&workspace.to_string()).await;
         assert_eq!((answer.status, answer.agent()), (200, Some(&*agent.id)));
@@ -190,7 +191,7 @@ async fn a_request_may_name_its_workspace() {
         assert_eq!(gateway.last(chat).await["outcome"], outcome);
     }
     assert_eq!(said(&ask(&other.to_string()).await), (409, "mismatch".into()));
-    // Which changes nothing.
+    // The refused request changes nothing.
     let identity = gateway.get(&format!("/chats/{chat}/identity")).await;
     assert_eq!((identity.status, identity.text), (200, agent.id));
 }
@@ -222,7 +223,7 @@ async fn shutdown_completes_requests_and_leaves_no_process_behind() {
     let head = format!("POST /chats/{chat}/echo HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n");
     request.write_all(head.as_bytes()).await.unwrap();
     let mut some = [0; 4096];
-    // The first bytes of the answer: it is under way.
+    // The first bytes of the response show that the request is under way.
     let read = soon(request.read(&mut some)).await.unwrap();
     assert!(read > 0);
     let pid = u64::from(gateway.pid());

@@ -30,7 +30,7 @@ async fn get_from(
 }
 
 #[tokio::test]
-async fn a_connection_for_each_request_is_to_the_agent_that_is_bound_now() {
+async fn each_connection_leads_to_the_currently_bound_agent() {
     let (net, old) = (Net::new(), Agent::start(1).await);
     let ws = net.workspace(&old);
     let chat = net.bind(ws).await;
@@ -52,7 +52,7 @@ async fn a_connection_for_each_request_is_to_the_agent_that_is_bound_now() {
     old.has_open(0).await;
 }
 
-/// This pins the trap that the documentation describes, not a desired behaviour.
+/// This test shows the trap that the documentation describes, not a desired behaviour.
 #[tokio::test]
 async fn the_legacy_clients_pool_keeps_using_the_old_agent() {
     let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);

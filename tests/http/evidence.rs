@@ -1,4 +1,4 @@
-//! Which failures are evidence against an agent, and which errors the caller gets.
+//! Failures that are evidence against an agent, failures that are not, and the caller's errors.
 
 use bytes::Bytes;
 use std::{num::NonZeroUsize, time::Duration};
@@ -16,7 +16,7 @@ use tower_bound_agent::{
 };
 use uuid::Uuid;
 
-/// Answers the first bytes with this, and resets the connection a moment later.
+/// Answers the first bytes with `answer`, and resets the connection a moment later.
 async fn answers_and_resets(answer: &'static [u8]) -> Target {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -91,7 +91,7 @@ impl Scene {
         assert_eq!((error.is_unsent(), error.fault()), (is_unsent, fault), "{error:?}");
     }
 
-    /// The next turn, and with how many dials and validations since the beginning.
+    /// Makes the next turn, and asserts the numbers of dials and validations since the beginning.
     async fn next(&self, dials: u64, validations: u64) {
         turn(&self.client, "/", self.chat).await;
         let made = || self.net.counts() - self.before;
@@ -140,7 +140,7 @@ async fn the_layers_error_is_the_fault_of_what_it_names() {
 
 async fn a_dial_that_fails_in_this_process_is_its_own_fault() {
     let scene = started(Speaks::Http1, |builder| builder).await;
-    // No free descriptor.
+    // The process has no free descriptor.
     let dialer =
         service_fn(async |_: DialAgent| Err::<Io, _>(std::io::Error::from_raw_os_error(24)));
     let client = AgentClient::new(scene.net.layer.layer(dialer));
@@ -204,7 +204,7 @@ async fn a_body_that_fails_is_the_callers_fault() {
         until("it has arrived", || scene.agent.requests() == 1).await;
         sender.send_data("some".into()).await.unwrap();
         sender.abort(std::io::Error::other("the caller has gone"));
-        // The agent may have answered that it did not get the rest.
+        // The agent may have responded that the body was incomplete.
         if let Err(error) = soon(waiting).await.unwrap() {
             assert!(matches!(error, ClientError::Send(_)));
             Scene::says(

@@ -1,4 +1,4 @@
-//! Agents that die, hang, or go away without a word.
+//! Agents that are killed, hang or vanish.
 
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
@@ -25,7 +25,7 @@ use tower_bound_agent::{
     http::{AgentClient, ClientError, watch_peer},
 };
 
-/// A validation delay that callers with the patience of a moment reach.
+/// A validation delay that callers with a short timeout reach.
 const LESS: Duration = Duration::from_millis(250);
 const MOMENT: Duration = Duration::from_millis(300);
 
@@ -154,19 +154,19 @@ async fn an_unsent_request_is_sent_once_on_a_new_connection() {
         std::io::Write::write_all(&mut wakes, &[1]).unwrap();
         old.close_connections();
         while old.open() > 0 {
-            std::thread::sleep(Duration::from_millis(5)); // and with it the one thread of this runtime
+            std::thread::sleep(Duration::from_millis(5)); // and blocks the one thread of this runtime
         }
         woken.read_u8().await.unwrap();
         let said = text(send(&client, post_("/echo", chat, full("once"))).await.unwrap()).await;
         assert_eq!(said, "once");
-        // HTTP/2 has a word for an orderly end, and this one came without.
+        // HTTP/2 announces an orderly end, and this one was not announced.
         let validations = u64::from(speaks == Speaks::Http2);
         assert_eq!(net.counts() - before, counts(1, validations, 0, 0), "{speaks:?}");
         assert_eq!(old.requests(), 2, "{speaks:?}");
     }
 }
 
-/// A connection whose writes fail for want of buffers in this process.
+/// A connection whose writes fail because this process has no buffers.
 struct NoBuffers(TcpStream);
 
 impl tokio::io::AsyncRead for NoBuffers {
@@ -218,7 +218,7 @@ async fn an_error_of_this_process_raises_no_doubt() {
     assert_eq!((did.v, did.w), (0, 0));
 }
 
-async fn an_agent_that_dies_before_it_answers_fails_the_request_once_and_raises_a_doubt() {
+async fn an_agent_killed_before_its_response_fails_the_request_once_and_raises_a_doubt() {
     for speaks in BOTH {
         let (net, mut old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
         let ws = net.workspace(&old);
@@ -242,10 +242,10 @@ async fn an_agent_that_dies_before_it_answers_fails_the_request_once_and_raises_
     }
 }
 
-async fn an_agent_that_dies_in_the_middle_of_a_body_fails_the_body_and_raises_a_doubt() {
+async fn an_agent_killed_in_the_middle_of_a_body_fails_the_body_and_raises_a_doubt() {
     for speaks in BOTH {
-        // One that takes the same address for itself: only a doubt can tell it from the one that
-        // was bound.
+        // Another agent takes the same address: only a validation can distinguish it from the bound
+        // one.
         let (net, mut old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
         let ws = net.workspace(&old);
         let chat = net.bind(ws).await;
@@ -277,7 +277,7 @@ async fn a_server_that_closes_idle_connections_raises_no_doubt() {
     assert_eq!(net.counts() - before, counts(3, 0, 0, 0));
 }
 
-async fn a_silent_agent_is_given_up_in_time_and_the_next_turn_validates() {
+async fn a_silent_agent_ends_the_request_at_the_timeout_and_the_next_turn_validates() {
     for speaks in BOTH {
         let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
         let ws = net.workspace(&old);
@@ -302,7 +302,7 @@ async fn a_silent_agent_is_given_up_in_time_and_the_next_turn_validates() {
     }
 }
 
-async fn pings_notice_an_agent_whose_machine_is_gone_in_the_middle_of_a_stream() {
+async fn pings_detect_a_lost_machine_in_the_middle_of_a_stream() {
     let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
     let ws = net.workspace(&old);
     let chat = net.bind(ws).await;
@@ -316,7 +316,7 @@ async fn pings_notice_an_agent_whose_machine_is_gone_in_the_middle_of_a_stream()
         tokio::spawn(async move { send(&client, get_("/hang", chat)).await })
     };
     until("it has arrived", || old.requests() == 2).await;
-    // Silence that is answered by pongs is no reason for anything.
+    // A silent agent that answers pings is no reason for a doubt.
     assert!(timeout(MOMENT * 4, body.frame()).await.is_err());
     old.freeze();
     let begin = Instant::now();
@@ -330,7 +330,7 @@ async fn pings_notice_an_agent_whose_machine_is_gone_in_the_middle_of_a_stream()
     assert_eq!(net.counts() - before, counts(2, 1, 0, 1));
 }
 
-async fn callers_with_less_patience_than_the_client_do_not_come_back_to_a_silent_agent_for_ever() {
+async fn callers_with_short_timeouts_move_away_from_a_silent_agent() {
     let net = Net::new().with(|builder| builder.validation_delay(LESS));
     let (old, new) = (Agent::start(1).await, Agent::start(2).await);
     let ws = net.workspace(&old);
@@ -340,8 +340,8 @@ async fn callers_with_less_patience_than_the_client_do_not_come_back_to_a_silent
     old.freeze();
     net.runs(ws, &new);
     assert!(timeout(MOMENT, client.clone().oneshot(get_("/", chat))).await.is_err());
-    // The system of the old one accepts. If its dial wins over the validation that runs beside it,
-    // that serves the next.
+    // The system of the old agent accepts connections. If its dial is faster than the concurrent
+    // validation, the answer serves the next turn.
     let before = net.counts();
     let _ = timeout(MOMENT, client.clone().oneshot(get_("/", chat))).await;
     until("the verdict", || (net.counts() - before).v == 1).await;
@@ -349,7 +349,7 @@ async fn callers_with_less_patience_than_the_client_do_not_come_back_to_a_silent
     assert_eq!(((net.counts() - before).v, old.requests()), (1, 1));
 }
 
-async fn who_lets_go_of_a_stream_of_a_shared_connection_says_nothing_of_the_agent() {
+async fn a_dropped_stream_of_a_shared_connection_is_no_evidence_about_the_agent() {
     for (speaks, dials, validations) in [(Speaks::Http1, 1, 1), (Speaks::Http2, 0, 0)] {
         let net = Net::new().with(|builder| builder.validation_delay(LESS));
         let agent = Agent::start(1).await;
@@ -364,7 +364,7 @@ async fn who_lets_go_of_a_stream_of_a_shared_connection_says_nothing_of_the_agen
     }
 }
 
-async fn the_time_of_an_agent_does_not_run_while_the_caller_has_nothing_to_send() {
+async fn the_response_timeout_does_not_run_while_the_caller_has_nothing_to_send() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
         let chat = net.bind(net.workspace(&agent)).await;
@@ -383,7 +383,7 @@ async fn the_time_of_an_agent_does_not_run_while_the_caller_has_nothing_to_send(
     }
 }
 
-async fn what_answers_no_http_is_no_agent() {
+async fn a_server_that_does_not_speak_http_fails_the_request() {
     let (net, agent) = (Net::new(), Agent::start(1).await);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -401,7 +401,7 @@ async fn what_answers_no_http_is_no_agent() {
         let client = net.client(speaks);
         let before = net.counts();
         let error = send(&client, get_("/", chat)).await.unwrap_err();
-        // With HTTP/2 the agent may have spoken before the request was sent.
+        // With HTTP/2 the server may have written before the request was sent.
         assert!(matches!(error, ClientError::Send(_) | ClientError::Unsent(_)), "{error:?}");
         assert_eq!(
             net.counts() - before,
@@ -411,7 +411,7 @@ async fn what_answers_no_http_is_no_agent() {
     }
 }
 
-async fn the_layers_error_can_be_told_from_all_others() {
+async fn the_layers_error_is_distinguishable_from_all_others() {
     for speaks in BOTH {
         let (net, mut agent) = (Net::new(), Agent::on_its_own_thread(1));
         let ws = net.workspace(&agent);
@@ -433,7 +433,7 @@ async fn the_layers_error_can_be_told_from_all_others() {
     }
 }
 
-async fn a_closed_layer_gives_no_connection_although_there_is_one() {
+async fn a_closed_layer_refuses_requests_although_a_connection_is_idle() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
         let chat = net.bind(net.workspace(&agent)).await;
@@ -448,7 +448,7 @@ async fn a_closed_layer_gives_no_connection_although_there_is_one() {
     }
 }
 
-async fn a_watched_socket_is_probed_and_gives_up_in_time() {
+async fn a_watched_socket_is_probed_and_fails_at_its_timeout() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     watch_peer(&stream, Duration::from_secs(20)).unwrap();
@@ -483,7 +483,7 @@ impl tower::Service<DialAgent> for NeverReady {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dial_service_that_is_never_ready_fails_the_request_in_the_dial_timeout() {
+async fn a_dial_service_that_is_never_ready_fails_the_request_at_the_dial_timeout() {
     let (net, ws, chat) = (Net::new(), workspace(), session());
     net.says(ws, Resolution::Running(Target::new(agent())));
     let client = AgentClient::<_, Sends>::new(net.layer.layer(NeverReady));
@@ -506,8 +506,8 @@ async fn a_dial_service_that_is_never_ready_fails_the_request_in_the_dial_timeou
     }
 }
 
-/// A server that closes each connection right after a few answers, in the moment in which the next
-/// request may come.
+/// A server that closes each connection right after a few responses, while the next request may
+/// arrive.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_request_on_a_connection_that_closes_concurrently_is_always_answered() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -556,16 +556,16 @@ async fn a_request_on_a_connection_that_closes_concurrently_is_always_answered()
 on_both_runtimes! {
     after_the_end_of_a_killed_agents_connections_is_noticed_a_turn_goes_to_the_new_agent,
     an_error_of_this_process_raises_no_doubt,
-    an_agent_that_dies_before_it_answers_fails_the_request_once_and_raises_a_doubt,
-    an_agent_that_dies_in_the_middle_of_a_body_fails_the_body_and_raises_a_doubt,
+    an_agent_killed_before_its_response_fails_the_request_once_and_raises_a_doubt,
+    an_agent_killed_in_the_middle_of_a_body_fails_the_body_and_raises_a_doubt,
     a_server_that_closes_idle_connections_raises_no_doubt,
-    a_silent_agent_is_given_up_in_time_and_the_next_turn_validates,
-    pings_notice_an_agent_whose_machine_is_gone_in_the_middle_of_a_stream,
-    callers_with_less_patience_than_the_client_do_not_come_back_to_a_silent_agent_for_ever,
-    who_lets_go_of_a_stream_of_a_shared_connection_says_nothing_of_the_agent,
-    the_time_of_an_agent_does_not_run_while_the_caller_has_nothing_to_send,
-    what_answers_no_http_is_no_agent,
-    the_layers_error_can_be_told_from_all_others,
-    a_closed_layer_gives_no_connection_although_there_is_one,
-    a_watched_socket_is_probed_and_gives_up_in_time,
+    a_silent_agent_ends_the_request_at_the_timeout_and_the_next_turn_validates,
+    pings_detect_a_lost_machine_in_the_middle_of_a_stream,
+    callers_with_short_timeouts_move_away_from_a_silent_agent,
+    a_dropped_stream_of_a_shared_connection_is_no_evidence_about_the_agent,
+    the_response_timeout_does_not_run_while_the_caller_has_nothing_to_send,
+    a_server_that_does_not_speak_http_fails_the_request,
+    the_layers_error_is_distinguishable_from_all_others,
+    a_closed_layer_refuses_requests_although_a_connection_is_idle,
+    a_watched_socket_is_probed_and_fails_at_its_timeout,
 }

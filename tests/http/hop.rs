@@ -31,9 +31,10 @@ async fn scene(answer: &'static str) -> (RawAgent, Net, SessionId) {
     (agent, net, chat)
 }
 
-/// hyper goes over to the version of the last response, and HTTP/1.0 has no body of unknown length.
+/// hyper switches to the version of the last response, and HTTP/1.0 has no request body of unknown
+/// length.
 #[tokio::test]
-async fn an_upload_after_an_answer_in_http_1_0_arrives() {
+async fn an_upload_after_an_http_1_0_response_arrives() {
     let old = "HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 2\r\n\r\nok";
     let (agent, net, chat) = scene(old).await;
     let client = net.client(Speaks::Http1);
@@ -54,7 +55,7 @@ async fn an_upload_after_an_answer_in_http_1_0_arrives() {
 }
 
 #[tokio::test]
-async fn an_upload_after_an_answer_in_http_1_1_uses_the_connection_again() {
+async fn an_upload_after_an_http_1_1_response_reuses_the_connection() {
     let (agent, net, chat) = scene("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
     let client = net.client(Speaks::Http1);
     for _ in 0..2 {
@@ -76,7 +77,7 @@ async fn a_body_of_unknown_length_arrives_with_every_method() {
         let heard = agent.heard().pop().unwrap();
         assert_eq!(heard.body, "2\r\n{}\r\n0\r\n\r\n", "{heard:?}");
     }
-    // None is announced where there is none.
+    // No body is announced if there is none.
     send(&client, get_("/", chat)).await.unwrap();
     let heard = agent.heard().pop().unwrap();
     assert!(
@@ -85,7 +86,7 @@ async fn a_body_of_unknown_length_arrives_with_every_method() {
     );
 }
 
-/// How requests and responses of one version appear in the other one.
+/// The translation of requests and responses from one version to the other.
 #[tokio::test]
 async fn a_response_has_the_version_and_the_framing_of_the_client() {
     let table = [
@@ -162,10 +163,10 @@ async fn http2(front: &Front, request: ::http::request::Builder) -> (u16, String
 }
 
 #[tokio::test]
-async fn a_request_is_framed_anew_for_the_agent() {
+async fn a_request_gets_new_framing_for_the_agent() {
     let (agent, net, chat) = scene("HTTP/1.1 204 No Content\r\n\r\n").await;
     let front = Front::start(net.client(Speaks::Http1), Hop::new(), chat).await;
-    // what is sent after the request line, what the agent gets of it
+    // client's headers and body, agent's headers and body
     let chunked = "5\r\nsmall\r\n0\r\n\r\n";
     let table = [
         ("a length", "POST", "1.1", "content-length: 5\r\n\r\nsmall".to_owned(), "small"),
@@ -239,7 +240,7 @@ async fn expect_continue_is_answered_and_forwarded() {
     let (agent, net, chat) =
         scene("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n").await;
     let front = Front::start(net.client(Speaks::Http1), Hop::new(), chat).await;
-    for (version, handed_on) in [("1.1", 1), ("1.0", 0)] {
+    for (version, forwarded) in [("1.1", 1), ("1.0", 0)] {
         let sent = format!(
             "POST /a HTTP/{version}\r\nhost: app\r\nconnection: close\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\nok"
         );
@@ -248,7 +249,7 @@ async fn expect_continue_is_answered_and_forwarded() {
         let heard = agent.heard().pop().unwrap();
         assert_eq!(
             (heard.all("expect").len(), heard.body.as_str()),
-            (handed_on, "ok"),
+            (forwarded, "ok"),
             "{heard:?}"
         );
     }
@@ -265,7 +266,7 @@ async fn web_sockets_work_between_all_versions() {
         let socket = soon(socket_of_http1(&front)).await;
         talk(socket).await;
         let (socket, mut sender) = soon(socket_of_http2(&front)).await;
-        // The connection of a browser carries more than its socket.
+        // A browser's connection carries other requests beside its socket.
         let request = ::http::Request::get("http://app/").body(Empty::new()).unwrap();
         assert_eq!(soon(sender.send_request(request)).await.unwrap().status(), 200, "{agents:?}");
         talk(socket).await;
@@ -273,7 +274,7 @@ async fn web_sockets_work_between_all_versions() {
     }
 }
 
-/// The tunnel is all that uses the connection, and uses it.
+/// Only the tunnel uses the connection.
 #[tokio::test]
 async fn a_tunnel_outlives_the_idle_timeout() {
     for agents in [Speaks::Http1, Speaks::Http2] {
@@ -296,7 +297,7 @@ async fn a_tunnel_outlives_the_idle_timeout() {
             tokio::time::sleep(Duration::from_millis(600)).await;
         }
         drop(socket);
-        // And it ends with the tunnel.
+        // The connection ends with the tunnel.
         agent.has_open(0).await;
     }
 }
@@ -343,7 +344,7 @@ async fn talk(mut socket: WebSocket<TokioIo<Upgraded>>) {
 /// An agent that does not require `HTTP2-Settings` answers `101` to an upgrade to `h2c`; later
 /// requests would bypass every check of the gateway.
 #[tokio::test]
-async fn h2c_is_not_smuggled_through_an_agent_that_grants_it() {
+async fn an_h2c_upgrade_that_the_agent_grants_is_not_a_tunnel() {
     let grants = |heard: &Heard| match heard.all("upgrade").first() {
         Some(protocol) => {
             format!(

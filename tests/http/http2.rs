@@ -60,8 +60,7 @@ async fn requests_above_the_stream_limit_of_an_agent_use_another_connection() {
     assert_eq!(net.counts() - before, counts(2, 0, 0, 0));
 }
 
-async fn requests_above_the_stream_limit_wait_at_the_connection_limit_and_the_agent_is_not_blamed()
-{
+async fn requests_above_the_stream_limit_wait_at_the_connection_limit_without_a_doubt() {
     let agent = Agent::with(1, |server| {
         server.http2().max_concurrent_streams(10);
     })
@@ -84,7 +83,7 @@ async fn requests_above_the_stream_limit_wait_at_the_connection_limit_and_the_ag
         "{error:?}"
     );
     assert!(begin.elapsed() >= wait);
-    // The next one gets the first place that is free.
+    // The next request gets the first free stream.
     let waiting = {
         let client = client.clone();
         tokio::spawn(async move { turn(&client, "/", chat).await })
@@ -92,7 +91,7 @@ async fn requests_above_the_stream_limit_wait_at_the_connection_limit_and_the_ag
     sleep(header * 2).await;
     assert!(!waiting.is_finished());
     agent.seen.go_on.notify_one();
-    // One of them, which has been waiting for the longest time.
+    // One request, which has waited longest.
     assert_eq!(text(streams.remove(0)).await, "half whole");
     assert_eq!(soon(waiting).await.unwrap(), agent.target.agent.to_string());
     assert_eq!(net.counts() - before, counts(1, 0, 0, 0));
@@ -103,7 +102,7 @@ async fn requests_above_the_stream_limit_wait_at_the_connection_limit_and_the_ag
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_requests_at_once_respect_a_limit_that_has_not_been_announced_yet() {
+async fn concurrent_requests_respect_a_limit_that_was_not_announced_yet() {
     let agent = Agent::with(1, |server| {
         server.http2().max_concurrent_streams(1);
     })
@@ -147,7 +146,7 @@ async fn a_slow_answer_on_a_connection_that_answers_other_streams_is_no_evidence
     assert_eq!(net.counts() - before, counts(1, 0, 0, 0));
 }
 
-async fn responses_that_nobody_reads_do_not_stop_other_requests() {
+async fn unread_responses_do_not_block_other_requests() {
     let agent = Agent::start(1).await;
     let net = Net::new();
     let chat = net.bind(net.workspace(&agent)).await;
@@ -164,7 +163,7 @@ async fn responses_that_nobody_reads_do_not_stop_other_requests() {
     assert_eq!(large.len(), 8 * 1024 * 1024);
 }
 
-async fn an_upload_that_the_agent_does_not_take_does_not_stop_those_that_come_after_it() {
+async fn an_upload_that_the_agent_does_not_read_does_not_block_later_requests() {
     let agent = Agent::start(1).await;
     let net = Net::new();
     let ws = net.workspace(&agent);
@@ -204,7 +203,7 @@ async fn dropped_calls_do_not_close_the_shared_connection() {
     let mut stream = send(&client, get_("/half", chat)).await.unwrap().into_body();
     soon(stream.frame()).await.unwrap().unwrap();
     for _ in 0..5 {
-        // It has other things to do for a moment, and finds all that came meanwhile at once.
+        // The agent is busy for a moment, and then reads all requests at once.
         agent.freeze();
         let calls: Vec<_> =
             (0..60).map(|_| tokio::spawn(client.request(get_("/hang", chat)))).collect();
@@ -218,7 +217,7 @@ async fn dropped_calls_do_not_close_the_shared_connection() {
     }
     sleep(Duration::from_millis(200)).await;
     turn(&client, "/", chat).await;
-    // Each that has arrived waits for its turn.
+    // Each request that has arrived waits for its release.
     for _ in 0..2_000 {
         agent.seen.go_on.notify_one();
         tokio::task::yield_now().await;
@@ -232,7 +231,7 @@ async fn dropped_calls_do_not_close_the_shared_connection() {
 enum Does {
     /// Closes each connection gracefully after this number of streams.
     GoesAwayAfter(u64),
-    /// Resets every so-manieth stream.
+    /// Resets every n-th stream.
     Resets(u64, Reason),
 }
 
@@ -306,8 +305,8 @@ impl Frames {
         }
     }
 
-    /// So many callers, each of them with so many requests one after the other; says how many
-    /// failed.
+    /// Makes `callers` concurrent callers send `requests` requests each, in sequence. Returns the
+    /// errors.
     async fn asked(&self, callers: usize, requests: usize, body: &'static str) -> Vec<ClientError> {
         let (net, ws) = (Net::new(), support::workspace());
         net.says(ws, Resolution::Running(self.target.clone()));
@@ -337,7 +336,8 @@ impl Frames {
         failed
     }
 
-    /// How many requests were carried out, and how often each of them at most.
+    /// Returns the number of executed requests, and the maximum number of executions of one
+    /// request.
     fn carried_out(&self) -> (usize, u64) {
         let carried_out = self.carried_out.lock().unwrap();
         (carried_out.len(), carried_out.values().copied().max().unwrap_or_default())
@@ -393,14 +393,14 @@ async fn a_stream_that_the_agent_resets_is_not_sent_again() {
         assert_eq!((error.fault(), error.http2_code()), (Fault::Agent, Some(2)));
     }
     assert_eq!((failed.len(), agent.streams.load(SeqCst)), (2, 2));
-    // Neither the connection nor the binding is to blame: there is one dial for both, and no
-    // question.
+    // The reset is no evidence about the connection or the binding: both requests share one dial,
+    // and no question is asked.
     assert_eq!(agent.connections.load(SeqCst), 2, "one was to bind");
 }
 
-/// A server that reads and writes frames itself, on a stream of this process: answers each request
-/// with a head and no end, answers pings, and tells when they came. Like servers of gRPC it has had
-/// enough when the third ping came too early.
+/// A server that reads and writes frames on an in-process stream. It answers each request with a
+/// head and no end, answers pings, and records their times. Like gRPC servers, it closes the
+/// connection at the third ping that comes too early.
 async fn counts_pings(mut io: DuplexStream, pings: Arc<Mutex<Vec<Instant>>>) -> io::Result<()> {
     fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
         let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
@@ -467,7 +467,8 @@ async fn silent_streams_are_pinged_at_the_interval_that_grpc_servers_tolerate() 
             client.request(request).await.unwrap().into_body()
         };
         if interval.is_some() {
-            // It is pinged as often as is asked for, until it complains.
+            // The client sends pings at the configured interval until the server closes the
+            // connection.
             let mut body = events().await;
             let error = body.frame().await.unwrap().unwrap_err();
             assert_eq!(http2_code(&error), Some(11), "{error:?}");
@@ -490,10 +491,10 @@ async fn silent_streams_are_pinged_at_the_interval_that_grpc_servers_tolerate() 
 
 on_both_runtimes! {
     requests_above_the_stream_limit_of_an_agent_use_another_connection,
-    requests_above_the_stream_limit_wait_at_the_connection_limit_and_the_agent_is_not_blamed,
+    requests_above_the_stream_limit_wait_at_the_connection_limit_without_a_doubt,
     a_slow_answer_on_a_connection_that_answers_other_streams_is_no_evidence,
-    responses_that_nobody_reads_do_not_stop_other_requests,
-    an_upload_that_the_agent_does_not_take_does_not_stop_those_that_come_after_it,
+    unread_responses_do_not_block_other_requests,
+    an_upload_that_the_agent_does_not_read_does_not_block_later_requests,
     a_refused_request_whose_body_was_touched_fails_and_is_unsent,
     a_refused_request_is_sent_four_times_at_most,
     a_stream_that_the_agent_resets_is_not_sent_again,

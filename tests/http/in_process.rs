@@ -1,4 +1,4 @@
-//! A gateway in this process, and agents that are nothing but bytes on a socket.
+//! A gateway in this process, and agents that answer with raw bytes.
 #![allow(unreachable_pub)]
 
 use axum::body::Body;
@@ -29,11 +29,11 @@ use uuid::Uuid;
 /// One received request.
 #[derive(Clone, Debug)]
 pub struct Heard {
-    /// Which connection it was.
+    /// The number of the connection.
     pub connection: usize,
     /// The request line and the headers.
     pub head: String,
-    /// The body, as it was sent: with its chunks.
+    /// The body as it was sent, including its chunk framing.
     pub body: String,
 }
 
@@ -48,7 +48,7 @@ impl Heard {
     }
 }
 
-/// An agent that reads requests of HTTP/1 and answers each with bytes of the test's.
+/// An agent that reads HTTP/1 requests and answers each with raw bytes from the test.
 pub struct RawAgent {
     pub target: Target,
     heard: Arc<Mutex<Vec<Heard>>>,
@@ -102,7 +102,7 @@ async fn echo(stream: impl AsyncRead + AsyncWrite) {
     let _ = writes.shutdown().await;
 }
 
-/// Reads a head and what it says that follows. `None` at the end.
+/// Reads a head and its body. Returns `None` at the end of the connection.
 async fn read_request(stream: &mut TcpStream) -> Option<(String, String)> {
     let head = read_until(stream, |read| read.ends_with(b"\r\n\r\n")).await?;
     let value = |name: &str| {
@@ -150,12 +150,12 @@ impl Front {
         Self { address, server }
     }
 
-    /// Sends these bytes and returns all that comes until the gateway closes the connection.
+    /// Sends raw bytes and returns everything received until the gateway closes the connection.
     pub async fn raw(&self, bytes: impl AsRef<[u8]>) -> String {
         self.exchange(bytes, false).await
     }
 
-    /// The same, for a tunnel: this side says that nothing follows.
+    /// The same for a tunnel, whose client side is shut down after the bytes.
     pub async fn tunnel(&self, bytes: impl AsRef<[u8]>) -> String {
         self.exchange(bytes, true).await
     }

@@ -1,4 +1,4 @@
-//! How many connections there are, and for how long.
+//! The number of connections and their lifetime.
 
 use futures_util::FutureExt;
 use std::{num::NonZeroUsize, time::Duration};
@@ -24,7 +24,7 @@ fn begin(
     tokio::spawn(async move { Ok(text(send(&client, get_(path, chat)).await?).await) })
 }
 
-async fn who_finds_every_connection_in_use_waits_for_one_in_turn() {
+async fn requests_at_the_connection_limit_wait_in_order() {
     let (net, agent) = (Net::new(), Agent::start(1).await);
     let chat = net.bind(net.workspace(&agent)).await;
     let client = net.client_with(Speaks::Http1, |builder| builder.max_connections(at_most(2)));
@@ -45,7 +45,7 @@ async fn who_finds_every_connection_in_use_waits_for_one_in_turn() {
     assert_eq!(net.counts() - before, counts(2, 0, 0, 0));
 }
 
-async fn who_waits_too_long_is_told_that_all_are_busy_and_nothing_is_wrong_with_the_agent() {
+async fn a_request_that_waits_too_long_fails_as_busy_without_a_doubt() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
         let chat = net.bind(net.workspace(&agent)).await;
@@ -77,7 +77,7 @@ async fn who_waits_too_long_is_told_that_all_are_busy_and_nothing_is_wrong_with_
     }
 }
 
-async fn who_waits_for_a_connection_to_an_agent_that_is_replaced_goes_to_the_new_one_at_once() {
+async fn a_request_that_waits_for_a_connection_to_a_replaced_agent_moves_at_once() {
     let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
     let ws = net.workspace(&old);
     let chat = net.bind(ws).await;
@@ -112,7 +112,7 @@ async fn the_connection_of_an_upgrade_counts_until_it_is_closed() {
     agent.has_open(1).await;
 }
 
-/// As the requests of a shared connection do, until they are closed.
+/// A tunnel counts as a request of a shared connection until it is closed.
 async fn tunnels_over_http2_count_as_requests() {
     let agent = Agent::with(1, |server| {
         server.http2().max_concurrent_streams(3);
@@ -133,8 +133,8 @@ async fn tunnels_over_http2_count_as_requests() {
         tunnels.push(soon(hyper::upgrade::on(response)).await.unwrap());
         assert_eq!(net.counts() - before, counts(if open <= 3 { 1 } else { 2 }, 0, 0, 0), "{open}");
     }
-    // The agent takes no more on either of its connections, and the request is not sent to wait
-    // there.
+    // Neither of the agent's connections has a free stream, so the request is not sent on one of
+    // them to wait there.
     let error = send(&client, get_("/", chat)).await.unwrap_err();
     assert!(matches!(error, ClientError::Busy { .. }), "{error:?}");
     for _ in 0..6 {
@@ -144,7 +144,7 @@ async fn tunnels_over_http2_count_as_requests() {
     assert_eq!(net.counts() - before, counts(2, 0, 0, 0));
 }
 
-/// The time without a request begins when its last tunnel is closed.
+/// The idle time begins when the last tunnel is closed.
 async fn a_shared_connection_with_a_tunnel_is_not_idle() {
     let (net, agent) = (Net::new(), Agent::start(1).await);
     let chat = net.bind(net.workspace(&agent)).await;
@@ -160,7 +160,7 @@ async fn a_shared_connection_with_a_tunnel_is_not_idle() {
     agent.has_open(0).await;
 }
 
-async fn a_shared_connection_that_is_full_is_followed_by_another_one() {
+async fn a_second_connection_is_opened_when_a_shared_one_is_full() {
     let (net, agent) = (Net::new(), Agent::start(1).await);
     let chat = net.bind(net.workspace(&agent)).await;
     let client = net.client_with(Speaks::Http2, |builder| {
@@ -185,7 +185,7 @@ async fn a_shared_connection_that_is_full_is_followed_by_another_one() {
     assert_eq!((net.counts() - before, agent.requests()), (counts(2, 0, 0, 0), 8));
 }
 
-async fn who_waited_for_a_dial_that_came_to_nothing_dials_with_all_the_others_who_did() {
+async fn requests_that_waited_for_a_failed_dial_dial_together() {
     let (net, mut agent) = (Net::new(), Agent::start(1).await);
     let chat = net.bind(net.workspace(&agent)).await;
     let client = net.client(Speaks::Http2);
@@ -202,7 +202,7 @@ async fn who_waited_for_a_dial_that_came_to_nothing_dials_with_all_the_others_wh
     assert_eq!(net.most_dialing(), 4);
 }
 
-async fn the_time_of_an_agent_does_not_run_while_the_request_waits_for_a_connection() {
+async fn the_response_timeout_does_not_run_while_the_request_waits_for_a_connection() {
     let (net, agent) = (Net::new(), Agent::start(1).await);
     let chat = net.bind(net.workspace(&agent)).await;
     let within = Duration::from_millis(300);
@@ -217,7 +217,7 @@ async fn the_time_of_an_agent_does_not_run_while_the_request_waits_for_a_connect
     assert_eq!(soon(second).await.unwrap().unwrap(), agent.target.agent.to_string());
 }
 
-async fn a_dropped_call_gives_its_place_back_whatever_it_was_waiting_for() {
+async fn a_dropped_call_frees_its_connection_slot_at_every_wait() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
         let chat = net.bind(net.workspace(&agent)).await;
@@ -241,7 +241,7 @@ async fn a_dropped_call_gives_its_place_back_whatever_it_was_waiting_for() {
     }
 }
 
-async fn an_idle_connection_is_closed_in_time_and_one_in_use_is_not() {
+async fn the_idle_timeout_closes_idle_connections_only() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
         let chat = net.bind(net.workspace(&agent)).await;
@@ -267,7 +267,7 @@ async fn an_idle_connection_is_closed_in_time_and_one_in_use_is_not() {
     }
 }
 
-async fn calls_that_must_be_dialed_leave_no_more_connections_than_are_allowed() {
+async fn calls_that_must_dial_respect_the_connection_limit() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
         let ws = net.workspace(&agent);
@@ -294,7 +294,7 @@ async fn calls_that_must_be_dialed_leave_no_more_connections_than_are_allowed() 
     }
 }
 
-async fn the_longest_durations_there_are_mean_never() {
+async fn the_longest_durations_mean_never() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
         let chat = net.bind(net.workspace(&agent)).await;
@@ -316,7 +316,7 @@ async fn the_longest_durations_there_are_mean_never() {
     }
 }
 
-async fn a_connection_that_is_not_kept_at_all_wakes_nobody_while_it_is_in_use() {
+async fn a_connection_without_an_idle_time_wakes_no_task_while_it_is_in_use() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::on_its_own_thread(1));
         let chat = net.bind(net.workspace(&agent)).await;
@@ -334,7 +334,7 @@ async fn a_connection_that_is_not_kept_at_all_wakes_nobody_while_it_is_in_use() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_at_the_connection_limit_share_its_connections_and_dial_no_others() {
+async fn requests_at_the_connection_limit_share_its_connections_without_a_dial() {
     let (net, agent) = (Net::new(), Agent::start(1).await);
     let chat = net.bind(net.workspace(&agent)).await;
     let client = net.client_with(Speaks::Http1, |builder| builder.max_connections(at_most(8)));
@@ -450,7 +450,7 @@ async fn storm(speaks: Speaks) {
                 let odd = (caller * 31 + round * 17) % 10;
                 let call = client.request(get_(if odd < 5 { "/" } else { "/slow/2" }, chat));
                 match timeout(Duration::from_micros(odd * 700), call).await {
-                    // The one reads its answer, the other does not.
+                    // One caller reads its response, the other does not.
                     Ok(Ok(response)) if odd % 2 == 0 => drop(text(response).await),
                     Ok(answer) => drop(answer.unwrap()),
                     Err(_) => {}
@@ -463,7 +463,7 @@ async fn storm(speaks: Speaks) {
     {
         done.unwrap();
     }
-    // As many as there may be, at once.
+    // The maximum number of concurrent requests succeeds.
     let all = if speaks == Speaks::Http1 { 3 } else { 6 };
     let requests = agent.requests();
     let hanging: Vec<_> = (0..all).map(|_| begin(&client, "/hang", chat)).collect();
@@ -473,7 +473,7 @@ async fn storm(speaks: Speaks) {
         tokio::task::yield_now().await;
     }
     for turn in hanging {
-        // A handler that was given up may have taken the word of another one.
+        // An abandoned handler may have consumed the notification of another one.
         while !turn.is_finished() {
             agent.seen.go_on.notify_one();
             sleep(Duration::from_millis(1)).await;
@@ -484,7 +484,7 @@ async fn storm(speaks: Speaks) {
     agent.has_open(0).await;
 }
 
-async fn no_place_is_lost_whenever_callers_give_up_on_one_thread() {
+async fn no_capacity_leaks_when_calls_are_dropped_on_one_thread() {
     for speaks in BOTH {
         storm(speaks).await;
     }
@@ -498,20 +498,20 @@ async fn no_capacity_leaks_when_calls_are_dropped_on_several_threads() {
 }
 
 on_both_runtimes! {
-    who_finds_every_connection_in_use_waits_for_one_in_turn,
-    who_waits_too_long_is_told_that_all_are_busy_and_nothing_is_wrong_with_the_agent,
-    who_waits_for_a_connection_to_an_agent_that_is_replaced_goes_to_the_new_one_at_once,
+    requests_at_the_connection_limit_wait_in_order,
+    a_request_that_waits_too_long_fails_as_busy_without_a_doubt,
+    a_request_that_waits_for_a_connection_to_a_replaced_agent_moves_at_once,
     the_connection_of_an_upgrade_counts_until_it_is_closed,
     tunnels_over_http2_count_as_requests,
     a_shared_connection_with_a_tunnel_is_not_idle,
-    a_shared_connection_that_is_full_is_followed_by_another_one,
-    who_waited_for_a_dial_that_came_to_nothing_dials_with_all_the_others_who_did,
-    the_time_of_an_agent_does_not_run_while_the_request_waits_for_a_connection,
-    a_dropped_call_gives_its_place_back_whatever_it_was_waiting_for,
-    an_idle_connection_is_closed_in_time_and_one_in_use_is_not,
-    calls_that_must_be_dialed_leave_no_more_connections_than_are_allowed,
-    the_longest_durations_there_are_mean_never,
-    a_connection_that_is_not_kept_at_all_wakes_nobody_while_it_is_in_use,
+    a_second_connection_is_opened_when_a_shared_one_is_full,
+    requests_that_waited_for_a_failed_dial_dial_together,
+    the_response_timeout_does_not_run_while_the_request_waits_for_a_connection,
+    a_dropped_call_frees_its_connection_slot_at_every_wait,
+    the_idle_timeout_closes_idle_connections_only,
+    calls_that_must_dial_respect_the_connection_limit,
+    the_longest_durations_mean_never,
+    a_connection_without_an_idle_time_wakes_no_task_while_it_is_in_use,
     requests_in_doubt_that_wait_for_a_connection_ask_the_resolver,
     a_connection_that_was_granted_before_a_doubt_is_not_used_after_it,
     no_place_is_lost_whenever_callers_give_up_on_one_thread,

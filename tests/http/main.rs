@@ -1,7 +1,7 @@
 //! HTTP to agents over real sockets: the connector, the client and its pool.
 
-/// Makes tests of these functions, on a runtime of one thread and on one of several. One that is
-/// not listed is not used, which the compiler says.
+/// Makes tests of these functions, on a current-thread runtime and on a multi-threaded one. The
+/// compiler reports a function that is not listed as unused.
 macro_rules! on_both_runtimes {
     ($($test:ident,)*) => {
         mod on_one_thread {

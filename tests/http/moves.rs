@@ -7,8 +7,7 @@ use support::net::*;
 use support::{Fault, session};
 use tower_bound_agent::{BoundHandle, OutcomeKind, Repair, RepairMode};
 
-async fn after_a_rebuild_that_is_known_the_next_turn_is_the_new_agents_and_the_old_connections_close()
- {
+async fn after_a_known_rebuild_the_new_agent_serves_the_next_turn_and_the_old_connections_close() {
     for speaks in BOTH {
         let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
         let ws = net.workspace(&old);
@@ -17,8 +16,8 @@ async fn after_a_rebuild_that_is_known_the_next_turn_is_the_new_agents_and_the_o
         turn(&client, "/", chat).await;
         old.has_open(1).await;
         net.runs(ws, &new);
-        net.learn(ws).await; // by somebody else
-        // No request is needed for that.
+        net.learn(ws).await; // by another call
+        // No request is needed to close the old connections.
         old.has_open(0).await;
         let (before, requests) = (net.counts(), old.requests());
         let response = send(&client, get_("/", chat)).await.unwrap();
@@ -75,7 +74,7 @@ async fn after_a_rebuild_all_sessions_of_the_workspace_move_to_one_connection_an
     }
 }
 
-async fn a_new_session_of_a_known_workspace_is_bound_by_a_turn_on_a_connection_that_is_there() {
+async fn a_new_session_of_a_known_workspace_is_bound_by_a_turn_on_an_existing_connection() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
         let ws = net.workspace(&agent);
@@ -98,7 +97,7 @@ async fn a_new_session_of_a_known_workspace_is_bound_by_a_turn_on_a_connection_t
     }
 }
 
-async fn a_call_that_is_to_end_only_after_its_repair_is_dialed() {
+async fn a_call_that_waits_for_its_repair_is_dialed() {
     let agent = Agent::start(1).await;
     let net = Net::new().with(|builder| builder.repair(RepairMode::BeforeReturn));
     let ws = net.workspace(&agent);
@@ -115,7 +114,7 @@ async fn a_call_that_is_to_end_only_after_its_repair_is_dialed() {
     assert_eq!(net.counts() - before, counts(1, 0, 0, 1));
 }
 
-async fn after_a_retarget_the_next_turn_is_the_other_workspaces_and_its_old_one_keeps_its_connections()
+async fn after_a_retarget_the_other_workspace_serves_the_next_turn_and_the_old_one_keeps_its_connections()
  {
     for speaks in BOTH {
         let (net, here, there) = (Net::new(), Agent::start(1).await, Agent::start(1).await);
@@ -128,7 +127,7 @@ async fn after_a_retarget_the_next_turn_is_the_other_workspaces_and_its_old_one_
         assert_eq!(turn(&client, "/", chats[0]).await, there.target.agent.to_string());
         assert_eq!(net.layer.bindings().flush().await, 0);
         assert_eq!(net.counts() - before, counts(1, 1, 0, 1), "{speaks:?}");
-        // The connection that the one has made is the other one's still.
+        // The other session still uses the connection that the first one opened.
         assert_eq!(turn(&client, "/", chats[1]).await, here.target.agent.to_string());
         assert_eq!(turn(&client, "/", chats[0]).await, there.target.agent.to_string());
         assert_eq!(net.counts() - before, counts(1, 1, 0, 1), "{speaks:?}");
@@ -136,7 +135,7 @@ async fn after_a_retarget_the_next_turn_is_the_other_workspaces_and_its_old_one_
     }
 }
 
-async fn a_session_that_was_forgotten_uses_no_connection() {
+async fn a_forgotten_session_uses_no_connection() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
         let ws = net.workspace(&agent);
@@ -146,11 +145,11 @@ async fn a_session_that_was_forgotten_uses_no_connection() {
         net.layer.bindings().forget(chats[0]).await.unwrap();
         send(&client, get_("/", chats[0])).await.unwrap_err();
         turn(&client, "/", chats[1]).await;
-        assert_eq!((agent.accepted(), agent.requests()), (3, 2), "{speaks:?}"); // two were to bind
+        assert_eq!((agent.accepted(), agent.requests()), (3, 2), "{speaks:?}"); // two first binds
     }
 }
 
-async fn a_report_takes_the_connection_out_of_circulation_and_the_next_turn_validates() {
+async fn a_report_removes_the_connection_from_the_pool_and_the_next_turn_validates() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
         let chat = net.bind(net.workspace(&agent)).await;
@@ -164,14 +163,14 @@ async fn a_report_takes_the_connection_out_of_circulation_and_the_next_turn_vali
         for _ in 0..3 {
             turn(&client, "/", chat).await;
         }
-        // "Same": one dial that was held, and its connection from then on.
+        // The answer is "same": one dial was held back, and its connection is used from then on.
         assert_eq!(net.counts() - before, counts(1, 1, 0, 0), "{speaks:?}");
         assert_eq!(agent.accepted() - accepted, 1, "{speaks:?}");
         agent.has_open(1).await;
     }
 }
 
-async fn a_connection_that_was_reported_is_not_used_again_although_the_report_raised_no_doubt() {
+async fn a_reported_connection_is_not_reused_although_the_report_raised_no_doubt() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
         let chat = net.bind(net.workspace(&agent)).await;
@@ -179,25 +178,25 @@ async fn a_connection_that_was_reported_is_not_used_again_although_the_report_ra
         let before = net.counts();
         for dials in 1..4 {
             turn(&client, "/", chat).await;
-            let response = send(&client, get_("/", chat)).await.unwrap(); // on the same one
+            let response = send(&client, get_("/", chat)).await.unwrap(); // on the same connection
             let handle = response.extensions().get::<BoundHandle>().unwrap().clone();
             text(response).await;
             handle.report_stale();
-            // Only the first one raises a doubt; the next ones are too soon after it.
+            // Only the first report raises a doubt. The next ones come too soon after it.
             let validations = u64::from(dials > 1);
             assert_eq!(net.counts() - before, counts(dials, validations, 0, 0), "{speaks:?}");
         }
     }
 }
 
-async fn a_connection_that_is_found_to_be_lost_is_left_for_the_one_used_before_it() {
+async fn a_lost_connection_is_replaced_by_the_one_used_before_it() {
     let (net, agent) = (Net::new(), Agent::start(1).await);
     let chat = net.bind(net.workspace(&agent)).await;
     let client = net.client(Speaks::Http1);
     let response = send(&client, get_("/", chat)).await.unwrap();
     response.extensions().get::<BoundHandle>().unwrap().report_stale();
     drop(response);
-    // Two at once; the second one comes back last.
+    // Two concurrent requests; the second connection returns last.
     let (one, other) = (
         send(&client, get_("/", chat)).await.unwrap(),
         send(&client, get_("/", chat)).await.unwrap(),
@@ -206,15 +205,15 @@ async fn a_connection_that_is_found_to_be_lost_is_left_for_the_one_used_before_i
     text(one).await;
     text(other).await;
     let (before, accepted) = (net.counts(), agent.accepted());
-    // Too soon after the first one to raise a doubt. Nothing else runs between this and the look
-    // for a connection.
+    // The second report comes too soon after the first one to raise a doubt. No other task runs
+    // between the report and the choice of a connection.
     handle.report_stale();
     assert_eq!(turn(&client, "/", chat).await, agent.target.agent.to_string());
     assert_eq!((net.counts() - before, agent.accepted() - accepted), (counts(0, 0, 0, 0), 0));
     agent.has_open(1).await;
 }
 
-async fn after_a_report_another_agent_gets_the_next_turn_although_the_old_one_answers() {
+async fn after_a_report_the_new_agent_serves_the_next_turn_although_the_old_one_answers() {
     for speaks in BOTH {
         let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
         let ws = net.workspace(&old);
@@ -279,7 +278,7 @@ async fn no_connection_older_than_a_hint_is_used_although_the_agent_was_confirme
     }
 }
 
-async fn a_stream_under_way_ends_in_its_own_time_and_its_connection_with_the_last_of_them() {
+async fn a_connection_to_a_replaced_agent_closes_after_its_last_stream() {
     for speaks in BOTH {
         let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
         let ws = net.workspace(&old);
@@ -312,7 +311,7 @@ async fn a_stream_under_way_ends_in_its_own_time_and_its_connection_with_the_las
     }
 }
 
-async fn a_request_that_waits_for_an_agent_that_drains_gets_its_answer() {
+async fn a_pending_request_to_a_draining_agent_gets_its_response() {
     for speaks in BOTH {
         let (net, old, new) = (Net::new(), Agent::start(1).await, Agent::start(2).await);
         let ws = net.workspace(&old);
@@ -334,7 +333,7 @@ async fn a_request_that_waits_for_an_agent_that_drains_gets_its_answer() {
 }
 
 on_both_runtimes! {
-    after_a_rebuild_that_is_known_the_next_turn_is_the_new_agents_and_the_old_connections_close,
+    after_a_known_rebuild_the_new_agent_serves_the_next_turn_and_the_old_connections_close,
     after_a_rebuild_all_sessions_of_the_workspace_move_to_one_connection_and_are_repaired,
     a_new_session_of_a_known_workspace_is_bound_by_a_turn_on_a_connection_that_is_there,
     a_call_that_is_to_end_only_after_its_repair_is_dialed,

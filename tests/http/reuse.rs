@@ -1,4 +1,4 @@
-//! An ordinary turn: a connection that is there, and nothing else.
+//! An ordinary turn uses an existing connection and needs nothing else.
 
 use std::{
     sync::{Arc, Mutex},
@@ -12,12 +12,12 @@ use tower_bound_agent::{
     http::{AgentClient, ClientError},
 };
 
-async fn an_ordinary_turn_dials_nothing_and_asks_nobody() {
+async fn an_ordinary_turn_dials_nothing_and_asks_no_question() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
         let ws = net.workspace(&agent);
         let chat = net.bind(ws).await;
-        // As on a machine that has other things to do.
+        // The pause simulates a busy machine.
         net.dial_takes(Duration::from_millis(300));
         let client = net.client(speaks);
         let (before, accepted) = (net.counts(), agent.accepted());
@@ -42,7 +42,7 @@ async fn consecutive_turns_reuse_their_connection_on_every_runtime() {
         let (before, accepted) = (net.counts(), agent.accepted());
         for _ in 0..500 {
             turn(&client, "/", chat).await;
-            assert_eq!(turn(&client, "/trailers", chat).await, "body"); // chunked: its end comes by itself
+            assert_eq!(turn(&client, "/trailers", chat).await, "body"); // chunked: the end follows separately
             let said = send(&client, post_("/echo", chat, full("said"))).await.unwrap();
             assert_eq!(text(said).await, "said");
         }
@@ -51,7 +51,7 @@ async fn consecutive_turns_reuse_their_connection_on_every_runtime() {
     }
 }
 
-async fn sessions_of_one_workspace_share_connections_those_of_others_do_not() {
+async fn sessions_share_connections_within_a_workspace_only() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
         let (ws, other) = (net.workspace(&agent), net.workspace(&agent));
@@ -94,7 +94,7 @@ async fn the_first_turn_of_a_session_binds_it() {
     }
 }
 
-async fn requests_at_once_have_a_connection_each_with_http1_and_share_one_with_http2() {
+async fn concurrent_requests_use_a_connection_each_with_http1_and_share_one_with_http2() {
     for (speaks, connections) in [(Speaks::Http1, 8), (Speaks::Http2, 1)] {
         let (net, agent) = (Net::new(), Agent::start(1).await);
         let chat = net.bind(net.workspace(&agent)).await;
@@ -108,7 +108,7 @@ async fn requests_at_once_have_a_connection_each_with_http1_and_share_one_with_h
                 turns.spawn(async move { turn(&client, "/hang", chat).await });
             }
             until("all have arrived", || agent.requests() == requests + 8).await;
-            // More than a permit: each of them waits by now, or will find it set.
+            // More than one permit: each handler waits already, or will find the flag set.
             for _ in 0..8 {
                 agent.seen.go_on.notify_one();
                 soon(turns.join_next()).await.unwrap().unwrap();
@@ -121,7 +121,7 @@ async fn requests_at_once_have_a_connection_each_with_http1_and_share_one_with_h
     }
 }
 
-async fn what_a_request_says_of_a_host_is_handed_on_and_never_dialed() {
+async fn the_host_of_a_request_is_forwarded_and_never_dialed() {
     let (net, agent, elsewhere) = (Net::new(), Agent::start(1).await, Agent::start(1).await);
     let address = elsewhere.target.address.clone().unwrap();
     let chat = net.bind(net.workspace(&agent)).await;
@@ -144,7 +144,7 @@ async fn what_a_request_says_of_a_host_is_handed_on_and_never_dialed() {
     assert_eq!((elsewhere.accepted(), agent.requests()), (0, 2));
 }
 
-async fn a_request_that_names_no_session_or_cannot_be_sent_is_refused_before_anything_is_dialed() {
+async fn a_request_without_a_session_or_that_cannot_be_sent_is_refused_before_a_dial() {
     let (net, agent) = (Net::new(), Agent::start(1).await);
     let chat = net.bind(net.workspace(&agent)).await;
     let before = net.counts();
@@ -175,7 +175,7 @@ async fn the_session_can_be_found_anywhere_in_the_request() {
     assert!(matches!(error, ClientError::NoSession));
 }
 
-async fn every_turn_is_a_use_that_an_observer_sees() {
+async fn an_observer_receives_every_turn_as_a_use() {
     let agent = Agent::start(1).await;
     let uses = Arc::new(Mutex::new(Vec::new()));
     let net = Net::new();
@@ -195,7 +195,7 @@ async fn every_turn_is_a_use_that_an_observer_sees() {
     assert_eq!(*uses.lock().unwrap(), [(chat, 1), (chat, 0), (chat, 0)]);
 }
 
-async fn the_last_client_takes_its_idle_connections_and_tasks_with_it() {
+async fn dropping_the_last_client_ends_its_idle_connections_and_tasks() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
         let chat = net.bind(net.workspace(&agent)).await;
@@ -214,7 +214,7 @@ async fn the_last_client_takes_its_idle_connections_and_tasks_with_it() {
     }
 }
 
-async fn what_is_under_way_outlives_the_client() {
+async fn pending_requests_outlive_the_client() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
         let chat = net.bind(net.workspace(&agent)).await;
@@ -244,7 +244,7 @@ fn a_client_is_sync_clone_and_debug() {
     future::<tower_bound_agent::http::AgentFuture>();
 }
 
-async fn cold_sessions_use_the_connections_that_are_there() {
+async fn cold_sessions_use_existing_connections() {
     for speaks in BOTH {
         let (net, agent) = (Net::new(), Agent::start(1).await);
         let ws = net.workspace(&agent);
@@ -252,7 +252,7 @@ async fn cold_sessions_use_the_connections_that_are_there() {
         for _ in 0..100 {
             chats.push(net.bind(ws).await);
         }
-        // A process that has not seen them yet.
+        // A process that has not read the sessions' rows.
         let net = net.with(|builder| builder);
         let client = net.client(speaks);
         let before = net.counts();
@@ -266,15 +266,15 @@ async fn cold_sessions_use_the_connections_that_are_there() {
 }
 
 on_both_runtimes! {
-    an_ordinary_turn_dials_nothing_and_asks_nobody,
-    sessions_of_one_workspace_share_connections_those_of_others_do_not,
+    an_ordinary_turn_dials_nothing_and_asks_no_question,
+    sessions_share_connections_within_a_workspace_only,
     the_first_turn_of_a_session_binds_it,
-    requests_at_once_have_a_connection_each_with_http1_and_share_one_with_http2,
-    what_a_request_says_of_a_host_is_handed_on_and_never_dialed,
-    a_request_that_names_no_session_or_cannot_be_sent_is_refused_before_anything_is_dialed,
+    concurrent_requests_use_a_connection_each_with_http1_and_share_one_with_http2,
+    the_host_of_a_request_is_forwarded_and_never_dialed,
+    a_request_without_a_session_or_that_cannot_be_sent_is_refused_before_a_dial,
     the_session_can_be_found_anywhere_in_the_request,
-    every_turn_is_a_use_that_an_observer_sees,
-    the_last_client_takes_its_idle_connections_and_tasks_with_it,
-    what_is_under_way_outlives_the_client,
-    cold_sessions_use_the_connections_that_are_there,
+    an_observer_receives_every_turn_as_a_use,
+    dropping_the_last_client_ends_its_idle_connections_and_tasks,
+    pending_requests_outlive_the_client,
+    cold_sessions_use_existing_connections,
 }

@@ -1,4 +1,4 @@
-//! Bodies, trailers and upgrades, and callers and agents that let go in the middle.
+//! Bodies, trailers and upgrades, and callers and agents that end in the middle of them.
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
@@ -30,7 +30,7 @@ async fn started(speaks: Speaks) -> (Net, Agent, SessionId, Client) {
     (net, agent, chat, client)
 }
 
-/// A body of so many bytes, made when it is asked for; says how many were.
+/// Returns a lazily created body of `length` bytes, and a counter of the created bytes.
 fn made(length: u64) -> (Sends, Arc<AtomicU64>) {
     let (mut sender, body) = Channel::<Bytes>::new(1);
     let made = Arc::new(AtomicU64::new(0));
@@ -72,7 +72,7 @@ async fn trailers_pass_both_ways() {
     }
 }
 
-async fn a_large_body_goes_there_and_back_and_is_never_held() {
+async fn a_large_body_is_streamed_both_ways_without_buffering() {
     for speaks in BOTH {
         let (net, agent, chat, client) = started(speaks).await;
         let before = net.counts();
@@ -84,7 +84,7 @@ async fn a_large_body_goes_there_and_back_and_is_never_held() {
             most = most.max(made.load(SeqCst).saturating_sub(read));
         }
         assert_eq!((read, made.load(SeqCst)), (64 * MIB, 64 * MIB), "{speaks:?}");
-        // What is between: buffers of sockets, and the windows of HTTP/2.
+        // The buffers of the sockets and the windows of HTTP/2.
         assert!(most < 32 * MIB, "{speaks:?}: {most} bytes under way");
         turn(&client, "/", chat).await;
         assert_eq!(net.counts() - before, counts(1, 0, 0, 0), "{speaks:?}");
@@ -92,7 +92,7 @@ async fn a_large_body_goes_there_and_back_and_is_never_held() {
     }
 }
 
-async fn who_does_not_read_holds_the_agent_back() {
+async fn a_slow_reader_applies_backpressure_to_the_agent() {
     for speaks in BOTH {
         let (_net, _agent, chat, client) = started(speaks).await;
         let (body, made) = made(u64::MAX);
@@ -112,13 +112,12 @@ async fn who_does_not_read_holds_the_agent_back() {
     }
 }
 
-async fn a_caller_that_vanishes_in_the_middle_leaves_nothing_behind_and_says_nothing_of_the_agent()
-{
+async fn a_call_dropped_in_the_middle_leaves_nothing_behind_and_is_no_evidence_about_the_agent() {
     for speaks in BOTH {
         let (net, agent, chat, client) = started(speaks).await;
         let leftovers = Leftovers::none();
         let before = net.counts();
-        // While it sends, while it waits, while it reads; and one whose own body fails.
+        // The call is dropped while it sends, waits and reads; another call's own body fails.
         let (body, made) = made(u64::MAX);
         let sends = tokio::spawn(client.clone().oneshot(post_("/take", chat, body)));
         until("it sends", || made.load(SeqCst) > MIB).await;
@@ -153,7 +152,7 @@ async fn a_caller_that_vanishes_in_the_middle_leaves_nothing_behind_and_says_not
     }
 }
 
-async fn a_caller_whose_body_fails_in_the_middle_of_the_answer_says_nothing_of_the_agent() {
+async fn a_body_that_fails_during_the_response_is_no_evidence_about_the_agent() {
     for (speaks, dials) in [(Speaks::Http1, 2), (Speaks::Http2, 1)] {
         let (net, _agent, chat, client) = started(speaks).await;
         let before = net.counts();
@@ -169,13 +168,13 @@ async fn a_caller_whose_body_fails_in_the_middle_of_the_answer_says_nothing_of_t
     }
 }
 
-async fn an_answer_that_comes_before_the_request_has_gone_does_not_free_its_connection() {
+async fn a_response_before_the_end_of_the_request_does_not_free_the_connection() {
     let (net, agent, chat, client) = started(Speaks::Http1).await;
     let before = net.counts();
     let (mut sender, body) = Channel::<Bytes>::new(1);
     let response = send(&client, post_("/early", chat, Sends::new(body))).await.unwrap();
     assert_eq!(text(response).await, "early");
-    // It is in use still, so this is another one.
+    // The connection is still in use, so this turn uses another one.
     turn(&client, "/", chat).await;
     assert_eq!(net.counts() - before, counts(2, 0, 0, 0));
     agent.has_open(2).await;
@@ -185,7 +184,7 @@ async fn an_answer_that_comes_before_the_request_has_gone_does_not_free_its_conn
     assert_eq!((net.counts() - before, agent.requests()), (counts(2, 0, 0, 0), 3));
 }
 
-async fn a_websocket_is_a_connection_of_its_own_that_ends_in_its_own_time() {
+async fn a_websocket_has_a_connection_of_its_own() {
     let (net, old, chat, client) = started(Speaks::Http1).await;
     let leftovers = Leftovers::none();
     turn(&client, "/", chat).await;
@@ -196,7 +195,7 @@ async fn a_websocket_is_a_connection_of_its_own_that_ends_in_its_own_time() {
     let upgraded = soon(hyper::upgrade::on(response)).await.unwrap();
     let mut socket =
         WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await;
-    // It was the idle connection, so the next turn needs another one.
+    // The WebSocket took the idle connection, so the next turn needs another one.
     turn(&client, "/", chat).await;
     assert_eq!(net.counts() - before, counts(1, 0, 0, 0));
 
@@ -218,7 +217,7 @@ async fn a_websocket_is_a_connection_of_its_own_that_ends_in_its_own_time() {
     leftovers.still_none().await;
 }
 
-/// How many connections of the session are in use, as the layer lists them.
+/// Returns the number of connections of the session that the layer lists as in use.
 fn in_use(net: &Net, handle: &BoundHandle) -> u32 {
     net.layer.bindings().in_use(handle.workspace()).iter().map(|in_use| in_use.connections).sum()
 }
@@ -236,7 +235,7 @@ async fn a_session_is_in_use_until_the_end_of_the_body() {
         drop(sender);
         while soon(answer.frame()).await.is_some() {}
         assert_eq!(in_use(&net, &handle), 0, "{speaks:?}");
-        // The connection is idle, and the body was not even dropped.
+        // The connection is idle although the body was not dropped.
         drop(answer);
         let drained = net.layer.bindings().drained(handle.workspace(), handle.target().agent);
         soon(drained).await;
@@ -255,7 +254,7 @@ async fn a_session_is_in_use_while_its_tunnel_is_open() {
     assert_eq!(in_use(&net, &handle), 0);
 }
 
-async fn an_upgrade_over_http2_is_refused_before_anything_is_dialed() {
+async fn an_upgrade_over_http2_is_refused_before_a_dial() {
     let (net, _agent, chat, client) = started(Speaks::Http2).await;
     let before = net.counts();
     let error = send(&client, upgrade(chat)).await.unwrap_err();
@@ -265,13 +264,13 @@ async fn an_upgrade_over_http2_is_refused_before_anything_is_dialed() {
 
 on_both_runtimes! {
     trailers_pass_both_ways,
-    a_large_body_goes_there_and_back_and_is_never_held,
-    who_does_not_read_holds_the_agent_back,
-    a_caller_that_vanishes_in_the_middle_leaves_nothing_behind_and_says_nothing_of_the_agent,
-    a_caller_whose_body_fails_in_the_middle_of_the_answer_says_nothing_of_the_agent,
-    an_answer_that_comes_before_the_request_has_gone_does_not_free_its_connection,
-    a_websocket_is_a_connection_of_its_own_that_ends_in_its_own_time,
+    a_large_body_is_streamed_both_ways_without_buffering,
+    a_slow_reader_applies_backpressure_to_the_agent,
+    a_call_dropped_in_the_middle_leaves_nothing_behind_and_is_no_evidence_about_the_agent,
+    a_body_that_fails_during_the_response_is_no_evidence_about_the_agent,
+    a_response_before_the_end_of_the_request_does_not_free_the_connection,
+    a_websocket_has_a_connection_of_its_own,
     a_session_is_in_use_until_the_end_of_the_body,
     a_session_is_in_use_while_its_tunnel_is_open,
-    an_upgrade_over_http2_is_refused_before_anything_is_dialed,
+    an_upgrade_over_http2_is_refused_before_a_dial,
 }

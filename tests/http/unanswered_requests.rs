@@ -1,4 +1,5 @@
-//! Requests without an answer: the resolver is asked about their agent, and news reaches them.
+//! Requests without a response: the resolver is asked about their agent, and its answers reach the
+//! requests.
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -75,7 +76,7 @@ async fn chats_of_a_frozen_and_rebuilt_agent_fail_at_most_once_within_seconds() 
             failed += more;
             slowest = slowest.max(slow);
         }
-        // Those that were begun in the two seconds before the first question.
+        // The requests that began in the two seconds before the first question.
         assert!(failed <= 110, "{speaks:?}: {failed} turns failed");
         assert!(slowest < Duration::from_secs(3), "{speaks:?}: {slowest:?}");
         assert!(begin.elapsed() < Duration::from_secs(10));
@@ -83,12 +84,12 @@ async fn chats_of_a_frozen_and_rebuilt_agent_fail_at_most_once_within_seconds() 
     }
 }
 
-/// A chat whose agent is frozen, with a connection that is kept, and rebuilt without a word.
+/// Returns a chat whose agent is frozen with an open connection, and was rebuilt without a hint.
 async fn frozen(
     speaks: Speaks,
     set: impl FnOnce(AgentClientBuilder) -> AgentClientBuilder,
 ) -> Scene {
-    // Nor does the answer that bound the chat count for longer than a moment.
+    // The answer that bound the chat counts only for a moment either.
     let net = Net::new().with(|builder| builder.revalidate_every(Duration::from_millis(10)));
     let (old, new) = (Agent::start(1).await, Agent::start(2).await);
     let ws = net.workspace(&old);
@@ -130,7 +131,7 @@ async fn a_request_that_may_have_been_seen_ends_with_the_new_target() {
     }
 }
 
-async fn a_request_that_is_marked_as_idempotent_is_sent_to_the_new_agent_with_its_body() {
+async fn a_request_marked_as_idempotent_is_sent_to_the_new_agent_with_its_body() {
     for speaks in BOTH {
         for end_superseded in [true, false] {
             let Scene { net, old, new, chat, client, before } =
@@ -147,7 +148,7 @@ async fn a_request_that_is_marked_as_idempotent_is_sent_to_the_new_agent_with_it
     }
 }
 
-async fn a_marked_request_whose_body_goes_on_is_sent_to_the_new_agent_from_its_beginning() {
+async fn a_marked_request_with_a_growing_body_is_sent_to_the_new_agent_from_its_beginning() {
     for speaks in BOTH {
         let Scene { old, new, chat, client, .. } = frozen(speaks, |builder| builder).await;
         let (mut sender, body) = http_body_util::channel::Channel::<Bytes>::new(1);
@@ -175,7 +176,7 @@ async fn a_marked_request_whose_body_goes_on_is_sent_to_the_new_agent_from_its_b
     }
 }
 
-async fn a_marked_request_whose_body_is_longer_than_what_is_recorded_ends() {
+async fn a_marked_request_whose_body_exceeds_the_recording_limit_fails() {
     for speaks in BOTH {
         let Scene { old: _old, new, chat, client, .. } = frozen(speaks, |builder| builder).await;
         let (mut sender, body) = http_body_util::channel::Channel::<Bytes>::new(1);
@@ -208,7 +209,7 @@ async fn idempotent_methods_are_sent_to_the_new_agent_if_a_setting_says_so() {
     }
 }
 
-async fn what_becomes_known_reaches_a_waiting_request_at_once() {
+async fn news_reaches_a_waiting_request_at_once() {
     for speaks in BOTH {
         for learned in ["verdict", "doubt", "order"] {
             let net = Net::new();
@@ -242,7 +243,7 @@ async fn what_becomes_known_reaches_a_waiting_request_at_once() {
 
 type Connecting = Ready<Result<Duplex, BoxError>>;
 
-/// A client with agents in this process that answer after a delay, on a paused clock, and a count
+/// Returns a client whose in-process agents answer after a delay on the paused clock, and a counter
 /// of the questions.
 fn slow_agents(
     takes: Duration,
@@ -292,13 +293,13 @@ async fn slow_agents_cause_one_question_per_hundred_requests() {
     while let Some(done) = chats.join_next().await {
         done.unwrap();
     }
-    // Each was asked about once, to bind its chat.
+    // One question was asked about each agent, to bind its chat.
     let questions = asked.load(SeqCst) - 2_000;
     assert!((1..=200).contains(&questions), "{questions} questions for 20,000 requests");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_confirmed_agent_is_waited_for_and_validated_at_growing_intervals() {
+async fn a_request_to_a_confirmed_agent_waits_and_validates_at_growing_intervals() {
     let (layer, dialer, asked) = slow_agents(Duration::from_secs(50));
     let client = AgentClient::<_, Sends>::new(layer.layer(service_fn(dialer)));
     let (chat, ws) = (session(), workspace());
@@ -316,15 +317,16 @@ async fn a_confirmed_agent_is_waited_for_and_validated_at_growing_intervals() {
         assert_eq!(status.unwrap(), 200);
     }
     assert_eq!(begin.elapsed(), Duration::from_secs(50));
-    // One to bind, then after 2 s, and 2, 4, 8, 15, 15 s after that: shared by all 50.
+    // One question for the bind, one after 2 s, and more after intervals of 2, 4, 8, 15 and 15 s.
+    // All 50 requests share them.
     assert!((6..=8).contains(&asked.load(SeqCst)), "{}", asked.load(SeqCst));
 }
 
 on_both_runtimes! {
     a_request_that_may_have_been_seen_ends_with_the_new_target,
-    a_request_that_is_marked_as_idempotent_is_sent_to_the_new_agent_with_its_body,
-    a_marked_request_whose_body_goes_on_is_sent_to_the_new_agent_from_its_beginning,
-    a_marked_request_whose_body_is_longer_than_what_is_recorded_ends,
+    a_request_marked_as_idempotent_is_sent_to_the_new_agent_with_its_body,
+    a_marked_request_with_a_growing_body_is_sent_to_the_new_agent_from_its_beginning,
+    a_marked_request_whose_body_exceeds_the_recording_limit_fails,
     idempotent_methods_are_sent_to_the_new_agent_if_a_setting_says_so,
-    what_becomes_known_reaches_a_waiting_request_at_once,
+    news_reaches_a_waiting_request_at_once,
 }

@@ -45,7 +45,7 @@ faults! {
     a_write_that_changes_nothing_raises_the_revision:
         ASwapThatChangesNothingIsNotWritten ARetargetThatChangesNothingIsNotWritten
         AnUnbindLowersTheRevision AResetLeavesUnboundRows;
-    an_agent_that_has_to_go_becomes_the_previous_one:
+    a_removed_agent_becomes_the_previous_one:
         ASwapLeavesNoPrevious ARetargetLeavesNoPrevious AnUnbindLeavesNoPrevious
         AResetLeavesNoPrevious AGroupRepairLeavesNoPrevious AnAgentIsItsOwnPrevious
         PreviousHasNoGeneration PreviousKeepsAnEarlierGeneration PreviousIsClearedByTheNextWrite;
@@ -53,7 +53,7 @@ faults! {
     a_retarget_creates_keeps_or_clears:
         ARetargetDoesNotCreate ARetargetKeepsTheTarget ARetargetDropsTheTarget;
     an_unbind_keeps_the_workspace: AnUnbindDeletes AnUnbindReturnsNoRow;
-    an_order_makes_earlier_reads_too_late: AnUnbindThatChangesNothingIsNotWritten;
+    a_command_makes_earlier_reads_too_late: AnUnbindThatChangesNothingIsNotWritten;
     a_forget_compares_only_if_asked_to:
         AForgetIgnoresTheRevision AForgetTakesOlderRevisions AForgetAlwaysCompares
         ARowIsForgottenTwice ALoadFindsDeletedRows;
@@ -73,18 +73,18 @@ faults! {
         AResetWritesNoRows AResetCountsBoundRowsOnly AResetDropsTheTargetsOfAllWorkspaces;
     a_reset_begins_the_next_epoch_also_of_a_workspace_without_rows:
         AResetOfNoRowsBeginsNoEpoch AResetBeginsNoEpoch;
-    every_row_says_the_epoch_of_its_workspace:
+    every_row_has_the_epoch_of_its_workspace:
         RowsSayTheEpochOfTheirTarget OneEpochForAllWorkspaces;
     a_target_of_another_epoch_does_not_count:
         TargetsOfEarlierEpochsCount TargetsOfLaterEpochsCount ASwapForgetsItsEpoch
         ManyIncludeTargetsOfOtherEpochs;
     a_group_repair_writes_rows_of_its_own_epoch: AGroupRepairIgnoresTheEpoch;
-    a_group_repair_writes_what_is_of_an_earlier_generation:
+    a_group_repair_writes_rows_of_earlier_generations:
         AGroupRepairIgnoresTheWorkspace AGroupRepairGoesByAgentsOnly AGroupRepairKeepsOtherAgents
         AGroupRepairWritesEqualNumbers AGroupRepairWritesRowsAhead
         AGroupRepairWritesRowsWithoutANumber AGroupRepairBindsUnboundRows
         AGroupRepairKeepsTheRevision;
-    a_group_repair_without_generations_writes_what_names_the_stale_agent:
+    a_group_repair_without_generations_writes_rows_of_the_stale_agent:
         AGroupRepairByAgentWritesNumberedRows AGroupRepairWritesAllAgents;
     a_group_repair_from_no_generation_to_one: AGroupRepairComparesTheFirstNumber;
     a_group_repair_from_a_generation_to_none: AGroupRepairToNoNumberUnlearnsNumbers;
@@ -99,17 +99,17 @@ faults! {
     many_are_loaded_at_once:
         ManyAreLoadedAsOftenAsNamed NoSessionsMeansAll ManyIncludeDeletedRows;
     a_batch_is_loaded_at_once: AThousandAreLoadedAtMost;
-    a_dropped_verb_leaves_the_row_as_it_was_or_as_it_was_to_be: ASwapIsWrittenInTwoSteps;
-    an_order_stands_whatever_repairs_run_beside_it: ARetargetLooksBeforeItWrites;
-    of_swaps_at_one_revision_exactly_one_wins: ASwapLooksBeforeItWrites;
-    of_creations_exactly_one_wins: ACreationLooksBeforeItWrites;
+    a_dropped_verb_leaves_the_old_or_the_new_row: ASwapIsWrittenInTwoSteps;
+    a_command_survives_concurrent_repairs: ARetargetLooksBeforeItWrites;
+    exactly_one_swap_at_a_revision_is_applied: ASwapLooksBeforeItWrites;
+    exactly_one_concurrent_creation_is_applied: ACreationLooksBeforeItWrites;
     no_write_to_one_row_is_lost: AWriteIsLostNowAndThen;
     no_write_to_many_rows_is_lost: AConflictIsAppliedNowAndThen;
     a_load_sees_every_write_that_ended_before_it: ALoadLagsBehind;
-    a_group_repair_undoes_no_order_given_beside_it: AGroupRepairLooksBeforeItWrites;
-    no_target_outlives_a_reset_given_beside_its_write: ACreationForgetsItsEpoch;
+    a_concurrent_group_repair_undoes_no_command: AGroupRepairLooksBeforeItWrites;
+    no_target_outlives_a_concurrent_reset: ACreationForgetsItsEpoch;
     random_commands_give_the_answers_of_the_memory_store: AGroupRepairLeavesChildrenOut;
-    a_verb_of_housekeeping_that_is_lacking_says_so: AVerbThatIsLackingNamesAnother;
+    a_missing_verb_of_housekeeping_is_reported: AVerbThatIsLackingNamesAnother;
     the_rows_used_last_come_first:
         RecentBeginsWithTheOldest RecentBeginsWithTheUnused RecentIgnoresItsLimit
         RecentIncludesDeletedRows;

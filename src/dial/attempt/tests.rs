@@ -1,11 +1,11 @@
-//! The race as scripts that can be laid beside the acceptance list, then as random orders of
+//! The race as scripts that correspond to the table "What must hold", and as random orders of
 //! events.
 //!
-//! A script's first line says what the call begins with; each further line is
-//! `instant  event | commands`: at that millisecond the event is reported, and these are *all*
-//! commands up to the next wait. A target is a letter for its agent and a number for its
-//! generation; `a5@x` has an address, `a` no generation. An answer's read began when it was asked
-//! for unless the line says `began`; the workspace is to be asked again 2 s after it landed.
+//! A script's first line has the inputs of the call; each further line is `instant  event |
+//! commands`: at that millisecond the event is reported, and these are *all* commands up to the
+//! next wait. A target is a letter for its agent and a number for its generation; `a5@x` has an
+//! address, `a` no generation. An answer's read began when it was asked for unless the line says
+//! `began`; the workspace is to be asked again 2 s after it landed.
 
 use super::*;
 use crate::{AgentId, binding::target};
@@ -32,7 +32,7 @@ fn name(target: &Target) -> String {
     name
 }
 
-/// What the driver of an attempt keeps: one dial, one question.
+/// The state of the driver of an attempt: one dial, one question.
 struct Bench {
     zero: Instant,
     attempt: Attempt,
@@ -40,13 +40,13 @@ struct Bench {
     /// Each dial waits for the dial service.
     busy: bool,
     asked: Option<Instant>,
-    /// What becomes of the wish to start a dial over.
+    /// The answer to a request to start a dial over.
     probe: &'static str,
 }
 
 impl Bench {
     fn new(inputs: &str) -> Self {
-        // Far from the clock's own zero, so that reads may have begun before the call.
+        // Far from the clock's zero, so that reads may have begun before the call.
         let zero = Instant::now() + Duration::from_secs(3600);
         let mut limits = Limits {
             delay: ms(DELAY),
@@ -145,7 +145,7 @@ impl Bench {
             ["doubt"] => self.attempt.on_doubt(now, now),
             ["row", "unchanged"] => self.attempt.on_row_unchanged(),
             ["row", "unreadable"] => self.attempt.on_row_unreadable(),
-            // As the driver does: first what the row says now, then that the reading is over.
+            // Reports as the driver does: first the row, then the end of the read.
             ["row", named] => {
                 if !self.attempt.on_known(&target(named), None, now) {
                     self.attempt.on_row_unchanged();
@@ -266,7 +266,7 @@ mod herd {
             510  tick            | dial b6, wait 760
             520  connected       | serve switched from a5";
 
-        row_27_with_no_dial_left_it_goes_on: "bound a5
+        row_27_a_lost_dial_continues_if_no_dial_is_left: "bound a5
             0    begin           | dial a5, wait 250
             10   answers later   | wait 250
             250  tick            | dial a5, wait 500
@@ -285,13 +285,13 @@ mod herd {
             270  says a5         | dial a5, wait 2270
             280  connected       | serve redialed";
 
-        row_27_a_doubt_is_asked_about_all_the_same: "bound a5
+        row_27_a_doubt_about_a_lost_dial_is_validated: "bound a5
             0    begin           | dial a5, wait 250
             100  answers later   | wait 250
             110  doubt           | ask, wait 250
             120  says b6         | dial b6, wait 2120";
 
-        a_target_that_answers_others_is_not_asked_about_anew_by_each_of_them: "bound a5
+        calls_to_a_target_that_answers_others_share_its_validations: "bound a5
             0    begin           | dial a5, wait 250
             100  answers earlier | wait 250
             250  tick            | ask, wait 30000
@@ -308,7 +308,7 @@ mod herd {
             2270 says a5         | wait 4270
             4270 tick            | probe granted, dial a5, wait 4520";
 
-        a_dial_waits_for_what_becomes_of_anothers_probe: "bound a5
+        a_dial_waits_for_the_result_of_another_calls_probe: "bound a5
             0    probes wait     | dial a5, wait 250
             100  awaited         | wait 250
             250  tick            | ask, wait 30000
@@ -316,7 +316,7 @@ mod herd {
             2260 tick            | probe wait, wait 2510
             2300 answers later   | dial a5, wait 2550";
 
-        after_a_probe_in_vain_the_resolver_is_asked: "bound a5
+        after_a_failed_probe_the_resolver_is_asked: "bound a5
             0    probes in vain  | dial a5, wait 250
             100  awaited         | wait 250
             250  tick            | ask, wait 30000
@@ -324,7 +324,7 @@ mod herd {
             2260 tick            | probe in vain, ask, wait 30000
             2270 says b6         | dial b6, wait 4270";
 
-        row_28_a_call_in_the_queue_asks_nobody: "bound a5 busy
+        row_28_a_queued_call_asks_no_question: "bound a5 busy
             0    begin           | dial a5, wait 30000
             5000 started         | wait 5250
             5250 tick            | ask, wait 30000";
@@ -390,7 +390,7 @@ mod rows {
             260  stopped        | read, wait 30000
             270  row unchanged  | fail stopped";
 
-        row_21_nothing_to_dial_and_a_denial_that_was_just_heard: "unbound stopped
+        row_21_a_fresh_denial_ends_a_call_without_a_target: "unbound stopped
             0    begin          | fail stopped";
 
         row_5_slow_and_gone: "bound a5
@@ -518,7 +518,7 @@ mod rows {
             4280 says b6        | dial b6, wait 6280
             4290 connected      | serve switched from a5";
 
-        row_14_timed_out_without_a_word: "bound a5
+        row_14_timed_out_without_an_answer: "bound a5
             0     begin         | dial a5, wait 250
             250   tick          | ask, wait 30000
             5250  unknown       | wait 7250
@@ -537,7 +537,7 @@ mod rows {
             28990 says b6       | dial b6, wait 30000
             30000 tick          | fail timed out superseded";
 
-        row_14_the_driver_hears_the_news_before_the_answer: "bound a5
+        row_14_the_news_arrives_before_the_answer: "bound a5
             0     begin         | dial a5, wait 250
             250   tick          | ask, wait 30000
             28990 known b6      | dial b6, wait 30000
@@ -564,12 +564,12 @@ mod rows {
             29000 row unreadable| wait 30000
             30000 tick          | fail timed out stopped";
 
-        row_15_a_doubt_that_somebody_left_is_asked_about_at_once: "bound a5 doubt 100
+        row_15_an_earlier_doubt_is_validated_at_once: "bound a5 doubt 100
             0    begin          | dial a5, ask, wait 30000
             10   says b6        | dial b6, wait 2010
             20   connected      | serve switched from a5";
 
-        row_16_a_call_under_way_follows_what_another_one_learned: "bound a5
+        row_16_a_pending_call_uses_the_target_that_another_call_learned: "bound a5
             0    begin          | dial a5, wait 250
             50   known b6       | dial b6, wait 300
             60   connected      | serve switched from a5";
@@ -586,7 +586,7 @@ mod rows {
             280  says b6        | dial b6, wait 2280
             290  failed         | fail unreachable";
 
-        row_21_nothing_is_known_of_the_workspace: "unbound
+        row_21_no_known_target: "unbound
             0    begin          | ask, wait 30000
             40   says a5        | dial a5, wait 2040
             50   connected      | serve first bind";
@@ -647,7 +647,7 @@ mod bounds {
             250  tick           | ask, wait 30000
             260  says b6        | fail unreachable, newer b6";
 
-        the_redial_that_no_dial_is_left_for: "bound a5 dials 2
+        a_redial_without_a_dial_left_fails: "bound a5 dials 2
             0    begin          | dial a5, wait 250
             10   failed         | ask, wait 260
             20   says a5        | fail unreachable";
@@ -687,7 +687,7 @@ mod bounds {
             20   started        | wait 2010
             30   connected      | serve confirmed";
 
-        a_verdict_that_grew_old_meanwhile_is: "busy bound a5 doubt 10
+        an_old_verdict_is_asked_for_again_after_a_slow_dial_service: "busy bound a5 doubt 10
             0    begin          | dial a5, ask, wait 30000
             10   says a5        | wait 30000
             2500 started        | wait 2750
@@ -699,7 +699,7 @@ mod readings {
     use super::run;
 
     scripts! {
-        a_newer_generation_at_the_same_place_keeps_the_dial: "bound a5
+        a_newer_generation_at_the_same_endpoint_keeps_the_dial: "bound a5
             0    begin          | dial a5, wait 250
             250  tick           | ask, wait 30000
             260  says a6        | wait 2260
@@ -828,7 +828,7 @@ mod readings {
             2600 says a5        | wait 4600
             2700 connected      | serve confirmed";
 
-        a_dial_that_fails_while_the_row_is_read_leaves_it_to_the_row: "bound a5
+        a_dial_that_fails_while_the_row_is_read_follows_the_row: "bound a5
             0    begin          | dial a5, wait 250
             250  tick           | ask, wait 30000
             260  stopped        | read, wait 30000
@@ -842,7 +842,7 @@ mod readings {
             270  failed         | wait 30000
             280  row unchanged  | fail stopped";
 
-        a_reading_of_before_the_switch_decides_nothing: "bound a5
+        a_read_from_before_the_switch_decides_nothing: "bound a5
             0    begin          | dial a5, wait 250
             250  tick           | ask, wait 30000
             260  stopped        | read, wait 30000
@@ -877,7 +877,7 @@ mod readings {
             10   connected      | wait 250
             250  tick           | serve reused";
 
-        a_reported_connection_that_is_there_at_the_deadline_is_served: "bound a5 doubt 10 hold deadline 100
+        a_reported_connection_is_served_at_the_deadline: "bound a5 doubt 10 hold deadline 100
             0    begin          | dial a5, ask, wait 100
             40   connected      | wait 100
             100  tick           | serve reused";
@@ -908,7 +908,7 @@ mod readings {
             10   failed         | ask, wait 30000
             20   says a5        | fail unreachable";
 
-        without_redials_a_failed_validation_ends_it: "bound a5 redial-never
+        without_redials_a_failed_validation_ends_the_call: "bound a5 redial-never
             0    begin          | dial a5, wait 250
             10   failed         | ask, wait 30000
             20   unknown        | fail unreachable";
@@ -946,18 +946,18 @@ mod readings {
             310  says b6        | ask, wait 30000
             320  says c7        | dial c7, wait 2320";
 
-        a_doubt_about_what_is_being_dialed_anyway: "bound a5
+        a_doubt_about_the_dialed_target_is_validated: "bound a5
             0    begin          | dial a5, wait 250
             50   known a5 doubt 40 | ask, wait 30000
             60   says b6        | dial b6, wait 2060";
 
-        a_second_switch_back_to_the_bound_place_is_no_switch: "bound a
+        a_second_switch_back_to_the_bound_endpoint_is_no_switch: "bound a
             0    begin          | dial a, wait 250
             50   known b        | dial b, wait 300
             60   known a        | dial a, wait 310
             70   connected      | serve reused";
 
-        what_was_said_before_two_switches_confirms_nothing: "bound a
+        an_answer_from_before_two_switches_confirms_nothing: "bound a
             0    begin          | dial a, wait 250
             250  tick           | ask, wait 30000
             260  says a         | wait 2260

@@ -1,4 +1,4 @@
-//! The store under test, with what holds for every call of a verb checked at each call.
+//! The store under test, with the general rules checked at each call of a verb.
 
 use super::rows::{
     Row, Shown, session, show_new, show_session, show_target, show_workspace, workspace,
@@ -9,7 +9,7 @@ use crate::{
 };
 use std::{collections::BTreeMap, error::Error as _, sync::Arc};
 
-/// What became of a write that compares. As [`Swap`], without revisions and epochs.
+/// The result of a write that compares: [`Swap`] without revisions and epochs.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Swapped {
     Applied(Row),
@@ -19,10 +19,10 @@ pub(super) enum Swapped {
 /// A store that one test uses alone. It remembers what the store has answered, and checks that
 ///
 /// * a row that was written has a greater revision than the session's row ever had,
-/// * every row that is returned says the epoch of its workspace,
+/// * every returned row carries the epoch of its workspace,
 /// * a verb that writes returns the row that is read afterwards, and one that refuses to write
 ///   leaves the row as it was,
-/// * a verb that writes several rows writes as many as it says.
+/// * a verb that writes several rows reports their number.
 pub(super) struct Checked<St> {
     store: St,
     /// The row of each session that was ever named; `None` if there is none.
@@ -30,11 +30,11 @@ pub(super) struct Checked<St> {
     /// Every revision that the row of a session has had, in their order.
     revisions: BTreeMap<SessionId, Vec<Revision>>,
     epochs: BTreeMap<WorkspaceId, Epoch>,
-    /// What was called.
+    /// The calls so far.
     calls: Vec<String>,
 }
 
-/// A failure is hard to understand without what led to it.
+/// Prints the calls that led to a failure.
 impl<St> Drop for Checked<St> {
     fn drop(&mut self) {
         const SHOWN: usize = 20;
@@ -48,7 +48,7 @@ impl<St> Drop for Checked<St> {
     }
 }
 
-/// Returns what a verb has returned; an error fails the test.
+/// Returns the result of a verb. An error fails the test.
 pub(super) fn ok<T>(verb: &str, result: Result<T, StoreError>) -> T {
     result.unwrap_or_else(|error| {
         let mut text = error.to_string();
@@ -62,7 +62,7 @@ pub(super) fn ok<T>(verb: &str, result: Result<T, StoreError>) -> T {
 }
 
 impl<St: BindingStore> Checked<St> {
-    /// Of a store without rows.
+    /// Wraps a store without rows.
     pub(super) fn new(store: St) -> Self {
         let (rows, revisions, epochs) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         Self { store, rows, revisions, epochs, calls: Vec::new() }
@@ -73,27 +73,27 @@ impl<St: BindingStore> Checked<St> {
         verb
     }
 
-    /// The store itself, for verbs that write no row.
+    /// Returns the store itself, for verbs that write no row.
     pub(super) const fn inner(&self) -> &St {
         &self.store
     }
 
-    /// The epoch of a workspace, as the last reset has said.
+    /// Returns the epoch of a workspace, according to the last reset.
     pub(super) fn epoch(&self, w: u128) -> Epoch {
         self.epochs.get(&workspace(w)).copied().unwrap_or_default()
     }
 
-    /// A record in the epoch of its workspace.
+    /// Returns a record in the epoch of its workspace.
     pub(super) fn new_binding(&self, s: u128, w: u128, target: Option<Arc<Target>>) -> NewBinding {
         NewBinding::new(session(s), workspace(w), target).with_epoch(self.epoch(w))
     }
 
-    /// The revision that the row of a session has, or had last.
+    /// Returns the last revision of a session's row.
     pub(super) fn revision(&self, s: u128) -> Revision {
         self.earlier_revision(s, 0)
     }
 
-    /// The revision that the row of a session had so many writes ago, or its first one.
+    /// Returns the revision of a session's row `writes_ago` writes ago, or its first one.
     pub(super) fn earlier_revision(&self, s: u128, writes_ago: usize) -> Revision {
         let revisions = self.revisions.get(&session(s)).map_or(&[][..], Vec::as_slice);
         let then = revisions.len().saturating_sub(1 + writes_ago);
@@ -111,7 +111,7 @@ impl<St: BindingStore> Checked<St> {
         self.swapped(&verb, new.session, swap).await
     }
 
-    /// A swap at the revision that the row has, or had last.
+    /// Swaps at the last revision of the row.
     pub(super) async fn swap(&mut self, s: u128, w: u128, target: Option<Arc<Target>>) -> Swapped {
         self.swap_at(self.revision(s), self.new_binding(s, w, target)).await
     }
@@ -160,7 +160,7 @@ impl<St: BindingStore> Checked<St> {
         self.swapped(&verb, session(child), swap).await
     }
 
-    /// Returns how many rows the workspace has.
+    /// Resets a workspace and returns the number of its rows.
     pub(super) async fn reset(&mut self, w: u128) -> u64 {
         let verb = self.call(format!("reset_workspace({})", show_workspace(workspace(w))));
         let reset = ok(&verb, self.store.reset_workspace(workspace(w)).await);
@@ -174,7 +174,7 @@ impl<St: BindingStore> Checked<St> {
         reset.rows
     }
 
-    /// Returns how many rows were written.
+    /// Runs a group repair and returns the number of written rows.
     pub(super) async fn replace(
         &mut self,
         w: u128,
@@ -195,7 +195,7 @@ impl<St: BindingStore> Checked<St> {
         replaced
     }
 
-    /// In the order of their sessions.
+    /// Returns the rows in the order of their sessions.
     pub(super) async fn load_many(&mut self, sessions: &[u128]) -> Vec<Row> {
         let verb = self.call(format!("load_many({sessions:?})"));
         let sessions: Vec<_> = sessions.iter().map(|s| session(*s)).collect();
@@ -207,7 +207,7 @@ impl<St: BindingStore> Checked<St> {
         found.iter().map(Row::of).collect()
     }
 
-    /// The rows of these sessions after a purge, which may have deleted them.
+    /// Returns the rows of these sessions after a purge, which may have deleted them.
     pub(super) async fn purged<const N: usize>(&mut self, sessions: [u128; N]) -> [Option<Row>; N] {
         let mut rows = [const { None }; N];
         for (row, s) in rows.iter_mut().zip(sessions) {
@@ -240,7 +240,7 @@ impl<St: BindingStore> Checked<St> {
         }
     }
 
-    /// A verb has returned this row as the one that it has written.
+    /// Checks a row that a verb has returned as written.
     async fn written(&mut self, verb: &str, session: SessionId, row: Binding) -> Row {
         self.is_next(verb, session, row.clone());
         self.loaded(verb, session).await;
@@ -273,7 +273,7 @@ impl<St: BindingStore> Checked<St> {
         );
     }
 
-    /// Compares a row that was returned, and not written, with the one that is known.
+    /// Compares a row that was returned and not written with the known row.
     fn is_known(&mut self, verb: &str, session: SessionId, row: Option<&Binding>) {
         if let Some(row) = row {
             self.is_sound(verb, session, row);
@@ -293,7 +293,7 @@ impl<St: BindingStore> Checked<St> {
         row.as_ref().map(Row::of)
     }
 
-    /// Returns how many of the rows are others than are known, and remembers them.
+    /// Returns the number of rows that differ from the known ones, and remembers them.
     async fn changed(&mut self, verb: &str) -> u64 {
         let mut changed = 0;
         for (session, known) in self.rows.clone() {

@@ -1,4 +1,4 @@
-//! Random commands, held against the store in memory.
+//! Random commands, compared with the store in memory.
 
 use super::{
     checked::{Checked, Swapped},
@@ -10,11 +10,11 @@ use crate::{
 };
 use std::sync::Arc;
 
-/// How many times, each with sessions and workspaces of its own.
+/// The number of runs, each with sessions and workspaces of its own.
 const RUNS: u64 = 25;
 const COMMANDS: usize = 50;
 
-/// The generator SplitMix64: the same numbers from the same seed, everywhere.
+/// The generator SplitMix64, which yields the same numbers for the same seed on every platform.
 struct Random(u64);
 
 impl Random {
@@ -25,7 +25,7 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// Less than `n`.
+    /// Returns a number less than `n`.
     fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
@@ -40,16 +40,16 @@ impl Random {
     }
 }
 
-/// Of three sessions and two workspaces, so that they meet often.
+/// A command on three sessions and two workspaces, so that commands often concern the same row.
 #[derive(Clone, Debug)]
 enum Command {
     Load(u128),
     Create(u128, u128, Option<Arc<Target>>),
-    /// With how many writes ago the expected revision was the row's: 0 wins.
+    /// A swap whose expected revision is this number of writes old; 0 applies.
     Swap(u128, u128, Option<Arc<Target>>, usize),
     Retarget(u128, u128),
     Unbind(u128),
-    /// As above, where it compares.
+    /// The same, if the deletion compares.
     Forget(u128, Option<usize>),
     Inherit(u128, u128),
     Reset(u128),
@@ -57,7 +57,7 @@ enum Command {
     LoadMany(Vec<u128>),
 }
 
-/// What a store has answered, without revisions and epochs.
+/// The answer of a store, without revisions and epochs.
 #[derive(Debug, PartialEq)]
 enum Answer {
     Row(Option<Row>),
@@ -119,10 +119,10 @@ impl Command {
     }
 }
 
-/// Whatever is done in whatever order: every answer is the one of
-/// [`MemoryStore`](crate::store::MemoryStore), but for the numbers of revisions and epochs. What the
-/// other cases have not thought of shows here. The commands are the same in each run of the test; a
-/// failure lists those that led to it.
+/// In random sequences of commands, every answer is the one of
+/// [`MemoryStore`](crate::store::MemoryStore), except for the numbers of revisions and epochs. This
+/// case finds errors that no other case covers. The commands are the same in each run of the test;
+/// a failure lists the commands that led to it.
 ///
 /// > **Every method is one atomic statement** on one row, unless it says otherwise.
 pub async fn random_commands_give_the_answers_of_the_memory_store<St: BindingStore>(store: St) {

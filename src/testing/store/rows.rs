@@ -1,4 +1,4 @@
-//! Ids and targets made of numbers, and a row without its revision.
+//! Ids and targets built from numbers, and a row without its revision.
 
 use crate::{
     AgentId, Binding, BuildId, Epoch, Generation, Previous, Revision, SessionId, Target,
@@ -28,13 +28,13 @@ pub(super) const fn build(id: u128) -> BuildId {
     BuildId::new(Uuid::from_u128(BUILD + id))
 }
 
-/// A target of which everything is known, and everything follows from the number.
+/// Returns a target with all fields, which follow from the number.
 pub(super) fn full(id: u128) -> Arc<Target> {
     let target = Target::new(agent(id)).with_build(build(id));
     Arc::new(target.with_generation(id as i64).with_address(format!("10.0.0.{id}:9000")))
 }
 
-/// A target of which only the agent is known.
+/// Returns a target with an agent only.
 pub(super) fn bare(id: u128) -> Arc<Target> {
     Arc::new(Target::new(agent(id)))
 }
@@ -47,17 +47,17 @@ pub(super) fn of_generation(id: u128, generation: i64) -> Arc<Target> {
     Arc::new(Target::new(agent(id)).with_generation(generation))
 }
 
-/// The agent of [`full`], as one that was there before.
+/// Returns the agent of [`full`] as a previous agent.
 pub(super) const fn previous(id: u128) -> Option<Previous> {
     Some(Previous::new(agent(id), Some(Generation::new(id as i64))))
 }
 
-/// The agent of a target, as one that was there before.
+/// Returns the agent of a target as a previous agent.
 pub(super) fn gone(target: &Target) -> Previous {
     Previous::new(target.agent, target.generation)
 }
 
-/// A record in epoch 0.
+/// Returns a record in epoch 0.
 pub(super) fn new(s: u128, w: u128, target: Option<Arc<Target>>) -> NewBinding {
     NewBinding::new(session(s), workspace(w), target)
 }
@@ -70,8 +70,8 @@ pub(super) const fn at(revision: i64) -> Revision {
     Revision::new(revision)
 }
 
-/// What the contract says of a row's content. Its revision only has to grow, and its epoch is that
-/// of its workspace: `Checked` sees to both.
+/// The content of a row that the contract determines. `Checked` asserts that its revision grows and
+/// that its epoch is that of its workspace.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Row {
     pub(super) session: SessionId,
@@ -113,7 +113,7 @@ pub(super) fn row(
     Row { session: session(s), workspace: workspace(w), target, previous }
 }
 
-/// A whole row, or none, as it is shown.
+/// A whole row, or none, for messages.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) struct Shown<'a>(pub(super) Option<&'a Binding>);
 
@@ -128,7 +128,7 @@ impl fmt::Debug for Shown<'_> {
     }
 }
 
-/// An id that was made of a number is shown as that number.
+/// Shows an id that was built from a number as that number.
 fn show(kind: &str, id: Uuid, base: u128) -> String {
     match id.as_u128().checked_sub(base) {
         Some(number @ ..1_000_000_000) => format!("{kind} {number}"),

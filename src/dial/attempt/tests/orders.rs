@@ -4,7 +4,8 @@ use super::*;
 use crate::Generation;
 use proptest::prelude::*;
 
-/// What may happen next. Whatever is not possible at that moment is left out by [`Model::event`].
+/// An event that may happen next. [`Model::event`] skips events that are not possible at that
+/// moment.
 #[derive(Clone, Debug)]
 enum Happens {
     /// The dial service becomes ready.
@@ -14,14 +15,14 @@ enum Happens {
     FailedLocally,
     /// The target answers a dial that began later.
     Overtaken,
-    /// Others wait for a slot, or no longer.
+    /// Other calls begin or cease to wait for a slot.
     Awaited(bool),
     /// The target answers a dial that began earlier.
     AnsweredEarlier,
     DeniedInQueue,
-    /// Its read began so long before now, but after the last answer.
+    /// An answer whose read began this long ago, but after the last answer.
     Answered(Said, u64),
-    /// Another call or an order has it.
+    /// Another call or a command supplies the target.
     Known(Said),
     Doubted(u64),
     RowNames(Said),
@@ -30,7 +31,7 @@ enum Happens {
     Nothing,
 }
 
-/// Relative to what is being dialed at that moment.
+/// A target relative to the dialed one.
 #[derive(Clone, Copy, Debug)]
 enum Said {
     Same,
@@ -88,7 +89,7 @@ struct Begins {
     once: bool,
     busy: bool,
     started: u8,
-    /// The register knows more than what connected, as often as this is true.
+    /// Whether a newer target is known when a dial connects, in turn.
     late_news: Vec<bool>,
 }
 
@@ -110,7 +111,7 @@ fn begins() -> impl Strategy<Value = Begins> {
     )
 }
 
-/// The driver, the dialer and the registers around an attempt, and what is checked of them.
+/// The driver, the dialer and the known targets around an attempt, and the checks of its commands.
 struct Model {
     zero: Instant,
     now: Instant,
@@ -119,22 +120,22 @@ struct Model {
     once: bool,
     busy: bool,
     late_news: Vec<bool>,
-    /// The agents and generations that were used up.
+    /// The agents and generations that were used already.
     agents: u128,
     generation: Option<i64>,
-    /// What is being dialed or held, by the last command.
+    /// The target that is dialed or held, according to the last command.
     dial: Option<Arc<Target>>,
     connected: bool,
     asked: bool,
     last_answer: Instant,
     reading: bool,
-    /// The greatest generation that the attempt was told of, in what counts.
+    /// The greatest generation in the events that the attempt must respect.
     told: Option<Generation>,
     denials: u32,
     /// Dial commands for the present target, since it became the target. Lost dials that were
     /// started over count once.
     dials: u8,
-    /// The dial is started over because that was granted.
+    /// The request to start the dial over was granted.
     probing: bool,
     ended: Option<Command>,
 }
@@ -185,7 +186,7 @@ impl Model {
         model
     }
 
-    /// Another agent, of the present generation if there are generations.
+    /// Returns another agent, of the present generation if there are generations.
     fn another(&mut self) -> Arc<Target> {
         self.agents += 1;
         let mut target = Target::new(AgentId::new(Uuid::from_u128(self.agents)));
@@ -220,7 +221,7 @@ impl Model {
         })
     }
 
-    /// Reports what is possible now.
+    /// Reports the event if it is possible now.
     fn event(&mut self, happens: &Happens) {
         let pending = self.dial.is_some() && !self.connected;
         let before = self.attempt.target().cloned();
@@ -254,7 +255,7 @@ impl Model {
                 self.attempt.on_denied_in_queue(Denied::Stopped);
             }
             Happens::Answered(said, age) if self.asked => {
-                // A flight begins after the one before it has landed.
+                // A flight begins after the previous one has ended.
                 let began = self.last_answer.max(self.now - ms(*age));
                 self.last_answer = self.now;
                 self.asked = false;
@@ -303,7 +304,7 @@ impl Model {
         }
     }
 
-    /// The registers have it; they never name anything older than before.
+    /// Records a known target. Known targets never become older.
     fn known(&mut self, said: Said) {
         let said = if matches!(said, Said::Older) { Said::Same } else { said };
         let Some(target) = self.target(said) else { return };
@@ -320,7 +321,7 @@ impl Model {
         assert!(self.progress.started <= MOST_DIALS, "a fourth dial");
     }
 
-    /// Carries out everything up to the next wait.
+    /// Executes all commands up to the next wait.
     fn drain(&mut self, happened: &Happens) -> Option<Instant> {
         for _ in 0..8 {
             let command = self.attempt.next(self.now, self.progress);
@@ -333,7 +334,7 @@ impl Model {
                         && (self.progress.answers == Answers::Later
                             || std::mem::take(&mut self.probing));
                     self.progress.answers = Answers::None;
-                    // One place for one dial: what was there is dropped.
+                    // There is one slot for a dial: the former dial is dropped.
                     self.dial = Some(Arc::clone(target));
                     self.connected = false;
                     self.progress.waiting = self.busy;
@@ -354,7 +355,7 @@ impl Model {
                 Command::Revalidate => {
                     assert!(!self.asked, "two questions");
                     if matches!(happened, Happens::Nothing) {
-                        // As if somebody else had asked meanwhile.
+                        // As if another call had asked meanwhile.
                         self.attempt.on_paused(self.now + ms(5_000));
                     } else {
                         self.attempt.on_asking(self.now);
@@ -391,7 +392,7 @@ impl Model {
                 }
                 Command::Serve => {
                     if self.late_news.pop() == Some(true) {
-                        // The one look has shown something newer.
+                        // The last comparison has revealed a newer target.
                         self.known(Said::Newer);
                         continue;
                     }
@@ -451,7 +452,7 @@ impl Model {
     fn end(&mut self, command: Command) {
         assert!(self.ended.is_none());
         assert!(self.now <= self.zero + ms(DEADLINE));
-        // It stays so, whoever asks again and whenever.
+        // The final command stays the same, however often and whenever it is asked for.
         assert_eq!(self.attempt.next(self.now, self.progress), command);
         self.ended = Some(command);
     }
@@ -465,12 +466,12 @@ fn same_endpoint(one: Option<&Arc<Target>>, other: Option<&Arc<Target>>) -> bool
     }
 }
 
-/// Plays the events, then lets the time run out. Returns how it ended.
+/// Plays the events, then advances the time to the deadline. Returns the final command.
 fn play(begins: &Begins, events: &[(u64, Happens)]) -> Command {
     let mut model = Model::new(begins);
     let mut wait = model.drain(&Happens::Nothing);
     let mut events = events.iter();
-    // Time alone makes it ask, repeat the dial or end: a few steps each.
+    // Without further events, the attempt asks, repeats the dial or ends within a few steps.
     for _ in 0..200 {
         let Some(until) = wait else { return model.ended.expect("an end") };
         let (step, happens) = events.next().cloned().unwrap_or((DEADLINE, Happens::Nothing));

@@ -1,4 +1,4 @@
-//! Verbs at the same time, each in a task of its own.
+//! Concurrent verbs, each in a task of its own.
 
 use crate::{
     Binding, Revision,
@@ -11,7 +11,7 @@ use crate::{
 use std::{collections::BTreeMap, sync::Arc};
 use tokio::task::JoinHandle;
 
-/// The results of all tasks, in their order; the panic of one is that of the case.
+/// Returns the results of all tasks, in order. A panic of a task panics the case.
 async fn all<T>(tasks: impl IntoIterator<Item = JoinHandle<T>>) -> Vec<T> {
     let mut results = Vec::new();
     for task in tasks.into_iter().collect::<Vec<_>>() {
@@ -37,52 +37,53 @@ async fn created(store: &impl BindingStore, s: u128, w: u128, target: u128) -> B
     applied(ok("create", store.create(new(s, w, Some(full(target)))).await))
 }
 
-/// An order and a repair at the same time: the order stands, and the repair was either before it,
-/// or is refused and gets the row of the order.
+/// A command and a concurrent repair: the command survives, and the repair was either before it, or
+/// is refused and gets the row of the command.
 ///
 /// > **Commands** (`retarget`, `unbind`, `reset_workspace`) do not compare, and also write rows
 /// > that already have the requested content: a repair that read the row before then fails its
 /// > comparison.
-pub async fn an_order_stands_whatever_repairs_run_beside_it<St: BindingStore>(store: St) {
+pub async fn a_command_survives_concurrent_repairs<St: BindingStore>(store: St) {
     let store = Arc::new(store);
     for s in 0..50 {
         let read = created(&*store, s, 1, 1).await;
-        let (repairer, orderer) = (Arc::clone(&store), Arc::clone(&store));
+        let (repairer, commander) = (Arc::clone(&store), Arc::clone(&store));
         let repair = async move {
             let repair = new(s, 1, Some(full(2)));
             ok("compare_and_swap", repairer.compare_and_swap(read.revision, repair).await)
         };
-        let order = async move { ok("retarget", orderer.retarget(session(s), workspace(2)).await) };
+        let command =
+            async move { ok("retarget", commander.retarget(session(s), workspace(2)).await) };
         // Each of the two begins first in half of the rounds.
-        let (repair, order) = if s % 2 == 0 {
-            (tokio::spawn(repair), tokio::spawn(order))
+        let (repair, command) = if s % 2 == 0 {
+            (tokio::spawn(repair), tokio::spawn(command))
         } else {
-            let order = tokio::spawn(order);
-            (tokio::spawn(repair), order)
+            let command = tokio::spawn(command);
+            (tokio::spawn(repair), command)
         };
-        let (repair, order) = (all([repair]).await.remove(0), all([order]).await.remove(0));
+        let (repair, command) = (all([repair]).await.remove(0), all([command]).await.remove(0));
         let gone = match repair {
             Swap::Applied(repaired) => {
                 assert_eq!(Row::of(&repaired), row(s, 1, Some(full(2)), previous(1)));
-                assert!(read.revision < repaired.revision && repaired.revision < order.revision);
+                assert!(read.revision < repaired.revision && repaired.revision < command.revision);
                 2
             }
             Swap::Conflict(winner) => {
-                assert_eq!(winner.as_ref(), Some(&order), "the row that stands in the way");
-                assert!(read.revision < order.revision);
+                assert_eq!(winner.as_ref(), Some(&command), "the conflicting row");
+                assert!(read.revision < command.revision);
                 1
             }
         };
-        assert_eq!(Row::of(&order), row(s, 2, None, previous(gone)));
-        assert_eq!(ok("load", store.load(session(s)).await), Some(order));
+        assert_eq!(Row::of(&command), row(s, 2, None, previous(gone)));
+        assert_eq!(ok("load", store.load(session(s)).await), Some(command));
     }
 }
 
-/// Of many swaps at one revision one is applied, and the others get its row.
+/// Exactly one of many swaps at one revision is applied, and the others get its row.
 ///
 /// > Replaces workspace and target of a row if its revision is `expected`; otherwise returns the
 /// > row as the conflict.
-pub async fn of_swaps_at_one_revision_exactly_one_wins<St: BindingStore>(store: St) {
+pub async fn exactly_one_swap_at_a_revision_is_applied<St: BindingStore>(store: St) {
     let store = Arc::new(store);
     let mut read = created(&*store, 1, 1, 1).await.revision;
     for round in 1..=20 {
@@ -100,11 +101,11 @@ pub async fn of_swaps_at_one_revision_exactly_one_wins<St: BindingStore>(store: 
     }
 }
 
-/// Of many creations of a session one is applied, and the others get its row; also if some of them
-/// inherit.
+/// Exactly one of many creations of a session is applied, and the others get its row, even if some
+/// of them inherit.
 ///
 /// > Creates a row. If it exists already, returns it as the conflict.
-pub async fn of_creations_exactly_one_wins<St: BindingStore>(store: St) {
+pub async fn exactly_one_concurrent_creation_is_applied<St: BindingStore>(store: St) {
     let store = Arc::new(store);
     created(&*store, 1_000, 9, 9).await;
     for s in 1..=10 {
@@ -122,7 +123,7 @@ pub async fn of_creations_exactly_one_wins<St: BindingStore>(store: St) {
     }
 }
 
-/// The row of the only one that was applied, which all others must have got.
+/// Returns the row of the only applied write, which all others must have received.
 fn one_winner(swaps: Vec<Swap>) -> Binding {
     let (mut applied, mut winners) = (Vec::new(), Vec::new());
     for swap in swaps {
@@ -139,17 +140,17 @@ fn one_winner(swaps: Vec<Swap>) -> Binding {
     winner
 }
 
-/// A write that a task was told of.
+/// A write that a task made.
 struct Write {
     row: Binding,
-    /// The revision that it replaced; `None` of an order, which does not compare, and of a creation.
+    /// The revision that it replaced. `None` for a creation, and for a command, which does not
+    /// compare.
     replaces: Option<Revision>,
 }
 
-/// Sixteen tasks write one row in every way there is, each as fast as it can. The writes that were
-/// applied are then the whole history of the row: each has a revision of its own, each swap stands
-/// right after the revision that it has read, and `previous` is the agent that the history has
-/// before.
+/// Sixteen tasks write one row with every verb, as fast as they can. The applied writes are the
+/// whole history of the row: each has a unique revision, each swap directly follows the revision
+/// that it read, and `previous` is the former agent in the history.
 ///
 /// > **Every method is one atomic statement** on one row, unless it says otherwise.
 pub async fn no_write_to_one_row_is_lost<St: BindingStore>(store: St) {
@@ -162,7 +163,7 @@ pub async fn no_write_to_one_row_is_lost<St: BindingStore>(store: St) {
             for step in 0..40_u128 {
                 let new = new(1, step % 3, Some(full(1 + task * 1000 + step)));
                 let (swap, replaces) = match (task, step % 8, &read) {
-                    // Orders are rare, or the swaps would never win.
+                    // Commands are rare, because otherwise no swap would be applied.
                     (0, 7, _) => {
                         let row = store.retarget(session(1), workspace(step % 3)).await;
                         (Swap::Applied(ok("retarget", row)), None)
@@ -215,7 +216,7 @@ pub async fn no_write_to_one_row_is_lost<St: BindingStore>(store: St) {
 }
 
 /// Sixteen tasks and 250 rows: each task reads and writes all of them, in an order of its own.
-/// Every write that was applied has a revision of its own, and the last one stands.
+/// Every applied write has a unique revision, and the last one remains.
 ///
 /// > **Every method is one atomic statement** on one row, unless it says otherwise.
 pub async fn no_write_to_many_rows_is_lost<St: BindingStore>(store: St) {
@@ -263,7 +264,7 @@ pub async fn no_write_to_many_rows_is_lost<St: BindingStore>(store: St) {
     }
 }
 
-/// A write that was answered is seen by every read that begins afterwards, in whatever task.
+/// Every read that begins after a write was answered sees the write, in any task.
 ///
 /// > Sees every write that completed before the call.
 pub async fn a_load_sees_every_write_that_ended_before_it<St: BindingStore>(store: St) {
@@ -288,11 +289,11 @@ pub async fn a_load_sees_every_write_that_ended_before_it<St: BindingStore>(stor
     }
 }
 
-/// Rows of a workspace are retargeted while a group repair writes them: the orders stand.
+/// Rows of a workspace are retargeted while a group repair writes them: the commands survive.
 ///
 /// > The whole condition must hold on each row at the moment it is written: a row that was
 /// > retargeted meanwhile stays as it is.
-pub async fn a_group_repair_undoes_no_order_given_beside_it<St: BindingStore>(store: St) {
+pub async fn a_concurrent_group_repair_undoes_no_command<St: BindingStore>(store: St) {
     const ROWS: u128 = 20;
     let store = Arc::new(store);
     for round in 0..20_u128 {
@@ -307,7 +308,7 @@ pub async fn a_group_repair_undoes_no_order_given_beside_it<St: BindingStore>(st
                 let chunk = repairer.replace_agent(workspace(w), epoch(0), &stale, &current, 5);
                 match chunk.await {
                     Ok(0) => return,
-                    // The orders beside it lock rows.
+                    // The concurrent commands lock rows.
                     Ok(_) | Err(StoreError::LockedRowsSkipped { .. }) => {
                         tokio::task::yield_now().await
                     }
@@ -316,40 +317,39 @@ pub async fn a_group_repair_undoes_no_order_given_beside_it<St: BindingStore>(st
             }
         });
         // In the order of the repair, so that the two meet.
-        let orderer = Arc::clone(&store);
-        let orders = tokio::spawn(async move {
-            let mut ordered = Vec::new();
+        let commander = Arc::clone(&store);
+        let commands = tokio::spawn(async move {
+            let mut commanded = Vec::new();
             for s in (first..first + ROWS).step_by(2) {
                 let row = match s % 4 {
-                    0 => Some(ok("retarget", orderer.retarget(session(s), workspace(1)).await)),
-                    _ => ok("unbind", orderer.unbind(session(s)).await),
+                    0 => Some(ok("retarget", commander.retarget(session(s), workspace(1)).await)),
+                    _ => ok("unbind", commander.unbind(session(s)).await),
                 };
-                ordered.push((s, row));
+                commanded.push((s, row));
             }
-            ordered
+            commanded
         });
-        let ordered = all([orders]).await.remove(0);
+        let commanded = all([commands]).await.remove(0);
         all([repair]).await;
-        for (s, row) in ordered {
+        for (s, row) in commanded {
             let read = ok("load", store.load(session(s)).await);
-            assert_eq!(read, row, "the row as it was ordered");
+            assert_eq!(read, row, "the row of the command");
             let previous = read.and_then(|row| row.previous);
             assert!(previous == self::previous(1) || previous == self::previous(2), "{previous:?}");
         }
         for s in (first + 1..first + ROWS).step_by(2) {
             let read = ok("load", store.load(session(s)).await);
             let repaired = row(s, w, Some(full(2)), previous(1));
-            assert_eq!(read.as_ref().map(Row::of), Some(repaired), "a row without an order");
+            assert_eq!(read.as_ref().map(Row::of), Some(repaired), "a row without a command");
         }
     }
 }
 
-/// Writes of the epoch that ends, at the same time as the reset that ends it: no target of theirs is
-/// left.
+/// Writes of an epoch that are concurrent with the reset that ends it leave no target.
 ///
 /// > So a write that races with a reset never restores a target of an earlier epoch, in whichever
 /// > order the database executes them.
-pub async fn no_target_outlives_a_reset_given_beside_its_write<St: BindingStore>(store: St) {
+pub async fn no_target_outlives_a_concurrent_reset<St: BindingStore>(store: St) {
     let store = Arc::new(store);
     for round in 0..30_u128 {
         let (w, first) = (100 + round, round * 10);

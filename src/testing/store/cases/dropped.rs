@@ -1,4 +1,4 @@
-//! Verbs whose caller goes away.
+//! Verbs whose caller drops the future.
 
 use crate::{
     store::{BindingStore, StoreError},
@@ -12,16 +12,16 @@ use std::{
     task::{Context, Poll},
 };
 
-/// When a future is dropped.
+/// The moment at which a future is dropped.
 #[derive(Clone, Copy, Debug)]
 enum When {
-    /// Right after it was polled that often: a statement may just have been sent.
+    /// Right after this number of polls: a statement may just have been sent.
     AfterPolls(usize),
-    /// Instead of the poll after that, once it was woken for it: an answer may be there.
+    /// When the future was woken for the next poll, in its place: an answer may have arrived.
     BeforePoll(usize),
 }
 
-/// Polls a future up to a point; `None` if it was not ready before.
+/// Polls a future up to a point. Returns `None` if the future was not ready before.
 struct Until<F> {
     future: Pin<Box<F>>,
     left: usize,
@@ -75,7 +75,7 @@ impl Verb {
         Self::Replace,
     ];
 
-    /// The row that it works on, before and after. Each session has a workspace of its own.
+    /// Returns the row before and after the verb. Each session has a workspace of its own.
     fn rows(self, s: u128) -> (Option<Row>, Option<Row>) {
         let bound = || Some(row(s, s, Some(full(1)), None));
         let unbound = Some(row(s, s, None, previous(1)));
@@ -94,7 +94,7 @@ impl Verb {
         match self {
             Self::Create => drop(store.create(new(s, s, Some(full(1)))).await?),
             Self::Swap => {
-                // Both may change at once, so that half of it shows.
+                // Both fields change in one write, so that a partial write is visible.
                 let read = store.load(session(s)).await?.ok_or_else(missing)?;
                 let moved = new(s, 0, Some(full(2)));
                 drop(store.compare_and_swap(read.revision, moved).await?);
@@ -117,14 +117,12 @@ fn missing() -> StoreError {
     StoreError::Corrupt("the row is not there any more".into())
 }
 
-/// Each verb that writes, dropped at each of its polls: the row is the old one or the new one, now
-/// and later, and can be read at once. A verb that was never polled has done nothing.
+/// Each writing verb is dropped at each of its polls: the row is the old or the new one,
+/// immediately and later, and can be read at once. A verb that was never polled has no effect.
 ///
 /// > Dropping a future leaves the row unchanged or fully written, never in between.
-pub async fn a_dropped_verb_leaves_the_row_as_it_was_or_as_it_was_to_be<St: BindingStore>(
-    store: St,
-) {
-    /// More than a verb may need to be done.
+pub async fn a_dropped_verb_leaves_the_old_or_the_new_row<St: BindingStore>(store: St) {
+    /// The maximum number of polls of a verb.
     const POLLS: usize = 1_000;
     let _ = ok("create", store.create(new(0, 0, Some(full(7)))).await);
     let (mut s, mut all) = (0, Vec::new());
@@ -158,7 +156,7 @@ pub async fn a_dropped_verb_leaves_the_row_as_it_was_or_as_it_was_to_be<St: Bind
             assert!(polls < POLLS, "{verb:?} has not ended after {POLLS} polls");
         }
     }
-    // What was still under way has ended by now, or ends while these are read.
+    // Statements that were still under way have ended by now, or end during these reads.
     for (verb, when, s) in all {
         let (before, after) = verb.rows(s);
         let read = ok("load", store.load(session(s)).await).as_ref().map(Row::of);

@@ -1,4 +1,4 @@
-//! Resets, and what they leave of targets that were learned before.
+//! Resets, and the targets from before them.
 
 use crate::{
     store::BindingStore,
@@ -32,7 +32,7 @@ pub async fn a_reset_drops_the_targets_of_one_workspace<St: BindingStore>(store:
     assert_eq!(store.load(5).await, None, "deleted before");
 }
 
-/// A workspace that has no rows is reset all the same: rows that come later are in its epoch.
+/// A workspace without rows is reset as well: later rows are in the new epoch.
 ///
 /// > begins the next epoch of a workspace, even of one without rows, and removes the targets of all
 /// > its rows.
@@ -40,7 +40,7 @@ pub async fn a_reset_begins_the_next_epoch_also_of_a_workspace_without_rows<St: 
     store: St,
 ) {
     let mut store = Checked::new(store);
-    // That each reset raises the epoch, and that the rows say it, is checked at each step.
+    // `Checked` asserts at each step that the reset raises the epoch and that the rows carry it.
     assert_eq!(store.reset(1).await, 0);
     store.create(new(9, 2, Some(full(9)))).await;
     assert!(store.forget(9, None).await);
@@ -56,18 +56,18 @@ pub async fn a_reset_begins_the_next_epoch_also_of_a_workspace_without_rows<St: 
     }
 }
 
-/// Whichever way a row comes into a workspace, it says the workspace's epoch; and the epochs of
-/// workspaces are their own.
+/// A row carries the epoch of its workspace, whichever verb writes it, and the epochs of workspaces
+/// are independent.
 ///
 /// > Every returned row carries the epoch of its workspace.
-pub async fn every_row_says_the_epoch_of_its_workspace<St: BindingStore>(store: St) {
+pub async fn every_row_has_the_epoch_of_its_workspace<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     store.create(new(9, 1, Some(full(9)))).await;
     assert!(store.forget(9, None).await);
     store.reset(1).await;
     store.reset(1).await;
     store.reset(3).await;
-    // That each row says its epoch is checked at each of these.
+    // `Checked` asserts the epoch of each row.
     store.create(store.new_binding(1, 1, None)).await;
     store.retarget(2, 1).await;
     store.create(store.new_binding(3, 2, Some(full(3)))).await;
@@ -85,8 +85,8 @@ pub async fn every_row_says_the_epoch_of_its_workspace<St: BindingStore>(store: 
     store.audit("resets").await;
 }
 
-/// A write that was on its way during a reset brings no target of the epoch before; and nobody but
-/// the store begins an epoch.
+/// A write that was sent before a reset stores no target of the former epoch, and only the store
+/// begins an epoch.
 ///
 /// > So a write that races with a reset never restores a target of an earlier epoch, in whichever
 /// > order the database executes them.
@@ -110,9 +110,10 @@ pub async fn a_target_of_another_epoch_does_not_count<St: BindingStore>(store: S
         let Swapped::Applied(swapped) = swapped else { panic!("{swapped:?}") };
         assert_eq!(swapped.target, target, "a swap with a target of epoch {learned}");
 
-        assert_eq!(store.retarget(s, 1).await.target, target, "an order keeps what counts");
+        assert_eq!(store.retarget(s, 1).await.target, target, "a command keeps a valid target");
     }
-    // The epoch that was ahead begins, and the target that named it is not in it.
+    // When the later epoch begins, the target that was written with its number does not belong to
+    // it.
     let ahead = new(20, 1, Some(full(7))).with_epoch(epoch(now.get() + 1));
     store.create(ahead).await;
     store.reset(1).await;

@@ -1,4 +1,4 @@
-//! Rows that were deleted.
+//! Deleted rows.
 
 use crate::{
     store::BindingStore,
@@ -8,7 +8,8 @@ use crate::{
     },
 };
 
-/// A deletion at a revision deletes that revision only; one without compares nothing.
+/// A deletion at a revision deletes that revision only. A deletion without a revision does not
+/// compare.
 ///
 /// > Deletes a row; if `expected` is given, only at that revision. Returns `true` if a row was
 /// > deleted.
@@ -33,7 +34,7 @@ pub async fn a_forget_compares_only_if_asked_to<St: BindingStore>(store: St) {
     }
 }
 
-/// No write that read the row before it was deleted makes a row.
+/// A write that read the row before its deletion creates no row.
 ///
 /// > Returns `None` if there is none or it was deleted.
 pub async fn a_late_write_does_not_bring_a_forgotten_row_back<St: BindingStore>(store: St) {
@@ -62,7 +63,7 @@ pub async fn revisions_go_on_after_a_row_was_forgotten<St: BindingStore>(store: 
     store.create(new(1, 1, Some(full(1)))).await;
     let first_life = store.revision(1);
     assert!(store.forget(1, None).await);
-    // That the revision has grown is checked at each creation.
+    // `Checked` asserts at each creation that the revision has grown.
     let created = row(1, 2, Some(full(2)), previous(1));
     assert_eq!(store.create(new(1, 2, Some(full(2)))).await, Swapped::Applied(created.clone()));
     let late = store.swap_at(first_life, new(1, 1, Some(full(9)))).await;
@@ -77,7 +78,8 @@ pub async fn revisions_go_on_after_a_row_was_forgotten<St: BindingStore>(store: 
     assert_eq!(store.inherit(1, 2).await, Swapped::Applied(inherited));
 }
 
-/// A deletion drops a target as any write does, and the next row of the session knows which.
+/// A deletion drops a target as any write does, and the next row of the session has its agent as
+/// `previous`.
 ///
 /// > A deletion is such a write, and a later creation finds its `previous`.
 pub async fn the_agent_of_a_forgotten_row_is_the_next_ones_previous<St: BindingStore>(store: St) {
@@ -88,11 +90,11 @@ pub async fn the_agent_of_a_forgotten_row_is_the_next_ones_previous<St: BindingS
     assert_eq!(store.create(new(1, 2, Some(full(2)))).await, Swapped::Applied(again));
     assert!(store.forget(1, None).await);
     assert_eq!(store.retarget(1, 1).await, row(1, 1, None, previous(2)));
-    // A row without a target leaves the previous agent that it had itself.
+    // A row without a target passes on its own previous agent.
     assert!(store.forget(1, None).await);
     let again = row(1, 1, None, previous(2));
     assert_eq!(store.create(new(1, 1, None)).await, Swapped::Applied(again));
-    // And one that never had an agent leaves none.
+    // A row that never had an agent passes on none.
     store.create(new(2, 1, None)).await;
     assert!(store.forget(2, None).await);
     assert_eq!(store.retarget(2, 1).await, row(2, 1, None, None));

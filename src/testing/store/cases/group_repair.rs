@@ -13,8 +13,8 @@ use crate::{
 };
 use std::sync::Arc;
 
-/// Rows whose target is of another epoch are not written, and neither is anything in the name of
-/// another epoch.
+/// Rows whose target is of another epoch are not written, and a repair of another epoch writes no
+/// row.
 ///
 /// > Rows whose target is of another epoch, rows without a target, and deleted rows are never
 /// > behind.
@@ -28,7 +28,7 @@ pub async fn a_group_repair_writes_rows_of_its_own_epoch<St: BindingStore>(store
     }
     store.create(new(3, 1, None).with_epoch(now)).await;
     for other in [epoch(0), epoch(now.get() + 1)] {
-        // Rows whose dead target is of that epoch may be written: they read as unbound as before.
+        // Rows whose invalid target is of that epoch may be written: they still read as unbound.
         let replaced = store.replace(1, other, &full(1), &full(100), 100).await;
         let counts = store.load(1).await.and_then(|row| row.target);
         assert_eq!(counts, Some(full(1)), "{replaced} rows were written in epoch {other}");
@@ -41,8 +41,8 @@ pub async fn a_group_repair_writes_rows_of_its_own_epoch<St: BindingStore>(store
     }
 }
 
-/// A group repair over rows of these targets, of which some are behind. The same targets in another
-/// workspace, and in deleted rows, are not.
+/// Runs a group repair over rows of these targets, some of which are behind. Rows of another
+/// workspace and deleted rows with the same targets are not.
 async fn replaced<St: BindingStore>(
     store: St,
     stale: &Target,
@@ -57,7 +57,7 @@ async fn replaced<St: BindingStore>(
         assert!(store.forget(200 + s, None).await);
     }
     let behind = targets.iter().filter(|(_, behind)| *behind).count() as u64;
-    // That as many rows have changed as it says, and their revisions have grown, is checked here.
+    // `Checked` asserts the number of changed rows, and that their revisions have grown.
     assert_eq!(store.replace(1, epoch(0), stale, current, 100).await, behind, "rows are behind");
     for (s, (target, behind)) in (1..).zip(targets) {
         let expected = if *behind {
@@ -73,22 +73,22 @@ async fn replaced<St: BindingStore>(
     assert_eq!(store.replace(1, epoch(0), stale, current, 100).await, 0, "no row is behind now");
 }
 
-/// Between two generations the number decides, whatever agent a row names.
+/// Between two generations the number decides, whichever agent a row names.
 ///
 /// > If `stale` and `current` both have a generation, every row with a smaller generation than
 /// > `current` is behind.
-pub async fn a_group_repair_writes_what_is_of_an_earlier_generation<St: BindingStore>(store: St) {
+pub async fn a_group_repair_writes_rows_of_earlier_generations<St: BindingStore>(store: St) {
     let targets = [
         (Some(full(2)), true),
         (Some(full(1)), true),             // two builds behind
         (Some(of_generation(9, 2)), true), // another agent
         (Some(of_generation(3, 2)), true), // the current agent, known by an earlier number
         (Some(of_generation(2, -7)), true),
-        (Some(full(3)), false),             // there already
+        (Some(full(3)), false),             // up to date already
         (Some(of_generation(2, 3)), false), // an equal number
         (Some(full(4)), false),             // ahead
         (Some(of_generation(2, i64::MAX)), false),
-        (Some(bare(2)), false), // without a number it does not compare
+        (Some(bare(2)), false), // without a generation, rows do not compare
         (Some(bare(3)), false),
         (None, false), // unbound
     ];
@@ -100,9 +100,7 @@ pub async fn a_group_repair_writes_what_is_of_an_earlier_generation<St: BindingS
 /// > Otherwise every row without a generation is behind that names the agent of `stale`, unless it
 /// > has the agent and address of `current` already. Rows whose target is of another epoch, rows
 /// > without a target, and deleted rows are never behind.
-pub async fn a_group_repair_without_generations_writes_what_names_the_stale_agent<
-    St: BindingStore,
->(
+pub async fn a_group_repair_without_generations_writes_rows_of_the_stale_agent<St: BindingStore>(
     store: St,
 ) {
     let targets = [
@@ -110,7 +108,7 @@ pub async fn a_group_repair_without_generations_writes_what_names_the_stale_agen
         (Some(at_address(2, "anywhere")), true),
         (Some(Arc::new(Target::new(agent(2)).with_build(build(7)))), true),
         (Some(bare(1)), false), // another agent
-        (Some(bare(3)), false), // there already
+        (Some(bare(3)), false), // up to date already
         (Some(full(2)), false), // a generation
         (Some(of_generation(2, -7)), false),
         (None, false),
@@ -146,8 +144,8 @@ pub async fn a_group_repair_from_a_generation_to_none<St: BindingStore>(store: S
     replaced(store, &full(2), &bare(3), &targets).await;
 }
 
-/// An agent that has moved: its rows are behind until they name the new address. It is not its own
-/// previous agent.
+/// Rows of an agent that has moved are behind until they name the new address. The agent does not
+/// become its own previous agent.
 ///
 /// > Otherwise every row without a generation is behind that names the agent of `stale`, unless it
 /// > has the agent and address of `current` already.
@@ -162,7 +160,7 @@ pub async fn a_group_repair_to_another_address_of_the_same_agent<St: BindingStor
     replaced(store, &at_address(2, "old"), &at_address(2, "new"), &targets).await;
 }
 
-/// An address that is missing compares as well, and is not an empty one; a build does not compare.
+/// A missing address compares as well and differs from an empty one. A build does not compare.
 ///
 /// > Otherwise every row without a generation is behind that names the agent of `stale`, unless it
 /// > has the agent and address of `current` already.
@@ -183,7 +181,8 @@ pub async fn a_group_repair_to_no_address_of_the_same_agent<St: BindingStore>(st
 /// > Rows are selected and locked in the order of their sessions.
 pub async fn a_group_repair_writes_no_more_than_its_limit<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
-    // Not created in the order of their sessions; and an unbound row does not use up the limit.
+    // The rows are not created in the order of their sessions, and an unbound row does not count
+    // towards the limit.
     store.create(new(0, 1, None)).await;
     for s in [3, 5, 1, 4, 2] {
         store.create(new(s, 1, Some(full(1)))).await;
@@ -207,7 +206,7 @@ pub async fn a_group_repair_writes_no_more_than_its_limit<St: BindingStore>(stor
 pub async fn a_limit_above_the_batch_means_the_batch<St: BindingStore>(store: St) {
     const ROWS: u128 = BATCH as u128 + 5;
     let store = Arc::new(store);
-    // Several at a time, for a store that takes long for each.
+    // Several creations run concurrently, for stores that are slow.
     let tasks = (0..16).map(|task| {
         let store = Arc::clone(&store);
         tokio::spawn(async move {

@@ -1,4 +1,4 @@
-//! The verbs that a store may lack.
+//! The optional verbs.
 
 use crate::{
     SessionId,
@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// What a verb has returned; `None` if the store does not have it.
+/// Returns the result of a verb, or `None` if the store does not have it.
 fn if_there<T>(verb: &'static str, result: Result<T, StoreError>) -> Option<T> {
     match result {
         Err(StoreError::Unsupported { verb: named }) => {
@@ -36,7 +36,7 @@ async fn touch(store: &impl BindingStore, used: &[u128]) -> Option<()> {
     touched
 }
 
-/// Waits until the wall clock shows another time, in the milliseconds in which a store may count.
+/// Waits until the wall clock shows another millisecond, the unit in which a store may count.
 async fn an_instant_later() {
     let began = SystemTime::now();
     let passed = || began.elapsed().is_ok_and(|passed| passed >= Duration::from_millis(3));
@@ -45,10 +45,10 @@ async fn an_instant_later() {
     }
 }
 
-/// A verb that the store lacks says so, and which it is; one that it has is no error.
+/// A missing verb returns an error that names it. An existing one is no error.
 ///
 /// > Like the other methods of housekeeping, returns `StoreError::Unsupported` by default.
-pub async fn a_verb_of_housekeeping_that_is_lacking_says_so<St: BindingStore>(store: St) {
+pub async fn a_missing_verb_of_housekeeping_is_reported<St: BindingStore>(store: St) {
     let _ = ok("create", store.create(new(1, 1, Some(full(1)))).await);
     recent(&store, 10).await;
     touch(&store, &[1]).await;
@@ -57,12 +57,12 @@ pub async fn a_verb_of_housekeeping_that_is_lacking_says_so<St: BindingStore>(st
         Err(StoreError::UseNotRecorded { .. }) => {}
         result => drop(if_there("purge_idle", result)),
     }
-    // Nothing was purged: the row is new.
+    // The row is new, so it was not purged.
     assert!(ok("load", store.load(session(1)).await).is_some());
 }
 
-/// The rows that were used last come first, those that were never used come last, and a row that was
-/// deleted not at all.
+/// The rows that were used last come first, rows that were never used come last, and deleted rows
+/// are omitted.
 ///
 /// > streams up to `limit` rows, the most recently used first. Rows whose use was never recorded
 /// > come last.
@@ -85,7 +85,7 @@ pub async fn the_rows_used_last_come_first<St: BindingStore>(store: St) {
     assert_eq!(all, [3, 2, 1, 4].map(session), "the latest first, the one without a use last");
     assert_eq!(recent(&store, 2).await.unwrap_or_default(), [3, 2].map(session));
     assert_eq!(recent(&store, 0).await.unwrap_or_default(), []);
-    // The row itself, as any read has it.
+    // The stream yields the row as any read returns it.
     let rows: Vec<_> = ok("recent", store.recent(1).try_collect().await);
     assert_eq!(rows.into_iter().next(), ok("load", store.load(session(3)).await));
 }
@@ -99,14 +99,14 @@ pub async fn a_recorded_use_leaves_the_row_as_it_was<St: BindingStore>(store: St
     store.create(new(2, 1, Some(full(1)))).await;
     assert!(store.forget(2, None).await);
     touch(store.inner(), &[1, 2, 3]).await;
-    // As they are known: revisions, and rows that are not there.
+    // Revisions and missing rows are as `Checked` knows them.
     store.audit("a recorded use").await;
     assert_eq!(store.load(3).await, None);
     let swap = store.swap(1, 1, Some(full(2))).await;
     assert_eq!(swap, Swapped::Applied(row(1, 1, Some(full(2)), previous(1))));
 }
 
-/// Without a record of use that goes back far enough nobody can tell which rows are idle.
+/// No row counts as idle without a record of use that goes back far enough.
 ///
 /// > Returns `StoreError::UseNotRecorded`, and writes nothing, unless use has been recorded without
 /// > a gap for at least `idle`.
@@ -114,7 +114,7 @@ pub async fn nothing_is_purged_as_idle_without_a_record_of_use<St: BindingStore>
     let mut store = Checked::new(store);
     store.create(new(1, 1, Some(full(1)))).await;
     an_instant_later().await;
-    // Not recorded at all; then, not for so long.
+    // Use was not recorded at all, and then not for that long.
     for idle in [Duration::ZERO, Duration::from_secs(3_600)] {
         match store.inner().purge_idle(idle, 10).await {
             Err(StoreError::UseNotRecorded { .. }) => {}
@@ -130,8 +130,8 @@ pub async fn nothing_is_purged_as_idle_without_a_record_of_use<St: BindingStore>
     }
 }
 
-/// A row that is purged is gone as a forgotten one: its revisions are not used again, and the next
-/// row knows its agent.
+/// A purged row is deleted like a forgotten one: its revisions are not reused, and the next row has
+/// its agent as `previous`.
 ///
 /// > deletes, as `forget` does, up to `limit` rows (at most `BATCH`) that were last used longer
 /// > than `idle` ago.
@@ -143,7 +143,7 @@ pub async fn an_idle_row_is_purged_as_if_it_were_forgotten<St: BindingStore>(sto
         store.create(new(s, 1, Some(full(s)))).await;
     }
     an_instant_later().await;
-    // The last one is never used.
+    // The last row is never used.
     if touch(store.inner(), &[1, 2, 3]).await.is_none() {
         return;
     }
@@ -156,12 +156,12 @@ pub async fn an_idle_row_is_purged_as_if_it_were_forgotten<St: BindingStore>(sto
     assert_eq!(others, 3);
     let last = store.purged([1, 2, 3, 4]).await;
     assert_eq!(last, [None, None, None, None]);
-    // That the revision has grown is checked here.
+    // `Checked` asserts that the revision has grown.
     let again = row(1, 2, None, previous(1));
     assert_eq!(store.retarget(1, 2).await, again);
 }
 
-/// A row that was deleted a moment ago keeps its revisions from being used again.
+/// A recently deleted row prevents that its revisions are reused.
 ///
 /// > removes up to `limit` tombstones (at most `BATCH`) of sessions that were deleted at least
 /// > seven days ago.

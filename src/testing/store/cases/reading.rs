@@ -1,4 +1,4 @@
-//! Rows that are created and read.
+//! Creations and reads.
 
 use crate::{
     Binding, SessionId, Target, WorkspaceId,
@@ -11,7 +11,7 @@ use crate::{
 use std::{collections::BTreeSet, sync::Arc};
 use uuid::Uuid;
 
-/// No verb finds or makes a row where there is none.
+/// No verb finds or creates a row if there is none.
 ///
 /// > Returns `None` if there is none or it was deleted.
 ///
@@ -32,7 +32,7 @@ pub async fn a_missing_row_is_none_everywhere<St: BindingStore>(store: St) {
     store.audit("verbs without a row").await;
 }
 
-/// What is created is returned, and read afterwards, with and without a target.
+/// A created row is returned, and read afterwards, with and without a target.
 ///
 /// > Creates a row. If it exists already, returns it as the conflict.
 pub async fn a_created_row_is_loaded<St: BindingStore>(store: St) {
@@ -45,8 +45,8 @@ pub async fn a_created_row_is_loaded<St: BindingStore>(store: St) {
     store.audit("creations").await;
 }
 
-/// Every generation that an `i64` holds, every address and every id is read as it was written, and
-/// an address that is empty is not one that is missing.
+/// Every generation in the range of `i64`, every address and every id is read as it was written,
+/// and an empty address is not a missing one.
 ///
 /// > Returns `None` if there is none or it was deleted.
 pub async fn every_value_survives<St: BindingStore>(store: St) {
@@ -76,7 +76,7 @@ async fn written_and_read(store: &impl BindingStore, new: NewBinding) {
     assert_eq!(ok("load", store.load(new.session).await), Some(expected));
 }
 
-/// A session has one row, and the first creation makes it.
+/// A session has one row, which the first creation makes.
 ///
 /// > Creates a row. If it exists already, returns it as the conflict.
 pub async fn a_second_creation_gets_the_first_row<St: BindingStore>(store: St) {
@@ -89,7 +89,7 @@ pub async fn a_second_creation_gets_the_first_row<St: BindingStore>(store: St) {
     assert_eq!(store.load(1).await, Some(first));
 }
 
-/// Each row that exists is found, once, and no other.
+/// Each existing row is found exactly once, and no other.
 ///
 /// > Reads the rows of up to `BATCH` sessions in one statement. Returns those that exist, each
 /// > once, in any order.

@@ -1,4 +1,4 @@
-//! Writes that compare, and what holds for every write.
+//! Writes that compare, and rules for every write.
 
 use crate::{
     store::BindingStore,
@@ -66,7 +66,7 @@ pub async fn a_swap_sent_twice_leaves_the_row_as_after_once<St: BindingStore>(st
     assert_eq!(store.load(1).await, Some(written));
 }
 
-/// The revision grows also if the row says afterwards what it said before.
+/// The revision grows even if the content of the row is unchanged.
 ///
 /// > **Revisions** grow with every write of a row, even one that changes nothing else, and are
 /// > never reused for a session
@@ -74,7 +74,7 @@ pub async fn a_write_that_changes_nothing_raises_the_revision<St: BindingStore>(
     let mut store = Checked::new(store);
     store.create(new(1, 1, Some(full(1)))).await;
     let bound = row(1, 1, Some(full(1)), None);
-    // That it grows is checked at each of these.
+    // `Checked` asserts that it grows at each write.
     assert_eq!(store.swap(1, 1, Some(full(1))).await, Swapped::Applied(bound.clone()));
     assert_eq!(store.retarget(1, 1).await, bound);
     let unbound = row(1, 1, None, previous(1));
@@ -82,21 +82,21 @@ pub async fn a_write_that_changes_nothing_raises_the_revision<St: BindingStore>(
     assert_eq!(store.unbind(1).await, Some(unbound.clone()));
     assert_eq!(store.retarget(1, 1).await, unbound);
     assert_eq!(store.swap(1, 1, None).await, Swapped::Applied(unbound.clone()));
-    // Once for the epoch, once with nothing left to drop.
+    // One reset for the epoch, and one without a target to drop.
     assert_eq!(store.reset(1).await, 1);
     assert_eq!(store.reset(1).await, 1);
     assert_eq!(store.load(1).await, Some(unbound));
 }
 
-/// `previous` is the agent before the present one: not of the same agent, not of the first one, and
+/// `previous` is the agent before the present one: never the same agent, never an earlier one, and
 /// kept by every write that removes no agent.
 ///
 /// > when a write removes a row's target or replaces it by one of another agent, the old agent
 /// > becomes `previous`; otherwise `previous` stays.
-pub async fn an_agent_that_has_to_go_becomes_the_previous_one<St: BindingStore>(store: St) {
+pub async fn a_removed_agent_becomes_the_previous_one<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     store.create(new(1, 1, None)).await;
-    // Each target in turn, and what is the previous agent then.
+    // Each target in turn, and the previous agent afterwards.
     let of_bare = |id| Some(gone(&bare(id)));
     let steps = [
         (Some(full(1)), None), // a first bind replaces no agent
@@ -105,7 +105,7 @@ pub async fn an_agent_that_has_to_go_becomes_the_previous_one<St: BindingStore>(
         (Some(bare(2)), previous(1)),
         (Some(full(3)), of_bare(2)), // no generation is left over from an earlier one
         (None, previous(3)),
-        (None, previous(3)), // nothing was there that could become it
+        (None, previous(3)), // no agent was removed
         (Some(full(3)), previous(3)),
         (Some(bare(4)), previous(3)),
         (None, of_bare(4)),
@@ -114,7 +114,7 @@ pub async fn an_agent_that_has_to_go_becomes_the_previous_one<St: BindingStore>(
         let expected = row(1, 1, target.clone(), previous);
         assert_eq!(store.swap(1, 1, target).await, Swapped::Applied(expected));
     }
-    // The same in the row of a group repair, of an order, of a reset.
+    // The same for the rows of a group repair, a command and a reset.
     store.swap(1, 1, Some(full(5))).await;
     assert_eq!(store.replace(1, store.epoch(1), &full(5), &full(6), 10).await, 1);
     assert_eq!(store.load(1).await, Some(row(1, 1, Some(full(6)), previous(5))));
@@ -127,7 +127,7 @@ pub async fn an_agent_that_has_to_go_becomes_the_previous_one<St: BindingStore>(
     assert_eq!(store.load(1).await, Some(row(1, 2, None, previous(8))));
 }
 
-/// What is done to one row is done to no other, of the same workspace or another one.
+/// A verb on one row changes no other row, in the same workspace or another one.
 ///
 /// > **Every method is one atomic statement** on one row, unless it says otherwise.
 pub async fn a_verb_on_one_row_leaves_all_others_alone<St: BindingStore>(store: St) {

@@ -43,35 +43,35 @@ pub async fn an_unbind_keeps_the_workspace<St: BindingStore>(store: St) {
     assert_eq!(store.load(2).await, None, "an unbind creates no row");
 }
 
-/// A repair that read the row before an order does not undo it, also if the order has found what it
-/// asks for.
+/// A repair that read the row before a command does not undo the command, even if the command
+/// changed nothing.
 ///
 /// > **Commands** (`retarget`, `unbind`, `reset_workspace`) do not compare, and also write rows
 /// > that already have the requested content: a repair that read the row before then fails its
 /// > comparison.
-pub async fn an_order_makes_earlier_reads_too_late<St: BindingStore>(store: St) {
+pub async fn a_command_makes_earlier_reads_too_late<St: BindingStore>(store: St) {
     let mut store = Checked::new(store);
     let late = |s| new(s, 1, Some(full(9)));
-    // A target is there, or not; and the order changes something, or not.
+    // With and without a target, and with a command that changes something or nothing.
     for (s, target) in [(1, Some(full(1))), (2, None), (3, Some(full(1))), (4, None)] {
         store.create(new(s, 1, target)).await;
     }
     for (s, w) in [(1, 1), (2, 1), (3, 2), (4, 2)] {
         let read = store.revision(s);
-        let ordered = store.retarget(s, w).await;
-        assert_eq!(store.swap_at(read, late(s)).await, Swapped::Conflict(Some(ordered)));
+        let commanded = store.retarget(s, w).await;
+        assert_eq!(store.swap_at(read, late(s)).await, Swapped::Conflict(Some(commanded)));
     }
     for s in [1, 2] {
         let read = store.revision(s);
-        let ordered = store.unbind(s).await;
-        assert_eq!(store.swap_at(read, late(s)).await, Swapped::Conflict(ordered));
+        let commanded = store.unbind(s).await;
+        assert_eq!(store.swap_at(read, late(s)).await, Swapped::Conflict(commanded));
     }
     store.swap(1, 1, Some(full(3))).await;
     let read = [1, 2].map(|s| store.revision(s));
     assert_eq!(store.reset(1).await, 2);
     for (s, read) in [1, 2].into_iter().zip(read) {
-        let ordered = store.load(s).await;
+        let commanded = store.load(s).await;
         let late = late(s).with_epoch(store.epoch(1));
-        assert_eq!(store.swap_at(read, late).await, Swapped::Conflict(ordered));
+        assert_eq!(store.swap_at(read, late).await, Swapped::Conflict(commanded));
     }
 }

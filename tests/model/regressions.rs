@@ -427,7 +427,7 @@ pub(crate) fn scenarios_that_once_broke_a_rule_keep_the_rules() {
             ],
         ),
         (
-            "a row that a creation has found is a row, though what it writes next fails",
+            "a row that a creation has found counts, though its next write fails",
             vec![
                 Op::Forget { by: Process(0), chat: 1 },
                 Op::Restart { process: 0 },
@@ -442,7 +442,7 @@ pub(crate) fn scenarios_that_once_broke_a_rule_keep_the_rules() {
             ],
         ),
         (
-            "a call that has its target from another one's row does not say that the resolver named it",
+            "a call that has its target from the row of another session does not report that the resolver named it",
             vec![
                 Op::Call { process: 0, chat: 0, named: Some(1), lag: 0 },
                 Op::Call { process: 1, chat: 0, named: Some(1), lag: 0 },

@@ -1,104 +1,37 @@
-//! Two processes over one store: which writes of one the other notices, how soon, and at what cost.
+//! Two processes over one store: the writes of one that the other notices, how soon, and the cost.
 
-use super::{Process, settle};
-use futures_util::{FutureExt, Stream, stream};
+use super::{Process, scripted_bus::ScriptedBus, settle};
+use futures_util::FutureExt;
 use std::{
     future::Future,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
+    sync::{Arc, atomic::Ordering::SeqCst},
 };
 use support::*;
 use tokio::{
     runtime::Handle,
-    sync::mpsc,
     time::{Duration, Instant, sleep},
 };
 use tower_bound_agent::{
-    DialSession, Epoch, ErrorKind, Generation, OutcomeKind, Repair, Revision, SessionId, Target,
-    WorkspaceId,
-    hints::{About, Heard, Hint, Hints, LocalHints},
+    DialSession, Epoch, ErrorKind, OutcomeKind, Repair, SessionId, Target, WorkspaceId,
+    hints::{About, Heard, LocalHints},
     store::{BindingStore, NewBinding},
 };
 
-/// A bus whose hints the test creates.
-#[derive(Clone, Default)]
-struct Radio {
-    sent: Arc<Mutex<Vec<Hint>>>,
-    listeners: Arc<Mutex<Vec<mpsc::UnboundedSender<Heard>>>>,
-    gone: Arc<AtomicUsize>,
-}
-
-struct Gone(Arc<AtomicUsize>);
-
-impl Drop for Gone {
-    fn drop(&mut self) {
-        self.0.fetch_add(1, SeqCst);
-    }
-}
-
-impl Radio {
-    fn says(&self, heard: Heard) {
-        for listener in self.listeners.lock().unwrap().iter() {
-            let _ = listener.send(heard);
-        }
-    }
-
-    fn says_of(&self, session: SessionId, revision: Option<i64>) {
-        self.says(Heard::Hint(Hint::new(
-            1,
-            About::Session { session, revision: revision.map(Revision::new) },
-        )));
-    }
-
-    fn says_rebuilt(&self, workspace: WorkspaceId, generation: Option<i64>) {
-        let generation = generation.map(Generation::new);
-        self.says(Heard::Hint(Hint::new(
-            1,
-            About::Workspace { workspace, generation, epoch: None },
-        )));
-    }
-
-    fn sent(&self) -> Vec<About> {
-        std::mem::take(&mut *self.sent.lock().unwrap()).into_iter().map(|hint| hint.about).collect()
-    }
-
-    fn falls_silent(&self) {
-        self.listeners.lock().unwrap().clear();
-    }
-}
-
-impl Hints for Radio {
-    fn send(&self, hint: Hint) {
-        self.sent.lock().unwrap().push(hint);
-    }
-
-    fn listen(&self) -> impl Stream<Item = Heard> + Send + 'static {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        self.listeners.lock().unwrap().push(sender);
-        let gone = Gone(Arc::clone(&self.gone));
-        stream::unfold((receiver, gone), |(mut receiver, gone)| async move {
-            receiver.recv().await.map(|heard| (heard, (receiver, gone)))
-        })
-    }
-}
-
-/// A process that listens to the bus, and a session that is bound and cached there.
-async fn listening(world: &World) -> (Process, Radio, SessionId, WorkspaceId, Target) {
-    let radio = Radio::default();
-    let process = Process::new(world, |builder| builder.hints(radio.clone()));
+/// Returns a process that listens to the bus, and a session that is bound and cached there.
+async fn listening(world: &World) -> (Process, ScriptedBus, SessionId, WorkspaceId, Target) {
+    let bus = ScriptedBus::default();
+    let process = Process::new(world, |builder| builder.hints(bus.clone()));
     let (ws, target) = world.workspace();
     let chat = world.bind(&process.layer, ws).await;
     settle().await;
-    assert_eq!(radio.sent(), [], "no hint is sent for a first bind");
-    (process, radio, chat, ws, target)
+    assert_eq!(bus.sent(), [], "no hint is sent for a first bind");
+    (process, bus, chat, ws, target)
 }
 
 mod local {
     use super::*;
 
-    /// Two processes that share a bus, and a session that both have cached.
+    /// Returns two processes that share a bus, and a session that both have cached.
     async fn pair(world: &World) -> ([Process; 2], SessionId, WorkspaceId, Target) {
         let hints = LocalHints::new();
         let processes = [0, 1].map(|_| Process::new(world, |builder| builder.hints(hints.clone())));
@@ -178,8 +111,8 @@ mod local {
     async fn an_old_agent_is_left_after_a_hint_though_it_answers() {
         let world = World::new();
         let ([here, there], chat, ws, old) = pair(&world).await;
-        // Slow enough for the first process to ask, fast enough to be used for ever by the other
-        // one.
+        // Slow enough for the first process to ask, and fast enough for the other one to use it for
+        // ever.
         let new = world.rebuild(ws, &old, Does::Answer(ms(300)));
         assert_eq!(here.call(chat).await.agent, new.agent);
         here.bindings().flush().await;
@@ -261,12 +194,12 @@ mod heard {
     #[tokio::test(start_paused = true)]
     async fn each_kind_of_write_sends_its_hint() {
         let world = World::new();
-        let (process, radio, chat, ws, old) = listening(&world).await;
+        let (process, bus, chat, ws, old) = listening(&world).await;
         let new = world.rebuild(ws, &old, Does::Hang);
         process.call(chat).await;
         process.bindings().flush().await;
         assert_eq!(
-            radio.sent(),
+            bus.sent(),
             [About::Workspace {
                 workspace: ws,
                 generation: new.generation,
@@ -276,26 +209,26 @@ mod heard {
 
         let (elsewhere, _) = world.workspace();
         let row = process.bindings().retarget(chat, elsewhere).await.unwrap();
-        assert_eq!(radio.sent(), [About::Session { session: chat, revision: Some(row.revision) }]);
-        // What was dropped is in doubt: here the agent of the workspace that the session has left.
+        assert_eq!(bus.sent(), [About::Session { session: chat, revision: Some(row.revision) }]);
+        // The target whose dial was dropped is in doubt: here the agent of the former workspace.
         let row = process.bindings().unbind(chat).await.unwrap().unwrap();
         let doubt = About::Workspace { workspace: row.workspace, generation: None, epoch: None };
         assert_eq!(
-            radio.sent(),
+            bus.sent(),
             [About::Session { session: chat, revision: Some(row.revision) }, doubt]
         );
         process.bindings().forget(chat).await.unwrap();
-        assert_eq!(radio.sent(), [About::Session { session: chat, revision: None }]);
+        assert_eq!(bus.sent(), [About::Session { session: chat, revision: None }]);
         process.bindings().reset_workspace(ws).await.unwrap();
-        assert_eq!(radio.sent(), [About::Reset { workspace: ws, epoch: Some(Epoch::new(1)) }]);
+        assert_eq!(bus.sent(), [About::Reset { workspace: ws, epoch: Some(Epoch::new(1)) }]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_row_below_the_revision_of_a_hint_is_read_three_more_times() {
         let world = World::new();
-        let (process, radio, chat, _, _) = listening(&world).await;
+        let (process, bus, chat, _, _) = listening(&world).await;
         let before = world.counts();
-        radio.says_of(chat, Some(3));
+        bus.says_of(chat, Some(3));
         let mut reads = Vec::new();
         for after in [0, 49, 1, 199, 1, 999, 1, 60_000] {
             sleep(ms(after)).await;
@@ -305,9 +238,9 @@ mod heard {
         assert_eq!(
             reads,
             [1, 1, 2, 2, 3, 3, 4, 4],
-            "at once, after 50, 200 and 1,000 ms, and then no more"
+            "at once, after 50, 200 and 1,000 ms, and not again"
         );
-        // It was no reason to do anything else.
+        // The hint causes no other work.
         let before = world.counts();
         assert_eq!(process.call(chat).await.outcome().kind, OutcomeKind::Reused);
         assert_eq!(world.counts() - before, counts(1, 0, 0, 0));
@@ -316,10 +249,10 @@ mod heard {
     #[tokio::test(start_paused = true)]
     async fn a_row_that_reaches_the_revision_of_a_hint_is_read_no_more() {
         let world = World::new();
-        let (process, radio, chat, _, _) = listening(&world).await;
+        let (process, bus, chat, _, _) = listening(&world).await;
         let (elsewhere, target) = world.workspace();
         let before = world.counts();
-        radio.says_of(chat, Some(2));
+        bus.says_of(chat, Some(2));
         sleep(ms(10)).await;
         world.store.elsewhere().retarget(chat, elsewhere).await.unwrap();
         sleep(Duration::from_secs(60)).await;
@@ -330,16 +263,16 @@ mod heard {
     #[tokio::test(start_paused = true)]
     async fn hints_about_known_or_unused_rows_cost_nothing() {
         let world = World::new();
-        let (process, radio, chat, ws, _) = listening(&world).await;
+        let (process, bus, chat, ws, _) = listening(&world).await;
         let before = world.counts();
-        radio.says_of(chat, Some(1));
-        radio.says_of(chat, Some(0));
-        radio.says_of(session(), Some(7));
-        radio.says_of(session(), None);
-        radio.says_rebuilt(ws, Some(1));
-        radio.says_rebuilt(ws, Some(0));
-        radio.says_rebuilt(workspace(), Some(5));
-        radio.says_rebuilt(workspace(), None);
+        bus.says_of(chat, Some(1));
+        bus.says_of(chat, Some(0));
+        bus.says_of(session(), Some(7));
+        bus.says_of(session(), None);
+        bus.says_rebuilt(ws, Some(1));
+        bus.says_rebuilt(ws, Some(0));
+        bus.says_rebuilt(workspace(), Some(5));
+        bus.says_rebuilt(workspace(), None);
         settle().await;
         assert_eq!(process.call(chat).await.outcome().kind, OutcomeKind::Reused);
         assert_eq!(world.counts() - before, counts(1, 0, 0, 0));
@@ -368,19 +301,19 @@ mod heard {
     #[tokio::test(start_paused = true)]
     async fn doubled_and_reordered_hints_change_nothing_but_the_cost() {
         let world = World::new();
-        let (process, radio, chat, _, _) = listening(&world).await;
+        let (process, bus, chat, _, _) = listening(&world).await;
         let (elsewhere, target) = world.workspace();
         world.store.elsewhere().retarget(chat, elsewhere).await.unwrap();
         let before = world.counts();
         for revision in [2, 0, 2, 1, 2] {
-            radio.says_of(chat, Some(revision));
+            bus.says_of(chat, Some(revision));
         }
         settle().await;
         assert_eq!(world.counts() - before, counts(0, 0, 1, 0), "one statement");
         assert_eq!(process.call(chat).await.agent, target.agent);
         process.bindings().flush().await;
         let before = world.counts();
-        radio.says_of(chat, Some(2));
+        bus.says_of(chat, Some(2));
         settle().await;
         assert_eq!(world.counts() - before, counts(0, 0, 0, 0));
     }
@@ -388,23 +321,23 @@ mod heard {
     #[tokio::test(start_paused = true)]
     async fn a_store_that_is_down_costs_no_call() {
         let world = World::new();
-        let (process, radio, chat, _, old) = listening(&world).await;
+        let (process, bus, chat, _, old) = listening(&world).await;
         let (elsewhere, target) = world.workspace();
         world.store.elsewhere().retarget(chat, elsewhere).await.unwrap();
         world.store.on_all(Fault::Unavailable);
-        radio.says_of(chat, Some(3));
+        bus.says_of(chat, Some(3));
         settle().await;
-        assert_eq!(process.call(chat).await.agent, old.agent, "the best that is known");
+        assert_eq!(process.call(chat).await.agent, old.agent, "the newest known target");
         world.store.on_all(Fault::None);
         sleep(ms(50)).await;
         settle().await;
-        assert_eq!(process.call(chat).await.agent, target.agent, "the next read tells");
+        assert_eq!(process.call(chat).await.agent, target.agent, "the next read reveals it");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_read_that_began_before_a_hint_fills_no_slot() {
         let world = World::new();
-        let (process, radio, _, ws, _) = listening(&world).await;
+        let (process, bus, _, ws, _) = listening(&world).await;
         let (chat, elsewhere) = (session(), world.workspace().0);
         world.store.elsewhere().retarget(chat, ws).await.unwrap();
         world.store.on_reads(Fault::SlowAnswer(ms(20)));
@@ -412,7 +345,7 @@ mod heard {
         assert!(pending.as_mut().now_or_never().is_none());
         settle().await;
         world.store.elsewhere().retarget(chat, elsewhere).await.unwrap();
-        radio.says_of(chat, Some(2));
+        bus.says_of(chat, Some(2));
         settle().await;
         let _ = pending.await;
         let before = world.counts();
@@ -423,7 +356,7 @@ mod heard {
     #[tokio::test(start_paused = true)]
     async fn hints_about_a_session_without_a_row_do_not_end_its_dial() {
         let world = World::new();
-        let (process, radio, ..) = listening(&world).await;
+        let (process, bus, ..) = listening(&world).await;
         let (ws, target) = world.workspace();
         world.does(&target, Does::Answer(ms(3_000)));
         let chat = session();
@@ -432,9 +365,9 @@ mod heard {
         let mut pending = Box::pin(call(&process.dial, ask));
         assert!(pending.as_mut().now_or_never().is_none());
         for _ in 0..4 {
-            // Longer than the layer remembers that there was no row.
+            // Longer than the negative cache remembers that there was no row.
             tokio::select! { _ = &mut pending => panic!("too early"), () = sleep(ms(600)) => {} }
-            radio.says_of(chat, None);
+            bus.says_of(chat, None);
         }
         let bound = pending.await.unwrap();
         assert_eq!((bound.agent, bound.outcome().dials), (target.agent, 1));
@@ -446,11 +379,11 @@ mod heard {
     async fn a_row_created_elsewhere_is_a_mismatch_although_a_hint_keeps_it_out_of_the_cache() {
         for (revision, alone) in [(None, false), (Some(1), false), (None, true)] {
             let world = World::new();
-            let radio = Radio::default();
+            let bus = ScriptedBus::default();
             let process = Process::new(&world, |builder| {
-                builder.hints(radio.clone()).serve_without_store(alone)
+                builder.hints(bus.clone()).serve_without_store(alone)
             });
-            // The first call of a layer starts what listens.
+            // The first call of a layer starts its follower.
             let (ws, _) = world.workspace();
             world.bind(&process.layer, ws).await;
             let ((named, _), (elsewhere, _)) = (world.workspace(), world.workspace());
@@ -463,7 +396,7 @@ mod heard {
             tokio::select! { _ = &mut pending => panic!("not created yet"), () = sleep(ms(20)) => {} }
             assert_eq!(world.counts() - before, counts(1, 1, 1, 1), "the row is being created");
             world.store.elsewhere().retarget(chat, elsewhere).await.unwrap();
-            radio.says_of(chat, revision);
+            bus.says_of(chat, revision);
             let error = pending.await.unwrap_err();
             let mismatch = ErrorKind::WorkspaceMismatch { bound: elsewhere, asked: named };
             assert_eq!(error.kind(), &mismatch, "{revision:?} {alone}");
@@ -475,9 +408,9 @@ mod heard {
     async fn a_row_found_by_an_attempt_that_fails_afterwards_is_a_row() {
         for revision in [None, Some(1)] {
             let world = World::new();
-            let radio = Radio::default();
-            let process = Process::new(&world, |builder| builder.hints(radio.clone()));
-            // The first call of a layer starts what listens.
+            let bus = ScriptedBus::default();
+            let process = Process::new(&world, |builder| builder.hints(bus.clone()));
+            // The first call of a layer starts its follower.
             let (ws, _) = world.workspace();
             world.bind(&process.layer, ws).await;
             let (named, target) = world.workspace();
@@ -489,10 +422,10 @@ mod heard {
             assert!(pending.as_mut().now_or_never().is_none());
             tokio::select! { _ = &mut pending => panic!("not created yet"), () = sleep(ms(20)) => {} }
             assert_eq!(world.counts() - before, counts(1, 1, 1, 1), "the row is being created");
-            // The row that is found is unbound, so it is written over, and that fails. A hint keeps
-            // it out of the cache.
+            // The row that the attempt finds is unbound, so it is overwritten, which fails. A hint
+            // keeps the row out of the cache.
             world.store.elsewhere().retarget(chat, named).await.unwrap();
-            radio.says_of(chat, revision);
+            bus.says_of(chat, revision);
             world.store.on_writes(Fault::Unavailable);
             let bound = pending.await.unwrap();
             assert_eq!(bound.agent, target.agent, "{revision:?}");
@@ -508,11 +441,11 @@ mod heard {
     #[tokio::test(start_paused = true)]
     async fn a_lagging_resolver_is_asked_again_and_accepted_in_the_end() {
         let world = World::new();
-        let (process, radio, chat, ws, old) = listening(&world).await;
+        let (process, bus, chat, ws, old) = listening(&world).await;
         let before = world.counts();
-        radio.says_rebuilt(ws, Some(2));
+        bus.says_rebuilt(ws, Some(2));
         settle().await;
-        // The resolver still names generation 1, which the hint says is over.
+        // The resolver still names generation 1, which the hint has declared replaced.
         let mut asked = Vec::new();
         for after in [0, 49, 1, 199, 1, 999, 1, 60_000] {
             sleep(ms(after)).await;
@@ -523,15 +456,15 @@ mod heard {
         assert_eq!(
             asked,
             [1, 1, 2, 2, 3, 3, 4, 4],
-            "at once, after 50, 200 and 1,000 ms, and then it is believed"
+            "at once, after 50, 200 and 1,000 ms, and then the answer is accepted"
         );
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_resolver_that_catches_up_is_accepted_at_once() {
         let world = World::new();
-        let (process, radio, chat, ws, old) = listening(&world).await;
-        radio.says_rebuilt(ws, Some(2));
+        let (process, bus, chat, ws, old) = listening(&world).await;
+        bus.says_rebuilt(ws, Some(2));
         settle().await;
         assert_eq!(process.call(chat).await.agent, old.agent);
         settle().await;
@@ -547,27 +480,27 @@ mod heard {
         );
     }
 
-    /// A hint that is late, or of another numbering, must not cost a caller a connection that it
+    /// A hint that is late, or of another numbering, must not cost a caller the connection that it
     /// would get without the hint.
     #[tokio::test(start_paused = true)]
     async fn a_generation_that_the_resolver_does_not_reach_turns_no_answer_into_an_error() {
         let world = World::new();
-        let (process, radio, chat, ws, old) = listening(&world).await;
+        let (process, bus, chat, ws, old) = listening(&world).await;
         process.bindings().unbind(chat).await.unwrap();
-        radio.says_rebuilt(ws, Some(3));
+        bus.says_rebuilt(ws, Some(3));
         settle().await;
-        // Nothing binds the session: what the resolver says is all there is.
+        // The session is unbound, so the resolver's answer is the only source.
         assert_eq!(process.call(chat).await.agent, old.agent);
         process.bindings().flush().await;
 
-        // And a later agent than the one that is bound is used at once, though a later one still is
-        // said to be there.
+        // An agent that is later than the bound one is used at once, though the hint names a still
+        // later one.
         let new = world.rebuild(ws, &old, Does::Hang);
         sleep(ms(1_000)).await;
         let (before, began) = (world.counts(), Instant::now());
         assert_eq!((process.call(chat).await.agent, began.elapsed()), (new.agent, Duration::ZERO));
         assert_eq!((world.counts() - before).d, 2);
-        // Of the four questions that it takes to believe the resolver two are left.
+        // Two of the four questions before the resolver's answer is accepted remain.
         let mut asked = Vec::new();
         for after in [0, 199, 1, 999, 1, 60_000] {
             sleep(ms(after)).await;
@@ -581,7 +514,7 @@ mod heard {
     #[tokio::test(start_paused = true)]
     async fn a_storm_of_hints_costs_a_few_statements() {
         let world = World::new();
-        let (process, radio, _, ws, _) = listening(&world).await;
+        let (process, bus, _, ws, _) = listening(&world).await;
         let mut chats = Vec::new();
         for _ in 0..5_000 {
             let chat = session();
@@ -595,18 +528,18 @@ mod heard {
             world.store.elsewhere().retarget(*chat, elsewhere).await.unwrap();
         }
         settle().await;
-        // While one is under way, what is heard gathers for the next.
+        // While one statement is under way, hints are collected for the next one.
         world.store.on_reads(Fault::Slow(ms(1)));
         let before = world.counts();
         for _ in 0..3 {
-            chats.iter().for_each(|chat| radio.says_of(*chat, Some(3)));
+            chats.iter().for_each(|chat| bus.says_of(*chat, Some(3)));
         }
         sleep(ms(40)).await;
         let read = (world.counts() - before).r;
         assert_eq!(read, 4, "one row at once, and the others by 2,000");
         assert_eq!(process.call(chats[4_999]).await.agent, target.agent);
         sleep(Duration::from_secs(60)).await;
-        assert_eq!((world.counts() - before).r, read, "and that was all");
+        assert_eq!((world.counts() - before).r, read, "no other statement is sent");
     }
 }
 
@@ -616,10 +549,10 @@ mod gaps {
     #[tokio::test(start_paused = true)]
     async fn a_gap_raises_doubts_and_reads_all_rows_but_empties_no_cache() {
         let world = World::new();
-        let (process, radio, chat, ws, target) = listening(&world).await;
+        let (process, bus, chat, ws, target) = listening(&world).await;
         let other = world.bind(&process.layer, ws).await;
         let before = world.counts();
-        radio.says(Heard::Lagged);
+        bus.says(Heard::Lagged);
         settle().await;
         assert_eq!(
             world.counts() - before,
@@ -642,10 +575,10 @@ mod gaps {
     #[tokio::test(start_paused = true)]
     async fn a_gap_finds_a_command_that_was_missed() {
         let world = World::new();
-        let (process, radio, chat, _, _) = listening(&world).await;
+        let (process, bus, chat, _, _) = listening(&world).await;
         let (elsewhere, target) = world.workspace();
         world.store.elsewhere().retarget(chat, elsewhere).await.unwrap();
-        radio.says(Heard::Lagged);
+        bus.says(Heard::Lagged);
         settle().await;
         assert_eq!(process.call(chat).await.agent, target.agent);
     }
@@ -653,10 +586,10 @@ mod gaps {
     #[tokio::test(start_paused = true)]
     async fn many_gaps_within_a_second_count_as_two() {
         let world = World::new();
-        let (_process, radio, _, _, _) = listening(&world).await;
+        let (_process, bus, _, _, _) = listening(&world).await;
         let before = world.counts();
         for _ in 0..100 {
-            radio.says(Heard::Lagged);
+            bus.says(Heard::Lagged);
             sleep(ms(5)).await;
         }
         sleep(Duration::from_secs(60)).await;
@@ -670,9 +603,9 @@ mod gaps {
     #[tokio::test(start_paused = true)]
     async fn a_bus_that_ends_counts_as_one_gap() {
         let world = World::new();
-        let (process, radio, chat, _, _) = listening(&world).await;
+        let (process, bus, chat, _, _) = listening(&world).await;
         let before = world.counts();
-        radio.falls_silent();
+        bus.falls_silent();
         sleep(Duration::from_secs(60)).await;
         assert_eq!(world.counts() - before, counts(0, 0, 1, 0));
         assert_eq!(process.call(chat).await.outcome().kind, OutcomeKind::Reused);
@@ -727,7 +660,7 @@ mod refresh_interval {
 
     #[tokio::test]
     async fn the_refresh_keeps_no_unused_row_in_the_cache() {
-        // In real time: the cache has a clock of its own.
+        // Runs in real time, because the cache has a clock of its own.
         let world = World::new();
         let process = Process::new(&world, |builder| {
             builder.refresh_interval(ms(10)).store_timeout(ms(100)).cache_time_to_idle(ms(400))
@@ -799,7 +732,7 @@ mod refresh_interval {
         world.store.on_reads(Fault::Slow(ms(100)));
         sleep(ms(30_001)).await;
         assert_eq!(world.counts() - before, counts(0, 0, 1, 0));
-        // The first statement is under way, and the row that is left for the second one is among
+        // The first statement is under way, and the row that remains for the second one is among
         // these.
         for chat in chats {
             process.layer.bindings().retarget(chat, ws).await.unwrap();
@@ -825,7 +758,7 @@ mod refresh_interval {
         let before = world.counts();
         sleep(ms(30_001)).await;
         assert_eq!(world.counts() - before, counts(0, 0, 3, 0));
-        // No row was used since, so one statement reads a part of them.
+        // No row was used since, so one statement reads a part of the rows.
         sleep(ms(30_000)).await;
         assert_eq!(world.counts() - before, counts(0, 0, 4, 0));
     }
@@ -896,37 +829,31 @@ mod ends {
     #[tokio::test(start_paused = true)]
     async fn the_follower_of_a_dropped_layer_ends() {
         let world = World::new();
-        let (process, radio, _, _, _) = listening(&world).await;
+        let (process, bus, _, _, _) = listening(&world).await;
         assert_eq!(Handle::current().metrics().num_alive_tasks(), 1);
         drop(process);
         settle().await;
-        assert_eq!(
-            (Handle::current().metrics().num_alive_tasks(), radio.gone.load(SeqCst)),
-            (0, 1)
-        );
+        assert_eq!((Handle::current().metrics().num_alive_tasks(), bus.gone.load(SeqCst)), (0, 1));
     }
 
     #[tokio::test(start_paused = true)]
     async fn closing_ends_the_follower_at_once() {
         let world = World::new();
-        let (process, radio, chat, _, _) = listening(&world).await;
+        let (process, bus, chat, _, _) = listening(&world).await;
         world.store.on_all(Fault::Hang);
-        radio.says_of(chat, Some(9));
+        bus.says_of(chat, Some(9));
         settle().await;
         let began = Instant::now();
         assert_eq!(process.bindings().close(Duration::from_secs(5)).await, 0);
         assert_eq!(began.elapsed(), Duration::ZERO);
-        assert_eq!(
-            (Handle::current().metrics().num_alive_tasks(), radio.gone.load(SeqCst)),
-            (0, 1)
-        );
+        assert_eq!((Handle::current().metrics().num_alive_tasks(), bus.gone.load(SeqCst)), (0, 1));
     }
 
     #[test]
     fn the_follower_restarts_on_another_runtime() {
         let world = World::new();
-        let radio = Radio::default();
-        let process = Process::new(&world, |builder| builder.hints(radio.clone()));
+        let bus = ScriptedBus::default();
+        let process = Process::new(&world, |builder| builder.hints(bus.clone()));
         let runtime = || {
             tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -941,12 +868,12 @@ mod ends {
             world.bind(&process.layer, ws).await;
             settle().await;
         }));
-        assert_eq!(radio.gone.load(SeqCst), 1, "ended with its runtime");
+        assert_eq!(bus.gone.load(SeqCst), 1, "ended with its runtime");
         in_one(Box::pin(async {
             let chat = world.bind(&process.layer, ws).await;
             let (elsewhere, target) = world.workspace();
             world.store.elsewhere().retarget(chat, elsewhere).await.unwrap();
-            radio.says_of(chat, Some(3));
+            bus.says_of(chat, Some(3));
             settle().await;
             assert_eq!(process.call(chat).await.agent, target.agent);
         }));
@@ -955,8 +882,8 @@ mod ends {
     #[test]
     fn the_follower_restarts_on_another_runtime_even_if_every_row_is_cached() {
         let world = World::new();
-        let radio = Radio::default();
-        let process = Process::new(&world, |builder| builder.hints(radio.clone()));
+        let bus = ScriptedBus::default();
+        let process = Process::new(&world, |builder| builder.hints(bus.clone()));
         let runtime = || {
             tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -966,7 +893,7 @@ mod ends {
         };
         let (ws, old) = world.workspace();
         let chat = runtime().block_on(world.bind(&process.layer, ws));
-        assert_eq!(radio.gone.load(SeqCst), 1, "ended with its runtime");
+        assert_eq!(bus.gone.load(SeqCst), 1, "ended with its runtime");
         runtime().block_on(async {
             let before = world.counts();
             assert_eq!(process.call(chat).await.agent, old.agent);
@@ -974,7 +901,7 @@ mod ends {
             settle().await;
             let (elsewhere, target) = world.workspace();
             world.store.elsewhere().retarget(chat, elsewhere).await.unwrap();
-            radio.says_of(chat, Some(3));
+            bus.says_of(chat, Some(3));
             settle().await;
             assert_eq!(process.call(chat).await.agent, target.agent);
         });
@@ -1013,8 +940,8 @@ mod use_recorded {
         assert_eq!(world.counts() - before, counts(20, 0, 0, 0));
         sleep(ms(60_001)).await;
         assert_eq!(world.counts() - before, counts(20, 0, 0, 1));
-        // Even if no session was used, because a purge must know that use was recorded all the
-        // time.
+        // The record is written even if no session was used, because a purge must know that use was
+        // recorded without a gap.
         sleep(ms(60_000)).await;
         assert_eq!(world.counts() - before, counts(20, 0, 0, 2));
     }
@@ -1025,7 +952,7 @@ mod a_use_that_was_not_recorded {
     use futures_util::TryStreamExt;
 
     #[tokio::test(start_paused = true)]
-    async fn is_recorded_the_next_time() {
+    async fn is_recorded_at_the_next_interval() {
         let world = World::new();
         let process =
             Process::new(&world, |builder| builder.usage_interval(Duration::from_secs(60)));
@@ -1046,7 +973,7 @@ mod a_use_that_was_not_recorded {
         assert_eq!(
             last.iter().map(|row| row.session).collect::<Vec<_>>(),
             [chat],
-            "the one that was used"
+            "the used session"
         );
     }
 }

@@ -1,46 +1,12 @@
 //! The follower: streams that never pause, generations that are never reached, gaps, and hints
 //! beside a check.
 
-use super::*;
+use super::{scripted_bus::ScriptedBus, *};
 use futures_util::{Stream, stream};
-use tokio::sync::mpsc;
 use tower_bound_agent::{
-    Generation, Revision,
+    Revision,
     hints::{About, Heard, Hint, Hints},
 };
-
-/// A bus whose hints the test creates.
-#[derive(Clone, Default)]
-struct Radio(Arc<Mutex<Vec<mpsc::UnboundedSender<Heard>>>>);
-
-impl Radio {
-    fn says(&self, heard: Heard) {
-        for listener in self.0.lock().unwrap().iter() {
-            let _ = listener.send(heard);
-        }
-    }
-
-    fn says_rebuilt(&self, workspace: WorkspaceId, generation: i64) {
-        let about = About::Workspace {
-            workspace,
-            generation: Some(Generation::new(generation)),
-            epoch: None,
-        };
-        self.says(Heard::Hint(Hint::new(1, about)));
-    }
-}
-
-impl Hints for Radio {
-    fn send(&self, _: Hint) {}
-
-    fn listen(&self) -> impl Stream<Item = Heard> + Send + 'static {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        self.0.lock().unwrap().push(sender);
-        stream::unfold(receiver, |mut receiver| async move {
-            receiver.recv().await.map(|heard| (heard, receiver))
-        })
-    }
-}
 
 /// A bus whose stream is always ready.
 struct Chatter;
@@ -79,12 +45,12 @@ fn a_stream_that_is_always_ready_yields_its_thread() {
 #[tokio::test(start_paused = true)]
 async fn a_generation_that_is_never_reached_keeps_no_row_from_being_written() {
     let world = World::new();
-    let radio = Radio::default();
-    let process = Process::new(&world, |builder| builder.hints(radio.clone()));
+    let bus = ScriptedBus::default();
+    let process = Process::new(&world, |builder| builder.hints(bus.clone()));
     let (ws, mut old) = world.workspace();
     let chats = used(&world, &process, ws, &old, 100).await;
     for generation in [i64::MAX, 2, 3] {
-        radio.says_rebuilt(ws, generation);
+        bus.says_rebuilt(ws, generation);
         settle().await;
         // Questions with answers below the generation are repeated four times. Then the answer is
         // accepted.
@@ -116,8 +82,8 @@ async fn a_generation_that_is_never_reached_keeps_no_row_from_being_written() {
 #[tokio::test(start_paused = true)]
 async fn a_gap_raises_four_doubts_at_a_time_beginning_with_held_connections() {
     let world = World::new();
-    let radio = Radio::default();
-    let process = Process::new(&world, |builder| builder.hints(radio.clone()));
+    let bus = ScriptedBus::default();
+    let process = Process::new(&world, |builder| builder.hints(bus.clone()));
     let mut workspaces = Vec::new();
     for _ in 0..20 {
         let (ws, target) = world.workspace();
@@ -130,7 +96,7 @@ async fn a_gap_raises_four_doubts_at_a_time_beginning_with_held_connections() {
     let _ = process.bindings().in_use(workspaces[0].0);
     settle().await;
     let (before, began) = (world.counts(), Instant::now());
-    radio.says(Heard::Lagged);
+    bus.says(Heard::Lagged);
     sleep(Duration::from_secs(60)).await;
     assert_eq!((world.counts() - before).v, 2, "only workspaces with held connections ask");
     assert!(world.asked().iter().rev().take(2).all(|(at, _)| *at - began < ms(500)));
@@ -141,7 +107,7 @@ async fn a_gap_raises_four_doubts_at_a_time_beginning_with_held_connections() {
     settle().await;
 
     // Calls of all sessions ask one question for each doubt, and not all at once.
-    radio.says(Heard::Lagged);
+    bus.says(Heard::Lagged);
     let began = Instant::now();
     let before = world.counts();
     let mut most_at_once = 0;
@@ -166,9 +132,9 @@ async fn a_gap_raises_four_doubts_at_a_time_beginning_with_held_connections() {
 #[tokio::test(start_paused = true)]
 async fn after_a_gap_every_row_is_read_at_most_once_per_interval() {
     let world = World::new();
-    let radio = Radio::default();
+    let bus = ScriptedBus::default();
     let process = Process::new(&world, |builder| {
-        builder.hints(radio.clone()).refresh_interval(Duration::from_secs(30))
+        builder.hints(bus.clone()).refresh_interval(Duration::from_secs(30))
     });
     let (ws, target) = world.workspace();
     let chats = used(&world, &process, ws, &target, 9_000).await;
@@ -178,7 +144,7 @@ async fn after_a_gap_every_row_is_read_at_most_once_per_interval() {
         world.store.elsewhere().retarget(*chat, elsewhere).await.unwrap();
     }
     let before = world.counts();
-    radio.says(Heard::Lagged);
+    bus.says(Heard::Lagged);
     sleep(ms(1)).await;
     assert_eq!((world.counts() - before).r, 5);
     for chat in &chats {
@@ -188,7 +154,7 @@ async fn after_a_gap_every_row_is_read_at_most_once_per_interval() {
     // rows every half minute.
     let before = world.counts();
     for _ in 0..29 {
-        radio.says(Heard::Lagged);
+        bus.says(Heard::Lagged);
         sleep(ms(1_000)).await;
     }
     let read = (world.counts() - before).r;
@@ -201,9 +167,9 @@ async fn after_a_gap_every_row_is_read_at_most_once_per_interval() {
 #[tokio::test(start_paused = true)]
 async fn a_hint_does_not_wait_for_the_statements_of_a_check() {
     let world = World::new();
-    let radio = Radio::default();
+    let bus = ScriptedBus::default();
     let process = Process::new(&world, |builder| {
-        builder.hints(radio.clone()).refresh_interval(Duration::from_secs(30))
+        builder.hints(bus.clone()).refresh_interval(Duration::from_secs(30))
     });
     let (ws, target) = world.workspace();
     let chats = used(&world, &process, ws, &target, 10_000).await;
@@ -215,7 +181,7 @@ async fn a_hint_does_not_wait_for_the_statements_of_a_check() {
     let row = world.store.elsewhere().retarget(chats[9_999], elsewhere).await.unwrap();
     let about =
         About::Session { session: row.session, revision: Some(Revision::new(row.revision.get())) };
-    radio.says(Heard::Hint(Hint::new(1, about)));
+    bus.says(Heard::Hint(Hint::new(1, about)));
     sleep(ms(1_001)).await;
     assert_eq!(process.call(chats[9_999]).await.agent, target.agent);
 }

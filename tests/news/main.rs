@@ -8,6 +8,7 @@ mod follower;
 mod hints;
 mod in_use;
 mod resets;
+mod scripted_bus;
 mod waiting;
 
 use std::sync::{Arc, Mutex};

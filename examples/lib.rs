@@ -1,4 +1,4 @@
-//! What examples share with each other, and with the tests.
+//! Code that the examples share with each other and with the tests.
 
 pub mod common;
 

@@ -24,7 +24,7 @@ use uuid::Uuid;
 /// How long a replaced agent that was not killed keeps running.
 const OLD_AGENT_RUNS_FOR: Duration = Duration::from_secs(5);
 
-/// What happens to the old agent at a rebuild.
+/// The treatment of the old agent at a rebuild.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum OldAgent {

@@ -45,7 +45,7 @@ pub(crate) const MOST_DIALS: u8 = 3;
 /// delay is.
 pub(crate) const SHORTEST_LOSS: Duration = Duration::from_millis(50);
 
-/// What the driver does next.
+/// The next command for the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
     /// Drop the dial or the connection, then dial this target.
@@ -88,7 +88,8 @@ enum Dial {
     Over(ErrorKind),
 }
 
-/// What the call tries to reach, and what is known about it. A switch begins with a new one.
+/// The target that the call tries to reach, and the facts about it. A switch begins with a new
+/// candidate.
 #[derive(Debug)]
 struct Candidate {
     /// `None` in [`Dial::Idle`] only.
@@ -104,7 +105,7 @@ struct Candidate {
     redialed: bool,
 }
 
-/// What the session's row names.
+/// The target in the session's row.
 #[derive(Debug)]
 enum Named {
     /// No target: the session is bound for the first time.
@@ -153,12 +154,12 @@ struct Denial {
     reading: bool,
 }
 
-/// What a call begins with.
+/// The inputs of a call.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Inputs<'a> {
-    /// What the row names.
+    /// The target in the row.
     pub(crate) bound: Option<&'a Arc<Target>>,
-    /// What to dial: the newer of the row's target and the known target of the workspace.
+    /// The target to dial: the newer of the row's target and the known target of the workspace.
     pub(crate) target: Option<Arc<Target>>,
     /// Since when that is in doubt.
     pub(crate) doubt: Option<Instant>,
@@ -181,7 +182,7 @@ pub(crate) struct Limits {
     pub(crate) jitter: Duration,
 }
 
-/// What the dialer knows of the call's dials.
+/// The dialer's information about the call's dials.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Progress {
     /// Dials that were really started, in all races of the call.
@@ -189,7 +190,7 @@ pub(crate) struct Progress {
     /// The dial of the last command still waits in the target's queue or for the dial service to
     /// become ready.
     pub(crate) waiting: bool,
-    /// What the target has answered since the pending dial began.
+    /// The target's answers to other dials since the pending dial began.
     pub(crate) answers: Answers,
     /// Other calls wait in the target's queue.
     pub(crate) awaited: bool,
@@ -204,7 +205,7 @@ pub(crate) struct Attempt {
     row: Named,
     questions: Questions,
     denial: Option<Denial>,
-    /// What the resolver has said last, for the error of a call that has timed out.
+    /// The resolver's last answer, for the error of a call that has timed out.
     last: LastVerdict,
 }
 
@@ -644,7 +645,7 @@ impl Attempt {
         self.questions.reschedule(Next::Again(ask_again));
     }
 
-    /// What is being dialed, or was dialed last.
+    /// Returns the target that is being dialed, or was dialed last.
     pub(crate) fn target(&self) -> Option<&Arc<Target>> {
         self.candidate.target.as_ref()
     }

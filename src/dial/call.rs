@@ -227,7 +227,7 @@ fn created(
         Ok(Err(cause)) => Error::new(ErrorKind::Store).with_store(Some(cause)),
         Err(_) => Error::new(ErrorKind::TimedOut { last: LastVerdict::Same }),
     };
-    // What is left to be written into a row that is there is a repair like any other.
+    // A write into an existing row is a repair like any other.
     if let Some(row) = job.row().or_else(|| shared.rows.get(session)) {
         return Ok(Some(row));
     }

@@ -46,7 +46,7 @@ pub(crate) struct Dialer<S: Service<DialAgent>> {
     slot: Option<Slot>,
 }
 
-/// What has become of the dial.
+/// The state of the dial.
 pub(crate) enum Dialed<C> {
     /// The call has left the queue and has a slot. What is known may have changed in the meantime;
     /// the next poll begins the dial.

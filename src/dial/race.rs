@@ -94,11 +94,11 @@ where
     }
 }
 
-/// What can happen during a race.
+/// The events of a race.
 enum RaceEvent<C> {
     /// Something has become of the dial.
     Dialed(Dialed<C>),
-    /// What is known of the session's row or its workspace has changed.
+    /// The session's row or the facts about its workspace have changed.
     News,
     /// The resolver has answered, or there will be no answer.
     Answered(Result<Validated, Missed>),
@@ -133,7 +133,7 @@ struct Run<'a, S: Service<DialAgent>> {
     /// Only that read can tell where the session points. Until it ends, the dial goes on and the
     /// rest of the news waits.
     unread: bool,
-    /// What an error of the call has as its causes.
+    /// The causes for an error of the call.
     dial_error: Option<BoxError>,
     validation_error: Option<SharedError>,
 }
@@ -524,8 +524,8 @@ where
         let entry = match self.shared.standing(entry, Some(*version)) {
             Standing::Unchanged => return Followed::Good,
             Standing::Changed(entry) => entry,
-            // The read that has found no row again has told everybody that the row is gone, and
-            // nothing else has been heard since.
+            // The read that has found no row again has reported to all waiters that the row is
+            // gone, and nothing else has been heard since.
             Standing::Unread if absent && self.shared.is_still_absent(entry) => Arc::clone(entry),
             Standing::Unread => return Followed::Unread,
             Standing::Moved => return Followed::Moved,
@@ -660,7 +660,7 @@ pub(crate) async fn news(shared: &Shared, start: &Start) {
 /// Returns the answer to the question; pending for ever while nothing is being asked.
 async fn answered<T: Clone>(question: &mut Option<Waiter<T>>) -> Result<T, Missed> {
     match question {
-        // Boxed, so that a call that asks nobody does not carry the room for it.
+        // Boxed, so that a call without a question does not reserve room for it.
         Some(waiter) => Box::pin(waiter.result(None)).await,
         None => pending().await,
     }

@@ -81,7 +81,7 @@ pub(crate) struct Job {
     pub(crate) attempted: Arc<watch::Sender<Attempted>>,
 }
 
-/// What has come of a repair's attempts.
+/// The results of a repair's attempts.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Attempted {
     /// The session's row as the store has answered with it last. `None` if there was none, and for

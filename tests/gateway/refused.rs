@@ -60,7 +60,7 @@ async fn malformed_ids_hosts_and_targets_are_rejected_without_a_request_to_the_a
         404,
     );
     case("two lengths", at(&path, "Host: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n"), 400);
-    case("a coding that nobody knows", at(&path, "Host: a\r\nTransfer-Encoding: x, y\r\n"), 400);
+    case("an unknown coding", at(&path, "Host: a\r\nTransfer-Encoding: x, y\r\n"), 400);
     case("a header with a line break", at(&path, "Host: a\r\nX: a\r\n b: c\r\n"), 400);
     for (what, sent, status) in table {
         let said = gateway.raw(&sent).await;

@@ -155,8 +155,8 @@ async fn without_the_setting_a_transaction_pooler_runs_other_prepared_statements
         it_is_back(&other).await;
 
         // On another connection, while a transaction occupies the first one.
-        let somebody = case.in_transaction_mode(1);
-        let transaction = somebody.pool().begin().await.unwrap();
+        let application = case.in_transaction_mode(1);
+        let transaction = application.pool().begin().await.unwrap();
         let third = store();
         assert_eq!(third.unbind(session(2)).await.unwrap().map(|row| row.target), Some(None));
         it_is_back(&third).await;
@@ -165,7 +165,7 @@ async fn without_the_setting_a_transaction_pooler_runs_other_prepared_statements
         assert_eq!(
             direct.load(session(1)).await.unwrap(),
             read,
-            "a reported success must be a read"
+            "the returned row is the stored one"
         );
         transaction.rollback().await.unwrap();
     }

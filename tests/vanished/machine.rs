@@ -97,11 +97,11 @@ impl Line {
     /// Drops all packets in both directions: they are sent to a link address that no machine has.
     pub fn cut(&self) {
         let (ip_address, device) = (self.ip_address(), self.device());
-        let nobody = ["lladdr", "02:00:00:00:00:00", "nud", "permanent"];
+        let unused = ["lladdr", "02:00:00:00:00:00", "nud", "permanent"];
         self.there(
-            &[&["neighbour", "replace", "192.0.2.254", "dev", "eth0"], &nobody[..]].concat(),
+            &[&["neighbour", "replace", "192.0.2.254", "dev", "eth0"], &unused[..]].concat(),
         );
-        ip(&[&["neighbour", "replace", &ip_address, "dev", &device], &nobody[..]].concat());
+        ip(&[&["neighbour", "replace", &ip_address, "dev", &device], &unused[..]].concat());
     }
 
     /// Runs `ip` on the machine.

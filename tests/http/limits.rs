@@ -514,5 +514,5 @@ on_both_runtimes! {
     a_connection_without_an_idle_time_wakes_no_task_while_it_is_in_use,
     requests_in_doubt_that_wait_for_a_connection_ask_the_resolver,
     a_connection_that_was_granted_before_a_doubt_is_not_used_after_it,
-    no_place_is_lost_whenever_callers_give_up_on_one_thread,
+    no_capacity_leaks_when_calls_are_dropped_on_one_thread,
 }

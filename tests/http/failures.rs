@@ -30,12 +30,14 @@ const LESS: Duration = Duration::from_millis(250);
 const MOMENT: Duration = Duration::from_millis(300);
 
 async fn after_the_end_of_a_killed_agents_connections_is_noticed_a_turn_goes_to_the_new_agent() {
+    // The agents are on threads of their own, so that only the client has tasks here.
+    let idle = Leftovers::none();
     for speaks in BOTH {
-        let (net, mut old, new) = (Net::new(), Agent::on_its_own_thread(1), Agent::start(2).await);
+        let (net, mut old, new) =
+            (Net::new(), Agent::on_its_own_thread(1), Agent::on_its_own_thread(2));
         let ws = net.workspace(&old);
         let chat = net.bind(ws).await;
         let client = net.client(speaks);
-        let idle = Leftovers::none();
         turn(&client, "/", chat).await;
         old.kill().await;
         idle.still_none().await;
@@ -412,12 +414,12 @@ async fn a_server_that_does_not_speak_http_fails_the_request() {
 }
 
 async fn the_layers_error_is_distinguishable_from_all_others() {
+    let idle = Leftovers::none();
     for speaks in BOTH {
         let (net, mut agent) = (Net::new(), Agent::on_its_own_thread(1));
         let ws = net.workspace(&agent);
         let chat = net.bind(ws).await;
         let client = net.client(speaks);
-        let idle = Leftovers::none();
         turn(&client, "/", chat).await;
         agent.kill().await;
         idle.still_none().await;

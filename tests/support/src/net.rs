@@ -21,6 +21,7 @@ use hyper_util::{
 use std::{
     collections::HashMap,
     io,
+    net::Ipv4Addr,
     pin::Pin,
     sync::{
         Arc, Mutex,
@@ -77,6 +78,13 @@ pub async fn soon<T>(future: impl Future<Output = T>) -> T {
     timeout(Duration::from_secs(20), future).await.expect("in time")
 }
 
+/// An address of this machine that no other agent has, so that nothing listens where a killed agent
+/// did: the system gives a free port to the next listener of another test.
+fn own_ip() -> Ipv4Addr {
+    let [_, _, _, _, _, a, b, c, ..] = *Uuid::new_v4().as_bytes();
+    if cfg!(target_os = "linux") { Ipv4Addr::new(127, a, b, c.max(1)) } else { Ipv4Addr::LOCALHOST }
+}
+
 /// Counters of an agent.
 #[derive(Default)]
 pub struct Seen {
@@ -107,7 +115,7 @@ impl Agent {
 
     /// Starts an agent whose server has other settings.
     pub async fn with(generation: i64, set: fn(&mut auto::Builder<TokioExecutor>)) -> Self {
-        Self::on("127.0.0.1:0", generation, set)
+        Self::on(&format!("{}:0", own_ip()), generation, set)
     }
 
     /// Kills the agent, and starts another one at the same address at once.

@@ -59,6 +59,7 @@ pub struct Bound<C> {
 impl<C> Bound<C> {
     /// Creates a value whose session is in use from `now` on. `None`: the caller has not read the
     /// clock, as on the fast path.
+    #[inline]
     pub(crate) fn new(connection: C, mut handle: BoundHandle, now: Option<Instant>) -> Self {
         handle.hold(now);
         Self { connection, handle }
@@ -151,12 +152,14 @@ impl Clone for BoundHandle {
 }
 
 impl Drop for BoundHandle {
+    #[inline]
     fn drop(&mut self) {
         self.release();
     }
 }
 
 impl BoundHandle {
+    #[inline]
     pub(crate) fn new(
         shared: Arc<Shared>,
         entry: Arc<CachedRow>,
@@ -166,10 +169,12 @@ impl BoundHandle {
         Self { shared, entry, target, outcome, reported: OnceLock::new(), hold: Hold::Nothing }
     }
 
+    #[inline]
     fn hold(&mut self, now: Option<Instant>) {
         self.hold = self.shared.usage.hold(&self.entry, &self.target, now);
     }
 
+    #[inline]
     fn release(&mut self) {
         if self.hold != Hold::Nothing {
             self.shared.usage.release(&self.entry, std::mem::take(&mut self.hold));

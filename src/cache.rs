@@ -10,7 +10,6 @@
 //! * [`policy`]: the decisions, as pure functions.
 //! * [`watch`]: what happened to a session, in ticks of the logical clock, for as long as anything
 //!   about it is under way.
-//! * [`waiters`]: the tasks that wait for a session's next change.
 //! * [`uncertain`]: sessions whose row is not cached for a while.
 //! * [`absent`]: sessions that have no row.
 //! * [`usage`]: the sessions in use.
@@ -20,7 +19,6 @@ mod entry;
 mod policy;
 mod uncertain;
 pub(crate) mod usage;
-mod waiters;
 mod watch;
 
 pub(crate) use entry::{CachedRow, State};
@@ -30,6 +28,7 @@ use crate::{
     Revision, SessionId, Target,
     clock::{Stamp, Tick},
     settings::Settings,
+    waiters::{Changed, Waiters},
 };
 use absent::AbsentSessions;
 use foldhash::fast::RandomState;
@@ -38,7 +37,6 @@ use policy::{Keep, NewRow, winner};
 use std::sync::Arc;
 use tokio::time::Instant;
 use uncertain::UncertainSessions;
-use waiters::Changed;
 use watch::{Watch, Watches};
 
 /// The cached rows of all sessions.
@@ -75,7 +73,8 @@ impl RowCache {
 
     /// Returns the session's entry, unless it is provisional or on its way out.
     pub(crate) fn get(&self, session: SessionId) -> Option<Arc<CachedRow>> {
-        self.slots.get(&session).flatten().filter(|entry| entry.state() != State::Evicted)
+        let entry = self.slots.get(&session)??;
+        (entry.state() != State::Evicted).then_some(entry)
     }
 
     /// Returns all entries, in no order. Does not count as a use.
@@ -175,7 +174,7 @@ impl RowCache {
         }
         // Also of a row that is not cached: it may name another workspace, and nothing in the slot
         // will say so.
-        self.watches.waiters(session).notify(session);
+        self.waiters(session).notify(session);
         new
     }
 
@@ -217,7 +216,7 @@ impl RowCache {
             Op::Put(Some(repaired))
         });
         if replaced_by.is_some() {
-            self.watches.waiters(session).notify(session);
+            self.waiters(session).notify(session);
         }
         replaced_by
     }
@@ -261,7 +260,7 @@ impl RowCache {
         if is_empty {
             self.await_eviction(session);
         }
-        self.watches.waiters(session).notify(session);
+        self.waiters(session).notify(session);
     }
 
     /// Records that a command of this process has written the session's row, which was learned
@@ -274,7 +273,7 @@ impl RowCache {
             // its holders go by.
             self.await_eviction(session);
         }
-        self.watches.waiters(session).notify(session);
+        self.waiters(session).notify(session);
     }
 
     /// Waits for an eviction from this slot that is under way, so that its entry has left when this
@@ -326,13 +325,18 @@ impl RowCache {
 
     /// Waits for the next change of this session: of its slot, or by a command. No change after
     /// this call is missed, also none before the first poll.
-    pub(crate) fn changed(&self, session: SessionId) -> Changed<'_> {
-        self.watches.waiters(session).changed(session)
+    pub(crate) fn changed(&self, session: SessionId) -> Changed<'_, SessionId> {
+        self.waiters(session).changed(session)
+    }
+
+    /// Returns the list of those who wait for changes of this session.
+    pub(crate) fn waiters(&self, session: SessionId) -> &Waiters<SessionId> {
+        self.watches.waiters(session)
     }
 
     /// Returns `true` if a task waits for changes of the session.
     pub(crate) fn is_waited_for(&self, session: SessionId) -> bool {
-        self.watches.waiters(session).is_waited_for(session)
+        self.waiters(session).is_waited_for(session)
     }
 
     /// Marks the session as uncertain: a transaction may write, or have written, this revision, and

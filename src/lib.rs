@@ -135,6 +135,7 @@ mod pulse;
 mod single_flight;
 mod sync;
 mod tasks;
+mod waiters;
 // State: cached rows, workspaces, repairs, and what other processes write.
 mod cache;
 pub mod hints;

@@ -31,6 +31,7 @@ pub struct Outcome {
 
 impl Outcome {
     /// Returns the outcome of a call whose only dial was ready at once.
+    #[inline]
     pub(crate) fn reused() -> Self {
         let (decided_in, dialed_in) = (Duration::ZERO, Duration::ZERO);
         Self {

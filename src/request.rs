@@ -51,6 +51,7 @@ impl DialSession {
 
 impl DialSession {
     /// Returns the inner request for a target.
+    #[inline]
     pub(crate) fn to(&self, workspace: WorkspaceId, target: Arc<Target>) -> DialAgent {
         DialAgent { session: self.session, workspace, target, extensions: self.extensions.clone() }
     }

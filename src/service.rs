@@ -1,9 +1,9 @@
 //! The Tower service, and the future of its calls.
 
 use crate::{
-    Bound, BoxError, DialAgent, DialSession, Error, ErrorKind, dial::call::call, state::Shared,
+    Bound, BoxError, DialAgent, DialSession, Error, ErrorKind, dial::future::CallFuture,
+    state::Shared,
 };
-use futures_util::future::BoxFuture;
 use pin_project::pin_project;
 use std::{
     fmt,
@@ -132,7 +132,7 @@ where
 {
     type Response = Bound<S::Response>;
     type Error = Error;
-    type Future = ResponseFuture<S::Response>;
+    type Future = ResponseFuture<S>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         self.inner
@@ -140,33 +140,42 @@ where
             .map_err(|error| Error::new(ErrorKind::Dialer).with_dial(Some(error.into())))
     }
 
-    fn call(&mut self, ask: DialSession) -> ResponseFuture<S::Response> {
+    fn call(&mut self, ask: DialSession) -> ResponseFuture<S> {
         // Only the readied service may be called, so its clone takes its place.
         let clone = self.inner.clone();
         let readied = std::mem::replace(&mut self.inner, clone);
-        let call = call(Arc::clone(&self.shared), readied, ask);
+        let call = CallFuture::new(Arc::clone(&self.shared), readied, ask);
         #[cfg(feature = "tracing")]
         let call = tracing::Instrument::instrument(call, tracing::debug_span!("bound_agent"));
-        ResponseFuture { call: Box::pin(call) }
+        ResponseFuture { call }
     }
 }
 
-/// The future that [`BoundAgent`] returns.
+/// The future that [`BoundAgent`] returns. It holds the dial that is pending, so it must be pinned
+/// to be polled.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
-pub struct ResponseFuture<C> {
+pub struct ResponseFuture<S: Service<DialAgent>> {
+    #[cfg(not(feature = "tracing"))]
     #[pin]
-    call: BoxFuture<'static, Result<Bound<C>, Error>>,
+    call: CallFuture<S>,
+    #[cfg(feature = "tracing")]
+    #[pin]
+    call: tracing::instrument::Instrumented<CallFuture<S>>,
 }
 
-impl<C> fmt::Debug for ResponseFuture<C> {
+impl<S: Service<DialAgent>> fmt::Debug for ResponseFuture<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseFuture").finish_non_exhaustive()
     }
 }
 
-impl<C> Future for ResponseFuture<C> {
-    type Output = Result<Bound<C>, Error>;
+impl<S> Future for ResponseFuture<S>
+where
+    S: Service<DialAgent> + Clone,
+    S::Error: Into<BoxError>,
+{
+    type Output = Result<Bound<S::Response>, Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.project().call.poll(cx)

@@ -134,8 +134,15 @@ impl Drop for Shared {
 }
 
 impl Shared {
+    #[inline]
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
+    }
+
+    /// Returns whether anybody may be interested in events.
+    #[inline]
+    pub(crate) fn is_observed(&self) -> bool {
+        cfg!(feature = "tracing") || self.observer.is_some()
     }
 
     pub(crate) fn emit(&self, event: &Event<'_>) {
@@ -147,6 +154,7 @@ impl Shared {
     }
 
     /// Returns whether cached rows are read again from time to time.
+    #[inline]
     pub(crate) fn checks_rows(&self) -> bool {
         self.settings.refresh_interval.is_some() && (self.checks_in_any_case || self.store.shared())
     }
@@ -201,6 +209,7 @@ impl Shared {
 
     /// Chooses what a session with this row is to dial. Returns the version of the workspace state
     /// that this was chosen from, too. On the hot path: two atomic loads.
+    #[inline]
     pub(crate) fn choose(&self, entry: &CachedRow) -> (Choice, u32) {
         let version = entry.workspace_state.version();
         if entry.is_settled_in(version)
@@ -208,6 +217,10 @@ impl Shared {
         {
             return (Choice::Settled(Arc::clone(target)), version);
         }
+        self.choose_anew(entry)
+    }
+
+    fn choose_anew(&self, entry: &CachedRow) -> (Choice, u32) {
         let (choice, version) =
             entry.workspace_state.choose(&entry.row, entry.read(), Instant::now());
         if choice.is_settled() {
@@ -217,12 +230,14 @@ impl Shared {
     }
 
     /// Returns what a call with this row goes by.
+    #[inline]
     pub(crate) fn start(&self, entry: Arc<CachedRow>, absent: bool) -> Start {
         let (choice, version) = self.choose(&entry);
         Start { entry, choice, version, absent }
     }
 
     /// Returns what is cached for the session, if that can be used without a read or a question.
+    #[inline]
     pub(crate) fn cached(
         &self,
         session: SessionId,
@@ -232,7 +247,8 @@ impl Shared {
         if workspace.is_some_and(|asked| asked != entry.workspace()) {
             return None;
         }
-        Some(self.start(entry, false)).filter(|start| !start.choice.is_reset())
+        let start = self.start(entry, false);
+        if start.choice.is_reset() { None } else { Some(start) }
     }
 
     /// Returns what the session's next call would dial at once, in doubt or not, if an existing
@@ -265,9 +281,10 @@ impl Shared {
         self.cached(session, None)?.choice.target().cloned()
     }
 
-    /// Returns whether nothing has become known since this was chosen.
-    pub(crate) fn is_unchanged(&self, start: &Start) -> bool {
-        matches!(self.standing(&start.entry, Some(start.version)), Standing::Unchanged)
+    /// Returns whether nothing has become known since what to dial was chosen from this version.
+    #[inline]
+    pub(crate) fn is_unchanged(&self, entry: &Arc<CachedRow>, chosen_in: u32) -> bool {
+        matches!(self.standing(entry, Some(chosen_in)), Standing::Unchanged)
     }
 
     /// Returns whether the session of a row that does not exist is known to have none still.

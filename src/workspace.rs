@@ -37,15 +37,16 @@ use crate::{
     binding::{Behind, Row},
     clock::Stamp,
     sync::lock,
+    waiters::{Changed, Place, Waiters},
 };
-use std::sync::{
-    Arc, Mutex, MutexGuard, OnceLock,
-    atomic::{AtomicBool, AtomicU32, Ordering, fence},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock,
+        atomic::{AtomicBool, AtomicU32, Ordering, fence},
+    },
+    task::Waker,
 };
-use tokio::{
-    sync::{Notify, futures::Notified},
-    time::Instant,
-};
+use tokio::time::Instant;
 
 /// How many superseded targets and how many landed group repairs are remembered.
 const REMEMBERED: usize = 8;
@@ -74,17 +75,7 @@ struct OnDemand {
     dials: OnceLock<Arc<PendingDials>>,
     /// A task asks the resolver about a doubt on behalf of sessions that hold connections.
     asking: AtomicBool,
-    changed: Notify,
-}
-
-/// Counts a call whose dial is pending.
-#[derive(Debug)]
-pub(crate) struct Waiting<'a>(&'a WorkspaceState);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
-    }
+    waiters: Waiters,
 }
 
 /// The right to be the one task of a workspace that asks about a doubt.
@@ -131,6 +122,7 @@ impl WorkspaceState {
         self.on_demand.get_or_init(Box::default)
     }
 
+    #[inline]
     pub(crate) fn workspace(&self) -> WorkspaceId {
         self.workspace
     }
@@ -139,6 +131,7 @@ impl WorkspaceState {
         self.on_demand.get().map_or_else(Epoch::default, |on_demand| on_demand.epoch)
     }
 
+    #[inline]
     pub(crate) fn version(&self) -> u32 {
         self.version.load(Ordering::Acquire)
     }
@@ -162,25 +155,39 @@ impl WorkspaceState {
         if has_changed {
             fence(Ordering::SeqCst);
             if let Some(on_demand) = self.on_demand.get() {
-                on_demand.changed.notify_waiters();
+                on_demand.waiters.notify(());
             }
         }
         has_changed
     }
 
     /// Waits for the next change after this call, even if that comes before the first poll.
-    pub(crate) fn changed(&self) -> Notified<'_> {
-        let changed = self.on_demand().changed.notified();
+    pub(crate) fn changed(&self) -> Changed<'_> {
+        let changed = self.on_demand().waiters.changed(());
         // A change after this fence finds a waiter to notify. The version of a change before it is
         // seen by the caller's next look.
         fence(Ordering::SeqCst);
         changed
     }
 
-    /// Counts a call whose dial is pending.
-    pub(crate) fn wait(&self) -> Waiting<'_> {
+    /// Counts a call whose dial is pending, and wakes its task at the next change after this call.
+    pub(crate) fn join(&self, waker: &Waker) -> Place {
         self.waiting.fetch_add(1, Ordering::Relaxed);
-        Waiting(self)
+        let place = self.on_demand().waiters.join((), waker);
+        // As in `changed`.
+        fence(Ordering::SeqCst);
+        place
+    }
+
+    /// The call goes on waiting: the next change wakes its task, with the waker of this poll.
+    pub(crate) fn stay(&self, place: &Place, waker: &Waker) {
+        self.on_demand().waiters.stay(place, waker);
+    }
+
+    /// The call has ended its wait.
+    pub(crate) fn leave(&self, place: Place) {
+        self.on_demand().waiters.leave(place);
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Begins to ask the resolver on behalf of sessions that hold connections. Returns `None` if a
@@ -200,11 +207,13 @@ impl WorkspaceState {
 
 /// Pending dials.
 impl WorkspaceState {
+    #[inline]
     fn dials(&self) -> Option<&Arc<PendingDials>> {
         self.on_demand.get()?.dials.get()
     }
 
     /// Returns the queue of a target that has as many pending dials as it may have.
+    #[inline]
     pub(crate) fn queue(&self, target: &Target) -> Option<Queue> {
         self.dials()?.queue(target)
     }
@@ -217,6 +226,7 @@ impl WorkspaceState {
 
     /// Records that a target has answered a dial, if other dials are pending. `times`: when it
     /// began, and now.
+    #[inline]
     pub(crate) fn answered_dial(
         &self,
         target: &Target,
@@ -228,13 +238,17 @@ impl WorkspaceState {
     }
 
     /// Records that an agent has answered a dial. `asked`: after the resolver was asked about it.
+    #[inline]
     pub(crate) fn answered(&self, agent: AgentId, asked: bool, now: impl FnOnce() -> Instant) {
         let is_watched = self.waiting.load(Ordering::Relaxed) > 0;
-        if !asked && !is_watched {
-            return;
+        if asked || is_watched {
+            self.note_answered(agent, is_watched.then(now));
         }
+    }
+
+    fn note_answered(&self, agent: AgentId, watched: Option<Instant>) {
         let in_herd = self.dials().is_some_and(|dials| dials.is_in_use());
-        self.facts().answered(agent, is_watched.then(now), in_herd);
+        self.facts().answered(agent, watched, in_herd);
     }
 }
 

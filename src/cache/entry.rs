@@ -146,6 +146,7 @@ impl CachedRow {
             .with_epoch(self.workspace_state.epoch())
     }
 
+    #[inline]
     pub(crate) fn workspace(&self) -> WorkspaceId {
         self.workspace_state.workspace()
     }
@@ -221,6 +222,7 @@ impl CachedRow {
 /// The entry's state.
 impl CachedRow {
     /// Returns the state: one atomic load.
+    #[inline]
     pub(crate) fn state(&self) -> State {
         const CURRENT: u8 = State::Current as u8;
         const REPLACED: u8 = State::Replaced as u8;
@@ -277,6 +279,7 @@ impl CachedRow {
 
     /// Returns `true` if the row's own target was found to be the one to dial in this version of
     /// the workspace state.
+    #[inline]
     pub(crate) fn is_settled_in(&self, version: u32) -> bool {
         self.settled_in.load(Ordering::Relaxed) == version
     }

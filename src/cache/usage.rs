@@ -158,6 +158,7 @@ impl Usage {
     }
 
     /// Notes that a call uses the row. One atomic load if it was used since the last scan already.
+    #[inline]
     pub(crate) fn note(&self, entry: &Arc<CachedRow>) {
         if entry.marks.0.load(SeqCst) & self.marks != self.marks {
             self.list(entry, self.marks);
@@ -165,6 +166,7 @@ impl Usage {
     }
 
     /// Counts a connection to `target` as in use. `now`: the time, if the caller knows it.
+    #[inline]
     pub(crate) fn hold(
         &self,
         entry: &Arc<CachedRow>,
@@ -181,6 +183,15 @@ impl Usage {
             self.note(entry);
             return Hold::Row;
         }
+        self.hold_apart(entry, target, now)
+    }
+
+    fn hold_apart(
+        &self,
+        entry: &Arc<CachedRow>,
+        target: &Arc<Target>,
+        now: Option<Instant>,
+    ) -> Hold {
         self.note(entry);
         let id = self.next_apart.fetch_add(1, SeqCst);
         let held = Held {
@@ -195,16 +206,27 @@ impl Usage {
     }
 
     /// Ends the use of a connection.
+    #[inline]
     pub(crate) fn release(&self, entry: &CachedRow, hold: Hold) {
         let released = match hold {
             Hold::Nothing => return,
             Hold::Row => entry.usage.held.fetch_sub(1, SeqCst) == 1,
-            Hold::Apart(id) => self.of(entry.workspace()).apart.remove(&id).is_some(),
+            Hold::Apart(id) => self.release_apart(entry, id),
         };
         // The count went down before that: a task that begins to wait afterwards sees it.
         if released && self.draining.load(SeqCst) > 0 {
-            self.released[self.index(entry.workspace())].notify_waiters();
+            self.tell_released(entry);
         }
+    }
+
+    #[cold]
+    fn release_apart(&self, entry: &CachedRow, id: u64) -> bool {
+        self.of(entry.workspace()).apart.remove(&id).is_some()
+    }
+
+    #[cold]
+    fn tell_released(&self, entry: &CachedRow) {
+        self.released[self.index(entry.workspace())].notify_waiters();
     }
 
     /// Notes that a handle waits to be superseded: until the guard is dropped its row is read at

@@ -10,10 +10,10 @@ use crate::{
     cache::{
         entry::CachedRow,
         policy::{self, History},
-        waiters::Waiters,
     },
     clock::{Clock, Stamp, Tick},
     sync::lock,
+    waiters::Waiters,
 };
 use foldhash::fast::RandomState;
 use std::{
@@ -41,7 +41,7 @@ pub(super) struct Watches {
 
 struct Stripe {
     watches: Mutex<Watched>,
-    waiters: Waiters,
+    waiters: Waiters<SessionId>,
 }
 
 /// The watches of a stripe. While the lock is held no watch is dropped.
@@ -74,7 +74,7 @@ impl Watches {
         lock(&self.stripe(session).watches)
     }
 
-    pub(super) fn waiters(&self, session: SessionId) -> &Waiters {
+    pub(super) fn waiters(&self, session: SessionId) -> &Waiters<SessionId> {
         &self.stripe(session).waiters
     }
 

@@ -1,15 +1,15 @@
-//! One call from the request to the connection: look up, race, settle, restart.
+//! A call that is in question: look up, race, settle, restart.
 
 use crate::{
-    Bound, BoundHandle, BoxError, DialAgent, DialSession, Error, ErrorKind, Event, LastVerdict,
-    Outcome, OutcomeKind, Target,
+    BoundHandle, DialSession, Error, ErrorKind, Event, LastVerdict, Outcome, OutcomeKind,
+    SessionId, Target, WorkspaceId,
     cache::{CachedRow, State},
     dial::{
-        dialer::{Dialed, Dialer, FirstPoll, To},
-        race::{Raced, Times, Won, note_answered, race, tell_dialed, undisturbed},
+        dialer::{AnyDialer, FirstPoll},
+        race::{Race, Raced, Times, Won},
+        timer::Timer,
     },
     error::SharedError,
-    replicas::follow,
     settings::RepairMode,
     state::{
         Shared, Start,
@@ -17,195 +17,224 @@ use crate::{
     },
     workspace::Choice,
 };
+use futures_util::future::BoxFuture;
 use std::{
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Arc,
+    task::{Context, Poll, ready},
 };
-use tokio::time::{Duration, Instant, error::Elapsed, timeout_at};
-use tower_service::Service;
+use tokio::time::{Instant, error::Elapsed, timeout_at};
 
-pub(crate) async fn call<S>(
+/// A call whose dial was not simply answered. It has no part of the dial service in it, and sees
+/// the dialer for the time of a poll.
+pub(crate) struct Call {
     shared: Arc<Shared>,
-    readied: S,
-    ask: DialSession,
-) -> Result<Bound<S::Response>, Error>
-where
-    S: Service<DialAgent> + Clone,
-    S::Error: Into<BoxError>,
-{
-    if shared.is_closed() {
-        return Err(Error::new(ErrorKind::Closed).of(ask.session));
-    }
-    // Even if all is cached: the runtime of the follower may have ended.
-    follow::ensure(&shared);
-    let mut dialer = pin!(Dialer::new(readied));
-    let mut cached = shared.cached(ask.session, ask.workspace);
-    let mut first = match fast_path(&shared, dialer.as_mut(), &ask, &mut cached).await {
-        FastPath::Connected(connection, target, entry) => {
-            return Ok(Bound::new(
-                connection,
-                handed_out(shared, target, Outcome::reused(), entry),
-                None,
-            ));
+    session: SessionId,
+    /// The workspace that the caller has named.
+    workspace: Option<WorkspaceId>,
+    began: Instant,
+    now: Instant,
+    deadline: Instant,
+    /// How far the dial was before there was a race.
+    first: FirstPoll,
+    /// The questions of all races count.
+    validations: u8,
+    /// The row of the last race, after which the call was restarted.
+    left: Option<Arc<CachedRow>>,
+    moved: bool,
+    phase: Phase,
+}
+
+#[expect(clippy::large_enum_variant, reason = "the call is in a box as a whole")]
+enum Phase {
+    /// With what is cached for the session, if that was looked at.
+    Chooses(Option<Start>),
+    LooksUp(BoxFuture<'static, Result<Start, Error>>),
+    Races(Race),
+    /// The connection is returned after its repair, which is under way.
+    Repairs(Won, Start, Job, BoxFuture<'static, Attempted>),
+}
+
+/// How the repair's first attempt has ended, unless the deadline came first.
+type Attempted = Result<Result<(), SharedError>, Elapsed>;
+
+impl Call {
+    /// Takes over a call that began at `began`.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        ask: &DialSession,
+        cached: Option<Start>,
+        first: FirstPoll,
+        began: Instant,
+        now: Instant,
+    ) -> Self {
+        let deadline = began + shared.settings.dial_timeout;
+        Self {
+            shared,
+            session: ask.session,
+            workspace: ask.workspace,
+            began,
+            now,
+            deadline,
+            first,
+            validations: 0,
+            left: None,
+            moved: false,
+            phase: Phase::Chooses(cached),
         }
-        FastPath::Undecided(first) => first,
-    };
-    // From here on the call may wait.
-    let began = Instant::now();
-    follow::ensure_driven(&shared, || began);
-    let deadline = began + shared.settings.dial_timeout;
-    let mut now = began;
-    if let (FirstPoll::Pending, Some(start)) = (&first, &cached)
-        && let Some(target) = start.choice.target().filter(|_| dialer.is_dialing())
-    {
-        first = undisturbed(&shared, dialer.as_mut(), start, target, began).await;
-        now = Instant::now();
-        if shared.is_unchanged(start)
-            && let FirstPoll::Ended(Dialed::Connected(connection)) = first
-        {
-            let dialed_in = now.saturating_duration_since(began);
-            tell_dialed(&shared, &start.entry, target, dialed_in, None);
-            note_answered(&start.entry, target, false, || (began, now));
-            let outcome = Outcome { dialed_in, ..Outcome::reused() };
-            let (target, entry) = (Arc::clone(target), Arc::clone(&start.entry));
-            return Ok(Bound::new(
-                connection,
-                handed_out(shared, target, outcome, entry),
-                Some(now),
-            ));
+    }
+
+    /// Returns the handle of the connection, which the dialer has.
+    pub(crate) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        dialer: &mut Pin<&mut dyn AnyDialer>,
+        timer: &mut Pin<&mut Timer>,
+    ) -> Poll<Result<BoundHandle, Error>> {
+        loop {
+            match &mut self.phase {
+                Phase::Chooses(cached) => {
+                    let cached = cached.take();
+                    match cached.or_else(|| self.shared.cached(self.session, self.workspace)) {
+                        Some(start) => {
+                            // Dialed at once: this is what the caller has waited for readiness for.
+                            if start.choice.target().is_none() {
+                                dialer.as_mut().give_back();
+                            }
+                            self.race(start);
+                        }
+                        None => {
+                            dialer.as_mut().give_back();
+                            let shared = Arc::clone(&self.shared);
+                            let (session, workspace) = (self.session, self.workspace);
+                            let deadline = self.deadline;
+                            self.phase = Phase::LooksUp(Box::pin(async move {
+                                look_up(&shared, session, workspace, deadline).await
+                            }));
+                        }
+                    }
+                }
+                Phase::LooksUp(looking) => {
+                    let start = ready!(looking.as_mut().poll(cx))?;
+                    self.now = Instant::now();
+                    self.race(start);
+                }
+                Phase::Races(race) => {
+                    let raced = ready!(race.poll(cx, dialer, timer));
+                    if let Some(handle) = self.raced(raced, dialer)? {
+                        return Poll::Ready(Ok(handle));
+                    }
+                }
+                Phase::Repairs(.., attempted) => {
+                    let attempted = ready!(attempted.as_mut().poll(cx));
+                    if let Some(handle) = self.repaired(attempted, dialer)? {
+                        return Poll::Ready(Ok(handle));
+                    }
+                }
+            }
         }
     }
-    // The questions of all races count.
-    let (mut moved, mut validations) = (false, 0_u8);
-    let mut left: Option<Arc<CachedRow>> = None;
-    loop {
-        let mut start = match cached.take().or_else(|| shared.cached(ask.session, ask.workspace)) {
-            // Dialed at once: this is what the caller has waited for readiness for.
-            Some(start) if start.choice.target().is_some() => start,
-            Some(start) => {
-                dialer.as_mut().give_back();
-                start
-            }
-            None => {
-                dialer.as_mut().give_back();
-                // Boxed, so that a cached call does not carry the room for it.
-                let start = Box::pin(look_up(&shared, &ask, deadline)).await?;
-                now = Instant::now();
-                start
-            }
-        };
+
+    /// Begins a race, unless the workspace was reset after the row was read.
+    fn race(&mut self, mut start: Start) {
+        self.phase = Phase::Chooses(None);
         if start.choice.is_reset() {
-            // The workspace was reset after the row was read.
-            left = Some(start.entry);
-            continue;
+            self.left = Some(start.entry);
+            return;
         }
-        if let Some(left) = left.take() {
-            moved |= has_moved(&left, &start.entry);
+        if let Some(left) = self.left.take() {
+            self.moved |= has_moved(&left, &start.entry);
             // An earlier denial answers a call that begins, not one that has been restarted.
             if let Choice::AskFirst { denied, .. } = &mut start.choice {
                 *denied = None;
             }
         }
-        let first = std::mem::replace(&mut first, FirstPoll::NotBegun);
-        let times = Times {
-            began: if let FirstPoll::NotBegun = first { now } else { began },
-            now,
-            deadline,
+        let first = std::mem::replace(&mut self.first, FirstPoll::NotBegun);
+        let began = if let FirstPoll::NotBegun = first { self.now } else { self.began };
+        let times = Times { began, now: self.now, deadline: self.deadline };
+        self.phase = Phase::Races(Race::new(&self.shared, start, first, times));
+    }
+
+    /// The session's row is to be looked up again.
+    fn restart(&mut self, left: Arc<CachedRow>, validations: u8) {
+        self.validations = self.validations.saturating_add(validations);
+        self.left = Some(left);
+        self.now = Instant::now();
+    }
+
+    fn raced(
+        &mut self,
+        raced: Result<Raced, Error>,
+        dialer: &Pin<&mut dyn AnyDialer>,
+    ) -> Result<Option<BoundHandle>, Error> {
+        let phase = std::mem::replace(&mut self.phase, Phase::Chooses(None));
+        let Phase::Races(Race { start, .. }) = phase else { return Ok(None) };
+        let mut won = match raced.map_err(|error| because(&self.shared, error, self.moved))? {
+            Raced::Won(won) => won,
+            Raced::Moved(validations) => {
+                self.restart(start.entry, validations);
+                return Ok(None);
+            }
         };
-        match race(&shared, dialer.as_mut(), first, &ask, &mut start, times).await {
-            Ok(Raced::Won(mut won)) => {
-                if let Some(job) = Repairs::begin(&shared, &start.entry, &won.target, start.absent)
-                {
-                    won.outcome.repair = Some(job.status.clone());
-                    if start.absent || shared.settings.repair == RepairMode::BeforeReturn {
-                        // Boxed for the same reason. At the deadline there is a connection, so that
-                        // is no failure.
-                        let attempted = Box::pin(timeout_at(deadline, job.attempted())).await;
-                        // The row that the store answered with decides, since a hint may have
-                        // emptied the slot in the meantime. Without one there may be no row.
-                        let is_elsewhere = start.absent
-                            && match created(&shared, &start.entry, &job, attempted)? {
-                                Some(row) => !row.points_where(&start.entry),
-                                None => !shared.settings.serve_without_store,
-                            };
-                        // The second look: the repair may have lost to something newer, or a
-                        // command may have come.
-                        if is_elsewhere || shared.has_left(&start.entry, &won.target) {
-                            validations = validations.saturating_add(won.outcome.validations);
-                            drop(won);
-                            left = Some(start.entry);
-                            now = Instant::now();
-                            continue;
-                        }
-                    }
-                }
-                if start.absent
-                    && let Some(entry) = shared.rows.get(ask.session)
-                    && entry.points_where(&start.entry)
-                {
-                    // The session has a row by now: its use is recorded.
-                    start.entry = entry;
-                }
-                let Won { connection, target, dial_began, mut outcome } = won;
-                outcome.dials = dialer.started();
-                outcome.validations = outcome.validations.saturating_add(validations);
-                outcome.decided_in = dial_began.saturating_duration_since(began);
-                let handle = handed_out(shared, target, outcome, start.entry);
-                return Ok(Bound::new(connection, handle, Some(Instant::now())));
+        if let Some(job) = Repairs::begin(&self.shared, &start.entry, &won.target, start.absent) {
+            won.outcome.repair = Some(job.status.clone());
+            if start.absent || self.shared.settings.repair == RepairMode::BeforeReturn {
+                // At the deadline there is a connection, so that is no failure.
+                let deadline = self.deadline;
+                let begun = job.clone();
+                let attempted =
+                    Box::pin(async move { timeout_at(deadline, begun.attempted()).await });
+                self.phase = Phase::Repairs(won, start, job, attempted);
+                return Ok(None);
             }
-            Ok(Raced::Moved(asked)) => {
-                validations = validations.saturating_add(asked);
-                left = Some(start.entry);
-                now = Instant::now();
-            }
-            Err(error) => return Err(because(&shared, error, moved)),
+        }
+        Ok(Some(self.won(won, start, dialer)))
+    }
+
+    fn repaired(
+        &mut self,
+        attempted: Attempted,
+        dialer: &mut Pin<&mut dyn AnyDialer>,
+    ) -> Result<Option<BoundHandle>, Error> {
+        let phase = std::mem::replace(&mut self.phase, Phase::Chooses(None));
+        let Phase::Repairs(won, start, job, _) = phase else { return Ok(None) };
+        // The row that the store answered with decides, since a hint may have emptied the slot in
+        // the meantime. Without one there may be no row.
+        let is_elsewhere = start.absent
+            && match created(&self.shared, &start.entry, &job, attempted)? {
+                Some(row) => !row.points_where(&start.entry),
+                None => !self.shared.settings.serve_without_store,
+            };
+        // The second look: the repair may have lost to something newer, or a command may have come.
+        if is_elsewhere || self.shared.has_left(&start.entry, &won.target) {
+            dialer.as_mut().stop();
+            self.restart(start.entry, won.outcome.validations);
+            return Ok(None);
+        }
+        Ok(Some(self.won(won, start, dialer)))
+    }
+
+    fn won(&mut self, won: Won, mut start: Start, dialer: &Pin<&mut dyn AnyDialer>) -> BoundHandle {
+        if start.absent
+            && let Some(entry) = self.shared.rows.get(self.session)
+            && entry.points_where(&start.entry)
+        {
+            // The session has a row by now: its use is recorded.
+            start.entry = entry;
+        }
+        let Won { target, dial_began, mut outcome } = won;
+        outcome.dials = dialer.status().started();
+        outcome.validations = outcome.validations.saturating_add(self.validations);
+        outcome.decided_in = dial_began.saturating_duration_since(self.began);
+        handed_out(Arc::clone(&self.shared), target, outcome, start.entry)
+    }
+
+    /// The call is dropped while its dial is pending.
+    pub(crate) fn dropped(self) {
+        if let Phase::Races(race) = self.phase {
+            race.dropped();
         }
     }
-}
-
-/// How the fast path has left a call.
-enum FastPath<C> {
-    /// The dial was ready, and what is cached is still right.
-    Connected(C, Arc<Target>, Arc<CachedRow>),
-    /// The dial is this far; the race decides.
-    Undecided(FirstPoll<C>),
-}
-
-/// Nearly every call is this: the cached row is in no doubt, and its dial is ready at the first
-/// poll. That takes no clock, no timer and no decision.
-async fn fast_path<S>(
-    shared: &Shared,
-    mut dialer: Pin<&mut Dialer<S>>,
-    ask: &DialSession,
-    cached: &mut Option<Start>,
-) -> FastPath<S::Response>
-where
-    S: Service<DialAgent> + Clone,
-    S::Error: Into<BoxError>,
-{
-    let Some(start @ Start { entry, choice: Choice::Settled(target), .. }) = &*cached else {
-        return FastPath::Undecided(FirstPoll::NotBegun);
-    };
-    let target = Arc::clone(target);
-    dialer.as_mut().start(ask.to(entry.workspace(), Arc::clone(&target)));
-    let to = To { workspace_state: &entry.workspace_state, target: Some(&target) };
-    let connection = match dialer.first_poll(to).await {
-        FirstPoll::Ended(Dialed::Connected(connection)) => connection,
-        first => return FastPath::Undecided(first),
-    };
-    tell_dialed(shared, entry, &target, Duration::ZERO, None);
-    note_answered(entry, &target, false, || {
-        let now = Instant::now();
-        (now, now)
-    });
-    if shared.is_unchanged(start) {
-        let entry = Arc::clone(entry);
-        return FastPath::Connected(connection, target, entry);
-    }
-    // Something has become known during that poll: the connection is dropped, and what is cached by
-    // now is looked at anew.
-    *cached = None;
-    FastPath::Undecided(FirstPoll::NotBegun)
 }
 
 /// Returns the row that the session has after the attempt to create one: the created row, or the
@@ -219,7 +248,7 @@ fn created(
     shared: &Shared,
     entry: &CachedRow,
     job: &Job,
-    attempted: Result<Result<(), SharedError>, Elapsed>,
+    attempted: Attempted,
 ) -> Result<Option<Arc<CachedRow>>, Error> {
     let session = entry.row.session;
     let error = match attempted {
@@ -240,12 +269,13 @@ fn created(
 
 async fn look_up(
     shared: &Arc<Shared>,
-    ask: &DialSession,
+    session: SessionId,
+    workspace: Option<WorkspaceId>,
     deadline: Instant,
 ) -> Result<Start, Error> {
-    let looked = timeout_at(deadline, shared.look_up(ask.session, ask.workspace)).await;
+    let looked = timeout_at(deadline, shared.look_up(session, workspace)).await;
     let timed_out =
-        |_| Err(Error::new(ErrorKind::TimedOut { last: LastVerdict::Unknown }).of(ask.session));
+        |_| Err(Error::new(ErrorKind::TimedOut { last: LastVerdict::Unknown }).of(session));
     looked.unwrap_or_else(timed_out).map_err(|error| because(shared, error, false))
 }
 
@@ -278,8 +308,9 @@ fn because(shared: &Shared, error: Error, moved: bool) -> Error {
 /// Looks the row of a session up for a client, which may have a connection to its target already.
 #[cfg(feature = "http")]
 pub(crate) async fn look_up_first(shared: &Arc<Shared>, ask: &DialSession) -> Result<Start, Error> {
-    follow::ensure(shared);
-    look_up(shared, ask, Instant::now() + shared.settings.dial_timeout).await
+    crate::replicas::follow::ensure(shared);
+    let deadline = Instant::now() + shared.settings.dial_timeout;
+    look_up(shared, ask.session, ask.workspace, deadline).await
 }
 
 /// Does what is due after a dial, for a client that had a connection to the target already.
@@ -294,21 +325,30 @@ pub(crate) fn dialed_before(shared: Arc<Shared>, start: Start, target: Arc<Targe
         Some(_) => {}
     }
     outcome.repair = Repairs::begin(&shared, &start.entry, &target, false).map(|job| job.status);
+    // The connection is held by the call that has dialed it.
+    shared.usage.note(&start.entry);
     handed_out(shared, target, outcome, start.entry)
 }
 
-/// Tells the observer, notes the use, returns the handle.
-fn handed_out(
+/// Tells the observer, returns the handle.
+#[inline]
+pub(crate) fn handed_out(
     shared: Arc<Shared>,
     target: Arc<Target>,
     outcome: Outcome,
     entry: Arc<CachedRow>,
 ) -> BoundHandle {
+    if shared.is_observed() {
+        tell_used(&shared, &target, &outcome, &entry);
+    }
+    BoundHandle::new(shared, entry, target, outcome)
+}
+
+#[inline(never)]
+fn tell_used(shared: &Shared, target: &Arc<Target>, outcome: &Outcome, entry: &CachedRow) {
     let (session, workspace) = (entry.row.session, entry.workspace());
     if let OutcomeKind::Switched { from } = &outcome.kind {
-        shared.emit(&Event::Switched { session, workspace, from, to: &target });
+        shared.emit(&Event::Switched { session, workspace, from, to: target });
     }
-    shared.emit(&Event::Used { session, workspace, target: &target, outcome: &outcome });
-    shared.usage.note(&entry);
-    BoundHandle::new(shared, entry, target, outcome)
+    shared.emit(&Event::Used { session, workspace, target, outcome });
 }

@@ -1,39 +1,39 @@
-//! Drives one [`Attempt`]: gathers events with `select!`, reports them, carries out its commands.
+//! Drives one [`Attempt`]: gathers events, reports them, carries out its commands.
 //!
 //! Knows neither how a row is found nor what happens after a connection was won:
-//! [`call`](crate::dial::call) does.
+//! [`call`](crate::dial::call) does. Nor does it know the dial service: it sees the dialer for the
+//! time of a poll.
 
 use crate::{
-    BoxError, DialAgent, DialSession, Error, ErrorKind, Event, LocalError, Outcome, Target,
+    BoxError, Error, ErrorKind, Event, LocalError, Outcome, SessionId, Target,
     answer::Answer,
     cache::CachedRow,
     dial::{
         attempt::{Attempt, Command, Inputs, Limits, SHORTEST_LOSS},
-        dialer::{Dialed, Dialer, FirstPoll, To},
+        dialer::{AnyDialer, Dialed, FirstPoll, To},
+        news::News,
+        timer::Timer,
     },
     error::{Cause, SharedError},
     jitter,
     settings::Settings,
-    single_flight::{Missed, Waiter},
+    single_flight::Missed,
     state::{Shared, Start, Validated, standing::Standing},
     workspace::{Verdict, pending::Probe},
 };
 use futures_util::future::BoxFuture;
 use std::{
-    future::pending,
     ops::ControlFlow,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Arc,
+    task::{Context, Poll, ready},
 };
-use tokio::{
-    select,
-    time::{Duration, Instant, sleep_until},
-};
-use tower_service::Service;
+use tokio::time::{Duration, Instant};
 
 /// How a race ends, unless with an error.
-pub(crate) enum Raced<C> {
-    Won(Won<C>),
+pub(crate) enum Raced {
+    /// The dialer has the connection.
+    Won(Won),
     /// The session's row must be looked up again: it points elsewhere by now, or may. With the
     /// number of validations that the race has asked for.
     Moved(u8),
@@ -48,9 +48,8 @@ pub(crate) struct Times {
     pub(crate) deadline: Instant,
 }
 
-/// A connection, and how it was won.
-pub(crate) struct Won<C> {
-    pub(crate) connection: C,
+/// How a connection was won.
+pub(crate) struct Won {
     pub(crate) target: Arc<Target>,
     /// When the dial began that has connected.
     pub(crate) dial_began: Instant,
@@ -58,47 +57,11 @@ pub(crate) struct Won<C> {
     pub(crate) outcome: Outcome,
 }
 
-/// Races the session's dial against doubts about it, until there is a connection to an agent that
-/// is not known to be superseded, or a reason to stop. Keeps `start` up to date with what becomes
-/// known.
-pub(crate) async fn race<S>(
-    shared: &Arc<Shared>,
-    dialer: Pin<&mut Dialer<S>>,
-    first: FirstPoll<S::Response>,
-    ask: &DialSession,
-    start: &mut Start,
-    times: Times,
-) -> Result<Raced<S::Response>, Error>
-where
-    S: Service<DialAgent> + Clone,
-    S::Error: Into<BoxError>,
-{
-    let is_dialing = !matches!(first, FirstPoll::NotBegun);
-    let mut run = Run::new(shared, dialer, ask, start, is_dialing, times);
-    if let ControlFlow::Break(end) = run.begin(first) {
-        return end;
-    }
-    loop {
-        // No command is held while the race waits: every call would carry the room for it.
-        let until = match run.attempt.next(run.now, run.dialer.progress(run.dial_began)) {
-            Command::Wait(until) => until,
-            command => match run.carry_out(command) {
-                ControlFlow::Continue(()) => continue,
-                ControlFlow::Break(end) => return end,
-            },
-        };
-        let event = run.next_event(until).await;
-        if let ControlFlow::Break(end) = run.apply(event) {
-            return end;
-        }
-    }
-}
-
-/// The events of a race.
-enum RaceEvent<C> {
+/// What can happen during a race.
+enum RaceEvent {
     /// Something has become of the dial.
-    Dialed(Dialed<C>),
-    /// The session's row or the facts about its workspace have changed.
+    Dialed(Dialed),
+    /// What is known of the session's row or its workspace has changed.
     News,
     /// The resolver has answered, or there will be no answer.
     Answered(Result<Validated, Missed>),
@@ -109,26 +72,30 @@ enum RaceEvent<C> {
 }
 
 /// Goes on, or ends the race.
-type Step<C> = ControlFlow<Result<Raced<C>, Error>>;
+type Step = ControlFlow<Result<Raced, Error>>;
 type RowRead = Result<Option<Arc<CachedRow>>, SharedError>;
 
-/// A race under way: [`next_event`](Self::next_event) waits, [`apply`](Self::apply) tells the
-/// attempt, [`carry_out`](Self::carry_out) does what the attempt says.
+/// A race of the session's dial against doubts about it, until there is a connection to an agent
+/// that is not known to be superseded, or a reason to stop.
 ///
-/// Dropped while its dial is pending, it leaves a doubt behind.
-struct Run<'a, S: Service<DialAgent>> {
-    shared: &'a Arc<Shared>,
-    dialer: Pin<&'a mut Dialer<S>>,
-    ask: &'a DialSession,
-    start: &'a mut Start,
+/// [`next_event`](Self::next_event) waits, [`apply`](Self::apply) tells the attempt,
+/// [`carry_out`](Self::carry_out) does what the attempt says.
+pub(crate) struct Race {
+    shared: Arc<Shared>,
+    /// What the race goes by, kept up to date with what becomes known.
+    pub(crate) start: Start,
+    /// What has become of the dial before the race, until that was looked at.
+    first: Option<FirstPoll>,
     attempt: Attempt,
+    /// The attempt has nothing else to do, and the timer is set.
+    waits: bool,
     /// When the last event was noticed.
     now: Instant,
     /// When the last dial began, and for how long it was pending.
     dial_began: Instant,
     dialed_in: Duration,
-    connected: Option<S::Response>,
-    question: Option<Waiter<Validated>>,
+    news: Option<News>,
+    question: Option<BoxFuture<'static, Result<Validated, Missed>>>,
     reading: Option<BoxFuture<'static, RowRead>>,
     /// Only that read can tell where the session points. Until it ends, the dial goes on and the
     /// rest of the news waits.
@@ -138,16 +105,8 @@ struct Run<'a, S: Service<DialAgent>> {
     validation_error: Option<SharedError>,
 }
 
-impl<S: Service<DialAgent>> Drop for Run<'_, S> {
-    /// Only marks: nothing may spawn, block or panic in a `Drop`.
-    fn drop(&mut self) {
-        let Some(target) = self.attempt.target() else { return };
-        if !self.dialer.is_dialing() || std::thread::panicking() {
-            return;
-        }
-        dropped_in_flight(self.shared, &self.start.entry, target, self.dial_began);
-    }
-}
+/// The dialer, for the time of a poll.
+type AtDialer<'a, 'b> = &'a mut Pin<&'b mut dyn AnyDialer>;
 
 /// How the candidate of the attempt compares with what is known.
 enum Followed {
@@ -161,17 +120,12 @@ enum Followed {
     Moved,
 }
 
-impl<'a, S> Run<'a, S>
-where
-    S: Service<DialAgent> + Clone,
-    S::Error: Into<BoxError>,
-{
-    fn new(
-        shared: &'a Arc<Shared>,
-        dialer: Pin<&'a mut Dialer<S>>,
-        ask: &'a DialSession,
-        start: &'a mut Start,
-        dialing: bool,
+impl Race {
+    /// Begins a race with the dial as far as it is.
+    pub(crate) fn new(
+        shared: &Arc<Shared>,
+        start: Start,
+        first: FirstPoll,
         Times { began, now, deadline }: Times,
     ) -> Self {
         let Settings { validation_delay: delay, redial, .. } = shared.settings;
@@ -183,19 +137,19 @@ where
             doubt: start.choice.doubt(),
             hold: start.choice.is_held(),
             denied: start.choice.denied(),
-            dialing,
+            dialing: !matches!(first, FirstPoll::NotBegun),
         };
         let attempt = Attempt::new(limits, inputs, began);
         Self {
-            shared,
-            dialer,
-            ask,
+            shared: Arc::clone(shared),
             start,
+            first: Some(first),
             attempt,
+            waits: false,
             now,
             dial_began: began,
             dialed_in: Duration::ZERO,
-            connected: None,
+            news: None,
             question: None,
             reading: None,
             unread: false,
@@ -204,41 +158,96 @@ where
         }
     }
 
-    fn begin(&mut self, first: FirstPoll<S::Response>) -> Step<S::Response> {
+    fn begin(&mut self, first: FirstPoll, dialer: AtDialer<'_, '_>) -> Step {
         match first {
             FirstPoll::NotBegun => ControlFlow::Continue(()),
             // The delay may have passed as well: what has become known comes before a question.
-            FirstPoll::Pending => self.follow_news(),
-            FirstPoll::Ended(dialed) => self.on_dialed(dialed),
+            FirstPoll::Pending => self.follow_news(dialer),
+            FirstPoll::Ended(dialed) => self.on_dialed(dialed, dialer),
         }
     }
 
-    /// Waits for the next event. Cancel safe.
-    ///
-    /// If several are there, the first in this order is returned: dial, news, answer, row, timer.
-    async fn next_event(&mut self, until: Instant) -> RaceEvent<S::Response> {
-        let Self { shared, dialer, start, attempt, question, reading, unread, .. } = self;
-        let to = To { workspace_state: &start.entry.workspace_state, target: attempt.target() };
-        // Each arm looks at state that outlives it, so an arm that is dropped loses nothing. Each
-        // is an async fn or block, so that it costs nothing before its first poll: if the dial is
-        // ready at once, the others are never polled.
-        select! {
-            biased;
-            dialed = dialer.as_mut().finished(to) => RaceEvent::Dialed(dialed),
-            () = news(shared, start), if !*unread => RaceEvent::News,
-            validated = answered(question) => RaceEvent::Answered(validated),
-            row = read(reading) => RaceEvent::Reread(row),
-            () = async { sleep_until(until).await } => RaceEvent::TimeIsUp,
+    pub(crate) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        dialer: AtDialer<'_, '_>,
+        timer: &mut Pin<&mut Timer>,
+    ) -> Poll<Result<Raced, Error>> {
+        if let Some(first) = self.first.take()
+            && let ControlFlow::Break(end) = self.begin(first, dialer)
+        {
+            return Poll::Ready(end);
         }
+        loop {
+            while !self.waits {
+                let progress = dialer.status().progress(self.dial_began);
+                match self.attempt.next(self.now, progress) {
+                    Command::Wait(until) => {
+                        timer.as_mut().set(until);
+                        self.waits = true;
+                    }
+                    command => {
+                        if let ControlFlow::Break(end) = self.carry_out(command, dialer) {
+                            return Poll::Ready(end);
+                        }
+                    }
+                }
+            }
+            let event = ready!(self.poll_event(cx, dialer, timer));
+            (self.waits, self.news) = (false, None);
+            if let ControlFlow::Break(end) = self.apply(event, dialer) {
+                return Poll::Ready(end);
+            }
+        }
+    }
+
+    /// The call is dropped: a dial that is pending leaves a doubt behind.
+    pub(crate) fn dropped(mut self) {
+        self.news = None;
+        if let Some(target) = self.attempt.target() {
+            dropped_in_flight(&self.shared, &self.start.entry, target, self.dial_began);
+        }
+    }
+
+    /// Waits for the next event. If several are there, the first in this order is returned: dial,
+    /// news, answer, row, timer.
+    fn poll_event(
+        &mut self,
+        cx: &mut Context<'_>,
+        dialer: AtDialer<'_, '_>,
+        timer: &mut Pin<&mut Timer>,
+    ) -> Poll<RaceEvent> {
+        let workspace_state = &self.start.entry.workspace_state;
+        let to = To { workspace_state, target: self.attempt.target() };
+        if let Poll::Ready(dialed) = dialer.as_mut().poll(cx, to) {
+            return Poll::Ready(RaceEvent::Dialed(dialed));
+        }
+        if !self.unread {
+            let news = self.news.get_or_insert_with(|| News::since(&self.shared, &self.start));
+            if Pin::new(news).poll(cx).is_ready() {
+                return Poll::Ready(RaceEvent::News);
+            }
+        }
+        if let Some(question) = &mut self.question
+            && let Poll::Ready(validated) = question.as_mut().poll(cx)
+        {
+            return Poll::Ready(RaceEvent::Answered(validated));
+        }
+        if let Some(reading) = &mut self.reading
+            && let Poll::Ready(row) = reading.as_mut().poll(cx)
+        {
+            return Poll::Ready(RaceEvent::Reread(row));
+        }
+        timer.as_mut().poll(cx).map(|()| RaceEvent::TimeIsUp)
     }
 
     /// Reports an event to the attempt.
-    fn apply(&mut self, event: RaceEvent<S::Response>) -> Step<S::Response> {
+    fn apply(&mut self, event: RaceEvent, dialer: AtDialer<'_, '_>) -> Step {
         match event {
-            RaceEvent::Dialed(dialed) => return self.on_dialed(dialed),
+            RaceEvent::Dialed(dialed) => return self.on_dialed(dialed, dialer),
             RaceEvent::News => {
                 self.now = Instant::now();
-                return self.follow_news();
+                return self.follow_news(dialer);
             }
             RaceEvent::Answered(validated) => self.on_answer(validated),
             RaceEvent::Reread(row) => {
@@ -248,7 +257,7 @@ where
                     true => self.on_unread_row(row),
                     false => self.on_row(row),
                 };
-                return self.goes_on(followed);
+                return self.goes_on(followed, dialer);
             }
             RaceEvent::TimeIsUp => self.now = Instant::now(),
         }
@@ -256,12 +265,11 @@ where
     }
 
     /// Does what the attempt says.
-    fn carry_out(&mut self, command: Command) -> Step<S::Response> {
+    fn carry_out(&mut self, command: Command, dialer: AtDialer<'_, '_>) -> Step {
         match command {
             Command::Dial(target) => {
-                self.connected = None;
                 self.dial_began = self.now;
-                self.dialer.as_mut().start(self.ask.to(self.start.entry.workspace(), target));
+                dialer.as_mut().start(&target);
             }
             Command::Validate => self.validate(),
             Command::Revalidate => match self.start.entry.workspace_state.paused_until(self.now) {
@@ -271,10 +279,10 @@ where
                     self.validate();
                 }
             },
-            Command::Probe => self.probe(),
+            Command::Probe => self.probe(dialer),
             Command::Reread => self.read(),
-            Command::Serve => return self.serve(),
-            Command::Fail(kind) => return self.fail(kind),
+            Command::Serve => return self.serve(dialer),
+            Command::Fail(kind) => return self.fail(kind, dialer),
             // The next event is waited for.
             Command::Wait(_) => {}
         }
@@ -283,18 +291,19 @@ where
 
     /// Reads the row, in a read that begins now.
     fn read(&mut self) {
-        let (shared, session, since) = (Arc::clone(self.shared), self.ask.session, self.now);
+        let (shared, session, since) = (Arc::clone(&self.shared), self.session(), self.now);
         self.reading = Some(Box::pin(async move { shared.read_since(session, since).await }));
     }
 
     fn validate(&mut self) {
-        self.question = Some(self.shared.validate(&self.start.entry.workspace_state));
+        let mut question = self.shared.validate(&self.start.entry.workspace_state);
+        self.question = Some(Box::pin(async move { question.result(None).await }));
     }
 
-    fn probe(&mut self) {
+    fn probe(&mut self, dialer: AtDialer<'_, '_>) {
         let Settings { revalidate_every: every, validation_delay: delay, .. } =
             self.shared.settings;
-        match self.dialer.probe(self.now, every, delay) {
+        match dialer.status().probe(self.now, every, delay) {
             Probe::Granted => self.attempt.on_probe(self.now),
             // With jitter, so that the calls that wait do not look at one instant.
             Probe::Wait(until) => self.attempt.on_paused(until + jitter::up_to(delay / 2)),
@@ -304,11 +313,11 @@ where
 
     /// Ends the race with the connection, if it is still one to what the session would dial: what
     /// is known may have changed since the dial began. A connection to something older is dropped.
-    fn serve(&mut self) -> Step<S::Response> {
+    fn serve(&mut self, dialer: AtDialer<'_, '_>) -> Step {
         match self.look() {
             Followed::Good => {}
             Followed::Switched => return ControlFlow::Continue(()),
-            Followed::Unread | Followed::Moved => return self.moved(),
+            Followed::Unread | Followed::Moved => return self.moved(dialer),
         }
         let outcome = Outcome {
             kind: self.attempt.outcome_kind(),
@@ -318,46 +327,43 @@ where
             dialed_in: self.dialed_in,
             repair: None,
         };
-        let (Some(connection), Some(target)) = (self.connected.take(), self.attempt.take_target())
-        else {
+        let Some(target) = self.attempt.take_target() else {
             // Never: the attempt serves only what has connected.
-            return self.end(Err(Error::new(ErrorKind::Dialer).of(self.ask.session)));
+            let error = Error::new(ErrorKind::Dialer).of(self.session());
+            return end(Err(error), dialer);
         };
         let dial_began = self.dial_began;
-        ControlFlow::Break(Ok(Raced::Won(Won { connection, target, dial_began, outcome })))
+        ControlFlow::Break(Ok(Raced::Won(Won { target, dial_began, outcome })))
     }
 
-    fn fail(&mut self, kind: ErrorKind) -> Step<S::Response> {
+    fn fail(&mut self, kind: ErrorKind, dialer: AtDialer<'_, '_>) -> Step {
         if self.validation_error.is_none() && self.question.is_some() {
             self.validation_error = Some(Cause::NoAnswerYet.shared());
         }
         let error = Error::new(kind)
-            .of(self.ask.session)
+            .of(self.session())
             .with_dial(self.dial_error.take())
             .with_validation(self.validation_error.take());
-        self.end(Err(error))
+        end(Err(error), dialer)
     }
 
-    fn moved(&mut self) -> Step<S::Response> {
-        self.end(Ok(Raced::Moved(self.attempt.validations())))
+    fn moved(&mut self, dialer: AtDialer<'_, '_>) -> Step {
+        end(Ok(Raced::Moved(self.attempt.validations())), dialer)
     }
 
-    /// The race ends by its own decision: a dial that is still pending ends here, and is no
-    /// evidence against its agent.
-    fn end(&mut self, end: Result<Raced<S::Response>, Error>) -> Step<S::Response> {
-        self.dialer.as_mut().stop();
-        ControlFlow::Break(end)
+    fn session(&self) -> SessionId {
+        self.start.entry.row.session
     }
 
     /// A switch needs no step of its own: the attempt was told, and says what to do.
-    fn goes_on(&mut self, followed: Followed) -> Step<S::Response> {
+    fn goes_on(&mut self, followed: Followed, dialer: AtDialer<'_, '_>) -> Step {
         match followed {
             Followed::Good | Followed::Switched => ControlFlow::Continue(()),
-            Followed::Unread | Followed::Moved => self.moved(),
+            Followed::Unread | Followed::Moved => self.moved(dialer),
         }
     }
 
-    fn follow_news(&mut self) -> Step<S::Response> {
+    fn follow_news(&mut self, dialer: AtDialer<'_, '_>) -> Step {
         match self.look() {
             // Neither a pending dial nor what the attempt has found out is given up for a hint that
             // may say nothing new.
@@ -366,39 +372,38 @@ where
                 self.read();
                 ControlFlow::Continue(())
             }
-            followed => self.goes_on(followed),
+            followed => self.goes_on(followed, dialer),
         }
     }
 
-    fn on_dialed(&mut self, dialed: Dialed<S::Response>) -> Step<S::Response> {
+    fn on_dialed(&mut self, dialed: Dialed, dialer: AtDialer<'_, '_>) -> Step {
         match dialed {
             Dialed::Admitted => {
                 self.now = Instant::now();
                 let followed = self.admitted();
-                return self.goes_on(followed);
+                return self.goes_on(followed, dialer);
             }
             Dialed::Started => {
                 self.now = Instant::now();
                 self.dial_began = self.now;
                 self.attempt.on_dial_started(self.now);
             }
-            Dialed::Connected(connection) => {
-                if self.dialer.was_pending() {
+            Dialed::Connected(()) => {
+                if dialer.status().was_pending() {
                     self.now = Instant::now();
                 }
                 self.ended(None);
-                self.connected = Some(connection);
                 self.attempt.on_connected();
             }
             Dialed::Failed(error) => {
                 self.now = Instant::now();
                 let followed = self.failed(&error);
                 self.dial_error = Some(error);
-                return self.goes_on(followed);
+                return self.goes_on(followed, dialer);
             }
             Dialed::NotReady(error) => {
-                let failed = Error::new(ErrorKind::Dialer).of(self.ask.session);
-                return self.end(Err(failed.with_dial(Some(error))));
+                let failed = Error::new(ErrorKind::Dialer).of(self.session());
+                return end(Err(failed.with_dial(Some(error))), dialer);
             }
         }
         ControlFlow::Continue(())
@@ -412,7 +417,7 @@ where
             if now == began { Duration::ZERO } else { now.saturating_duration_since(began) };
         let Some(target) = self.attempt.target() else { return };
         let entry = &*self.start.entry;
-        tell_dialed(self.shared, entry, target, self.dialed_in, error);
+        tell_dialed(&self.shared, entry, target, self.dialed_in, error);
         if error.is_none() {
             note_answered(entry, target, self.attempt.validations() > 0, || (began, now));
         }
@@ -519,7 +524,7 @@ where
 
     /// Compares what the race goes by with what this process knows, and tells the attempt of it.
     fn look(&mut self) -> Followed {
-        let Start { entry, version, absent, .. } = &*self.start;
+        let Start { entry, version, absent, .. } = &self.start;
         let absent = *absent;
         let entry = match self.shared.standing(entry, Some(*version)) {
             Standing::Unchanged => return Followed::Good,
@@ -541,8 +546,8 @@ where
         if start.choice.is_reset() {
             return Followed::Moved;
         }
-        *self.start = start;
-        let Start { entry, choice, .. } = &*self.start;
+        self.start = start;
+        let Start { entry, choice, .. } = &self.start;
         match (choice.target(), choice.doubt()) {
             // The row is unbound by now, and the candidate is known to be replaced: there is
             // nothing to dial before the resolver was asked.
@@ -564,7 +569,15 @@ where
     }
 }
 
+/// The race ends by its own decision: a dial that is still pending ends here, and is no evidence
+/// against its agent.
+fn end(end: Result<Raced, Error>, dialer: AtDialer<'_, '_>) -> Step {
+    dialer.as_mut().stop();
+    ControlFlow::Break(end)
+}
+
 /// Tells the observer that a dial has ended.
+#[inline]
 pub(crate) fn tell_dialed(
     shared: &Shared,
     entry: &CachedRow,
@@ -572,12 +585,15 @@ pub(crate) fn tell_dialed(
     took: Duration,
     error: Option<&BoxError>,
 ) {
-    let (session, workspace) = (entry.row.session, entry.workspace());
-    let error = error.map(|error| &**error as _);
-    shared.emit(&Event::Dialed { session, workspace, target, took, error });
+    if shared.is_observed() {
+        let (session, workspace) = (entry.row.session, entry.workspace());
+        let error = error.map(|error| &**error as _);
+        shared.emit(&Event::Dialed { session, workspace, target, took, error });
+    }
 }
 
 /// Notes that a dial has succeeded. `times` returns when it began, and now.
+#[inline]
 pub(crate) fn note_answered(
     entry: &CachedRow,
     target: &Target,
@@ -588,88 +604,16 @@ pub(crate) fn note_answered(
     entry.workspace_state.answered(target.agent, validated, || times().1);
 }
 
-fn dropped_in_flight(shared: &Shared, entry: &CachedRow, target: &Target, began: Instant) {
+pub(crate) fn dropped_in_flight(
+    shared: &Shared,
+    entry: &CachedRow,
+    target: &Target,
+    began: Instant,
+) {
     let now = Instant::now();
     let CachedRow { row, workspace_state, .. } = entry;
     workspace_state.doubt_dropped(target.agent, began, now);
     let (session, workspace, pending) =
         (row.session, workspace_state.workspace(), now.saturating_duration_since(began));
     shared.emit(&Event::DroppedInFlight { session, workspace, target, pending });
-}
-
-/// Waits for a pending dial that nothing disturbs: until the dial ends, something becomes known, or
-/// the validation delay has passed. Nearly all dials over a network end here, and there is nothing
-/// to race.
-pub(crate) async fn undisturbed<S>(
-    shared: &Shared,
-    mut dialer: Pin<&mut Dialer<S>>,
-    start: &Start,
-    target: &Arc<Target>,
-    began: Instant,
-) -> FirstPoll<S::Response>
-where
-    S: Service<DialAgent> + Clone,
-    S::Error: Into<BoxError>,
-{
-    let mut in_flight = InFlight { shared, entry: &start.entry, target, began, ended: false };
-    let to = To { workspace_state: &start.entry.workspace_state, target: Some(target) };
-    let first = select! {
-        biased;
-        dialed = dialer.as_mut().finished(to) => dialed.into(),
-        () = news(shared, start) => FirstPoll::Pending,
-        () = async { sleep_until(began + shared.settings.validation_delay).await } => FirstPoll::Pending,
-    };
-    in_flight.ended = true;
-    first
-}
-
-/// A dial that leaves a doubt behind if it is dropped.
-struct InFlight<'a> {
-    shared: &'a Shared,
-    entry: &'a CachedRow,
-    target: &'a Target,
-    began: Instant,
-    ended: bool,
-}
-
-impl Drop for InFlight<'_> {
-    /// Only marks: nothing may spawn, block or panic in a `Drop`.
-    fn drop(&mut self) {
-        if !self.ended && !std::thread::panicking() {
-            dropped_in_flight(self.shared, self.entry, self.target, self.began);
-        }
-    }
-}
-
-/// Waits until what is known of the row or its workspace has changed since `start` was chosen.
-/// Counts the call as waiting meanwhile.
-pub(crate) async fn news(shared: &Shared, start: &Start) {
-    let CachedRow { row, workspace_state, .. } = &*start.entry;
-    let _waiting = workspace_state.wait();
-    // Made before the look, so that a change between the look and the first poll is not missed.
-    let mut row_changed = pin!(shared.rows.changed(row.session));
-    let mut workspace_changed = pin!(workspace_state.changed());
-    while let Standing::Unchanged = shared.standing(&start.entry, Some(start.version)) {
-        select! {
-            () = row_changed.as_mut() => row_changed.set(shared.rows.changed(row.session)),
-            () = workspace_changed.as_mut() => workspace_changed.set(workspace_state.changed()),
-        }
-    }
-}
-
-/// Returns the answer to the question; pending for ever while nothing is being asked.
-async fn answered<T: Clone>(question: &mut Option<Waiter<T>>) -> Result<T, Missed> {
-    match question {
-        // Boxed, so that a call without a question does not reserve room for it.
-        Some(waiter) => Box::pin(waiter.result(None)).await,
-        None => pending().await,
-    }
-}
-
-/// Returns what the row says; pending for ever while it is not being read.
-async fn read(reading: &mut Option<BoxFuture<'static, RowRead>>) -> RowRead {
-    match reading {
-        Some(reading) => reading.await,
-        None => pending().await,
-    }
 }

@@ -18,7 +18,7 @@ use crate::{
     Bound, BoundAgent, BoundHandle, BoxError, DialAgent, DialSession,
     dial::{
         call::{dialed_before, look_up_first},
-        race::news,
+        news::News,
     },
     state::Known,
 };
@@ -417,7 +417,7 @@ where
                     select! {
                         biased;
                         now = place.grant() => given = now.map(|given| (agent, given)),
-                        () = news(&shared, &start) => queued = Some(place),
+                        () = News::since(&shared, &start) => queued = Some(place),
                         () = sleep_until(until) => return Err(ClientError::Busy { waited }),
                     }
                 }

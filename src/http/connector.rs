@@ -2,7 +2,6 @@
 
 use crate::{BoxError, DialSession, SessionId};
 use ::http::{Uri, uri::Authority};
-use pin_project::pin_project;
 use std::{
     fmt,
     pin::Pin,
@@ -153,22 +152,21 @@ where
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         ConnectorFuture(match (self.session)(&uri) {
-            Some(ask) => Connecting::Dial(self.dial.call(ask)),
+            Some(ask) => Connecting::Dial(Box::pin(self.dial.call(ask))),
             None => Connecting::Refused(Some(NoSession { uri })),
         })
     }
 }
 
 /// The future of [`Connector`]'s calls.
-#[pin_project]
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
-pub struct ConnectorFuture<F>(#[pin] Connecting<F>);
+pub struct ConnectorFuture<F>(Connecting<F>);
 
-#[pin_project(project = Projected)]
 #[derive(Debug)]
 enum Connecting<F> {
-    Dial(#[pin] F),
+    /// Boxed, because hyper-util takes only connectors whose futures are `Unpin`.
+    Dial(Pin<Box<F>>),
     Refused(Option<NoSession>),
 }
 
@@ -180,9 +178,9 @@ where
     type Output = Result<C, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project().0.project() {
-            Projected::Dial(dial) => dial.poll(cx).map_err(Into::into),
-            Projected::Refused(refused) => match refused.take() {
+        match &mut self.get_mut().0 {
+            Connecting::Dial(dial) => dial.as_mut().poll(cx).map_err(Into::into),
+            Connecting::Refused(refused) => match refused.take() {
                 Some(refused) => Poll::Ready(Err(refused.into())),
                 None => Poll::Pending,
             },

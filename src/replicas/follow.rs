@@ -61,24 +61,31 @@ thread_local! {
 
 /// Starts a follower if there is none. Called wherever rows begin to be cached or are used. Mostly
 /// this is one atomic load; now and then it looks whether the follower's runtime is driven.
+#[inline]
 pub(crate) fn ensure(shared: &Arc<Shared>) {
     let calls = CALLS.get();
     CALLS.set(calls.wrapping_add(1));
-    if !calls.is_multiple_of(CALLS_BETWEEN_LOOKS) && !shared.following.is(0) {
-        return;
+    let is_there = !calls.is_multiple_of(CALLS_BETWEEN_LOOKS) && !shared.following.is(0);
+    if !is_there && is_needed(shared) {
+        ensure_driven(shared, Instant::now);
     }
-    ensure_driven(shared, Instant::now);
+}
+
+/// Returns whether there is anything to follow. Asked each time: another layer may work over the
+/// store by now.
+#[inline]
+fn is_needed(shared: &Shared) -> bool {
+    let settings = &shared.settings;
+    shared.hints.is_some() || settings.usage_interval.is_some() || shared.checks_rows()
 }
 
 /// Does what [`ensure`] does, where the clock may be read: a follower whose runtime is not driven
 /// is replaced.
 pub(crate) fn ensure_driven(shared: &Arc<Shared>, now: impl FnOnce() -> Instant) {
-    let settings = &shared.settings;
-    // Compared each time: another layer may work over the store by now.
-    if shared.hints.is_none() && settings.usage_interval.is_none() && !shared.checks_rows() {
+    if !is_needed(shared) {
         return;
     }
-    let (following, now) = (&shared.following, now());
+    let (settings, following, now) = (&shared.settings, &shared.following, now());
     let current = following.current.load(Ordering::Acquire);
     // The lock is held by another caller that looks, or by the follower.
     let Ok(mut seen) = following.seen.try_lock() else { return };

@@ -30,6 +30,7 @@ impl Default for Following {
 
 impl Following {
     /// Returns whether the follower has this number.
+    #[inline]
     pub(crate) fn is(&self, number: u64) -> bool {
         self.current.load(Ordering::Acquire) == number
     }

@@ -7,9 +7,12 @@
 
 use crate::{Target, sync::lock};
 use futures_util::future::BoxFuture;
-use std::sync::{
-    Arc, Mutex, MutexGuard,
-    atomic::{AtomicU64, AtomicUsize, Ordering},
+use std::{
+    ptr,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
 };
 use tokio::{
     sync::Semaphore,
@@ -92,10 +95,15 @@ impl PendingDials {
     }
 
     /// Returns the queue of the target if a dial to it must wait. On the hot path: one atomic load.
+    #[inline]
     pub(crate) fn queue(self: &Arc<Self>, target: &Target) -> Option<Queue> {
         if self.calls.load(Ordering::Acquire) < self.at_most {
             return None;
         }
+        self.queue_at(target)
+    }
+
+    fn queue_at(self: &Arc<Self>, target: &Target) -> Option<Queue> {
         let gate = find(&self.gates(), target)
             .filter(|gate| gate.free.available_permits() == 0)
             .cloned()?;
@@ -134,6 +142,7 @@ impl PendingDials {
 
     /// Records that the target has answered a dial, if other dials are pending. `times`: when it
     /// began, and now.
+    #[inline]
     pub(crate) fn answered(&self, target: &Target, times: impl FnOnce() -> (Instant, Instant)) {
         if self.is_in_use()
             && let Some(gate) = find(&self.gates(), target)
@@ -150,7 +159,7 @@ impl PendingDials {
 }
 
 fn find<'a>(gates: &'a [Arc<Gate>], target: &Target) -> Option<&'a Arc<Gate>> {
-    gates.iter().find(|gate| gate.target.same_endpoint(target))
+    gates.iter().find(|gate| ptr::eq(&*gate.target, target) || gate.target.same_endpoint(target))
 }
 
 impl Gate {

@@ -117,9 +117,11 @@ fn pauses_begin_anew_once_a_dial_was_answered() {
     {
         let s = Scene::new();
         assert_eq!(s.answer(running("a5"), 0), ms(2_000));
-        let waiting = watched.then(|| s.state.wait());
+        let waiting = watched.then(|| s.state.join(Waker::noop()));
         s.state.answered(agent("a"), asked, || s.at(100));
-        drop(waiting);
+        if let Some(place) = waiting {
+            s.state.leave(place);
+        }
         let pause = if anew { 2_000 } else { 4_000 };
         let again = s.answer(running("a5"), 2_000);
         assert_eq!(again, ms(pause), "asked {asked}, watched {watched}");
@@ -130,11 +132,11 @@ fn pauses_begin_anew_once_a_dial_was_answered() {
 fn an_answered_dial_is_only_noted_while_a_call_may_leave_a_doubt() {
     let s = Scene::new();
     s.state.answered(agent("a"), false, || panic!("the hot path reads no clock"));
-    drop(s.state.wait());
+    s.state.leave(s.state.join(Waker::noop()));
     s.state.answered(agent("a"), false, || panic!("the hot path reads no clock"));
     assert!(s.state.doubt_dropped(agent("a"), s.at(100), s.at(200)));
     let s = Scene::new();
-    let _waiting = s.state.wait();
+    let _place = s.state.join(Waker::noop());
     s.state.answered(agent("a"), false, || s.at(150));
     assert!(!s.state.doubt_dropped(agent("a"), s.at(100), s.at(200)));
 }

@@ -93,8 +93,7 @@ fn public_types_are_send_and_sync() {
     all_and_clone!(tower_bound_agent::store::SqliteStore);
     // A connection that is not `Sync` or not `Unpin` can be bound as well.
     send::<Bound<Cell<u8>>>();
-    send::<ResponseFuture<Cell<u8>>>();
-    unpin::<ResponseFuture<std::marker::PhantomPinned>>();
+    send::<ResponseFuture<tower_test::mock::Mock<DialAgent, Cell<u8>>>>();
     // Errors convert into `BoxError`.
     fn into_box<E: Into<BoxError>>() {}
     into_box::<Error>();

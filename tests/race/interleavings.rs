@@ -53,7 +53,7 @@ impl Bench {
         Self { store, layer, dial, dials, questions, chat, ws, old }
     }
 
-    fn call(&mut self) -> Spawn<ResponseFuture<Line>> {
+    fn call(&mut self) -> Spawn<ResponseFuture<Mock<DialAgent, Line>>> {
         let dial = &mut self.dial;
         assert_ready_ok!(task::spawn(()).enter(|cx, _| dial.poll_ready(cx)));
         task::spawn(dial.call(DialSession::new(self.chat)))
@@ -380,7 +380,9 @@ async fn a_row_that_another_process_replaced_is_found_by_the_re_read_only() {
 
 /// Starts a call of an unbound session whose workspace is in doubt; the call has asked the
 /// resolver. Another session is cached.
-async fn nothing_to_dial(b: &mut Bench) -> (Spawn<ResponseFuture<Line>>, SessionId) {
+async fn nothing_to_dial(
+    b: &mut Bench,
+) -> (Spawn<ResponseFuture<Mock<DialAgent, Line>>>, SessionId) {
     let other = session();
     let row = NewBinding::new(other, b.ws, Some(Arc::new(b.old.clone())));
     let _ = b.store.create(row).await.unwrap();
@@ -396,7 +398,7 @@ async fn nothing_to_dial(b: &mut Bench) -> (Spawn<ResponseFuture<Line>>, Session
 /// Asserts that the call asks again, and then dials the target of the answer.
 async fn asks_again_and_binds(
     mut b: Bench,
-    mut call: Spawn<ResponseFuture<Line>>,
+    mut call: Spawn<ResponseFuture<Mock<DialAgent, Line>>>,
     newest: &Target,
 ) {
     assert_pending!(call.poll());

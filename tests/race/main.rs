@@ -10,6 +10,7 @@ mod denied;
 mod dial_limit;
 mod dial_timeout;
 mod dropped_calls;
+mod fast_path;
 mod group_repair;
 mod local_errors;
 mod many_sessions;

@@ -1,0 +1,285 @@
+//! The future of a call: the usual call is all here, and is part of the future itself.
+//!
+//! A dial that is ready at once takes no clock and no timer. A dial that is pending waits beside
+//! one timer and the news, and nearly all dials over a network end there. Only a call that is in
+//! question goes on in a box, as a [`Call`].
+
+use crate::{
+    Bound, BoxError, DialAgent, DialSession, Error, ErrorKind, Outcome, Target,
+    dial::{
+        call::{Call, handed_out},
+        dialer::{AnyDialer, Dialed, Dialer, FirstPoll, To},
+        news::News,
+        race::{dropped_in_flight, note_answered, tell_dialed},
+        timer::Timer,
+    },
+    replicas::follow,
+    state::{Shared, Start},
+    workspace::Choice,
+};
+use pin_project::{pin_project, pinned_drop};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+use tokio::time::{Duration, Instant};
+use tower_service::Service;
+
+/// A call, from the request to the connection.
+#[pin_project(PinnedDrop, project = Parts)]
+pub(crate) struct CallFuture<S: Service<DialAgent>> {
+    /// Until the first poll.
+    shared: Option<Arc<Shared>>,
+    #[pin]
+    dialer: Dialer<S>,
+    #[pin]
+    timer: Timer,
+    stage: Stage,
+}
+
+enum Stage {
+    /// Not polled yet, or ended at the first poll.
+    New,
+    Undisturbed(Undisturbed),
+    InQuestion(Box<Call>),
+    /// The call has ended at a later poll, by itself or with a panic.
+    Ended,
+}
+
+/// The dial is pending, and nothing is known against its target.
+struct Undisturbed {
+    news: News,
+    target: Arc<Target>,
+    began: Instant,
+    /// The dial is being polled, and has panicked if this is seen later.
+    in_poll: bool,
+}
+
+impl<S: Service<DialAgent>> CallFuture<S> {
+    pub(crate) fn new(shared: Arc<Shared>, readied: S, ask: DialSession) -> Self {
+        Self {
+            shared: Some(shared),
+            dialer: Dialer::new(readied, ask),
+            timer: Timer::default(),
+            stage: Stage::New,
+        }
+    }
+}
+
+type Polled<S> = Poll<Result<Bound<<S as Service<DialAgent>>::Response>, Error>>;
+
+impl<S> Future for CallFuture<S>
+where
+    S: Service<DialAgent> + Clone,
+    S::Error: Into<BoxError>,
+{
+    type Output = Result<Bound<S::Response>, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled<S> {
+        let mut parts = self.project();
+        match parts.stage {
+            Stage::New => parts.begin(cx),
+            Stage::Undisturbed(_) => parts.undisturbed(cx),
+            Stage::InQuestion(_) => parts.in_question(cx),
+            Stage::Ended => polled_after_its_end(),
+        }
+    }
+}
+
+impl<S> Parts<'_, S>
+where
+    S: Service<DialAgent> + Clone,
+    S::Error: Into<BoxError>,
+{
+    /// Nearly every call is all here: the cached row is in no doubt, and its dial is ready at once.
+    #[inline]
+    fn begin(&mut self, cx: &mut Context<'_>) -> Polled<S> {
+        let Some(shared) = self.shared.take() else { polled_after_its_end() };
+        let (session, workspace) = (self.dialer.ask().session, self.dialer.ask().workspace);
+        if shared.is_closed() {
+            return self.failed(Error::new(ErrorKind::Closed).of(session));
+        }
+        // Even if all is cached: the runtime of the follower may have ended.
+        follow::ensure(&shared);
+        let (entry, target, version) = match shared.cached(session, workspace) {
+            Some(Start { entry, choice: Choice::Settled(target), version, .. }) => {
+                (entry, target, version)
+            }
+            cached => return self.wait(shared, cached, FirstPoll::NotBegun, cx),
+        };
+        let to = To { workspace_state: &entry.workspace_state, target: Some(&target) };
+        let connection = match self.dialer.as_mut().first_poll(cx, to) {
+            Poll::Ready(Dialed::Connected(connection)) => connection,
+            polled => {
+                let first = self.dialer.as_mut().keep_first(polled);
+                let choice = Choice::Settled(target);
+                let start = Start { entry, choice, version, absent: false };
+                return self.wait(shared, Some(start), first, cx);
+            }
+        };
+        tell_dialed(&shared, &entry, &target, Duration::ZERO, None);
+        note_answered(&entry, &target, false, || {
+            let now = Instant::now();
+            (now, now)
+        });
+        if !shared.is_unchanged(&entry, version) {
+            // Something has become known during that poll: the connection is dropped, and what is
+            // cached by now is looked at anew.
+            drop(connection);
+            return self.wait(shared, None, FirstPoll::NotBegun, cx);
+        }
+        let handle = handed_out(shared, target, Outcome::reused(), entry);
+        Poll::Ready(Ok(Bound::new(connection, handle, None)))
+    }
+
+    /// From here on the call may wait.
+    #[inline(never)]
+    fn wait(
+        &mut self,
+        shared: Arc<Shared>,
+        cached: Option<Start>,
+        first: FirstPoll,
+        cx: &mut Context<'_>,
+    ) -> Polled<S> {
+        let began = Instant::now();
+        follow::ensure_driven(&shared, || began);
+        match (cached, first) {
+            (
+                Some(Start { entry, choice: Choice::Settled(target), version, .. }),
+                FirstPoll::Pending,
+            ) if self.dialer.status().is_dialing() => {
+                self.timer.as_mut().set(began + shared.settings.validation_delay);
+                let news = News::new(shared, entry, version);
+                *self.stage =
+                    Stage::Undisturbed(Undisturbed { news, target, began, in_poll: false });
+                self.beside_dial(cx)
+            }
+            (cached, first) => {
+                let call = Call::new(shared, self.dialer.ask(), cached, first, began, began);
+                self.question(call, cx)
+            }
+        }
+    }
+
+    /// Waits until the dial ends, something becomes known, or the validation delay has passed.
+    fn undisturbed(&mut self, cx: &mut Context<'_>) -> Polled<S> {
+        let Stage::Undisturbed(Undisturbed { news, target, began, in_poll }) = &mut *self.stage
+        else {
+            polled_after_its_end()
+        };
+        *in_poll = true;
+        let to = To { workspace_state: &news.entry().workspace_state, target: Some(target) };
+        let connection = match self.dialer.as_mut().poll_dial(cx, to) {
+            Poll::Ready(Dialed::Connected(connection)) => connection,
+            Poll::Pending => {
+                *in_poll = false;
+                return self.beside_dial(cx);
+            }
+            polled => return self.disturbed(polled, cx),
+        };
+        // The call does not count as waiting any more.
+        news.end();
+        if !news.is_unchanged() {
+            return self.disturbed(Poll::Ready(Dialed::Connected(connection)), cx);
+        }
+        let (shared, entry, now) = (Arc::clone(news.shared()), news.entry(), Instant::now());
+        let dialed_in = now.saturating_duration_since(*began);
+        tell_dialed(&shared, entry, target, dialed_in, None);
+        note_answered(entry, target, false, || (*began, now));
+        let outcome = Outcome { dialed_in, ..Outcome::reused() };
+        let handle = handed_out(shared, Arc::clone(target), outcome, Arc::clone(entry));
+        *self.stage = Stage::Ended;
+        Poll::Ready(Ok(Bound::new(connection, handle, Some(now))))
+    }
+
+    /// The dial was just polled, and is pending.
+    fn beside_dial(&mut self, cx: &mut Context<'_>) -> Polled<S> {
+        let Stage::Undisturbed(Undisturbed { news, .. }) = &mut *self.stage else {
+            polled_after_its_end()
+        };
+        if Pin::new(news).poll(cx).is_pending() && self.timer.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        self.disturbed(Poll::Pending, cx)
+    }
+
+    #[cold]
+    fn disturbed(&mut self, polled: Poll<Dialed<S::Response>>, cx: &mut Context<'_>) -> Polled<S> {
+        let stage = std::mem::replace(self.stage, Stage::Ended);
+        let Stage::Undisturbed(Undisturbed { mut news, target, began, .. }) = stage else {
+            polled_after_its_end()
+        };
+        news.end();
+        let (shared, start) = (Arc::clone(news.shared()), news.start(Choice::Settled(target)));
+        let first = self.dialer.as_mut().keep_first(polled);
+        let (ask, now) = (self.dialer.ask(), Instant::now());
+        let call = Call::new(shared, ask, Some(start), first, began, now);
+        self.question(call, cx)
+    }
+
+    fn question(&mut self, call: Call, cx: &mut Context<'_>) -> Polled<S> {
+        *self.stage = Stage::InQuestion(Box::new(call));
+        self.in_question(cx)
+    }
+
+    fn in_question(&mut self, cx: &mut Context<'_>) -> Polled<S> {
+        let stage = std::mem::replace(self.stage, Stage::Ended);
+        let Stage::InQuestion(mut call) = stage else { polled_after_its_end() };
+        let mut dialer: Pin<&mut dyn AnyDialer> = self.dialer.as_mut();
+        let handle = match call.poll(cx, &mut dialer, &mut self.timer) {
+            Poll::Pending => {
+                *self.stage = Stage::InQuestion(call);
+                return Poll::Pending;
+            }
+            Poll::Ready(Ok(handle)) => handle,
+            Poll::Ready(Err(error)) => return self.failed(error),
+        };
+        match self.dialer.as_mut().take_connection() {
+            Some(connection) => {
+                Poll::Ready(Ok(Bound::new(connection, handle, Some(Instant::now()))))
+            }
+            // Never: a race is won with a connection.
+            None => {
+                let error = Error::new(ErrorKind::Dialer).of(handle.session());
+                self.failed(error)
+            }
+        }
+    }
+
+    /// Leaves nothing behind, even if the future is kept.
+    fn failed(&mut self, error: Error) -> Polled<S> {
+        self.dialer.as_mut().stop();
+        self.dialer.as_mut().give_back();
+        Poll::Ready(Err(error))
+    }
+}
+
+/// As an `async fn` does.
+#[cold]
+fn polled_after_its_end() -> ! {
+    panic!("the future of a call was polled after its end")
+}
+
+#[pinned_drop]
+impl<S: Service<DialAgent>> PinnedDrop for CallFuture<S> {
+    /// Only marks: nothing may spawn, block or panic in a `Drop`.
+    fn drop(self: Pin<&mut Self>) {
+        let parts = self.project();
+        if let Stage::New | Stage::Ended = parts.stage {
+            return;
+        }
+        let stage = std::mem::replace(parts.stage, Stage::Ended);
+        if !parts.dialer.status().is_dialing() || std::thread::panicking() {
+            return;
+        }
+        match stage {
+            Stage::Undisturbed(Undisturbed { mut news, target, began, in_poll: false }) => {
+                news.end();
+                dropped_in_flight(news.shared(), news.entry(), &target, began);
+            }
+            Stage::InQuestion(call) => call.dropped(),
+            Stage::Undisturbed(_) | Stage::New | Stage::Ended => {}
+        }
+    }
+}

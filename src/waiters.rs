@@ -16,6 +16,9 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+/// So many slots are kept when the last waiter of a herd has left.
+const MOST_KEPT: usize = 32;
+
 /// The waiters for changes of some keys. While the lock is held nobody is woken, and no waker is
 /// dropped.
 pub(crate) struct Waiters<K = ()> {
@@ -25,15 +28,23 @@ pub(crate) struct Waiters<K = ()> {
 }
 
 struct Slab<K> {
-    waiters: Vec<Option<Waiter<K>>>,
-    /// The indices of the slots that are free.
-    free: Vec<usize>,
+    slots: Vec<Slot<K>>,
+    /// The first of the free slots; the number of the slots if none is free.
+    free: usize,
+    /// How many slots are taken.
+    taken: usize,
 }
 
-struct Waiter<K> {
-    key: K,
-    notified: bool,
-    waker: Option<Waker>,
+enum Slot<K> {
+    Free {
+        /// The free slot after this one.
+        next: usize,
+    },
+    Waiter {
+        key: K,
+        /// `None` once the waiter was notified.
+        waker: Option<Waker>,
+    },
 }
 
 /// A place in the list. [`Waiters::leave`] gives it back.
@@ -42,7 +53,7 @@ pub(crate) struct Place(usize);
 
 impl<K> Default for Waiters<K> {
     fn default() -> Self {
-        let slab = Slab { waiters: Vec::new(), free: Vec::new() };
+        let slab = Slab { slots: Vec::new(), free: 0, taken: 0 };
         Self { changes: AtomicU64::new(0), slab: Mutex::new(slab) }
     }
 }
@@ -59,12 +70,7 @@ impl<K: Copy + PartialEq> Waiters<K> {
         let wakers: Vec<Waker> = {
             let mut slab = self.lock();
             self.changes.fetch_add(1, Ordering::Release);
-            slab.of(key)
-                .filter_map(|waiter| {
-                    waiter.notified = true;
-                    waiter.waker.take()
-                })
-                .collect()
+            slab.of(key).filter_map(Option::take).collect()
         };
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -84,22 +90,20 @@ impl<K: Copy + PartialEq> Waiters<K> {
     /// the caller to find out, after this.
     pub(crate) fn join(&self, key: K, waker: &Waker) -> Place {
         let waker = Some(waker.clone());
-        Place(self.lock().insert(Waiter { key, notified: false, waker }))
+        Place(self.lock().insert(Slot::Waiter { key, waker }))
     }
 
     /// Stays in the list, with the waker of this poll. Returns whether there was a change since the
     /// last time; the next one wakes the task in any case.
     pub(crate) fn stay(&self, place: &Place, waker: &Waker) -> bool {
         let mut slab = self.lock();
-        let Some(waiter) = slab.waiters.get_mut(place.0).and_then(Option::as_mut) else {
+        let Some(Slot::Waiter { waker: held, .. }) = slab.slots.get_mut(place.0) else {
             return false;
         };
-        let was_notified = std::mem::take(&mut waiter.notified);
-        let same = waiter.waker.as_ref().is_some_and(|held| held.will_wake(waker));
-        let replaced = if same { None } else { waiter.waker.replace(waker.clone()) };
+        let same = held.as_ref().is_some_and(|held| held.will_wake(waker));
+        let replaced = if same { None } else { Some(held.replace(waker.clone())) };
         drop(slab);
-        drop(replaced);
-        was_notified
+        matches!(replaced, Some(None))
     }
 
     /// Leaves the list.
@@ -112,7 +116,7 @@ impl<K: Copy + PartialEq> Waiters<K> {
 
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
-        self.lock().waiters.iter().flatten().count()
+        self.lock().slots.iter().filter(|slot| matches!(slot, Slot::Waiter { .. })).count()
     }
 
     fn lock(&self) -> MutexGuard<'_, Slab<K>> {
@@ -121,22 +125,39 @@ impl<K: Copy + PartialEq> Waiters<K> {
 }
 
 impl<K: Copy + PartialEq> Slab<K> {
-    fn of(&mut self, key: K) -> impl Iterator<Item = &mut Waiter<K>> {
-        self.waiters.iter_mut().flatten().filter(move |waiter| waiter.key == key)
+    /// Returns the wakers of those who wait for this key.
+    fn of(&mut self, key: K) -> impl Iterator<Item = &mut Option<Waker>> {
+        self.slots.iter_mut().filter_map(move |slot| match slot {
+            Slot::Waiter { key: waits_for, waker } if *waits_for == key => Some(waker),
+            _ => None,
+        })
     }
 
-    fn insert(&mut self, waiter: Waiter<K>) -> usize {
-        let index = self.free.pop().unwrap_or(self.waiters.len());
-        match self.waiters.get_mut(index) {
-            Some(slot) => *slot = Some(waiter),
-            None => self.waiters.push(Some(waiter)),
+    fn insert(&mut self, waiter: Slot<K>) -> usize {
+        let index = self.free;
+        self.taken += 1;
+        match self.slots.get_mut(index) {
+            Some(slot) => {
+                if let Slot::Free { next } = std::mem::replace(slot, waiter) {
+                    self.free = next;
+                }
+            }
+            None => {
+                self.slots.push(waiter);
+                self.free = self.slots.len();
+            }
         }
         index
     }
 
-    fn remove(&mut self, index: usize) -> Option<Waiter<K>> {
-        let waiter = self.waiters.get_mut(index).and_then(Option::take)?;
-        self.free.push(index);
+    fn remove(&mut self, index: usize) -> Option<Slot<K>> {
+        let slot = self.slots.get_mut(index)?;
+        let next = std::mem::replace(&mut self.free, index);
+        let waiter = std::mem::replace(slot, Slot::Free { next });
+        self.taken -= 1;
+        if self.taken == 0 && self.slots.len() > MOST_KEPT {
+            (self.slots, self.free) = (Vec::new(), 0);
+        }
         Some(waiter)
     }
 }
@@ -172,5 +193,47 @@ impl<K: Copy + PartialEq> Drop for Changed<'_, K> {
         if let Some(place) = self.place.take() {
             self.waiters.leave(place);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_taken_again_and_a_herd_leaves_no_room_behind() {
+        let waiters = Waiters::<u8>::default();
+        let join = |key| waiters.join(key, Waker::noop());
+        let (one, two, three) = (join(1), join(2), join(3));
+        assert_eq!((one.0, two.0, three.0), (0, 1, 2));
+        waiters.leave(two);
+        waiters.leave(one);
+        let again = [join(4), join(5), join(6)];
+        assert_eq!(again.each_ref().map(|place| place.0), [0, 1, 3]);
+        assert_eq!(
+            (waiters.is_waited_for(1), waiters.is_waited_for(4), waiters.len()),
+            (false, true, 4)
+        );
+        let herd: Vec<Place> = (0..100).map(|_| join(7)).collect();
+        for place in herd.into_iter().chain(again).chain([three]) {
+            assert!(!waiters.stay(&place, Waker::noop()));
+            waiters.leave(place);
+        }
+        let slab = waiters.lock();
+        assert_eq!((slab.slots.capacity(), slab.free, slab.taken), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_waiter_that_stays_is_notified_of_each_change_of_its_key() {
+        let waiters = Waiters::<u8>::default();
+        let (one, two) = (waiters.join(1, Waker::noop()), waiters.join(2, Waker::noop()));
+        for _ in 0..2 {
+            waiters.notify(1);
+            let stay = |place| waiters.stay(place, Waker::noop());
+            assert_eq!((stay(&one), stay(&one), stay(&two)), (true, false, false));
+        }
+        waiters.leave(one);
+        waiters.leave(two);
+        assert_eq!(waiters.len(), 0);
     }
 }

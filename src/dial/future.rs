@@ -9,7 +9,7 @@ use crate::{
     dial::{
         call::{Call, handed_out},
         dialer::{AnyDialer, Dialed, Dialer, FirstPoll, To},
-        news::News,
+        news::Wait,
         race::{dropped_in_flight, note_answered, tell_dialed},
         timer::Timer,
     },
@@ -49,7 +49,7 @@ enum Stage {
 
 /// The dial is pending, and nothing is known against its target.
 struct Undisturbed {
-    news: News,
+    wait: Wait,
     target: Arc<Target>,
     began: Instant,
     /// The dial is being polled, and has panicked if this is seen later.
@@ -100,8 +100,6 @@ where
         if shared.is_closed() {
             return self.failed(Error::new(ErrorKind::Closed).of(session));
         }
-        // Even if all is cached: the runtime of the follower may have ended.
-        follow::ensure(&shared);
         let (entry, target, version) = match shared.cached(session, workspace) {
             Some(Start { entry, choice: Choice::Settled(target), version, .. }) => {
                 (entry, target, version)
@@ -111,6 +109,9 @@ where
         let to = To { workspace_state: &entry.workspace_state, target: Some(&target) };
         let connection = match self.dialer.as_mut().first_poll(cx, to) {
             Poll::Ready(Dialed::Connected(connection)) => connection,
+            Poll::Pending if self.dialer.status().is_dialing() => {
+                return self.wait_for_dial(Wait::new(shared, entry, version), target, cx);
+            }
             polled => {
                 let first = self.dialer.as_mut().keep_first(polled);
                 let choice = Choice::Settled(target);
@@ -129,12 +130,29 @@ where
             drop(connection);
             return self.wait(shared, None, FirstPoll::NotBegun, cx);
         }
+        // Even if all is cached: the runtime of the follower may have ended.
+        follow::ensure(&shared);
         let handle = handed_out(shared, target, Outcome::reused(), entry);
         Poll::Ready(Ok(Bound::new(connection, handle, None)))
     }
 
-    /// From here on the call may wait.
+    /// The dial that was begun with the call is pending.
     #[inline(never)]
+    fn wait_for_dial(
+        &mut self,
+        wait: Wait,
+        target: Arc<Target>,
+        cx: &mut Context<'_>,
+    ) -> Polled<S> {
+        let began = Instant::now();
+        follow::ensure_driven(&wait.shared, || began);
+        self.timer.as_mut().set(began + wait.shared.settings.validation_delay);
+        *self.stage = Stage::Undisturbed(Undisturbed { wait, target, began, in_poll: false });
+        self.beside_dial(cx)
+    }
+
+    /// There is no dial that may simply be waited for.
+    #[cold]
     fn wait(
         &mut self,
         shared: Arc<Shared>,
@@ -144,77 +162,62 @@ where
     ) -> Polled<S> {
         let began = Instant::now();
         follow::ensure_driven(&shared, || began);
-        match (cached, first) {
-            (
-                Some(Start { entry, choice: Choice::Settled(target), version, .. }),
-                FirstPoll::Pending,
-            ) if self.dialer.status().is_dialing() => {
-                self.timer.as_mut().set(began + shared.settings.validation_delay);
-                let news = News::new(shared, entry, version);
-                *self.stage =
-                    Stage::Undisturbed(Undisturbed { news, target, began, in_poll: false });
-                self.beside_dial(cx)
-            }
-            (cached, first) => {
-                let call = Call::new(shared, self.dialer.ask(), cached, first, began, began);
-                self.question(call, cx)
-            }
-        }
+        let call = Call::new(shared, self.dialer.ask(), cached, first, began, began);
+        self.question(call, cx)
     }
 
     /// Waits until the dial ends, something becomes known, or the validation delay has passed.
     fn undisturbed(&mut self, cx: &mut Context<'_>) -> Polled<S> {
-        let Stage::Undisturbed(Undisturbed { news, target, began, in_poll }) = &mut *self.stage
-        else {
+        let Stage::Undisturbed(Undisturbed { wait, target, in_poll, .. }) = &mut *self.stage else {
             polled_after_its_end()
         };
         *in_poll = true;
-        let to = To { workspace_state: &news.entry().workspace_state, target: Some(target) };
-        let connection = match self.dialer.as_mut().poll_dial(cx, to) {
-            Poll::Ready(Dialed::Connected(connection)) => connection,
-            Poll::Pending => {
-                *in_poll = false;
-                return self.beside_dial(cx);
-            }
-            polled => return self.disturbed(polled, cx),
-        };
-        // The call does not count as waiting any more.
-        news.end();
-        if !news.is_unchanged() {
-            return self.disturbed(Poll::Ready(Dialed::Connected(connection)), cx);
+        let to = To { workspace_state: &wait.entry.workspace_state, target: Some(target) };
+        let polled = self.dialer.as_mut().poll_dial(cx, to);
+        if polled.is_pending() {
+            *in_poll = false;
+            return self.beside_dial(cx);
         }
-        let (shared, entry, now) = (Arc::clone(news.shared()), news.entry(), Instant::now());
-        let dialed_in = now.saturating_duration_since(*began);
-        tell_dialed(&shared, entry, target, dialed_in, None);
-        note_answered(entry, target, false, || (*began, now));
-        let outcome = Outcome { dialed_in, ..Outcome::reused() };
-        let handle = handed_out(shared, Arc::clone(target), outcome, Arc::clone(entry));
-        *self.stage = Stage::Ended;
-        Poll::Ready(Ok(Bound::new(connection, handle, Some(now))))
+        self.disturbed(polled, cx)
     }
 
     /// The dial was just polled, and is pending.
     fn beside_dial(&mut self, cx: &mut Context<'_>) -> Polled<S> {
-        let Stage::Undisturbed(Undisturbed { news, .. }) = &mut *self.stage else {
+        let Stage::Undisturbed(Undisturbed { wait, .. }) = &mut *self.stage else {
             polled_after_its_end()
         };
-        if Pin::new(news).poll(cx).is_pending() && self.timer.as_mut().poll(cx).is_pending() {
+        if wait.poll(cx).is_pending() && self.timer.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
         self.disturbed(Poll::Pending, cx)
     }
 
-    #[cold]
+    /// The dial has ended, or something else has.
     fn disturbed(&mut self, polled: Poll<Dialed<S::Response>>, cx: &mut Context<'_>) -> Polled<S> {
-        let stage = std::mem::replace(self.stage, Stage::Ended);
-        let Stage::Undisturbed(Undisturbed { mut news, target, began, .. }) = stage else {
+        let Stage::Undisturbed(Undisturbed { mut wait, target, began, .. }) =
+            std::mem::replace(self.stage, Stage::Ended)
+        else {
             polled_after_its_end()
         };
-        news.end();
-        let (shared, start) = (Arc::clone(news.shared()), news.start(Choice::Settled(target)));
+        // The call does not count as waiting any more.
+        wait.end();
+        let now = Instant::now();
+        let polled = match polled {
+            Poll::Ready(Dialed::Connected(connection)) if !wait.is_over() => {
+                let Wait { shared, entry, .. } = wait;
+                let dialed_in = now.saturating_duration_since(began);
+                tell_dialed(&shared, &entry, &target, dialed_in, None);
+                note_answered(&entry, &target, false, || (began, now));
+                let outcome = Outcome { dialed_in, ..Outcome::reused() };
+                let handle = handed_out(shared, target, outcome, entry);
+                return Poll::Ready(Ok(Bound::new(connection, handle, Some(now))));
+            }
+            polled => polled,
+        };
         let first = self.dialer.as_mut().keep_first(polled);
-        let (ask, now) = (self.dialer.ask(), Instant::now());
-        let call = Call::new(shared, ask, Some(start), first, began, now);
+        let Wait { shared, entry, version, .. } = wait;
+        let start = Start { entry, choice: Choice::Settled(target), version, absent: false };
+        let call = Call::new(shared, self.dialer.ask(), Some(start), first, began, now);
         self.question(call, cx)
     }
 
@@ -269,17 +272,16 @@ impl<S: Service<DialAgent>> PinnedDrop for CallFuture<S> {
         if let Stage::New | Stage::Ended = parts.stage {
             return;
         }
-        let stage = std::mem::replace(parts.stage, Stage::Ended);
-        if !parts.dialer.status().is_dialing() || std::thread::panicking() {
-            return;
-        }
-        match stage {
-            Stage::Undisturbed(Undisturbed { mut news, target, began, in_poll: false }) => {
-                news.end();
-                dropped_in_flight(news.shared(), news.entry(), &target, began);
+        let is_left = parts.dialer.status().is_dialing() && !std::thread::panicking();
+        match std::mem::replace(parts.stage, Stage::Ended) {
+            Stage::Undisturbed(Undisturbed { mut wait, target, began, in_poll }) => {
+                wait.end();
+                if is_left && !in_poll {
+                    dropped_in_flight(&wait.shared, &wait.entry, &target, began);
+                }
             }
-            Stage::InQuestion(call) => call.dropped(),
-            Stage::Undisturbed(_) | Stage::New | Stage::Ended => {}
+            Stage::InQuestion(call) if is_left => call.dropped(),
+            Stage::InQuestion(_) | Stage::New | Stage::Ended => {}
         }
     }
 }

@@ -66,7 +66,7 @@ pub(crate) fn ensure(shared: &Arc<Shared>) {
     let calls = CALLS.get();
     CALLS.set(calls.wrapping_add(1));
     let is_there = !calls.is_multiple_of(CALLS_BETWEEN_LOOKS) && !shared.following.is(0);
-    if !is_there && is_needed(shared) {
+    if !is_there {
         ensure_driven(shared, Instant::now);
     }
 }
@@ -81,11 +81,16 @@ fn is_needed(shared: &Shared) -> bool {
 
 /// Does what [`ensure`] does, where the clock may be read: a follower whose runtime is not driven
 /// is replaced.
+#[inline]
 pub(crate) fn ensure_driven(shared: &Arc<Shared>, now: impl FnOnce() -> Instant) {
-    if !is_needed(shared) {
-        return;
+    if is_needed(shared) {
+        follow(shared, now());
     }
-    let (settings, following, now) = (&shared.settings, &shared.following, now());
+}
+
+/// Begins to follow, unless a follower is there and driven.
+fn follow(shared: &Arc<Shared>, now: Instant) {
+    let (settings, following) = (&shared.settings, &shared.following);
     let current = following.current.load(Ordering::Acquire);
     // The lock is held by another caller that looks, or by the follower.
     let Ok(mut seen) = following.seen.try_lock() else { return };

@@ -1,6 +1,6 @@
 //! The handle for commands and queries: bindings, housekeeping, and shutdown.
 
-pub use workspace::SessionInUse;
+pub use {stats::Stats, workspace::SessionInUse};
 
 use crate::{
     Binding, Error, ErrorKind, Revision, SessionId, Target, WorkspaceId,
@@ -770,4 +770,5 @@ impl fmt::Debug for Bindings {
 mod workspace;
 
 mod housekeeping;
+mod stats;
 mod warm;

@@ -315,6 +315,10 @@ impl BoundAgentBuilder {
             store: self.store,
             resolver: self.resolver,
             observer: self.observer,
+            #[cfg(feature = "tracing")]
+            log: crate::log::Log::default(),
+            #[cfg(feature = "metrics")]
+            metrics: crate::metrics::Metrics::new(),
             repairs: Default::default(),
             tasks: Tasks::on(self.runtime),
             closed: Default::default(),

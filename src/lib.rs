@@ -106,6 +106,7 @@
 //!   the rules of a gateway.
 //! * `serde`: ids that serialize as a `Uuid`.
 //! * `tracing`: a span for each call, an event for each step.
+//! * `metrics`: counters, histograms and gauges for the recorder of the application.
 //! * `testing`: for `[dev-dependencies]`, the contract of a store as tests.
 //! * `full`: all of them.
 //!
@@ -131,6 +132,10 @@ mod clock;
 mod compact_instant;
 mod gate;
 mod jitter;
+#[cfg(feature = "tracing")]
+mod log;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod pulse;
 mod single_flight;
 mod sync;
@@ -163,7 +168,7 @@ mod service;
 pub mod testing;
 
 pub use binding::{Binding, Epoch, Generation, Previous, Revision, Target};
-pub use bindings::{Bindings, Current, Retargeted, SessionInUse, Status};
+pub use bindings::{Bindings, Current, Retargeted, SessionInUse, Stats, Status};
 pub use bound::{Bound, BoundHandle, InUse};
 pub use builder::BoundAgentBuilder;
 pub use error::{BoxError, Error, ErrorKind, LastVerdict};

@@ -1,6 +1,8 @@
 //! Events, and the observer that receives them.
 
-use crate::{Outcome, OutcomeKind, Repair, Resolution, SessionId, Target, WorkspaceId};
+use crate::{
+    Error, ErrorKind, Outcome, OutcomeKind, Repair, Resolution, SessionId, Target, WorkspaceId,
+};
 use std::{error::Error as StdError, time::Duration};
 use tokio::time::Instant;
 
@@ -28,13 +30,20 @@ use tokio::time::Instant;
 /// With this feature, every event is also a `tracing` event with the target `tower_bound_agent`.
 /// Events of a call are in its span `bound_agent`. The levels are:
 ///
-/// * *info*: a switch,
-/// * *warn*: a failed validation, a repair that could not be written, rows that could not be read
-///   again, and use that could not be recorded,
-/// * *debug*: all other events,
-/// * *trace*: every dial that was answered and every use.
+/// * *warn*: what an operator must act on, always with its cause: a call that failed because of the
+///   store, the resolver, the dial service, this process or an agent that does not answer; a failed
+///   validation; a row that could not be read; a repair that could not be written; rows that could
+///   not be read again; use that could not be recorded,
+/// * *info*: a switch, a call that took longer than the
+///   [`validation_delay`](crate::BoundAgentBuilder::validation_delay), and hints that were lost,
+/// * *debug*: all other events, and calls that failed for a reason of the caller's or because the
+///   workspace does not run,
+/// * *trace*: every dial that was answered and every other use.
 ///
-/// With `tower_bound_agent=info`, the log is quiet until an agent is replaced or something breaks.
+/// With `tower_bound_agent=info`, the log is quiet until an agent is replaced, something breaks or
+/// a call is slow. Of each kind of line at these two levels, there is at most one a second in each
+/// layer: the next line of the kind has the number of lines that were left out before it, in the
+/// field `left_out`.
 pub trait Observer: Send + Sync + 'static {
     /// Receives one event.
     fn observe(&self, event: &Event<'_>);
@@ -99,6 +108,8 @@ pub enum Event<'a> {
         target: &'a Target,
         /// The state of the repair: written, lost, retrying or failed.
         repair: Repair,
+        /// The error of the store, if the attempt failed.
+        error: Option<&'a (dyn StdError + Send + Sync + 'static)>,
     },
     /// An attempt of a group repair has ended. A group repair writes all bindings of a workspace
     /// that are behind. After [`Repair::Retrying`], another attempt follows.
@@ -110,6 +121,8 @@ pub enum Event<'a> {
         target: &'a Target,
         /// The state of the repair: written, lost, retrying or failed.
         repair: Repair,
+        /// The error of the store, if the attempt failed.
+        error: Option<&'a (dyn StdError + Send + Sync + 'static)>,
     },
     /// A call returns a connection to its caller.
     #[non_exhaustive]
@@ -123,6 +136,34 @@ pub enum Event<'a> {
         /// The outcome of the call.
         outcome: &'a Outcome,
     },
+    /// A call ends with an error. A call that is dropped ends without this event; see
+    /// [`DroppedInFlight`](Self::DroppedInFlight).
+    #[non_exhaustive]
+    Failed {
+        /// The session.
+        session: SessionId,
+        /// The workspace that the caller named, or that of the session's row; `None` if neither is
+        /// known.
+        workspace: Option<WorkspaceId>,
+        /// The error that the caller receives.
+        error: &'a Error,
+        /// The time since the call began to wait; zero if it did not.
+        took: Duration,
+    },
+    /// The row of a session could not be read. Calls that wait for it fail with
+    /// [`ErrorKind::Store`](crate::ErrorKind::Store), or are served without a row if the layer may
+    /// do that.
+    #[non_exhaustive]
+    LookUpFailed {
+        /// The session.
+        session: SessionId,
+        /// The error of the store.
+        error: &'a (dyn StdError + Send + Sync + 'static),
+    },
+    /// Hints of other processes were lost. The workspaces in use come into doubt, and the cached
+    /// rows are read again. Losses that follow each other within a second are one event.
+    #[non_exhaustive]
+    HintsLost {},
     /// A session holds a connection. The event is sent once for each session and
     /// [`usage_interval`](crate::BoundAgentBuilder::usage_interval).
     #[non_exhaustive]
@@ -193,6 +234,9 @@ impl Event<'_> {
             Self::Repaired { .. } => "repaired",
             Self::WorkspaceRepaired { .. } => "workspace_repaired",
             Self::Used { .. } => "used",
+            Self::Failed { .. } => "failed",
+            Self::LookUpFailed { .. } => "look_up_failed",
+            Self::HintsLost { .. } => "hints_lost",
             Self::InUse { .. } => "in_use",
             Self::RefreshFailed { .. } => "refresh_failed",
             Self::UseNotRecorded { .. } => "use_not_recorded",
@@ -281,6 +325,8 @@ pub enum OwnedEvent {
         target: Target,
         /// The state of the repair.
         repair: Repair,
+        /// The error and its sources, if the attempt failed.
+        error: Option<String>,
     },
     /// See [`Event::WorkspaceRepaired`].
     #[non_exhaustive]
@@ -291,6 +337,8 @@ pub enum OwnedEvent {
         target: Target,
         /// The state of the repair.
         repair: Repair,
+        /// The error and its sources, if the attempt failed.
+        error: Option<String>,
     },
     /// See [`Event::Used`].
     #[non_exhaustive]
@@ -314,6 +362,31 @@ pub enum OwnedEvent {
         /// The state of the repair when the connection was returned.
         repair: Repair,
     },
+    /// See [`Event::Failed`].
+    #[non_exhaustive]
+    Failed {
+        /// The session.
+        session: SessionId,
+        /// The workspace that the caller named, or that of the session's row.
+        workspace: Option<WorkspaceId>,
+        /// The kind of error.
+        kind: ErrorKind,
+        /// The error and its sources.
+        error: String,
+        /// The time since the call began to wait; zero if it did not.
+        took: Duration,
+    },
+    /// See [`Event::LookUpFailed`].
+    #[non_exhaustive]
+    LookUpFailed {
+        /// The session.
+        session: SessionId,
+        /// The error and its sources.
+        error: String,
+    },
+    /// See [`Event::HintsLost`].
+    #[non_exhaustive]
+    HintsLost {},
     /// See [`Event::InUse`].
     #[non_exhaustive]
     InUse {
@@ -378,6 +451,9 @@ impl OwnedEvent {
             Self::Repaired { .. } => "repaired",
             Self::WorkspaceRepaired { .. } => "workspace_repaired",
             Self::Used { .. } => "used",
+            Self::Failed { .. } => "failed",
+            Self::LookUpFailed { .. } => "look_up_failed",
+            Self::HintsLost { .. } => "hints_lost",
             Self::InUse { .. } => "in_use",
             Self::RefreshFailed { .. } => "refresh_failed",
             Self::UseNotRecorded { .. } => "use_not_recorded",
@@ -403,12 +479,32 @@ impl From<&Event<'_>> for OwnedEvent {
             Event::Switched { session, workspace, from, to } => {
                 Self::Switched { session, workspace, from: from.clone(), to: to.clone() }
             }
-            Event::Repaired { session, workspace, target, repair } => {
-                Self::Repaired { session, workspace, target: target.clone(), repair }
+            Event::Repaired { session, workspace, target, repair, error } => Self::Repaired {
+                session,
+                workspace,
+                target: target.clone(),
+                repair,
+                error: error.map(text),
+            },
+            Event::WorkspaceRepaired { workspace, target, repair, error } => {
+                Self::WorkspaceRepaired {
+                    workspace,
+                    target: target.clone(),
+                    repair,
+                    error: error.map(text),
+                }
             }
-            Event::WorkspaceRepaired { workspace, target, repair } => {
-                Self::WorkspaceRepaired { workspace, target: target.clone(), repair }
+            Event::Failed { session, workspace, error, took } => Self::Failed {
+                session,
+                workspace,
+                kind: error.kind().clone(),
+                error: text(error),
+                took,
+            },
+            Event::LookUpFailed { session, error } => {
+                Self::LookUpFailed { session, error: text(error) }
             }
+            Event::HintsLost {} => Self::HintsLost {},
             Event::Used { session, workspace, target, outcome } => Self::Used {
                 session,
                 workspace,
@@ -440,7 +536,7 @@ impl From<&Event<'_>> for OwnedEvent {
 }
 
 /// Formats an error and its sources, separated by `: `.
-fn text(error: &(dyn StdError + Send + Sync + 'static)) -> String {
+pub(crate) fn text(error: &(dyn StdError + Send + Sync + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
@@ -448,65 +544,4 @@ fn text(error: &(dyn StdError + Send + Sync + 'static)) -> String {
         source = error.source();
     }
     text
-}
-
-#[cfg(feature = "tracing")]
-pub(crate) fn trace(event: &Event<'_>) {
-    use tracing::{debug, info, trace, warn};
-    match event {
-        Event::Dialed { session, workspace, target, took, error: None } => {
-            trace!(%session, %workspace, agent = %target.agent, ?took, "dialed");
-        }
-        Event::Dialed { session, workspace, target, took, error: Some(error) } => {
-            debug!(%session, %workspace, agent = %target.agent, ?took, %error, "dial failed");
-        }
-        Event::Validated { workspace, took, answer: Ok(answer) } => {
-            debug!(%workspace, ?took, ?answer, "validated")
-        }
-        Event::Validated { workspace, took, answer: Err(error) } => {
-            warn!(%workspace, ?took, %error, "validation failed");
-        }
-        Event::Switched { session, workspace, from, to } => {
-            info!(%session, %workspace, from = %from.agent, to = %to.agent, "switched to another agent");
-        }
-        Event::Repaired {
-            session,
-            workspace,
-            target,
-            repair: repair @ (Repair::Retrying | Repair::Failed),
-        } => {
-            warn!(%session, %workspace, agent = %target.agent, ?repair, "repair could not be written");
-        }
-        Event::Repaired { session, workspace, target, repair } => {
-            debug!(%session, %workspace, agent = %target.agent, ?repair, "repair");
-        }
-        Event::WorkspaceRepaired {
-            workspace,
-            target,
-            repair: repair @ (Repair::Retrying | Repair::Failed),
-        } => {
-            warn!(%workspace, agent = %target.agent, ?repair, "group repair could not be written");
-        }
-        Event::WorkspaceRepaired { workspace, target, repair } => {
-            debug!(%workspace, agent = %target.agent, ?repair, "group repair");
-        }
-        Event::Used { session, workspace, target, outcome } => {
-            trace!(%session, %workspace, agent = %target.agent, kind = ?outcome.kind, "connected");
-        }
-        Event::InUse { session, workspace, target, since: _ } => {
-            trace!(%session, %workspace, agent = %target.agent, "in use");
-        }
-        Event::RefreshFailed { rows, error } => {
-            warn!(rows, error = %text(*error), "cached rows could not be read again");
-        }
-        Event::UseNotRecorded { sessions, error } => {
-            warn!(sessions, error = %text(*error), "use of sessions could not be recorded");
-        }
-        Event::ReportedStale { session, workspace, target } => {
-            debug!(%session, %workspace, agent = %target.agent, "connection reported as stale");
-        }
-        Event::DroppedInFlight { session, workspace, target, pending } => {
-            debug!(%session, %workspace, agent = %target.agent, ?pending, "call dropped while its dial was pending");
-        }
-    }
 }

@@ -210,6 +210,11 @@ impl Repairs {
         self.failed_closing.load(Ordering::Acquire) + self.running().len()
     }
 
+    /// Returns the state of each repair under way.
+    pub(crate) fn states(&self) -> Vec<Repair> {
+        self.running().values().map(|running| running.job.status.get()).collect()
+    }
+
     fn running(&self) -> MutexGuard<'_, HashMap<Key, Running>> {
         lock(&self.running)
     }

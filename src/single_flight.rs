@@ -182,8 +182,8 @@ where
         }
     }
 
-    #[cfg(test)]
-    fn len(&self) -> usize {
+    /// Returns how many flights are under way.
+    pub(crate) fn len(&self) -> usize {
         lock(&self.running).len()
     }
 }

@@ -118,6 +118,10 @@ pub(crate) struct Shared {
     pub(crate) tasks: Tasks,
     pub(crate) closed: AtomicBool,
     pub(crate) observer: Option<Box<dyn Observer>>,
+    #[cfg(feature = "tracing")]
+    pub(crate) log: crate::log::Log,
+    #[cfg(feature = "metrics")]
+    pub(crate) metrics: crate::metrics::Metrics,
     pub(crate) hints: Option<Box<dyn ErasedHints>>,
     /// Tells this layer its own hints from others.
     pub(crate) origin: u64,
@@ -147,7 +151,9 @@ impl Shared {
 
     pub(crate) fn emit(&self, event: &Event<'_>) {
         #[cfg(feature = "tracing")]
-        crate::observer::trace(event);
+        self.log.write(event, self.settings.validation_delay);
+        #[cfg(feature = "metrics")]
+        self.metrics.record(event);
         if let Some(observer) = &self.observer {
             observer.observe(event);
         }
@@ -399,7 +405,9 @@ impl Shared {
         let shared = Arc::clone(self);
         async move {
             let token = shared.rows.read_token(session);
-            let row = shared.answer(shared.store.load(session)).await;
+            let row = shared.answer(shared.store.load(session)).await.inspect_err(|error| {
+                shared.emit(&Event::LookUpFailed { session, error });
+            });
             match row.map_err(|error| Arc::new(error) as SharedError)? {
                 Some(row) => Ok(Some(shared.learn(row, token))),
                 None => {

@@ -28,7 +28,7 @@ pub(crate) use self::{
 
 use self::{
     facts::{Facts, Judged},
-    pending::{PendingDials, Queue, Slot},
+    pending::{Counts, PendingDials, Queue, Slot},
     registry::Index,
 };
 use crate::{
@@ -210,6 +210,11 @@ impl WorkspaceState {
     #[inline]
     fn dials(&self) -> Option<&Arc<PendingDials>> {
         self.on_demand.get()?.dials.get()
+    }
+
+    /// Counts the pending dials to all targets of the workspace.
+    pub(crate) fn pending_dials(&self) -> Counts {
+        self.dials().map_or_else(Counts::default, |dials| dials.count())
     }
 
     /// Returns the queue of a target that has as many pending dials as it may have.

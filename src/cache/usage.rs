@@ -374,6 +374,17 @@ impl Usage {
         unrecorded.extend(sessions.into_iter().take(room));
     }
 
+    /// Returns how many connections are held.
+    pub(crate) fn connections(&self) -> u64 {
+        let held = |list: &Mutex<List>| {
+            let list = lock(list);
+            let rows = list.entries.iter().map(|entry| u64::from(entry.usage.held.load(SeqCst)));
+            rows.sum::<u64>()
+                + list.apart.values().map(|held| u64::from(held.connections)).sum::<u64>()
+        };
+        self.lists.iter().map(held).sum()
+    }
+
     /// Returns the connections to other targets than their rows name.
     pub(crate) fn apart(&self) -> Vec<Held> {
         self.lists

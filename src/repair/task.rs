@@ -228,13 +228,14 @@ impl Task {
                 attempted.row = None;
             }
             if !given_up || !matches!(attempted.result, Some(Err(_))) {
-                attempted.result = Some(result);
+                attempted.result = Some(result.clone());
             }
         });
+        let error = result.as_ref().err().map(|error| &**error);
         let (workspace, target) = (self.entry.workspace(), &**self.target());
         self.shared.emit(&match self.key {
-            Key::Own(session, ..) => Event::Repaired { session, workspace, target, repair },
-            Key::Group(..) => Event::WorkspaceRepaired { workspace, target, repair },
+            Key::Own(session, ..) => Event::Repaired { session, workspace, target, repair, error },
+            Key::Group(..) => Event::WorkspaceRepaired { workspace, target, repair, error },
         });
     }
 }

@@ -333,6 +333,7 @@ impl Follower {
         }
         if is_due(self.gap_due()) {
             self.last_gap = self.gap_at.take().map(|_| now);
+            shared.emit(&Event::HintsLost {});
             // The hints that were lost may have been about any row.
             self.all_rows = true;
             self.check_at = Some(now);

@@ -27,7 +27,7 @@
 //! assert_eq!(switches.0.into_inner(), 1);
 //! ```
 
-use crate::{Event, Outcome, Repair, Resolution, SessionId, Target, WorkspaceId};
+use crate::{Error, Event, Outcome, Repair, Resolution, SessionId, Target, WorkspaceId};
 use std::{error::Error as StdError, time::Duration};
 use tokio::time::Instant;
 
@@ -72,12 +72,14 @@ events! {
         session: SessionId,
         workspace: WorkspaceId,
         target: &'a Target,
-        repair: Repair
+        repair: Repair,
+        error: Option<Shown<'a>>
     }
     workspace_repaired WorkspaceRepaired {
         workspace: WorkspaceId,
         target: &'a Target,
-        repair: Repair
+        repair: Repair,
+        error: Option<Shown<'a>>
     }
     used Used {
         session: SessionId,
@@ -85,6 +87,13 @@ events! {
         target: &'a Target,
         outcome: &'a Outcome
     }
+    failed Failed {
+        session: SessionId,
+        workspace: Option<WorkspaceId>,
+        error: &'a Error,
+        took: Duration
+    }
+    look_up_failed LookUpFailed { session: SessionId, error: Shown<'a> }
     in_use InUse {
         session: SessionId,
         workspace: WorkspaceId,
@@ -104,4 +113,10 @@ events! {
         target: &'a Target,
         pending: Duration
     }
+}
+
+/// Returns an [`Event::HintsLost`].
+#[must_use]
+pub fn hints_lost<'a>() -> Event<'a> {
+    Event::HintsLost {}
 }

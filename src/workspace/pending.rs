@@ -85,6 +85,13 @@ pub(crate) enum Probe {
     InVain,
 }
 
+/// How many dials are pending, and how many calls wait to dial.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) pending: u64,
+    pub(crate) queued: u64,
+}
+
 /// Waits for a slot. If it is dropped before, the next call in the queue gets its turn.
 pub(crate) type Queue = BoxFuture<'static, Slot>;
 
@@ -138,6 +145,19 @@ impl PendingDials {
     /// Returns `true` if a dial is pending or a call waits in a queue.
     pub(crate) fn is_in_use(&self) -> bool {
         self.calls.load(Ordering::Relaxed) > 0
+    }
+
+    /// Counts the pending dials and the calls that wait to dial.
+    pub(crate) fn count(&self) -> Counts {
+        let mut counts = Counts::default();
+        for gate in self.gates().iter() {
+            let taken = self.at_most.saturating_sub(gate.free.available_permits())
+                + gate.excess.load(Ordering::Relaxed);
+            let calls = gate.calls.load(Ordering::Relaxed);
+            counts.pending += taken.min(calls) as u64;
+            counts.queued += calls.saturating_sub(taken) as u64;
+        }
+        counts
     }
 
     /// Records that the target has answered a dial, if other dials are pending. `times`: when it

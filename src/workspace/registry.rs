@@ -138,6 +138,16 @@ impl Workspaces {
         self.index.stripe(workspace).get(workspace)
     }
 
+    /// Visits the workspaces in use.
+    pub(crate) fn visit(&self, mut visit: impl FnMut(&WorkspaceState)) {
+        for stripe in &self.index.stripes {
+            // Dropping a state takes this lock, so the states are held until it is released.
+            let states: Vec<_> =
+                lock(stripe).0.iter().filter_map(|(_, state)| state.upgrade()).collect();
+            states.iter().for_each(|state| visit(state));
+        }
+    }
+
     /// Keeps the state of a workspace that the resolver has denied for a moment, although nothing
     /// may use it.
     pub(crate) fn remember_denial(&self, state: Arc<WorkspaceState>) {

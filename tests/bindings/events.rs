@@ -51,12 +51,18 @@ fn line(event: &OwnedEvent) -> String {
         OwnedEvent::Switched { from, to, .. } => {
             format!("switched from {} to {}", from.agent, to.agent)
         }
-        OwnedEvent::Repaired { target, repair, .. } => {
-            format!("repaired {}: {repair:?}", target.agent)
+        OwnedEvent::Repaired { target, repair, error, .. } => {
+            let because = error.as_ref().map(|error| format!(", {error}")).unwrap_or_default();
+            format!("repaired {}: {repair:?}{because}", target.agent)
         }
-        OwnedEvent::WorkspaceRepaired { target, repair, .. } => {
-            format!("all repaired {}: {repair:?}", target.agent)
+        OwnedEvent::WorkspaceRepaired { target, repair, error, .. } => {
+            let because = error.as_ref().map(|error| format!(", {error}")).unwrap_or_default();
+            format!("all repaired {}: {repair:?}{because}", target.agent)
         }
+        OwnedEvent::Failed { kind, error, took, .. } => {
+            format!("call failed, {} after {took:?}: {error}", kind.as_str())
+        }
+        OwnedEvent::LookUpFailed { error, .. } => format!("not read: {error}"),
         OwnedEvent::Used { target, dials, .. } => format!("used {}, {dials} dials", target.agent),
         OwnedEvent::ReportedStale { target, .. } => format!("reported {}", target.agent),
         OwnedEvent::DroppedInFlight { target, pending, .. } => {

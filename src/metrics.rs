@@ -1,0 +1,245 @@
+//! Counters and histograms of events, on the facade of the crate `metrics`.
+//!
+//! No label has the id of a session, a workspace or an agent: the number of series is fixed. All
+//! handles are made with the layer, so that an event costs no look-up in the recorder.
+
+use crate::{Event, Outcome, Repair, Resolution};
+use metrics::{
+    Counter, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram,
+    histogram,
+};
+
+/// A series: its name, unit and description.
+type Series = (&'static str, Unit, &'static str);
+
+const COUNTERS: &[Series] = &[
+    (CALLS, Unit::Count, "Calls that returned a connection, by the kind of their outcome"),
+    (FAILED_CALLS, Unit::Count, "Calls that failed, by the kind of their error"),
+    (DROPPED_CALLS, Unit::Count, "Calls that were dropped while their dial was pending"),
+    (DIALS, Unit::Count, "Dials that ended, by result"),
+    (VALIDATIONS, Unit::Count, "Questions to the resolver that ended, by its verdict"),
+    (SWITCHES, Unit::Count, "Calls that switched to another agent than the bound one"),
+    (REPAIRS, Unit::Count, "Attempts of repairs that ended, by scope and result"),
+    (FAILED_LOOK_UPS, Unit::Count, "Rows that could not be read for a call"),
+    (FAILED_REFRESHES, Unit::Count, "Cached rows that could not be read again"),
+    (UNRECORDED_USES, Unit::Count, "Sessions whose use could not be recorded"),
+    (STALE_REPORTS, Unit::Count, "Connections that were reported as stale and raised a doubt"),
+    (HINT_LOSSES, Unit::Count, "Losses of hints of other processes"),
+];
+
+const HISTOGRAMS: &[Series] = &[
+    (CALL_DURATION, Unit::Seconds, "Time from the start of a call to its connection or its error"),
+    (DIAL_DURATION, Unit::Seconds, "Time for which a dial was pending"),
+    (VALIDATION_DURATION, Unit::Seconds, "Time from a question to the resolver to its answer"),
+];
+
+const GAUGES: &[Series] = &[
+    (CACHED_ROWS, Unit::Count, "Rows in the cache"),
+    (WORKSPACES, Unit::Count, "Workspaces in use"),
+    (PENDING_DIALS, Unit::Count, "Dials that are pending"),
+    (QUEUED_CALLS, Unit::Count, "Calls that wait in the queue of a target"),
+    (PENDING_VALIDATIONS, Unit::Count, "Questions to the resolver that are not answered"),
+    (PENDING_READS, Unit::Count, "Reads of a row that are not answered"),
+    (OVERDUE_STATEMENTS, Unit::Count, "Statements that have taken longer than the store timeout"),
+    (PENDING_REPAIRS, Unit::Count, "Repairs that are not written, by state"),
+    (HELD_CONNECTIONS, Unit::Count, "Connections that are held"),
+];
+
+const CALLS: &str = "bound_agent.calls";
+const FAILED_CALLS: &str = "bound_agent.calls.failed";
+const DROPPED_CALLS: &str = "bound_agent.calls.dropped";
+const DIALS: &str = "bound_agent.dials";
+const VALIDATIONS: &str = "bound_agent.validations";
+const SWITCHES: &str = "bound_agent.switches";
+const REPAIRS: &str = "bound_agent.repairs";
+const FAILED_LOOK_UPS: &str = "bound_agent.look_ups.failed";
+const FAILED_REFRESHES: &str = "bound_agent.refreshes.failed";
+const UNRECORDED_USES: &str = "bound_agent.uses.unrecorded";
+const STALE_REPORTS: &str = "bound_agent.stale_reports";
+const HINT_LOSSES: &str = "bound_agent.hints.lost";
+const CALL_DURATION: &str = "bound_agent.call.duration";
+const DIAL_DURATION: &str = "bound_agent.dial.duration";
+const VALIDATION_DURATION: &str = "bound_agent.validation.duration";
+pub(crate) const CACHED_ROWS: &str = "bound_agent.rows.cached";
+pub(crate) const WORKSPACES: &str = "bound_agent.workspaces";
+pub(crate) const PENDING_DIALS: &str = "bound_agent.dials.pending";
+pub(crate) const QUEUED_CALLS: &str = "bound_agent.calls.queued";
+pub(crate) const PENDING_VALIDATIONS: &str = "bound_agent.validations.pending";
+pub(crate) const PENDING_READS: &str = "bound_agent.look_ups.pending";
+pub(crate) const OVERDUE_STATEMENTS: &str = "bound_agent.statements.overdue";
+pub(crate) const PENDING_REPAIRS: &str = "bound_agent.repairs.pending";
+pub(crate) const HELD_CONNECTIONS: &str = "bound_agent.connections.held";
+
+/// The counters of one name, by the word of their label.
+#[derive(Debug)]
+struct ByWord(Vec<(&'static str, Counter)>);
+
+impl ByWord {
+    fn new(words: &[&'static str], counter: impl Fn(&'static str) -> Counter) -> Self {
+        Self(words.iter().map(|word| (*word, counter(word))).collect())
+    }
+
+    fn count(&self, word: &str) {
+        if let Some((_, counter)) = self.0.iter().find(|(of, _)| *of == word) {
+            counter.increment(1);
+        }
+    }
+}
+
+/// The series of one layer, as the recorder has them that was installed when the layer was built.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    calls: ByWord,
+    failed_calls: ByWord,
+    dropped_calls: Counter,
+    dials: ByWord,
+    validations: ByWord,
+    switches: Counter,
+    repairs: ByWord,
+    workspace_repairs: ByWord,
+    failed_look_ups: Counter,
+    failed_refreshes: Counter,
+    unrecorded_uses: Counter,
+    stale_reports: Counter,
+    hint_losses: Counter,
+    call_duration: Histogram,
+    dial_duration: Histogram,
+    validation_duration: Histogram,
+}
+
+const OUTCOMES: &[&str] = &["reused", "confirmed", "redialed", "switched", "first_bind"];
+const ERRORS: &[&str] = &[
+    "not_bound",
+    "workspace_mismatch",
+    "retargeted",
+    "starting",
+    "stopped",
+    "gone",
+    "unreachable",
+    "timed_out",
+    "dialer",
+    "local",
+    "resolver",
+    "store",
+    "closed",
+];
+const VERDICTS: &[&str] = &["running", "starting", "stopped", "gone", "failed"];
+const REPAIR_RESULTS: &[&str] = &["written", "lost", "retrying", "failed"];
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        for (name, unit, what) in COUNTERS {
+            describe_counter!(*name, *unit, *what);
+        }
+        for (name, unit, what) in HISTOGRAMS {
+            describe_histogram!(*name, *unit, *what);
+        }
+        for (name, unit, what) in GAUGES {
+            describe_gauge!(*name, *unit, *what);
+        }
+        let repairs = |scope| {
+            ByWord::new(
+                REPAIR_RESULTS,
+                move |result| counter!(REPAIRS, "scope" => scope, "result" => result),
+            )
+        };
+        Self {
+            calls: ByWord::new(OUTCOMES, |kind| counter!(CALLS, "outcome" => kind)),
+            failed_calls: ByWord::new(ERRORS, |kind| counter!(FAILED_CALLS, "error" => kind)),
+            dropped_calls: counter!(DROPPED_CALLS),
+            dials: ByWord::new(&["answered", "failed"], |result| counter!(DIALS, "result" => result)),
+            validations: ByWord::new(VERDICTS, |verdict| counter!(VALIDATIONS, "verdict" => verdict)),
+            switches: counter!(SWITCHES),
+            repairs: repairs("session"),
+            workspace_repairs: repairs("workspace"),
+            failed_look_ups: counter!(FAILED_LOOK_UPS),
+            failed_refreshes: counter!(FAILED_REFRESHES),
+            unrecorded_uses: counter!(UNRECORDED_USES),
+            stale_reports: counter!(STALE_REPORTS),
+            hint_losses: counter!(HINT_LOSSES),
+            call_duration: histogram!(CALL_DURATION),
+            dial_duration: histogram!(DIAL_DURATION),
+            validation_duration: histogram!(VALIDATION_DURATION),
+        }
+    }
+
+    pub(crate) fn record(&self, event: &Event<'_>) {
+        match event {
+            Event::Dialed { took, error, .. } => {
+                self.dials.count(if error.is_none() { "answered" } else { "failed" });
+                self.dial_duration.record(took.as_secs_f64());
+            }
+            Event::Validated { took, answer, .. } => {
+                self.validations.count(answer.map_or("failed", Resolution::as_str));
+                self.validation_duration.record(took.as_secs_f64());
+            }
+            Event::Switched { .. } => self.switches.increment(1),
+            Event::Repaired { repair, .. } => self.repairs.count(Repair::as_str(repair)),
+            Event::WorkspaceRepaired { repair, .. } => {
+                self.workspace_repairs.count(Repair::as_str(repair));
+            }
+            Event::Used { outcome, .. } => {
+                let Outcome { kind, decided_in, dialed_in, .. } = outcome;
+                self.calls.count(kind.as_str());
+                self.call_duration.record((*decided_in + *dialed_in).as_secs_f64());
+            }
+            Event::Failed { error, took, .. } => {
+                self.failed_calls.count(error.kind().as_str());
+                self.call_duration.record(took.as_secs_f64());
+            }
+            Event::LookUpFailed { .. } => self.failed_look_ups.increment(1),
+            Event::HintsLost {} => self.hint_losses.increment(1),
+            Event::RefreshFailed { rows, .. } => self.failed_refreshes.increment(*rows),
+            Event::UseNotRecorded { sessions, .. } => self.unrecorded_uses.increment(*sessions),
+            Event::ReportedStale { .. } => self.stale_reports.increment(1),
+            Event::DroppedInFlight { .. } => self.dropped_calls.increment(1),
+            Event::InUse { .. } => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ErrorKind, OutcomeKind};
+
+    /// A word that no series has would not be counted.
+    #[test]
+    fn every_word_of_a_label_has_a_series() {
+        let target = crate::binding::target("a5");
+        let outcomes = [
+            OutcomeKind::Reused,
+            OutcomeKind::Confirmed,
+            OutcomeKind::Redialed,
+            OutcomeKind::Switched { from: target.clone() },
+            OutcomeKind::FirstBind,
+        ];
+        assert_eq!(outcomes.map(|kind| kind.as_str()), OUTCOMES);
+        let workspace = crate::WorkspaceId::new(uuid::Uuid::from_u128(1));
+        let errors = [
+            ErrorKind::NotBound,
+            ErrorKind::WorkspaceMismatch { bound: workspace, asked: workspace },
+            ErrorKind::Retargeted,
+            ErrorKind::Starting { retry_after: None },
+            ErrorKind::Stopped,
+            ErrorKind::Gone,
+            ErrorKind::Unreachable { newer: None },
+            ErrorKind::TimedOut { last: crate::LastVerdict::Same },
+            ErrorKind::Dialer,
+            ErrorKind::Local,
+            ErrorKind::Resolver,
+            ErrorKind::Store,
+            ErrorKind::Closed,
+        ];
+        assert_eq!(errors.map(|kind| kind.as_str()), ERRORS);
+        let repairs = [Repair::Written, Repair::Lost, Repair::Retrying, Repair::Failed];
+        assert_eq!(repairs.map(|repair| repair.as_str()), REPAIR_RESULTS);
+        let answers = [
+            Resolution::Running(target),
+            Resolution::Starting { retry_after: None },
+            Resolution::Stopped,
+            Resolution::Gone,
+        ];
+        assert_eq!(answers.map(|answer| answer.as_str()), VERDICTS[..4]);
+    }
+}

@@ -87,6 +87,12 @@ impl RowCache {
         self.slots.entry_count()
     }
 
+    /// Returns how many rows are cached, after the cache has caught up with what was done to it.
+    pub(crate) fn count(&self) -> u64 {
+        self.slots.run_pending_tasks();
+        self.slots.entry_count()
+    }
+
     /// Returns which of so many parts of all sessions this one is in.
     pub(crate) fn part_of(&self, session: SessionId, parts: u64) -> u64 {
         self.watches.hash(session) % parts

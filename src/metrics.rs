@@ -147,8 +147,14 @@ impl Metrics {
             calls: ByWord::new(OUTCOMES, |kind| counter!(CALLS, "outcome" => kind)),
             failed_calls: ByWord::new(ERRORS, |kind| counter!(FAILED_CALLS, "error" => kind)),
             dropped_calls: counter!(DROPPED_CALLS),
-            dials: ByWord::new(&["answered", "failed"], |result| counter!(DIALS, "result" => result)),
-            validations: ByWord::new(VERDICTS, |verdict| counter!(VALIDATIONS, "verdict" => verdict)),
+            dials: ByWord::new(
+                &["answered", "failed"],
+                |result| counter!(DIALS, "result" => result),
+            ),
+            validations: ByWord::new(
+                VERDICTS,
+                |verdict| counter!(VALIDATIONS, "verdict" => verdict),
+            ),
             switches: counter!(SWITCHES),
             repairs: repairs("session"),
             workspace_repairs: repairs("workspace"),

@@ -146,7 +146,7 @@ impl Shared {
     /// Returns whether anybody may be interested in events.
     #[inline]
     pub(crate) fn is_observed(&self) -> bool {
-        cfg!(feature = "tracing") || self.observer.is_some()
+        cfg!(any(feature = "tracing", feature = "metrics")) || self.observer.is_some()
     }
 
     pub(crate) fn emit(&self, event: &Event<'_>) {

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Stats {
-    /// Rows in the cache. The cache counts with a delay of some operations.
+    /// Rows in the cache.
     pub cached_rows: u64,
     /// Workspaces in use: by cached rows, calls, repairs, or handles.
     pub workspaces: u64,
@@ -54,7 +54,7 @@ impl Bindings {
     pub fn stats(&self) -> Stats {
         let shared = &self.shared;
         let mut stats = Stats {
-            cached_rows: shared.rows.len(),
+            cached_rows: shared.rows.count(),
             validations: shared.validations.len() as u64,
             reads: shared.loads.len() as u64,
             overdue_statements: shared.overdue.load(Ordering::Relaxed) as u64,

@@ -23,7 +23,7 @@ use std::{
     sync::Arc,
     task::{Context, Poll, ready},
 };
-use tokio::time::{Instant, error::Elapsed, timeout_at};
+use tokio::time::{Duration, Instant, error::Elapsed, timeout_at};
 
 /// A call whose dial was not simply answered. It has no part of the dial service in it, and sees
 /// the dialer for the time of a poll.
@@ -32,6 +32,8 @@ pub(crate) struct Call {
     session: SessionId,
     /// The workspace that the caller has named.
     workspace: Option<WorkspaceId>,
+    /// The workspace that the session's row names, once there was a race.
+    workspace_of_row: Option<WorkspaceId>,
     began: Instant,
     now: Instant,
     deadline: Instant,
@@ -73,6 +75,7 @@ impl Call {
             shared,
             session: ask.session,
             workspace: ask.workspace,
+            workspace_of_row: None,
             began,
             now,
             deadline,
@@ -86,6 +89,21 @@ impl Call {
 
     /// Returns the handle of the connection, which the dialer has.
     pub(crate) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        dialer: &mut Pin<&mut dyn AnyDialer>,
+        timer: &mut Pin<&mut Timer>,
+    ) -> Poll<Result<BoundHandle, Error>> {
+        let ended = ready!(self.advance(cx, dialer, timer));
+        if let Err(error) = &ended {
+            let took = self.began.elapsed();
+            let workspace = self.workspace_of_row.or(self.workspace);
+            tell_failed(&self.shared, self.session, workspace, error, took);
+        }
+        Poll::Ready(ended)
+    }
+
+    fn advance(
         &mut self,
         cx: &mut Context<'_>,
         dialer: &mut Pin<&mut dyn AnyDialer>,
@@ -152,6 +170,7 @@ impl Call {
         let first = std::mem::replace(&mut self.first, FirstPoll::NotBegun);
         let began = if let FirstPoll::NotBegun = first { self.now } else { self.began };
         let times = Times { began, now: self.now, deadline: self.deadline };
+        self.workspace_of_row = Some(start.entry.workspace());
         self.phase = Phase::Races(Race::new(&self.shared, start, first, times));
     }
 
@@ -295,6 +314,17 @@ fn has_moved(left: &CachedRow, entry: &CachedRow) -> bool {
     is_commanded || !left.points_where(entry)
 }
 
+/// Tells the observer that a call ends with an error.
+pub(crate) fn tell_failed(
+    shared: &Shared,
+    session: SessionId,
+    workspace: Option<WorkspaceId>,
+    error: &Error,
+    took: Duration,
+) {
+    shared.emit(&Event::Failed { session, workspace, error, took });
+}
+
 /// Names an error after what else has happened.
 fn because(shared: &Shared, error: Error, moved: bool) -> Error {
     match error.kind() {
@@ -309,8 +339,11 @@ fn because(shared: &Shared, error: Error, moved: bool) -> Error {
 #[cfg(feature = "http")]
 pub(crate) async fn look_up_first(shared: &Arc<Shared>, ask: &DialSession) -> Result<Start, Error> {
     crate::replicas::follow::ensure(shared);
-    let deadline = Instant::now() + shared.settings.dial_timeout;
-    look_up(shared, ask.session, ask.workspace, deadline).await
+    let (session, workspace, began) = (ask.session, ask.workspace, Instant::now());
+    let deadline = began + shared.settings.dial_timeout;
+    look_up(shared, session, workspace, deadline).await.inspect_err(|error| {
+        tell_failed(shared, session, workspace, error, began.elapsed());
+    })
 }
 
 /// Does what is due after a dial, for a client that had a connection to the target already.

@@ -7,7 +7,7 @@
 use crate::{
     Bound, BoxError, DialAgent, DialSession, Error, ErrorKind, Outcome, Target,
     dial::{
-        call::{Call, handed_out},
+        call::{Call, handed_out, tell_failed},
         dialer::{AnyDialer, Dialed, Dialer, FirstPoll, To},
         news::Wait,
         race::{dropped_in_flight, note_answered, tell_dialed},
@@ -98,7 +98,9 @@ where
         let Some(shared) = self.shared.take() else { polled_after_its_end() };
         let (session, workspace) = (self.dialer.ask().session, self.dialer.ask().workspace);
         if shared.is_closed() {
-            return self.failed(Error::new(ErrorKind::Closed).of(session));
+            let error = Error::new(ErrorKind::Closed).of(session);
+            tell_failed(&shared, session, workspace, &error, Duration::ZERO);
+            return self.failed(error);
         }
         let (entry, target, version) = match shared.cached(session, workspace) {
             Some(Start { entry, choice: Choice::Settled(target), version, .. }) => {

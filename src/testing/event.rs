@@ -35,11 +35,11 @@ use tokio::time::Instant;
 type Shown<'a> = &'a (dyn StdError + Send + Sync + 'static);
 
 macro_rules! events {
-    ($($name:ident $Variant:ident { $($field:ident: $of:ty),+ })+) => { $(
+    ($($name:ident $Variant:ident { $($field:ident: $of:ty),* })+) => { $(
         #[doc = concat!("Returns an [`Event::", stringify!($Variant), "`].")]
         #[must_use]
-        pub fn $name<'a>($($field: $of),+) -> Event<'a> {
-            Event::$Variant { $($field),+ }
+        pub fn $name<'a>($($field: $of),*) -> Event<'a> {
+            Event::$Variant { $($field),* }
         }
     )+
 
@@ -94,6 +94,7 @@ events! {
         took: Duration
     }
     look_up_failed LookUpFailed { session: SessionId, error: Shown<'a> }
+    hints_lost HintsLost {}
     in_use InUse {
         session: SessionId,
         workspace: WorkspaceId,
@@ -113,10 +114,4 @@ events! {
         target: &'a Target,
         pending: Duration
     }
-}
-
-/// Returns an [`Event::HintsLost`].
-#[must_use]
-pub fn hints_lost<'a>() -> Event<'a> {
-    Event::HintsLost {}
 }

@@ -151,7 +151,9 @@ async fn an_observer_sees_every_kind_of_event() {
     call(&dial, chat).await.unwrap();
     assert_eq!(layer.bindings().flush().await, 1);
     let lines = log.take();
-    assert!(lines.contains(&format!("repaired {}: Retrying", moved.agent)), "{lines:?}");
+    let refused =
+        format!("repaired {}: Retrying, the store is unavailable: down on purpose", moved.agent);
+    assert!(lines.contains(&refused), "{lines:?}");
     assert!(lines.contains(&format!("switched from {agent} to {}", moved.agent)), "{lines:?}");
     world.store.on_writes(Fault::None);
     world.store.elsewhere().forget(chat, None).await.unwrap();
@@ -165,7 +167,9 @@ async fn an_observer_sees_every_kind_of_event() {
     call(&dial, chat).await.unwrap();
     assert_eq!(layer.bindings().flush().await, 1);
     let lines = log.take();
-    assert!(lines.contains(&format!("all repaired {}: Retrying", new.agent)), "{lines:?}");
+    let refused =
+        format!("all repaired {}: Retrying, the store is unavailable: down on purpose", new.agent);
+    assert!(lines.contains(&refused), "{lines:?}");
     assert!(
         lines.contains(&format!("switched from {} to {}", moved.agent, new.agent)),
         "{lines:?}"

@@ -118,51 +118,11 @@ async fn what_failed_is_an_event_with_its_cause() {
 #[cfg(feature = "tracing")]
 mod log {
     use super::*;
-    use std::sync::{Arc, Mutex};
-    use tracing::{Level, field::Field, field::Visit};
-    use tracing_subscriber::{Layer, layer::Context, prelude::*};
-
-    /// The lines at *info* and above.
-    #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<String>>>);
-
-    #[derive(Default)]
-    struct Fields {
-        message: String,
-        rest: String,
-    }
-
-    impl Visit for Fields {
-        fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-            match field.name() {
-                "message" => self.message = format!("{value:?}"),
-                name => self.rest += &format!(" {name}={value:?}"),
-            }
-        }
-    }
-
-    impl<S: tracing::Subscriber> Layer<S> for Lines {
-        fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
-            if *event.metadata().level() <= Level::INFO {
-                let mut fields = Fields::default();
-                event.record(&mut fields);
-                let level = event.metadata().level();
-                let line = format!("{level} {}{}", fields.message, fields.rest);
-                self.0.lock().unwrap().push(line);
-            }
-        }
-    }
-
-    impl Lines {
-        fn take(&self) -> Vec<String> {
-            std::mem::take(&mut *self.0.lock().unwrap())
-        }
-    }
+    use support::log::{collect, lines};
 
     #[tokio::test(start_paused = true)]
     async fn a_line_tells_the_whole_story_of_a_switch_and_a_flood_is_one_line_a_second() {
-        let lines = Lines::default();
-        let _scope = tracing_subscriber::registry().with(lines.clone()).set_default();
+        collect();
         let world = World::new();
         let (ws, old) = world.workspace();
         let layer = world.layer();
@@ -174,13 +134,13 @@ mod log {
         for chat in &chats {
             call(&dial, *chat).await.unwrap();
         }
-        assert_eq!(lines.take(), [""; 0], "quiet while all is well");
+        assert_eq!(lines(), [""; 0], "quiet while all is well");
 
         let new = world.rebuild(ws, &old, Does::Hang);
         call(&dial, chats[0]).await.unwrap();
         let (chat, from, to) = (chats[0], old.agent, new.agent);
         assert_eq!(
-            lines.take(),
+            lines(),
             [format!(
                 "INFO switched to another agent session={chat} workspace={ws} from={from} to={to} \
                  dials=2 validations=1 decided_in=250ms dialed_in=0ns repair=\"pending\""
@@ -189,20 +149,21 @@ mod log {
         // Two more in the same second are left out, and the next line counts them.
         call(&dial, chats[1]).await.unwrap();
         call(&dial, chats[2]).await.unwrap();
-        assert_eq!(lines.take(), [""; 0]);
+        assert_eq!(lines(), [""; 0]);
         sleep(ms(1_000)).await;
         let newest = world.rebuild(ws, &new, Does::Hang);
         call(&dial, chats[0]).await.unwrap();
-        let told = lines.take();
+        let told = lines();
         assert_eq!(told.len(), 1);
         assert!(told[0].contains(" left_out=2 "), "{told:?}");
 
         // Not replaced, and slow.
+        assert_eq!(layer.bindings().flush().await, 0);
         world.does(&newest, Does::Answer(ms(300)));
         call(&dial, chats[0]).await.unwrap();
         let agent = newest.agent;
         assert_eq!(
-            lines.take(),
+            lines(),
             [format!(
                 "INFO slow call session={chat} workspace={ws} agent={agent} kind=\"confirmed\" \
                  dials=1 validations=1 decided_in=0ns dialed_in=300ms repair=\"not_needed\""
@@ -212,9 +173,10 @@ mod log {
         // Dead.
         world.does(&newest, Does::Fail(ms(0)));
         call(&dial, chats[0]).await.unwrap_err();
-        let told = lines.take();
+        let told = lines();
         assert_eq!(told.len(), 1);
-        let line = format!("WARN call failed session={chat} workspace={ws} kind=\"unreachable\" took=0ns");
+        let line =
+            format!("WARN call failed session={chat} workspace={ws} kind=\"unreachable\" took=0ns");
         assert!(told[0].starts_with(&line), "{told:?}");
         assert!(told[0].contains(" error="), "{told:?}");
     }
@@ -258,7 +220,18 @@ mod metrics {
         let dial = world.dial(&layer);
         let chat = world.bind(&layer, ws).await;
         layer.bindings().flush().await;
-        assert_eq!(series(&seen), BTreeMap::new(), "a row that a command wrote");
+        assert_eq!(
+            series(&seen),
+            expected([
+                ("calls{outcome=first_bind}", 1),
+                ("call.duration{}", 1),
+                ("dials{result=answered}", 1),
+                ("dial.duration{}", 1),
+                ("validations{verdict=running}", 1),
+                ("validation.duration{}", 1),
+                ("repairs{scope=session,result=written}", 1),
+            ])
+        );
 
         call(&dial, chat).await.unwrap();
         assert_eq!(

@@ -203,42 +203,18 @@ mod events {
     #[cfg(feature = "tracing")]
     #[tokio::test(start_paused = true)]
     async fn a_failure_is_a_warning_with_its_cause() {
-        use tracing::{Level, field::Field, field::Visit};
-        use tracing_subscriber::{Layer, layer::Context, prelude::*};
-
-        #[derive(Clone, Default)]
-        struct Warnings(Failed);
-
-        struct Fields(String);
-
-        impl Visit for Fields {
-            fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-                self.0 += &format!("{field}={value:?} ");
-            }
-        }
-
-        impl<S: tracing::Subscriber> Layer<S> for Warnings {
-            fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
-                if *event.metadata().level() == Level::WARN {
-                    let mut fields = Fields(String::new());
-                    event.record(&mut fields);
-                    self.0.lock().unwrap().push((0, fields.0));
-                }
-            }
-        }
-
-        let warnings = Warnings::default();
-        let _scope = tracing_subscriber::registry().with(warnings.clone()).set_default();
+        support::log::collect();
         let world = World::new();
         let process = Process::checking(&world);
         let (ws, target) = world.workspace();
         used(&world, &process, ws, &target, 1).await;
         world.store.on_reads(Fault::Unavailable);
         sleep(ms(30_001)).await;
-        let told = taken(&warnings.0);
-        assert_eq!(told.len(), 1);
-        let fields = &told[0].1;
-        assert!(fields.contains("rows=1 ") && fields.contains("down on purpose"), "{fields}");
+        let told = support::log::lines();
+        assert_eq!(told.len(), 1, "{told:?}");
+        let line = &told[0];
+        assert!(line.starts_with("WARN ") && line.contains(" rows=1 "), "{line}");
+        assert!(line.contains("down on purpose"), "{line}");
     }
 }
 

@@ -7,11 +7,14 @@
 //! * [`child`]: processes that work on one database at once, or are killed.
 //! * [`resets`]: two processes of which one does not know of the other's reset.
 //! * [`servers`], [`own_server`], `pgbouncer`: database servers, shared and exclusive to one test.
+//! * `log`: the lines that the crate has logged on a test's thread.
 //! * `net`, `gateway`: agents on real sockets, and the gateway of the examples as a process.
 
 pub mod child;
 #[cfg(all(target_os = "linux", feature = "http"))]
 pub mod gateway;
+#[cfg(feature = "tracing")]
+pub mod log;
 #[cfg(feature = "http")]
 pub mod net;
 #[cfg(unix)]

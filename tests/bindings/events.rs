@@ -190,8 +190,11 @@ async fn an_observer_sees_every_kind_of_event() {
     assert_eq!(layer.bindings().close(ms(1_000)).await, 2);
     assert_eq!((one.outcome().repair(), all.outcome().repair()), (Repair::Failed, Repair::Failed));
     let lines = log.take();
-    assert!(lines.contains(&format!("repaired {}: Failed", there_too.agent)), "{lines:?}");
-    assert!(lines.contains(&format!("all repaired {}: Failed", all.target().agent)), "{lines:?}");
+    for (scope, agent) in [("", there_too.agent), ("all ", all.target().agent)] {
+        let failed =
+            format!("{scope}repaired {agent}: Failed, the store is unavailable: down on purpose");
+        assert!(lines.contains(&failed), "{lines:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

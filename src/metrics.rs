@@ -241,7 +241,7 @@ mod tests {
         let repairs = [Repair::Written, Repair::Lost, Repair::Retrying, Repair::Failed];
         assert_eq!(repairs.map(|repair| repair.as_str()), REPAIR_RESULTS);
         let answers = [
-            Resolution::Running(target),
+            Resolution::Running((*target).clone()),
             Resolution::Starting { retry_after: None },
             Resolution::Stopped,
             Resolution::Gone,

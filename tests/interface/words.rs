@@ -263,20 +263,24 @@ fn each_reason_not_to_cross_a_hop_has_a_word_of_its_own() {
 fn each_event_has_a_word_of_its_own_that_its_owned_form_shares() {
     use tower_bound_agent::{
         SessionId,
-        testing::{event, outcome},
+        testing::{ErrorBuilder, event, outcome},
     };
     let (session, workspace) = (SessionId::new(Uuid::nil()), WorkspaceId::new(Uuid::nil()));
     let (target, took) = (target(), Duration::ZERO);
     let (outcome, now) =
         (outcome(OutcomeKind::Reused, Repair::NotNeeded), tokio::time::Instant::now());
     let error = StoreError::Unsupported { verb: "touch" };
+    let failure = ErrorBuilder::new(ErrorKind::Stopped).build();
     let events = [
         (event::dialed(session, workspace, &target, took, None), "dialed"),
         (event::validated(workspace, took, Ok(&Resolution::Gone)), "validated"),
         (event::switched(session, workspace, &target, &target), "switched"),
-        (event::repaired(session, workspace, &target, Repair::Lost), "repaired"),
-        (event::workspace_repaired(workspace, &target, Repair::Lost), "workspace_repaired"),
+        (event::repaired(session, workspace, &target, Repair::Lost, None), "repaired"),
+        (event::workspace_repaired(workspace, &target, Repair::Lost, None), "workspace_repaired"),
         (event::used(session, workspace, &target, &outcome), "used"),
+        (event::failed(session, Some(workspace), &failure, took), "failed"),
+        (event::look_up_failed(session, &error), "look_up_failed"),
+        (event::hints_lost(), "hints_lost"),
         (event::in_use(session, workspace, &target, now), "in_use"),
         (event::refresh_failed(1, &error), "refresh_failed"),
         (event::use_not_recorded(1, &error), "use_not_recorded"),

@@ -47,7 +47,7 @@ impl Bindings {
     /// # use tower_bound_agent::Bindings;
     /// # fn watch(bindings: &Bindings) {
     /// let stats = bindings.stats();
-    /// println!("{} dials pending, {} repairs retrying", stats.pending_dials, stats.repairs_retrying);
+    /// println!("{} dials are pending, {} calls wait", stats.pending_dials, stats.queued_calls);
     /// # }
     /// ```
     #[must_use]

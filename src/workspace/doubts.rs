@@ -23,12 +23,15 @@ pub(super) struct Doubts {
     agents: Agents,
 }
 
-/// The latest doubt about one thing. It is remembered after an answer has removed it, because an
-/// answer does not say that connections from before the doubt still work.
+/// The latest doubt about one thing.
 #[derive(Clone, Copy, Debug, Default)]
-struct Doubt {
-    raised: Option<Instant>,
-    is_removed: bool,
+enum Doubt {
+    #[default]
+    None,
+    Raised(CompactInstant),
+    /// An answer has removed it. It is remembered, because an answer does not say that connections
+    /// from before the doubt still work.
+    Removed(CompactInstant),
 }
 
 /// The pause after an answer of the resolver that removed no doubt.
@@ -69,17 +72,32 @@ struct Reports {
 
 impl Doubt {
     fn raise(&mut self, now: Instant) {
-        *self = Self { raised: self.raised.max(Some(now)), is_removed: false };
+        *self = Self::Raised(self.raised().map_or(now, |raised| raised.max(now)).into());
     }
 
     /// Removes a doubt that was raised until `began`.
     fn remove(&mut self, began: Instant) {
-        self.is_removed |= self.raised <= Some(began);
+        if let Self::Raised(at) = *self
+            && Instant::from(at) <= began
+        {
+            *self = Self::Removed(at);
+        }
+    }
+
+    /// Returns when it was raised, even if an answer has removed it.
+    fn raised(self) -> Option<Instant> {
+        match self {
+            Self::None => None,
+            Self::Raised(at) | Self::Removed(at) => Some(at.into()),
+        }
     }
 
     /// Returns since when there is a doubt, if there is one.
     fn since(self) -> Option<Instant> {
-        self.raised.filter(|_| !self.is_removed)
+        match self {
+            Self::Raised(at) => Some(at.into()),
+            Self::None | Self::Removed(_) => None,
+        }
     }
 }
 
@@ -120,8 +138,8 @@ impl Doubts {
     /// Returns the latest doubt about a target with this agent, even if an answer has removed it.
     #[cfg(feature = "http")]
     pub(super) fn last_about(&self, agent: AgentId) -> Option<Instant> {
-        let agent = self.agents.get(agent).and_then(|agent| agent.doubt.raised);
-        self.workspace.raised.max(agent)
+        let agent = self.agents.get(agent).and_then(|agent| agent.doubt.raised());
+        self.workspace.raised().max(agent)
     }
 
     /// Returns the latest of all doubts.

@@ -4,7 +4,10 @@ use super::{Process, scripted_bus::ScriptedBus, settle};
 use futures_util::FutureExt;
 use std::{
     future::Future,
-    sync::{Arc, atomic::Ordering::SeqCst},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
 };
 use support::*;
 use tokio::{
@@ -12,7 +15,7 @@ use tokio::{
     time::{Duration, Instant, sleep},
 };
 use tower_bound_agent::{
-    DialSession, Epoch, ErrorKind, OutcomeKind, Repair, SessionId, Target, WorkspaceId,
+    DialSession, Epoch, ErrorKind, Event, OutcomeKind, Repair, SessionId, Target, WorkspaceId,
     hints::{About, Heard, LocalHints},
     store::{BindingStore, NewBinding},
 };
@@ -598,6 +601,30 @@ mod gaps {
             counts(0, 0, 2, 0),
             "the first at once, the others a second later"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_gap_that_counts_is_an_event() {
+        let world = World::new();
+        let (bus, lost) = (ScriptedBus::default(), Arc::new(AtomicUsize::new(0)));
+        let process = Process::new(&world, |builder| {
+            let lost = Arc::clone(&lost);
+            builder.hints(bus.clone()).observer(move |event: &Event<'_>| {
+                if let Event::HintsLost { .. } = event {
+                    lost.fetch_add(1, SeqCst);
+                }
+            })
+        });
+        // The first call of a layer starts the task that listens.
+        let (ws, _) = world.workspace();
+        world.bind(&process.layer, ws).await;
+        assert_eq!(lost.load(SeqCst), 0);
+        for _ in 0..100 {
+            bus.says(Heard::Lagged);
+            sleep(ms(5)).await;
+        }
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(lost.load(SeqCst), 2, "the first at once, the others a second later");
     }
 
     #[tokio::test(start_paused = true)]

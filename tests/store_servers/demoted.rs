@@ -69,16 +69,21 @@ async fn every_write_is_retried_on_a_writable_connection() {
         assert_eq!(store.load(session(s)).await.unwrap(), after, "{verb:?}");
     }
     let hour = Duration::from_secs(3600);
+    // On a connection of their own: of the pool's, one may still refuse writes.
+    let aside = case.neighbour(1);
+    let run = async |text: &str| {
+        sqlx::raw_sql(case.sql(text)).execute(aside.pool()).await.unwrap();
+    };
     demote(store.pool()).await;
     store.touch(&[session(1)], hour).await.unwrap();
-    case.run("UPDATE M SET use_recorded_since = 0").await;
-    case.run("UPDATE T SET last_used = 1 WHERE workspace IS NOT NULL").await;
+    run("UPDATE M SET use_recorded_since = 0").await;
+    run("UPDATE T SET last_used = 1 WHERE workspace IS NOT NULL").await;
     demote(store.pool()).await;
     assert!(store.purge_idle(hour, 100).await.unwrap() > 0);
-    case.run("UPDATE T SET deleted_at = 1 WHERE workspace IS NULL").await;
+    run("UPDATE T SET deleted_at = 1 WHERE workspace IS NULL").await;
     demote(store.pool()).await;
     assert_eq!(store.purge_forgotten(100).await.unwrap().gone, 0, "the floor is raised");
-    case.run("UPDATE M SET floor_raised_at = 1").await;
+    run("UPDATE M SET floor_raised_at = 1").await;
     demote(store.pool()).await;
     let Purged { gone, waiting, .. } = store.purge_forgotten(100).await.unwrap();
     assert!(gone > 0 && waiting == 0, "{gone} {waiting}");

@@ -1,6 +1,6 @@
 //! Events as lines of a log: the level of each, its fields, and the limit of a flood.
 
-use crate::{ErrorKind, Event, OutcomeKind, Repair, observer::text, sync::lock};
+use crate::{ErrorKind, Event, OutcomeKind, Repair, observer::WithSources, sync::lock};
 use std::sync::Mutex;
 use tokio::time::{Duration, Instant};
 
@@ -62,27 +62,29 @@ impl Log {
                 }
             };
         }
-        use tracing::{debug, trace};
+        use tracing::{debug, field::display, trace};
+        // Displayed by a subscriber that is interested, and by no other.
+        let written = |error| display(WithSources(error));
         match event {
             Event::Dialed { session, workspace, target, took, error: None } => {
                 trace!(%session, %workspace, agent = %target.agent, ?took, "dialed");
             }
             Event::Dialed { session, workspace, target, took, error: Some(error) } => {
-                let error = text(*error);
+                let error = written(*error);
                 debug!(%session, %workspace, agent = %target.agent, ?took, error, "dial failed");
             }
             Event::Validated { workspace, took, answer: Ok(answer) } => {
                 debug!(%workspace, ?took, %answer, "validated");
             }
             Event::Validated { workspace, took, answer: Err(error) } => {
-                let error = text(*error);
+                let error = written(*error);
                 line!(WARN, ValidationFailed, %workspace, ?took, error, "validation failed");
             }
             Event::Switched { session, workspace, from, to } => {
                 debug!(%session, %workspace, from = %from.agent, to = %to.agent, "switching");
             }
             Event::Repaired { session, workspace, target, repair, error } => {
-                let (agent, state, error) = (target.agent, repair.as_str(), error.map(text));
+                let (agent, state, error) = (target.agent, repair.as_str(), error.map(written));
                 match repair {
                     Repair::Retrying | Repair::Failed => {
                         line!(
@@ -94,7 +96,7 @@ impl Log {
                 }
             }
             Event::WorkspaceRepaired { workspace, target, repair, error } => {
-                let (agent, state, error) = (target.agent, repair.as_str(), error.map(text));
+                let (agent, state, error) = (target.agent, repair.as_str(), error.map(written));
                 match repair {
                     Repair::Retrying | Repair::Failed => {
                         line!(
@@ -124,8 +126,7 @@ impl Log {
                 }
             }
             Event::Failed { session, workspace, error, took } => {
-                let (kind, workspace) =
-                    (error.kind().as_str(), workspace.map(tracing::field::display));
+                let (kind, workspace) = (error.kind().as_str(), workspace.map(display));
                 let is_to_act_on = matches!(
                     error.kind(),
                     ErrorKind::Store
@@ -135,7 +136,7 @@ impl Log {
                         | ErrorKind::Unreachable { .. }
                         | ErrorKind::TimedOut { .. }
                 );
-                let error = text(*error);
+                let error = written(*error);
                 if is_to_act_on {
                     line!(WARN, Failed, %session, workspace, kind, ?took, error, "call failed");
                 } else {
@@ -143,7 +144,7 @@ impl Log {
                 }
             }
             Event::LookUpFailed { session, error } => {
-                let error = text(*error);
+                let error = written(*error);
                 line!(WARN, LookUpFailed, %session, error, "row could not be read");
             }
             Event::HintsLost {} => {
@@ -153,11 +154,11 @@ impl Log {
                 trace!(%session, %workspace, agent = %target.agent, "in use");
             }
             Event::RefreshFailed { rows, error } => {
-                let error = text(*error);
+                let error = written(*error);
                 line!(WARN, RefreshFailed, rows, error, "cached rows could not be read again");
             }
             Event::UseNotRecorded { sessions, error } => {
-                let error = text(*error);
+                let error = written(*error);
                 line!(
                     WARN,
                     UseNotRecorded,

@@ -3,7 +3,7 @@
 use crate::{
     Error, ErrorKind, Outcome, OutcomeKind, Repair, Resolution, SessionId, Target, WorkspaceId,
 };
-use std::{error::Error as StdError, time::Duration};
+use std::{error::Error as StdError, fmt, time::Duration};
 use tokio::time::Instant;
 
 /// A receiver of events, for metrics, keep-alive, activity tracking, and hooks for a rebind.
@@ -535,13 +535,21 @@ impl From<&Event<'_>> for OwnedEvent {
     }
 }
 
-/// Formats an error and its sources, separated by `: `.
-pub(crate) fn text(error: &(dyn StdError + Send + Sync + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
+/// Displays an error and its sources, separated by `: `.
+pub(crate) struct WithSources<'a>(pub(crate) &'a (dyn StdError + Send + Sync + 'static));
+
+impl fmt::Display for WithSources<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            write!(f, ": {error}")?;
+            source = error.source();
+        }
+        Ok(())
     }
-    text
+}
+
+fn text(error: &(dyn StdError + Send + Sync + 'static)) -> String {
+    WithSources(error).to_string()
 }

@@ -32,7 +32,7 @@ pub struct Stats {
     pub repairs_pending: u64,
     /// Repairs that have failed and will be tried again.
     pub repairs_retrying: u64,
-    /// [`InUse`](crate::InUse) guards that are held.
+    /// Connections that are held: each [`Bound`](crate::Bound) and each [`InUse`](crate::InUse) guard.
     pub held_connections: u64,
 }
 

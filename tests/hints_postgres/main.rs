@@ -812,49 +812,11 @@ fn hints_are_send_sync_and_clone_and_debug_shows_no_password() {
 /// The warnings that this crate has logged on this test's thread.
 #[cfg(feature = "tracing")]
 mod warnings {
-    use std::{
-        fmt::{Debug, Write},
-        sync::{Mutex, Once},
-        thread::{self, ThreadId},
-    };
-    use tracing::{Event, Level, Subscriber, field};
-    use tracing_subscriber::{Layer, layer::Context, prelude::*};
-
-    static WARNINGS: Mutex<Vec<(ThreadId, String)>> = Mutex::new(Vec::new());
-
-    struct Collect;
-
-    struct Text(String);
-
-    impl field::Visit for Text {
-        fn record_debug(&mut self, field: &field::Field, value: &dyn Debug) {
-            let _ = write!(self.0, "{field}={value:?} ");
-        }
-    }
-
-    impl<S: Subscriber> Layer<S> for Collect {
-        fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-            let metadata = event.metadata();
-            if metadata.target().starts_with("tower_bound_agent")
-                && *metadata.level() <= Level::WARN
-            {
-                let mut text = Text(String::new());
-                event.record(&mut text);
-                WARNINGS.lock().unwrap().push((thread::current().id(), text.0));
-            }
-        }
-    }
-
-    /// Registered for all threads, because with thread-local collectors one thread's cached
-    /// interest in a callsite would apply to the others.
-    pub(crate) fn collect() {
-        static ONCE: Once = Once::new();
-        ONCE.call_once(|| tracing_subscriber::registry().with(Collect).init());
-    }
+    pub(crate) use support::log::collect;
 
     pub(crate) fn assert_count(part: &str, count: usize) {
-        let mut here = WARNINGS.lock().unwrap().clone();
-        here.retain(|(thread, text)| *thread == thread::current().id() && text.contains(part));
+        let mut here = support::log::all();
+        here.retain(|line| line.starts_with("WARN ") && line.contains(part));
         assert_eq!(here.len(), count, "{part}: {here:?}");
     }
 }

@@ -49,6 +49,12 @@ pub fn collect() {
     LINES.take();
 }
 
+/// Returns the lines since the last look, and forgets none of them.
+#[must_use]
+pub fn all() -> Vec<String> {
+    LINES.with_borrow(Clone::clone)
+}
+
 /// Returns the lines since the last look.
 #[must_use]
 pub fn lines() -> Vec<String> {

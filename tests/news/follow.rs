@@ -1,7 +1,7 @@
 //! Two processes over one store: the writes of one that the other notices, how soon, and the cost.
 
 use super::{Process, scripted_bus::ScriptedBus, settle};
-use futures_util::FutureExt;
+use futures_util::{FutureExt, future::BoxFuture};
 use std::{
     future::Future,
     sync::{
@@ -15,7 +15,8 @@ use tokio::{
     time::{Duration, Instant, sleep},
 };
 use tower_bound_agent::{
-    DialSession, Epoch, ErrorKind, Event, OutcomeKind, Repair, SessionId, Target, WorkspaceId,
+    Bound, DialSession, Epoch, Error, ErrorKind, Event, OutcomeKind, Repair, SessionId, Target,
+    WorkspaceId,
     hints::{About, Heard, LocalHints},
     store::{BindingStore, NewBinding},
 };
@@ -378,6 +379,23 @@ mod heard {
         assert_eq!(world.row_agent(chat), Some(target.agent));
     }
 
+    /// A call in the middle of the creation of its session's row, which takes 40 ms.
+    async fn creating<'a>(
+        world: &World,
+        process: &'a Process,
+        chat: SessionId,
+        named: WorkspaceId,
+    ) -> BoxFuture<'a, Result<Bound<Conn>, Error>> {
+        world.store.on_writes(Fault::Slow(ms(40)));
+        let before = world.counts();
+        let ask = DialSession::new(chat).in_workspace(named);
+        let mut pending = call(&process.dial, ask).boxed();
+        assert!(pending.as_mut().now_or_never().is_none());
+        tokio::select! { _ = &mut pending => panic!("not created yet"), () = sleep(ms(20)) => {} }
+        assert_eq!(world.counts() - before, counts(1, 1, 1, 1), "the row is being created");
+        pending
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_row_created_elsewhere_is_a_mismatch_although_a_hint_keeps_it_out_of_the_cache() {
         for (revision, alone) in [(None, false), (Some(1), false), (None, true)] {
@@ -391,13 +409,8 @@ mod heard {
             world.bind(&process.layer, ws).await;
             let ((named, _), (elsewhere, _)) = (world.workspace(), world.workspace());
             let chat = session();
-            world.store.on_writes(Fault::Slow(ms(40)));
             let before = world.counts();
-            let ask = DialSession::new(chat).in_workspace(named);
-            let mut pending = Box::pin(call(&process.dial, ask));
-            assert!(pending.as_mut().now_or_never().is_none());
-            tokio::select! { _ = &mut pending => panic!("not created yet"), () = sleep(ms(20)) => {} }
-            assert_eq!(world.counts() - before, counts(1, 1, 1, 1), "the row is being created");
+            let pending = creating(&world, &process, chat, named).await;
             world.store.elsewhere().retarget(chat, elsewhere).await.unwrap();
             bus.says_of(chat, revision);
             let error = pending.await.unwrap_err();
@@ -418,13 +431,8 @@ mod heard {
             world.bind(&process.layer, ws).await;
             let (named, target) = world.workspace();
             let chat = session();
-            world.store.on_writes(Fault::Slow(ms(40)));
             let before = world.counts();
-            let ask = DialSession::new(chat).in_workspace(named);
-            let mut pending = Box::pin(call(&process.dial, ask));
-            assert!(pending.as_mut().now_or_never().is_none());
-            tokio::select! { _ = &mut pending => panic!("not created yet"), () = sleep(ms(20)) => {} }
-            assert_eq!(world.counts() - before, counts(1, 1, 1, 1), "the row is being created");
+            let pending = creating(&world, &process, chat, named).await;
             // The row that the attempt finds is unbound, so it is overwritten, which fails. A hint
             // keeps the row out of the cache.
             world.store.elsewhere().retarget(chat, named).await.unwrap();

@@ -110,7 +110,9 @@ pub trait BindingStore: Send + Sync + 'static {
     /// If `stale` and `current` both have a generation, every row with a smaller generation than
     /// `current` is behind. Otherwise every row without a generation is behind that names the agent
     /// of `stale`, unless it has the agent and address of `current` already. Rows whose target is
-    /// of another epoch, rows without a target, and deleted rows are never behind.
+    /// of another epoch, rows without a target, and deleted rows are never behind. If `epoch` has
+    /// ended, a late write may have left a target of it in a row: that row may be written or not,
+    /// and reads as unbound in either case.
     ///
     /// The whole condition must hold on each row at the moment it is written: a row that was
     /// retargeted meanwhile stays as it is. Each written row gets a new revision and a `previous`,

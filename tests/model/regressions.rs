@@ -459,6 +459,29 @@ pub(crate) fn scenarios_that_once_broke_a_rule_keep_the_rules() {
                 Op::Advance { ms: 31_000 },
             ],
         ),
+        (
+            "a group repair of an ended epoch leaves a late target that does not count",
+            vec![
+                Op::Rebuild { ws: 0, old: Does::Answer(0) },
+                Op::Return { ws: 0, old: Does::Answer(0) },
+                store(1, none, Fault::Slow(400)),
+                Op::Return { ws: 0, old: Does::Fail(5) },
+                Op::Call { process: 1, chat: 3, named: Some(0), lag: 0 },
+                Op::Restart { process: 0 },
+                Op::Return { ws: 0, old: Does::Answer(0) },
+                Op::Resolver {
+                    process: 1,
+                    ws: 0,
+                    answers: Answers { how: How::Right, after: 300, early: false },
+                },
+                Op::Advance { ms: 60 },
+                Op::Return { ws: 0, old: Does::Answer(0) },
+                Op::Reset { by: Process(0), ws: 0, old: Does::Answer(0) },
+                Op::Advance { ms: 260 },
+                Op::Call { process: 1, chat: 1, named: None, lag: 0 },
+                Op::Flush { process: 1 },
+            ],
+        ),
     ];
     for (what, ops) in scenarios {
         for numbered in [[false; WORKSPACES], [true; WORKSPACES]] {

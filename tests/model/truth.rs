@@ -332,7 +332,8 @@ impl Truth {
 
     /// Executes a group repair and checks its effect on every row. It must not write a row of
     /// another workspace, an unbound row or a row that is not behind, and must write each other row
-    /// once and completely.
+    /// once and completely. A repair of an ended epoch may write a target that does not count, so
+    /// that the row stays unbound.
     pub(crate) fn replace(
         &self,
         workspace: WorkspaceId,
@@ -373,6 +374,14 @@ impl Truth {
         for old in before {
             let new = self.row(old.session);
             let mut expected = old.clone();
+            if old.workspace == workspace
+                && old.epoch != epoch
+                && let Some(new) = new.as_ref().filter(|new| new.revision > old.revision)
+            {
+                changed += 1;
+                expected.revision = Revision::new(old.revision.get() + 1);
+                expected.previous = new.previous;
+            }
             if behind(&old).is_some() && !skipped(old.session) {
                 changed += 1;
                 expected.revision = Revision::new(old.revision.get() + 1);

@@ -10,10 +10,11 @@ use crate::{
     gate::Kind,
     hints::About,
     replicas::follow,
-    state::Shared,
     state::repairs::Repairs,
+    state::{LoadResult, Shared, statement::no_answer},
     store::{StoreError, Swap, TransactionalStore},
 };
+use futures_util::future::try_join;
 #[cfg(feature = "testing")]
 use std::sync::OnceLock;
 use std::{
@@ -37,6 +38,10 @@ use tokio::time::{Instant, timeout};
 /// command's effect, the command has succeeded. Otherwise, it fails with
 /// [`OutcomeUnknown`](ErrorKind::OutcomeUnknown), and each call of the session reads the record
 /// first, for up to 60 s.
+///
+/// A command waits for at most three
+/// [store timeouts](crate::BoundAgentBuilder::store_timeout): for an earlier command about the same
+/// session or workspace, for its own answer, and for the record.
 ///
 /// ```
 /// use tower_bound_agent::{BoundAgentLayer, Error, SessionId, WorkspaceId};
@@ -109,9 +114,9 @@ impl Status {
     }
 }
 
-/// The time limit of a command, in store timeouts: it waits for an earlier command, for its own
-/// answer, and for a read of the row.
-const COMMAND_TIMEOUTS: u32 = 5;
+/// The time limit of a command, in store timeouts. It waits for an earlier command, for its own
+/// answer, and for a read of the row. If it takes longer, nobody drives the runtime of its task.
+const COMMAND_TIMEOUTS: u32 = 4;
 
 /// The greatest age of a verdict that [`Bindings::current`] returns without a validation.
 const FRESH: Duration = Duration::from_secs(5);
@@ -332,16 +337,22 @@ impl Bindings {
                 }
                 Ok(swap)
             };
-            let row = match shared.send(Kind::Command(child), inherit).await {
+            let sent = shared.send(Kind::Command(child), inherit).await;
+            let (row, parents) = match sent {
                 Ok(Swap::Applied(row)) => return Ok(row),
-                Ok(Swap::Conflict(Some(row))) => row,
+                Ok(Swap::Conflict(Some(row))) => (row, read_now(&shared, parent).await),
                 Ok(Swap::Conflict(None)) => return Err(Error::new(ErrorKind::NotBound).of(parent)),
-                Err(error) => match judge(&shared, child, error, |row| row.is_some()).await? {
-                    Some(row) => row,
-                    None => return Err(Error::new(ErrorKind::OutcomeUnknown).of(child)),
-                },
+                Err(error) => {
+                    // Both rows at once, so that the command takes no longer than others.
+                    let childs = judge(&shared, child, error, |row| row.is_some());
+                    let parents = async { Ok(read_now(&shared, parent).await) };
+                    match try_join(childs, parents).await? {
+                        (Some(row), parents) => (row, parents),
+                        (None, _) => return Err(Error::new(ErrorKind::OutcomeUnknown).of(child)),
+                    }
+                }
             };
-            let asked = match shared.read_since(parent, Instant::now()).await {
+            let asked = match parents {
                 Ok(Some(parents)) => parents.workspace(),
                 Ok(None) => return Err(gone(&shared, parent)),
                 Err(cause) => {
@@ -642,6 +653,14 @@ fn gone(shared: &Shared, session: SessionId) -> Error {
     Error::new(ErrorKind::NotBound).of(session)
 }
 
+/// Reads the row for a command, in a read that begins now. If the rest of an earlier read has to be
+/// waited for, that counts as well.
+async fn read_now(shared: &Arc<Shared>, session: SessionId) -> LoadResult {
+    let within = shared.settings.store_timeout;
+    let read = timeout(within, shared.read_since(session, Instant::now())).await;
+    read.unwrap_or_else(|_| Err(Arc::new(no_answer(within))))
+}
+
 /// Decides the outcome of a command that failed. If it may have been carried out, reads the row,
 /// and returns the row if `done` finds the command's effect in it. Otherwise, distrusts the cached
 /// row for a while, because the statement may still arrive.
@@ -657,11 +676,7 @@ async fn judge(
     if !unknown {
         return Err(Error::new(ErrorKind::Store).of(session).with_store(Some(cause)));
     }
-    match shared
-        .read_since(session, Instant::now())
-        .await
-        .map(|entry| entry.map(|entry| entry.binding()))
-    {
+    match read_now(shared, session).await.map(|entry| entry.map(|entry| entry.binding())) {
         Ok(Some(row)) if done(Some(&row)) => {
             announce_command(shared, &row);
             Ok(Some(row))

@@ -35,7 +35,7 @@ use tokio::time::{Duration, Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// The result of reading or creating a row; `None` if there is none.
-type LoadResult = Result<Option<Arc<CachedRow>>, SharedError>;
+pub(crate) type LoadResult = Result<Option<Arc<CachedRow>>, SharedError>;
 
 /// The result of a validation.
 #[derive(Clone, Debug)]

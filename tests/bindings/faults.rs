@@ -160,6 +160,55 @@ async fn a_command_without_an_answer_ends_after_the_store_timeout() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_read_that_is_under_way_does_not_lengthen_a_command() {
+    let world = World::new();
+    let (ws, _) = world.workspace();
+    let (other, layer) = (world.layer(), world.layer());
+    let bindings = layer.bindings();
+    let (child, parent) = (world.bind(&other, ws).await, world.bind(&other, ws).await);
+    world.store.on_writes(Fault::Hang);
+    world.store.on_reads(Fault::Slow(ms(4_900)));
+    let (before, begin) = (world.counts(), Instant::now());
+    let inherited = tokio::spawn({
+        let bindings = bindings.clone();
+        async move { bindings.inherit(child, parent).await }
+    });
+    at(begin, ms(4_900)).await;
+    let read = |session| {
+        let bindings = bindings.clone();
+        tokio::spawn(async move { bindings.get(session).await.unwrap() })
+    };
+    let (childs, parents) = (read(child), read(parent));
+    // These reads began before the command had failed, so they do not show its outcome.
+    let error = inherited.await.unwrap().unwrap_err();
+    assert!(is_unknown(&error), "{error:?}");
+    assert_eq!(begin.elapsed(), Duration::from_secs(10));
+    assert_eq!(
+        (childs.await.unwrap(), parents.await.unwrap()),
+        (world.row(child), world.row(parent))
+    );
+    assert_eq!(world.counts() - before, counts(0, 0, 4, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_child_that_inherits_waits_for_at_most_three_store_timeouts() {
+    let world = World::new();
+    let (ws, _) = world.workspace();
+    let layer = world.layer();
+    let (child, parent) = (world.bind(&layer, ws).await, world.bind(&layer, ws).await);
+    world.store.on_all(Fault::Slow(ms(4_900)));
+    let (before, begin) = (world.counts(), Instant::now());
+    // For an earlier command, for the answer, and for the rows of both.
+    let bindings = layer.bindings();
+    let earlier = tokio::spawn(async move { bindings.unbind(child).await.unwrap() });
+    sleep(ms(1)).await;
+    world.store.on_writes(Fault::Hang);
+    let row = layer.bindings().inherit(child, parent).await.unwrap();
+    assert_eq!((Some(row), begin.elapsed()), (world.row(child), ms(14_800)));
+    assert_eq!((world.counts() - before, earlier.await.is_ok()), (counts(0, 0, 2, 2), true));
+}
+
+#[tokio::test(start_paused = true)]
 async fn every_lost_command_has_an_unknown_outcome_and_is_sent_once() {
     let world = World::new();
     let (ws, _) = world.workspace();
@@ -175,9 +224,9 @@ async fn every_lost_command_has_an_unknown_outcome_and_is_sent_once() {
     assert!(is_unknown(&bindings.forget(b).await.unwrap_err()));
     assert_eq!(world.counts() - before, counts(0, 0, 2, 2));
     assert!(is_unknown(&bindings.inherit(session(), parent).await.unwrap_err()));
-    assert_eq!(world.counts() - before, counts(0, 0, 3, 3));
+    assert_eq!(world.counts() - before, counts(0, 0, 4, 3), "the parent's row is read as well");
     assert!(is_unknown(&bindings.reset_workspace(ws).await.unwrap_err()));
-    assert_eq!(world.counts() - before, counts(0, 0, 3, 4));
+    assert_eq!(world.counts() - before, counts(0, 0, 4, 4));
 
     // Late arrivals are seen by the next call.
     world.store.on_writes(Fault::None);

@@ -482,6 +482,27 @@ pub(crate) fn scenarios_that_once_broke_a_rule_keep_the_rules() {
                 Op::Flush { process: 1 },
             ],
         ),
+        (
+            "a command does not wait for the rest of a read that began before it has failed",
+            vec![
+                store(1, Fault::Late(4_900), Fault::Hang),
+                Op::Call { process: 0, chat: 3, named: Some(0), lag: 0 },
+                Op::Inherit { by: Process(1), child: 3, parent: 2 },
+                Op::Advance { ms: 2_500 },
+                call(1, 3),
+                Op::Advance { ms: 11_000 },
+            ],
+        ),
+        (
+            "a command reads the rows of a child and its parent at once",
+            vec![
+                store(1, Fault::Slow(4_900), Fault::Hang),
+                Op::Inherit { by: Process(1), child: 1, parent: 0 },
+                Op::Advance { ms: 260 },
+                Op::Forget { by: Process(1), chat: 0 },
+                Op::Advance { ms: 11_000 },
+            ],
+        ),
     ];
     for (what, ops) in scenarios {
         for numbered in [[false; WORKSPACES], [true; WORKSPACES]] {

@@ -136,8 +136,7 @@ impl Run {
                 history.commands -= 1;
                 history.disturb();
             }
-            // At most three statements: the command, a read of the row, and a read of the parent's
-            // row.
+            // It waits for an earlier command, for its own answer, and for a read of the row.
             if began.elapsed() > ms(15_001) {
                 truth
                     .state()

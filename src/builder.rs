@@ -48,7 +48,6 @@ pub struct BoundAgentBuilder {
     store: Arc<dyn ErasedStore>,
     resolver: Resolver,
     settings: Settings,
-    checks_in_any_case: bool,
     observer: Option<Box<dyn Observer>>,
     hints: Option<Box<dyn ErasedHints>>,
     runtime: Option<Handle>,
@@ -67,11 +66,26 @@ impl BoundAgentBuilder {
             store,
             resolver,
             settings: Settings::default(),
-            checks_in_any_case: false,
             observer: None,
             hints: None,
             runtime: None,
         }
+    }
+
+    /// Replaces all settings that are plain values, such as those that were read from a
+    /// configuration file. Methods that are called after this one change single settings.
+    ///
+    /// ```
+    /// # #[cfg(feature = "serde")]
+    /// # fn example(builder: tower_bound_agent::BoundAgentBuilder) -> Result<(), tower_bound_agent::BoxError> {
+    /// let settings = r#"{ "validation_delay": "400ms", "refresh_interval": "never" }"#;
+    /// let layer = builder.settings(serde_json::from_str(settings)?).build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn settings(mut self, settings: Settings) -> Self {
+        self.settings = settings;
+        self
     }
 
     /// Sets how long a dial may be pending before the binding is validated. Default: 250 ms. Zero
@@ -203,8 +217,7 @@ impl BoundAgentBuilder {
     /// [`Event::RefreshFailed`](crate::Event::RefreshFailed). The next check begins with the rows
     /// that were not read. A row that cannot be decoded does not keep other rows from being read.
     pub fn refresh_interval(mut self, every: impl Into<Option<Duration>>) -> Self {
-        self.settings.refresh_interval = every.into();
-        self.checks_in_any_case = true;
+        self.settings.refresh_interval = every.into().into();
         self
     }
 
@@ -310,7 +323,6 @@ impl BoundAgentBuilder {
             one_of_a_kind: Gates::new(1, self.settings.store_timeout),
             overdue: Default::default(),
             settings: self.settings,
-            checks_in_any_case: self.checks_in_any_case,
             _used: self.store.used_by_layer(),
             store: self.store,
             resolver: self.resolver,

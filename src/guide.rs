@@ -30,8 +30,9 @@
 use crate::{
     AgentId, Binding, Bindings, Bound, BoundAgent, BoundAgentBuilder, BoundAgentLayer, BoundHandle,
     BuildError, BuildId, Current, DialAgent, DialSession, Epoch, Error, ErrorKind, Event,
-    Generation, InUse, LocalError, Observer, Outcome, OutcomeKind, Redial, Repair, RepairMode,
-    Resolution, ResolveWorkspace, Retargeted, SessionId, SessionInUse, Status, Target, WorkspaceId,
+    Generation, InUse, LocalError, Observer, Outcome, OutcomeKind, Redial, RefreshInterval, Repair,
+    RepairMode, Resolution, ResolveWorkspace, Retargeted, SessionId, SessionInUse, Settings, Stats,
+    Status, Target, WorkspaceId,
     hints::{Heard, Hints, LocalHints, PostgresHints},
     http::{
         AgentClient, AgentClientBuilder, ClientError, Connector, Fault, Idempotent,

@@ -104,7 +104,8 @@
 //! * `mysql`: [`MySqlStore`], also for MariaDB; re-exports `sqlx`.
 //! * `http`: [`AgentClient`], a client with a pool; [`Connector`], for hyper-util and tonic; [`Hop`],
 //!   the rules of a gateway.
-//! * `serde`: ids that serialize as a `Uuid`.
+//! * `serde`: [`Settings`] from configuration, [`Stats`] for a debug page, ids that serialize as a
+//!   `Uuid`.
 //! * `tracing`: a span for each call, an event for each step.
 //! * `metrics`: counters, histograms and gauges for the recorder of the application.
 //! * `testing`: for `[dev-dependencies]`, the contract of a store as tests.
@@ -180,7 +181,7 @@ pub use outcome::{Outcome, OutcomeKind, Repair};
 pub use request::{DialAgent, DialSession, ResolveWorkspace};
 pub use resolution::Resolution;
 pub use service::{BoundAgent, ResponseFuture};
-pub use settings::{BuildError, Redial, RepairMode};
+pub use settings::{BuildError, Redial, RefreshInterval, RepairMode, Settings};
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 #[cfg_attr(docsrs, doc(cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))))]
 pub use sqlx;

@@ -2,9 +2,17 @@
 
 use std::time::Duration;
 
+#[cfg(feature = "serde")]
+pub(crate) mod text;
+
 /// The action when a dial has failed and the resolver names the same agent again, or does not
 /// answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
 #[non_exhaustive]
 pub enum Redial {
     /// Dials the agent once more.
@@ -16,6 +24,11 @@ pub enum Redial {
 
 /// The time at which a repair is written, relative to the connection that made it necessary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
 #[non_exhaustive]
 pub enum RepairMode {
     /// Writes the repair in a task of its own. The connection does not wait for the store.
@@ -26,8 +39,43 @@ pub enum RepairMode {
     BeforeReturn,
 }
 
-/// The error of [`BoundAgentBuilder::build`](crate::BoundAgentBuilder::build): two settings
-/// contradict each other, or one is invalid by itself.
+/// How often cached rows are read again in the background; see
+/// [`BoundAgentBuilder::refresh_interval`](crate::BoundAgentBuilder::refresh_interval).
+///
+/// With the feature `serde`, it is the text `automatic`, `never`, or a duration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum RefreshInterval {
+    /// Every 30 s if other processes may write the store
+    /// ([`BindingStore::shared`](crate::store::BindingStore::shared)), and never otherwise.
+    #[default]
+    Automatic,
+    /// At this interval, whatever the store is.
+    Every(Duration),
+    /// Never.
+    Never,
+}
+
+impl RefreshInterval {
+    /// Returns the interval at which rows are read, if they are read at all.
+    pub(crate) fn every(self) -> Option<Duration> {
+        match self {
+            Self::Automatic => Some(Duration::from_secs(30)),
+            Self::Every(interval) => Some(interval),
+            Self::Never => None,
+        }
+    }
+}
+
+/// `None` means never.
+impl From<Option<Duration>> for RefreshInterval {
+    fn from(every: Option<Duration>) -> Self {
+        every.map_or(Self::Never, Self::Every)
+    }
+}
+
+/// The error of [`BoundAgentBuilder::build`](crate::BoundAgentBuilder::build) and
+/// [`Settings::validate`]: two settings contradict each other, or one is invalid by itself.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid settings: {why}")]
 pub struct BuildError {
@@ -47,23 +95,71 @@ impl BuildError {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Settings {
-    pub(crate) validation_delay: Duration,
-    pub(crate) revalidate_every: Duration,
-    pub(crate) revalidate_at_most: Duration,
-    pub(crate) dial_timeout: Duration,
-    pub(crate) max_pending_dials: usize,
-    pub(crate) resolve_timeout: Duration,
-    pub(crate) store_timeout: Duration,
-    pub(crate) cache_capacity: u64,
-    pub(crate) cache_time_to_idle: Duration,
-    pub(crate) redial: Redial,
-    pub(crate) repair: RepairMode,
-    pub(crate) serve_without_store: bool,
-    pub(crate) refresh_interval: Option<Duration>,
-    pub(crate) usage_interval: Option<Duration>,
-    pub(crate) background_connections: usize,
+/// The settings of a layer as plain values, for a configuration file.
+/// [`BoundAgentBuilder::settings`](crate::BoundAgentBuilder::settings) applies them. Each field is
+/// explained at the method of the same name of [`BoundAgentBuilder`](crate::BoundAgentBuilder).
+///
+/// With the feature `serde`, durations are text such as `250ms`, `30s` or `1h 30m`, and a missing
+/// field has its default. An unknown field is an error. What a value may be is checked when the
+/// layer is built, or by [`validate`](Self::validate).
+///
+/// ```
+/// # use std::time::Duration;
+/// # use tower_bound_agent::*;
+/// # let resolver = tower::service_fn(async |_: ResolveWorkspace| Ok::<_, BoxError>(Resolution::Gone));
+/// let mut settings = Settings::default();
+/// settings.dial_timeout = Duration::from_secs(10);
+/// let layer = BoundAgentLayer::builder(store::MemoryStore::new(), resolver)
+///     .settings(settings)
+///     .build()?;
+/// # Ok::<_, BuildError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(default, deny_unknown_fields)
+)]
+#[non_exhaustive]
+pub struct Settings {
+    /// How long a dial may be pending before the binding is validated.
+    #[cfg_attr(feature = "serde", serde(with = "text::duration"))]
+    pub validation_delay: Duration,
+    /// How long after a validation the resolver is asked again, if the dial still hangs.
+    #[cfg_attr(feature = "serde", serde(with = "text::duration"))]
+    pub revalidate_every: Duration,
+    /// The longest interval between two questions about a dial that hangs.
+    #[cfg_attr(feature = "serde", serde(with = "text::duration"))]
+    pub revalidate_at_most: Duration,
+    /// The time limit of a whole call.
+    #[cfg_attr(feature = "serde", serde(with = "text::duration"))]
+    pub dial_timeout: Duration,
+    /// How many calls of this process may have a pending dial to one target.
+    pub max_pending_dials: usize,
+    /// The time limit of one question to the resolver.
+    #[cfg_attr(feature = "serde", serde(with = "text::duration"))]
+    pub resolve_timeout: Duration,
+    /// The time limit of one statement of the store.
+    #[cfg_attr(feature = "serde", serde(with = "text::duration"))]
+    pub store_timeout: Duration,
+    /// How many bindings are kept in memory.
+    pub cache_capacity: u64,
+    /// How long an unused binding is kept in memory.
+    #[cfg_attr(feature = "serde", serde(with = "text::duration"))]
+    pub cache_time_to_idle: Duration,
+    /// What a call does when its dial has failed and the resolver names no other agent.
+    pub redial: Redial,
+    /// When a repair is written.
+    pub repair: RepairMode,
+    /// Whether a session whose record cannot be read is served if the caller names its workspace.
+    pub serve_without_store: bool,
+    /// How often cached rows are read again in the background.
+    pub refresh_interval: RefreshInterval,
+    /// How often the use of sessions is recorded in the store; `None`, as text `never`: never.
+    #[cfg_attr(feature = "serde", serde(with = "text::duration_or_never"))]
+    pub usage_interval: Option<Duration>,
+    /// How many connections of the application's pool the background statements share.
+    pub background_connections: usize,
 }
 
 impl Default for Settings {
@@ -81,7 +177,7 @@ impl Default for Settings {
             redial: Redial::Once,
             repair: RepairMode::Background,
             serve_without_store: false,
-            refresh_interval: Some(Duration::from_secs(30)),
+            refresh_interval: RefreshInterval::Automatic,
             usage_interval: None,
             background_connections: 2,
         }
@@ -92,13 +188,19 @@ impl Default for Settings {
 pub(crate) const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 
 impl Settings {
-    pub(crate) fn validate(&self) -> Result<(), BuildError> {
+    /// Checks each setting and all of them against each other, as
+    /// [`BoundAgentBuilder::build`](crate::BoundAgentBuilder::build) does.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of `build`, which names the settings.
+    pub fn validate(&self) -> Result<(), BuildError> {
         let refuse = |first, second, why: String| -> Result<(), BuildError> {
             Err(BuildError { first, second, why })
         };
         let or_any = |duration: Option<Duration>| duration.unwrap_or(Duration::from_secs(1));
         let durations = [
-            ("refresh_interval", or_any(self.refresh_interval)),
+            ("refresh_interval", or_any(self.refresh_interval.every())),
             ("usage_interval", or_any(self.usage_interval)),
             ("dial_timeout", self.dial_timeout),
             ("resolve_timeout", self.resolve_timeout),

@@ -6,8 +6,8 @@ pub(crate) mod standing;
 pub(crate) mod statement;
 
 use crate::{
-    Binding, Epoch, Error, ErrorKind, Event, Observer, Resolution, ResolveWorkspace, SessionId,
-    Target, WorkspaceId,
+    Binding, Epoch, Error, ErrorKind, Event, Observer, RefreshInterval, Resolution,
+    ResolveWorkspace, SessionId, Target, WorkspaceId,
     answer::Answer,
     cache::{CachedRow, ReadToken, RowCache, State, usage::Usage},
     clock::Tick,
@@ -99,8 +99,6 @@ pub(crate) enum Known {
 pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) store: Arc<dyn ErasedStore>,
-    /// The refresh was asked for, even if no other process writes the store.
-    pub(crate) checks_in_any_case: bool,
     pub(crate) _used: UsedByLayer,
     pub(crate) resolver: Resolver,
     pub(crate) rows: RowCache,
@@ -162,7 +160,11 @@ impl Shared {
     /// Returns whether cached rows are read again from time to time.
     #[inline]
     pub(crate) fn checks_rows(&self) -> bool {
-        self.settings.refresh_interval.is_some() && (self.checks_in_any_case || self.store.shared())
+        match self.settings.refresh_interval {
+            RefreshInterval::Automatic => self.store.shared(),
+            RefreshInterval::Every(_) => true,
+            RefreshInterval::Never => false,
+        }
     }
 
     /// Sends the other processes a hint about what was written here.

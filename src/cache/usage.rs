@@ -142,7 +142,7 @@ impl Usage {
         if settings.usage_interval.is_some() {
             marks |= TO_RECORD;
         }
-        if settings.refresh_interval.is_some() {
+        if settings.refresh_interval.every().is_some() {
             marks |= TO_READ;
         }
         Self {

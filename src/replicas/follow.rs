@@ -123,7 +123,7 @@ fn follow(shared: &Arc<Shared>, now: Instant) {
         progress: Progress::default(),
         all_rows: false,
         all_rows_at: None,
-        check_at: settings.refresh_interval.map(|every| now + every),
+        check_at: settings.refresh_interval.every().map(|every| now + every),
         record_at: settings.usage_interval.map(|every| now + every),
         work: None,
         hinted: None,
@@ -343,7 +343,7 @@ impl Follower {
             self.record_at = Some(now + every);
             self.work = self.spawn(&shared, record_usage(Arc::clone(&shared), every));
         } else if is_due(self.check_at) {
-            let every = shared.settings.refresh_interval;
+            let every = shared.settings.refresh_interval.every();
             let reads = self.all_rows || shared.checks_rows();
             let is_small = refresh::parts(shared.rows.len()) == 1;
             let whole = self.all_rows && (is_small || self.all_rows_at.is_none_or(|at| at <= now));

@@ -5,7 +5,7 @@ use support::*;
 use tokio::time::{Duration, Instant, sleep};
 use tower_bound_agent::{
     BoundAgentBuilder, BuildError, DialSession, ErrorKind, LastVerdict, OutcomeKind, Redial,
-    Repair, RepairMode,
+    RefreshInterval, Repair, RepairMode, Settings,
 };
 
 type Set = fn(BoundAgentBuilder) -> BoundAgentBuilder;
@@ -337,5 +337,194 @@ async fn by_default_a_connection_does_not_wait_for_its_repair() {
         let expected = if after.is_zero() { Repair::Pending } else { Repair::Written };
         assert_eq!((begin.elapsed(), bound.outcome().repair()), (after, expected));
         assert_eq!(layer.bindings().flush().await, 0);
+    }
+}
+
+#[test]
+fn settings_replace_what_was_set_before_and_are_checked_as_the_builder_checks() {
+    let mut settings = Settings::default();
+    settings.validation_delay = ms(70);
+    settings.refresh_interval = RefreshInterval::Every(secs(7));
+    let builder = World::new().builder().dial_timeout(secs(99)).settings(settings);
+    let shown = format!("{:?}", builder.store_timeout(secs(3)));
+    for set in ["validation_delay: 70ms", "Every(7s)", "dial_timeout: 30s", "store_timeout: 3s"] {
+        assert!(shown.contains(set), "{set} in {shown}");
+    }
+    let by_method = World::new().builder().settings(settings).refresh_interval(None);
+    assert!(format!("{by_method:?}").contains("refresh_interval: Never"));
+
+    settings.dial_timeout = NO;
+    let error = refused(|builder| builder.settings(settings));
+    assert_eq!(error, refused(|builder| builder.dial_timeout(NO)));
+    assert_eq!(settings.validate(), Err(error));
+    assert_eq!(Settings::default().validate(), Ok(()));
+}
+
+#[cfg(feature = "serde")]
+mod text {
+    use super::*;
+    use config::{Config, ConfigError, Environment, File, FileFormat};
+    use std::{env, fs, path::Path, process::Command};
+
+    /// Each setting as it is written in a file, and as another value in the environment.
+    const WRITTEN: [(&str, &str, &str); 15] = [
+        ("validation_delay", "\"70ms\"", "80ms"),
+        ("revalidate_every", "\"300ms\"", "310ms"),
+        ("revalidate_at_most", "\"7s\"", "1m"),
+        ("dial_timeout", "\"1m 30s\"", "2m"),
+        ("max_pending_dials", "7", "8"),
+        ("resolve_timeout", "\"400ms\"", "410ms"),
+        ("store_timeout", "\"600ms\"", "610ms"),
+        ("cache_capacity", "70000", "80000"),
+        ("cache_time_to_idle", "\"2h\"", "3h"),
+        ("redial", "\"never\"", "once"),
+        ("repair", "\"before_return\"", "background"),
+        ("serve_without_store", "true", "false"),
+        ("refresh_interval", "\"45s\"", "never"),
+        ("usage_interval", "\"5m\"", "never"),
+        ("background_connections", "3", "4"),
+    ];
+
+    fn in_file() -> Settings {
+        let mut settings = Settings::default();
+        settings.validation_delay = ms(70);
+        settings.revalidate_every = ms(300);
+        settings.revalidate_at_most = secs(7);
+        settings.dial_timeout = secs(90);
+        settings.max_pending_dials = 7;
+        settings.resolve_timeout = ms(400);
+        settings.store_timeout = ms(600);
+        settings.cache_capacity = 70_000;
+        settings.cache_time_to_idle = secs(2 * 3_600);
+        settings.redial = Redial::Never;
+        settings.repair = RepairMode::BeforeReturn;
+        settings.serve_without_store = true;
+        settings.refresh_interval = RefreshInterval::Every(secs(45));
+        settings.usage_interval = Some(secs(300));
+        settings.background_connections = 3;
+        settings
+    }
+
+    fn in_environment() -> Settings {
+        let mut settings = Settings::default();
+        settings.validation_delay = ms(80);
+        settings.revalidate_every = ms(310);
+        settings.revalidate_at_most = secs(60);
+        settings.dial_timeout = secs(120);
+        settings.max_pending_dials = 8;
+        settings.resolve_timeout = ms(410);
+        settings.store_timeout = ms(610);
+        settings.cache_capacity = 80_000;
+        settings.cache_time_to_idle = secs(3 * 3_600);
+        settings.refresh_interval = RefreshInterval::Never;
+        settings.background_connections = 4;
+        settings
+    }
+
+    /// Reads a file, and over it the environment of this process.
+    fn read(file: &Path) -> Result<Settings, ConfigError> {
+        Config::builder()
+            .add_source(File::from(file).format(FileFormat::Toml))
+            .add_source(Environment::with_prefix("BOUND_AGENT"))
+            .build()?
+            .try_deserialize()
+    }
+
+    /// Prints what a child process reads from its file and its environment.
+    #[test]
+    #[ignore = "a child process of the other tests"]
+    fn child() {
+        let Some(file) = env::var_os("SETTINGS_FILE") else { return };
+        match read(Path::new(&file)) {
+            Ok(settings) => println!("\nREAD {}", serde_json::to_string(&settings).unwrap()),
+            Err(error) => println!("\nREAD {error}"),
+        }
+    }
+
+    /// Returns what a process reads that was started with these variables.
+    fn read_by_child(file: &str, variables: &[(&str, &str)]) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("bound-agent.toml");
+        fs::write(&path, file).unwrap();
+        let mut child = Command::new(env::current_exe().unwrap());
+        child.args(["--exact", "settings::text::child", "--ignored", "--nocapture"]);
+        child.env("SETTINGS_FILE", &path);
+        for (name, value) in variables {
+            child.env(format!("BOUND_AGENT_{}", name.to_uppercase()), value);
+        }
+        let output = child.output().unwrap();
+        let printed = String::from_utf8(output.stdout).unwrap();
+        let read = printed.lines().find_map(|line| line.strip_prefix("READ "));
+        read.unwrap_or_else(|| panic!("{printed}")).to_owned()
+    }
+
+    fn settings(read: &str) -> Settings {
+        serde_json::from_str(read).unwrap_or_else(|error| panic!("{error}: {read}"))
+    }
+
+    #[test]
+    fn every_setting_is_read_from_a_file_and_from_the_environment() {
+        let all: serde_json::Value = serde_json::to_value(Settings::default()).unwrap();
+        let mut names: Vec<_> = all.as_object().unwrap().keys().map(String::as_str).collect();
+        let mut written = WRITTEN.map(|(name, ..)| name);
+        names.sort_unstable();
+        written.sort_unstable();
+        assert_eq!(names, written, "a setting is missing here");
+
+        let file = WRITTEN.map(|(name, value, _)| format!("{name} = {value}\n")).concat();
+        let environment = WRITTEN.map(|(name, _, value)| (name, value));
+        assert_eq!(settings(&read_by_child("", &[])), Settings::default());
+        assert_eq!(settings(&read_by_child(&file, &[])), in_file());
+        assert_eq!(settings(&read_by_child(&file, &environment)), in_environment());
+        assert_eq!(settings(&read_by_child("", &environment)), in_environment());
+        for settings in [in_file(), in_environment()] {
+            accepted(|builder| builder.settings(settings));
+        }
+    }
+
+    #[test]
+    fn settings_are_written_as_they_are_read() {
+        for settings in [Settings::default(), in_file(), in_environment()] {
+            let text = serde_json::to_string(&settings).unwrap();
+            assert_eq!(serde_json::from_str::<Settings>(&text).unwrap(), settings, "{text}");
+        }
+        let text = serde_json::to_value(Settings::default()).unwrap();
+        assert_eq!(text["validation_delay"], "250ms");
+        assert_eq!(text["cache_time_to_idle"], "1h");
+        assert_eq!(text["refresh_interval"], "automatic");
+        assert_eq!(text["usage_interval"], "never");
+        assert_eq!(text["redial"], "once");
+    }
+
+    #[test]
+    fn a_bad_value_is_the_error_of_the_builder() {
+        for (variables, expected) in [
+            ([("dial_timeout", "0s")], refused(|builder| builder.dial_timeout(NO))),
+            ([("validation_delay", "31s")], refused(|builder| builder.validation_delay(secs(31)))),
+            ([("cache_capacity", "0")], refused(|builder| builder.cache_capacity(0))),
+            ([("usage_interval", "0s")], refused(|builder| builder.usage_interval(NO))),
+        ] {
+            let read = settings(&read_by_child("", &variables));
+            assert_eq!(refused(|builder| builder.settings(read)), expected);
+            assert_eq!(expected.settings()[0], variables[0].0);
+        }
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_read_is_named_with_what_is_expected() {
+        for (file, variables, named) in [
+            ("dial_timeout = 30", &[][..], &["dial_timeout", "30", "\"30s\""][..]),
+            ("", &[("dial_timeout", "soon")], &["dial_timeout", "soon", "\"30s\""]),
+            ("usage_interval = \"\"", &[], &["usage_interval", "\"never\""]),
+            ("refresh_interval = \"often\"", &[], &["refresh_interval", "\"automatic\""]),
+            ("redial = \"twice\"", &[], &["redial", "twice"]),
+            ("dial_timeot = \"3s\"", &[], &["dial_timeot", "dial_timeout"]),
+            ("", &[("dial_timeot", "3s")], &["dial_timeot", "dial_timeout"]),
+        ] {
+            let read = read_by_child(file, variables);
+            for named in named {
+                assert!(read.contains(named), "{named} in {read}");
+            }
+        }
     }
 }

@@ -262,7 +262,7 @@ impl Call {
 ///
 /// # Errors
 ///
-/// The session has no row as far as this process knows. The creation is not tried again.
+/// The session has no row as far as this process knows.
 fn created(
     shared: &Shared,
     entry: &CachedRow,
@@ -282,7 +282,6 @@ fn created(
     if shared.settings.serve_without_store {
         return Ok(None);
     }
-    shared.repairs.forget(session);
     Err(because(shared, error.of(session), false))
 }
 

@@ -105,7 +105,7 @@ impl Task {
             let (repair, result) = match attempt {
                 Ok(repair) => (repair, Ok(())),
                 Err(error) => (
-                    if last { Repair::Failed } else { Repair::Retrying },
+                    if last || self.is_creation() { Repair::Failed } else { Repair::Retrying },
                     Err(Arc::new(error) as SharedError),
                 ),
             };
@@ -137,6 +137,9 @@ impl Task {
         });
         let (alone, background) = match timeout(within, passes.as_mut()).await {
             Ok(passes) => passes,
+            Err(_) if self.is_creation() => {
+                return (Err(StoreError::Unavailable(Cause::Unanswered(within).into())), true);
+            }
             Err(_) => {
                 let unanswered = Some(Err(Cause::Unanswered(within).shared()));
                 self.job.attempted.send_modify(|attempted| attempted.result = unanswered);
@@ -168,6 +171,15 @@ impl Task {
         let written = written.await;
         // A statement without an answer until closing ended the wait is not sent again.
         (written, last || closing() && began.elapsed() >= shared.settings.store_timeout)
+    }
+
+    /// Returns `true` if a call waits for this repair to create the session's row. It fails with
+    /// the first attempt, and so does the repair: the next call begins another one, and is not told
+    /// of a failure from before.
+    fn is_creation(&self) -> bool {
+        let Self { shared, entry, .. } = self;
+        let is_known = || self.job.row().is_some() || shared.rows.get(entry.row.session).is_some();
+        self.awaited && !shared.settings.serve_without_store && !is_known()
     }
 
     /// Waits for the answer to a statement. Notifies the waiting calls if the answer is overdue.

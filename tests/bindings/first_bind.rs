@@ -701,6 +701,32 @@ async fn a_target_served_without_the_store_is_written_into_unbound_rows_only() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_creation_that_failed_is_no_answer_to_a_later_call() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let layer = world.layer();
+    let dial = world.dial(&layer);
+    world.bind(&layer, ws).await;
+    let ask = DialSession::new(session()).in_workspace(ws);
+    assert_eq!(call(&dial, ask.session).await.unwrap_err().kind(), &ErrorKind::NotBound);
+    let before = world.counts();
+    world.store.on_writes(Fault::Unavailable);
+    let mut first = tokio_test::task::spawn(call(&dial, ask.clone()));
+    assert!(first.poll().is_pending(), "waits for the write");
+    tokio::task::yield_now().await;
+    assert_eq!(world.counts() - before, counts(1, 0, 0, 1), "the write has failed");
+
+    // The first caller has not noticed it yet, or never will.
+    world.store.on_writes(Fault::None);
+    let bound = call(&dial, ask.clone()).await.unwrap();
+    assert_eq!((bound.agent, bound.outcome().repair()), (target.agent, Repair::Written));
+    assert_eq!(world.counts() - before, counts(2, 0, 0, 2));
+    drop(first);
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(world.counts() - before, counts(2, 0, 0, 2), "nothing is written later");
+}
+
 /// Another call that waited for the same write fails first; then no call attempts the write again.
 #[tokio::test(start_paused = true)]
 async fn no_call_counts_a_row_as_created_that_could_not_be_created() {

@@ -503,6 +503,17 @@ pub(crate) fn scenarios_that_once_broke_a_rule_keep_the_rules() {
                 Op::Advance { ms: 11_000 },
             ],
         ),
+        (
+            "a call is not told of a creation that failed before it began",
+            vec![
+                call(1, 3),
+                store(1, none, Fault::Unavailable),
+                Op::Call { process: 1, chat: 3, named: Some(0), lag: 7 },
+                Op::Advance { ms: 1 },
+                Op::Call { process: 1, chat: 3, named: Some(0), lag: 7 },
+                Op::Advance { ms: 60 },
+            ],
+        ),
     ];
     for (what, ops) in scenarios {
         for numbered in [[false; WORKSPACES], [true; WORKSPACES]] {

@@ -11,7 +11,7 @@ use std::{
     sync::{Arc, Mutex},
     task::{Context, Poll, ready},
 };
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tower::Service;
 use tower_bound_agent::{AgentId, BoxError, DialAgent};
 
@@ -55,7 +55,13 @@ impl Service<DialAgent> for Dialer {
         }
         let call = state.calls.get_mut(&id).expect("a known call");
         let target = (*ask.target).clone();
-        call.dials.push(Dial { workspace: ask.workspace, target, connected: None });
+        call.dials.push(Dial {
+            workspace: ask.workspace,
+            target,
+            connected: None,
+            connected_at: None,
+            first_bind: false,
+        });
         call.live += 1;
         let (started, live) = (call.dials.len(), call.live);
         if started > 3 || live > 1 {
@@ -99,8 +105,14 @@ impl Future for Dialing {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let dialed = ready!(self.dial.as_mut().poll(cx));
         let mut state = self.truth.state();
-        let dial = state.calls.get_mut(&self.id).and_then(|call| call.dials.last_mut());
-        dial.expect("the dial that began last").connected = Some(dialed.is_ok());
+        let State { calls, knows, .. } = &mut *state;
+        let call = calls.get_mut(&self.id).expect("a known call");
+        let dial = call.dials.last_mut().expect("the dial that began last");
+        dial.connected = Some(dialed.is_ok());
+        if dialed.is_ok() {
+            dial.connected_at = Some(Instant::now());
+            dial.first_bind = knows[self.process].is_unbound(call.session);
+        }
         Poll::Ready(dialed.map(|()| {
             state.knows[self.process].connected.insert(self.agent);
             state.live_connections += 1;

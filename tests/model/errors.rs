@@ -3,15 +3,20 @@
 
 use crate::{
     DIAL_TIMEOUT, STORE_TIMEOUT,
-    history::{Found, History, KnownAgent, Moment, Observation, Question, Statement},
+    history::{Found, History, Kind, KnownAgent, Moment, Observation, Question, Statement, chain},
     ms,
     scenario::{Does, Fault, How, Op, Status},
     truth::{Call, Dial, Knowledge, State, Truth, Workspace},
 };
+use std::collections::BTreeMap;
+use tokio::time::Instant;
 use tower_bound_agent::{Error, ErrorKind, LastVerdict, Resolution, Revision, Target, WorkspaceId};
 
+/// The error of a call whose statement has no answer.
+const LATE: &str = "the store did not answer: no answer within 5s";
 /// The error of a call that has waited behind another statement about its session.
-const QUEUED: &str = "an earlier statement is unanswered, so nothing was sent within 5s";
+const QUEUED: &str = "the store is unavailable: \
+                      an earlier statement is unanswered, so nothing was sent within 5s";
 
 impl Truth {
     /// Records the first poll of a call.
@@ -64,7 +69,7 @@ impl Truth {
         let (began, floor, well) = call.began.expect("a call that has ended was polled");
         let closing = closing.contains(&call.process);
         let knows = &knows[call.process];
-        let case = Case { history, knows, workspaces, call, began, floor, now, closing };
+        let case = Case { history, knows, workspaces, calls, call, began, floor, now, closing };
         let calm = well && history.disturbed < began.number;
         let judged = case.judge(error).and_then(|()| match error.kind() {
             ErrorKind::NotBound | ErrorKind::WorkspaceMismatch { .. } | ErrorKind::Closed => Ok(()),
@@ -109,7 +114,7 @@ impl State {
                 .history
                 .statements
                 .iter()
-                .filter(|r| !r.is_swap)
+                .filter(|r| r.kind != Kind::Swap)
                 .all(|r| r.process != process || r.ended.is_some() || r.began.number > since)
     }
 }
@@ -119,6 +124,7 @@ struct Case<'a> {
     history: &'a History,
     knows: &'a Knowledge,
     workspaces: &'a [Workspace],
+    calls: &'a BTreeMap<u64, Call>,
     call: &'a Call,
     began: Moment,
     floor: Revision,
@@ -200,7 +206,7 @@ impl<'a> Case<'a> {
         let dial = error.dial_error().map(ToString::to_string);
         let refused = self.call.dials.iter().any(|dial| dial.connected == Some(false));
         or(dial.is_none() || refused, "no dial failed")?;
-        let store = error.store_error().map(ToString::to_string);
+        let store = error.store_error().map(|error| chain(error));
         or(
             store.is_some() == (*error.kind() == ErrorKind::Store),
             "the store's error is missing or superfluous",
@@ -208,10 +214,10 @@ impl<'a> Case<'a> {
         if let Some(text) = store {
             let told = |found: &Found| match found {
                 Found::Error(Some(told)) => *told == text,
-                Found::Error(None) => text == "the store did not answer",
+                Found::Error(None) => text == LATE,
                 _ => false,
             };
-            let late = text == "the store did not answer" && self.is_late();
+            let late = text == LATE && self.is_late();
             let queued = text == QUEUED && self.queued_without_sending();
             or(late || queued || self.found(told), "no statement failed with that")?;
         }
@@ -387,7 +393,7 @@ impl<'a> Case<'a> {
 
     /// Returns the statements that may have read or created the row for this call.
     fn readings(&self) -> impl Iterator<Item = &'a Statement> {
-        self.statements().filter(|statement| !statement.is_swap)
+        self.statements().filter(|statement| statement.kind != Kind::Swap)
     }
 
     /// Returns `true` if a read found no row during the call, or began within the second before and
@@ -433,12 +439,33 @@ impl<'a> Case<'a> {
         self.readings().any(waited)
     }
 
-    /// Returns `true` if the call has waited for a store timeout behind another statement about the
-    /// session that had no answer, so that its own was not sent.
+    /// Returns `true` if the row was not created because other writes of the row had no answer for a
+    /// store timeout. It counts from the connection of the first call that waits for the creation:
+    /// later ones fail together with it.
     fn queued_without_sending(&self) -> bool {
-        let deadline = self.now.at.checked_sub(STORE_TIMEOUT).filter(|at| *at >= self.began.at);
-        let Some(deadline) = deadline else { return false };
-        self.statements().any(|of| of.ended.as_ref().is_none_or(|(at, _)| at.at > deadline))
+        let lag = ms(self.call.lag);
+        let Some(until) = self.now.at.checked_sub(lag) else { return false };
+        let Some(from) = until.checked_sub(STORE_TIMEOUT) else { return false };
+        let of_session = self
+            .calls
+            .values()
+            .filter(|call| (call.process, call.session) == (self.call.process, self.call.session));
+        let mut connected =
+            of_session.flat_map(|call| &call.dials).filter_map(|dial| dial.connected_at);
+        connected.any(|at| at <= from + lag && self.is_unanswered(at.max(from), until))
+    }
+
+    /// Returns `true` if a write of the row was under way at each moment of this time.
+    fn is_unanswered(&self, from: Instant, until: Instant) -> bool {
+        let writes = self.statements().filter(|statement| statement.kind != Kind::Load);
+        let mut covered = from;
+        for write in writes.filter(|write| write.began.at <= until) {
+            let ended = write.ended.as_ref().map_or(self.now.at, |(at, _)| at.at);
+            if write.began.at <= covered {
+                covered = covered.max(ended);
+            }
+        }
+        covered >= until
     }
 
     fn is_own(&self, question: &Question) -> bool {
@@ -474,8 +501,10 @@ impl<'a> Case<'a> {
         };
         // Without generations a row and an answer that contradict each other are a doubt as well.
         let mut others = self.history.known_agents.iter().filter(heard).skip(1);
-        doubts.any(|(_, doubted)| *doubted < question.began)
-            || others.any(|heard| heard.target.generation.is_none() && heard.at < question.began)
+        // A layer knows of both when they began. At one instant, the question counts.
+        let before = |at: &Moment| at.at <= question.began.at;
+        doubts.any(|(_, doubted)| before(doubted))
+            || others.any(|heard| heard.target.generation.is_none() && before(&heard.at))
     }
 }
 

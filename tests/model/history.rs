@@ -1,6 +1,7 @@
 //! The earlier events that may justify an error.
 
 use crate::truth::Truth;
+use std::error::Error;
 use tokio::time::Instant;
 use tower_bound_agent::{
     Binding, Resolution, Revision, SessionId, Target, WorkspaceId, store::StoreError,
@@ -44,12 +45,20 @@ pub(crate) struct Question {
 }
 
 pub(crate) struct Statement {
-    /// The statement overwrites the row. Other statements read a row, or create a missing one.
-    pub(crate) is_swap: bool,
+    pub(crate) kind: Kind,
     pub(crate) process: usize,
     pub(crate) session: SessionId,
     pub(crate) began: Moment,
     pub(crate) ended: Option<(Moment, Found)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Kind {
+    Load,
+    /// Creates a missing row, or returns the existing one.
+    Create,
+    /// Overwrites the row.
+    Swap,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -155,6 +164,12 @@ impl History {
     }
 }
 
+/// Returns the error and its causes in one line.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let cause = error.source().map_or_else(String::new, |cause| format!(": {}", chain(cause)));
+    error.to_string() + &cause
+}
+
 /// A statement under way. If the value is dropped before its end, the statement counts as
 /// abandoned.
 pub(crate) struct UnderWay {
@@ -163,18 +178,10 @@ pub(crate) struct UnderWay {
 }
 
 impl UnderWay {
-    pub(crate) fn begin(truth: &Truth, process: usize, session: SessionId) -> Self {
-        Self::begin_any(truth, process, session, false)
-    }
-
-    pub(crate) fn begin_swap(truth: &Truth, process: usize, session: SessionId) -> Self {
-        Self::begin_any(truth, process, session, true)
-    }
-
-    fn begin_any(truth: &Truth, process: usize, session: SessionId, is_swap: bool) -> Self {
+    pub(crate) fn begin(truth: &Truth, process: usize, session: SessionId, kind: Kind) -> Self {
         let history = &mut truth.state().history;
         let began = history.now();
-        history.statements.push(Statement { is_swap, process, session, began, ended: None });
+        history.statements.push(Statement { kind, process, session, began, ended: None });
         Self { truth: truth.clone(), number: history.statements.len() - 1 }
     }
 
@@ -182,7 +189,7 @@ impl UnderWay {
         self.end(match found {
             Ok(Some(row)) => Found::Row(row.clone()),
             Ok(None) => Found::Nothing,
-            Err(error) => Found::Error(Some(error.to_string())),
+            Err(error) => Found::Error(Some(chain(error))),
         });
     }
 

@@ -514,6 +514,47 @@ pub(crate) fn scenarios_that_once_broke_a_rule_keep_the_rules() {
                 Op::Advance { ms: 60 },
             ],
         ),
+        (
+            "a call that waits for another call's creation fails with it when nothing was sent",
+            vec![
+                Op::Retarget { by: Elsewhere, chat: 3, ws: 0 },
+                store(0, none, Fault::Hang),
+                call(0, 3),
+                Op::Yield,
+                Op::Forget { by: Elsewhere, chat: 3 },
+                Op::Call { process: 0, chat: 3, named: Some(1), lag: 0 },
+                Op::Advance { ms: 1 },
+                Op::Call { process: 0, chat: 3, named: Some(1), lag: 0 },
+                Op::Yield,
+            ],
+        ),
+        (
+            "a denial counts although its question began at the instant of the doubt",
+            vec![
+                Op::Resolver {
+                    process: 1,
+                    ws: 0,
+                    answers: Answers { how: How::Right, after: 300, early: false },
+                },
+                Op::Look { process: 1, chat: 0, current: true },
+                Op::Yield,
+                Op::Call { process: 1, chat: 0, named: None, lag: 7 },
+                Op::Report { nth: 5 },
+            ],
+        ),
+        (
+            "the repair of a call that knew its row as unbound waits for an earlier one and is tried again",
+            vec![
+                Op::Retarget { by: Elsewhere, chat: 3, ws: 0 },
+                store(1, none, Fault::Slow(40)),
+                call(1, 3),
+                Op::Yield,
+                Op::Rebuild { ws: 0, old: Does::Fail(0) },
+                store(1, none, Fault::Unavailable),
+                call(1, 3),
+                Op::Advance { ms: 260 },
+            ],
+        ),
     ];
     for (what, ops) in scenarios {
         for numbered in [[false; WORKSPACES], [true; WORKSPACES]] {

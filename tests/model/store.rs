@@ -2,13 +2,13 @@
 
 use crate::{
     chat,
-    history::UnderWay,
+    history::{Kind, UnderWay},
     ms,
     scenario::Fault,
     truth::{Knowledge, State, Truth, Workspace},
 };
 use std::{future::Future, sync::Arc};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tower_bound_agent::{
     AgentId, Binding, Epoch, Revision, SessionId, Target, WorkspaceId,
     store::{BindingStore, NewBinding, Reset, StoreError, Swap},
@@ -94,19 +94,22 @@ impl Probe {
     /// an own repair only if the group repair has missed it.
     pub(crate) fn check_own(&self, expected: Revision, new: &NewBinding) {
         let mut state = self.truth.state();
-        let State { knows, broken, workspaces, .. } = &mut *state;
+        let State { knows, broken, workspaces, calls, .. } = &mut *state;
         let Knowledge { last, landed, landed_from, .. } = &knows[self.process];
-        let Some((seen, false, at)) = last.get(&new.session) else { return };
-        // The own repair began earlier and has waited for the write that has just produced this
-        // row.
-        if *at == Instant::now() {
-            return;
-        }
+        let Some((seen, false)) = last.get(&new.session) else { return };
         let (Some(named), Some(target)) = (&seen.target, &new.target) else { return };
         if seen.revision != expected
             || seen.workspace != new.workspace
             || workspaces.iter().any(Workspace::was_renumbered)
         {
+            return;
+        }
+        // The repair of a call that knew the row as unbound, and has waited for an earlier repair.
+        let mut dials = calls
+            .values()
+            .filter(|call| (call.process, call.session) == (self.process, new.session))
+            .flat_map(|call| &call.dials);
+        if dials.any(|dial| dial.first_bind && dial.target == **target) {
             return;
         }
         let group_landed = match target.generation {
@@ -195,7 +198,7 @@ impl Probe {
 impl BindingStore for Probe {
     async fn load(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
         let store = self.truth.store.clone();
-        let reading = UnderWay::begin(&self.truth, self.process, session);
+        let reading = UnderWay::begin(&self.truth, self.process, session, Kind::Load);
         let statement = async move { store.load(session).await };
         let row = self.statement(false, session, statement, self.learn_row(session)).await;
         reading.ended(row.as_ref().map(Option::as_ref));
@@ -208,7 +211,7 @@ impl BindingStore for Probe {
             Self::check_repair(&truth, process, &new, None, &swap);
             Ok(swap)
         };
-        let reading = UnderWay::begin(&self.truth, self.process, session);
+        let reading = UnderWay::begin(&self.truth, self.process, session, Kind::Create);
         let swap = self.statement(true, session, statement, self.learn_swap(session)).await;
         reading.ended(swap.as_ref().map(|swap| match swap {
             Swap::Applied(row) => Some(row),
@@ -221,7 +224,7 @@ impl BindingStore for Probe {
         expected: Revision,
         new: NewBinding,
     ) -> Result<Swap, StoreError> {
-        let _under_way = UnderWay::begin_swap(&self.truth, self.process, new.session);
+        let _under_way = UnderWay::begin(&self.truth, self.process, new.session, Kind::Swap);
         self.check_own(expected, &new);
         let (truth, process, session) = (self.truth.clone(), self.process, new.session);
         let statement = async move {

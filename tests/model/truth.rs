@@ -133,6 +133,9 @@ pub(crate) struct Dial {
     pub(crate) target: Target,
     /// Whether the dial connected, once that is known.
     pub(crate) connected: Option<bool>,
+    pub(crate) connected_at: Option<Instant>,
+    /// The dial connected, and the process knew the session as unbound at that moment.
+    pub(crate) first_bind: bool,
 }
 
 /// The information that a process has from its resolver and its store.
@@ -154,8 +157,8 @@ pub(crate) struct Knowledge {
     pub(crate) replaced: HashMap<WorkspaceId, HashSet<AgentId>>,
     /// Agents that answered a dial of this process.
     pub(crate) connected: HashSet<AgentId>,
-    /// The last observed row of each session, whether it made a write conflict, and when.
-    pub(crate) last: HashMap<SessionId, (Binding, bool, Instant)>,
+    /// The last observed row of each session, and whether it made a write conflict.
+    pub(crate) last: HashMap<SessionId, (Binding, bool)>,
     /// The group repairs that have landed, in this process or according to hints: up to which
     /// generation or, without generations, from which agent to which.
     pub(crate) landed: HashMap<WorkspaceId, i64>,
@@ -165,6 +168,12 @@ pub(crate) struct Knowledge {
 }
 
 impl Knowledge {
+    /// Returns `true` if the session has no row, or one without a target.
+    pub(crate) fn is_unbound(&self, session: SessionId) -> bool {
+        let bound = self.last.get(&session).is_some_and(|(row, _)| row.target.is_some());
+        !bound || matches!(self.rows.get(&session), Some(Err(_)))
+    }
+
     pub(crate) fn learn_epoch(&mut self, workspace: WorkspaceId, epoch: Epoch) {
         let known = self.epochs.entry(workspace).or_insert((epoch, Instant::now()));
         if epoch > known.0 {
@@ -289,7 +298,7 @@ impl Truth {
         let knows = &mut state.knows[process];
         let floor = knows.floors.entry(row.session).or_insert(Revision::new(-1));
         if row.revision >= *floor {
-            knows.last.insert(row.session, (row.clone(), in_the_way, Instant::now()));
+            knows.last.insert(row.session, (row.clone(), in_the_way));
         }
         if row.revision > *floor {
             *floor = row.revision;

@@ -1,6 +1,6 @@
 //! The resolver's answer in the form that the rest of the crate uses.
 
-use crate::{ErrorKind, LastVerdict, Resolution, Target};
+use crate::{ErrorKind, LastVerdict, Resolution, Status, Target};
 use std::sync::Arc;
 use tokio::time::Duration;
 
@@ -49,6 +49,18 @@ impl From<Resolution> for Answer {
             Resolution::Starting { retry_after } => Self::Denied(Denied::Starting { retry_after }),
             Resolution::Stopped => Self::Denied(Denied::Stopped),
             Resolution::Gone => Self::Denied(Denied::Gone),
+        }
+    }
+}
+
+impl From<&Answer> for Status {
+    fn from(answer: &Answer) -> Self {
+        match *answer {
+            Answer::Running(_) => Self::Running,
+            Answer::Denied(Denied::Starting { retry_after }) => Self::Starting { retry_after },
+            Answer::Denied(Denied::Stopped) => Self::Stopped,
+            Answer::Denied(Denied::Gone) => Self::Gone,
+            Answer::Unknown | Answer::Overtaken => Self::Unknown,
         }
     }
 }

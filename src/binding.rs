@@ -27,6 +27,14 @@ impl Generation {
     }
 }
 
+// Not derived, because a field of a packed struct cannot be borrowed.
+#[cfg(feature = "serde")]
+impl serde::Serialize for Generation {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_i64(self.get())
+    }
+}
+
 impl fmt::Display for Generation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.get().fmt(f)
@@ -39,6 +47,7 @@ impl fmt::Display for Generation {
 /// the command for a resolver whose generations start again, begins the next epoch. Only a store
 /// assigns epochs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(transparent))]
 pub struct Epoch(i64);
 
 impl Epoch {
@@ -66,6 +75,7 @@ impl fmt::Display for Epoch {
 /// Every write of the record raises it. It is never reused for a session, not even after the
 /// session was forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(transparent))]
 pub struct Revision(i64);
 
 impl Revision {
@@ -98,6 +108,7 @@ impl fmt::Display for Revision {
 /// assert_eq!(target.address.as_deref(), Some("10.0.0.7:9000"));
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Target {
     /// The agent to dial.
@@ -239,6 +250,7 @@ impl Behind {
 /// An application can key derived state (a tool list, a file index) by it, and so notices a switch
 /// even if it missed the event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Previous {
     /// The agent.
@@ -257,6 +269,7 @@ impl Previous {
 
 /// The persisted record of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Binding {
     /// The session.

@@ -3,8 +3,8 @@
 pub use {stats::Stats, workspace::SessionInUse};
 
 use crate::{
-    Binding, Error, ErrorKind, Revision, SessionId, Target, WorkspaceId,
-    answer::{Answer, Denied},
+    Binding, DoubtReason, Error, ErrorKind, Revision, SessionId, Status, Target, WorkspaceId,
+    answer::Answer,
     cache::ReadToken,
     error::{Cause, SharedError},
     gate::Kind,
@@ -78,40 +78,6 @@ pub struct Current {
     pub target: Option<Arc<Target>>,
     /// The resolver's verdict on the workspace.
     pub status: Status,
-}
-
-/// The resolver's verdict on the workspace of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Status {
-    /// A target serves the workspace.
-    Running,
-    /// A build of the workspace is under way.
-    Starting {
-        /// The time after which to try again, if the resolver knows it.
-        retry_after: Option<Duration>,
-    },
-    /// The workspace exists, and no agent runs in it.
-    Stopped,
-    /// The workspace no longer exists.
-    Gone,
-    /// The resolver failed or did not answer in time.
-    Unknown,
-}
-
-impl Status {
-    /// Returns the status as a word in snake case, for logs and the labels of metrics. The words do
-    /// not change within 0.1.
-    #[must_use]
-    pub const fn as_str(&self) -> &'static str {
-        match self {
-            Self::Running => "running",
-            Self::Starting { .. } => "starting",
-            Self::Stopped => "stopped",
-            Self::Gone => "gone",
-            Self::Unknown => "unknown",
-        }
-    }
 }
 
 /// The time limit of a command, in store timeouts. It waits for an earlier command, for its own
@@ -197,13 +163,7 @@ impl Bindings {
                 validated.map_or(Answer::Unknown, |validated| validated.answer)
             }
         };
-        let status = match answer {
-            Answer::Running(_) => Status::Running,
-            Answer::Denied(Denied::Starting { retry_after }) => Status::Starting { retry_after },
-            Answer::Denied(Denied::Stopped) => Status::Stopped,
-            Answer::Denied(Denied::Gone) => Status::Gone,
-            Answer::Unknown | Answer::Overtaken => Status::Unknown,
-        };
+        let status = Status::from(&answer);
         let (choice, _) = shared.choose(&start.entry);
         let target = choice.target().or(start.entry.row.target.as_ref()).cloned();
         Ok(Current { session, workspace: start.entry.workspace(), target, status })
@@ -642,7 +602,8 @@ fn announce_command(shared: &Shared, row: &Binding) {
 fn doubt_left(shared: &Shared, unbound: &Binding) {
     let Some(previous) = unbound.previous else { return };
     if let Some(workspace_state) = shared.workspaces.find(unbound.workspace) {
-        workspace_state.doubt_agent(previous.agent, Instant::now());
+        let reason = DoubtReason::Unbound;
+        workspace_state.doubt_agent(previous.agent, reason, Instant::now());
     }
     shared.tell(About::Workspace { workspace: unbound.workspace, generation: None, epoch: None });
 }
@@ -785,5 +746,6 @@ impl fmt::Debug for Bindings {
 mod workspace;
 
 mod housekeeping;
+mod inspect;
 mod stats;
 mod warm;

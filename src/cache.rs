@@ -82,6 +82,17 @@ impl RowCache {
         self.slots.iter().filter_map(|(_, slot)| slot)
     }
 
+    /// Returns the session's entry, as [`get`](Self::get) does, and does not count as a use. Visits
+    /// all entries: the cache offers no other look-up that leaves no trace.
+    pub(crate) fn peek(&self, session: SessionId) -> Option<Arc<CachedRow>> {
+        if !self.slots.contains_key(&session) {
+            return None;
+        }
+        let mut slots = self.slots.iter();
+        let entry = slots.find(|(of, _)| **of == session)?.1?;
+        (entry.state() != State::Evicted).then_some(entry)
+    }
+
     /// Returns roughly how many rows are cached.
     pub(crate) fn len(&self) -> u64 {
         self.slots.entry_count()

@@ -104,8 +104,8 @@
 //! * `mysql`: [`MySqlStore`], also for MariaDB; re-exports `sqlx`.
 //! * `http`: [`AgentClient`], a client with a pool; [`Connector`], for hyper-util and tonic; [`Hop`],
 //!   the rules of a gateway.
-//! * `serde`: [`Settings`] from configuration, [`Stats`] for a debug page, ids that serialize as a
-//!   `Uuid`.
+//! * `serde`: [`Settings`] from configuration, ids that serialize as a `Uuid`, and what a page for
+//!   debugging shows ([`Stats`], [`WorkspaceSnapshot`], [`SessionSnapshot`]).
 //! * `tracing`: a span for each call, an event for each step.
 //! * `metrics`: counters, histograms and gauges for the recorder of the application.
 //! * `testing`: for `[dev-dependencies]`, the contract of a store as tests.
@@ -127,6 +127,7 @@ mod outcome;
 mod request;
 mod resolution;
 mod settings;
+mod snapshot;
 // Leaves.
 mod backoff;
 mod clock;
@@ -169,7 +170,7 @@ mod service;
 pub mod testing;
 
 pub use binding::{Binding, Epoch, Generation, Previous, Revision, Target};
-pub use bindings::{Bindings, Current, Retargeted, SessionInUse, Stats, Status};
+pub use bindings::{Bindings, Current, Retargeted, SessionInUse, Stats};
 pub use bound::{Bound, BoundHandle, InUse};
 pub use builder::BoundAgentBuilder;
 pub use error::{BoxError, Error, ErrorKind, LastVerdict};
@@ -179,9 +180,13 @@ pub use local::LocalError;
 pub use observer::{Event, Observer, OwnedEvent};
 pub use outcome::{Outcome, OutcomeKind, Repair};
 pub use request::{DialAgent, DialSession, ResolveWorkspace};
-pub use resolution::Resolution;
+pub use resolution::{Resolution, Status};
 pub use service::{BoundAgent, ResponseFuture};
 pub use settings::{BuildError, Redial, RefreshInterval, RepairMode, Settings};
+pub use snapshot::{
+    DoubtReason, DoubtSnapshot, RepairSnapshot, SessionSnapshot, TargetSource, VerdictSnapshot,
+    WorkspaceSnapshot,
+};
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 #[cfg_attr(docsrs, doc(cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))))]
 pub use sqlx;

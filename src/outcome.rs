@@ -102,6 +102,7 @@ impl OutcomeKind {
 
 /// The state of a repair: the write of the answering target into the binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Repair {
     /// The row already names the target.

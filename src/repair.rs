@@ -7,7 +7,7 @@
 //! The state is in [`state::repairs`](crate::state::repairs); this room adds the methods.
 
 use crate::{
-    Repair, SessionId, Target,
+    Repair, RepairSnapshot, SessionId, Target, WorkspaceId,
     binding::Behind,
     cache::CachedRow,
     error::Cause,
@@ -102,6 +102,7 @@ impl Repairs {
         let now = Instant::now();
         let known = running.entry(key.clone()).or_insert_with(|| Running {
             task: NO_TASK,
+            began: now,
             seen: now,
             job: Job::new(Repair::Pending, None),
             entry: Arc::clone(entry),
@@ -213,6 +214,35 @@ impl Repairs {
     /// Returns the state of each repair under way.
     pub(crate) fn states(&self) -> Vec<Repair> {
         self.running().values().map(|running| running.job.status.get()).collect()
+    }
+
+    /// Describes the repairs under way that are about this workspace, or about this session.
+    pub(crate) fn inspect(
+        &self,
+        workspace: Option<WorkspaceId>,
+        session: Option<SessionId>,
+        now: Instant,
+    ) -> Vec<RepairSnapshot> {
+        let running = self.running();
+        let is_asked_for = |running: &Running| {
+            workspace.is_none_or(|workspace| running.entry.workspace() == workspace)
+                && session.is_none_or(|session| {
+                    running.entry.row.session == session || running.entries.contains_key(&session)
+                })
+        };
+        let found = running.iter().filter(|(_, running)| is_asked_for(running));
+        found
+            .map(|(key, running)| RepairSnapshot {
+                session: match key {
+                    Key::Own(session, ..) => Some(*session),
+                    Key::Group(..) => None,
+                },
+                target: Arc::clone(key.target()),
+                state: running.job.status.get(),
+                began_ago: now.saturating_duration_since(running.began),
+                error: running.job.last_error(),
+            })
+            .collect()
     }
 
     fn running(&self) -> MutexGuard<'_, HashMap<Key, Running>> {

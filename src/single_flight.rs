@@ -153,7 +153,6 @@ where
     }
 
     /// Joins the running flight of `key`, if there is one.
-    #[cfg(feature = "http")]
     pub(crate) fn running(&self, key: K) -> Option<Waiter<T>> {
         lock(&self.running).get(&key).cloned()
     }

@@ -32,7 +32,8 @@ use self::{
     registry::Index,
 };
 use crate::{
-    AgentId, Epoch, Generation, SessionId, Target, WorkspaceId,
+    AgentId, DoubtReason, DoubtSnapshot, Epoch, Generation, SessionId, Target, VerdictSnapshot,
+    WorkspaceId, WorkspaceSnapshot,
     answer::Answer,
     binding::{Behind, Row},
     clock::Stamp,
@@ -313,18 +314,18 @@ impl WorkspaceState {
     }
 
     /// Raises a doubt about every target of the workspace.
-    pub(crate) fn doubt(&self, now: Instant) {
+    pub(crate) fn doubt(&self, reason: DoubtReason, now: Instant) {
         self.change(|facts| {
-            facts.doubts_mut().raise(now);
+            facts.doubts_mut().raise(reason, now);
             true
         });
     }
 
     /// Raises a doubt about one agent: a command dropped it from a row, or a row that won over a
     /// newer answer names it and nothing is known of it here.
-    pub(crate) fn doubt_agent(&self, agent: AgentId, now: Instant) {
+    pub(crate) fn doubt_agent(&self, agent: AgentId, reason: DoubtReason, now: Instant) {
         self.change(|facts| {
-            facts.doubts_mut().raise_about(agent, now);
+            facts.doubts_mut().raise_about(agent, reason, now);
             true
         });
     }
@@ -388,6 +389,48 @@ impl WorkspaceState {
     /// Returns what the group repairs to `target` have made of a row that is behind it.
     pub(crate) fn repair_of(&self, stamp: Stamp, behind: Behind, target: &Target) -> Repaired {
         self.facts().repairs().of_row(stamp, behind, target)
+    }
+}
+
+/// A look from outside, which changes nothing.
+impl WorkspaceState {
+    /// Returns what a session with this row, read at `read`, would dial, and why that may be wrong.
+    pub(crate) fn preview(
+        &self,
+        row: &Row,
+        read: Instant,
+        now: Instant,
+    ) -> (Choice, Option<DoubtSnapshot>) {
+        self.facts().preview(row, read, now)
+    }
+
+    /// Describes the facts and the pending dials. The fields about other things are empty.
+    pub(crate) fn inspect(&self, now: Instant) -> WorkspaceSnapshot {
+        let Counts { pending, queued } = self.pending_dials();
+        let facts = self.facts();
+        let known = &facts.known;
+        WorkspaceSnapshot {
+            workspace: self.workspace,
+            epoch: self.epoch(),
+            target: known.target().cloned(),
+            source: known.source(),
+            superseded: known.superseded().to_vec(),
+            doubts: facts.doubts().list(now),
+            verdict: facts.verdict().map(|verdict| VerdictSnapshot {
+                status: (&verdict.answer).into(),
+                answered_ago: now.saturating_duration_since(verdict.landed),
+            }),
+            validating_for: None,
+            asks_again_in: facts
+                .pace()
+                .paused_until(now)
+                .map(|until| until.saturating_duration_since(now)),
+            repairs: Vec::new(),
+            cached_rows: 0,
+            held_connections: 0,
+            pending_dials: pending,
+            queued_calls: queued,
+        }
     }
 }
 

@@ -58,7 +58,7 @@ impl Bindings {
             validations: shared.validations.len() as u64,
             reads: shared.loads.len() as u64,
             overdue_statements: shared.overdue.load(Ordering::Relaxed) as u64,
-            held_connections: shared.usage.connections(),
+            held_connections: shared.usage.connections(|_, _| true),
             ..Stats::default()
         };
         shared.workspaces.visit(|state| {

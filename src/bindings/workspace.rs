@@ -2,7 +2,7 @@
 
 use super::Bindings;
 use crate::{
-    AgentId, Epoch, Error, ErrorKind, Resolution, SessionId, Target, WorkspaceId,
+    AgentId, DoubtReason, Epoch, Error, ErrorKind, Resolution, SessionId, Target, WorkspaceId,
     answer::{Answer, Denied},
     cache::usage,
     error::Cause,
@@ -43,7 +43,7 @@ impl Bindings {
         // A workspace without a state here has no cached rows: its rows are read when they are
         // needed.
         if let Some(workspace_state) = self.shared.workspaces.find(workspace) {
-            workspace_state.doubt(Instant::now());
+            workspace_state.doubt(DoubtReason::Requested, Instant::now());
             ask_for_holders(&self.shared, &workspace_state);
         }
     }

@@ -374,13 +374,15 @@ impl Usage {
         unrecorded.extend(sessions.into_iter().take(room));
     }
 
-    /// Returns how many connections are held.
-    pub(crate) fn connections(&self) -> u64 {
+    /// Returns how many connections are held, by the sessions and workspaces that are asked for.
+    /// Changes nothing.
+    pub(crate) fn connections(&self, of: impl Fn(SessionId, WorkspaceId) -> bool) -> u64 {
         let held = |list: &Mutex<List>| {
             let list = lock(list);
-            let rows = list.entries.iter().map(|entry| u64::from(entry.usage.held.load(SeqCst)));
-            rows.sum::<u64>()
-                + list.apart.values().map(|held| u64::from(held.connections)).sum::<u64>()
+            let rows = list.entries.iter().filter(|entry| of(entry.row.session, entry.workspace()));
+            let apart = list.apart.values().filter(|held| of(held.session, held.workspace));
+            rows.map(|entry| u64::from(entry.usage.held.load(SeqCst))).sum::<u64>()
+                + apart.map(|held| u64::from(held.connections)).sum::<u64>()
         };
         self.lists.iter().map(held).sum()
     }

@@ -2,7 +2,7 @@
 //! means to lose it.
 
 use crate::{
-    Binding, Repair, Revision, Target,
+    Binding, DoubtReason, Repair, Revision, Target,
     cache::CachedRow,
     hints::About,
     repair::task::Task,
@@ -114,7 +114,8 @@ impl Task {
             self.found(match winner {
                 Some(winner) => {
                     if let (Lost::Doubt, Some(named)) = (verdict, &winner.target) {
-                        entry.workspace_state.doubt_agent(named.agent, Instant::now());
+                        let reason = DoubtReason::RepairLost;
+                        entry.workspace_state.doubt_agent(named.agent, reason, Instant::now());
                     }
                     Some(shared.learn(winner, token))
                 }

@@ -7,7 +7,7 @@
 //! lives would be dialed for ever after a command of another process whose hint was lost.
 
 use crate::{
-    Event, Revision, SessionId,
+    DoubtReason, Event, Revision, SessionId,
     cache::{CachedRow, usage::Cursor},
     hints::{About, Heard, Hint},
     jitter,
@@ -393,7 +393,7 @@ impl Follower {
         for workspace_state in
             self.doubts.drain(..some).filter_map(|workspace_state| workspace_state.upgrade())
         {
-            workspace_state.doubt(now);
+            workspace_state.doubt(DoubtReason::HintsLost, now);
             ask_for_holders(shared, &workspace_state);
         }
         self.doubt_at = (!self.doubts.is_empty()).then(|| now + jitter::around(BETWEEN_DOUBTS));

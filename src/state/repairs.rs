@@ -6,6 +6,7 @@ use crate::{
     cache::CachedRow,
     error::{Cause, SharedError},
     gate::Kind,
+    observer::WithSources,
     outcome::RepairStatus,
 };
 use std::{
@@ -61,6 +62,7 @@ pub(crate) struct Repairs {
 pub(crate) struct Running {
     /// The number of the task that writes it.
     pub(crate) task: u64,
+    pub(crate) began: Instant,
     /// When the task was last seen to be driven.
     pub(crate) seen: Instant,
     pub(crate) job: Job,
@@ -128,6 +130,14 @@ impl Job {
                 attempted.result.is_some() && self.status.get() != Repair::Pending
             })
             .await;
+    }
+
+    /// Returns the error of the last attempt and its sources, if it failed.
+    pub(crate) fn last_error(&self) -> Option<String> {
+        match &self.attempted.borrow().result {
+            Some(Err(error)) => Some(WithSources(&**error).to_string()),
+            Some(Ok(())) | None => None,
+        }
     }
 
     pub(crate) fn is_unwritten(&self) -> bool {

@@ -1,7 +1,7 @@
 //! Doubts about the targets of a workspace: since when they may be wrong, and when that is no
 //! reason to ask the resolver.
 
-use crate::{AgentId, SessionId, compact_instant::CompactInstant};
+use crate::{AgentId, DoubtReason, DoubtSnapshot, SessionId, compact_instant::CompactInstant};
 use tokio::time::{Duration, Instant};
 
 /// A dial that was dropped after less than this says nothing about its agent.
@@ -28,7 +28,7 @@ pub(super) struct Doubts {
 enum Doubt {
     #[default]
     None,
-    Raised(CompactInstant),
+    Raised(CompactInstant, DoubtReason),
     /// An answer has removed it. It is remembered, because an answer does not say that connections
     /// from before the doubt still work.
     Removed(CompactInstant),
@@ -71,13 +71,14 @@ struct Reports {
 }
 
 impl Doubt {
-    fn raise(&mut self, now: Instant) {
-        *self = Self::Raised(self.raised().map_or(now, |raised| raised.max(now)).into());
+    fn raise(&mut self, reason: DoubtReason, now: Instant) {
+        let at = self.raised().map_or(now, |raised| raised.max(now));
+        *self = Self::Raised(at.into(), reason);
     }
 
     /// Removes a doubt that was raised until `began`.
     fn remove(&mut self, began: Instant) {
-        if let Self::Raised(at) = *self
+        if let Self::Raised(at, _) = *self
             && Instant::from(at) <= began
         {
             *self = Self::Removed(at);
@@ -88,14 +89,18 @@ impl Doubt {
     fn raised(self) -> Option<Instant> {
         match self {
             Self::None => None,
-            Self::Raised(at) | Self::Removed(at) => Some(at.into()),
+            Self::Raised(at, _) | Self::Removed(at) => Some(at.into()),
         }
     }
 
     /// Returns since when there is a doubt, if there is one.
     fn since(self) -> Option<Instant> {
+        self.since_and_why().map(|(since, _)| since)
+    }
+
+    fn since_and_why(self) -> Option<(Instant, DoubtReason)> {
         match self {
-            Self::Raised(at) => Some(at.into()),
+            Self::Raised(at, reason) => Some((at.into(), reason)),
             Self::None | Self::Removed(_) => None,
         }
     }
@@ -148,10 +153,28 @@ impl Doubts {
         agents.chain(self.workspace.since()).max()
     }
 
+    /// Describes the doubts, for a page for debugging.
+    pub(super) fn list(&self, now: Instant) -> Vec<DoubtSnapshot> {
+        let agents = self.agents.0.iter().map(|(agent, doubts)| (Some(*agent), doubts.doubt));
+        let all = [(None, self.workspace)].into_iter().chain(agents);
+        all.filter_map(|(agent, doubt)| {
+            let (since, reason) = doubt.since_and_why()?;
+            let raised_ago = now.saturating_duration_since(since);
+            Some(DoubtSnapshot::new(agent, reason, raised_ago, self.quiet_for(since, now)))
+        })
+        .collect()
+    }
+
+    /// Returns for how long a doubt is no reason to ask the resolver.
+    pub(super) fn quiet_for(&self, doubt: Instant, now: Instant) -> Option<Duration> {
+        let quiet = self.quiet.filter(|quiet| quiet.includes(doubt) && now < quiet.until)?;
+        Some(quiet.until.saturating_duration_since(now))
+    }
+
     /// Returns `true` if the resolver was asked about the doubt, its answer did not remove it, and
     /// the pause after that answer is not over.
     pub(super) fn is_quiet(&self, doubt: Instant, now: Instant) -> bool {
-        self.quiet.is_some_and(|quiet| quiet.includes(doubt) && now < quiet.until)
+        self.quiet_for(doubt, now).is_some()
     }
 
     /// Returns when to ask the resolver about the doubt about the workspace that was raised after
@@ -164,13 +187,13 @@ impl Doubts {
     }
 
     /// Raises a doubt about every target of the workspace.
-    pub(super) fn raise(&mut self, now: Instant) {
-        self.workspace.raise(now);
+    pub(super) fn raise(&mut self, reason: DoubtReason, now: Instant) {
+        self.workspace.raise(reason, now);
     }
 
     /// Raises a doubt about one agent.
-    pub(super) fn raise_about(&mut self, agent: AgentId, now: Instant) {
-        self.agents.get_or_insert(agent).doubt.raise(now);
+    pub(super) fn raise_about(&mut self, agent: AgentId, reason: DoubtReason, now: Instant) {
+        self.agents.get_or_insert(agent).doubt.raise(reason, now);
     }
 
     /// Raises a doubt about an agent, because a call was dropped while its dial, begun at `began`,
@@ -185,7 +208,7 @@ impl Doubts {
         if has_answered || is_trusted || agent.doubt.since().is_some() {
             return false;
         }
-        agent.doubt.raise(now);
+        agent.doubt.raise(DoubtReason::CallDropped, now);
         true
     }
 
@@ -196,7 +219,7 @@ impl Doubts {
         if agent.reports.as_ref().is_some_and(|reports| now < reports.last + reports.pause) {
             return false;
         }
-        agent.doubt.raise(now);
+        agent.doubt.raise(DoubtReason::ReportedStale, now);
         let reports = agent.reports.get_or_insert_with(|| Reports::begin(now));
         reports.last = now;
         if reports.sessions.len() < MOST_REPORTERS && !reports.sessions.contains(&session) {

@@ -7,7 +7,7 @@ use super::{
     repairs::LandedRepairs,
 };
 use crate::{
-    AgentId, Generation, SessionId, Target,
+    AgentId, DoubtReason, DoubtSnapshot, Generation, SessionId, Target,
     answer::{Answer, Denied},
     binding::Row,
 };
@@ -148,6 +148,42 @@ impl Facts {
             return Choice::Reset;
         }
         let newer = self.known.newer(row.target.as_ref(), read);
+        self.choice(newer, row, now)
+    }
+
+    /// Returns what [`choose`](Self::choose) would choose, and why that may be wrong, and changes
+    /// nothing.
+    pub(super) fn preview(
+        &self,
+        row: &Row,
+        read: Instant,
+        now: Instant,
+    ) -> (Choice, Option<DoubtSnapshot>) {
+        if self.is_reset() {
+            return (Choice::Reset, None);
+        }
+        let (newer, _) = self.known.compare(row.target.as_ref(), read);
+        let doubts = self.doubts();
+        let doubt = newer.as_ref().and_then(|newer| {
+            let of_agent =
+                |doubt: &DoubtSnapshot| doubt.agent.is_none_or(|agent| agent == newer.target.agent);
+            let raised = doubts.list(now).into_iter().filter(of_agent);
+            let contradicted = newer.contradiction.map(|of| {
+                let quiet_for = doubts.quiet_for(of.since, now);
+                let since = now.saturating_duration_since(of.since);
+                DoubtSnapshot::new(
+                    Some(newer.target.agent),
+                    DoubtReason::Contradicted,
+                    since,
+                    quiet_for,
+                )
+            });
+            raised.chain(contradicted).min_by_key(|doubt| doubt.raised_ago)
+        });
+        (self.choice(newer, row, now), doubt)
+    }
+
+    fn choice(&self, newer: Option<Newer>, row: &Row, now: Instant) -> Choice {
         let Rest { doubts, pace, .. } = self.rest();
         let Some(Newer { target, contradiction }) = newer else {
             let denied = pace.fresh_denial(doubts.latest(), now);
@@ -234,7 +270,7 @@ impl Facts {
             }
             self.rest_mut().pace.raise_floor(generation);
         }
-        self.doubts_mut().raise(now);
+        self.doubts_mut().raise(DoubtReason::Hint, now);
         true
     }
 

@@ -4,7 +4,9 @@
 //! else the answer whose question began later wins.
 
 use super::REMEMBERED;
-use crate::{Generation, Target, binding::Relation, compact_instant::CompactInstant};
+use crate::{
+    Generation, Target, TargetSource as Source, binding::Relation, compact_instant::CompactInstant,
+};
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -41,17 +43,6 @@ struct History {
     denied: Option<Instant>,
     /// The targets that were replaced, newest last.
     superseded: Vec<Arc<Target>>,
-}
-
-/// The origin of the newest target.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Source {
-    #[default]
-    /// The row of a session, which may be behind.
-    Row,
-    Resolver,
-    /// The control plane, which knows before its resolver does.
-    Announcement,
 }
 
 /// The newer of a row's target and the known target.
@@ -94,7 +85,7 @@ impl Newer {
 }
 
 impl Known {
-    fn source(&self) -> Source {
+    pub(super) fn source(&self) -> Source {
         self.history.as_ref().map_or(Source::Row, |history| history.source)
     }
 
@@ -102,7 +93,7 @@ impl Known {
         self.history.as_ref().and_then(|history| history.denied)
     }
 
-    fn superseded(&self) -> &[Arc<Target>] {
+    pub(super) fn superseded(&self) -> &[Arc<Target>] {
         self.history.as_ref().map_or(&[], |history| &history.superseded)
     }
 
@@ -123,18 +114,32 @@ impl Known {
     /// Returns the newer of a row's target and the known target. `None` if there is neither, or
     /// only a known target that was denied since.
     pub(super) fn newer(&mut self, row: Option<&Arc<Target>>, read: Instant) -> Option<Newer> {
+        let (newer, is_unordered) = self.compare(row, read);
+        if is_unordered {
+            self.history().contradicted = true;
+        }
+        newer
+    }
+
+    /// Returns the same, and whether nothing orders the two, and changes nothing.
+    pub(super) fn compare(
+        &self,
+        row: Option<&Arc<Target>>,
+        read: Instant,
+    ) -> (Option<Newer>, bool) {
+        let ordered = |newer| (newer, false);
         let (row, known) = match (row, &self.newest) {
             (Some(row), Some(known)) => (row, known),
             (None, Some(known)) if self.denied().is_none() => {
-                return Some(Newer::of(&known.target));
+                return ordered(Some(Newer::of(&known.target)));
             }
-            (row, _) => return row.map(Newer::of),
+            (row, _) => return ordered(row.map(Newer::of)),
         };
         match row.compare(&known.target) {
-            Relation::Newer => Some(Newer::of(&known.target)),
-            Relation::Older | Relation::Same => Some(Newer::of(row)),
+            Relation::Newer => ordered(Some(Newer::of(&known.target))),
+            Relation::Older | Relation::Same => ordered(Some(Newer::of(row))),
             Relation::Other if read < known.began() || self.has_superseded(row) => {
-                Some(Newer::of(&known.target))
+                ordered(Some(Newer::of(&known.target)))
             }
             // The row was read after the question began and names a target of which nothing is
             // known, so the row may be ahead. Two rows are no evidence against each other.
@@ -143,12 +148,9 @@ impl Known {
                 let contradicts =
                     source != Source::Row && self.denied().is_none_or(|denied| denied > read);
                 let of_announcement = source == Source::Announcement;
-                self.history().contradicted = true;
-                Some(Newer {
-                    contradiction: contradicts
-                        .then_some(Contradiction { since: read, of_announcement }),
-                    ..Newer::of(row)
-                })
+                let contradiction =
+                    contradicts.then_some(Contradiction { since: read, of_announcement });
+                (Some(Newer { contradiction, ..Newer::of(row) }), true)
             }
         }
     }

@@ -4,7 +4,7 @@ use super::{
     WorkspaceState,
     pace::{FRESH_DENIAL, Intervals},
 };
-use crate::{Epoch, WorkspaceId, settings::Settings, sync::lock};
+use crate::{DoubtReason, Epoch, WorkspaceId, settings::Settings, sync::lock};
 use moka::sync::Cache;
 use std::{
     collections::VecDeque,
@@ -128,7 +128,7 @@ impl Workspaces {
         if let Some(ended) = ended {
             ended.reset();
             // The ended epoch is evidence that the agent may have changed.
-            state.doubt(Instant::now());
+            state.doubt(DoubtReason::Reset, Instant::now());
         }
         state
     }

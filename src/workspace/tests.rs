@@ -80,10 +80,10 @@ fn the_version_changes_with_every_change_that_is_news() {
         ("an answer confirms it",     false, |s| { s.answer(running("a5"), 2); }),
         ("an answer replaces it",     true,  |s| { s.answer(running("b6"), 3); }),
         ("a denial",                  false, |s| { s.answer(STOPPED, 4); }),
-        ("a hint",                    true,  |s| s.state.doubt(s.at(5))),
+        ("a hint",                    true,  |s| s.state.doubt(DoubtReason::Hint, s.at(5))),
         ("a hint without news",       false, |s| { s.state.hear(Some(Generation::new(6)), s.at(6)); }),
         ("a hint of a generation",    true,  |s| { s.state.hear(Some(Generation::new(7)), s.at(7)); }),
-        ("a doubt about an agent",    true,  |s| s.state.doubt_agent(agent("b"), s.at(8))),
+        ("a doubt about an agent",    true,  |s| s.state.doubt_agent(agent("b"), DoubtReason::Unbound, s.at(8))),
         ("a dial dropped at once",    false, |s| { s.state.doubt_dropped(agent("c"), s.at(9), s.at(10)); }),
         ("a dial dropped later",      true,  |s| { s.state.doubt_dropped(agent("c"), s.at(9), s.at(30)); }),
         ("a reset",                   true,  |s| s.workspaces.reset(workspace(1), None)),
@@ -145,7 +145,7 @@ fn an_answered_dial_is_only_noted_while_a_call_may_leave_a_doubt() {
 async fn a_waiter_misses_no_change() {
     let s = Scene::new();
     let changed = s.state.changed();
-    s.state.doubt(s.at(0));
+    s.state.doubt(DoubtReason::Hint, s.at(0));
     changed.await;
     let changed = s.state.changed();
     s.workspaces.reset(workspace(1), None);
@@ -165,7 +165,7 @@ fn the_first_waiter_misses_no_change_on_another_thread() {
                 while !begin.load(Ordering::Relaxed) {
                     std::hint::spin_loop();
                 }
-                state.doubt(now);
+                state.doubt(DoubtReason::Hint, now);
             });
             begin.store(true, Ordering::Relaxed);
             let mut changed = tokio_test::task::spawn(state.changed());
@@ -266,12 +266,12 @@ mod memo {
                     Step::Unknown => drop(s.answer(Answer::Unknown, now)),
                     Step::Denied => drop(s.answer(STOPPED, now)),
                     Step::Row(name) => drop(state.learn_row(&target(name), s.at(now))),
-                    Step::Hint => state.doubt(s.at(now)),
+                    Step::Hint => state.doubt(DoubtReason::Hint, s.at(now)),
                     Step::Dropped(name) => {
                         state.doubt_dropped(agent(name), s.at(now.saturating_sub(500)), s.at(now));
                     }
                     Step::Report => drop(state.doubt_reported(session(1), &target("a5"), s.at(now))),
-                    Step::Lost(name) => state.doubt_agent(agent(name), s.at(now)),
+                    Step::Lost(name) => state.doubt_agent(agent(name), DoubtReason::Unbound, s.at(now)),
                     Step::Answered => state.answered(agent("a"), true, || s.at(now)),
                     Step::Reset => s.workspaces.reset(workspace(1), None),
                     Step::Later(seconds) => now += seconds * 1_000,
@@ -297,7 +297,7 @@ mod memo {
                     s.state.learn_row(&target(&format!("b{generation}")), s.at(0));
                     learned.store(generation, Ordering::Release);
                     // Changes that leave the choice as it is, so that notes are taken.
-                    s.state.doubt(s.at(0));
+                    s.state.doubt(DoubtReason::Hint, s.at(0));
                 }
             });
             for _ in 0..2 {

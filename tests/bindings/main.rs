@@ -9,6 +9,7 @@ mod files;
 mod first_bind;
 mod handles;
 mod housekeeping;
+mod inspect;
 mod operating;
 mod repairs;
 mod superseded;

@@ -2,8 +2,8 @@
 
 use std::{path::PathBuf, time::Duration};
 use tower_bound_agent::{
-    AgentId, ErrorKind, LastVerdict, OutcomeKind, Repair, Resolution, Status, Target, WorkspaceId,
-    store::StoreError,
+    AgentId, DoubtReason, ErrorKind, LastVerdict, OutcomeKind, Repair, Resolution, Status, Target,
+    WorkspaceId, store::StoreError,
 };
 use uuid::Uuid;
 
@@ -32,6 +32,20 @@ fn each_kind_has_a_word_of_its_own() {
     ];
     for (kind, word) in errors {
         assert_eq!(kind.as_str(), word);
+    }
+    let reasons = [
+        (DoubtReason::Requested, "requested"),
+        (DoubtReason::Hint, "hint"),
+        (DoubtReason::HintsLost, "hints_lost"),
+        (DoubtReason::Reset, "reset"),
+        (DoubtReason::Unbound, "unbound"),
+        (DoubtReason::RepairLost, "repair_lost"),
+        (DoubtReason::CallDropped, "call_dropped"),
+        (DoubtReason::ReportedStale, "reported_stale"),
+        (DoubtReason::Contradicted, "contradicted"),
+    ];
+    for (reason, word) in reasons {
+        assert_eq!(reason.as_str(), word);
     }
     let outcomes = [
         (OutcomeKind::Reused, "reused"),

@@ -80,13 +80,13 @@ fn the_last_doubt_is_remembered_after_an_answer_has_removed_it() {
     assert!(s.dropped("a", 0, 100));
     s.believe("a", 100);
     assert_eq!((s.about("a"), last(&s, "a"), last(&s, "b")), (None, Some(100), None));
-    s.doubts.raise(s.at(200));
+    s.doubts.raise(DoubtReason::Hint, s.at(200));
     s.believe("a", 199);
     assert_eq!((s.about("a"), last(&s, "a"), last(&s, "b")), (Some(200), Some(200), Some(200)));
     s.believe("a", 200);
     assert_eq!((s.about("a"), last(&s, "a"), last(&s, "b")), (None, Some(200), Some(200)));
     // Two threads may read the clock in one order and raise their doubts in the other.
-    s.doubts.raise(s.at(150));
+    s.doubts.raise(DoubtReason::Hint, s.at(150));
     assert_eq!((s.about("a"), last(&s, "a")), (Some(200), Some(200)));
 }
 
@@ -95,11 +95,11 @@ fn the_doubt_about_one_agent_is_not_about_another() {
     let mut s = Scene::new();
     assert!(s.dropped("a", 0, 100));
     assert_eq!((s.about("a"), s.about("b")), (Some(100), None));
-    s.doubts.raise_about(agent("b"), s.at(150));
+    s.doubts.raise_about(agent("b"), DoubtReason::Unbound, s.at(150));
     assert_eq!((s.about("a"), s.about("b")), (Some(100), Some(150)));
     assert_eq!(s.millis(s.doubts.latest()), Some(150));
     // A doubt about the workspace is about each of its agents.
-    s.doubts.raise(s.at(120));
+    s.doubts.raise(DoubtReason::Hint, s.at(120));
     assert_eq!((s.about("a"), s.about("b"), s.about("c")), (Some(120), Some(150), Some(120)));
     s.doubts.retain(agent("a"));
     assert_eq!((s.about("a"), s.about("b")), (Some(120), Some(120)));
@@ -121,10 +121,10 @@ fn an_answer_removes_the_doubts_that_were_raised_before_its_question_began() {
     for (workspace, doubt, (named, began), left, left_about) in table {
         let mut s = Scene::new();
         if let Some(raised) = workspace {
-            s.doubts.raise(s.at(raised));
+            s.doubts.raise(DoubtReason::Hint, s.at(raised));
         }
         if let Some(raised) = doubt {
-            s.doubts.raise_about(agent("a"), s.at(raised));
+            s.doubts.raise_about(agent("a"), DoubtReason::Unbound, s.at(raised));
         }
         s.believe(named, began);
         assert_eq!((s.about("c"), s.about("a")), (left, left_about), "{named} of {began}");
@@ -162,9 +162,9 @@ fn the_resolver_is_asked_about_a_doubt_at_once_or_after_the_quiet() {
     for (doubt, answered, vain, now, ask_at) in table {
         let mut s = Scene::new();
         // A doubt about one agent is for its calls to settle.
-        s.doubts.raise_about(agent("a"), s.at(190));
+        s.doubts.raise_about(agent("a"), DoubtReason::Unbound, s.at(190));
         if let Some(doubt) = doubt {
-            s.doubts.raise(s.at(doubt));
+            s.doubts.raise(DoubtReason::Hint, s.at(doubt));
         }
         if let Some((asked, until)) = vain {
             s.doubts.asked_in_vain(s.at(asked), s.at(until));
@@ -224,4 +224,45 @@ fn the_list_of_reporters_is_bounded() {
     }
     let reports = s.doubts.agents.get(agent("a")).and_then(|agent| agent.reports.as_ref());
     assert_eq!(reports.map(|reports| reports.sessions.len()), Some(MOST_REPORTERS));
+}
+
+#[test]
+fn a_doubt_takes_sixteen_bytes() {
+    assert_eq!(size_of::<Doubt>(), 16);
+}
+
+#[test]
+fn doubts_are_listed_with_their_reasons_until_they_are_removed() {
+    let mut s = Scene::new();
+    s.doubts.raise(DoubtReason::Requested, s.at(10));
+    s.doubts.raise_about(agent("a"), DoubtReason::Unbound, s.at(20));
+    s.report(1, "b", 30);
+    let listed = |s: &Scene, now: u64| {
+        let doubts = s.doubts.list(s.at(now)).into_iter();
+        doubts
+            .map(|doubt| (doubt.agent, doubt.reason.as_str(), doubt.raised_ago, doubt.quiet_for))
+            .collect::<Vec<_>>()
+    };
+    let (a, b) = (Some(agent("a")), Some(agent("b")));
+    let all = [
+        (None, "requested", ms(30), None),
+        (a, "unbound", ms(20), None),
+        (b, "reported_stale", ms(10), None),
+    ];
+    assert_eq!(listed(&s, 40), all);
+    s.doubts.asked_in_vain(s.at(25), s.at(100));
+    assert_eq!(
+        listed(&s, 40),
+        [
+            (None, "requested", ms(30), Some(ms(60))),
+            (a, "unbound", ms(20), Some(ms(60))),
+            (b, "reported_stale", ms(10), None),
+        ]
+    );
+    s.believe("a", 50);
+    assert_eq!(listed(&s, 60), [(b, "reported_stale", ms(30), None)]);
+    // A later reason takes the place of an earlier one.
+    s.dropped("a", 0, 70);
+    s.doubts.raise_about(agent("a"), DoubtReason::RepairLost, s.at(80));
+    assert_eq!(listed(&s, 80)[0], (a, "repair_lost", ms(0), None));
 }

@@ -40,12 +40,12 @@ impl Scene {
 
     fn hint(&mut self, now: u64) {
         let now = self.at(now);
-        self.facts.doubts_mut().raise(now);
+        self.facts.doubts_mut().raise(DoubtReason::Hint, now);
     }
 
     fn doubt_agent(&mut self, name: &str, now: u64) {
         let now = self.at(now);
-        self.facts.doubts_mut().raise_about(agent(name), now);
+        self.facts.doubts_mut().raise_about(agent(name), DoubtReason::Unbound, now);
     }
 
     fn dropped(&mut self, name: &str, began: u64, now: u64) -> bool {

@@ -7,7 +7,7 @@ use std::{
 
 const DOCUMENTS: &[&str] =
     &["ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "tests/README.md"];
-const FOLDERS: [&str; 5] = ["src/", "tests/", "examples/", "benches/", "docs/"];
+const FOLDERS: [&str; 7] = ["src/", "tests/", "examples/", "benches/", "docs/", "gateway/", "ops/"];
 
 #[test]
 fn every_file_and_every_test_that_is_named_exists() {

@@ -128,15 +128,20 @@ impl KeepFirst {
 impl<F> Executor<F> for KeepFirst
 where
     F: Future + Send + 'static,
-    F::Output: Send,
+    F::Output: Send + 'static,
 {
     fn execute(&self, future: F) {
+        if IS_DRIVING.get() {
+            // One for each request, so it is spawned as it is: in a wrapper it would be moved twice.
+            tokio::spawn(future);
+            return;
+        }
         let mut first = lock(&self.first);
         if let First::Expected = &*first {
             *first = First::Here(Box::pin(async move { drop(future.await) }));
         } else {
             drop(first);
-            let tunnel = (!IS_DRIVING.get()).then(|| Tunnel::new(Arc::clone(&self.conn)));
+            let tunnel = Tunnel::new(Arc::clone(&self.conn));
             tokio::spawn(async move {
                 drop(future.await);
                 drop(tunnel);

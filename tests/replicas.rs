@@ -108,8 +108,8 @@ impl Replica {
 
     /// Waits until all its rows were read in the background again.
     async fn reads_again(&self) {
-        // One such read may be under way.
-        let goal = self.store.bulk_reads() + 2 * SESSIONS.div_ceil(BATCH) as u64;
+        // One such read may be under way, and the rows of the last one may not be cached yet.
+        let goal = self.store.bulk_reads() + 3 * SESSIONS.div_ceil(BATCH) as u64;
         until("the rows are read again", async || self.store.bulk_reads() >= goal).await;
     }
 

@@ -24,7 +24,8 @@ use tokio::{
 };
 use uuid::Uuid;
 
-const LOAD: Duration = Duration::from_secs(30);
+/// Each workspace gets each kind of old agent once.
+const REBUILDS: usize = 4 * WORKSPACES;
 const WORKSPACES: usize = 4;
 const CHATS: usize = 200;
 /// Longer than the gateway's own timeouts.
@@ -231,13 +232,12 @@ async fn two_hundred_chats_survive_a_rebuild_every_second() {
             }
         });
     }
-    let (began, mut rebuilds) = (Instant::now(), 0);
-    while began.elapsed() < LOAD {
-        // Each workspace gets each kind of old agent.
-        let old = ["kill", "freeze", "silence", "leave"][(rebuilds + rebuilds / WORKSPACES) % 4];
-        load.rebuild(rebuilds % WORKSPACES, &format!("?old={old}")).await;
-        rebuilds += 1;
-        sleep_until(began + Duration::from_secs(1) * u32::try_from(rebuilds).unwrap()).await;
+    let mut next = Instant::now();
+    for rebuild in 0..REBUILDS {
+        let old = ["kill", "freeze", "silence", "leave"][(rebuild + rebuild / WORKSPACES) % 4];
+        load.rebuild(rebuild % WORKSPACES, &format!("?old={old}")).await;
+        next += Duration::from_secs(1);
+        sleep_until(next).await;
     }
     load.over.store(true, SeqCst);
     while let Some(client) = clients.join_next().await {
@@ -254,8 +254,8 @@ async fn two_hundred_chats_survive_a_rebuild_every_second() {
         .collect();
     assert!(last.join_all().await.into_iter().all(|answered| answered), "{:?}", load.ends);
     let ends = load.ends.lock().unwrap().clone();
-    println!("{rebuilds} rebuilds, {ends:#?}");
-    assert!(rebuilds >= 20 && ends["request: answered"] > 1_000, "{rebuilds} rebuilds, {ends:#?}");
+    println!("{ends:#?}");
+    assert!(ends["request: answered"] > 500, "{ends:#?}");
 
     let mut carried_out = HashMap::<String, u64>::new();
     for line in std::fs::read_to_string(&journal).unwrap().lines() {

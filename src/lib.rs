@@ -140,6 +140,7 @@ mod log;
 mod metrics;
 mod pulse;
 mod single_flight;
+mod spans;
 mod sync;
 mod tasks;
 mod waiters;

@@ -96,15 +96,20 @@ impl Repairs {
                 }
             }
         };
+        let verb = match key {
+            Key::Group(..) => "replace_agent",
+            Key::Own(..) if entry.stored => "compare_and_swap",
+            Key::Own(..) => "create",
+        };
         if running.len() >= MOST_REPAIRS && !running.contains_key(&key) {
-            return Some(Job::new(Repair::Failed, Some(Cause::TooManyRepairs.shared())));
+            return Some(Job::new(verb, Repair::Failed, Some(Cause::TooManyRepairs.shared())));
         }
         let now = Instant::now();
         let known = running.entry(key.clone()).or_insert_with(|| Running {
             task: NO_TASK,
             began: now,
             seen: now,
-            job: Job::new(Repair::Pending, None),
+            job: Job::new(verb, Repair::Pending, None),
             entry: Arc::clone(entry),
             awaited,
             forgotten: CancellationToken::new(),

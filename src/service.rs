@@ -2,7 +2,7 @@
 
 use crate::{
     Bound, BoxError, DialAgent, DialSession, Error, ErrorKind, dial::future::CallFuture,
-    state::Shared,
+    spans::InSpan, state::Shared,
 };
 use pin_project::pin_project;
 use std::{
@@ -144,9 +144,11 @@ where
         // Only the readied service may be called, so its clone takes its place.
         let clone = self.inner.clone();
         let readied = std::mem::replace(&mut self.inner, clone);
+        #[cfg(feature = "tracing")]
+        let session = ask.session;
         let call = CallFuture::new(Arc::clone(&self.shared), readied, ask);
         #[cfg(feature = "tracing")]
-        let call = tracing::Instrument::instrument(call, tracing::debug_span!("bound_agent"));
+        let call = crate::spans::call(session, call);
         ResponseFuture { call }
     }
 }
@@ -156,12 +158,8 @@ where
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct ResponseFuture<S: Service<DialAgent>> {
-    #[cfg(not(feature = "tracing"))]
     #[pin]
-    call: CallFuture<S>,
-    #[cfg(feature = "tracing")]
-    #[pin]
-    call: tracing::instrument::Instrumented<CallFuture<S>>,
+    call: InSpan<CallFuture<S>>,
 }
 
 impl<S: Service<DialAgent>> fmt::Debug for ResponseFuture<S> {
@@ -178,6 +176,35 @@ where
     type Output = Result<Bound<S::Response>, Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.project().call.poll(cx)
+        #[cfg_attr(not(feature = "tracing"), expect(unused_mut))]
+        let mut call = self.project().call;
+        #[cfg(feature = "tracing")]
+        if !call.span().is_disabled() {
+            let polled = call.as_mut().poll(cx);
+            if let Poll::Ready(ended) = &polled {
+                record(&call, ended);
+            }
+            return polled;
+        }
+        call.poll(cx)
+    }
+}
+
+/// Records the end of a call in its span.
+#[cfg(feature = "tracing")]
+fn record<S: Service<DialAgent>>(
+    call: &InSpan<CallFuture<S>>,
+    ended: &Result<Bound<S::Response>, Error>,
+) {
+    use crate::spans::{connected, failed};
+    match ended {
+        Ok(bound) => {
+            let handle = bound.handle();
+            connected(call.span(), handle.workspace(), handle.target().agent, handle.outcome());
+        }
+        Err(error) => {
+            let spent = call.inner().spent();
+            failed(call.span(), spent.workspace, error, spent.on());
+        }
     }
 }

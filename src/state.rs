@@ -17,6 +17,7 @@ use crate::{
     resolver::Resolver,
     settings::Settings,
     single_flight::{Flights, Missed, Waiter},
+    spans,
     state::repairs::Repairs,
     state::{following::Following, standing::Standing, statement::no_answer},
     store::{ErasedStore, UsedByLayer},
@@ -393,7 +394,8 @@ impl Shared {
         F: Future<Output = LoadResult> + Send + 'static,
     {
         let within = self.settings.store_timeout;
-        match flights.answer(since, Some(within), session, &self.tasks, work).await {
+        let answer = flights.answer(since, Some(within), session, &self.tasks, work);
+        match spans::store("load", answer).await {
             Ok(looked) => looked,
             Err(Missed::Late) => Err(Arc::new(no_answer(within))),
             Err(Missed::Ended | Missed::Stopped) => Err(Cause::TaskEnded.shared()),

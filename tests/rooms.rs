@@ -19,7 +19,7 @@ const ROOMS: &[(&str, &str, &str)] = &[
     ),
     (
         "leaves",
-        "backoff clock compact_instant gate jitter log metrics pulse single_flight sync tasks waiters",
+        "backoff clock compact_instant gate jitter log metrics pulse single_flight spans sync tasks waiters",
         "vocabulary",
     ),
     ("store", "store", "vocabulary leaves"),

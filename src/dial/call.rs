@@ -5,12 +5,14 @@ use crate::{
     SessionId, Target, WorkspaceId,
     cache::{CachedRow, State},
     dial::{
-        dialer::{AnyDialer, FirstPoll},
+        dialer::{AnyDialer, FirstPoll, Status},
+        future::Spent,
         race::{Race, Raced, Times, Won},
         timer::Timer,
     },
     error::SharedError,
     settings::RepairMode,
+    spans,
     state::{
         Shared, Start,
         repairs::{Job, Repairs},
@@ -103,6 +105,16 @@ impl Call {
         Poll::Ready(ended)
     }
 
+    /// Returns what the call has spent by now.
+    pub(crate) fn spent(&self, dialer: &Status) -> Spent {
+        Spent {
+            workspace: self.workspace_of_row.or(self.workspace),
+            dials: dialer.started(),
+            validations: self.validations,
+            waited: self.began.elapsed(),
+        }
+    }
+
     fn advance(
         &mut self,
         cx: &mut Context<'_>,
@@ -187,10 +199,16 @@ impl Call {
         dialer: &Pin<&mut dyn AnyDialer>,
     ) -> Result<Option<BoundHandle>, Error> {
         let phase = std::mem::replace(&mut self.phase, Phase::Chooses(None));
-        let Phase::Races(Race { start, .. }) = phase else { return Ok(None) };
-        let mut won = match raced.map_err(|error| because(&self.shared, error, self.moved))? {
-            Raced::Won(won) => won,
-            Raced::Moved(validations) => {
+        let Phase::Races(race) = phase else { return Ok(None) };
+        let validations = race.validations();
+        let start = race.start;
+        let mut won = match raced {
+            Ok(Raced::Won(won)) => won,
+            Err(error) => {
+                self.validations = self.validations.saturating_add(validations);
+                return Err(because(&self.shared, error, self.moved));
+            }
+            Ok(Raced::Moved) => {
                 self.restart(start.entry, validations);
                 return Ok(None);
             }
@@ -201,8 +219,9 @@ impl Call {
                 // At the deadline there is a connection, so that is no failure.
                 let deadline = self.deadline;
                 let begun = job.clone();
-                let attempted =
-                    Box::pin(async move { timeout_at(deadline, begun.attempted()).await });
+                let verb = job.verb;
+                let wait = async move { timeout_at(deadline, begun.attempted()).await };
+                let attempted = Box::pin(spans::store(verb, wait));
                 self.phase = Phase::Repairs(won, start, job, attempted);
                 return Ok(None);
             }

@@ -4,6 +4,7 @@
 use crate::{
     BoxError, DialAgent, DialSession, Target,
     dial::attempt::Progress,
+    spans::{self, InSpan},
     workspace::{
         WorkspaceState,
         pending::{Answers, Probe, Queue, Slot},
@@ -27,7 +28,7 @@ pub(crate) struct Dialer<S: Service<DialAgent>> {
     /// What the caller has asked for: part of every dial.
     ask: DialSession,
     #[pin]
-    dial: Dial<S::Future, S::Response>,
+    dial: Dial<InSpan<S::Future>, S::Response>,
     // Dropped after the dial that holds the slot.
     status: Status,
 }
@@ -295,15 +296,18 @@ where
             }
             status.is_due = false;
             let ask = this.ask.to(to.workspace_state.workspace(), Arc::clone(target));
-            this.dial.set(Dial::Pending(this.service.call(ask)));
+            let dial = spans::dial(target.agent, || this.service.call(ask));
+            this.dial.set(Dial::Pending(dial));
             status.is_dialing = true;
             status.started += 1;
             if status.waited {
                 return Poll::Ready(Dialed::Started);
             }
         }
-        let DialProject::Pending(dial) = this.dial.as_mut().project() else { return Poll::Pending };
-        let Poll::Ready(result) = dial.poll(cx) else {
+        let DialProject::Pending(mut dial) = this.dial.as_mut().project() else {
+            return Poll::Pending;
+        };
+        let Poll::Ready(result) = dial.as_mut().poll(cx) else {
             status.was_pending = true;
             if let (Place::None, Some(target)) = (&status.place, to.target) {
                 status.place = Place::Slot(to.workspace_state.enter(target));
@@ -311,12 +315,17 @@ where
             return Poll::Pending;
         };
         status.is_dialing = false;
+        let dialed = match result {
+            Ok(connection) => Dialed::Connected(connection),
+            Err(error) => {
+                let error = error.into();
+                spans::dial_failed(&dial, &error);
+                Dialed::Failed(error)
+            }
+        };
         // The dial is dropped before its slot.
         this.dial.set(Dial::None);
         status.place = Place::None;
-        Poll::Ready(match result {
-            Ok(connection) => Dialed::Connected(connection),
-            Err(error) => Dialed::Failed(error.into()),
-        })
+        Poll::Ready(dialed)
     }
 }

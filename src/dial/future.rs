@@ -5,7 +5,7 @@
 //! question goes on in a box, as a [`Call`].
 
 use crate::{
-    Bound, BoxError, DialAgent, DialSession, Error, ErrorKind, Outcome, Target,
+    Bound, BoxError, DialAgent, DialSession, Error, ErrorKind, Outcome, Target, WorkspaceId,
     dial::{
         call::{Call, handed_out, tell_failed},
         dialer::{AnyDialer, Dialed, Dialer, FirstPoll, To},
@@ -45,6 +45,25 @@ enum Stage {
     InQuestion(Box<Call>),
     /// The call has ended at a later poll, by itself or with a panic.
     Ended,
+    #[cfg_attr(not(feature = "tracing"), expect(dead_code, reason = "read for its span"))]
+    Failed(Spent),
+}
+
+/// What a call has spent until it failed.
+#[cfg_attr(not(feature = "tracing"), expect(dead_code, reason = "for its span"))]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Spent {
+    pub(crate) workspace: Option<WorkspaceId>,
+    pub(crate) dials: u8,
+    pub(crate) validations: u8,
+    pub(crate) waited: Duration,
+}
+
+#[cfg(feature = "tracing")]
+impl Spent {
+    pub(crate) fn on(self) -> (u8, u8, Duration) {
+        (self.dials, self.validations, self.waited)
+    }
 }
 
 /// The dial is pending, and nothing is known against its target.
@@ -67,6 +86,17 @@ impl<S: Service<DialAgent>> CallFuture<S> {
     }
 }
 
+#[cfg(feature = "tracing")]
+impl<S: Service<DialAgent>> CallFuture<S> {
+    /// Returns what the call has spent, if it has failed.
+    pub(crate) fn spent(&self) -> Spent {
+        match self.stage {
+            Stage::Failed(spent) => spent,
+            _ => Spent::default(),
+        }
+    }
+}
+
 type Polled<S> = Poll<Result<Bound<<S as Service<DialAgent>>::Response>, Error>>;
 
 impl<S> Future for CallFuture<S>
@@ -82,7 +112,7 @@ where
             Stage::New => parts.begin(cx),
             Stage::Undisturbed(_) => parts.undisturbed(cx),
             Stage::InQuestion(_) => parts.in_question(cx),
-            Stage::Ended => polled_after_its_end(),
+            Stage::Ended | Stage::Failed(_) => polled_after_its_end(),
         }
     }
 }
@@ -100,7 +130,7 @@ where
         if shared.is_closed() {
             let error = Error::new(ErrorKind::Closed).of(session);
             tell_failed(&shared, session, workspace, &error, Duration::ZERO);
-            return self.failed(error);
+            return self.failed(error, Spent { workspace, ..Spent::default() });
         }
         let (entry, target, version) = match shared.cached(session, workspace) {
             Some(Start { entry, choice: Choice::Settled(target), version, .. }) => {
@@ -238,7 +268,10 @@ where
                 return Poll::Pending;
             }
             Poll::Ready(Ok(handle)) => handle,
-            Poll::Ready(Err(error)) => return self.failed(error),
+            Poll::Ready(Err(error)) => {
+                let spent = call.spent(self.dialer.status());
+                return self.failed(error, spent);
+            }
         };
         match self.dialer.as_mut().take_connection() {
             Some(connection) => {
@@ -247,13 +280,14 @@ where
             // Never: a race is won with a connection.
             None => {
                 let error = Error::new(ErrorKind::Dialer).of(handle.session());
-                self.failed(error)
+                self.failed(error, Spent::default())
             }
         }
     }
 
     /// Leaves nothing behind, even if the future is kept.
-    fn failed(&mut self, error: Error) -> Polled<S> {
+    fn failed(&mut self, error: Error, spent: Spent) -> Polled<S> {
+        *self.stage = Stage::Failed(spent);
         self.dialer.as_mut().stop();
         self.dialer.as_mut().give_back();
         Poll::Ready(Err(error))
@@ -271,7 +305,7 @@ impl<S: Service<DialAgent>> PinnedDrop for CallFuture<S> {
     /// Only marks: nothing may spawn, block or panic in a `Drop`.
     fn drop(self: Pin<&mut Self>) {
         let parts = self.project();
-        if let Stage::New | Stage::Ended = parts.stage {
+        if let Stage::New | Stage::Ended | Stage::Failed(_) = parts.stage {
             return;
         }
         let is_left = parts.dialer.status().is_dialing() && !std::thread::panicking();
@@ -283,7 +317,7 @@ impl<S: Service<DialAgent>> PinnedDrop for CallFuture<S> {
                 }
             }
             Stage::InQuestion(call) if is_left => call.dropped(),
-            Stage::InQuestion(_) | Stage::New | Stage::Ended => {}
+            Stage::InQuestion(_) | Stage::New | Stage::Ended | Stage::Failed(_) => {}
         }
     }
 }

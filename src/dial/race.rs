@@ -18,6 +18,7 @@ use crate::{
     jitter,
     settings::Settings,
     single_flight::Missed,
+    spans,
     state::{Shared, Start, Validated, standing::Standing},
     workspace::{Verdict, pending::Probe},
 };
@@ -34,9 +35,8 @@ use tokio::time::{Duration, Instant};
 pub(crate) enum Raced {
     /// The dialer has the connection.
     Won(Won),
-    /// The session's row must be looked up again: it points elsewhere by now, or may. With the
-    /// number of validations that the race has asked for.
-    Moved(u8),
+    /// The session's row must be looked up again: it points elsewhere by now, or may.
+    Moved,
 }
 
 /// The instants that bound a race.
@@ -297,7 +297,8 @@ impl Race {
 
     fn validate(&mut self) {
         let mut question = self.shared.validate(&self.start.entry.workspace_state);
-        self.question = Some(Box::pin(async move { question.result(None).await }));
+        let wait = async move { question.result(None).await };
+        self.question = Some(Box::pin(spans::validate(wait)));
     }
 
     fn probe(&mut self, dialer: AtDialer<'_, '_>) {
@@ -348,7 +349,12 @@ impl Race {
     }
 
     fn moved(&mut self, dialer: AtDialer<'_, '_>) -> Step {
-        end(Ok(Raced::Moved(self.attempt.validations())), dialer)
+        end(Ok(Raced::Moved), dialer)
+    }
+
+    /// Returns for how many validations the race has asked.
+    pub(crate) fn validations(&self) -> u8 {
+        self.attempt.validations()
     }
 
     fn session(&self) -> SessionId {

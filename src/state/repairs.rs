@@ -80,6 +80,8 @@ pub(crate) struct Running {
 #[derive(Clone, Debug)]
 pub(crate) struct Job {
     pub(crate) status: RepairStatus,
+    /// The verb of the store that writes it.
+    pub(crate) verb: &'static str,
     pub(crate) attempted: Arc<watch::Sender<Attempted>>,
 }
 
@@ -95,11 +97,11 @@ pub(crate) struct Attempted {
 }
 
 impl Job {
-    pub(crate) fn new(repair: Repair, failed: Option<SharedError>) -> Self {
+    pub(crate) fn new(verb: &'static str, repair: Repair, failed: Option<SharedError>) -> Self {
         let status = RepairStatus::new();
         status.set(repair);
         let attempted = Attempted { row: None, result: failed.map(Err) };
-        Self { status, attempted: Arc::new(watch::Sender::new(attempted)) }
+        Self { status, verb, attempted: Arc::new(watch::Sender::new(attempted)) }
     }
 
     /// Waits for the first attempt: for at most one store timeout before its first statement, and

@@ -180,6 +180,109 @@ mod log {
     }
 }
 
+#[cfg(feature = "tracing")]
+mod spans {
+    use super::*;
+    use support::log::{collect, spans};
+    use tower_bound_agent::RepairMode;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_has_a_span_with_its_whole_story_and_spans_of_what_it_waited_for() {
+        collect();
+        let world = World::new();
+        let (ws, old) = world.workspace();
+        let layer = world.builder().repair(RepairMode::BeforeReturn).build().unwrap();
+        let dial = world.dial(&layer);
+
+        // A first bind: read, question, dial, write.
+        world.resolver_takes(ws, ms(30));
+        let chat = world.bind(&layer, ws).await;
+        let told = |outcome: &str, agent: &str, spent: &str, took: &str| {
+            format!(
+                "bound_agent session={chat} workspace={ws} agent={agent} outcome=\"{outcome}\" \
+                 {spent} took={took}"
+            )
+        };
+        let agent = old.agent.to_string();
+        assert_eq!(
+            spans(),
+            [
+                "bound_agent/store verb=\"load\" took=0ns".to_owned(),
+                format!("bound_agent/dial agent={agent} took=0ns"),
+                "bound_agent/validate took=30ms".to_owned(),
+                "bound_agent/store verb=\"create\" took=0ns".to_owned(),
+                told("first_bind", &agent, "dials=1 validations=1 waited=30ms", "30ms"),
+            ]
+        );
+
+        // The usual call.
+        call(&dial, chat).await.unwrap();
+        assert_eq!(
+            spans(),
+            [
+                format!("bound_agent/dial agent={agent} took=0ns"),
+                told("reused", &agent, "dials=1 validations=0 waited=0ns", "0ns"),
+            ]
+        );
+
+        // A slow turn: 250 ms until the question, 30 ms until its answer, 40 ms for the new agent,
+        // 100 ms for the store.
+        let new = world.rebuild(ws, &old, Does::Hang);
+        world.does(&new, Does::Answer(ms(40)));
+        world.store.on_writes(Fault::Slow(ms(100)));
+        call(&dial, chat).await.unwrap();
+        let agent = new.agent.to_string();
+        assert_eq!(
+            spans(),
+            [
+                format!("bound_agent/dial agent={} took=280ms", old.agent),
+                "bound_agent/validate took=30ms".to_owned(),
+                format!("bound_agent/dial agent={agent} took=40ms"),
+                "bound_agent/store verb=\"replace_agent\" took=100ms".to_owned(),
+                told("switched", &agent, "dials=2 validations=1 waited=320ms", "420ms"),
+            ]
+        );
+
+        // A call that fails.
+        world.does(&new, Does::Fail(ms(5)));
+        call(&dial, chat).await.unwrap_err();
+        let dialed = format!("bound_agent/dial agent={agent} error=connection refused took=5ms");
+        assert_eq!(
+            spans(),
+            [
+                dialed.clone(),
+                "bound_agent/validate took=30ms".to_owned(),
+                dialed,
+                format!(
+                    "bound_agent session={chat} workspace={ws} error=\"unreachable\" dials=2 \
+                     validations=1 waited=40ms took=40ms"
+                ),
+            ]
+        );
+
+        // A call that is dropped, and one that is refused.
+        world.does(&new, Does::Hang);
+        assert!(tokio::time::timeout(ms(100), call(&dial, chat)).await.is_err());
+        assert_eq!(
+            spans(),
+            [
+                format!("bound_agent/dial agent={agent} took=100ms"),
+                format!("bound_agent session={chat} took=100ms"),
+            ]
+        );
+        layer.bindings().close(ms(10)).await;
+        let ask = DialSession::new(chat).in_workspace(ws);
+        call(&dial, ask).await.unwrap_err();
+        assert_eq!(
+            spans(),
+            [format!(
+                "bound_agent session={chat} workspace={ws} error=\"closed\" dials=0 validations=0 \
+                 waited=0ns took=0ns"
+            )]
+        );
+    }
+}
+
 #[cfg(feature = "metrics")]
 mod metrics {
     use super::*;

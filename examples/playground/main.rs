@@ -25,7 +25,7 @@ mod world;
 
 use agents::MOST_WORKSPACES;
 use std::{
-    io::ErrorKind,
+    io::{ErrorKind, Write},
     net::{Ipv4Addr, SocketAddr},
     process::ExitCode,
     sync::Arc,
@@ -123,8 +123,13 @@ async fn serve(arguments: &Arguments, folder: &std::path::Path) -> Result<(), Bo
     let mut serving = tokio::spawn(serving.into_future());
     world.set_running(true);
     let load = tokio::spawn(Arc::clone(&world).load(arguments.turns));
-    println!("The playground is at http://{address}/");
-    println!("{} chats, {} workspaces. Ctrl-C ends it.", world.chats(), arguments.workspaces);
+    let chats = world.chats();
+    let workspaces = arguments.workspaces;
+    let said = format!(
+        "The playground is at http://{address}/\n{chats} chats, {workspaces} workspaces. Ctrl-C ends it.\n"
+    );
+    // Nobody may be reading.
+    let _ = std::io::stdout().write_all(said.as_bytes());
     let ended = select! {
         ended = &mut serving => ended?.map_err(BoxError::from),
         () = interrupted => Ok(()),

@@ -35,8 +35,27 @@ use std::{
 use tokio::time::{Duration, Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// The result of reading or creating a row; `None` if there is none.
+/// The row of a session; `None` if there is none.
 pub(crate) type LoadResult = Result<Option<Arc<CachedRow>>, SharedError>;
+
+/// The effect of a read.
+#[derive(Clone, Debug)]
+pub(crate) enum Loaded {
+    Row(Arc<CachedRow>),
+    /// There is no row.
+    Nothing,
+    /// There was no row, and one was seen since the read began.
+    NothingYet,
+}
+
+impl Loaded {
+    fn row(self) -> Option<Arc<CachedRow>> {
+        match self {
+            Self::Row(entry) => Some(entry),
+            Self::Nothing | Self::NothingYet => None,
+        }
+    }
+}
 
 /// The result of a validation.
 #[derive(Clone, Debug)]
@@ -105,7 +124,7 @@ pub(crate) struct Shared {
     pub(crate) rows: RowCache,
     pub(crate) usage: Usage,
     pub(crate) workspaces: Workspaces,
-    pub(crate) loads: Flights<SessionId, LoadResult>,
+    pub(crate) loads: Flights<SessionId, Result<Loaded, SharedError>>,
     pub(crate) validations: Flights<WorkspaceId, Validated>,
     pub(crate) repairs: Repairs,
     /// The connections for statements that no call waits for.
@@ -362,15 +381,7 @@ impl Shared {
 
     /// Reads the row, or joins a read that is under way.
     pub(crate) async fn read(self: &Arc<Self>, session: SessionId) -> LoadResult {
-        let looked = self.answered(&self.loads, None, session, || self.load(session)).await;
-        match &looked {
-            // A command has come since that read began, perhaps before this call: then a row that
-            // is gone is no answer.
-            Ok(Some(entry)) if entry.state() == State::Removed || entry.may_be_commanded() => {
-                self.read_since(session, Instant::now()).await
-            }
-            _ => looked,
-        }
+        self.read_anew(session, None).await
     }
 
     /// Reads the row, in a read that began at `since` or later.
@@ -379,22 +390,33 @@ impl Shared {
         session: SessionId,
         since: Instant,
     ) -> LoadResult {
-        self.answered(&self.loads, Some(since), session, || self.load(session)).await
+        self.read_anew(session, Some(since)).await
+    }
+
+    async fn read_anew(self: &Arc<Self>, session: SessionId, since: Option<Instant>) -> LoadResult {
+        let loaded = self.loaded(session, since).await?;
+        // Something has come since that read began, perhaps before this call: then what was there
+        // before is no answer.
+        let is_outdated = match &loaded {
+            Loaded::Row(entry) => entry.state() == State::Removed || entry.may_be_commanded(),
+            Loaded::Nothing => false,
+            Loaded::NothingYet => true,
+        };
+        if is_outdated {
+            return Ok(self.loaded(session, Some(Instant::now())).await?.row());
+        }
+        Ok(loaded.row())
     }
 
     /// Waits a store timeout for the read that all callers share that look for the session's row.
-    async fn answered<F>(
-        &self,
-        flights: &Flights<SessionId, LoadResult>,
-        since: Option<Instant>,
+    async fn loaded(
+        self: &Arc<Self>,
         session: SessionId,
-        work: impl Fn() -> F,
-    ) -> LoadResult
-    where
-        F: Future<Output = LoadResult> + Send + 'static,
-    {
+        since: Option<Instant>,
+    ) -> Result<Loaded, SharedError> {
         let within = self.settings.store_timeout;
-        let answer = flights.answer(since, Some(within), session, &self.tasks, work);
+        let load = || self.load(session);
+        let answer = self.loads.answer(since, Some(within), session, &self.tasks, load);
         match spans::store("load", answer).await {
             Ok(looked) => looked,
             Err(Missed::Late) => Err(Arc::new(no_answer(within))),
@@ -405,7 +427,7 @@ impl Shared {
     fn load(
         self: &Arc<Self>,
         session: SessionId,
-    ) -> impl Future<Output = LoadResult> + Send + 'static {
+    ) -> impl Future<Output = Result<Loaded, SharedError>> + Send + 'static {
         let shared = Arc::clone(self);
         async move {
             let token = shared.rows.read_token(session);
@@ -413,12 +435,13 @@ impl Shared {
                 shared.emit(&Event::LookUpFailed { session, error });
             });
             match row.map_err(|error| Arc::new(error) as SharedError)? {
-                Some(row) => Ok(Some(shared.learn(row, token))),
+                Some(row) => Ok(Loaded::Row(shared.learn(row, token))),
                 None => {
+                    let may_exist = token.may_have_row();
                     // The row that is cached was removed by another process.
                     shared.rows.not_found(session, &token);
                     shared.rows.note_absent(session, &token);
-                    Ok(None)
+                    Ok(if may_exist { Loaded::NothingYet } else { Loaded::Nothing })
                 }
             }
         }

@@ -16,6 +16,8 @@ pub(super) struct History {
     pub(super) lost_at: Tick,
     /// When the row was last found to be changed by a command, or removed.
     pub(super) commanded_at: Tick,
+    /// When a row was last read, written or held.
+    pub(super) seen_at: Tick,
     /// The newest row that was seen. Ticks do not tell it from a row that was read later by a read
     /// that ended earlier; and of two workspaces the newer row's is the one that counts.
     pub(super) newest: Option<(Revision, WorkspaceId)>,
@@ -32,6 +34,12 @@ pub(super) fn may_fill(history: &History, reset_at: Tick, revision: Revision, be
 /// tick.
 pub(super) fn may_be_commanded(history: &History, began: Tick) -> bool {
     history.commanded_at > began
+}
+
+/// Returns `true` if a read that began at this tick and has found no row may be older than a row
+/// that was seen.
+pub(super) fn may_have_row(history: &History, began: Tick) -> bool {
+    history.seen_at > began
 }
 
 /// Returns `true` if targets were reset after a read or write began.
@@ -175,9 +183,10 @@ mod tests {
 
     #[test]
     fn a_command_and_a_reset_count_for_what_began_before_them() {
-        let history = History { commanded_at: 10, ..History::default() };
+        let history = History { commanded_at: 10, seen_at: 10, ..History::default() };
         for (began, expected) in [(9, true), (10, false), (11, false)] {
             assert_eq!(may_be_commanded(&history, began), expected, "{began}");
+            assert_eq!(may_have_row(&history, began), expected, "{began}");
             assert_eq!(is_invalidated(10, began), expected, "{began}");
         }
     }

@@ -196,12 +196,14 @@ impl Watch {
     /// earlier one was ended by a command, of this process or of another one.
     pub(super) fn record_row(&self, revision: Revision, workspace: WorkspaceId) {
         let mut history = self.history();
+        let now = self.watches.clock.tick();
+        raise(&mut history.seen_at, now);
         let Some((newest, seen_in)) = history.newest else {
             history.newest = Some((revision, workspace));
             return;
         };
         if workspace != seen_in {
-            raise(&mut history.commanded_at, self.watches.clock.tick());
+            raise(&mut history.commanded_at, now);
         }
         if revision > newest {
             history.newest = Some((revision, workspace));
@@ -267,6 +269,12 @@ impl ReadToken {
             entry.make_current();
         }
         confirmed
+    }
+
+    /// Returns `true` if a read with this token that has found no row proves nothing: a row was
+    /// seen since the token was taken.
+    pub(crate) fn may_have_row(&self) -> bool {
+        policy::may_have_row(&self.watch.history(), self.stamp.began())
     }
 
     /// Returns `true` if targets were reset since the token was taken.

@@ -162,6 +162,29 @@ async fn no_living_old_agent_is_returned_to_a_call_that_began_before_the_command
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_read_that_has_found_no_row_before_a_command_made_one_is_no_answer() {
+    let world = World::new();
+    let (ws, target) = world.workspace();
+    let layer = world.layer();
+    let (dial, bindings) = (world.dial(&layer), layer.bindings());
+    let chat = session();
+    // Executed at once and answered late.
+    world.store.on_reads(Fault::SlowAnswer(ms(100)));
+    let early = start(&dial, chat);
+    sleep(ms(10)).await;
+    world.store.on_reads(Fault::None);
+    // The row is not cached: the second command was given before the first one was answered.
+    let (forgotten, row) = tokio::join!(bindings.forget(chat), bindings.retarget(chat, ws));
+    assert_eq!((forgotten.unwrap(), row.ok()), (false, world.row(chat)));
+    let late = start(&dial, chat);
+    for call in [early, late] {
+        assert_eq!(call.await.unwrap().unwrap().agent, target.agent);
+    }
+    assert_eq!(bindings.flush().await, 0);
+    assert_eq!(world.counts().r, 2, "both calls share the second read");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_session_that_is_retargeted_repeatedly_runs_out_of_dials() {
     let world = World::new();
     let places: Vec<_> = (0..4).map(|_| world.workspace()).collect();

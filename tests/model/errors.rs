@@ -14,6 +14,8 @@ use tower_bound_agent::{Error, ErrorKind, LastVerdict, Resolution, Revision, Tar
 
 /// The error of a call whose statement has no answer.
 const LATE: &str = "the store did not answer: no answer within 5s";
+/// The same of a statement whose connection counts as dead.
+const DEAD: &str = "the store did not answer: no answer within 120s";
 /// The error of a call that has waited behind another statement about its session.
 const QUEUED: &str = "the store is unavailable: \
                       an earlier statement is unanswered, so nothing was sent within 5s";
@@ -214,7 +216,7 @@ impl<'a> Case<'a> {
         if let Some(text) = store {
             let told = |found: &Found| match found {
                 Found::Error(Some(told)) => *told == text,
-                Found::Error(None) => text == LATE,
+                Found::Error(None) => text == LATE || text == DEAD,
                 _ => false,
             };
             let late = text == LATE && self.is_late();

@@ -555,6 +555,31 @@ pub(crate) fn scenarios_that_once_broke_a_rule_keep_the_rules() {
                 Op::Advance { ms: 260 },
             ],
         ),
+        (
+            "a call does not go by a read that has found no row before a command made one",
+            vec![
+                store(0, Fault::Late(3), none),
+                call(0, 3),
+                Op::Yield,
+                Op::Forget { by: Process(0), chat: 3 },
+                Op::Retarget { by: Process(0), chat: 3, ws: 0 },
+                Op::Yield,
+                call(0, 3),
+            ],
+        ),
+        (
+            "the same if the workspace was reset, so that the row is read anew",
+            vec![
+                Op::Forget { by: Process(0), chat: 0 },
+                Op::Close { process: 1 },
+                Op::Retarget { by: Process(1), chat: 0, ws: 0 },
+                Op::Reset { by: Process(1), ws: 0, old: Does::Answer(0) },
+                call(1, 0),
+                store(1, Fault::Late(3), none),
+                Op::Yield,
+                call(1, 0),
+            ],
+        ),
     ];
     for (what, ops) in scenarios {
         for numbered in [[false; WORKSPACES], [true; WORKSPACES]] {

@@ -257,6 +257,14 @@ impl RowCache {
         });
     }
 
+    /// Asks those who hold the session's row, which is not cached, to read it: a hint says that it
+    /// has changed.
+    pub(crate) fn ask_to_read(&self, session: SessionId) {
+        self.watches.record_doubt(session);
+        self.await_eviction(session);
+        self.waiters(session).notify(session);
+    }
+
     fn take_out(&self, session: SessionId, reason: impl FnOnce(&CachedRow) -> State) {
         let watch = self.watches.watch(session);
         let mut is_empty = false;

@@ -273,8 +273,19 @@ impl CachedRow {
     /// Returns `true` if a command may have changed or removed the row since it was read. Always
     /// `false` of an entry in its slot, which a command replaces or removes.
     pub(crate) fn may_be_commanded(&self) -> bool {
+        self.is_watched(Watch::may_be_commanded)
+    }
+
+    /// Returns `true` if the session was pointed at another workspace, or its row removed, since
+    /// this row was read. A row that did not exist cannot have been removed. Always `false` of an
+    /// entry in its slot.
+    pub(crate) fn is_moved(&self) -> bool {
+        self.stored && (self.state() == State::Removed || self.is_watched(Watch::is_moved))
+    }
+
+    fn is_watched(&self, since: impl FnOnce(&Watch, Tick) -> bool) -> bool {
         let watch = self.extra.get().and_then(|extra| extra.watch.get());
-        watch.is_some_and(|watch| watch.may_be_commanded(self.began.load(Ordering::Relaxed)))
+        watch.is_some_and(|watch| since(watch, self.began.load(Ordering::Relaxed)))
     }
 
     /// Returns `true` if the row's own target was found to be the one to dial in this version of

@@ -14,8 +14,11 @@ use crate::{
 pub(super) struct History {
     /// When the session's slot was last emptied, or a hint about the session arrived.
     pub(super) lost_at: Tick,
-    /// When the row was last found to be changed by a command, or removed.
+    /// When the row was last found to be changed by a command, or removed, or was to be read again
+    /// because of a hint.
     pub(super) commanded_at: Tick,
+    /// When the row was last found to point at another workspace, or removed.
+    pub(super) moved_at: Tick,
     /// When a row was last read, written or held.
     pub(super) seen_at: Tick,
     /// The newest row that was seen. Ticks do not tell it from a row that was read later by a read
@@ -34,6 +37,12 @@ pub(super) fn may_fill(history: &History, reset_at: Tick, revision: Revision, be
 /// tick.
 pub(super) fn may_be_commanded(history: &History, began: Tick) -> bool {
     history.commanded_at > began
+}
+
+/// Returns `true` if the row of a read or write that began at this tick was found to point at
+/// another workspace since, or removed.
+pub(super) fn is_moved(history: &History, began: Tick) -> bool {
+    history.moved_at > began
 }
 
 /// Returns `true` if a read that began at this tick and has found no row may be older than a row
@@ -183,9 +192,10 @@ mod tests {
 
     #[test]
     fn a_command_and_a_reset_count_for_what_began_before_them() {
-        let history = History { commanded_at: 10, seen_at: 10, ..History::default() };
+        let history = History { commanded_at: 10, moved_at: 10, seen_at: 10, ..History::default() };
         for (began, expected) in [(9, true), (10, false), (11, false)] {
             assert_eq!(may_be_commanded(&history, began), expected, "{began}");
+            assert_eq!(is_moved(&history, began), expected, "{began}");
             assert_eq!(may_have_row(&history, began), expected, "{began}");
             assert_eq!(is_invalidated(10, began), expected, "{began}");
         }

@@ -476,25 +476,30 @@ mod commands {
     #[test]
     fn a_held_row_may_be_commanded_after_a_command_or_a_removal() {
         type Change = fn(&Scene);
-        let changes: [(&str, bool, Change); 7] = [
-            ("a later row of the same workspace", false, |s| drop(s.learn(&s.row(1, 3)))),
-            ("a row of another workspace", true, |s| drop(s.learn(&s.row_in(2, 1, 3, 0)))),
-            ("a removal", true, |s| s.rows.remove(session(1))),
-            ("a command", true, |s| {
+        // Whether the row may be commanded, and whether its session was moved.
+        let changes: [(&str, bool, bool, Change); 8] = [
+            ("a later row of the same workspace", false, false, |s| drop(s.learn(&s.row(1, 3)))),
+            ("a row of another workspace", true, true, |s| drop(s.learn(&s.row_in(2, 1, 3, 0)))),
+            ("a removal", true, true, |s| s.rows.remove(session(1))),
+            ("a command to the same workspace", true, false, |s| {
                 s.learn(&s.row(1, 3));
                 s.rows.record_command(session(1));
             }),
+            ("a hint", true, false, |s| {
+                s.rows.slots.invalidate(&session(1));
+                s.rows.ask_to_read(session(1));
+            }),
             // The workspace state tells the sessions of that workspace.
-            ("the command to reset some workspace", false, |s| s.rows.invalidate_tokens()),
-            ("a command for another session", false, |s| s.rows.record_command(session(2))),
-            ("the removal of another session", false, |s| s.rows.remove(session(2))),
+            ("the command to reset some workspace", false, false, |s| s.rows.invalidate_tokens()),
+            ("a command for another session", false, false, |s| s.rows.record_command(session(2))),
+            ("the removal of another session", false, false, |s| s.rows.remove(session(2))),
         ];
-        for (name, expected, change) in changes {
+        for (name, expected, moved, change) in changes {
             let s = Scene::new();
             let held = s.learn(&s.row(1, 2));
             assert!(!held.may_be_commanded());
             change(&s);
-            assert_eq!(held.may_be_commanded(), expected, "{name}");
+            assert_eq!((held.may_be_commanded(), held.is_moved()), (expected, moved), "{name}");
             // A row that is read from here on is not concerned.
             let read = s.learn(&s.row(1, 9));
             assert!(name.contains("another workspace") || !read.may_be_commanded(), "{name}");

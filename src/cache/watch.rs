@@ -108,11 +108,20 @@ impl Watches {
         self.record(session, |history, now| raise(&mut history.lost_at, now));
     }
 
-    /// Records that the session's row was removed, or that every holder must read it again.
+    /// Records that every holder of the session's row must read it again.
+    pub(super) fn record_doubt(&self, session: SessionId) {
+        self.record(session, |history, now| {
+            raise(&mut history.lost_at, now);
+            raise(&mut history.commanded_at, now);
+        });
+    }
+
+    /// Records that the session's row was removed, or is no longer to be used.
     pub(super) fn record_removal(&self, session: SessionId) {
         self.record(session, |history, now| {
             raise(&mut history.lost_at, now);
             raise(&mut history.commanded_at, now);
+            raise(&mut history.moved_at, now);
         });
     }
 
@@ -204,6 +213,7 @@ impl Watch {
         };
         if workspace != seen_in {
             raise(&mut history.commanded_at, now);
+            raise(&mut history.moved_at, now);
         }
         if revision > newest {
             history.newest = Some((revision, workspace));
@@ -218,6 +228,10 @@ impl Watch {
 
     pub(super) fn may_be_commanded(&self, began: Tick) -> bool {
         policy::may_be_commanded(&self.history(), began)
+    }
+
+    pub(super) fn is_moved(&self, began: Tick) -> bool {
+        policy::is_moved(&self.history(), began)
     }
 }
 

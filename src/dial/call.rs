@@ -3,7 +3,7 @@
 use crate::{
     BoundHandle, DialSession, Error, ErrorKind, Event, LastVerdict, Outcome, OutcomeKind,
     SessionId, Target, WorkspaceId,
-    cache::{CachedRow, State},
+    cache::CachedRow,
     dial::{
         dialer::{AnyDialer, FirstPoll, Status},
         future::Spent,
@@ -324,12 +324,8 @@ async fn look_up(
 /// standing compares one row with what is cached, and it still counts a command that has pointed
 /// the session back to its workspace by now.
 fn has_moved(left: &CachedRow, entry: &CachedRow) -> bool {
-    let is_commanded = match left.state() {
-        State::Removed => true,
-        State::Evicted | State::Replaced => left.may_be_commanded(),
-        State::Current => false,
-    };
-    is_commanded || !left.points_where(entry)
+    // A workspace that was reset has another state, also if its epoch is not known.
+    left.is_moved() || !Arc::ptr_eq(&left.workspace_state, &entry.workspace_state)
 }
 
 /// Tells the observer that a call ends with an error.

@@ -315,7 +315,14 @@ impl Race {
     /// Ends the race with the connection, if it is still one to what the session would dial: what
     /// is known may have changed since the dial began. A connection to something older is dropped.
     fn serve(&mut self, dialer: AtDialer<'_, '_>) -> Step {
-        match self.look() {
+        let followed = match self.look() {
+            // The row is created next, and the store's answer says where the session points.
+            Followed::Unread if self.start.absent => {
+                self.go_by(Arc::clone(&self.start.entry), true, Instant::now())
+            }
+            followed => followed,
+        };
+        match followed {
             Followed::Good => {}
             Followed::Switched => return ControlFlow::Continue(()),
             Followed::Unread | Followed::Moved => return self.moved(dialer),

@@ -413,7 +413,7 @@ impl Follower {
                 None if shared.rows.get(*session).is_none()
                     && shared.rows.is_waited_for(*session) =>
                 {
-                    shared.rows.remove(*session);
+                    shared.rows.ask_to_read(*session);
                 }
                 None => return false,
             }

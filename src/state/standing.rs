@@ -5,7 +5,7 @@
 //! | asked by | `Unchanged` | `Changed` | `Moved` | `Unread` |
 //! |---|---|---|---|---|
 //! | a dial that was ready at once, or that nothing disturbed (`dial::future`) | returns the connection | races | races | races |
-//! | a race (`News`, `Race::look`) | goes on | chooses anew | looks the row up | goes on if the row is known to be absent still; else reads it beside the dial, or looks it up if there is a connection to return |
+//! | a race (`News`, `Race::look`) | goes on | chooses anew | looks the row up | goes on if the row is known to be absent still, or is created next; else reads it beside the dial, or looks it up if there is a connection to return |
 //! | a call that has waited for its repair ([`Shared::has_left`]) | returns the connection, unless its target is superseded | the same | looks the row up | looks the row up |
 //! | a handle or a request that waits ([`Shared::superseded`]) | – | chooses anew | is superseded | reads the row |
 //!

@@ -580,6 +580,65 @@ pub(crate) fn scenarios_that_once_broke_a_rule_keep_the_rules() {
                 call(1, 0),
             ],
         ),
+        (
+            "a command that points a session at its own workspace does not move it",
+            vec![
+                store(0, none, Fault::Late(4_900)),
+                call(0, 0),
+                Op::Rebuild { ws: 0, old: Does::Answer(400) },
+                Op::Advance { ms: 2_500 },
+                store(0, none, Fault::Slow(3)),
+                Op::Rebuild { ws: 0, old: Does::Answer(400) },
+                call(0, 0),
+                Op::Advance { ms: 2_500 },
+                Op::Rebuild { ws: 0, old: Does::Answer(400) },
+                Op::Retarget { by: Process(0), chat: 0, ws: 0 },
+                call(0, 0),
+                Op::Advance { ms: 260 },
+            ],
+        ),
+        (
+            "a session without a row is not moved by a read that finds none again",
+            vec![
+                Op::Unbind { by: Process(1), chat: 0 },
+                Op::Rebuild { ws: 0, old: Does::Fail(0) },
+                Op::Rebuild { ws: 0, old: Does::Answer(0) },
+                Op::Restart { process: 0 },
+                Op::Resolver {
+                    process: 0,
+                    ws: 0,
+                    answers: Answers { how: How::Lags(1), after: 4_000, early: false },
+                },
+                call(0, 0),
+                call(1, 0),
+                Op::Call { process: 0, chat: 3, named: Some(0), lag: 0 },
+                Op::Advance { ms: 11_000 },
+            ],
+        ),
+        (
+            "a hint about a session without a row costs its call no connection",
+            vec![
+                Op::Rebuild { ws: 0, old: Does::Answer(400) },
+                Op::Call { process: 1, chat: 3, named: Some(0), lag: 7 },
+                call(1, 1),
+                Op::Agent { ws: 0, does: Does::Answer(5) },
+                Op::Advance { ms: 260 },
+                Op::Rebuild { ws: 0, old: Does::Fail(0) },
+                Op::RumourOfChat { chat: 3, revision: None },
+                Op::Advance { ms: 60 },
+            ],
+        ),
+        (
+            "a session without a row whose workspace is reset twice reports the reset",
+            vec![
+                Op::Rebuild { ws: 0, old: Does::Answer(400) },
+                Op::Call { process: 0, chat: 3, named: Some(0), lag: 0 },
+                store(0, none, Fault::Late(8_000)),
+                Op::Reset { by: Process(0), ws: 0, old: Does::Answer(0) },
+                Op::Agent { ws: 0, does: Does::Hang },
+                Op::Advance { ms: 11_000 },
+            ],
+        ),
     ];
     for (what, ops) in scenarios {
         for numbered in [[false; WORKSPACES], [true; WORKSPACES]] {

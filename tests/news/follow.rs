@@ -379,6 +379,27 @@ mod heard {
         assert_eq!(world.row_agent(chat), Some(target.agent));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_hint_about_a_session_without_a_row_costs_its_call_no_connection() {
+        let world = World::new();
+        let (process, bus, ..) = listening(&world).await;
+        let (ws, target) = world.workspace();
+        world.does(&target, Does::Answer(ms(50)));
+        let chat = session();
+        let before = world.counts();
+        let ask = DialSession::new(chat).in_workspace(ws);
+        let mut pending = Box::pin(call(&process.dial, ask));
+        tokio::select! { _ = &mut pending => panic!("too early"), () = sleep(ms(20)) => {} }
+        // The caller is busy, and finds the connection together with the hint.
+        sleep(ms(40)).await;
+        bus.says_of(chat, None);
+        sleep(ms(1)).await;
+        let bound = pending.await.unwrap();
+        assert_eq!((bound.agent, bound.outcome().dials), (target.agent, 1));
+        assert_eq!(world.row_agent(chat), Some(target.agent));
+        assert_eq!((world.counts() - before).d, 1);
+    }
+
     /// A call in the middle of the creation of its session's row, which takes 40 ms.
     async fn creating<'a>(
         world: &World,

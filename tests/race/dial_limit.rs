@@ -165,6 +165,39 @@ async fn restarts_within_one_workspace_are_not_retargeted() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_session_that_is_pointed_at_its_own_workspace_is_not_retargeted() {
+    for generation in BOTH {
+        let mut s =
+            Scene::with(generation, |builder| builder.repair(RepairMode::BeforeReturn)).await;
+        let newer: Vec<_> = (1..=3).map(|n| s.world.agent(generation.map(|g| g + n))).collect();
+        s.old_does(Does::Hang);
+        s.world.does(&newer[1], Does::Hang);
+        s.world.store.on_writes(Fault::Slow(ms(1_000)));
+        let bindings = s.layer.bindings();
+        let changes = async {
+            // Answers at once, and its repair is waited for.
+            s.world.runs(s.ws, &newer[0]);
+            bindings.validate_workspace(s.ws).await.unwrap();
+            sleep(ms(50)).await;
+            s.world.store.on_writes(Fault::None);
+            bindings.retarget(s.chat, s.ws).await.unwrap();
+            for target in &newer[1..] {
+                s.world.runs(s.ws, target);
+                bindings.validate_workspace(s.ws).await.unwrap();
+                sleep(ms(1_000)).await;
+            }
+        };
+        let (took, error) = meanwhile(50, changes, s.call()).await;
+        let newest = Some(newer[2].clone().into());
+        let unreachable = ErrorKind::Unreachable { newer: newest };
+        assert_eq!((took, error.unwrap_err().kind()), (ms(1_100), &unreachable));
+        assert_eq!(s.world.dialed_agents()[1..], [s.old.agent, newer[0].agent, newer[1].agent]);
+        s.did().await;
+        s.nothing_is_left();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_session_that_was_pointed_away_and_back_is_retargeted() {
     for generation in BOTH {
         let mut s =

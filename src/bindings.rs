@@ -194,7 +194,8 @@ impl Bindings {
         self.command(session, async move |shared: Arc<Shared>| {
             let token = shared.rows.read_token(session);
             let retarget = move |shared: Arc<Shared>| async move {
-                let row = shared.answer(shared.store.retarget(session, workspace)).await?;
+                let row =
+                    shared.answer("retarget", shared.store.retarget(session, workspace)).await?;
                 Ok(learn(&shared, row, token))
             };
             match shared.send(Kind::Command(session), retarget).await {
@@ -289,7 +290,7 @@ impl Bindings {
         self.command(child, async move |shared: Arc<Shared>| {
             let token = shared.rows.read_token(child);
             let inherit = move |shared: Arc<Shared>| async move {
-                let swap = shared.answer(shared.store.inherit(child, parent)).await?;
+                let swap = shared.answer("inherit", shared.store.inherit(child, parent)).await?;
                 match &swap {
                     Swap::Applied(row) => drop(learn(&shared, row.clone(), token)),
                     Swap::Conflict(Some(row)) => drop(shared.learn(row.clone(), token)),
@@ -349,7 +350,7 @@ impl Bindings {
         self.command(session, async move |shared: Arc<Shared>| {
             let token = shared.rows.read_token(session);
             let unbind = move |shared: Arc<Shared>| async move {
-                let row = shared.answer(shared.store.unbind(session)).await?;
+                let row = shared.answer("unbind", shared.store.unbind(session)).await?;
                 match &row {
                     Some(row) => doubt_left(&shared, &learn(&shared, row.clone(), token)),
                     None => shared.rows.remove(session),
@@ -393,7 +394,7 @@ impl Bindings {
                 shared.tell(About::Session { session, revision: None });
             };
             let delete = move |shared: Arc<Shared>| async move {
-                let forgotten = shared.answer(shared.store.forget(session, None)).await?;
+                let forgotten = shared.answer("forget", shared.store.forget(session, None)).await?;
                 learn(&shared);
                 Ok(forgotten)
             };
@@ -435,7 +436,9 @@ impl Bindings {
                 shared.tell(About::Reset { workspace, epoch });
             };
             let reset = move |shared: Arc<Shared>| async move {
-                let reset = shared.answer(shared.store.reset_workspace(workspace)).await?;
+                let reset = shared
+                    .answer("reset_workspace", shared.store.reset_workspace(workspace))
+                    .await?;
                 learn(&shared, Some(reset.epoch));
                 Ok(reset)
             };

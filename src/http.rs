@@ -30,6 +30,7 @@ mod send;
 mod sender;
 mod settings;
 mod socket;
+mod stats;
 mod transport;
 
 pub use body::AgentBody;
@@ -39,3 +40,4 @@ pub use connector::{Connector, ConnectorFuture, NoSession};
 pub use error::{BadRequest, ClientError, Fault, http2_code};
 pub use request::Idempotent;
 pub use socket::watch_peer;
+pub use stats::ClientStats;

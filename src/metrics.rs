@@ -8,6 +8,7 @@ use metrics::{
     Counter, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram,
     histogram,
 };
+use std::time::Duration;
 
 /// A series: its name, unit and description.
 type Series = (&'static str, Unit, &'static str);
@@ -25,12 +26,25 @@ const COUNTERS: &[Series] = &[
     (UNRECORDED_USES, Unit::Count, "Sessions whose use could not be recorded"),
     (STALE_REPORTS, Unit::Count, "Connections that were reported as stale and raised a doubt"),
     (HINT_LOSSES, Unit::Count, "Losses of hints of other processes"),
+    (HINTS_SENT, Unit::Count, "Hints that were sent, by their subject"),
+    (HINTS_RECEIVED, Unit::Count, "Hints of other processes that were received, by their subject"),
+    (HINTS_LAGGED, Unit::Count, "Reports of the bus that hints may have been lost"),
 ];
 
 const HISTOGRAMS: &[Series] = &[
     (CALL_DURATION, Unit::Seconds, "Time from the start of a call to its connection or its error"),
     (DIAL_DURATION, Unit::Seconds, "Time for which a dial was pending"),
     (VALIDATION_DURATION, Unit::Seconds, "Time from a question to the resolver to its answer"),
+    (
+        STATEMENT_DURATION,
+        Unit::Seconds,
+        "Time from a statement of the store to its answer, by verb",
+    ),
+    (
+        SWITCH_DELAY,
+        Unit::Seconds,
+        "Time in a call from its first doubt to the agent it switched to",
+    ),
 ];
 
 const GAUGES: &[Series] = &[
@@ -43,6 +57,10 @@ const GAUGES: &[Series] = &[
     (OVERDUE_STATEMENTS, Unit::Count, "Statements that have taken longer than the store timeout"),
     (PENDING_REPAIRS, Unit::Count, "Repairs that are not written, by state"),
     (HELD_CONNECTIONS, Unit::Count, "Connections that are held"),
+    #[cfg(feature = "http")]
+    (POOLED_CONNECTIONS, Unit::Count, "Connections of an HTTP client, by state"),
+    #[cfg(feature = "http")]
+    (WAITING_REQUESTS, Unit::Count, "Requests that wait for a connection of an HTTP client"),
 ];
 
 const CALLS: &str = "bound_agent.calls";
@@ -57,6 +75,11 @@ const FAILED_REFRESHES: &str = "bound_agent.refreshes.failed";
 const UNRECORDED_USES: &str = "bound_agent.uses.unrecorded";
 const STALE_REPORTS: &str = "bound_agent.stale_reports";
 const HINT_LOSSES: &str = "bound_agent.hints.lost";
+const HINTS_SENT: &str = "bound_agent.hints.sent";
+const HINTS_RECEIVED: &str = "bound_agent.hints.received";
+const HINTS_LAGGED: &str = "bound_agent.hints.lagged";
+const STATEMENT_DURATION: &str = "bound_agent.statement.duration";
+const SWITCH_DELAY: &str = "bound_agent.switch.delay";
 const CALL_DURATION: &str = "bound_agent.call.duration";
 const DIAL_DURATION: &str = "bound_agent.dial.duration";
 const VALIDATION_DURATION: &str = "bound_agent.validation.duration";
@@ -69,18 +92,28 @@ pub(crate) const PENDING_READS: &str = "bound_agent.look_ups.pending";
 pub(crate) const OVERDUE_STATEMENTS: &str = "bound_agent.statements.overdue";
 pub(crate) const PENDING_REPAIRS: &str = "bound_agent.repairs.pending";
 pub(crate) const HELD_CONNECTIONS: &str = "bound_agent.connections.held";
+#[cfg(feature = "http")]
+pub(crate) const POOLED_CONNECTIONS: &str = "bound_agent.http.connections";
+#[cfg(feature = "http")]
+pub(crate) const WAITING_REQUESTS: &str = "bound_agent.http.requests.waiting";
 
-/// The counters of one name, by the word of their label.
+/// The series of one name, by the word of their label.
 #[derive(Debug)]
-struct ByWord(Vec<(&'static str, Counter)>);
+struct ByWord<M = Counter>(Vec<(&'static str, M)>);
 
-impl ByWord {
-    fn new(words: &[&'static str], counter: impl Fn(&'static str) -> Counter) -> Self {
-        Self(words.iter().map(|word| (*word, counter(word))).collect())
+impl<M> ByWord<M> {
+    fn new(words: &[&'static str], series: impl Fn(&'static str) -> M) -> Self {
+        Self(words.iter().map(|word| (*word, series(word))).collect())
     }
 
+    fn get(&self, word: &str) -> Option<&M> {
+        self.0.iter().find(|(of, _)| *of == word).map(|(_, series)| series)
+    }
+}
+
+impl ByWord {
     fn count(&self, word: &str) {
-        if let Some((_, counter)) = self.0.iter().find(|(of, _)| *of == word) {
+        if let Some(counter) = self.get(word) {
             counter.increment(1);
         }
     }
@@ -102,6 +135,11 @@ pub(crate) struct Metrics {
     unrecorded_uses: Counter,
     stale_reports: Counter,
     hint_losses: Counter,
+    hints_sent: ByWord,
+    hints_received: ByWord,
+    hints_lagged: Counter,
+    statement_duration: ByWord<Histogram>,
+    switch_delay: Histogram,
     call_duration: Histogram,
     dial_duration: Histogram,
     validation_duration: Histogram,
@@ -124,6 +162,22 @@ const ERRORS: &[&str] = &[
     "closed",
 ];
 const VERDICTS: &[&str] = &["running", "starting", "stopped", "gone", "failed"];
+const SUBJECTS: &[&str] = &["workspace", "session", "reset"];
+const VERBS: &[&str] = &[
+    "load",
+    "load_many",
+    "create",
+    "compare_and_swap",
+    "replace_agent",
+    "retarget",
+    "inherit",
+    "unbind",
+    "forget",
+    "reset_workspace",
+    "touch",
+    "purge_idle",
+    "purge_forgotten",
+];
 const REPAIR_RESULTS: &[&str] = &["written", "lost", "retrying", "failed"];
 
 impl Metrics {
@@ -163,10 +217,45 @@ impl Metrics {
             unrecorded_uses: counter!(UNRECORDED_USES),
             stale_reports: counter!(STALE_REPORTS),
             hint_losses: counter!(HINT_LOSSES),
+            hints_sent: ByWord::new(SUBJECTS, |about| counter!(HINTS_SENT, "about" => about)),
+            hints_received: ByWord::new(
+                SUBJECTS,
+                |about| counter!(HINTS_RECEIVED, "about" => about),
+            ),
+            hints_lagged: counter!(HINTS_LAGGED),
+            statement_duration: ByWord::new(
+                VERBS,
+                |verb| histogram!(STATEMENT_DURATION, "verb" => verb),
+            ),
+            switch_delay: histogram!(SWITCH_DELAY),
             call_duration: histogram!(CALL_DURATION),
             dial_duration: histogram!(DIAL_DURATION),
             validation_duration: histogram!(VALIDATION_DURATION),
         }
+    }
+
+    /// Records how long a statement took, with or without an answer.
+    pub(crate) fn statement(&self, verb: &str, took: Duration) {
+        debug_assert!(self.statement_duration.get(verb).is_some(), "{verb} has no series");
+        if let Some(durations) = self.statement_duration.get(verb) {
+            durations.record(took.as_secs_f64());
+        }
+    }
+
+    pub(crate) fn switched_after(&self, delay: Duration) {
+        self.switch_delay.record(delay.as_secs_f64());
+    }
+
+    pub(crate) fn hint_sent(&self, about: &str) {
+        self.hints_sent.count(about);
+    }
+
+    pub(crate) fn hint_received(&self, about: &str) {
+        self.hints_received.count(about);
+    }
+
+    pub(crate) fn hints_lagged(&self) {
+        self.hints_lagged.increment(1);
     }
 
     pub(crate) fn record(&self, event: &Event<'_>) {

@@ -190,6 +190,8 @@ impl Shared {
     /// Sends the other processes a hint about what was written here.
     pub(crate) fn tell(&self, about: About) {
         if let Some(hints) = &self.hints {
+            #[cfg(feature = "metrics")]
+            self.metrics.hint_sent(about.as_str());
             hints.send(Hint::new(self.origin, about));
         }
     }
@@ -431,9 +433,10 @@ impl Shared {
         let shared = Arc::clone(self);
         async move {
             let token = shared.rows.read_token(session);
-            let row = shared.answer(shared.store.load(session)).await.inspect_err(|error| {
-                shared.emit(&Event::LookUpFailed { session, error });
-            });
+            let row =
+                shared.answer("load", shared.store.load(session)).await.inspect_err(|error| {
+                    shared.emit(&Event::LookUpFailed { session, error });
+                });
             match row.map_err(|error| Arc::new(error) as SharedError)? {
                 Some(row) => Ok(Loaded::Row(shared.learn(row, token))),
                 None => {

@@ -58,7 +58,9 @@ impl Bindings {
         let mut all = 0;
         loop {
             let deleted = self
-                .batch(move |store| async move { store.purge_idle(idle, BATCH as u64).await })
+                .batch("purge_idle", move |store| async move {
+                    store.purge_idle(idle, BATCH as u64).await
+                })
                 .await?;
             all += deleted;
             if deleted < BATCH as u64 {
@@ -91,7 +93,9 @@ impl Bindings {
         let mut all = Purged::default();
         loop {
             let purged = self
-                .batch(|store| async move { store.purge_forgotten(BATCH as u64).await })
+                .batch("purge_forgotten", |store| async move {
+                    store.purge_forgotten(BATCH as u64).await
+                })
                 .await?;
             all = Purged::new(all.gone + purged.gone, purged.waiting);
             if purged.gone < BATCH as u64 {
@@ -102,7 +106,11 @@ impl Bindings {
 
     /// Runs one batch, and repeats it after a temporary failure. A batch whose answer was lost may
     /// be repeated, because it then finds other rows.
-    async fn batch<T, F>(&self, batch: impl Fn(Arc<dyn ErasedStore>) -> F) -> Result<T, Error>
+    async fn batch<T, F>(
+        &self,
+        verb: &'static str,
+        batch: impl Fn(Arc<dyn ErasedStore>) -> F,
+    ) -> Result<T, Error>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, StoreError>> + Send + 'static,
@@ -113,7 +121,7 @@ impl Bindings {
             let batch = batch(Arc::clone(&self.shared.store));
             let error = match self
                 .shared
-                .send(Kind::Purge, |shared| async move { shared.answer(batch).await })
+                .send(Kind::Purge, |shared| async move { shared.answer(verb, batch).await })
                 .await
             {
                 Ok(done) => return Ok(done),

@@ -26,7 +26,7 @@ pub(super) async fn warm(shared: &Arc<Shared>, limit: u64) -> Result<u64, StoreE
         let mut rows = shared.store.recent(limit);
         let mut warmed = 0;
         loop {
-            match shared.answer(async { rows.next().await.transpose() }).await {
+            match shared.answer_in_parts(async { rows.next().await.transpose() }).await {
                 Ok(Some(row)) => {
                     let token = shared.rows.read_token_of(bulk, row.session);
                     shared.learn(row, token);

@@ -46,6 +46,8 @@ pub(crate) struct Call {
     /// The row of the last race, after which the call was restarted.
     left: Option<Arc<CachedRow>>,
     moved: bool,
+    /// When the call first had a reason to doubt the bound agent.
+    doubted: Option<Instant>,
     phase: Phase,
 }
 
@@ -85,6 +87,7 @@ impl Call {
             validations: 0,
             left: None,
             moved: false,
+            doubted: None,
             phase: Phase::Chooses(cached),
         }
     }
@@ -201,6 +204,7 @@ impl Call {
         let phase = std::mem::replace(&mut self.phase, Phase::Chooses(None));
         let Phase::Races(race) = phase else { return Ok(None) };
         let validations = race.validations();
+        self.doubted = self.doubted.or(race.doubted);
         let start = race.start;
         let mut won = match raced {
             Ok(Raced::Won(won)) => won,
@@ -261,6 +265,10 @@ impl Call {
             start.entry = entry;
         }
         let Won { target, dial_began, mut outcome } = won;
+        #[cfg(feature = "metrics")]
+        if let (OutcomeKind::Switched { .. }, Some(doubted)) = (&outcome.kind, self.doubted) {
+            self.shared.metrics.switched_after(doubted.elapsed());
+        }
         outcome.dials = dialer.status().started();
         outcome.validations = outcome.validations.saturating_add(self.validations);
         outcome.decided_in = dial_began.saturating_duration_since(self.began);

@@ -100,6 +100,8 @@ pub(crate) struct Race {
     /// Only that read can tell where the session points. Until it ends, the dial goes on and the
     /// rest of the news waits.
     unread: bool,
+    /// When the call first had a reason to doubt the bound agent.
+    pub(crate) doubted: Option<Instant>,
     /// The causes for an error of the call.
     dial_error: Option<BoxError>,
     validation_error: Option<SharedError>,
@@ -139,6 +141,7 @@ impl Race {
             denied: start.choice.denied(),
             dialing: !matches!(first, FirstPoll::NotBegun),
         };
+        let doubted = inputs.doubt.map(|_| now);
         let attempt = Attempt::new(limits, inputs, began);
         Self {
             shared: Arc::clone(shared),
@@ -153,6 +156,7 @@ impl Race {
             question: None,
             reading: None,
             unread: false,
+            doubted,
             dial_error: None,
             validation_error: None,
         }
@@ -296,6 +300,7 @@ impl Race {
     }
 
     fn validate(&mut self) {
+        self.doubted.get_or_insert(self.now);
         let mut question = self.shared.validate(&self.start.entry.workspace_state);
         let wait = async move { question.result(None).await };
         self.question = Some(Box::pin(spans::validate(wait)));
@@ -573,6 +578,7 @@ impl Race {
                 return Followed::Moved;
             }
             (Some(target), doubt) if self.attempt.on_known(target, doubt, now) => {
+                self.doubted.get_or_insert(now);
                 return Followed::Switched;
             }
             (None, Some(doubt)) => self.attempt.on_doubt(doubt, now),

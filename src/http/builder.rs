@@ -3,9 +3,9 @@
 use super::{
     client::AgentClient,
     request::HttpProtocol,
-    settings::{SessionOf, Settings, TOLERATED_PING},
+    settings::{BeforeSend, SessionOf, Settings, TOLERATED_PING},
 };
-use crate::{BoundAgent, DialSession, SessionId, settings::LONGEST};
+use crate::{BoundAgent, BoundHandle, DialSession, SessionId, settings::LONGEST};
 use ::http::request::Parts;
 use std::{fmt, num::NonZeroUsize, sync::Arc, time::Duration};
 
@@ -17,6 +17,7 @@ use std::{fmt, num::NonZeroUsize, sync::Arc, time::Duration};
 pub struct AgentClientBuilder {
     settings: Settings,
     session: SessionOf,
+    before_send: Option<BeforeSend>,
 }
 
 impl AgentClientBuilder {
@@ -35,7 +36,7 @@ impl AgentClientBuilder {
             ping_interval: Some(TOLERATED_PING),
             ping_timeout: seconds(20),
         };
-        Self { settings, session: Arc::new(extension) }
+        Self { settings, session: Arc::new(extension), before_send: None }
     }
 
     /// Uses HTTP/1.1: each connection carries one request at a time. This is the default.
@@ -66,6 +67,38 @@ impl AgentClientBuilder {
         session: impl Fn(&Parts) -> Option<DialSession> + Send + Sync + 'static,
     ) -> Self {
         self.session = Arc::new(session);
+        self
+    }
+
+    /// Sets a function that changes the head of a request just before it is sent, when it is known
+    /// which agent receives it. Default: none.
+    ///
+    /// It is called for each time that a request is sent, so also for one that is sent again, and
+    /// always with the head as it was before the function changed it. The handle is that of the
+    /// connection: it has the session, the target and the outcome of the call. The function runs in
+    /// the caller's task, and so in its span, and must not block.
+    ///
+    /// It is meant for headers, such as those of [W3C trace context]. It must leave alone the method,
+    /// the URI, and the headers that frame the body or name the host: the client has set them for the
+    /// protocol of the connection.
+    ///
+    /// [W3C trace context]: https://www.w3.org/TR/trace-context/
+    ///
+    /// ```
+    /// # use tower_bound_agent::http::AgentClient;
+    /// # fn traceparent() -> http::HeaderValue { http::HeaderValue::from_static("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01") }
+    /// let builder = AgentClient::builder().before_send(|request, handle| {
+    ///     request.headers.insert("traceparent", traceparent());
+    ///     if let Ok(session) = handle.session().to_string().try_into() {
+    ///         request.headers.insert("x-session", session);
+    ///     }
+    /// });
+    /// ```
+    pub fn before_send(
+        mut self,
+        change: impl Fn(&mut Parts, &BoundHandle) + Send + Sync + 'static,
+    ) -> Self {
+        self.before_send = Some(Arc::new(change));
         self
     }
 
@@ -176,7 +209,7 @@ impl AgentClientBuilder {
 
     /// Builds the client. Opens no connection.
     pub fn build<S, B>(self, dial: BoundAgent<S>) -> AgentClient<S, B> {
-        AgentClient::with(dial, self.settings, self.session)
+        AgentClient::with(dial, self.settings, self.session, self.before_send)
     }
 }
 

@@ -12,7 +12,8 @@ use super::{
     question::{Budget, Watch},
     request::{HttpProtocol, Idempotent, frame, prepare},
     send::SendError,
-    settings::{SessionOf, Settings},
+    settings::{BeforeSend, SessionOf, Settings},
+    stats::ClientStats,
 };
 use crate::{
     Bound, BoundAgent, BoundHandle, BoxError, DialAgent, DialSession,
@@ -183,6 +184,7 @@ struct Inner<B> {
     pool: Pool<B>,
     settings: Settings,
     session: SessionOf,
+    before_send: Option<BeforeSend>,
     budget: Budget,
 }
 
@@ -191,9 +193,23 @@ struct Inner<B> {
 const MOST_SENT: u32 = 4;
 
 impl<S, B> AgentClient<S, B> {
-    pub(super) fn with(dial: BoundAgent<S>, settings: Settings, session: SessionOf) -> Self {
-        let pool = Pool::new(settings.limits());
-        Self { dial, inner: Arc::new(Inner { pool, settings, session, budget: Budget::default() }) }
+    pub(super) fn with(
+        dial: BoundAgent<S>,
+        settings: Settings,
+        session: SessionOf,
+        before_send: Option<BeforeSend>,
+    ) -> Self {
+        let (pool, budget) = (Pool::new(settings.limits()), Budget::default());
+        Self { dial, inner: Arc::new(Inner { pool, settings, session, before_send, budget }) }
+    }
+}
+
+impl<S, B> AgentClient<S, B> {
+    /// Counts the connections of this client and its clones now, for gauges and a page for
+    /// debugging. It visits every connection: call it every few seconds, not with every request.
+    #[must_use]
+    pub fn stats(&self) -> ClientStats {
+        self.inner.pool.stats()
     }
 }
 
@@ -303,8 +319,10 @@ where
         let moves = marked || (settings.repeat_methods && parts.method.is_idempotent());
         let source = Source::new(body, if marked { Repeats::Recorded } else { Repeats::Untouched });
         // hyper does not return a request that HTTP/2 reports as not processed, so a copy of its
-        // head is kept.
-        let copy = (moves || settings.protocol == HttpProtocol::Http2).then(|| parts.clone());
+        // head is kept. So is the head as it was before the caller's function changes it.
+        let before_send = inner.before_send.as_ref();
+        let is_kept = moves || settings.protocol == HttpProtocol::Http2 || before_send.is_some();
+        let copy = is_kept.then(|| parts.clone());
         let again = || copy.clone().filter(|_| source.is_repeatable());
         let leaves = || settings.end_superseded || (moves && source.is_repeatable());
         inner.budget.earn();
@@ -312,6 +330,9 @@ where
         loop {
             let (lease, handle) = self.lease(&ask, wants).await?;
             let conn = Arc::clone(lease.conn());
+            if let Some(change) = before_send {
+                change(&mut parts, &handle);
+            }
             // Starts the agent's clock: nothing has been sent to it before.
             let progress = Progress::new();
             let request = Request::from_parts(parts, source.attempt(Arc::clone(&progress)));
@@ -340,7 +361,10 @@ where
                     None => return Err(ClientError::Superseded { newer }),
                 },
                 SendError::Unsent { back, error, again: may } => {
-                    let parts = back.map(|request| request.into_parts().0).or_else(again);
+                    let original = || copy.clone().filter(|_| before_send.is_some());
+                    let parts = back
+                        .map(|request| original().unwrap_or_else(|| request.into_parts().0))
+                        .or_else(again);
                     // If one HTTP/1 connection had closed unnoticed, the others probably have too,
                     // so dial. The requests of a closed HTTP/2 connection can share another one.
                     wants = if settings.protocol == HttpProtocol::Http1 || sent > 1 {

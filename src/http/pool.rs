@@ -23,7 +23,7 @@ pub(super) mod types;
 use self::types::{
     Agent, Agents, Conn, Grant, Key, Lease, Member, Reserved, Returning, State, Waiter, Wants,
 };
-use super::{question::HeadTimes, sender::Sender, settings::Limits};
+use super::{question::HeadTimes, sender::Sender, settings::Limits, stats::ClientStats};
 use crate::sync::lock;
 use std::{
     collections::VecDeque,
@@ -90,6 +90,23 @@ impl<B> Pool<B> {
         });
         agents.insert(key, Arc::downgrade(&agent));
         agent
+    }
+}
+
+impl<B> Pool<B> {
+    /// Counts the connections, and the requests that wait for one.
+    pub(super) fn stats(&self) -> ClientStats {
+        let agents: Vec<_> = lock(&self.agents).values().filter_map(Weak::upgrade).collect();
+        let mut stats = ClientStats::default();
+        for agent in agents {
+            let state = agent.state();
+            let idle = state.members.iter().filter(|member| member.users == 0).count();
+            stats.idle_connections += idle as u64;
+            stats.used_connections += state.open.saturating_sub(state.dialing + idle) as u64;
+            stats.pending_connections += state.dialing as u64;
+            stats.waiting_requests += state.waiting.len() as u64;
+        }
+        stats
     }
 }
 

@@ -1,11 +1,14 @@
 //! The settings of a client.
 
 use super::request::HttpProtocol;
-use crate::DialSession;
+use crate::{BoundHandle, DialSession};
 use ::http::request::Parts;
 use std::{sync::Arc, time::Duration};
 
 pub(super) type SessionOf = Arc<dyn Fn(&Parts) -> Option<DialSession> + Send + Sync>;
+
+/// Changes a request just before it is sent.
+pub(super) type BeforeSend = Arc<dyn Fn(&mut Parts, &BoundHandle) + Send + Sync>;
 
 /// The shortest ping interval that gRPC servers tolerate by default: they close a connection that
 /// is pinged more often than every five minutes while nothing is sent.

@@ -41,7 +41,7 @@ impl Task {
                 target,
                 BATCH as u64,
             );
-            if self.answer(statement).await? < BATCH as u64 {
+            if self.answer("replace_agent", statement).await? < BATCH as u64 {
                 break began;
             }
         };

@@ -88,9 +88,10 @@ impl Task {
             let token = shared.rows.read_token(session);
             let swap = match expected {
                 Some(revision) => {
-                    self.answer(shared.store.compare_and_swap(revision, new.clone())).await
+                    let statement = shared.store.compare_and_swap(revision, new.clone());
+                    self.answer("compare_and_swap", statement).await
                 }
-                None => self.answer(shared.store.create(new.clone())).await,
+                None => self.answer("create", shared.store.create(new.clone())).await,
             };
             let winner = match swap? {
                 // The epoch has ended in the meantime, so the row is unbound.

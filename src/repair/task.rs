@@ -185,9 +185,10 @@ impl Task {
     /// Waits for the answer to a statement. Notifies the waiting calls if the answer is overdue.
     pub(super) async fn answer<T>(
         &self,
+        verb: &'static str,
         statement: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        let mut answer = pin!(self.shared.answer(statement));
+        let mut answer = pin!(self.shared.answer(verb, statement));
         let answer = match timeout(self.shared.settings.store_timeout, answer.as_mut()).await {
             Ok(answer) => answer,
             Err(_) => {

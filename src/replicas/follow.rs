@@ -265,6 +265,12 @@ impl Follower {
     fn hear(&mut self, heard: Heard) -> Option<()> {
         let shared = self.shared.upgrade()?;
         let now = Instant::now();
+        #[cfg(feature = "metrics")]
+        match heard {
+            Heard::Hint(hint) if hint.origin == shared.origin => {}
+            Heard::Hint(hint) => shared.metrics.hint_received(hint.about.as_str()),
+            Heard::Lagged => shared.metrics.hints_lagged(),
+        }
         match heard {
             Heard::Lagged => self.gap(now),
             Heard::Hint(Hint { origin, .. }) if origin == shared.origin => {}
@@ -508,7 +514,9 @@ async fn record_usage(shared: Arc<Shared>, every: Duration) -> Done {
             let chunk: Vec<SessionId> = used.drain(..used.len().min(BATCH)).collect();
             // The last chunk is sent even if it is empty: the store also records until when use was
             // recorded at all.
-            if let Err(error) = shared.in_background(shared.store.touch(&chunk, every)).await {
+            if let Err(error) =
+                shared.in_background("touch", shared.store.touch(&chunk, every)).await
+            {
                 // These sessions are recorded next time, with those that follow.
                 let sessions = (chunk.len() + used.len()) as u64;
                 shared.emit(&Event::UseNotRecorded { sessions, error: &error });

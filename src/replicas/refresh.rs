@@ -204,7 +204,11 @@ impl<'a> Reading<'a> {
                 continue;
             }
             let sessions: Vec<SessionId> = held.keys().copied().collect();
-            match self.shared.in_background(self.shared.store.load_many(&sessions)).await {
+            match self
+                .shared
+                .in_background("load_many", self.shared.store.load_many(&sessions))
+                .await
+            {
                 Ok(rows) => {
                     self.failures = 0;
                     for row in rows {

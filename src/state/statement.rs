@@ -46,6 +46,23 @@ impl Shared {
     /// timeout only.
     pub(crate) async fn answer<T>(
         &self,
+        verb: &'static str,
+        statement: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        #[cfg(not(feature = "metrics"))]
+        let _ = verb;
+        #[cfg(feature = "metrics")]
+        let began = tokio::time::Instant::now();
+        let answer = self.answer_in_parts(statement).await;
+        #[cfg(feature = "metrics")]
+        self.metrics.statement(verb, began.elapsed());
+        answer
+    }
+
+    /// Waits for the answer to a part of a statement, as [`answer`](Self::answer) does. Its time is
+    /// not measured.
+    pub(crate) async fn answer_in_parts<T>(
+        &self,
         statement: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
         if self.overdue.load(Ordering::Acquire) >= MOST_OVERDUE {
@@ -76,9 +93,10 @@ impl Shared {
     /// does, and before that for one of the connections that such statements share.
     pub(crate) async fn in_background<T>(
         &self,
+        verb: &'static str,
         statement: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        self.background.pass().await.hold(self.answer(statement)).await
+        self.background.pass().await.hold(self.answer(verb, statement)).await
     }
 
     /// Sends a statement in a task of its own once no statement of its kind is without an answer,

@@ -331,6 +331,8 @@ mod metrics {
                 ("validations{verdict=running}", 1),
                 ("validation.duration{}", 1),
                 ("repairs{scope=session,result=written}", 1),
+                ("statement.duration{verb=load}", 1),
+                ("statement.duration{verb=create}", 1),
             ])
         );
 
@@ -357,7 +359,9 @@ mod metrics {
                 ("validations{verdict=running}", 1),
                 ("validation.duration{}", 1),
                 ("switches{}", 1),
+                ("switch.delay{}", 1),
                 ("repairs{scope=workspace,result=written}", 1),
+                ("statement.duration{verb=replace_agent}", 1),
             ])
         );
         world.does(&new, Does::Fail(ms(0)));
@@ -375,5 +379,66 @@ mod metrics {
         );
         layer.bindings().stats().record();
         assert_eq!(series(&seen), expected([("rows.cached{}", 1), ("workspaces{}", 1)]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn statements_hints_and_the_delay_of_a_switch_are_counted_once() {
+        let recorder = DebuggingRecorder::new();
+        let seen = recorder.snapshotter();
+        let _scope = ::metrics::set_default_local_recorder(&recorder);
+        let world = World::new();
+        let (ws, old) = world.workspace();
+        let (other, _) = world.workspace();
+        let hints = tower_bound_agent::hints::LocalHints::new();
+        let builder = || world.builder().refresh_interval(None).hints(hints.clone());
+        let layer = builder().build().unwrap();
+        let (bindings, dial) = (layer.bindings(), world.dial(&layer));
+        let chat = world.bind(&layer, ws).await;
+        sleep(ms(1)).await;
+        drop(series(&seen));
+
+        bindings.retarget(chat, other).await.unwrap();
+        bindings.retarget(chat, ws).await.unwrap();
+        bindings.unbind(chat).await.unwrap();
+        sleep(ms(1)).await;
+        assert_eq!(
+            series(&seen),
+            expected([
+                ("statement.duration{verb=retarget}", 2),
+                ("statement.duration{verb=unbind}", 1),
+                ("hints.sent{about=session}", 3),
+                ("hints.sent{about=workspace}", 1),
+            ])
+        );
+        call(&dial, chat).await.unwrap();
+        assert_eq!(bindings.flush().await, 0);
+        drop(series(&seen));
+
+        // The 280 ms of a slow turn are 30 ms of doubt: the dial was in none before.
+        world.rebuild(ws, &old, Does::Hang);
+        world.resolver_takes(ws, ms(30));
+        call(&dial, chat).await.unwrap();
+        let delays: Vec<f64> = seen
+            .snapshot()
+            .into_vec()
+            .into_iter()
+            .filter(|(key, ..)| key.key().name() == "bound_agent.switch.delay")
+            .flat_map(|(.., value)| match value {
+                DebugValue::Histogram(values) => values.into_iter().map(|v| v.0).collect(),
+                _ => Vec::new(),
+            })
+            .collect();
+        assert_eq!(delays, [0.03]);
+        assert_eq!(bindings.flush().await, 0);
+        drop(series(&seen));
+
+        // Another process: the first one hears of its announcement, and of nothing else.
+        let elsewhere = builder().build().unwrap();
+        elsewhere.bindings().announce(ws, world.agent(Some(9)));
+        sleep(ms(1)).await;
+        assert_eq!(
+            series(&seen),
+            expected([("hints.sent{about=workspace}", 1), ("hints.received{about=workspace}", 1)])
+        );
     }
 }

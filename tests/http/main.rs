@@ -27,6 +27,7 @@ mod http2;
 mod in_process;
 mod limits;
 mod moves;
+mod operating;
 mod reuse;
 mod streams;
 mod unanswered_requests;

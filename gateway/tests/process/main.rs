@@ -8,3 +8,4 @@ mod readiness;
 mod routing;
 mod scene;
 mod shutdown;
+mod tls;

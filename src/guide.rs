@@ -22,8 +22,8 @@
 //! * To build on: [axum], [HTTP, WebSockets, gRPC and gateways](self::http),
 //!   [long-lived connections](long_lived), [transactions], [several processes](replicas), [a store
 //!   of your own](own_store), [testing].
-//! * To operate: [recipes](operations), [settings], [errors], [guarantees and limits](guarantees),
-//!   [what turns cost the database](costs), [performance].
+//! * To operate: [recipes](operations), [slow turns](slow), [settings], [errors], [guarantees and
+//!   limits](guarantees), [what turns cost the database](costs), [performance].
 
 // The pages name these, and their links resolve in this module.
 #[cfg(doc)]
@@ -65,6 +65,8 @@ pub mod own_store {}
 pub mod testing {}
 #[doc = include_str!("guide/operations.md")]
 pub mod operations {}
+#[doc = include_str!("guide/slow.md")]
+pub mod slow {}
 #[doc = include_str!("guide/settings.md")]
 pub mod settings {}
 #[doc = include_str!("guide/errors.md")]

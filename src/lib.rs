@@ -26,8 +26,8 @@
 //! * To build on: [axum], [HTTP, WebSockets, gRPC and gateways][http], [long-lived
 //!   connections][long_lived], [transactions], [several processes][replicas], [a store of your
 //!   own][own_store], [testing].
-//! * To operate: [recipes][operations], [settings], [errors], [guarantees and limits][guarantees],
-//!   [what turns cost the database][costs], [performance].
+//! * To operate: [recipes][operations], [slow turns][slow], [settings], [errors], [guarantees and
+//!   limits][guarantees], [what turns cost the database][costs], [performance].
 //!
 //! # Example
 //!

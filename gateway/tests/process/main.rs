@@ -3,9 +3,11 @@
 
 mod authorization;
 mod configuration;
+mod faults;
 mod limits;
 mod readiness;
 mod routing;
 mod scene;
 mod shutdown;
+mod story;
 mod tls;

@@ -363,6 +363,23 @@ impl Gateway {
         SqlitePoolOptions::new().max_connections(1).connect_with(file).await.unwrap()
     }
 
+    /// Waits until the gateway has closed its connections to an agent that was killed, so that the
+    /// next request finds none of them.
+    pub async fn has_no_connection_to(&self, agent: &Agent) {
+        let address: SocketAddr = agent.target.address.as_deref().unwrap().parse().unwrap();
+        let SocketAddr::V4(address) = address else { panic!("{address}") };
+        let ip = u32::from_le_bytes(address.ip().octets());
+        let remote = format!("{ip:08X}:{:04X}", address.port());
+        support::net::until("the connections are closed", || {
+            let sockets = fs::read_to_string("/proc/net/tcp").unwrap();
+            let mut fields =
+                sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+            // 06 is TIME_WAIT: the process has closed it.
+            !fields.any(|fields| fields[2] == remote && fields[3] != "06")
+        })
+        .await;
+    }
+
     pub async fn connect(&self) -> TcpStream {
         TcpStream::connect(self.address).await.unwrap()
     }

@@ -48,6 +48,8 @@ pub(crate) struct Admin {
     pub(crate) bindings: Bindings,
     pub(crate) store: Opened,
     pub(crate) metrics: PrometheusHandle,
+    /// Sets the gauges of the pool of connections to agents.
+    pub(crate) record_pool: Box<dyn Fn() + Send + Sync>,
     pub(crate) ready_timeout: Duration,
     pub(crate) token: Option<Secret>,
     /// Whether the gateway shuts down.
@@ -83,6 +85,7 @@ async fn ready(State(admin): State<Arc<Admin>>) -> (StatusCode, &'static str) {
 
 async fn scrape(State(admin): State<Arc<Admin>>) -> Response {
     admin.bindings.stats().record();
+    (admin.record_pool)();
     let text = admin.metrics.render();
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     ([(CONTENT_TYPE, kind)], text).into_response()

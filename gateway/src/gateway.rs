@@ -142,15 +142,6 @@ impl Gateway {
 
         let (listener, address) = listen(config.server.listen).await?;
         let (operators, admin_address) = listen(config.admin.listen).await?;
-        let admin = Arc::new(Admin {
-            bindings,
-            store,
-            metrics: metrics.clone(),
-            ready_timeout: config.admin.ready_timeout,
-            token: config.admin.token.clone(),
-            is_ending: AtomicBool::new(false),
-        });
-
         let agents = &config.agents;
         let client = AgentClient::builder()
             .max_connections(agents.max_connections)
@@ -161,12 +152,24 @@ impl Gateway {
             Protocol::Http1 => client.http1(),
             Protocol::Http2 => client.http2(),
         };
+        let client = client.build(layer.layer(dialer));
+        let pool = client.clone();
+        let admin = Arc::new(Admin {
+            bindings,
+            store,
+            metrics: metrics.clone(),
+            record_pool: Box::new(move || pool.stats().record()),
+            ready_timeout: config.admin.ready_timeout,
+            token: config.admin.token.clone(),
+            is_ending: AtomicBool::new(false),
+        });
+
         let mut names = config.server.names.clone();
         names.extend(address.to_string().parse());
         let (ending, cut) = (CancellationToken::new(), CancellationToken::new());
         let tasks = TaskTracker::new();
         let proxy = Proxy {
-            client: client.build(layer.layer(dialer)),
+            client,
             hop: Proxy::hop(&config),
             authorize,
             session: config.route.session.clone(),

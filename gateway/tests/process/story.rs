@@ -119,6 +119,8 @@ async fn every_counter_and_every_line_is_that_of_the_story() {
     let gauges = [
         ("bound_agent_rows_cached", 3.0),
         ("bound_agent_connections_held", 0.0),
+        ("bound_agent_http_connections{state=\"in_use\"}", 0.0),
+        ("bound_agent_http_requests_waiting", 0.0),
         ("bound_agent_dials_pending", 0.0),
         ("bound_agent_validations_pending", 0.0),
         ("bound_agent_repairs_pending{state=\"retrying\"}", 0.0),

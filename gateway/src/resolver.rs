@@ -17,8 +17,8 @@ use uuid::Uuid;
 /// Asks a URL which agent serves a workspace now.
 ///
 /// The request is `GET` of the configured URL with the workspace's id. If this process knows a
-/// generation, the query parameter or header is not needed: the header `X-Newer-Than` has it, so
-/// that a service that reads from a replica can read again from its primary.
+/// generation, the header `X-Newer-Than` has it, so that a service that reads from a replica can
+/// read again from its primary.
 ///
 /// The response has status 200 and one of these bodies:
 ///

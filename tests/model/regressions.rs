@@ -639,6 +639,24 @@ pub(crate) fn scenarios_that_once_broke_a_rule_keep_the_rules() {
                 Op::Advance { ms: 11_000 },
             ],
         ),
+        (
+            "an unbound session raises a doubt in its process",
+            vec![
+                Op::Rebuild { ws: 0, old: Does::Answer(0) },
+                Op::Resolver {
+                    process: 0,
+                    ws: 0,
+                    answers: Answers { how: How::Right, after: 5, early: false },
+                },
+                Op::Call { process: 0, chat: 3, named: Some(0), lag: 0 },
+                Op::Yield,
+                Op::Unbind { by: Process(0), chat: 3 },
+                Op::Advance { ms: 1 },
+                call(0, 3),
+                Op::Advance { ms: 1 },
+                call(0, 1),
+            ],
+        ),
     ];
     for (what, ops) in scenarios {
         for numbered in [[false; WORKSPACES], [true; WORKSPACES]] {

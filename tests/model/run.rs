@@ -255,8 +255,16 @@ impl Run {
                 self.command(process, command);
             }
             Op::Unbind { by: By::Process(process), chat: n } => {
-                let bindings = self.processes[process].bindings.clone();
-                self.command(process, async move { bindings.unbind(chat(n)).await.map(drop) });
+                let Process { id, ref bindings, .. } = self.processes[process];
+                let (truth, bindings) = (self.truth.clone(), bindings.clone());
+                self.command(process, async move {
+                    // The process doubts the agent that it has removed.
+                    let unbound = bindings.unbind(chat(n)).await?;
+                    if unbound.is_some() {
+                        truth.state().history.doubt(id);
+                    }
+                    Ok(())
+                });
             }
             Op::Forget { by: By::Process(process), chat: n } => {
                 let bindings = self.processes[process].bindings.clone();

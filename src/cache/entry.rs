@@ -280,7 +280,9 @@ impl CachedRow {
     /// this row was read. A row that did not exist cannot have been removed. Always `false` of an
     /// entry in its slot.
     pub(crate) fn is_moved(&self) -> bool {
-        self.stored && (self.state() == State::Removed || self.is_watched(Watch::is_moved))
+        let row = (self.row.revision, self.workspace());
+        let is_moved = |watch: &Watch, began| watch.is_moved(row, began);
+        self.stored && (self.state() == State::Removed || self.is_watched(is_moved))
     }
 
     fn is_watched(&self, since: impl FnOnce(&Watch, Tick) -> bool) -> bool {

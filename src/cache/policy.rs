@@ -17,13 +17,35 @@ pub(super) struct History {
     /// When the row was last found to be changed by a command, or removed, or was to be read again
     /// because of a hint.
     pub(super) commanded_at: Tick,
-    /// When the row was last found to point at another workspace, or removed.
-    pub(super) moved_at: Tick,
+    /// When the row was last removed, or was no longer to be used.
+    pub(super) removed_at: Tick,
     /// When a row was last read, written or held.
     pub(super) seen_at: Tick,
     /// The newest row that was seen. Ticks do not tell it from a row that was read later by a read
     /// that ended earlier; and of two workspaces the newer row's is the one that counts.
     pub(super) newest: Option<(Revision, WorkspaceId)>,
+    /// The greatest revision of the rows that were seen in another workspace than the newest row.
+    pub(super) elsewhere: Option<Revision>,
+}
+
+impl History {
+    /// Records a row that was seen. Returns `true` if it points at another workspace than the
+    /// newest row before it.
+    pub(super) fn see(&mut self, revision: Revision, workspace: WorkspaceId) -> bool {
+        let Some((newest, seen_in)) = self.newest else {
+            self.newest = Some((revision, workspace));
+            return false;
+        };
+        let is_elsewhere = workspace != seen_in;
+        if is_elsewhere {
+            // Of the two the earlier one is elsewhere from here on.
+            self.elsewhere = self.elsewhere.max(Some(revision.min(newest)));
+        }
+        if revision > newest {
+            self.newest = Some((revision, workspace));
+        }
+        is_elsewhere
+    }
 }
 
 /// Returns `true` if a read that began at this tick cannot be older than the events that were seen,
@@ -39,10 +61,19 @@ pub(super) fn may_be_commanded(history: &History, began: Tick) -> bool {
     history.commanded_at > began
 }
 
-/// Returns `true` if the row of a read or write that began at this tick was found to point at
-/// another workspace since, or removed.
-pub(super) fn is_moved(history: &History, began: Tick) -> bool {
-    history.moved_at > began
+/// Returns `true` if the row of a read or write that began at this tick was removed since, or if a
+/// later row was seen in another workspace. The row of the statement that finds an earlier row
+/// elsewhere is not moved: revisions tell them apart, and ticks do not.
+pub(super) fn is_moved(
+    history: &History,
+    (revision, workspace): (Revision, WorkspaceId),
+    began: Tick,
+) -> bool {
+    let elsewhere = match history.newest {
+        Some((newest, seen_in)) if seen_in != workspace => Some(newest),
+        _ => history.elsewhere,
+    };
+    history.removed_at > began || elsewhere > Some(revision)
 }
 
 /// Returns `true` if a read that began at this tick and has found no row may be older than a row
@@ -192,12 +223,41 @@ mod tests {
 
     #[test]
     fn a_command_and_a_reset_count_for_what_began_before_them() {
-        let history = History { commanded_at: 10, moved_at: 10, seen_at: 10, ..History::default() };
+        let history =
+            History { commanded_at: 10, removed_at: 10, seen_at: 10, ..History::default() };
+        let row = (REVISION, WorkspaceId::new(Uuid::from_u128(1)));
         for (began, expected) in [(9, true), (10, false), (11, false)] {
             assert_eq!(may_be_commanded(&history, began), expected, "{began}");
-            assert_eq!(is_moved(&history, began), expected, "{began}");
+            assert_eq!(is_moved(&history, row, began), expected, "{began}");
             assert_eq!(may_have_row(&history, began), expected, "{began}");
             assert_eq!(is_invalidated(10, began), expected, "{began}");
+        }
+    }
+
+    #[test]
+    fn a_row_is_moved_by_later_rows_elsewhere() {
+        #[rustfmt::skip]
+        let table: [(&[(i64, u128)], _); 6] = [
+            // Revisions and workspaces in the order in which they were seen, and those that moved.
+            (&[(1, 1)],                         [false, false, false]),
+            (&[(1, 1), (2, 1), (3, 1)],         [false, false, false]),
+            (&[(1, 1), (2, 2)],                 [true,  false, false]),
+            (&[(2, 2), (1, 1)],                 [true,  false, false]),
+            // Away and back.
+            (&[(1, 1), (2, 2), (3, 1)],         [true,  true,  false]),
+            (&[(3, 1), (1, 1), (2, 2)],         [true,  true,  false]),
+        ];
+        let workspace = |number| WorkspaceId::new(Uuid::from_u128(number));
+        for (seen, expected) in table {
+            let mut history = History::default();
+            for (revision, number) in seen {
+                history.see(Revision::new(*revision), workspace(*number));
+            }
+            for (revision, number) in seen {
+                let row = (Revision::new(*revision), workspace(*number));
+                let expected = expected[usize::try_from(*revision).unwrap() - 1];
+                assert_eq!(is_moved(&history, row, 0), expected, "{seen:?}, {revision}");
+            }
         }
     }
 }

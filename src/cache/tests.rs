@@ -505,6 +505,15 @@ mod commands {
             assert!(name.contains("another workspace") || !read.may_be_commanded(), "{name}");
         }
     }
+
+    #[test]
+    fn a_row_that_has_replaced_a_row_elsewhere_is_not_moved() {
+        let s = Scene::new();
+        let left = s.learn(&s.row(1, 1));
+        let held = s.learn(&s.row_in(2, 1, 2, 0));
+        s.learn(&s.row_in(2, 1, 3, 0));
+        assert_eq!((left.is_moved(), held.is_moved()), (true, false));
+    }
 }
 
 #[test]

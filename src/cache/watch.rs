@@ -121,7 +121,7 @@ impl Watches {
         self.record(session, |history, now| {
             raise(&mut history.lost_at, now);
             raise(&mut history.commanded_at, now);
-            raise(&mut history.moved_at, now);
+            raise(&mut history.removed_at, now);
         });
     }
 
@@ -207,16 +207,8 @@ impl Watch {
         let mut history = self.history();
         let now = self.watches.clock.tick();
         raise(&mut history.seen_at, now);
-        let Some((newest, seen_in)) = history.newest else {
-            history.newest = Some((revision, workspace));
-            return;
-        };
-        if workspace != seen_in {
+        if history.see(revision, workspace) {
             raise(&mut history.commanded_at, now);
-            raise(&mut history.moved_at, now);
-        }
-        if revision > newest {
-            history.newest = Some((revision, workspace));
         }
     }
 
@@ -230,8 +222,8 @@ impl Watch {
         policy::may_be_commanded(&self.history(), began)
     }
 
-    pub(super) fn is_moved(&self, began: Tick) -> bool {
-        policy::is_moved(&self.history(), began)
+    pub(super) fn is_moved(&self, row: (Revision, WorkspaceId), began: Tick) -> bool {
+        policy::is_moved(&self.history(), row, began)
     }
 }
 

@@ -640,6 +640,28 @@ pub(crate) fn scenarios_that_once_broke_a_rule_keep_the_rules() {
             ],
         ),
         (
+            "a session that was retargeted before its call is not retargeted by rebuilds",
+            vec![
+                Op::Rebuild { ws: 0, old: Does::Hang },
+                Op::Retarget { by: Process(0), chat: 3, ws: 0 },
+                Op::Retarget { by: Process(0), chat: 2, ws: 0 },
+                Op::Rebuild { ws: 0, old: Does::Hang },
+                Op::Resolver {
+                    process: 0,
+                    ws: 0,
+                    answers: Answers { how: How::Lags(1), after: 0, early: false },
+                },
+                Op::Retarget { by: Process(0), chat: 1, ws: 0 },
+                Op::Yield,
+                call(0, 2),
+                Op::Advance { ms: 260 },
+                call(1, 3),
+                Op::Rebuild { ws: 0, old: Does::Answer(5) },
+                call(0, 3),
+                Op::Advance { ms: 260 },
+            ],
+        ),
+        (
             "an unbound session raises a doubt in its process",
             vec![
                 Op::Rebuild { ws: 0, old: Does::Answer(0) },

@@ -198,6 +198,41 @@ async fn a_session_that_is_pointed_at_its_own_workspace_is_not_retargeted() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_session_that_was_retargeted_before_its_call_is_not_retargeted() {
+    for generation in BOTH {
+        let mut s =
+            Scene::with(generation, |builder| builder.repair(RepairMode::BeforeReturn)).await;
+        let (ws, first) = new_workspace(&s.world, generation);
+        let newer: Vec<_> = (1..=3).map(|n| s.world.agent(generation.map(|g| g + n))).collect();
+        // A connection of the session holds the row that the command replaces.
+        let held = s.call().await.1.unwrap();
+        s.layer.bindings().retarget(s.chat, ws).await.unwrap();
+        s.did().await;
+        s.world.does(&first, Does::Hang);
+        s.world.store.on_writes(Fault::Slow(ms(1_000)));
+        // Each target answers at once, and is known to be replaced by the time its repair has
+        // ended.
+        let rebuilds = async {
+            for target in &newer {
+                s.world.runs(ws, target);
+                s.layer.bindings().revalidate_workspace(ws);
+                s.layer.bindings().current(s.chat).await.unwrap();
+                sleep(ms(900)).await;
+            }
+        };
+        let (took, error) = meanwhile(50, rebuilds, s.call()).await;
+        let named = Some(newer[2].clone().into());
+        assert_eq!(
+            (took, error.unwrap_err().kind()),
+            (ms(2_050), &ErrorKind::Unreachable { newer: named })
+        );
+        assert_eq!(s.did().await, counts(3, 4, 0, 2));
+        drop(held);
+        s.nothing_is_left();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_session_that_was_pointed_away_and_back_is_retargeted() {
     for generation in BOTH {
         let mut s =

@@ -120,7 +120,8 @@ async fn every_button_does_what_it_says_and_every_counter_is_exact() {
         let slow = |state: &Value| state[lane]["slow"].as_u64().unwrap();
         slow(&state["counters"]) - slow(&state["press"]["counters"])
     };
-    assert!(since(0) >= IN_ONE, "all of them wait for the answer: {}", since(0));
+    // Those that have begun before the answer wait for it.
+    assert!((1..=CHATS).contains(&since(0)), "{}", since(0));
     assert!(since(2) >= IN_ONE, "all of them hang: {}", since(2));
     test.storm("a turn later", [[0; 3], resolved, [IN_ONE, 0, 0]]).await;
 

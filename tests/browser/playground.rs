@@ -5,6 +5,7 @@ use std::{
     io::{BufRead, BufReader},
     path::PathBuf,
     process::{Child, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::{
@@ -13,14 +14,21 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+/// One playground runs at a time: hundreds of chats beside those of another one would make healthy
+/// dials slow, which their counters would show.
+static ALONE: Mutex<()> = Mutex::new(());
+
 pub struct Playground {
     pub child: Child,
     /// `127.0.0.1:` and the port.
     pub address: String,
+    /// Dropped after the process has ended.
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Playground {
     pub fn start(arguments: &[&str]) -> Self {
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let mut child = Command::new(program())
             .args(arguments)
             .stdin(Stdio::null())
@@ -31,7 +39,7 @@ impl Playground {
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = line.split("http://").nth(1).unwrap_or_else(|| panic!("{line:?}"));
         let address = address.trim_end().trim_end_matches('/').to_owned();
-        Self { child, address }
+        Self { child, address, _alone: alone }
     }
 
     /// Sends a request over a connection of its own, and returns the status and the body.

@@ -131,16 +131,18 @@ where
     F::Output: Send + 'static,
 {
     fn execute(&self, future: F) {
-        if IS_DRIVING.get() {
-            // One for each request, so it is spawned as it is: in a wrapper it would be moved twice.
-            tokio::spawn(future);
-            return;
-        }
+        // Before the scope is looked at: a request body that opens a connection of its own does so
+        // in the scope of another connection's driver.
         let mut first = lock(&self.first);
         if let First::Expected = &*first {
             *first = First::Here(Box::pin(async move { drop(future.await) }));
+            return;
+        }
+        drop(first);
+        if IS_DRIVING.get() {
+            // There is one for each request. In a wrapper it would be copied twice.
+            tokio::spawn(future);
         } else {
-            drop(first);
             let tunnel = Tunnel::new(Arc::clone(&self.conn));
             tokio::spawn(async move {
                 drop(future.await);

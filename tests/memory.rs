@@ -155,10 +155,15 @@ async fn bytes_a_binding(rows: u128, sessions_a_workspace: u128) -> (isize, isiz
 
 #[tokio::test]
 async fn a_binding_takes_little_memory() {
-    // The cache itself takes nearly half of the memory, and frees what it drops later, so that a
-    // count varies by a byte. It is 600 in most runs.
-    for (sessions_a_workspace, most_read, most_used) in [(1, 603, 955), (10, 390, 460)] {
-        let (read, used) = bytes_a_binding(20_000, sessions_a_workspace).await;
+    // The cache itself takes nearly half of the memory.
+    for (sessions_a_workspace, most_read, most_used) in [(1, 600, 955), (10, 390, 460)] {
+        // The cache frees what it drops later, so a count may include what is no longer in it. The
+        // least of three counts does not.
+        let (mut read, mut used) = bytes_a_binding(20_000, sessions_a_workspace).await;
+        for _ in 0..2 {
+            let again = bytes_a_binding(20_000, sessions_a_workspace).await;
+            (read, used) = (read.min(again.0), used.min(again.1));
+        }
         println!(
             "{sessions_a_workspace} a workspace: {read} bytes a binding, {used} once called and validated"
         );

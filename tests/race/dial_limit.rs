@@ -4,7 +4,9 @@ use crate::scene::*;
 use support::*;
 use tokio::time::{Duration, Instant, sleep};
 use tower::{Layer, limit::ConcurrencyLimitLayer};
-use tower_bound_agent::{DialSession, ErrorKind, OutcomeKind, Repair, RepairMode, Target};
+use tower_bound_agent::{
+    DialSession, ErrorKind, OutcomeKind, Repair, RepairMode, Target, WorkspaceId,
+};
 
 /// Makes the resolver name each of these targets in turn, each from the instant at which the
 /// previous one fails.
@@ -13,6 +15,33 @@ async fn rebuilt_again_and_again(s: &Scene, every: u64, targets: &[Target]) {
         s.world.runs(s.ws, target);
         sleep(ms(every)).await;
     }
+}
+
+/// Makes the resolver name each of these targets in turn. With repairs of 1,000 ms, each target that
+/// answers at once is known to be replaced by the time its repair has ended.
+async fn replaced_during_their_repairs(s: &Scene, ws: WorkspaceId, targets: &[Target]) {
+    for target in targets {
+        s.world.runs(ws, target);
+        s.layer.bindings().revalidate_workspace(ws);
+        s.layer.bindings().current(s.chat).await.unwrap();
+        sleep(ms(900)).await;
+    }
+}
+
+/// Makes the resolver name each of these targets in turn, and waits for its answer each time.
+async fn validated_one_after_another(s: &Scene, targets: &[Target]) {
+    for target in targets {
+        s.world.runs(s.ws, target);
+        s.layer.bindings().validate_workspace(s.ws).await.unwrap();
+        sleep(ms(1_000)).await;
+    }
+}
+
+/// A session whose calls wait for their repairs, and three later builds of its workspace.
+async fn three_builds_later(generation: Option<i64>) -> (Scene, Vec<Target>) {
+    let s = Scene::with(generation, |builder| builder.repair(RepairMode::BeforeReturn)).await;
+    let newer = (1..=3).map(|n| s.world.agent(generation.map(|g| g + n))).collect();
+    (s, newer)
 }
 
 #[tokio::test(start_paused = true)]
@@ -138,21 +167,10 @@ async fn dials_before_a_retarget_count_and_a_fourth_fails_as_retargeted() {
 #[tokio::test(start_paused = true)]
 async fn restarts_within_one_workspace_are_not_retargeted() {
     for generation in BOTH {
-        let mut s =
-            Scene::with(generation, |builder| builder.repair(RepairMode::BeforeReturn)).await;
-        let newer: Vec<_> = (1..=3).map(|n| s.world.agent(generation.map(|g| g + n))).collect();
+        let (mut s, newer) = three_builds_later(generation).await;
         s.old_does(Does::Hang);
         s.world.store.on_writes(Fault::Slow(ms(1_000)));
-        // Each target answers at once, and is known to be replaced by the time its repair has
-        // ended.
-        let rebuilds = async {
-            for target in &newer {
-                s.world.runs(s.ws, target);
-                s.layer.bindings().revalidate_workspace(s.ws);
-                s.layer.bindings().current(s.chat).await.unwrap();
-                sleep(ms(900)).await;
-            }
-        };
+        let rebuilds = replaced_during_their_repairs(&s, s.ws, &newer);
         let (took, error) = meanwhile(50, rebuilds, s.call()).await;
         let named = Some(newer[2].clone().into());
         assert_eq!(
@@ -167,9 +185,7 @@ async fn restarts_within_one_workspace_are_not_retargeted() {
 #[tokio::test(start_paused = true)]
 async fn a_session_that_is_pointed_at_its_own_workspace_is_not_retargeted() {
     for generation in BOTH {
-        let mut s =
-            Scene::with(generation, |builder| builder.repair(RepairMode::BeforeReturn)).await;
-        let newer: Vec<_> = (1..=3).map(|n| s.world.agent(generation.map(|g| g + n))).collect();
+        let (mut s, newer) = three_builds_later(generation).await;
         s.old_does(Does::Hang);
         s.world.does(&newer[1], Does::Hang);
         s.world.store.on_writes(Fault::Slow(ms(1_000)));
@@ -181,11 +197,7 @@ async fn a_session_that_is_pointed_at_its_own_workspace_is_not_retargeted() {
             sleep(ms(50)).await;
             s.world.store.on_writes(Fault::None);
             bindings.retarget(s.chat, s.ws).await.unwrap();
-            for target in &newer[1..] {
-                s.world.runs(s.ws, target);
-                bindings.validate_workspace(s.ws).await.unwrap();
-                sleep(ms(1_000)).await;
-            }
+            validated_one_after_another(&s, &newer[1..]).await;
         };
         let (took, error) = meanwhile(50, changes, s.call()).await;
         let newest = Some(newer[2].clone().into());
@@ -200,26 +212,15 @@ async fn a_session_that_is_pointed_at_its_own_workspace_is_not_retargeted() {
 #[tokio::test(start_paused = true)]
 async fn a_session_that_was_retargeted_before_its_call_is_not_retargeted() {
     for generation in BOTH {
-        let mut s =
-            Scene::with(generation, |builder| builder.repair(RepairMode::BeforeReturn)).await;
+        let (mut s, newer) = three_builds_later(generation).await;
         let (ws, first) = new_workspace(&s.world, generation);
-        let newer: Vec<_> = (1..=3).map(|n| s.world.agent(generation.map(|g| g + n))).collect();
         // A connection of the session holds the row that the command replaces.
         let held = s.call().await.1.unwrap();
         s.layer.bindings().retarget(s.chat, ws).await.unwrap();
         s.did().await;
         s.world.does(&first, Does::Hang);
         s.world.store.on_writes(Fault::Slow(ms(1_000)));
-        // Each target answers at once, and is known to be replaced by the time its repair has
-        // ended.
-        let rebuilds = async {
-            for target in &newer {
-                s.world.runs(ws, target);
-                s.layer.bindings().revalidate_workspace(ws);
-                s.layer.bindings().current(s.chat).await.unwrap();
-                sleep(ms(900)).await;
-            }
-        };
+        let rebuilds = replaced_during_their_repairs(&s, ws, &newer);
         let (took, error) = meanwhile(50, rebuilds, s.call()).await;
         let named = Some(newer[2].clone().into());
         assert_eq!(
@@ -235,9 +236,7 @@ async fn a_session_that_was_retargeted_before_its_call_is_not_retargeted() {
 #[tokio::test(start_paused = true)]
 async fn a_session_that_was_pointed_away_and_back_is_retargeted() {
     for generation in BOTH {
-        let mut s =
-            Scene::with(generation, |builder| builder.repair(RepairMode::BeforeReturn)).await;
-        let newer: Vec<_> = (1..=3).map(|n| s.world.agent(generation.map(|g| g + n))).collect();
+        let (mut s, newer) = three_builds_later(generation).await;
         let (other, _) = new_workspace(&s.world, generation);
         s.old_does(Does::Hang);
         s.world.does(&newer[1], Does::Hang);
@@ -252,11 +251,7 @@ async fn a_session_that_was_pointed_away_and_back_is_retargeted() {
             bindings.retarget(s.chat, other).await.unwrap();
             bindings.retarget(s.chat, s.ws).await.unwrap();
             // The call starts again in the same workspace, with its last dial.
-            for target in &newer[1..] {
-                s.world.runs(s.ws, target);
-                bindings.validate_workspace(s.ws).await.unwrap();
-                sleep(ms(1_000)).await;
-            }
+            validated_one_after_another(&s, &newer[1..]).await;
         };
         let (took, error) = meanwhile(50, changes, s.call()).await;
         assert_eq!((took, error.unwrap_err().kind()), (ms(1_100), &ErrorKind::Retargeted));

@@ -185,17 +185,6 @@ pub struct RepairSnapshot {
     pub error: Option<String>,
 }
 
-impl DoubtSnapshot {
-    pub(crate) fn new(
-        agent: Option<AgentId>,
-        reason: DoubtReason,
-        raised_ago: Duration,
-        quiet_for: Option<Duration>,
-    ) -> Self {
-        Self { agent, reason, raised_ago, quiet_for }
-    }
-}
-
 #[cfg(feature = "serde")]
 mod elapsed {
     use crate::settings::text;

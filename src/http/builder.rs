@@ -78,9 +78,9 @@ impl AgentClientBuilder {
     /// connection: it has the session, the target and the outcome of the call. The function runs in
     /// the caller's task, and so in its span, and must not block.
     ///
-    /// It is meant for headers, such as those of [W3C trace context]. It must leave alone the method,
-    /// the URI, and the headers that frame the body or name the host: the client has set them for the
-    /// protocol of the connection.
+    /// It is meant for headers, such as those of [W3C trace context]. It must leave alone the
+    /// method, the URI, and the headers that frame the body or name the host: the client has set
+    /// them for the protocol of the connection.
     ///
     /// [W3C trace context]: https://www.w3.org/TR/trace-context/
     ///

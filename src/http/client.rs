@@ -202,9 +202,7 @@ impl<S, B> AgentClient<S, B> {
         let (pool, budget) = (Pool::new(settings.limits()), Budget::default());
         Self { dial, inner: Arc::new(Inner { pool, settings, session, before_send, budget }) }
     }
-}
 
-impl<S, B> AgentClient<S, B> {
     /// Counts the connections of this client and its clones now, for gauges and a page for
     /// debugging. It visits every connection: call it every few seconds, not with every request.
     #[must_use]

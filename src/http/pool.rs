@@ -91,9 +91,7 @@ impl<B> Pool<B> {
         agents.insert(key, Arc::downgrade(&agent));
         agent
     }
-}
 
-impl<B> Pool<B> {
     /// Counts the connections, and the requests that wait for one.
     pub(super) fn stats(&self) -> ClientStats {
         let agents: Vec<_> = lock(&self.agents).values().filter_map(Weak::upgrade).collect();

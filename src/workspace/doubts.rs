@@ -160,7 +160,8 @@ impl Doubts {
         all.filter_map(|(agent, doubt)| {
             let (since, reason) = doubt.since_and_why()?;
             let raised_ago = now.saturating_duration_since(since);
-            Some(DoubtSnapshot::new(agent, reason, raised_ago, self.quiet_for(since, now)))
+            let quiet_for = self.quiet_for(since, now);
+            Some(DoubtSnapshot { agent, reason, raised_ago, quiet_for })
         })
         .collect()
     }

@@ -168,15 +168,11 @@ impl Facts {
             let of_agent =
                 |doubt: &DoubtSnapshot| doubt.agent.is_none_or(|agent| agent == newer.target.agent);
             let raised = doubts.list(now).into_iter().filter(of_agent);
-            let contradicted = newer.contradiction.map(|of| {
-                let quiet_for = doubts.quiet_for(of.since, now);
-                let since = now.saturating_duration_since(of.since);
-                DoubtSnapshot::new(
-                    Some(newer.target.agent),
-                    DoubtReason::Contradicted,
-                    since,
-                    quiet_for,
-                )
+            let contradicted = newer.contradiction.map(|of| DoubtSnapshot {
+                agent: Some(newer.target.agent),
+                reason: DoubtReason::Contradicted,
+                raised_ago: now.saturating_duration_since(of.since),
+                quiet_for: doubts.quiet_for(of.since, now),
             });
             raised.chain(contradicted).min_by_key(|doubt| doubt.raised_ago)
         });

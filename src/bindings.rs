@@ -153,12 +153,13 @@ impl Bindings {
         let answer = match fresh {
             Some(verdict) => verdict.answer,
             None => {
-                let mut validated = shared.validated(workspace_state).await;
+                let now = Instant::now();
+                let mut validated = shared.validated(workspace_state, now).await;
                 if validated
                     .as_ref()
                     .is_some_and(|validated| validated.is_overtaken(workspace_state))
                 {
-                    validated = shared.validated(workspace_state).await;
+                    validated = shared.validated(workspace_state, now).await;
                 }
                 validated.map_or(Answer::Unknown, |validated| validated.answer)
             }

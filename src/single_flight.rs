@@ -121,7 +121,17 @@ where
 
     /// Joins the running flight of `key`, or starts one. A flight whose runtime is not driven is
     /// replaced.
-    pub(crate) fn join<F>(&self, key: K, tasks: &Tasks, work: impl FnOnce() -> F) -> Waiter<T>
+    ///
+    /// `landed` returns what the caller would have taken in place of a flight. It is called if none
+    /// is running: one that has landed after the caller had looked for its result has left the
+    /// result by now.
+    pub(crate) fn join<F>(
+        &self,
+        key: K,
+        tasks: &Tasks,
+        landed: impl FnOnce() -> Option<T>,
+        work: impl FnOnce() -> F,
+    ) -> Waiter<T>
     where
         F: Future<Output = T> + Send + 'static,
     {
@@ -133,6 +143,10 @@ where
         let (found, flying) = watch::channel(Flying { seen: now, answer: None });
         let (id, every) = (self.begun.fetch_add(1, Ordering::Relaxed), self.every);
         let waiter = Waiter { id, began: now, every, flying };
+        if let Some(answer) = landed() {
+            found.send_modify(|flying| flying.answer = Some(answer));
+            return waiter;
+        }
         running.insert(key, waiter.clone());
         drop(running);
         let slot = Slot { key, id, running: Arc::clone(&self.running) };
@@ -165,13 +179,14 @@ where
         at_most: Option<Duration>,
         key: K,
         tasks: &Tasks,
+        landed: impl Fn() -> Option<T>,
         work: impl Fn() -> F,
     ) -> Result<T, Missed>
     where
         F: Future<Output = T> + Send + 'static,
     {
         loop {
-            let mut waiter = self.join(key, tasks, &work);
+            let mut waiter = self.join(key, tasks, &landed, &work);
             match waiter.result(at_most).await {
                 Err(Missed::Stopped) => {}
                 Ok(_) | Err(Missed::Ended) if since.is_some_and(|since| waiter.began() < since) => {
@@ -215,6 +230,10 @@ mod tests {
 
     const EVERY: Duration = Duration::from_secs(5);
 
+    fn nothing<T>() -> Option<T> {
+        None
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_flight_survives_the_caller_that_started_it() {
         let runs = Arc::new(AtomicUsize::new(0));
@@ -226,8 +245,8 @@ mod tests {
                 runs.fetch_add(1, Ordering::SeqCst) + 7
             }
         };
-        let first = flights.join(1, &tasks, work);
-        let mut second = flights.join(1, &tasks, work);
+        let first = flights.join(1, &tasks, nothing, work);
+        let mut second = flights.join(1, &tasks, nothing, work);
         drop(first);
         assert_eq!(second.result(None).await, Ok(7));
         assert_eq!((runs.load(Ordering::SeqCst), flights.len()), (1, 0));
@@ -245,22 +264,33 @@ mod tests {
                 run
             }
         };
-        let mut early = flights.join(1, &tasks, work);
+        let mut early = flights.join(1, &tasks, nothing, work);
         sleep(Duration::from_millis(10)).await;
-        let later = flights.answer(Some(Instant::now()), None, 1, &tasks, work).await;
+        let later = flights.answer(Some(Instant::now()), None, 1, &tasks, nothing, work).await;
         assert_eq!((early.result(None).await, later), (Ok(0), Ok(1)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_landed_is_looked_at_unless_a_flight_is_under_way() {
+        let (flights, tasks) = (Flights::<u8, u8>::new(EVERY), Tasks::default());
+        let mut landed = flights.join(1, &tasks, || Some(7), std::future::pending);
+        assert_eq!((landed.result(None).await, flights.len()), (Ok(7), 0));
+        let work = || async { 8 };
+        let mut begun = flights.join(1, &tasks, nothing, work);
+        let mut joined = flights.join(1, &tasks, || panic!("a flight is under way"), work);
+        assert_eq!((begun.result(None).await, joined.result(None).await), (Ok(8), Ok(8)));
     }
 
     #[tokio::test]
     async fn a_crash_frees_the_key_and_ends_every_wait() {
         let (flights, tasks) = (Flights::<u8, u8>::new(EVERY), Tasks::default());
-        let mut first = flights.join(1, &tasks, || async { panic!("on purpose") });
-        let mut second = flights.join(1, &tasks, || async { 1 });
+        let mut first = flights.join(1, &tasks, nothing, || async { panic!("on purpose") });
+        let mut second = flights.join(1, &tasks, nothing, || async { 1 });
         assert_eq!(
             (first.result(None).await, second.result(None).await, flights.len()),
             (Err(Missed::Ended), Err(Missed::Ended), 0)
         );
-        assert_eq!(flights.join(1, &tasks, || async { 2 }).result(None).await, Ok(2));
+        assert_eq!(flights.join(1, &tasks, nothing, || async { 2 }).result(None).await, Ok(2));
     }
 
     fn runtime() -> Runtime {
@@ -271,7 +301,8 @@ mod tests {
     fn a_runtime_that_shuts_down_frees_the_key() {
         let (flights, tasks) = (Flights::<u8, u8>::new(EVERY), Tasks::default());
         let first = runtime();
-        let mut waiter = first.block_on(async { flights.join(1, &tasks, std::future::pending) });
+        let mut waiter =
+            first.block_on(async { flights.join(1, &tasks, nothing, std::future::pending) });
         drop(first);
         assert_eq!(flights.len(), 0);
         assert_eq!(runtime().block_on(waiter.result(None)), Err(Missed::Ended));
@@ -280,7 +311,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn closing_ends_a_flight_that_does_not_end_by_itself() {
         let (flights, tasks) = (Flights::<u8, u8>::new(EVERY), Tasks::default());
-        let mut waiter = flights.join(1, &tasks, std::future::pending);
+        let mut waiter = flights.join(1, &tasks, nothing, std::future::pending);
         tasks.close(Duration::from_secs(3)).await;
         assert_eq!((waiter.result(None).await, flights.len()), (Err(Missed::Ended), 0));
     }
@@ -297,7 +328,10 @@ mod tests {
             let (flights, tasks) = (&flights, &tasks);
             async move {
                 sleep(Duration::from_secs(wait)).await;
-                (flights.answer(None, Some(EVERY), 1, tasks, work).await, begin.elapsed().as_secs())
+                (
+                    flights.answer(None, Some(EVERY), 1, tasks, nothing, work).await,
+                    begin.elapsed().as_secs(),
+                )
             }
         };
         let answers =
@@ -316,19 +350,22 @@ mod tests {
             }
         };
         let undriven = runtime();
-        let mut first = undriven.block_on(async { flights.join(1, &tasks, work(1)) });
+        let mut first = undriven.block_on(async { flights.join(1, &tasks, nothing, work(1)) });
         let driven = runtime();
         let mut second = driven.block_on(async {
             let begin = Instant::now();
-            assert_eq!(flights.join(1, &tasks, work(2)).result(None).await, Err(Missed::Stopped));
+            assert_eq!(
+                flights.join(1, &tasks, nothing, work(2)).result(None).await,
+                Err(Missed::Stopped)
+            );
             assert!(begin.elapsed() <= EVERY + Duration::from_secs(1));
-            flights.join(1, &tasks, work(2))
+            flights.join(1, &tasks, nothing, work(2))
         });
         // The first one goes on, and neither frees nor answers the second one.
         assert_eq!(undriven.block_on(first.result(None)), Ok(1));
         assert_eq!(flights.len(), 1);
         driven.block_on(async {
-            let mut third = flights.join(1, &tasks, work(3));
+            let mut third = flights.join(1, &tasks, nothing, work(3));
             assert_eq!(
                 (second.result(None).await, third.result(None).await, flights.len()),
                 (Ok(2), Ok(2), 0)
@@ -340,7 +377,8 @@ mod tests {
     async fn after_closing_there_is_no_flight() {
         let (flights, tasks) = (Flights::<u8, u8>::new(EVERY), Tasks::default());
         tasks.close(Duration::ZERO).await;
-        let answer = flights.answer(Some(Instant::now()), None, 1, &tasks, || async { 1 }).await;
+        let answer =
+            flights.answer(Some(Instant::now()), None, 1, &tasks, nothing, || async { 1 }).await;
         assert_eq!((answer, flights.len()), (Err(Missed::Ended), 0));
     }
 }

@@ -71,6 +71,20 @@ pub(crate) struct Validated {
 }
 
 impl Validated {
+    /// Returns the workspace's last answer, if its question began after `since` and nothing is in
+    /// doubt since. Of one instant, the doubt may be the later one.
+    fn landed(workspace_state: &Arc<WorkspaceState>, since: Instant) -> Option<Self> {
+        let verdict = workspace_state.verdict().filter(|verdict| verdict.began > since)?;
+        let now = Instant::now();
+        Some(Self {
+            workspace_state: Some(Arc::clone(workspace_state)),
+            answer: verdict.answer,
+            cause: None,
+            began: verdict.began,
+            again: workspace_state.paused_until(now).unwrap_or(now),
+        })
+    }
+
     /// Stands for the answer of a task that has ended without one.
     pub(crate) fn crashed(now: Instant, again_in: Duration) -> Self {
         let cause = Some(Cause::TaskEnded.shared());
@@ -417,8 +431,13 @@ impl Shared {
         since: Option<Instant>,
     ) -> Result<Loaded, SharedError> {
         let within = self.settings.store_timeout;
+        // Another thread's read may have landed since the caller looked.
+        let landed = || match since {
+            None => self.rows.get(session).map(|entry| Ok(Loaded::Row(entry))),
+            Some(_) => None,
+        };
         let load = || self.load(session);
-        let answer = self.loads.answer(since, Some(within), session, &self.tasks, load);
+        let answer = self.loads.answer(since, Some(within), session, &self.tasks, landed, load);
         match spans::store("load", answer).await {
             Ok(looked) => looked,
             Err(Missed::Late) => Err(Arc::new(no_answer(within))),
@@ -452,14 +471,21 @@ impl Shared {
 
     /// Joins the validation of a workspace, or starts it. The validation goes on when its callers
     /// are dropped.
+    ///
+    /// An answer that has landed is taken as well, if its question began after `since`, which is
+    /// when the doubt was raised: another thread may have asked about the same doubt, and have its
+    /// answer, since the caller looked.
     pub(crate) fn validate(
         self: &Arc<Self>,
         workspace_state: &Arc<WorkspaceState>,
+        since: Instant,
     ) -> Waiter<Validated> {
-        self.validations.join(workspace_state.workspace(), &self.tasks, || {
-            let (shared, workspace_state) = (Arc::clone(self), Arc::clone(workspace_state));
-            async move { shared.ask(workspace_state).await }
-        })
+        self.validations.join(
+            workspace_state.workspace(),
+            &self.tasks,
+            || Validated::landed(workspace_state, since),
+            || Arc::clone(self).ask(Arc::clone(workspace_state)),
+        )
     }
 
     /// Returns the answer of a validation that began at `since` or later; `None` if its task has
@@ -469,34 +495,39 @@ impl Shared {
         workspace_state: &Arc<WorkspaceState>,
         since: Instant,
     ) -> Option<Validated> {
-        self.answer_of_resolver(workspace_state, Some(since)).await
+        self.answer_of_resolver(workspace_state, Some(since), since).await
     }
 
-    /// Returns the answer of the validation of a workspace; `None` if the validation has crashed or
-    /// the layer was closed.
+    /// Returns the answer that [`validate`](Self::validate) leads to; `None` if the validation has
+    /// crashed or the layer was closed.
     pub(crate) async fn validated(
         self: &Arc<Self>,
         workspace_state: &Arc<WorkspaceState>,
+        since: Instant,
     ) -> Option<Validated> {
-        self.answer_of_resolver(workspace_state, None).await
+        self.answer_of_resolver(workspace_state, None, since).await
     }
 
     async fn answer_of_resolver(
         self: &Arc<Self>,
         workspace_state: &Arc<WorkspaceState>,
-        since: Option<Instant>,
+        begun_since: Option<Instant>,
+        landed_since: Instant,
     ) -> Option<Validated> {
-        let ask = || {
-            let (shared, workspace_state) = (Arc::clone(self), Arc::clone(workspace_state));
-            async move { shared.ask(workspace_state).await }
-        };
         self.validations
-            .answer(since, None, workspace_state.workspace(), &self.tasks, ask)
+            .answer(
+                begun_since,
+                None,
+                workspace_state.workspace(),
+                &self.tasks,
+                || Validated::landed(workspace_state, landed_since),
+                || Arc::clone(self).ask(Arc::clone(workspace_state)),
+            )
             .await
             .ok()
     }
 
-    async fn ask(&self, workspace_state: Arc<WorkspaceState>) -> Validated {
+    async fn ask(self: Arc<Self>, workspace_state: Arc<WorkspaceState>) -> Validated {
         let began = Instant::now();
         let ask = ResolveWorkspace {
             workspace: workspace_state.workspace(),

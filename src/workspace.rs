@@ -20,6 +20,7 @@ mod registry;
 mod repairs;
 
 pub(crate) use self::{
+    doubts::ToAsk,
     facts::Choice,
     pace::{AGAIN_AFTER, Verdict},
     registry::Workspaces,
@@ -342,10 +343,10 @@ impl WorkspaceState {
         self.change(|facts| facts.reported(session, target, now))
     }
 
-    /// Returns when to ask the resolver about the doubt about the workspace that was raised after
-    /// `answered`. `None` if there is none.
-    pub(crate) fn doubt_to_ask(&self, answered: Option<Instant>, now: Instant) -> Option<Instant> {
-        self.facts().doubts().ask_at(answered, now)
+    /// Returns the doubt about the workspace that was raised after `answered`, and when to ask the
+    /// resolver about it. `None` if there is none.
+    pub(crate) fn doubt_to_ask(&self, answered: Option<Instant>, now: Instant) -> Option<ToAsk> {
+        self.facts().doubts().to_ask(answered, now)
     }
 
     /// Returns until when a call whose dial hangs does not need to ask.

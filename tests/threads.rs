@@ -4,7 +4,7 @@
 //! The tests are bounded by counts, and do not depend on the speed of the machine.
 
 use std::sync::{
-    Arc,
+    Arc, Barrier,
     atomic::{AtomicBool, AtomicI64, Ordering::SeqCst},
 };
 use support::*;
@@ -139,4 +139,56 @@ async fn a_command_holds_for_every_later_call() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_command_holds_although_the_cache_is_tiny() {
     commands(4).await;
+}
+
+/// Two calls of a session, each on a thread of its own, as close to each other as may be.
+async fn at_once(dial: &Dial, chat: SessionId) {
+    let gate = Arc::new(Barrier::new(2));
+    let calls = [(), ()].map(|()| {
+        let (dial, gate) = (dial.clone(), Arc::clone(&gate));
+        tokio::spawn(async move {
+            gate.wait();
+            call(&dial, chat).await.map(drop)
+        })
+    });
+    for call in calls {
+        call.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn one_doubt_is_one_question_whichever_threads_see_it() {
+    let world = World::new();
+    let layer = world.layer();
+    let (dial, bindings) = (world.dial(&layer), layer.bindings());
+    let (id, _) = world.workspace();
+    let chat = world.bind(&layer, id).await;
+    // A session that holds a connection asks as well.
+    let held = call(&dial, chat).await.unwrap();
+    let before = world.counts();
+    for round in 1..=3_000 {
+        bindings.revalidate_workspace(id);
+        at_once(&dial, chat).await;
+        while bindings.inspect(id).is_some_and(|snapshot| !snapshot.doubts.is_empty()) {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!((world.counts() - before).v, round, "questions about {round} doubts");
+    }
+    assert_eq!(bindings.close(ms(5_000)).await, 0);
+    assert_eq!(world.counts() - before, counts(6_000, 3_000, 0, 0));
+    drop(held);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_cold_session_is_read_once_whichever_threads_call() {
+    let world = World::new();
+    let (layer, other) = (world.layer(), world.layer());
+    let dial = world.dial(&layer);
+    let (id, _) = world.workspace();
+    for round in 0..3_000 {
+        let chat = world.bind(&other, id).await;
+        let before = world.counts();
+        at_once(&dial, chat).await;
+        assert_eq!(world.counts() - before, counts(2, 0, 1, 0), "round {round}");
+    }
 }

@@ -436,6 +436,11 @@ impl Attempt {
         };
     }
 
+    /// Returns since when the target is in doubt.
+    pub(crate) fn doubt(&self) -> Option<Instant> {
+        self.candidate.doubt
+    }
+
     /// Whether "same" or a denial counts, if the read behind it began then.
     pub(crate) fn counts(&self, began: Instant) -> bool {
         self.candidate.doubt.is_none_or(|doubt| began >= doubt)

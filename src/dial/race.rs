@@ -275,12 +275,12 @@ impl Race {
                 self.dial_began = self.now;
                 dialer.as_mut().start(&target);
             }
-            Command::Validate => self.validate(),
+            Command::Validate => self.validate(self.attempt.doubt().unwrap_or(self.now)),
             Command::Revalidate => match self.start.entry.workspace_state.paused_until(self.now) {
                 Some(until) => self.attempt.on_paused(until),
                 None => {
                     self.attempt.on_asking(self.now);
-                    self.validate();
+                    self.validate(self.now);
                 }
             },
             Command::Probe => self.probe(dialer),
@@ -299,9 +299,10 @@ impl Race {
         self.reading = Some(Box::pin(async move { shared.read_since(session, since).await }));
     }
 
-    fn validate(&mut self) {
+    /// Asks the resolver, because of a doubt that was raised at `since`.
+    fn validate(&mut self, since: Instant) {
         self.doubted.get_or_insert(self.now);
-        let mut question = self.shared.validate(&self.start.entry.workspace_state);
+        let mut question = self.shared.validate(&self.start.entry.workspace_state, since);
         let wait = async move { question.result(None).await };
         self.question = Some(Box::pin(spans::validate(wait)));
     }
@@ -473,7 +474,7 @@ impl Race {
         let validated = match validated {
             Ok(validated) => validated,
             // Nobody drives the runtime of that question: another one begins here.
-            Err(Missed::Stopped) => return self.validate(),
+            Err(Missed::Stopped) => return self.validate(self.now),
             Err(Missed::Late | Missed::Ended) => {
                 Validated::crashed(self.now, self.shared.settings.revalidate_every)
             }

@@ -419,9 +419,10 @@ where
                 (None, None) => agent.checkout(wants),
             };
             // A request that needs no dial validates the doubt itself, as a dial would.
-            if start.choice.doubt().is_some() && !matches!(taken, Checkout::Granted(Grant::Dial(_)))
+            if let Some(doubt) = start.choice.doubt()
+                && !matches!(taken, Checkout::Granted(Grant::Dial(_)))
             {
-                drop(shared.validate(&start.entry.workspace_state));
+                drop(shared.validate(&start.entry.workspace_state, doubt));
             }
             match taken {
                 Checkout::Granted(Grant::Lease(lease)) if lease.conn().is_retired() => drop(lease),

@@ -214,9 +214,9 @@ impl Watch<'_> {
                 let (choice, _) = shared.choose(&entry);
                 let doubt =
                     choice.doubt().filter(|doubt| Some(*doubt) > asked && !handle.is_reported());
-                if doubt.is_some() {
+                if let Some(since) = doubt {
                     asked = doubt;
-                    question = Some(shared.validate(&place));
+                    question = Some(shared.validate(&place, since));
                 } else if let Some(floor) = self.question_after {
                     let after = self.heads.question_after(floor);
                     // Not before then, if it is the caller's turn.
@@ -230,7 +230,7 @@ impl Watch<'_> {
                         question = Some(running);
                     } else if self.budget.spend() {
                         asked = Some(now);
-                        question = Some(shared.validate(&place));
+                        question = Some(shared.validate(&place, now));
                     } else {
                         not_before = now + after;
                         look_again = Some(not_before);
@@ -242,7 +242,7 @@ impl Watch<'_> {
                 () = place_changed => {}
                 again = answered(&mut question) => {
                     // If its runtime has stopped, start another question here.
-                    question = (again == Err(Missed::Stopped)).then(|| shared.validate(&place));
+                    question = (again == Err(Missed::Stopped)).then(|| shared.validate(&place, now));
                     // The loop compares again after the answer.
                     not_before = again.unwrap_or(now + LATEST);
                 }

@@ -1,7 +1,11 @@
 //! Questions to the resolver that no call asks: for handles that wait, and for sessions that hold a
 //! connection.
 
-use crate::{answer::Answer, state::Shared, workspace::WorkspaceState};
+use crate::{
+    answer::Answer,
+    state::Shared,
+    workspace::{ToAsk, WorkspaceState},
+};
 use std::{future::pending, sync::Arc};
 use tokio::{
     runtime::Handle,
@@ -30,7 +34,8 @@ impl Doubts {
         shared: &Arc<Shared>,
         workspace_state: &Arc<WorkspaceState>,
     ) {
-        let Some(at) = workspace_state.doubt_to_ask(self.answered, Instant::now()) else {
+        let to_ask = workspace_state.doubt_to_ask(self.answered, Instant::now());
+        let Some(ToAsk { doubt, at }) = to_ask else {
             self.failed = 0;
             return pending().await;
         };
@@ -42,7 +47,7 @@ impl Doubts {
         if shared.is_closed() {
             return pending().await;
         }
-        let validated = shared.validated(workspace_state).await;
+        let validated = shared.validated(workspace_state, doubt).await;
         match validated.map(|validated| (validated.answer, validated.began)) {
             // If the answer is below what a hint has said, the workspace says when to ask again.
             Some((Answer::Running(_), _)) => (self.failed, self.not_before) = (0, None),
@@ -75,10 +80,11 @@ pub(crate) fn ask_for_holders(shared: &Arc<Shared>, workspace_state: &Arc<Worksp
         // Twice, since a question that was under way may have begun before the doubt.
         for _ in 0..2 {
             let now = Instant::now();
-            if workspace_state.doubt_to_ask(None, now).is_none_or(|at| at > now) {
+            let to_ask = workspace_state.doubt_to_ask(None, now);
+            let Some(ToAsk { doubt, .. }) = to_ask.filter(|to_ask| to_ask.at <= now) else {
                 return;
-            }
-            shared.validated(workspace_state).await;
+            };
+            shared.validated(workspace_state, doubt).await;
         }
     });
 }

@@ -106,6 +106,15 @@ impl Doubt {
     }
 }
 
+/// A doubt that the resolver is to be asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ToAsk {
+    /// When it was raised.
+    pub(crate) doubt: Instant,
+    /// When to ask.
+    pub(crate) at: Instant,
+}
+
 impl Quiet {
     fn includes(self, doubt: Instant) -> bool {
         doubt <= self.asked.into()
@@ -178,13 +187,13 @@ impl Doubts {
         self.quiet_for(doubt, now).is_some()
     }
 
-    /// Returns when to ask the resolver about the doubt about the workspace that was raised after
-    /// `answered`. `None` if there is none.
-    pub(super) fn ask_at(&self, answered: Option<Instant>, now: Instant) -> Option<Instant> {
+    /// Returns the doubt about the workspace that was raised after `answered`, and when to ask the
+    /// resolver about it. `None` if there is none.
+    pub(super) fn to_ask(&self, answered: Option<Instant>, now: Instant) -> Option<ToAsk> {
         let is_new = |doubt: &Instant| answered.is_none_or(|answered| *doubt > answered);
         let doubt = self.workspace.since().filter(is_new)?;
         let quiet = self.quiet.filter(|quiet| quiet.includes(doubt));
-        Some(quiet.map_or(now, |quiet| quiet.until.max(now)))
+        Some(ToAsk { doubt, at: quiet.map_or(now, |quiet| quiet.until.max(now)) })
     }
 
     /// Raises a doubt about every target of the workspace.

@@ -51,7 +51,15 @@ async fn the_page_is_legible_light_and_dark_and_on_a_phone() {
     browser.theme("light").await;
     // Every chat has had its first turn, then some have had another one.
     browser.until("Number(document.getElementById('turns-0').textContent) > 420").await;
+    // A turn that an agent has begun when it is replaced fails, and would be the one that is shown:
+    // the rebuild happens between turns.
+    playground.press("/load/pause").await;
+    playground.settled().await;
     browser.click("#rebuild").await;
+    browser
+        .until("document.getElementById('status').textContent.startsWith('Amber is rebuilt')")
+        .await;
+    playground.press("/load/run").await;
     browser.until("Number(document.getElementById('slow-2').textContent) >= 100").await;
     browser.until("document.querySelectorAll('#race li').length >= 7").await;
     browser.until("document.getElementById('status').textContent.startsWith('Since')").await;

@@ -170,7 +170,7 @@ fn the_resolver_is_asked_about_a_doubt_at_once_or_after_the_quiet() {
             s.doubts.asked_in_vain(s.at(asked), s.at(until));
         }
         let answered = answered.map(|answered| s.at(answered));
-        let found = s.millis(s.doubts.ask_at(answered, s.at(now)));
+        let found = s.millis(s.doubts.to_ask(answered, s.at(now)).map(|to_ask| to_ask.at));
         assert_eq!(found, ask_at, "{doubt:?}, {answered:?}, {vain:?}, at {now}");
     }
 }

@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_has_landed_is_looked_at_unless_a_flight_is_under_way() {
+    async fn a_landed_result_is_taken_unless_a_flight_is_under_way() {
         let (flights, tasks) = (Flights::<u8, u8>::new(EVERY), Tasks::default());
         let mut landed = flights.join(1, &tasks, || Some(7), std::future::pending);
         assert_eq!((landed.result(None).await, flights.len()), (Ok(7), 0));

@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_fill_an_empty_slot() {
+    fn the_reads_that_may_fill_an_empty_slot() {
         let workspace = WorkspaceId::new(Uuid::from_u128(1));
         let seen = Some((REVISION, workspace));
         #[rustfmt::skip]

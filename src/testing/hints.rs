@@ -99,7 +99,7 @@ macro_rules! __hints_contract_cases {
         $($then)::+! { $($with)*
             a_hint_reaches_every_listener
             every_part_of_a_hint_survives
-            what_is_heard_is_what_was_sent
+            a_hint_is_received_as_it_was_sent
             listening_begins_when_listen_returns
             a_listener_that_falls_behind_hears_that_something_was_lost
             a_connection_that_is_lost_is_heard_as_lagged

@@ -67,7 +67,7 @@ async fn stats_count_what_is_held_and_under_way() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_failed_is_an_event_with_its_cause() {
+async fn every_failure_is_an_event_with_its_cause() {
     let world = World::new();
     let (ws, old) = world.workspace();
     let log = Log::default();

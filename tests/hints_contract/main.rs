@@ -43,7 +43,7 @@ macro_rules! faults {
 faults! {
     a_hint_reaches_every_listener: NothingIsCarried OnlyTheFirstStreamOfAnEndHears;
     every_part_of_a_hint_survives: OriginsAreLost GenerationsAreLost EpochsAreLost RevisionsAreLost;
-    what_is_heard_is_what_was_sent: HintsAreInvented;
+    a_hint_is_received_as_it_was_sent: HintsAreInvented;
     listening_begins_when_listen_returns: ListeningBeginsWithTheFirstPoll;
     a_listener_that_falls_behind_hears_that_something_was_lost: LostHintsAreNotTold;
     a_connection_that_is_lost_is_heard_as_lagged:

@@ -220,7 +220,7 @@ fn a_wrong_argument_prints_the_usage() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_at_the_start_ends_the_process_with_its_cause() {
+async fn an_error_at_startup_ends_the_process_with_its_cause() {
     let platform = Platform::start().await;
     let running = Gateway::start(&platform, "").await;
     let folder = tempfile::tempdir().unwrap();

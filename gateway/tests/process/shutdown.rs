@@ -54,7 +54,7 @@ async fn a_request_in_flight_and_a_tunnel_may_end_after_the_signal() {
 }
 
 #[tokio::test]
-async fn what_does_not_end_in_time_is_cut() {
+async fn connections_that_do_not_end_in_time_are_cut() {
     let (platform, agent) = (Platform::start().await, Agent::start(1).await);
     let mut gateway = Gateway::start(&platform, "shutdown.grace = \"200ms\"").await;
     let session = gateway.session(platform.workspace(&agent)).await;

@@ -5,7 +5,7 @@ use crate::{
 };
 
 #[test]
-fn what_a_lost_compare_and_swap_means() {
+fn the_meaning_of_a_lost_compare_and_swap() {
     use Lost::{Again, Done, Doubt, Drop};
     let again = Again(Revision::new(7));
     #[rustfmt::skip]

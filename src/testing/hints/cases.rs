@@ -172,7 +172,7 @@ pub async fn every_part_of_a_hint_survives<B: TestBus>(bus: B) {
 /// may hear its own.
 ///
 /// > A bus need not be reliable: it may lose, delay, double or reorder hints.
-pub async fn what_is_heard_is_what_was_sent<B: TestBus>(bus: B) {
+pub async fn a_hint_is_received_as_it_was_sent<B: TestBus>(bus: B) {
     let (one, two) = (Sender::new(bus.end().await), Sender::new(bus.end().await));
     let mut listener = Listener::that_hears(&two.end, &one).await;
     let mut sent = HashSet::new();

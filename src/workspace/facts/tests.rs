@@ -179,7 +179,7 @@ fn a_session_dials_the_newer_of_its_row_and_what_is_known() {
 }
 
 #[test]
-fn what_an_answer_is_worth() {
+fn the_worth_of_an_answer() {
     enum Worth {
         Itself,
         Unknown,

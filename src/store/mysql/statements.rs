@@ -350,6 +350,6 @@ mod tests {
     #[test]
     fn the_statements_match_the_sql_file() {
         let statements = Statements::for_table(DEFAULT_TABLE, LOCK_TIMEOUT);
-        snapshot::check("src/store/mysql/statements.sql", &statements.named());
+        snapshot::check("src/store/mysql/statements.sql", &statements.named(), &[]);
     }
 }

@@ -123,20 +123,6 @@ WITH raised AS (INSERT INTO "agent_bindings_epochs" (workspace, epoch) SELECT $1
              WHERE workspace = $1 AND session IN (SELECT session FROM "agent_bindings" WHERE workspace = $1 ORDER BY session FOR UPDATE) AND EXISTS (SELECT 1 FROM raised) RETURNING 1)
                  SELECT (SELECT count(*) FROM dropped), (SELECT epoch FROM raised);
 
--- raise_epoch
-INSERT INTO "agent_bindings_epochs" (workspace, epoch) SELECT $1, 1 WHERE (SELECT set_config('lock_timeout', CASE
-                 WHEN CAST(current_setting('lock_timeout') AS INTERVAL) BETWEEN INTERVAL '1 ms' AND INTERVAL '4000 ms'
-                 THEN current_setting('lock_timeout') ELSE '4000ms' END, TRUE)) IS NOT NULL
-             ON CONFLICT (workspace) DO UPDATE SET epoch = "agent_bindings_epochs".epoch + 1 RETURNING epoch;
-
--- drop_targets
-UPDATE "agent_bindings" SET previous_agent = CASE WHEN "agent_bindings".agent IS NOT NULL AND TRUE
-                     THEN "agent_bindings".agent ELSE "agent_bindings".previous_agent END,
-                 previous_generation = CASE WHEN "agent_bindings".agent IS NOT NULL AND TRUE
-                     THEN "agent_bindings".generation ELSE "agent_bindings".previous_generation END,
-                 agent = NULL, build = NULL, generation = NULL, address = NULL, revision = revision + 1
-             WHERE workspace = $1 AND session IN (SELECT session FROM "agent_bindings" WHERE workspace = $1 ORDER BY session FOR UPDATE);
-
 -- replace_older
 WITH written AS (UPDATE "agent_bindings" SET previous_agent = CASE WHEN "agent_bindings".agent IS NOT NULL AND $2 IS DISTINCT FROM agent
                      THEN "agent_bindings".agent ELSE "agent_bindings".previous_agent END,

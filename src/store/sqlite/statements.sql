@@ -98,17 +98,6 @@ SELECT session, workspace, agent, build, generation, address, previous_agent, pr
          COALESCE((SELECT "agent_bindings_epochs".epoch FROM "agent_bindings_epochs" WHERE "agent_bindings_epochs".workspace = "agent_bindings".workspace), 0)
              AS workspace_epoch FROM "agent_bindings" WHERE session IN ($1, $2) AND workspace IS NOT NULL;
 
--- reset_workspace
-WITH raised AS (INSERT INTO "agent_bindings_epochs" (workspace, epoch) SELECT $1, 1 WHERE TRUE
-             ON CONFLICT (workspace) DO UPDATE SET epoch = "agent_bindings_epochs".epoch + 1 RETURNING epoch),
-                 dropped AS (UPDATE "agent_bindings" SET previous_agent = CASE WHEN "agent_bindings".agent IS NOT NULL AND TRUE
-                     THEN "agent_bindings".agent ELSE "agent_bindings".previous_agent END,
-                 previous_generation = CASE WHEN "agent_bindings".agent IS NOT NULL AND TRUE
-                     THEN "agent_bindings".generation ELSE "agent_bindings".previous_generation END,
-                 agent = NULL, build = NULL, generation = NULL, address = NULL, revision = revision + 1
-             WHERE workspace = $1  AND EXISTS (SELECT 1 FROM raised) RETURNING 1)
-                 SELECT (SELECT count(*) FROM dropped), (SELECT epoch FROM raised);
-
 -- raise_epoch
 INSERT INTO "agent_bindings_epochs" (workspace, epoch) SELECT $1, 1 WHERE TRUE
              ON CONFLICT (workspace) DO UPDATE SET epoch = "agent_bindings_epochs".epoch + 1 RETURNING epoch;

@@ -18,12 +18,34 @@ async fn rebuilt() -> Option<(Playground, Browser)> {
     Some((playground, browser))
 }
 
+/// Chooses the latest turn of this crate that was switched to another agent, by keyboard. A later
+/// turn is shown first if it was slow because the machine was.
+pub async fn choose_switched(browser: &Browser) {
+    const SHOWN: &str =
+        "document.getElementById('race-text').textContent.startsWith('Switched after')";
+    if browser.run(&format!("return {SHOWN}")).await == true {
+        return;
+    }
+    browser.run("document.getElementById('strip-0').focus()").await;
+    browser.key(Key::End).await;
+    for _ in 0..40 {
+        let said = "return document.getElementById('strip-0').getAttribute('aria-valuetext')";
+        if browser.run(said).await.as_str().is_some_and(|said| said.starts_with("switched after")) {
+            break;
+        }
+        browser.key(Key::PageUp).await;
+    }
+    browser.until(SHOWN).await;
+}
+
 #[tokio::test]
 async fn a_slow_turn_is_shown_as_the_race_that_it_was() {
     let Some((playground, browser)) = rebuilt().await else { return };
-    // The latest slow turn of this crate is shown without a click. Whether its own validation delay
-    // has passed depends on when the turn that asked before it began.
-    browser.until("document.querySelectorAll('#race li').length >= 7").await;
+    // The latest slow turn of this crate is shown without a click.
+    browser.until("document.getElementById('turns-0').textContent === '40'").await;
+    browser.until("document.querySelectorAll('#race li').length > 0").await;
+    let latest = browser.text("#race-text").await;
+    choose_switched(&browser).await;
     let race = browser.text("#race").await;
     for step in [
         "dial build 1",
@@ -36,8 +58,10 @@ async fn a_slow_turn_is_shown_as_the_race_that_it_was() {
         assert!(race.contains(step), "no {step:?} in\n{race}");
     }
     let facts = browser.text("#race-facts").await.replace('\n', " ");
-    assert!(facts.contains("dials 2") && facts.contains("validations 1"), "{facts}");
-    assert!(facts.contains("repair written"), "{facts}");
+    // The turn has asked, or another one that began before it.
+    let validations = ["validations 0", "validations 1"];
+    assert!(validations.iter().any(|validations| facts.contains(validations)), "{facts}");
+    assert!(facts.contains("dials 2") && facts.contains("repair written"), "{facts}");
 
     // A click on a point chooses the nearest turn: here one that hangs, in the upper right.
     let failed = browser
@@ -59,7 +83,7 @@ async fn a_slow_turn_is_shown_as_the_race_that_it_was() {
     browser.until("!document.querySelector('#follow').hidden").await;
     browser.click("#follow").await;
     browser
-        .until("document.querySelector('#race-text').textContent.startsWith('Switched after')")
+        .until(&format!("document.querySelector('#race-text').textContent === {:?}", latest))
         .await;
     browser.close(&playground.address).await;
 }
@@ -150,13 +174,8 @@ async fn everything_can_be_done_with_the_keyboard() {
     assert_eq!(chosen(0).await.0, last - 2);
     browser.key(Key::Right).await;
     assert_eq!(chosen(0).await.0, last - 1);
-    browser.key(Key::End).await;
-    browser.key(Key::PageUp).await;
-    let (_, said) = chosen(0).await;
-    assert!(said.starts_with("switched after"), "{said}");
-    browser
-        .until("document.querySelector('#race-text').textContent.startsWith('Switched after')")
-        .await;
+    browser.key(Key::Home).await;
+    choose_switched(&browser).await;
     browser.key(Key::Home).await;
     let (first, _) = chosen(0).await;
     assert!(first < last - 2, "{first}, {last}");
@@ -168,7 +187,7 @@ async fn everything_can_be_done_with_the_keyboard() {
     browser.key(Key::End).await;
     browser.key(Key::PageUp).await;
     let (_, said) = chosen(2).await;
-    assert!(said.starts_with("failed after 2.0"), "{said}");
+    assert!(said.starts_with("failed after 2"), "{said}");
     browser.key(Key::Up).await;
     browser.until("document.activeElement.id === 'strip-1'").await;
     browser.key(Key::Right).await;

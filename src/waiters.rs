@@ -21,7 +21,7 @@ const MOST_KEPT: usize = 32;
 
 /// The waiters for changes of some keys. While the lock is held nobody is woken, and no waker is
 /// dropped.
-pub(crate) struct Waiters<K = ()> {
+pub(crate) struct Waiters<K> {
     /// The number of changes, so that a [`Changed`] misses none before its first poll.
     changes: AtomicU64,
     slab: Mutex<Slab<K>>,
@@ -67,17 +67,26 @@ impl<K> fmt::Debug for Waiters<K> {
 impl<K: Copy + PartialEq> Waiters<K> {
     /// Wakes those who wait for changes of this key, and nobody else.
     pub(crate) fn notify(&self, key: K) {
+        self.notify_where(|waits_for| waits_for == key);
+    }
+
+    /// Wakes all who wait.
+    pub(crate) fn notify_all(&self) {
+        self.notify_where(|_| true);
+    }
+
+    fn notify_where(&self, changed: impl Fn(K) -> bool) {
         let wakers: Vec<Waker> = {
             let mut slab = self.lock();
             self.changes.fetch_add(1, Ordering::Release);
-            slab.of(key).filter_map(Option::take).collect()
+            slab.of(changed).filter_map(Option::take).collect()
         };
         wakers.into_iter().for_each(Waker::wake);
     }
 
     /// Returns `true` if anybody waits for changes of this key.
     pub(crate) fn is_waited_for(&self, key: K) -> bool {
-        self.lock().of(key).next().is_some()
+        self.lock().of(|waits_for| waits_for == key).next().is_some()
     }
 
     /// Returns a future that ends at the next change of this key.
@@ -125,10 +134,10 @@ impl<K: Copy + PartialEq> Waiters<K> {
 }
 
 impl<K: Copy + PartialEq> Slab<K> {
-    /// Returns the wakers of those who wait for this key.
-    fn of(&mut self, key: K) -> impl Iterator<Item = &mut Option<Waker>> {
+    /// Returns the wakers of those who wait for such a key.
+    fn of(&mut self, is_meant: impl Fn(K) -> bool) -> impl Iterator<Item = &mut Option<Waker>> {
         self.slots.iter_mut().filter_map(move |slot| match slot {
-            Slot::Waiter { key: waits_for, waker } if *waits_for == key => Some(waker),
+            Slot::Waiter { key, waker } if is_meant(*key) => Some(waker),
             _ => None,
         })
     }
@@ -163,7 +172,7 @@ impl<K: Copy + PartialEq> Slab<K> {
 }
 
 /// Ends at a change of one key after the future was made. Joins the list at its first poll.
-pub(crate) struct Changed<'a, K: Copy + PartialEq = ()> {
+pub(crate) struct Changed<'a, K: Copy + PartialEq> {
     waiters: &'a Waiters<K>,
     key: K,
     /// The number of changes when the future was made.

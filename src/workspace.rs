@@ -74,10 +74,11 @@ pub(crate) struct WorkspaceState {
 struct OnDemand {
     epoch: Epoch,
     /// Made for the first dial that is pending.
-    dials: OnceLock<Arc<PendingDials>>,
+    dials: OnceLock<PendingDials>,
     /// A task asks the resolver about a doubt on behalf of sessions that hold connections.
     asking: AtomicBool,
-    waiters: Waiters,
+    /// Calls wait with their session, which is told when its row leaves its slot in the cache.
+    waiters: Waiters<Option<SessionId>>,
 }
 
 /// The right to be the one task of a workspace that asks about a doubt.
@@ -157,25 +158,36 @@ impl WorkspaceState {
         if has_changed {
             fence(Ordering::SeqCst);
             if let Some(on_demand) = self.on_demand.get() {
-                on_demand.waiters.notify(());
+                on_demand.waiters.notify_all();
             }
         }
         has_changed
     }
 
+    /// Wakes the calls that wait with this session's row, which has left its slot in the cache. It
+    /// has the state of a row that has left.
+    pub(crate) fn row_left(&self, session: SessionId) {
+        // As in `change`.
+        fence(Ordering::SeqCst);
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            self.on_demand().waiters.notify(Some(session));
+        }
+    }
+
     /// Waits for the next change after this call, even if that comes before the first poll.
-    pub(crate) fn changed(&self) -> Changed<'_> {
-        let changed = self.on_demand().waiters.changed(());
+    pub(crate) fn changed(&self) -> Changed<'_, Option<SessionId>> {
+        let changed = self.on_demand().waiters.changed(None);
         // A change after this fence finds a waiter to notify. The version of a change before it is
         // seen by the caller's next look.
         fence(Ordering::SeqCst);
         changed
     }
 
-    /// Counts a call whose dial is pending, and wakes its task at the next change after this call.
-    pub(crate) fn join(&self, waker: &Waker) -> Place {
+    /// Counts a call whose dial is pending, and wakes its task at the next change after this call,
+    /// and when the session's row leaves its slot.
+    pub(crate) fn join(&self, session: SessionId, waker: &Waker) -> Place {
         self.waiting.fetch_add(1, Ordering::Relaxed);
-        let place = self.on_demand().waiters.join((), waker);
+        let place = self.on_demand().waiters.join(Some(session), waker);
         // As in `changed`.
         fence(Ordering::SeqCst);
         place
@@ -210,13 +222,13 @@ impl WorkspaceState {
 /// Pending dials.
 impl WorkspaceState {
     #[inline]
-    fn dials(&self) -> Option<&Arc<PendingDials>> {
+    fn dials(&self) -> Option<&PendingDials> {
         self.on_demand.get()?.dials.get()
     }
 
     /// Counts the pending dials to all targets of the workspace.
     pub(crate) fn pending_dials(&self) -> Counts {
-        self.dials().map_or_else(Counts::default, |dials| dials.count())
+        self.dials().map_or_else(Counts::default, PendingDials::count)
     }
 
     /// Returns the queue of a target that has as many pending dials as it may have.
@@ -227,7 +239,7 @@ impl WorkspaceState {
 
     /// Takes a slot for a dial that is pending.
     pub(crate) fn enter(&self, target: &Arc<Target>) -> Slot {
-        let dials = || Arc::new(PendingDials::new(self.index.max_pending_dials));
+        let dials = || PendingDials::new(self.index.max_pending_dials);
         self.on_demand().dials.get_or_init(dials).enter(target)
     }
 

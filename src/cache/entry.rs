@@ -252,7 +252,7 @@ impl CachedRow {
     }
 
     /// Provisional or current => `reason`. The first reason stays. From here on the entry watches
-    /// its session.
+    /// its session, and so do the calls that wait with it, which are woken for that.
     pub(super) fn leave(&self, watch: &Arc<Watch>, reason: State) {
         // A row that does not exist was not seen.
         if self.stored {
@@ -261,7 +261,10 @@ impl CachedRow {
         // Before the state is changed, which sends the holders to look at it.
         self.extra().watch.get_or_init(|| Arc::clone(watch));
         let leave = |state: u8| (state <= State::Current as u8).then_some(reason as u8);
-        let _ = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, leave);
+        let left = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, leave);
+        if left.is_ok() {
+            self.workspace_state.row_left(self.row.session);
+        }
     }
 
     /// Marks an entry that is used without being cached, with the token of its read.

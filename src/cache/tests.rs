@@ -376,6 +376,8 @@ mod uncertain {
 
 mod news {
     use super::*;
+    use crate::waiters::Place;
+    use std::{future::poll_fn, task::Poll};
     use tokio_test::{assert_pending, assert_ready, task::spawn};
 
     #[tokio::test]
@@ -395,6 +397,55 @@ mod news {
             assert_pending!(changed.poll());
             change(&s);
             assert_eq!((changed.is_woken(), changed.poll().is_ready()), (wakes, wakes), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_row_that_leaves_its_slot_wakes_the_calls_that_wait_with_it_and_no_others() {
+        type Change = fn(&Scene);
+        let changes: [(&str, bool, Change); 5] = [
+            ("replaced", true, |s| drop(s.learn(&s.row(1, 3)))),
+            ("removed", true, |s| s.rows.remove(session(1))),
+            ("evicted", true, |s| s.rows.slots.invalidate(&session(1))),
+            ("read again", false, |s| drop(s.learn(&s.row(1, 2)))),
+            ("of another session", false, |s| s.rows.remove(session(2))),
+        ];
+        for (name, wakes, change) in changes {
+            let s = Scene::new();
+            let (entry, _other) = (s.learn(&s.row(1, 2)), s.learn(&s.row(2, 2)));
+            let state = &entry.workspace_state;
+            let mut call =
+                spawn(poll_fn(|cx| Poll::<Place>::Ready(state.join(session(1), cx.waker()))));
+            let place = assert_ready!(call.poll());
+            change(&s);
+            assert_eq!((call.is_woken(), !entry.is_current()), (wakes, wakes), "{name}");
+            state.leave(place);
+        }
+    }
+
+    #[test]
+    fn a_row_that_leaves_its_slot_beside_the_first_call_that_waits_is_noticed() {
+        for number in 0..500 {
+            let s = Scene::new();
+            let entry = s.learn(&s.row(1, 2));
+            let begin = AtomicBool::new(false);
+            thread::scope(|scope| {
+                let remover = scope.spawn(|| {
+                    while !begin.load(Ordering::Relaxed) {
+                        std::hint::spin_loop();
+                    }
+                    s.rows.remove(session(1));
+                });
+                begin.store(true, Ordering::Relaxed);
+                let state = &entry.workspace_state;
+                let mut call =
+                    spawn(poll_fn(|cx| Poll::<Place>::Ready(state.join(session(1), cx.waker()))));
+                let place = assert_ready!(call.poll());
+                let seen = !entry.is_current();
+                remover.join().expect("no panic");
+                assert!(seen || call.is_woken(), "{number}");
+                state.leave(place);
+            });
         }
     }
 

@@ -22,30 +22,34 @@ pub(crate) struct Wait {
     pub(crate) entry: Arc<CachedRow>,
     /// The version of the workspace state from which was chosen what to dial.
     pub(crate) version: u32,
-    /// The places among those who wait for the session and for the workspace.
-    places: Option<(Place, Place)>,
+    /// The place among those who wait for the workspace.
+    in_workspace: Option<Place>,
+    /// The place among those who wait for the session. A call whose row is in its slot needs none:
+    /// it is woken for the workspace if the row leaves its slot.
+    in_session: Option<Place>,
 }
 
 impl Wait {
     #[inline]
     pub(crate) fn new(shared: Arc<Shared>, entry: Arc<CachedRow>, version: u32) -> Self {
-        Self { shared, entry, version, places: None }
+        Self { shared, entry, version, in_workspace: None, in_session: None }
     }
 
     /// Returns whether there is news; wakes the task when there is.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { shared, entry, places, .. } = self;
+        let Self { shared, entry, in_workspace, in_session, .. } = self;
         let CachedRow { row, workspace_state, .. } = &**entry;
-        let (of_session, waker) = (shared.rows.waiters(row.session), cx.waker());
-        // In the lists before the look, so that a change between the two is not missed.
-        match places {
-            Some((in_session, in_workspace)) => {
-                of_session.stay(in_session, waker);
-                workspace_state.stay(in_workspace, waker);
-            }
-            None => {
-                let in_session = of_session.join(row.session, waker);
-                *places = Some((in_session, workspace_state.join(waker)));
+        let waker = cx.waker();
+        // In the lists before the looks, so that a change between the two is not missed.
+        match in_workspace {
+            Some(place) => workspace_state.stay(place, waker),
+            None => *in_workspace = Some(workspace_state.join(row.session, waker)),
+        }
+        if !entry.is_current() {
+            let waiters = shared.rows.waiters(row.session);
+            match in_session {
+                Some(place) => drop(waiters.stay(place, waker)),
+                None => *in_session = Some(waiters.join(row.session, waker)),
             }
         }
         if self.is_over() { Poll::Ready(()) } else { Poll::Pending }
@@ -58,9 +62,11 @@ impl Wait {
 
     /// Ends the wait. Must be called before this is dropped.
     pub(crate) fn end(&mut self) {
-        if let Some((in_session, in_workspace)) = self.places.take() {
-            self.shared.rows.waiters(self.entry.row.session).leave(in_session);
-            self.entry.workspace_state.leave(in_workspace);
+        if let Some(place) = self.in_workspace.take() {
+            self.entry.workspace_state.leave(place);
+        }
+        if let Some(place) = self.in_session.take() {
+            self.shared.rows.waiters(self.entry.row.session).leave(place);
         }
     }
 }

@@ -6,16 +6,18 @@
 //! in, first out, before they call the dial service.
 
 use crate::{Target, sync::lock};
-use futures_util::future::BoxFuture;
 use std::{
+    collections::BTreeMap,
+    pin::Pin,
     ptr,
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
 };
 use tokio::{
-    sync::Semaphore,
+    sync::oneshot,
     time::{Duration, Instant},
 };
 
@@ -25,43 +27,58 @@ pub(crate) struct PendingDials {
     at_most: usize,
     /// The number of calls that hold a slot or wait for one. While there are fewer than `at_most`,
     /// every target has a free slot.
-    calls: AtomicUsize,
+    calls: Arc<AtomicUsize>,
     /// The targets with slots in use, and some whose last slot was returned.
     gates: Mutex<Vec<Arc<Gate>>>,
 }
 
 /// The slots of one target.
+///
+/// More than `at_most` may be in use, taken by threads that started their dials at the same instant.
+/// The next slots that are returned make up for them.
 #[derive(Debug)]
 struct Gate {
     target: Arc<Target>,
-    free: Semaphore,
-    /// The number of slots that were taken although none was free, by threads that started their
-    /// dials at the same instant. The next slots that are returned make up for them.
-    excess: AtomicUsize,
+    at_most: usize,
+    /// The number of calls that hold a slot or wait for one.
+    calls: AtomicUsize,
+    /// The same for all targets of the workspace.
+    all_calls: Arc<AtomicUsize>,
+    /// A call enters and leaves the queue, and is counted, with the queue locked. So the calls that
+    /// are not in the queue hold a slot.
+    queue: Mutex<CallQueue>,
     opened: Instant,
     /// When the latest of the answered dials began, in nanoseconds after `opened`; zero if none was
     /// answered.
     answered_began: AtomicU64,
     /// When a dial was answered last, likewise.
     answered_at: AtomicU64,
-    /// The number of calls that hold a slot or wait for one.
-    calls: AtomicUsize,
     /// When a dial was last started over to find out whether the target answers.
     probed: Mutex<Option<Instant>>,
+}
+
+/// The calls that wait for a slot, by their number. The first of them is the next to get one.
+#[derive(Debug, Default)]
+struct CallQueue {
+    calls: BTreeMap<u64, oneshot::Sender<Slot>>,
+    next_number: u64,
 }
 
 /// The right to have a pending dial. Returned when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Slot {
-    call: Call,
-}
-
-/// Counts a call that holds a slot or waits for one, until it is dropped.
-#[derive(Debug)]
-struct Call {
-    dials: Arc<PendingDials>,
     gate: Arc<Gate>,
 }
+
+/// A call that waits for a slot. If it is dropped before, the next call in the queue gets its turn.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    gate: Arc<Gate>,
+    number: u64,
+    slot: oneshot::Receiver<Slot>,
+}
+
+pub(crate) type Queue = Pin<Box<Queued>>;
 
 /// The other dials to the same target that were answered while one is pending.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,54 +109,36 @@ pub(crate) struct Counts {
     pub(crate) queued: u64,
 }
 
-/// Waits for a slot. If it is dropped before, the next call in the queue gets its turn.
-pub(crate) type Queue = BoxFuture<'static, Slot>;
-
 impl PendingDials {
     pub(crate) fn new(at_most: usize) -> Self {
-        let at_most = at_most.min(Semaphore::MAX_PERMITS);
-        Self { at_most, calls: AtomicUsize::new(0), gates: Mutex::default() }
+        Self { at_most, calls: Arc::default(), gates: Mutex::default() }
     }
 
     /// Returns the queue of the target if a dial to it must wait. On the hot path: one atomic load.
     #[inline]
-    pub(crate) fn queue(self: &Arc<Self>, target: &Target) -> Option<Queue> {
+    pub(crate) fn queue(&self, target: &Target) -> Option<Queue> {
         if self.calls.load(Ordering::Acquire) < self.at_most {
             return None;
         }
-        self.queue_at(target)
-    }
-
-    fn queue_at(self: &Arc<Self>, target: &Target) -> Option<Queue> {
-        let gate = find(&self.gates(), target)
-            .filter(|gate| gate.free.available_permits() == 0)
-            .cloned()?;
-        let call = Call::new(self, gate);
-        Some(Box::pin(async move {
-            match call.gate.free.acquire().await {
-                Ok(permit) => permit.forget(),
-                // Unreachable, because the semaphore is never closed.
-                Err(_) => call.gate.take(),
-            }
-            Slot { call }
-        }))
+        let gate = find(&self.gates(), target)?.clone();
+        Gate::queue(&gate).map(Box::pin)
     }
 
     /// Takes a slot for a dial that was begun without one and is pending.
-    pub(crate) fn enter(self: &Arc<Self>, target: &Arc<Target>) -> Slot {
+    pub(crate) fn enter(&self, target: &Arc<Target>) -> Slot {
         let mut gates = self.gates();
         let gate = match find(&gates, target) {
             Some(gate) => Arc::clone(gate),
             None => {
                 gates.retain(|gate| Arc::strong_count(gate) > 1);
-                let gate = Arc::new(Gate::new(Arc::clone(target), self.at_most));
+                let all_calls = Arc::clone(&self.calls);
+                let gate = Arc::new(Gate::new(Arc::clone(target), self.at_most, all_calls));
                 gates.push(Arc::clone(&gate));
                 gate
             }
         };
         drop(gates);
-        gate.take();
-        Slot { call: Call::new(self, gate) }
+        Gate::enter(gate)
     }
 
     /// Returns `true` if a dial is pending or a call waits in a queue.
@@ -151,11 +150,9 @@ impl PendingDials {
     pub(crate) fn count(&self) -> Counts {
         let mut counts = Counts::default();
         for gate in self.gates().iter() {
-            let taken = self.at_most.saturating_sub(gate.free.available_permits())
-                + gate.excess.load(Ordering::Relaxed);
-            let calls = gate.calls.load(Ordering::Relaxed);
-            counts.pending += taken.min(calls) as u64;
-            counts.queued += calls.saturating_sub(taken) as u64;
+            let queue = lock(&gate.queue);
+            counts.pending += gate.in_use(&queue) as u64;
+            counts.queued += queue.calls.len() as u64;
         }
         counts
     }
@@ -183,35 +180,71 @@ fn find<'a>(gates: &'a [Arc<Gate>], target: &Target) -> Option<&'a Arc<Gate>> {
 }
 
 impl Gate {
-    fn new(target: Arc<Target>, at_most: usize) -> Self {
+    fn new(target: Arc<Target>, at_most: usize, all_calls: Arc<AtomicUsize>) -> Self {
         Self {
             target,
-            free: Semaphore::new(at_most),
-            excess: AtomicUsize::new(0),
+            at_most,
+            calls: AtomicUsize::new(0),
+            all_calls,
+            queue: Mutex::default(),
             opened: Instant::now(),
             answered_began: AtomicU64::new(0),
             answered_at: AtomicU64::new(0),
-            calls: AtomicUsize::new(0),
             probed: Mutex::default(),
         }
     }
 
-    fn take(&self) {
-        match self.free.try_acquire() {
-            Ok(permit) => permit.forget(),
-            Err(_) => {
-                self.excess.fetch_add(1, Ordering::AcqRel);
+    /// Counts a call that holds a slot or waits for one. Returns how many there were before.
+    fn count(&self) -> usize {
+        self.all_calls.fetch_add(1, Ordering::AcqRel);
+        self.calls.fetch_add(1, Ordering::AcqRel)
+    }
+
+    /// Counts a call that has ended. Returns how many there were before.
+    fn uncount(&self) -> usize {
+        self.all_calls.fetch_sub(1, Ordering::AcqRel);
+        self.calls.fetch_sub(1, Ordering::AcqRel)
+    }
+
+    fn enter(gate: Arc<Self>) -> Slot {
+        gate.count();
+        Slot { gate }
+    }
+
+    /// Joins the queue if no slot is free.
+    fn queue(gate: &Arc<Self>) -> Option<Queued> {
+        let mut queue = lock(&gate.queue);
+        if gate.calls.load(Ordering::Acquire) < gate.at_most {
+            return None;
+        }
+        let number = queue.next_number;
+        queue.next_number += 1;
+        let (sender, slot) = oneshot::channel();
+        queue.calls.insert(number, sender);
+        gate.count();
+        drop(queue);
+        // Slots that were returned since the look above found nobody in the queue.
+        gate.pass_on();
+        Some(Queued { gate: Arc::clone(gate), number, slot })
+    }
+
+    /// Gives the free slots to the first calls in the queue.
+    fn pass_on(self: &Arc<Self>) {
+        loop {
+            let mut queue = lock(&self.queue);
+            if self.in_use(&queue) >= self.at_most {
+                return;
             }
+            let Some((_, next)) = queue.calls.pop_first() else { return };
+            drop(queue);
+            // A call that has just left the queue returns its slot.
+            let _ = next.send(Slot { gate: Arc::clone(self) });
         }
     }
 
-    fn give_back(&self) {
-        let excess = self
-            .excess
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |excess| excess.checked_sub(1));
-        if excess.is_err() {
-            self.free.add_permits(1);
-        }
+    /// Returns how many slots are in use.
+    fn in_use(&self, queue: &CallQueue) -> usize {
+        self.calls.load(Ordering::Acquire).saturating_sub(queue.calls.len())
     }
 
     fn nanos(&self, at: Instant) -> u64 {
@@ -222,12 +255,12 @@ impl Gate {
 impl Slot {
     /// Returns `true` if a dial to this target needs no other slot.
     pub(crate) fn is_for(&self, target: &Target) -> bool {
-        self.call.gate.target.same_endpoint(target)
+        self.gate.target.same_endpoint(target)
     }
 
     /// Returns what the target has answered since the dial that holds this slot began.
     pub(crate) fn answers_since(&self, began: Instant) -> Answers {
-        let gate = &self.call.gate;
+        let gate = &self.gate;
         if gate.answered_at.load(Ordering::Relaxed) == 0 {
             return Answers::None;
         }
@@ -243,14 +276,13 @@ impl Slot {
 
     /// Returns `true` if calls wait in the target's queue.
     pub(crate) fn is_awaited(&self) -> bool {
-        let Call { dials, gate } = &self.call;
-        gate.calls.load(Ordering::Relaxed) > dials.at_most
+        self.gate.calls.load(Ordering::Relaxed) > self.gate.at_most
     }
 
     /// Asks to start a hanging dial over. Granted once in `every`; the result is to be seen after
     /// `delay`.
     pub(crate) fn probe(&self, now: Instant, every: Duration, delay: Duration) -> Probe {
-        let mut probed = lock(&self.call.gate.probed);
+        let mut probed = lock(&self.gate.probed);
         match *probed {
             Some(at) if now < at + delay => Probe::Wait(at + delay),
             Some(at) if now < at + every => Probe::InVain,
@@ -264,22 +296,30 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.call.gate.give_back();
+        // Otherwise the queue is empty, or another slot was returned whose owner is about to look.
+        if self.gate.uncount() > self.gate.at_most {
+            self.gate.pass_on();
+        }
     }
 }
 
-impl Call {
-    fn new(dials: &Arc<PendingDials>, gate: Arc<Gate>) -> Self {
-        dials.calls.fetch_add(1, Ordering::AcqRel);
-        gate.calls.fetch_add(1, Ordering::AcqRel);
-        Self { dials: Arc::clone(dials), gate }
+impl Future for Queued {
+    type Output = Slot;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Slot> {
+        let slot = Pin::new(&mut self.slot).poll(cx);
+        // Unreachable: who takes a sender out of the queue sends a slot.
+        slot.map(|slot| slot.unwrap_or_else(|_| Gate::enter(Arc::clone(&self.gate))))
     }
 }
 
-impl Drop for Call {
+impl Drop for Queued {
     fn drop(&mut self) {
-        self.gate.calls.fetch_sub(1, Ordering::AcqRel);
-        self.dials.calls.fetch_sub(1, Ordering::AcqRel);
+        let mut queue = lock(&self.gate.queue);
+        // Otherwise the slot was sent, or is about to be, and returns when it is dropped.
+        if queue.calls.remove(&self.number).is_some() {
+            self.gate.uncount();
+        }
     }
 }
 

@@ -117,7 +117,7 @@ fn pauses_begin_anew_once_a_dial_was_answered() {
     {
         let s = Scene::new();
         assert_eq!(s.answer(running("a5"), 0), ms(2_000));
-        let waiting = watched.then(|| s.state.join(Waker::noop()));
+        let waiting = watched.then(|| s.state.join(session(1), Waker::noop()));
         s.state.answered(agent("a"), asked, || s.at(100));
         if let Some(place) = waiting {
             s.state.leave(place);
@@ -132,11 +132,11 @@ fn pauses_begin_anew_once_a_dial_was_answered() {
 fn an_answered_dial_is_only_noted_while_a_call_may_leave_a_doubt() {
     let s = Scene::new();
     s.state.answered(agent("a"), false, || panic!("the hot path reads no clock"));
-    s.state.leave(s.state.join(Waker::noop()));
+    s.state.leave(s.state.join(session(1), Waker::noop()));
     s.state.answered(agent("a"), false, || panic!("the hot path reads no clock"));
     assert!(s.state.doubt_dropped(agent("a"), s.at(100), s.at(200)));
     let s = Scene::new();
-    let _place = s.state.join(Waker::noop());
+    let _place = s.state.join(session(1), Waker::noop());
     s.state.answered(agent("a"), false, || s.at(150));
     assert!(!s.state.doubt_dropped(agent("a"), s.at(100), s.at(200)));
 }

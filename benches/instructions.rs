@@ -13,6 +13,9 @@
 //! 1.5 % from run to run: a map draws its seed, moka's maintenance depends on the time, and malloc
 //! on both.
 //!
+//! With the feature `metrics` or `tracing`, the calls without HTTP are counted and compared with
+//! limits of their own. There is no subscriber, and the recorder is the Prometheus exporter's.
+//!
 //! Without Valgrind nothing is counted, which is a failure if `CI` is `true`.
 
 use benches::{Dialer, bind, calls, gets, layer, moka, sessions};
@@ -27,7 +30,9 @@ use tower::{Layer, timeout::TimeoutLayer};
 use tower_bound_agent::{BoxError, DialSession, store::MemoryStore};
 
 /// Names of the counts, and the number of calls that the longer run makes in addition.
-const COUNTED: [(&str, u64); 11] = [
+const COUNTED: &[(&str, u64)] = &[
+    #[cfg(feature = "metrics")]
+    ("recorder", 20_000),
     ("moka_get", 20_000),
     ("bare", 20_000),
     ("bare_pending_once", 20_000),
@@ -42,12 +47,25 @@ const COUNTED: [(&str, u64); 11] = [
 ];
 
 /// Names of the counts that are limited, and of the counts that they are divided by.
-const LIMITED: [(&str, &[&str]); 4] = [
+const LIMITED: &[(&str, &[&str])] = &[
     ("cached", &["timeout", "moka_get"]),
     ("cached_pending_once", &["timeout_pending_once", "moka_get"]),
     ("client_http1", &["hyper_http1"]),
     ("client_http2", &["hyper_http2"]),
 ];
+
+/// Follows the names of the limits.
+const WITH: &str = match (cfg!(feature = "metrics"), cfg!(feature = "tracing")) {
+    (false, false) => "",
+    (true, false) => "+metrics",
+    (false, true) => "+tracing",
+    (true, true) => "+metrics+tracing",
+};
+
+/// Returns whether the features have limits for this: those of HTTP are counted without them.
+fn is_counted(name: &str) -> bool {
+    WITH.is_empty() || !name.contains("_http")
+}
 
 const LIMITS: &str = "benches/instructions.limits";
 /// The run fails if a ratio exceeds its limit by more than this.
@@ -87,7 +105,7 @@ fn measure() -> Result<(), BoxError> {
     let limits = limits_of(&fs::read_to_string(limits)?)?;
     let mut counts = Vec::new();
     println!("{:<22} {:>12}", "", "instructions");
-    for (name, more) in COUNTED {
+    for &(name, more) in COUNTED.iter().filter(|(name, _)| is_counted(name)) {
         let (short, long) = (start(name, WARM_UP)?, start(name, WARM_UP + more)?);
         let (short, long) = (count(short)?, count(long)?);
         let each = long.saturating_sub(short) as f64 / more as f64;
@@ -95,13 +113,16 @@ fn measure() -> Result<(), BoxError> {
         counts.push((name, each));
     }
     let of = |name: &str| counts.iter().find(|(of, _)| *of == name).map_or(f64::NAN, |(_, n)| *n);
-    println!("\n{:<22} {:>8} {:>8}", "ratio", "is", "limit");
+    println!("\n{:<28} {:>8} {:>8}", "ratio", "is", "limit");
     let mut exceeded = Vec::new();
-    for (name, parts) in LIMITED {
+    for &(name, parts) in LIMITED.iter().filter(|(name, _)| is_counted(name)) {
+        let parts: Vec<&str> =
+            parts.iter().copied().chain(cfg!(feature = "metrics").then_some("recorder")).collect();
         let ratio = of(name) / parts.iter().copied().map(of).sum::<f64>();
-        let limit = limits.iter().find(|(of, _)| of == name).map(|(_, limit)| *limit);
-        let limit = limit.ok_or_else(|| format!("{LIMITS} has no limit of {name}"))?;
-        println!("{name:<22} {ratio:>8.3} {limit:>8.3}   ÷ ({})", parts.join(" + "));
+        let limited = format!("{name}{WITH}");
+        let limit = limits.iter().find(|(of, _)| *of == limited).map(|(_, limit)| *limit);
+        let limit = limit.ok_or_else(|| format!("{LIMITS} has no limit of {limited}"))?;
+        println!("{limited:<28} {ratio:>8.3} {limit:>8.3}   ÷ ({})", parts.join(" + "));
         let by = ratio / limit - 1.0;
         if by.abs() <= TOLERANCE {
             continue;
@@ -111,7 +132,7 @@ fn measure() -> Result<(), BoxError> {
             println!("  {percent:.1} %: please lower the limit in {LIMITS} to {ratio:.3}");
         } else {
             exceeded.push(format!(
-                "{name} executes {percent:.1} % more instructions than {LIMITS} allows: the \
+                "{limited} executes {percent:.1} % more instructions than {LIMITS} allows: the \
                  ratio to {} was {limit:.3} and is {ratio:.3}.\n  To find out where: valgrind \
                  --tool=callgrind {} --run {name} {}, then callgrind_annotate.\n  If the change \
                  is worth its price, raise the limit, and give the reason in the commit.",
@@ -157,6 +178,10 @@ fn count(run: Child) -> Result<u64, BoxError> {
 }
 
 fn run(name: &str, n: u64) {
+    #[cfg(feature = "metrics")]
+    if name == "recorder" || name.starts_with("cached") {
+        recorder::install();
+    }
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     let dialer = Dialer { pending_once: name.ends_with("_pending_once") };
@@ -165,6 +190,8 @@ fn run(name: &str, n: u64) {
             let one = sessions(1);
             gets(&moka(&one), n, |_| one[0]);
         }
+        #[cfg(feature = "metrics")]
+        "recorder" => recorder::record(n),
         "bare" => drop(runtime.block_on(calls(dialer, n, |i| i))),
         "timeout" => {
             let timeout = TimeoutLayer::new(Duration::from_secs(30));
@@ -178,6 +205,30 @@ fn run(name: &str, n: u64) {
             });
         }
         _ => http::run(&runtime, name, n),
+    }
+}
+
+/// What a cached call records.
+#[cfg(feature = "metrics")]
+mod recorder {
+    use metrics::{counter, histogram};
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    /// Installs the recorder of this process, which may be there already.
+    pub(super) fn install() {
+        drop(metrics::set_global_recorder(PrometheusBuilder::new().build_recorder()));
+    }
+
+    /// Counts and times `n` calls and their dials, and does nothing else.
+    pub(super) fn record(n: u64) {
+        let (dials, calls) = (counter!("dials"), counter!("calls"));
+        let (dial, call) = (histogram!("dial"), histogram!("call"));
+        for _ in 0..n {
+            dials.increment(1);
+            dial.record(0.0);
+            calls.increment(1);
+            call.record(0.0);
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! Events as lines of a log: the level of each, its fields, and the limit of a flood.
 
-use crate::{ErrorKind, Event, OutcomeKind, Repair, observer::WithSources, sync::lock};
+use crate::{ErrorKind, Event, Outcome, OutcomeKind, Repair, observer::WithSources, sync::lock};
 use std::sync::Mutex;
 use tokio::time::{Duration, Instant};
+use tracing::level_filters::LevelFilter;
 
 /// At *info* and *warn*, there is at most one line of a kind in this time.
 const BETWEEN_LINES: Duration = Duration::from_secs(1);
@@ -31,6 +32,17 @@ struct Flood {
     left_out: u64,
 }
 
+/// Returns `false` if there is no subscriber that is interested in any event.
+#[inline]
+pub(crate) fn is_on() -> bool {
+    LevelFilter::current() != LevelFilter::OFF
+}
+
+#[inline]
+fn is_slow(outcome: &Outcome, slow: Duration) -> bool {
+    outcome.decided_in + outcome.dialed_in > slow
+}
+
 /// The log of one layer.
 #[derive(Debug, Default)]
 pub(crate) struct Log(Mutex<[Flood; KINDS]>);
@@ -50,7 +62,22 @@ impl Log {
     }
 
     /// Writes the line of an event. `slow`: calls that took longer are slow.
+    #[inline]
     pub(crate) fn write(&self, event: &Event<'_>, slow: Duration) {
+        // On the hot path, only a subscriber that is interested in each call costs something.
+        let is_usual = match event {
+            Event::Dialed { error: None, .. } => true,
+            Event::Used { outcome, .. } => {
+                matches!(outcome.kind, OutcomeKind::Reused) && !is_slow(outcome, slow)
+            }
+            _ => false,
+        };
+        if !is_usual || LevelFilter::current() >= LevelFilter::TRACE {
+            self.write_line(event, slow);
+        }
+    }
+
+    fn write_line(&self, event: &Event<'_>, slow: Duration) {
         /// A line at *info* or *warn*, unless it is one of a flood.
         macro_rules! line {
             ($level:ident, $kind:ident, $($line:tt)+) => {
@@ -118,7 +145,7 @@ impl Log {
                         dials, validations, ?decided_in, ?dialed_in, repair,
                         "switched to another agent"
                     ),
-                    _ if decided_in + dialed_in > slow => line!(
+                    _ if is_slow(outcome, slow) => line!(
                         INFO, Slow, %session, %workspace, %agent, kind, dials, validations,
                         ?decided_in, ?dialed_in, repair, "slow call"
                     ),

@@ -125,7 +125,8 @@ pub(crate) struct Metrics {
     calls: ByWord,
     failed_calls: ByWord,
     dropped_calls: Counter,
-    dials: ByWord,
+    answered_dials: Counter,
+    failed_dials: Counter,
     validations: ByWord,
     switches: Counter,
     repairs: ByWord,
@@ -201,10 +202,8 @@ impl Metrics {
             calls: ByWord::new(OUTCOMES, |kind| counter!(CALLS, "outcome" => kind)),
             failed_calls: ByWord::new(ERRORS, |kind| counter!(FAILED_CALLS, "error" => kind)),
             dropped_calls: counter!(DROPPED_CALLS),
-            dials: ByWord::new(
-                &["answered", "failed"],
-                |result| counter!(DIALS, "result" => result),
-            ),
+            answered_dials: counter!(DIALS, "result" => "answered"),
+            failed_dials: counter!(DIALS, "result" => "failed"),
             validations: ByWord::new(
                 VERDICTS,
                 |verdict| counter!(VALIDATIONS, "verdict" => verdict),
@@ -261,7 +260,8 @@ impl Metrics {
     pub(crate) fn record(&self, event: &Event<'_>) {
         match event {
             Event::Dialed { took, error, .. } => {
-                self.dials.count(if error.is_none() { "answered" } else { "failed" });
+                let dials = if error.is_none() { &self.answered_dials } else { &self.failed_dials };
+                dials.increment(1);
                 self.dial_duration.record(took.as_secs_f64());
             }
             Event::Validated { took, answer, .. } => {

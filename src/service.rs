@@ -1,10 +1,12 @@
 //! The Tower service, and the future of its calls.
 
+#[cfg(feature = "tracing")]
+use crate::spans::{connected, failed};
 use crate::{
     Bound, BoxError, DialAgent, DialSession, Error, ErrorKind, dial::future::CallFuture,
-    spans::InSpan, state::Shared,
+    spans::CallSpan, state::Shared,
 };
-use pin_project::pin_project;
+use pin_project::{pin_project, pinned_drop};
 use std::{
     fmt,
     pin::Pin,
@@ -144,22 +146,19 @@ where
         // Only the readied service may be called, so its clone takes its place.
         let clone = self.inner.clone();
         let readied = std::mem::replace(&mut self.inner, clone);
-        #[cfg(feature = "tracing")]
-        let session = ask.session;
-        let call = CallFuture::new(Arc::clone(&self.shared), readied, ask);
-        #[cfg(feature = "tracing")]
-        let call = crate::spans::call(session, call);
-        ResponseFuture { call }
+        let span = CallSpan::new(ask.session);
+        ResponseFuture { call: CallFuture::new(Arc::clone(&self.shared), readied, ask), span }
     }
 }
 
 /// The future that [`BoundAgent`] returns. It holds the dial that is pending, so it must be pinned
 /// to be polled.
-#[pin_project]
+#[pin_project(PinnedDrop)]
 #[must_use = "futures do nothing unless polled"]
 pub struct ResponseFuture<S: Service<DialAgent>> {
     #[pin]
-    call: InSpan<CallFuture<S>>,
+    call: CallFuture<S>,
+    span: CallSpan,
 }
 
 impl<S: Service<DialAgent>> fmt::Debug for ResponseFuture<S> {
@@ -176,35 +175,47 @@ where
     type Output = Result<Bound<S::Response>, Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        #[cfg_attr(not(feature = "tracing"), expect(unused_mut))]
-        let mut call = self.project().call;
+        let this = self.project();
         #[cfg(feature = "tracing")]
-        if !call.span().is_disabled() {
-            let polled = call.as_mut().poll(cx);
-            if let Poll::Ready(ended) = &polled {
-                record(&call, ended);
-            }
-            return polled;
+        if let Some(span) = this.span.enabled() {
+            return poll_in(span, this.call, cx);
         }
-        call.poll(cx)
+        this.call.poll(cx)
     }
 }
 
-/// Records the end of a call in its span.
+/// Polls a call in its span, and records the end of the call there.
 #[cfg(feature = "tracing")]
-fn record<S: Service<DialAgent>>(
-    call: &InSpan<CallFuture<S>>,
-    ended: &Result<Bound<S::Response>, Error>,
-) {
-    use crate::spans::{connected, failed};
-    match ended {
-        Ok(bound) => {
+#[cold]
+fn poll_in<S>(
+    span: &tracing::Span,
+    mut call: Pin<&mut CallFuture<S>>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Bound<S::Response>, Error>>
+where
+    S: Service<DialAgent> + Clone,
+    S::Error: Into<BoxError>,
+{
+    let polled = span.in_scope(|| call.as_mut().poll(cx));
+    match &polled {
+        Poll::Ready(Ok(bound)) => {
             let handle = bound.handle();
-            connected(call.span(), handle.workspace(), handle.target().agent, handle.outcome());
+            connected(span, handle.workspace(), handle.target().agent, handle.outcome());
         }
-        Err(error) => {
-            let spent = call.inner().spent();
-            failed(call.span(), spent.workspace, error, spent.on());
+        Poll::Ready(Err(error)) => {
+            let spent = call.spent();
+            failed(span, spent.workspace, error, spent.on());
         }
+        Poll::Pending => {}
+    }
+    polled
+}
+
+#[pinned_drop]
+impl<S: Service<DialAgent>> PinnedDrop for ResponseFuture<S> {
+    #[inline]
+    fn drop(self: Pin<&mut Self>) {
+        let this = self.project();
+        this.span.in_scope(|| this.call.before_drop());
     }
 }

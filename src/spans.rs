@@ -10,13 +10,38 @@ mod on {
     use tracing::{
         Instrument, Span, debug_span,
         field::{Empty, debug, display},
+        level_filters::LevelFilter,
     };
 
     pub(crate) type InSpan<F> = tracing::instrument::Instrumented<F>;
 
-    /// Wraps a call in its span.
-    pub(crate) fn call<F>(session: SessionId, call: F) -> InSpan<F> {
-        call.instrument(debug_span!(
+    /// The span of a call.
+    #[derive(Debug)]
+    pub(crate) struct CallSpan(Span);
+
+    impl CallSpan {
+        #[inline]
+        pub(crate) fn new(session: SessionId) -> Self {
+            Self(if may_be_enabled() { call_span(session) } else { Span::none() })
+        }
+
+        #[inline]
+        pub(crate) fn in_scope<T>(&self, f: impl FnOnce() -> T) -> T {
+            in_scope(&self.0, f)
+        }
+
+        /// Returns the span if a subscriber is interested in it.
+        #[inline]
+        pub(crate) fn enabled(&self) -> Option<&Span> {
+            (!self.0.is_disabled()).then_some(&self.0)
+        }
+    }
+
+    // Not inlined, so that what surrounds it on the hot path is.
+    #[cold]
+    #[inline(never)]
+    fn call_span(session: SessionId) -> Span {
+        debug_span!(
             "bound_agent",
             %session,
             workspace = Empty,
@@ -26,7 +51,62 @@ mod on {
             validations = Empty,
             waited = Empty,
             error = Empty,
-        ))
+        )
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn dial_span(agent: AgentId) -> Span {
+        debug_span!("dial", %agent, error = Empty)
+    }
+
+    /// Returns `false` if no subscriber is interested in spans of this level.
+    #[inline]
+    fn may_be_enabled() -> bool {
+        LevelFilter::current() >= LevelFilter::DEBUG
+    }
+
+    /// Calls `f` in the span, and costs two comparisons if the span is disabled.
+    #[inline]
+    fn in_scope<T>(span: &Span, f: impl FnOnce() -> T) -> T {
+        let _entered = (!span.is_disabled()).then(|| span.enter());
+        f()
+    }
+
+    /// The span of a dial, from its start to its end; none before and after.
+    #[derive(Debug)]
+    pub(crate) struct DialSpan(Span);
+
+    impl Default for DialSpan {
+        #[inline]
+        fn default() -> Self {
+            Self(Span::none())
+        }
+    }
+
+    impl DialSpan {
+        #[inline]
+        pub(crate) fn begin(&mut self, agent: AgentId) {
+            if may_be_enabled() {
+                self.0 = dial_span(agent);
+            }
+        }
+
+        #[inline]
+        pub(crate) fn end(&mut self) {
+            if !self.0.is_disabled() {
+                self.0 = Span::none();
+            }
+        }
+
+        #[inline]
+        pub(crate) fn in_scope<T>(&self, f: impl FnOnce() -> T) -> T {
+            in_scope(&self.0, f)
+        }
+
+        pub(crate) fn failed(&self, error: &BoxError) {
+            self.0.record("error", display(WithSources(&**error)));
+        }
     }
 
     /// Records how a call has ended with a connection.
@@ -63,18 +143,6 @@ mod on {
         span.record("waited", debug(waited));
     }
 
-    /// Begins a dial in its span.
-    #[inline]
-    pub(crate) fn dial<F>(agent: AgentId, begin: impl FnOnce() -> F) -> InSpan<F> {
-        let span = debug_span!("dial", %agent, error = Empty);
-        let dial = span.in_scope(begin);
-        dial.instrument(span)
-    }
-
-    pub(crate) fn dial_failed<F>(dial: &InSpan<F>, error: &BoxError) {
-        dial.span().record("error", display(WithSources(&**error)));
-    }
-
     /// Wraps the wait for a validation.
     pub(crate) fn validate<F: Future>(wait: F) -> InSpan<F> {
         wait.instrument(debug_span!("validate"))
@@ -88,17 +156,41 @@ mod on {
 
 #[cfg(not(feature = "tracing"))]
 mod off {
-    use crate::{AgentId, BoxError};
+    use crate::{AgentId, BoxError, SessionId};
 
-    pub(crate) type InSpan<F> = F;
+    #[derive(Debug)]
+    pub(crate) struct CallSpan;
 
-    #[inline]
-    pub(crate) fn dial<F>(_: AgentId, begin: impl FnOnce() -> F) -> F {
-        begin()
+    impl CallSpan {
+        #[inline]
+        pub(crate) fn new(_: SessionId) -> Self {
+            Self
+        }
+
+        #[inline]
+        pub(crate) fn in_scope<T>(&self, f: impl FnOnce() -> T) -> T {
+            f()
+        }
     }
 
-    #[inline]
-    pub(crate) fn dial_failed<F>(_: &F, _: &BoxError) {}
+    #[derive(Debug, Default)]
+    pub(crate) struct DialSpan;
+
+    impl DialSpan {
+        #[inline]
+        pub(crate) fn begin(&mut self, _: AgentId) {}
+
+        #[inline]
+        pub(crate) fn end(&mut self) {}
+
+        #[inline]
+        pub(crate) fn in_scope<T>(&self, f: impl FnOnce() -> T) -> T {
+            f()
+        }
+
+        #[inline]
+        pub(crate) fn failed(&self, _: &BoxError) {}
+    }
 
     #[inline]
     pub(crate) fn validate<F: Future>(wait: F) -> F {

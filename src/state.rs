@@ -178,7 +178,11 @@ impl Shared {
     /// Returns whether anybody may be interested in events.
     #[inline]
     pub(crate) fn is_observed(&self) -> bool {
-        cfg!(any(feature = "tracing", feature = "metrics")) || self.observer.is_some()
+        #[cfg(feature = "tracing")]
+        if crate::log::is_on() {
+            return true;
+        }
+        cfg!(feature = "metrics") || self.observer.is_some()
     }
 
     pub(crate) fn emit(&self, event: &Event<'_>) {

@@ -4,7 +4,7 @@
 use crate::{
     BoxError, DialAgent, DialSession, Target,
     dial::attempt::Progress,
-    spans::{self, InSpan},
+    spans::DialSpan,
     workspace::{
         WorkspaceState,
         pending::{Answers, Probe, Queue, Slot},
@@ -28,7 +28,8 @@ pub(crate) struct Dialer<S: Service<DialAgent>> {
     /// What the caller has asked for: part of every dial.
     ask: DialSession,
     #[pin]
-    dial: Dial<InSpan<S::Future>, S::Response>,
+    dial: Dial<S::Future, S::Response>,
+    span: DialSpan,
     // Dropped after the dial that holds the slot.
     status: Status,
 }
@@ -159,7 +160,8 @@ impl Status {
 
 impl<S: Service<DialAgent>> Dialer<S> {
     pub(crate) fn new(readied: S, ask: DialSession) -> Self {
-        Self { service: readied, ask, dial: Dial::None, status: Status::default() }
+        let (dial, span, status) = (Dial::None, DialSpan::default(), Status::default());
+        Self { service: readied, ask, dial, span, status }
     }
 
     pub(crate) fn status(&self) -> &Status {
@@ -193,6 +195,12 @@ impl<S: Service<DialAgent>> Dialer<S> {
         }
     }
 
+    /// Drops the dial or the connection.
+    pub(crate) fn drop_dial(self: Pin<&mut Self>) {
+        let this = self.project();
+        end(this.dial, this.span);
+    }
+
     /// Returns the connection that was kept, once.
     pub(crate) fn take_connection(self: Pin<&mut Self>) -> Option<S::Response> {
         match self.project().dial.project_replace(Dial::None) {
@@ -200,6 +208,13 @@ impl<S: Service<DialAgent>> Dialer<S> {
             DialReplaced::None | DialReplaced::Pending(_) => None,
         }
     }
+}
+
+/// Drops the dial, in its span.
+#[inline]
+fn end<F, C>(mut dial: Pin<&mut Dial<F, C>>, span: &mut DialSpan) {
+    span.in_scope(|| dial.set(Dial::None));
+    span.end();
 }
 
 impl<S> AnyDialer for Dialer<S>
@@ -211,9 +226,9 @@ where
         &self.status
     }
 
-    fn start(self: Pin<&mut Self>, target: &Target) {
-        let mut this = self.project();
-        this.dial.set(Dial::None);
+    fn start(mut self: Pin<&mut Self>, target: &Target) {
+        self.as_mut().drop_dial();
+        let this = self.project();
         let place = match std::mem::take(&mut this.status.place) {
             Place::Slot(slot) if slot.is_for(target) => Place::Slot(slot),
             _ => Place::None,
@@ -222,9 +237,9 @@ where
         *this.status = Status { is_due: true, place, started, ..Status::default() };
     }
 
-    fn stop(self: Pin<&mut Self>) {
-        let mut this = self.project();
-        this.dial.set(Dial::None);
+    fn stop(mut self: Pin<&mut Self>) {
+        self.as_mut().drop_dial();
+        let this = self.project();
         let started = this.status.started;
         *this.status = Status { started, ..Status::default() };
     }
@@ -296,7 +311,8 @@ where
             }
             status.is_due = false;
             let ask = this.ask.to(to.workspace_state.workspace(), Arc::clone(target));
-            let dial = spans::dial(target.agent, || this.service.call(ask));
+            this.span.begin(target.agent);
+            let dial = this.span.in_scope(|| this.service.call(ask));
             this.dial.set(Dial::Pending(dial));
             status.is_dialing = true;
             status.started += 1;
@@ -307,7 +323,7 @@ where
         let DialProject::Pending(mut dial) = this.dial.as_mut().project() else {
             return Poll::Pending;
         };
-        let Poll::Ready(result) = dial.as_mut().poll(cx) else {
+        let Poll::Ready(result) = this.span.in_scope(|| dial.as_mut().poll(cx)) else {
             status.was_pending = true;
             if let (Place::None, Some(target)) = (&status.place, to.target) {
                 status.place = Place::Slot(to.workspace_state.enter(target));
@@ -319,12 +335,12 @@ where
             Ok(connection) => Dialed::Connected(connection),
             Err(error) => {
                 let error = error.into();
-                spans::dial_failed(&dial, &error);
+                this.span.failed(&error);
                 Dialed::Failed(error)
             }
         };
         // The dial is dropped before its slot.
-        this.dial.set(Dial::None);
+        end(this.dial, this.span);
         status.place = Place::None;
         Poll::Ready(dialed)
     }

@@ -17,7 +17,7 @@ use crate::{
     state::{Shared, Start},
     workspace::Choice,
 };
-use pin_project::{pin_project, pinned_drop};
+use pin_project::pin_project;
 use std::{
     pin::Pin,
     sync::Arc,
@@ -27,7 +27,7 @@ use tokio::time::{Duration, Instant};
 use tower_service::Service;
 
 /// A call, from the request to the connection.
-#[pin_project(PinnedDrop, project = Parts)]
+#[pin_project(project = Parts)]
 pub(crate) struct CallFuture<S: Service<DialAgent>> {
     /// Until the first poll.
     shared: Option<Arc<Shared>>,
@@ -84,6 +84,17 @@ impl<S: Service<DialAgent>> CallFuture<S> {
             stage: Stage::New,
         }
     }
+
+    /// Must be called before this is dropped. Only marks: nothing may spawn, block or panic in a
+    /// `Drop`.
+    #[inline]
+    pub(crate) fn before_drop(self: Pin<&mut Self>) {
+        let parts = self.project();
+        if let Stage::New | Stage::Ended | Stage::Failed(_) = parts.stage {
+            return;
+        }
+        parts.abandon();
+    }
 }
 
 #[cfg(feature = "tracing")]
@@ -114,6 +125,23 @@ where
             Stage::InQuestion(_) => parts.in_question(cx),
             Stage::Ended | Stage::Failed(_) => polled_after_its_end(),
         }
+    }
+}
+
+impl<S: Service<DialAgent>> Parts<'_, S> {
+    fn abandon(self) {
+        let is_left = self.dialer.status().is_dialing() && !std::thread::panicking();
+        match std::mem::replace(self.stage, Stage::Ended) {
+            Stage::Undisturbed(Undisturbed { mut wait, target, began, in_poll }) => {
+                wait.end();
+                if is_left && !in_poll {
+                    dropped_in_flight(&wait.shared, &wait.entry, &target, began);
+                }
+            }
+            Stage::InQuestion(call) if is_left => call.dropped(),
+            Stage::InQuestion(_) | Stage::New | Stage::Ended | Stage::Failed(_) => {}
+        }
+        self.dialer.drop_dial();
     }
 }
 
@@ -298,26 +326,4 @@ where
 #[cold]
 fn polled_after_its_end() -> ! {
     panic!("the future of a call was polled after its end")
-}
-
-#[pinned_drop]
-impl<S: Service<DialAgent>> PinnedDrop for CallFuture<S> {
-    /// Only marks: nothing may spawn, block or panic in a `Drop`.
-    fn drop(self: Pin<&mut Self>) {
-        let parts = self.project();
-        if let Stage::New | Stage::Ended | Stage::Failed(_) = parts.stage {
-            return;
-        }
-        let is_left = parts.dialer.status().is_dialing() && !std::thread::panicking();
-        match std::mem::replace(parts.stage, Stage::Ended) {
-            Stage::Undisturbed(Undisturbed { mut wait, target, began, in_poll }) => {
-                wait.end();
-                if is_left && !in_poll {
-                    dropped_in_flight(&wait.shared, &wait.entry, &target, began);
-                }
-            }
-            Stage::InQuestion(call) if is_left => call.dropped(),
-            Stage::InQuestion(_) | Stage::New | Stage::Ended | Stage::Failed(_) => {}
-        }
-    }
 }

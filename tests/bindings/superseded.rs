@@ -135,6 +135,49 @@ async fn superseded_ignores_changes_that_do_not_move_the_session() {
     watched.iter().for_each(JoinHandle::abort);
 }
 
+/// Makes calls of other sessions until this one's row is no longer cached, when it cannot be read
+/// because the store is down. The checks are rare, since each is a use of the row, and the cache
+/// keeps rows that are used often.
+async fn evict(world: &World, layer: &BoundAgentLayer, crowd: WorkspaceId, chat: SessionId) {
+    let dial = world.dial(layer);
+    for _ in 0..20 {
+        for _ in 0..64 {
+            let other = world.bind(layer, crowd).await;
+            for _ in 0..20 {
+                call(&dial, other).await.unwrap();
+            }
+        }
+        world.store.on_reads(Fault::Unavailable);
+        let evicted = layer.bindings().get(chat).await.is_err();
+        world.store.on_reads(Fault::None);
+        if evicted {
+            return;
+        }
+    }
+    panic!("never evicted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pending_call_follows_a_command_although_its_row_was_evicted() {
+    let world = World::new();
+    let [(ws, old), (crowd, _), (elsewhere, there)] =
+        [world.workspace(), world.workspace(), world.workspace()];
+    let layer = world.builder().cache_capacity(8).build().unwrap();
+    let chat = world.bind(&layer, ws).await;
+    world.does(&old, Does::Hang);
+    let dial = world.dial(&layer);
+    let called = tokio::spawn(async move { call(&dial, chat).await });
+    settled().await;
+    assert_eq!(world.live_dials(), 1);
+    evict(&world, &layer, crowd, chat).await;
+    settled().await;
+    assert!(!called.is_finished(), "an eviction does not end the call");
+    let now = Instant::now();
+    layer.bindings().retarget(chat, elsewhere).await.unwrap();
+    let bound = called.await.unwrap().unwrap();
+    assert_eq!((bound.target().agent, now.elapsed()), (there.agent, ms(0)));
+}
+
 #[tokio::test(start_paused = true)]
 async fn superseded_resolves_although_the_row_was_evicted() {
     for change in ["build", "select", "select and evict", "forget"] {
@@ -143,29 +186,9 @@ async fn superseded_resolves_although_the_row_was_evicted() {
         let (crowd, _) = world.workspace();
         let (elsewhere, _) = world.workspace();
         let layer = world.builder().cache_capacity(8).build().unwrap();
-        let dial = world.dial(&layer);
         let (chat, handles) = handles(&world, &layer, ws).await;
         let watched = handles.each_ref().map(watch);
-        // Wait until the row is no longer cached, when it cannot be read because the store is down.
-        // The checks are rare, since each is a use of the row, and the cache keeps rows that are
-        // used often.
-        let crowded = async || {
-            for _ in 0..20 {
-                for _ in 0..64 {
-                    let other = world.bind(&layer, crowd).await;
-                    for _ in 0..20 {
-                        call(&dial, other).await.unwrap();
-                    }
-                }
-                world.store.on_reads(Fault::Unavailable);
-                let evicted = layer.bindings().get(chat).await.is_err();
-                world.store.on_reads(Fault::None);
-                if evicted {
-                    return;
-                }
-            }
-            panic!("{change}: never evicted");
-        };
+        let crowded = async || evict(&world, &layer, crowd, chat).await;
         crowded().await;
         if change == "build" {
             // Some of these changes look as if they might concern the evicted session.
@@ -182,7 +205,7 @@ async fn superseded_resolves_although_the_row_was_evicted() {
             "build" => {
                 let other = world.bind(&layer, ws).await;
                 world.rebuild(ws, &old, Does::Hang);
-                call(&dial, other).await.unwrap();
+                call(&world.dial(&layer), other).await.unwrap();
             }
             "forget" => assert!(layer.bindings().forget(chat).await.unwrap()),
             _ => {

@@ -381,6 +381,16 @@ impl WorkspaceState {
         self.facts().supersedes(target)
     }
 
+    /// Returns `true` if this is the known target of the workspace.
+    pub(crate) fn is_known(&self, target: &Target) -> bool {
+        self.facts().known.target().is_some_and(|known| known.same_endpoint(target))
+    }
+
+    /// Returns `true` if the epoch has ended.
+    pub(crate) fn is_reset(&self) -> bool {
+        self.facts().is_reset()
+    }
+
     /// Returns `true` if a connection to this target, made at `made`, is not to be used again: the
     /// target was replaced, or was in doubt since, whatever was answered then.
     #[cfg(feature = "http")]

@@ -12,11 +12,11 @@
 //!       │                     │                     │
 //!       ▼       switch        ▼      next: Dial     ▼     connected
 //!     Idle ───────────────▶ Queued ─────────────▶ Pending ─────────────▶ Ready ──▶ next: Serve
-//!                           ▲  ▲ ▲                │ │  │                   ▲
-//!                           │  │ └─ lost, probe ──┘ │  │ connected,        │ answer, row,
-//!                           │  │                    │  │ reported stale    │ or the delay
-//!                           │  │ redial      failed │  └────────────────▶ Held
-//!                           │  └──────── Failed ◀───┘
+//!                           ▲  ▲ ▲                │ │  │                 │  ▲
+//!                           │  │ └─ lost, probe ──┘ │  │    contradicted │  │ answer, row,
+//!                           │  │                    │  │ connected,      ▼  │ or its end
+//!                           │  │ redial      failed │  └───────────────▶ Held
+//!                           │  └──────── Failed ◀───┘    in question
 //!                           │
 //!                        switch, from every state but Over
 //!
@@ -77,8 +77,8 @@ enum Dial {
     Queued,
     /// Dialed, since `began`.
     Pending { began: Instant },
-    /// Connected, but the session has reported its last connection as stale: held back until the
-    /// answer of the resolver, at the latest until then.
+    /// Connected, but the session has reported its last connection as stale, or its row contradicts
+    /// the target: held back until the answer of the resolver, at the latest until then.
     Held { until: Instant },
     /// Connected, and to be returned.
     Ready,
@@ -207,6 +207,8 @@ pub(crate) struct Attempt {
     denial: Option<Denial>,
     /// The resolver's last answer, for the error of a call that has timed out.
     last: LastVerdict,
+    /// Dials that were started, in all races of the call.
+    started: u8,
 }
 
 impl Attempt {
@@ -240,6 +242,7 @@ impl Attempt {
             questions: Questions { next: Next::Due(ask_at), asked: 0, probed: false },
             denial: None,
             last: LastVerdict::Unknown,
+            started: 0,
         }
     }
 
@@ -248,6 +251,7 @@ impl Attempt {
     /// `Queued => Pending | Over`, `Pending => Queued` if it is lost, `Held => Ready` and
     /// `Failed => Queued` when it is time.
     pub(crate) fn next(&mut self, now: Instant, progress: Progress) -> Command {
+        self.started = progress.started;
         match &self.dial {
             Dial::Ready => return Command::Serve,
             Dial::Over(kind) => return Command::Fail(kind.clone()),
@@ -394,8 +398,8 @@ impl Attempt {
         }
     }
 
-    /// `Pending => Held | Ready`: held if the session has reported its last connection as stale and
-    /// the resolver has not answered since.
+    /// `Pending => Held | Ready`: held if the session has reported its last connection as stale, or
+    /// its row contradicts the candidate, and the resolver has not answered since.
     pub(crate) fn on_connected(&mut self) {
         self.dial = match self.candidate.hold_until {
             Some(until) => Dial::Held { until },
@@ -535,6 +539,28 @@ impl Attempt {
         elsewhere
     }
 
+    /// The resolver has named the candidate, and the row names another target since. Nothing orders
+    /// the two, so either may be the one that was replaced, and the call follows the row while it
+    /// can afford to. It may not spend its last dial on that, nor give up a target for which there
+    /// is no other dial: the resolver is asked first, while the dial goes on.
+    ///
+    /// `Ready | Held => Held`, `Pending => Pending`. Returns `false` if the row is to be followed.
+    pub(crate) fn on_contradicted(&mut self, since: Instant, now: Instant) -> bool {
+        let can_connect =
+            matches!(self.dial, Dial::Pending { .. } | Dial::Held { .. } | Dial::Ready);
+        if !can_connect || self.denial.is_some() || self.started < MOST_DIALS - 1 {
+            return false;
+        }
+        // Each answer has a bound of its own.
+        let until = self.limits.deadline;
+        self.candidate.hold_until = Some(until);
+        if let Dial::Held { .. } | Dial::Ready = self.dial {
+            self.dial = Dial::Held { until };
+        }
+        self.on_doubt(since, now);
+        true
+    }
+
     /// A doubt about the candidate was raised: the resolver is asked, and answers that were read
     /// before it do not count.
     pub(crate) fn on_doubt(&mut self, since: Instant, now: Instant) {
@@ -658,6 +684,11 @@ impl Attempt {
     /// The same, moved out: nothing is decided after that.
     pub(crate) fn take_target(&mut self) -> Option<Arc<Target>> {
         self.candidate.target.take()
+    }
+
+    /// Returns the resolver's last answer about the candidate.
+    pub(crate) fn last_verdict(&self) -> LastVerdict {
+        self.last
     }
 
     /// How many questions this call has asked.

@@ -217,7 +217,12 @@ impl Call {
                 return Ok(None);
             }
         };
-        if let Some(job) = Repairs::begin(&self.shared, &start.entry, &won.target, start.absent) {
+        // While nothing says which of the row and the target is right, nothing is written.
+        let is_contradicted = start.choice.contradicts()
+            && start.choice.target().is_some_and(|row| !row.same_endpoint(&won.target));
+        if !is_contradicted
+            && let Some(job) = Repairs::begin(&self.shared, &start.entry, &won.target, start.absent)
+        {
             won.outcome.repair = Some(job.status.clone());
             if start.absent || self.shared.settings.repair == RepairMode::BeforeReturn {
                 // At the deadline there is a connection, so that is no failure.
@@ -242,15 +247,23 @@ impl Call {
         let Phase::Repairs(won, start, job, _) = phase else { return Ok(None) };
         // The row that the store answered with decides, since a hint may have emptied the slot in
         // the meantime. Without one there may be no row.
+        let created = match start.absent {
+            true => created(&self.shared, &start.entry, &job, attempted, won.last)?,
+            false => None,
+        };
         let is_elsewhere = start.absent
-            && match created(&self.shared, &start.entry, &job, attempted)? {
+            && match &created {
                 Some(row) => !row.points_where(&start.entry),
                 None => !self.shared.settings.serve_without_store,
             };
         // The second look: the repair may have lost to something newer, or a command may have come.
         if is_elsewhere || self.shared.has_left(&start.entry, &won.target) {
             dialer.as_mut().stop();
-            self.restart(start.entry, won.outcome.validations);
+            // A command has come before the creation, unless that was left to the newer target, or
+            // may have removed the row since. Neither can be said of the row that did not exist.
+            self.moved |= is_elsewhere && !start.entry.workspace_state.supersedes(&won.target);
+            let created = created.filter(|row| row.points_where(&start.entry));
+            self.restart(created.unwrap_or(start.entry), won.outcome.validations);
             return Ok(None);
         }
         Ok(Some(self.won(won, start, dialer)))
@@ -264,7 +277,7 @@ impl Call {
             // The session has a row by now: its use is recorded.
             start.entry = entry;
         }
-        let Won { target, dial_began, mut outcome } = won;
+        let Won { target, dial_began, mut outcome, .. } = won;
         #[cfg(feature = "metrics")]
         if let (OutcomeKind::Switched { .. }, Some(doubted)) = (&outcome.kind, self.doubted) {
             self.shared.metrics.switched_after(doubted.elapsed());
@@ -295,12 +308,13 @@ fn created(
     entry: &CachedRow,
     job: &Job,
     attempted: Attempted,
+    last: LastVerdict,
 ) -> Result<Option<Arc<CachedRow>>, Error> {
     let session = entry.row.session;
     let error = match attempted {
         Ok(Ok(())) => return Ok(job.row()),
         Ok(Err(cause)) => Error::new(ErrorKind::Store).with_store(Some(cause)),
-        Err(_) => Error::new(ErrorKind::TimedOut { last: LastVerdict::Same }),
+        Err(_) => Error::new(ErrorKind::TimedOut { last }),
     };
     // A write into an existing row is a repair like any other.
     if let Some(row) = job.row().or_else(|| shared.rows.get(session)) {

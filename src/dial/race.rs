@@ -5,7 +5,7 @@
 //! time of a poll.
 
 use crate::{
-    BoxError, Error, ErrorKind, Event, LocalError, Outcome, SessionId, Target,
+    BoxError, Error, ErrorKind, Event, LastVerdict, LocalError, Outcome, SessionId, Target,
     answer::Answer,
     cache::CachedRow,
     dial::{
@@ -55,6 +55,8 @@ pub(crate) struct Won {
     pub(crate) dial_began: Instant,
     /// As far as the race knows it.
     pub(crate) outcome: Outcome,
+    /// The resolver's last verdict, for the error of a call whose row is not created in time.
+    pub(crate) last: LastVerdict,
 }
 
 /// What can happen during a race.
@@ -100,6 +102,8 @@ pub(crate) struct Race {
     /// Only that read can tell where the session points. Until it ends, the dial goes on and the
     /// rest of the news waits.
     unread: bool,
+    /// The attempt keeps a dial that the row contradicts.
+    contradicted: bool,
     /// When the call first had a reason to doubt the bound agent.
     pub(crate) doubted: Option<Instant>,
     /// The causes for an error of the call.
@@ -114,7 +118,7 @@ type AtDialer<'a, 'b> = &'a mut Pin<&'b mut dyn AnyDialer>;
 enum Followed {
     /// It is what the session would dial.
     Good,
-    /// The attempt was told of another target.
+    /// The attempt was told of another target, and decides.
     Switched,
     /// A command came after the row was read, and the cache does not have the row: it must be read.
     Unread,
@@ -156,6 +160,7 @@ impl Race {
             question: None,
             reading: None,
             unread: false,
+            contradicted: false,
             doubted,
             dial_error: None,
             validation_error: None,
@@ -253,7 +258,10 @@ impl Race {
                 self.now = Instant::now();
                 return self.follow_news(dialer);
             }
-            RaceEvent::Answered(validated) => self.on_answer(validated),
+            RaceEvent::Answered(validated) => {
+                let followed = self.on_answer(validated);
+                return self.goes_on(followed, dialer);
+            }
             RaceEvent::Reread(row) => {
                 self.now = Instant::now();
                 self.reading = None;
@@ -346,8 +354,8 @@ impl Race {
             let error = Error::new(ErrorKind::Dialer).of(self.session());
             return end(Err(error), dialer);
         };
-        let dial_began = self.dial_began;
-        ControlFlow::Break(Ok(Raced::Won(Won { target, dial_began, outcome })))
+        let (dial_began, last) = (self.dial_began, self.attempt.last_verdict());
+        ControlFlow::Break(Ok(Raced::Won(Won { target, dial_began, outcome, last })))
     }
 
     fn fail(&mut self, kind: ErrorKind, dialer: AtDialer<'_, '_>) -> Step {
@@ -465,16 +473,30 @@ impl Race {
             return Followed::Good;
         }
         self.attempt.on_dial_failed(self.now);
-        self.look()
+        match self.look() {
+            // There is no other dial to keep, so the row is followed.
+            Followed::Good if self.contradicted => {
+                self.go_by(Arc::clone(&self.start.entry), self.start.absent, self.now)
+            }
+            followed => followed,
+        }
     }
 
-    fn on_answer(&mut self, validated: Result<Validated, Missed>) {
+    fn on_answer(&mut self, validated: Result<Validated, Missed>) -> Followed {
         self.now = Instant::now();
         self.question = None;
+        // No answer counts in an epoch that has ended, so the question would be asked without end:
+        // the news of the reset may have to wait until a row was read.
+        if self.start.entry.workspace_state.is_reset() {
+            return Followed::Moved;
+        }
         let validated = match validated {
             Ok(validated) => validated,
             // Nobody drives the runtime of that question: another one begins here.
-            Err(Missed::Stopped) => return self.validate(self.now),
+            Err(Missed::Stopped) => {
+                self.validate(self.now);
+                return Followed::Good;
+            }
             Err(Missed::Late | Missed::Ended) => {
                 Validated::crashed(self.now, self.shared.settings.revalidate_every)
             }
@@ -488,6 +510,7 @@ impl Race {
         };
         self.validation_error = cause;
         self.attempt.on_answer(answer, began, again, self.now);
+        Followed::Good
     }
 
     /// Whether the workspace has learned of something later than this answer, before the answer has
@@ -566,6 +589,7 @@ impl Race {
             return Followed::Moved;
         }
         self.start = start;
+        self.contradicted = false;
         let Start { entry, choice, .. } = &self.start;
         match (choice.target(), choice.doubt()) {
             // The row is unbound by now, and the candidate is known to be replaced: there is
@@ -577,6 +601,18 @@ impl Race {
                     .is_some_and(|dialed| entry.workspace_state.supersedes(dialed)) =>
             {
                 return Followed::Moved;
+            }
+            (Some(_), Some(doubt))
+                if choice.contradicts()
+                    && self
+                        .attempt
+                        .target()
+                        .is_some_and(|dialed| entry.workspace_state.is_known(dialed))
+                    && self.attempt.on_contradicted(doubt, now) =>
+            {
+                self.contradicted = true;
+                self.doubted.get_or_insert(now);
+                return Followed::Switched;
             }
             (Some(target), doubt) if self.attempt.on_known(target, doubt, now) => {
                 self.doubted.get_or_insert(now);

@@ -27,6 +27,8 @@ pub(crate) enum Choice {
         doubt: Option<Instant>,
         /// A connection is held back until the target was validated or the delay has passed.
         hold: bool,
+        /// The row contradicts the known target, and the resolver was not asked about that yet.
+        contradicts: bool,
     },
     /// Nothing, before the resolver has named a target.
     AskFirst {
@@ -68,6 +70,12 @@ impl Choice {
 
     pub(crate) fn is_held(&self) -> bool {
         matches!(self, Self::Dial { hold: true, .. })
+    }
+
+    /// Returns `true` if this is the row's target, another one was named by the resolver, and
+    /// nothing orders the two.
+    pub(crate) fn contradicts(&self) -> bool {
+        matches!(self, Self::Dial { contradicts: true, .. })
     }
 
     pub(crate) fn is_reset(&self) -> bool {
@@ -198,7 +206,8 @@ impl Facts {
         let hold = doubt.is_some()
             && (contradiction.is_some_and(|of| of.of_announcement)
                 || doubts.is_reported_by(row.session, target.agent));
-        Choice::Dial { target, doubt, hold }
+        let contradicts = doubt.is_some() && contradiction.is_some();
+        Choice::Dial { target, doubt, hold, contradicts }
     }
 
     /// Learns what a row names. Returns `true` if that is newer than what was known.

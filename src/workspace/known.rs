@@ -138,7 +138,7 @@ impl Known {
         match row.compare(&known.target) {
             Relation::Newer => ordered(Some(Newer::of(&known.target))),
             Relation::Older | Relation::Same => ordered(Some(Newer::of(row))),
-            Relation::Other if read < known.began() || self.has_superseded(row) => {
+            Relation::Other if self.is_behind(read) || self.has_superseded(row) => {
                 ordered(Some(Newer::of(&known.target)))
             }
             // The row was read after the question began and names a target of which nothing is
@@ -232,6 +232,15 @@ impl Known {
             }
             superseded.push(target);
         }
+    }
+
+    /// Returns `true` if a row that was read then is older than the known target. A question that
+    /// began at that very instant counts as later than the row, as it does for a doubt.
+    fn is_behind(&self, read: Instant) -> bool {
+        let is_row = self.source() == Source::Row;
+        self.newest
+            .as_ref()
+            .is_some_and(|known| read < known.began() || read == known.began() && !is_row)
     }
 
     fn has_superseded(&self, target: &Target) -> bool {

@@ -3,11 +3,14 @@
 use crate::{
     ms,
     scenario::{Answers, How, Status},
-    truth::{Truth, Workspace},
+    truth::{State, Truth, Workspace},
 };
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tower::{Service, service_fn};
 use tower_bound_agent::{BoxError, Resolution, ResolveWorkspace, WorkspaceId};
+
+/// Questions of a process about a workspace at one instant: far more than calls can need.
+const MOST_QUESTIONS_AT_ONCE: usize = 100;
 
 pub(crate) fn resolver(
     truth: Truth,
@@ -18,6 +21,10 @@ pub(crate) fn resolver(
         let truth = truth.clone();
         async move {
             let _asking = Asking::begin(&truth, process, ask.workspace);
+            if truth.state().is_asked_without_end(process, ask.workspace) {
+                // Else the clock would stand still, and the scenario would not end.
+                return std::future::pending().await;
+            }
             let answers = truth.state().answers.get(&(process, ask.workspace)).copied();
             let answers = answers.unwrap_or(Answers { how: How::Right, after: 0, early: true });
             let says = || {
@@ -49,6 +56,22 @@ pub(crate) fn resolver(
             }
         }
     })
+}
+
+impl State {
+    /// Checks that a process does not ask about a workspace again and again at one instant.
+    fn is_asked_without_end(&mut self, process: usize, workspace: WorkspaceId) -> bool {
+        let now = Instant::now();
+        let questions = self.history.questions.iter().rev();
+        let of_now = questions
+            .take_while(|question| question.began.at == now)
+            .filter(|question| (question.process, question.workspace) == (process, workspace));
+        let is_endless = of_now.count() > MOST_QUESTIONS_AT_ONCE;
+        if is_endless {
+            self.broken.push(format!("{process}: {workspace} is asked about without end"));
+        }
+        is_endless
+    }
 }
 
 /// Counts the questions that run.

@@ -380,6 +380,28 @@ mod heard {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_reset_during_a_read_of_the_row_asks_no_question_twice() {
+        let world = World::new();
+        let (process, bus, ..) = listening(&world).await;
+        // Unbound, in a workspace of which nothing is known.
+        let ((ws, target), chat) = (world.workspace(), session());
+        process.bindings().retarget(chat, ws).await.unwrap();
+        world.resolver_takes(ws, ms(300));
+        let before = world.counts();
+        let dial = process.dial.clone();
+        let under_way = tokio::spawn(async move { call(&dial, chat).await });
+        sleep(ms(100)).await;
+        // From here on only a read that takes a second tells where the session points.
+        world.store.on_reads(Fault::SlowAnswer(ms(1_000)));
+        bus.says_of(chat, None);
+        sleep(ms(100)).await;
+        process.bindings().reset_workspace(ws).await.unwrap();
+        assert_eq!(under_way.await.unwrap().unwrap().agent, target.agent);
+        let did = world.counts() - before;
+        assert_eq!((did.d, did.v), (1, 2));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_hint_about_a_session_without_a_row_costs_its_call_no_connection() {
         let world = World::new();
         let (process, bus, ..) = listening(&world).await;

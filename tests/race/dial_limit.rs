@@ -1,11 +1,13 @@
 //! At most three dials in a call, one at a time; and row 17.
 
 use crate::scene::*;
+use support::wire::Wire;
 use support::*;
 use tokio::time::{Duration, Instant, sleep};
 use tower::{Layer, limit::ConcurrencyLimitLayer};
 use tower_bound_agent::{
     DialSession, ErrorKind, OutcomeKind, Repair, RepairMode, Target, WorkspaceId,
+    hints::{About, Heard, Hint},
 };
 
 /// Makes the resolver name each of these targets in turn, each from the instant at which the
@@ -258,6 +260,118 @@ async fn a_session_that_was_pointed_away_and_back_is_retargeted() {
         assert_eq!(s.world.dialed_agents()[1..], [s.old.agent, newer[0].agent, newer[1].agent]);
         let did = s.did().await;
         assert_eq!((did.d, did.v), (3, 3));
+        s.nothing_is_left();
+    }
+}
+
+/// A session without generations whose bound agent hangs. The resolver names another one at 250 ms,
+/// which takes the call's second dial and connects at 350 ms. At 300 ms a hint reveals that the row
+/// names a third one, and nothing orders the two. The resolver's next answer takes 200 ms.
+struct Contradicted {
+    s: Scene,
+    wire: Wire,
+    named: Target,
+    rival: Target,
+}
+
+impl Contradicted {
+    async fn new() -> Self {
+        let wire = Wire::new(vec![]);
+        let s = Scene::with(None, |builder| builder.hints(wire.clone())).await;
+        let (named, rival) = (s.world.agent(None), s.world.agent(None));
+        s.old_does(Does::Hang);
+        s.world.runs(s.ws, &named);
+        s.world.does(&named, Does::Answer(ms(100)));
+        Self { s, wire, named, rival }
+    }
+
+    async fn call(
+        &self,
+        then: impl FnOnce(&Scene),
+    ) -> (Duration, Result<tower_bound_agent::Bound<Conn>, tower_bound_agent::Error>) {
+        let Self { s, wire, rival, .. } = self;
+        let contradiction = async {
+            s.written_elsewhere(rival).await;
+            s.resolver_takes(200);
+            then(s);
+            let about = About::Session { session: s.chat, revision: None };
+            wire.say(Heard::Hint(Hint::new(0, about)));
+        };
+        meanwhile(300, contradiction, s.call()).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_that_contradicts_the_resolver_takes_no_last_dial() {
+    let mut scene = Contradicted::new().await;
+    let (took, bound) = scene.call(|_| {}).await;
+    let (bound, Contradicted { s, named, .. }) = (bound.unwrap(), &mut scene);
+    assert_eq!((took, bound.agent, bound.outcome().dials), (ms(500), named.agent, 2));
+    assert_eq!(s.did().await, counts(2, 2, 1, 1));
+    assert_eq!((s.row_agent(), bound.outcome().repair()), (Some(named.agent), Repair::Written));
+    assert_eq!(s.world.live_dials(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_that_the_resolver_confirms_gets_the_last_dial() {
+    let mut scene = Contradicted::new().await;
+    let rival = scene.rival.clone();
+    let (took, bound) = scene.call(|s| s.world.runs(s.ws, &rival)).await;
+    let (bound, s) = (bound.unwrap(), &mut scene.s);
+    assert_eq!((took, bound.agent, bound.outcome().dials), (ms(500), rival.agent, 3));
+    assert_eq!(s.did().await, counts(3, 2, 1, 0));
+    assert_eq!((s.row_agent(), bound.outcome().repair()), (Some(rival.agent), Repair::NotNeeded));
+    assert_eq!((s.world.live_dials(), s.world.live_connections()), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_the_row_contradicts_and_no_answer_confirms_is_written_nowhere() {
+    let mut scene = Contradicted::new().await;
+    let (took, bound) = scene.call(|s| s.says(Says::Fails)).await;
+    let (bound, Contradicted { s, named, rival, .. }) = (bound.unwrap(), &mut scene);
+    assert_eq!((took, bound.agent, bound.outcome().dials), (ms(500), named.agent, 2));
+    assert_eq!(s.did().await, counts(2, 2, 1, 0));
+    assert_eq!((s.row_agent(), bound.outcome().repair()), (Some(rival.agent), Repair::NotNeeded));
+    // The row is followed by the next call, and the caller may ask for that at once.
+    bound.superseded().await;
+    assert_eq!(s.call().await.1.unwrap().agent, rival.agent);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_gets_the_last_dial_when_the_dial_that_it_contradicts_has_failed() {
+    let mut scene = Contradicted::new().await;
+    scene.s.world.does(&scene.named, Does::Fail(ms(100)));
+    let (took, bound) = scene.call(|s| s.says(Says::Fails)).await;
+    let (bound, Contradicted { s, rival, .. }) = (bound.unwrap(), &mut scene);
+    assert_eq!((took, bound.agent, bound.outcome().dials), (ms(350), rival.agent, 3));
+    assert_eq!(s.did().await, counts(3, 2, 1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_is_forgotten_while_its_row_is_created_is_retargeted() {
+    for generation in BOTH {
+        let (mut s, newer) = three_builds_later(generation).await;
+        s.old_does(Does::Hang);
+        s.world.does(&newer[0], Does::Hang);
+        let chat = session();
+        let changes = async {
+            s.world.runs(s.ws, &newer[0]);
+            s.layer.bindings().validate_workspace(s.ws).await.unwrap();
+            s.world.store.on_writes(Fault::SlowAnswer(ms(500)));
+            let forgotten = async { s.layer.bindings().forget(chat).await.unwrap() };
+            let rebuilt = async {
+                // Answers at once: the row is created with the last dial.
+                sleep(ms(50)).await;
+                s.world.runs(s.ws, &newer[1]);
+                s.layer.bindings().validate_workspace(s.ws).await.unwrap();
+            };
+            tokio::join!(forgotten, rebuilt);
+        };
+        let ask = DialSession::new(chat).in_workspace(s.ws);
+        let error = meanwhile(50, changes, call(&s.dial(), ask)).await.unwrap_err();
+        assert_eq!(error.kind(), &ErrorKind::Retargeted);
+        assert_eq!(s.world.dialed_agents()[1..], [s.old.agent, newer[0].agent, newer[1].agent]);
+        s.did().await;
         s.nothing_is_left();
     }
 }

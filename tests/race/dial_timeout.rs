@@ -288,3 +288,17 @@ async fn the_error_is_one_line_with_its_session() {
         )
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_row_that_is_not_created_in_time_leaves_the_verdict_of_the_resolver() {
+    for (says, last) in [(Some(Says::Fails), LastVerdict::Unknown), (None, LastVerdict::Same)] {
+        let s = Scene::new(Some(5)).await;
+        s.old_does(Does::Answer(ms(29_000)));
+        says.into_iter().for_each(|says| s.says(says));
+        s.world.store.on_writes(Fault::Hang);
+        let ask = DialSession::new(session()).in_workspace(s.ws);
+        let (took, error) = timed(call(&s.dial(), ask)).await;
+        assert_eq!((took, error.unwrap_err().kind()), (TIMEOUT, &timed_out(last)));
+        s.nothing_is_left();
+    }
+}

@@ -151,6 +151,12 @@ impl Bench {
                     self.attempt.on_row_unchanged();
                 }
             }
+            // The row names this target, and nothing orders it and the candidate.
+            ["contradicted", by] => {
+                if !self.attempt.on_contradicted(now, now) {
+                    self.attempt.on_known(&target(by), Some(now), now);
+                }
+            }
             event => panic!("what is {event:?}?"),
         }
     }
@@ -238,6 +244,79 @@ macro_rules! scripts {
     ($($(#[$meta:meta])* $name:ident: $script:literal;)*) => {
         $(#[test] $(#[$meta])* fn $name() { run($script) })*
     };
+}
+
+/// Rows that contradict the resolver, and nothing orders the two.
+mod contradictions {
+    use super::run;
+
+    scripts! {
+        a_row_that_contradicts_the_target_is_followed_while_two_dials_are_left: "bound a known b
+            0    begin           | dial b, wait 250
+            10   contradicted c  | dial c, ask, wait 30000
+            20   says b          | dial b, wait 2020
+            30   connected       | serve switched from a";
+
+        the_last_dial_is_not_spent_before_the_resolver_has_answered: "bound a
+            0    begin           | dial a, wait 250
+            250  tick            | ask, wait 30000
+            260  says b          | dial b, wait 2260
+            300  contradicted c  | ask, wait 30000
+            310  connected       | wait 30000
+            320  says b          | serve switched from a";
+
+        the_last_dial_goes_to_the_row_if_the_resolver_names_it: "bound a
+            0    begin           | dial a, wait 250
+            250  tick            | ask, wait 30000
+            260  says b          | dial b, wait 2260
+            300  contradicted c  | ask, wait 30000
+            320  says c          | dial c, wait 2320
+            330  connected       | serve switched from a";
+
+        a_connection_is_contradicted_before_it_is_returned: "bound a dials 2
+            0    begin           | dial a, wait 250
+            10   contradicted c  | ask, wait 30000
+            20   connected       | wait 30000
+            30   contradicted c  | wait 30000
+            40   says a began 9  | ask, wait 30000
+            50   says a          | serve confirmed";
+
+        without_an_answer_the_dial_goes_on: "bound a
+            0    begin           | dial a, wait 250
+            250  tick            | ask, wait 30000
+            260  says b          | dial b, wait 2260
+            300  contradicted c  | ask, wait 30000
+            320  unknown         | wait 2320
+            330  connected       | serve switched from a";
+
+        without_an_answer_a_held_connection_is_good: "bound a
+            0    begin           | dial a, wait 250
+            250  tick            | ask, wait 30000
+            260  says b          | dial b, wait 2260
+            300  contradicted c  | ask, wait 30000
+            310  connected       | wait 30000
+            320  unknown         | serve switched from a";
+
+        at_the_deadline_a_held_connection_is_returned: "bound a dials 2
+            0     begin          | dial a, wait 250
+            10    contradicted c | ask, wait 30000
+            20    connected      | wait 30000
+            30000 tick           | serve reused";
+
+        a_dial_that_has_failed_is_not_kept: "bound a
+            0    begin           | dial a, wait 250
+            250  tick            | ask, wait 30000
+            260  says b          | dial b, wait 2260
+            270  failed          | ask, wait 520
+            300  contradicted c  | dial c, wait 30000
+            310  connected       | serve switched from a";
+
+        a_denial_decides_with_the_row: "bound a dials 2
+            0    begin           | dial a, wait 250
+            250  tick            | ask, wait 30000
+            260  stopped         | read, wait 30000
+            270  contradicted c  | fail unreachable, newer c";
+    }
 }
 
 /// Lost dials, queues, and errors of this process.

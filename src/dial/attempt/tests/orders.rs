@@ -25,6 +25,8 @@ enum Happens {
     /// Another call or a command supplies the target.
     Known(Said),
     Doubted(u64),
+    /// The row names another target, and nothing orders the two.
+    Contradicted(u64),
     RowNames(Said),
     RowUnchanged,
     RowUnreadable,
@@ -72,6 +74,7 @@ fn happens() -> impl Strategy<Value = Happens> {
         6 => (said(), 0_u64..3_000).prop_map(|(said, age)| Happens::Answered(said, age)),
         2 => said().prop_map(Happens::Known),
         1 => (0_u64..1_000).prop_map(Happens::Doubted),
+        2 => (0_u64..1_000).prop_map(Happens::Contradicted),
         1 => said().prop_map(Happens::RowNames),
         1 => Just(Happens::RowUnchanged),
         1 => Just(Happens::RowUnreadable),
@@ -281,6 +284,14 @@ impl Model {
             }
             Happens::Known(said) => self.known(*said),
             Happens::Doubted(age) => self.attempt.on_doubt(self.now - ms(*age), self.now),
+            Happens::Contradicted(age) if self.attempt.target().is_some() => {
+                if self.attempt.on_contradicted(self.now - ms(*age), self.now) {
+                    assert!(self.progress.started >= MOST_DIALS - 1 && self.dial.is_some());
+                    assert_eq!(self.attempt.target(), before.as_ref());
+                } else {
+                    self.known(Said::Other);
+                }
+            }
             Happens::RowNames(said) if self.reading => {
                 self.reading = false;
                 let place = self.attempt.target().cloned();

@@ -225,3 +225,17 @@ impl<S: tracing::Subscriber> Layer<S> for Watch {
 pub fn expect(happened: bool, what: &str) -> Result<(), BoxError> {
     if happened { Ok(()) } else { Err(format!("the story did not happen: {what}").into()) }
 }
+
+/// Waits until something holds, and fails if it does not within `patience`.
+pub async fn until(
+    what: &str,
+    patience: Duration,
+    holds: impl Fn() -> bool,
+) -> Result<(), BoxError> {
+    let waiting = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    expect(tokio::time::timeout(patience, waiting).await.is_ok(), what)
+}

@@ -6,6 +6,19 @@ use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 /// A boxed error, as [`tower::BoxError`](https://docs.rs/tower/latest/tower/type.BoxError.html).
 pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
 
+/// Returns `true` if this holds for the error or one of its sources. The source of an
+/// [`io::Error`](std::io::Error) is that of the error inside it, which is looked at as well.
+pub(crate) fn any_source(
+    error: &(dyn StdError + 'static),
+    holds: impl Fn(&(dyn StdError + 'static)) -> bool,
+) -> bool {
+    std::iter::successors(Some(error), |&error| inside(error).or_else(|| error.source())).any(holds)
+}
+
+fn inside<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
+    Some(error.downcast_ref::<std::io::Error>()?.get_ref()?)
+}
+
 /// A cause that all waiters of a flight share.
 pub(crate) type SharedError = Arc<dyn StdError + Send + Sync + 'static>;
 
@@ -48,6 +61,10 @@ pub enum ErrorKind {
         /// A newer target that became known when the call had no dial left. The next call dials it.
         newer: Option<Arc<Target>>,
     },
+    /// Another agent answered at the address of the dialed one, which the dialer reported with a
+    /// [`WrongAgentError`](crate::WrongAgentError), and the resolver names no other target.
+    /// [`Error::dial_error`] has the cause.
+    WrongAgent,
     /// The [`dial_timeout`](crate::BoundAgentBuilder::dial_timeout) passed.
     TimedOut {
         /// The last verdict of the resolver on the target that was being dialed.
@@ -86,6 +103,7 @@ impl ErrorKind {
             Self::Stopped => "stopped",
             Self::Gone => "gone",
             Self::Unreachable { .. } => "unreachable",
+            Self::WrongAgent => "wrong_agent",
             Self::TimedOut { .. } => "timed_out",
             Self::Dialer => "dialer",
             Self::Local => "local",
@@ -127,6 +145,10 @@ impl fmt::Display for ErrorKind {
                     newer.agent
                 )
             }
+            Self::WrongAgent => f.write_str(
+                "another agent listens at the address of the dialed one, and no other target is \
+                 known; try again later",
+            ),
             Self::TimedOut { last } => {
                 write!(f, "no connection within `dial_timeout` ({last}); try again later")
             }

@@ -32,7 +32,7 @@ use crate::{
     BuildError, BuildId, Current, DialAgent, DialSession, Epoch, Error, ErrorKind, Event,
     Generation, InUse, LocalError, Observer, Outcome, OutcomeKind, Redial, RefreshInterval, Repair,
     RepairMode, Resolution, ResolveWorkspace, Retargeted, SessionId, SessionInUse, Settings, Stats,
-    Status, Target, WorkspaceId,
+    Status, Target, WorkspaceId, WrongAgentError,
     hints::{Heard, Hints, LocalHints, PostgresHints},
     http::{
         AgentClient, AgentClientBuilder, ClientError, Connector, Fault, Idempotent,

@@ -128,6 +128,7 @@ mod request;
 mod resolution;
 mod settings;
 mod snapshot;
+mod wrong_agent;
 // Leaves.
 mod backoff;
 mod clock;
@@ -191,6 +192,7 @@ pub use snapshot::{
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 #[cfg_attr(docsrs, doc(cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))))]
 pub use sqlx;
+pub use wrong_agent::WrongAgentError;
 
 /// The names that most programs use, for `use tower_bound_agent::prelude::*`.
 ///

@@ -1,6 +1,6 @@
 //! Dial errors whose cause is in this process.
 
-use crate::BoxError;
+use crate::{BoxError, error::any_source};
 use std::{error::Error as StdError, fmt, io};
 use tokio::task::JoinError;
 use tower::load_shed::error::Overloaded;
@@ -51,7 +51,7 @@ impl LocalError {
     /// Returns `true` if the error or one of its sources is local.
     #[must_use]
     pub fn is_in(error: &(dyn StdError + 'static)) -> bool {
-        std::iter::successors(Some(error), |&error| error.source()).any(is_local)
+        any_source(error, is_local)
     }
 }
 
@@ -69,8 +69,7 @@ impl StdError for LocalError {
 
 fn is_local(error: &(dyn StdError + 'static)) -> bool {
     if let Some(error) = error.downcast_ref::<io::Error>() {
-        return is_exhausted(error)
-            || error.get_ref().is_some_and(|inner| LocalError::is_in(inner));
+        return is_exhausted(error);
     }
     error.is::<LocalError>()
         || error.is::<Overloaded>()

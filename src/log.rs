@@ -161,6 +161,7 @@ impl Log {
                         | ErrorKind::Dialer
                         | ErrorKind::Local
                         | ErrorKind::Unreachable { .. }
+                        | ErrorKind::WrongAgent
                         | ErrorKind::TimedOut { .. }
                 );
                 let error = written(*error);

@@ -14,7 +14,7 @@ use std::{
 const ROOMS: &[(&str, &str, &str)] = &[
     (
         "vocabulary",
-        "answer binding error id local observer outcome request resolution settings snapshot",
+        "answer binding error id local observer outcome request resolution settings snapshot wrong_agent",
         "",
     ),
     (

@@ -88,6 +88,7 @@ impl Refused {
                 ErrorKind::Closed => (Code::SERVICE_UNAVAILABLE, "closed"),
                 ErrorKind::TimedOut { .. } => (Code::GATEWAY_TIMEOUT, "timed out"),
                 ErrorKind::Unreachable { .. } => (Code::BAD_GATEWAY, "unreachable"),
+                ErrorKind::WrongAgent => (Code::BAD_GATEWAY, "wrong agent"),
                 _ => (Code::BAD_GATEWAY, "no connection"),
             },
             Self::Agent(ClientError::Busy { .. }) => (Code::SERVICE_UNAVAILABLE, "busy"),

@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::either::Either;
 use tower::Service;
-use tower_bound_agent::{AgentId, BoxError, DialAgent, http::watch_peer};
+use tower_bound_agent::{BoxError, DialAgent, WrongAgentError, http::watch_peer};
 
 /// A connection to an agent.
 pub(crate) type AgentStream = TokioIo<Either<TcpStream, TlsStream<TcpStream>>>;
@@ -36,14 +36,6 @@ pub enum DialError {
         address: Arc<str>,
         /// The cause.
         source: io::Error,
-    },
-    /// The agent's certificate is that of another agent: its address was given to somebody else.
-    #[error("another agent listens at the address of {agent}: its certificate names {presented:?}")]
-    WrongAgent {
-        /// The agent that was dialed.
-        agent: AgentId,
-        /// The names in the certificate.
-        presented: Vec<String>,
     },
     /// There is no TLS.
     #[error("no TLS with the agent")]
@@ -85,8 +77,10 @@ impl Dialer {
         let connector = TlsConnector::from(tls.now());
         let stream = connector.connect(name.of(agent)?, stream).await;
         let stream = stream.map_err(|error| match other_names(&error) {
-            Some(presented) => DialError::WrongAgent { agent, presented },
-            None => DialError::Tls(error),
+            Some(names) => BoxError::from(WrongAgentError::new(format!(
+                "its certificate names {names:?}, not {agent}"
+            ))),
+            None => DialError::Tls(error).into(),
         })?;
         Ok(TokioIo::new(Either::Right(stream)))
     }

@@ -93,7 +93,7 @@ impl Refused {
                     ErrorKind::WorkspaceMismatch { .. } => Code::CONFLICT,
                     ErrorKind::Gone => Code::GONE,
                     ErrorKind::TimedOut { .. } => Code::GATEWAY_TIMEOUT,
-                    ErrorKind::Unreachable { .. } => Code::BAD_GATEWAY,
+                    ErrorKind::Unreachable { .. } | ErrorKind::WrongAgent => Code::BAD_GATEWAY,
                     ErrorKind::Starting { .. }
                     | ErrorKind::Stopped
                     | ErrorKind::Retargeted

@@ -23,10 +23,11 @@
 //!     any state but Ready ──▶ Over ──▶ next: Fail
 //! ```
 //!
-//! A *switch* replaces the [`Candidate`]: the target, and all that was said about it. Beside the
-//! dial runs the question to the resolver, [`Next`]: `Due => Asked => Again => Asked …`. The
-//! comment of a handler begins with the states of the dial that it takes and those to which it
-//! leads; in every other state it leaves the dial alone.
+//! A *switch* replaces the [`Candidate`]: the target, and all that was said about it. A target at
+//! whose address another agent has answered is not dialed again: instead of `Pending` it becomes
+//! `Failed` or `Over`. Beside the dial runs the question to the resolver, [`Next`]:
+//! `Due => Asked => Again => Asked …`. The comment of a handler begins with the states of the dial
+//! that it takes and those to which it leads; in every other state it leaves the dial alone.
 
 use crate::{
     OutcomeKind, Redial, Target,
@@ -169,6 +170,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) denied: Option<Denied>,
     /// The target is being dialed already.
     pub(crate) dialing: bool,
+    /// The targets at whose address another agent has answered an earlier race of the call.
+    pub(crate) wrong: Vec<Arc<Target>>,
 }
 
 /// The bounds of one call.
@@ -202,6 +205,8 @@ pub(crate) struct Attempt {
     limits: Limits,
     dial: Dial,
     candidate: Candidate,
+    /// The targets at whose address another agent has answered: none is dialed again.
+    wrong: Vec<Arc<Target>>,
     row: Named,
     questions: Questions,
     denial: Option<Denial>,
@@ -212,12 +217,15 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
-    /// `=> Idle | Queued | Pending | Over`
+    /// `=> Idle | Queued | Pending | Failed | Over`
     pub(crate) fn new(limits: Limits, inputs: Inputs<'_>, now: Instant) -> Self {
-        let Inputs { bound, target, doubt, hold, denied, dialing } = inputs;
+        let Inputs { bound, target, doubt, hold, denied, dialing, wrong } = inputs;
+        // As if it had just been dialed again: the resolver is asked.
+        let is_wrong = target.as_deref().is_some_and(|target| is_wrong(&wrong, target));
         let dial = match (&target, denied) {
             (_, Some(denied)) => Dial::Over(denied.kind()),
             (None, None) => Dial::Idle { hint: doubt },
+            (Some(_), None) if is_wrong => Dial::Failed { redial_at: None },
             (Some(_), None) if dialing => Dial::Pending { began: now },
             (Some(_), None) => Dial::Queued,
         };
@@ -230,7 +238,7 @@ impl Attempt {
         };
         // Without a target the resolver must be asked before anything can be dialed: the doubt
         // begins with the call.
-        let doubt = if target.is_none() { Some(now) } else { doubt };
+        let doubt = if target.is_none() || is_wrong { Some(now) } else { doubt };
         let ask_at = if doubt.is_some() { now } else { now + limits.delay };
         // A connection that is there at the deadline is returned: that is no failure.
         let hold_until = hold.then(|| (now + limits.delay).min(limits.deadline));
@@ -238,6 +246,7 @@ impl Attempt {
             limits,
             dial,
             candidate: Candidate { target, doubt, hold_until, confirmed: false, redialed: false },
+            wrong,
             row,
             questions: Questions { next: Next::Due(ask_at), asked: 0, probed: false },
             denial: None,
@@ -248,7 +257,7 @@ impl Attempt {
 
     /// Returns what to do now. The commands that end the call are returned again and again.
     ///
-    /// `Queued => Pending | Over`, `Pending => Queued` if it is lost, `Held => Ready` and
+    /// `Queued => Pending | Failed | Over`, `Pending => Queued` if it is lost, `Held => Ready` and
     /// `Failed => Queued` when it is time.
     pub(crate) fn next(&mut self, now: Instant, progress: Progress) -> Command {
         self.started = progress.started;
@@ -274,6 +283,13 @@ impl Attempt {
             Dial::Pending { .. } if lost_at.is_some_and(|at| at <= now) => self.start_over(now),
             Dial::Failed { redial_at: Some(at) } if at <= now => self.redial(),
             _ => {}
+        }
+        if self.dial == Dial::Queued && self.target().is_some_and(|target| self.is_wrong(target)) {
+            // The call was led back to a target that it has left.
+            self.dial = Dial::Failed { redial_at: None };
+            if self.questions.next != Next::Asked {
+                return self.fail(ErrorKind::WrongAgent);
+            }
         }
         if let (Dial::Queued, Some(target)) = (&self.dial, &self.candidate.target) {
             let target = Arc::clone(target);
@@ -419,15 +435,41 @@ impl Attempt {
         }
         if self.candidate.redialed {
             if self.questions.next != Next::Asked {
-                self.dial = Dial::Over(ErrorKind::Unreachable { newer: None });
+                self.dial = Dial::Over(self.no_better());
             }
             return;
         }
-        if self.limits.redial == Redial::Once {
+        if self.may_redial() {
             self.dial = Dial::Failed { redial_at: Some(now + self.limits.delay) };
         }
         self.candidate.doubt = Some(now);
         self.questions.reschedule(Next::Due(now));
+    }
+
+    /// As for any failed dial, but the candidate gets no second one: another agent listens at its
+    /// address, and only an answer that names another target, or a newer build, helps.
+    pub(crate) fn on_wrong_agent(&mut self, now: Instant) {
+        self.wrong.extend(self.candidate.target.clone());
+        self.on_dial_failed(now);
+    }
+
+    /// Whether another agent is known to listen there.
+    fn is_wrong(&self, target: &Target) -> bool {
+        is_wrong(&self.wrong, target)
+    }
+
+    /// Whether the candidate may have its second dial.
+    fn may_redial(&self) -> bool {
+        let is_wrong = self.target().is_some_and(|target| self.is_wrong(target));
+        self.limits.redial == Redial::Once && !self.candidate.redialed && !is_wrong
+    }
+
+    /// Returns why the candidate's failed dial ends the call.
+    fn no_better(&self) -> ErrorKind {
+        match self.target() {
+            Some(target) if self.is_wrong(target) => ErrorKind::WrongAgent,
+            _ => ErrorKind::Unreachable { newer: None },
+        }
     }
 
     /// `Pending => Failed | Over`: the dial failed for a reason in this process. That says nothing
@@ -625,12 +667,8 @@ impl Attempt {
     fn settle(&mut self) {
         self.candidate.hold_until = None;
         match self.dial {
-            Dial::Failed { .. }
-                if self.candidate.redialed || self.limits.redial == Redial::Never =>
-            {
-                self.dial = Dial::Over(ErrorKind::Unreachable { newer: None });
-            }
-            Dial::Failed { .. } => self.redial(),
+            Dial::Failed { .. } if self.may_redial() => self.redial(),
+            Dial::Failed { .. } => self.dial = Dial::Over(self.no_better()),
             Dial::Held { .. } => self.dial = Dial::Ready,
             Dial::Idle { .. }
             | Dial::Queued
@@ -691,6 +729,11 @@ impl Attempt {
         self.last
     }
 
+    /// Moves out the targets at whose address another agent has answered.
+    pub(crate) fn take_wrong(&mut self) -> Vec<Arc<Target>> {
+        std::mem::take(&mut self.wrong)
+    }
+
     /// How many questions this call has asked.
     pub(crate) fn validations(&self) -> u8 {
         self.questions.asked
@@ -708,6 +751,11 @@ impl Attempt {
             _ => OutcomeKind::Reused,
         }
     }
+}
+
+/// Whether the target is one of these. A newer build at the same place is another target.
+fn is_wrong(wrong: &[Arc<Target>], target: &Target) -> bool {
+    wrong.iter().any(|wrong| wrong.same_endpoint(target) && target.generation <= wrong.generation)
 }
 
 #[cfg(test)]

@@ -45,6 +45,8 @@ pub(crate) struct Call {
     validations: u8,
     /// The row of the last race, after which the call was restarted.
     left: Option<Arc<CachedRow>>,
+    /// The targets at whose address another agent has answered.
+    wrong: Vec<Arc<Target>>,
     moved: bool,
     /// When the call first had a reason to doubt the bound agent.
     doubted: Option<Instant>,
@@ -86,6 +88,7 @@ impl Call {
             first,
             validations: 0,
             left: None,
+            wrong: Vec::new(),
             moved: false,
             doubted: None,
             phase: Phase::Chooses(cached),
@@ -186,7 +189,8 @@ impl Call {
         let began = if let FirstPoll::NotBegun = first { self.now } else { self.began };
         let times = Times { began, now: self.now, deadline: self.deadline };
         self.workspace_of_row = Some(start.entry.workspace());
-        self.phase = Phase::Races(Race::new(&self.shared, start, first, times));
+        let wrong = std::mem::take(&mut self.wrong);
+        self.phase = Phase::Races(Race::new(&self.shared, start, first, times, wrong));
     }
 
     /// The session's row is to be looked up again.
@@ -202,7 +206,8 @@ impl Call {
         dialer: &Pin<&mut dyn AnyDialer>,
     ) -> Result<Option<BoundHandle>, Error> {
         let phase = std::mem::replace(&mut self.phase, Phase::Chooses(None));
-        let Phase::Races(race) = phase else { return Ok(None) };
+        let Phase::Races(mut race) = phase else { return Ok(None) };
+        self.wrong = race.take_wrong();
         let validations = race.validations();
         self.doubted = self.doubted.or(race.doubted);
         let start = race.start;

@@ -6,6 +6,7 @@
 
 use crate::{
     BoxError, Error, ErrorKind, Event, LastVerdict, LocalError, Outcome, SessionId, Target,
+    WrongAgentError,
     answer::Answer,
     cache::CachedRow,
     dial::{
@@ -133,6 +134,7 @@ impl Race {
         start: Start,
         first: FirstPoll,
         Times { began, now, deadline }: Times,
+        wrong: Vec<Arc<Target>>,
     ) -> Self {
         let Settings { validation_delay: delay, redial, .. } = shared.settings;
         let limits =
@@ -144,6 +146,7 @@ impl Race {
             hold: start.choice.is_held(),
             denied: start.choice.denied(),
             dialing: !matches!(first, FirstPoll::NotBegun),
+            wrong,
         };
         let doubted = inputs.doubt.map(|_| now);
         let attempt = Attempt::new(limits, inputs, began);
@@ -373,6 +376,11 @@ impl Race {
         end(Ok(Raced::Moved), dialer)
     }
 
+    /// Moves out the targets at whose address another agent has answered.
+    pub(crate) fn take_wrong(&mut self) -> Vec<Arc<Target>> {
+        self.attempt.take_wrong()
+    }
+
     /// Returns for how many validations the race has asked.
     pub(crate) fn validations(&self) -> u8 {
         self.attempt.validations()
@@ -472,7 +480,11 @@ impl Race {
             self.attempt.on_dial_failed_locally();
             return Followed::Good;
         }
-        self.attempt.on_dial_failed(self.now);
+        if WrongAgentError::is_in(&**error) {
+            self.attempt.on_wrong_agent(self.now);
+        } else {
+            self.attempt.on_dial_failed(self.now);
+        }
         match self.look() {
             // There is no other dial to keep, so the row is followed.
             Followed::Good if self.contradicted => {

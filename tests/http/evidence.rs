@@ -11,7 +11,7 @@ use tokio::{
 };
 use tower::{Layer, ServiceExt, service_fn};
 use tower_bound_agent::{
-    AgentId, DialAgent, ErrorKind, Resolution, SessionId, Target, WorkspaceId,
+    AgentId, DialAgent, ErrorKind, Resolution, SessionId, Target, WorkspaceId, WrongAgentError,
     http::{AgentClient, AgentClientBuilder, ClientError, Fault},
 };
 use uuid::Uuid;
@@ -150,6 +150,24 @@ async fn a_dial_that_fails_in_this_process_is_its_own_fault() {
     scene.next(1, 0).await;
 }
 
+/// Row 48, through the client: its dialer reaches another agent than the one that it was to reach.
+async fn another_agent_at_the_address_is_not_dialed_again_by_the_client() {
+    let scene = started(Speaks::Http1, |builder| builder).await;
+    let dialer = service_fn(async |_: DialAgent| {
+        Err::<Io, _>(WrongAgentError::new("the certificate names another agent"))
+    });
+    let client = AgentClient::new(scene.net.layer.layer(dialer));
+    let before = scene.net.counts();
+    let error = soon(client.oneshot(get_("/", scene.chat))).await.unwrap_err();
+    let ClientError::Dial(dial) = &error else { panic!("{error:?}") };
+    assert_eq!(*dial.kind(), ErrorKind::WrongAgent);
+    assert!(WrongAgentError::is_in(dial.dial_error().unwrap()));
+    Scene::says(&error, true, Fault::Agent);
+    // One question, whose answer names the same agent. The scene's own dialer was not called.
+    assert_eq!(scene.net.counts() - before, counts(0, 1, 0, 0));
+    scene.next(1, 1).await;
+}
+
 async fn a_limit_of_the_client_is_its_own_fault() {
     let one = NonZeroUsize::MIN;
     for speaks in BOTH {
@@ -235,6 +253,7 @@ on_both_runtimes! {
     a_request_without_a_session_or_a_host_is_the_callers_fault,
     the_layers_error_is_the_fault_of_what_it_names,
     a_dial_that_fails_in_this_process_is_its_own_fault,
+    another_agent_at_the_address_is_not_dialed_again_by_the_client,
     a_limit_of_the_client_is_its_own_fault,
     a_request_that_another_agent_supersedes_may_have_been_seen,
     a_connection_that_breaks_raises_a_doubt,

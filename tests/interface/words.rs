@@ -22,6 +22,7 @@ fn each_kind_has_a_word_of_its_own() {
         (ErrorKind::Stopped, "stopped"),
         (ErrorKind::Gone, "gone"),
         (ErrorKind::Unreachable { newer: None }, "unreachable"),
+        (ErrorKind::WrongAgent, "wrong_agent"),
         (ErrorKind::TimedOut { last: LastVerdict::Same }, "timed_out"),
         (ErrorKind::Dialer, "dialer"),
         (ErrorKind::Local, "local"),
@@ -121,6 +122,11 @@ fn error_messages_name_the_failure_and_the_remedy() {
         (
             ErrorKind::Unreachable { newer: Some(target().into()) },
             &format!("no dial was left for agent {agent}, which became known late; try again"),
+        ),
+        (
+            ErrorKind::WrongAgent,
+            "another agent listens at the address of the dialed one, and no other target is known; \
+             try again later",
         ),
         (
             ErrorKind::TimedOut { last: LastVerdict::Unknown },

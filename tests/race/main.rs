@@ -19,6 +19,7 @@ mod one_call;
 mod pending_dials;
 mod revalidation;
 mod scene;
+mod wrong_agent;
 
 mod interleavings;
 mod own_repair;

@@ -280,12 +280,12 @@ async fn an_address_that_another_agent_has_now_is_not_mistaken_for_the_agent() {
     front.becomes(server(&authority, &second, false), &second).await;
     gateway.revalidate(workspace).await;
     let refused = gateway.get(session, "/").await;
-    assert_eq!(refused.refusal(), (502, "unreachable".into()));
+    assert_eq!(refused.refusal(), (502, "wrong_agent".into()));
     let failed = gateway.line("call failed").await;
     let error = failed["error"].as_str().unwrap();
-    let expected =
-        format!("another agent listens at the address of {}: its certificate names", name(&first));
-    assert!(error.contains(&expected) && error.contains(&name(&second)), "{error}");
+    let expected = "another agent listens at the address of the dialed one: its certificate names";
+    assert!(error.contains(expected), "{error}");
+    assert!(error.contains(&name(&first)) && error.contains(&name(&second)), "{error}");
     assert_eq!((first.requests(), second.accepted()), (1, 0), "nothing was sent to a stranger");
 
     platform.says(workspace, front.running(&second));

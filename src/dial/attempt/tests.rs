@@ -68,6 +68,7 @@ impl Bench {
                 "known" => given_to.target = Some(target(next())),
                 "unbound" => {}
                 "doubt" => given_to.doubt = Some(zero - ms(next().parse().expect("an age"))),
+                "wrong" => given_to.wrong.extend(given_to.target.clone()),
                 "hold" => given_to.hold = true,
                 "stopped" => given_to.denied = Some(Denied::Stopped),
                 "deadline" => limits.deadline = zero + ms(next().parse().expect("an instant")),
@@ -108,6 +109,7 @@ impl Bench {
             ["begin" | "tick"] => {}
             ["connected"] => self.attempt.on_connected(),
             ["failed"] => self.attempt.on_dial_failed(now),
+            ["wrong", "agent"] => self.attempt.on_wrong_agent(now),
             ["failed", "locally"] => self.attempt.on_dial_failed_locally(),
             ["answers", "later"] => self.progress.answers = Answers::Later,
             ["answers", "earlier"] => self.progress.answers = Answers::Earlier,
@@ -417,6 +419,90 @@ mod herd {
             0    begin           | dial a5, wait 30000
             250  stopped in queue | read, wait 30000
             260  row b6          | dial b6, wait 30000";
+
+        row_48_another_agent_at_the_address_and_the_same_target: "bound a5
+            0    begin           | dial a5, wait 250
+            10   wrong agent     | ask, wait 30000
+            20   says a5         | fail wrongagent";
+
+        row_48_another_agent_at_the_address_and_another_target: "bound a5
+            0    begin           | dial a5, wait 250
+            10   wrong agent     | ask, wait 30000
+            20   says b6         | dial b6, wait 2020
+            30   connected       | serve switched from a5";
+
+        row_48_the_same_agent_at_another_address_is_another_target: "bound a5@x
+            0    begin           | dial a5@x, wait 250
+            10   wrong agent     | ask, wait 30000
+            20   says a5@y       | dial a5@y, wait 2020
+            30   connected       | serve switched from a5@x";
+
+        row_48_an_answer_from_before_the_dial_failed_does_not_count: "bound a5
+            0    begin           | dial a5, wait 250
+            250  tick            | ask, wait 30000
+            260  wrong agent     | wait 30000
+            270  says a5         | ask, wait 30000
+            280  says b6         | dial b6, wait 2280";
+
+        row_48_a_confirmed_target_is_asked_about_again: "bound a5
+            0    begin           | dial a5, wait 250
+            250  tick            | ask, wait 30000
+            260  says a5         | wait 2260
+            900  wrong agent     | ask, wait 30000
+            910  says a5         | fail wrongagent";
+
+        row_48_without_an_answer_there_is_nothing_to_dial: "bound a5
+            0    begin           | dial a5, wait 250
+            10   wrong agent     | ask, wait 30000
+            5010 unknown         | fail wrongagent";
+
+        row_48_after_a_denial_the_row_decides: "bound a5
+            0    begin           | dial a5, wait 250
+            250  tick            | ask, wait 30000
+            260  stopped         | read, wait 30000
+            265  wrong agent     | wait 30000
+            270  row unchanged   | fail stopped";
+
+        row_48_the_second_dial_reaches_another_agent: "bound a5
+            0    begin           | dial a5, wait 250
+            10   failed          | ask, wait 260
+            20   says a5         | dial a5, wait 2020
+            30   wrong agent     | fail wrongagent";
+
+        row_48_a_switch_back_does_not_dial_again: "bound a
+            0    begin           | dial a, wait 250
+            10   wrong agent     | ask, wait 30000
+            20   says b          | dial b, wait 2020
+            30   failed          | ask, wait 280
+            40   says a          | fail wrongagent";
+
+        row_48_a_switch_back_waits_for_an_answer_that_is_under_way: "bound a
+            0    begin           | dial a, wait 250
+            10   wrong agent     | ask, wait 30000
+            20   says b          | dial b, wait 2020
+            2020 tick            | ask, wait 30000
+            2030 known a         | wait 30000
+            2040 says c          | dial c, wait 4040";
+
+        row_48_a_newer_generation_at_the_same_address_is_dialed: "bound a5
+            0    begin           | dial a5, wait 250
+            10   wrong agent     | ask, wait 30000
+            20   says a6         | dial a6, wait 2020
+            30   wrong agent     | fail wrongagent";
+
+        row_48_a_call_that_begins_again_asks_and_does_not_dial_it: "bound a5 wrong
+            0    begin           | ask, wait 30000
+            10   says a5         | fail wrongagent";
+
+        row_48_a_call_that_begins_again_dials_another_target: "bound a5 wrong
+            0    begin           | ask, wait 30000
+            10   says b6         | dial b6, wait 2010
+            20   connected       | serve switched from a5";
+
+        row_48_without_redials_the_error_is_the_same: "bound a5 redial-never
+            0    begin           | dial a5, wait 250
+            10   wrong agent     | ask, wait 30000
+            20   says a5         | fail wrongagent";
 
         row_49_a_local_error_ends_the_call: "bound a5
             0    begin           | dial a5, wait 250

@@ -13,6 +13,7 @@ enum Happens {
     Connected,
     Failed,
     FailedLocally,
+    WrongAgent,
     /// The target answers a dial that began later.
     Overtaken,
     /// Other calls begin or cease to wait for a slot.
@@ -41,6 +42,8 @@ enum Said {
     Newer,
     Other,
     Older,
+    /// The last target at whose address another agent has answered, in the present generation.
+    Wrong,
     Denied(Denied),
     Unknown,
     Overtaken,
@@ -53,6 +56,7 @@ fn said() -> impl Strategy<Value = Said> {
         2 => Just(Said::Newer),
         3 => Just(Said::Other),
         1 => Just(Said::Older),
+        1 => Just(Said::Wrong),
         1 => Just(Said::Denied(Denied::Stopped)),
         1 => Just(Said::Denied(Denied::Gone)),
         1 => Just(Said::Denied(Denied::Starting { retry_after: None })),
@@ -67,6 +71,7 @@ fn happens() -> impl Strategy<Value = Happens> {
         2 => Just(Happens::Connected),
         6 => Just(Happens::Failed),
         1 => Just(Happens::FailedLocally),
+        2 => Just(Happens::WrongAgent),
         2 => Just(Happens::Overtaken),
         2 => any::<bool>().prop_map(Happens::Awaited),
         1 => Just(Happens::AnsweredEarlier),
@@ -138,6 +143,8 @@ struct Model {
     /// Dial commands for the present target, since it became the target. Lost dials that were
     /// started over count once.
     dials: u8,
+    /// The targets at whose address another agent has answered.
+    wrong: Vec<Arc<Target>>,
     /// The request to start the dial over was granted.
     probing: bool,
     ended: Option<Command>,
@@ -167,6 +174,7 @@ impl Model {
             told: None,
             denials: 0,
             dials: 0,
+            wrong: Vec::new(),
             probing: false,
             ended: None,
         };
@@ -183,6 +191,7 @@ impl Model {
                 hold: begins.hold,
                 denied: None,
                 dialing: false,
+                wrong: Vec::new(),
             },
             zero,
         );
@@ -206,7 +215,12 @@ impl Model {
         let present = self.attempt.target().cloned();
         Some(match (said, present) {
             (Said::Denied(_) | Said::Unknown | Said::Overtaken, _) => return None,
-            (_, None) | (Said::Other, _) => self.another(),
+            (Said::Wrong, _) if !self.wrong.is_empty() => {
+                let mut target = (**self.wrong.last().expect("a target")).clone();
+                target.generation = self.generation.map(Generation::new);
+                Arc::new(target)
+            }
+            (_, None) | (Said::Other | Said::Wrong, _) => self.another(),
             (Said::Newer, _) => self.newer(),
             (Said::Same, Some(present)) => Arc::new((*present).clone()),
             (Said::NewerAtTheSamePlace, Some(present)) => {
@@ -241,6 +255,12 @@ impl Model {
             Happens::Failed if pending && !self.progress.waiting => {
                 self.dial = None;
                 self.attempt.on_dial_failed(self.now);
+            }
+            Happens::WrongAgent if pending && !self.progress.waiting => {
+                self.dial = None;
+                // A newer generation that became known while the dial was pending, perhaps.
+                self.wrong.extend(before.clone());
+                self.attempt.on_wrong_agent(self.now);
             }
             Happens::FailedLocally if pending && !self.progress.waiting => {
                 self.dial = None;
@@ -339,6 +359,7 @@ impl Model {
             match &command {
                 Command::Dial(target) => {
                     assert_eq!(self.attempt.target(), Some(target));
+                    assert!(!self.is_wrong(target), "dialed although another agent is there");
                     assert!(self.now < self.zero + ms(DEADLINE), "dialed at the deadline");
                     let hangs = !self.connected && same_endpoint(self.dial.as_ref(), Some(target));
                     let starts_over = hangs
@@ -425,6 +446,12 @@ impl Model {
         panic!("it spins");
     }
 
+    fn is_wrong(&self, target: &Target) -> bool {
+        self.wrong
+            .iter()
+            .any(|wrong| wrong.same_endpoint(target) && wrong.generation == target.generation)
+    }
+
     fn check_failure(&self, kind: &ErrorKind, happened: &Happens) {
         let unknown = matches!(happened, Happens::Answered(Said::Unknown, _));
         let overtaken = matches!(happened, Happens::Answered(Said::Overtaken, _));
@@ -451,6 +478,10 @@ impl Model {
                     self.denials > 0 && !unknown && !overtaken && !self.reading,
                     "no denial, or no row was read"
                 );
+            }
+            ErrorKind::WrongAgent => {
+                let target = self.attempt.target().expect("a target");
+                assert!(self.is_wrong(target) && !self.asked, "another target may be named");
             }
             ErrorKind::Local => assert!(matches!(happened, Happens::FailedLocally)),
             ErrorKind::Resolver => {
@@ -532,6 +563,7 @@ fn random_orders_end_in_every_way() {
         "unreachable true",
         "resolver",
         "local",
+        "wrongagent",
         "stopped",
         "gone",
         "starting 0",

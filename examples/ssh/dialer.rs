@@ -24,7 +24,7 @@ use tokio::{
     sync::mpsc,
     time::timeout,
 };
-use tower_bound_agent::{BoxError, DialAgent, LocalError};
+use tower_bound_agent::{BoxError, DialAgent, LocalError, WrongAgentError};
 
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
@@ -110,9 +110,7 @@ impl client::Handler for HostKey {
         };
         let found = key.fingerprint(self.0.algorithm());
         if found != self.0 {
-            return Err(
-                format!("another agent listens at the address: its host key is {found}").into()
-            );
+            return Err(WrongAgentError::new(format!("its host key is {found}")).into());
         }
         Ok(true)
     }

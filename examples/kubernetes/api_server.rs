@@ -59,7 +59,11 @@ pub(crate) struct Counts {
 }
 
 impl Cluster {
+    /// The next event for a watch. None while the server is down: its connection is about to end.
     fn next(&self, selector: &str, seen: u64) -> Option<(u64, Value)> {
+        if self.is_down {
+            return None;
+        }
         let is_next =
             |(at, event): &&(u64, Value)| *at > seen && selects(selector, &event["object"]);
         self.events.iter().find(is_next).cloned()
@@ -91,7 +95,7 @@ impl ApiServer {
             let (service, cut) = (TowerToHyperService::new(paths.clone()), Arc::clone(&self.cut));
             tokio::spawn(async move {
                 let serve = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-                tokio::select! { _ = serve => {}, () = cut.notified() => {} }
+                tokio::select! { biased; () = cut.notified() => {}, _ = serve => {} }
             });
         }
     }

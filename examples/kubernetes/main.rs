@@ -53,7 +53,7 @@ async fn main() -> Result<(), BoxError> {
     let watching = tokio::spawn(pods.watch(story.bindings.clone()));
     until("the watch begins", PATIENCE, || api.counts().watches == 1).await?;
     let ask = DialSession::new(terminal).in_workspace(workspace);
-    let held = story.turn("a terminal opens", ask, "first bind", &first, [0, 0, 1]).await?;
+    let mut held = story.turn("a terminal opens", ask, "first bind", &first, [0, 0, 1]).await?;
 
     println!("The pod is replaced: the new one becomes ready, the old one ends.");
     api.apply(pod(&second, workspace, 2, false));
@@ -62,7 +62,7 @@ async fn main() -> Result<(), BoxError> {
     first.stop();
     superseded(&held).await?;
     story.turn("the next turn", chat.into(), "switched", &second, [0, 0, 1]).await?;
-    let held = story.turn("the terminal", terminal.into(), "switched", &second, [0, 0, 1]).await?;
+    held = story.turn("the terminal", terminal.into(), "switched", &second, [0, 0, 1]).await?;
 
     println!("The watch is lost. The pod is replaced, and the API server forgets its history.");
     api.set_down(true);

@@ -333,7 +333,7 @@ async fn a_connection_that_the_row_contradicts_and_no_answer_confirms_is_written
     assert_eq!(s.did().await, counts(2, 2, 1, 0));
     assert_eq!((s.row_agent(), bound.outcome().repair()), (Some(rival.agent), Repair::NotNeeded));
     // The row is followed by the next call, and the caller may ask for that at once.
-    bound.superseded().await;
+    bound.handle().superseded().await;
     assert_eq!(s.call().await.1.unwrap().agent, rival.agent);
 }
 

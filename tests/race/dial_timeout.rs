@@ -7,7 +7,7 @@ use support::*;
 use tokio::time::{Duration, Instant, sleep};
 use tower::{Layer, Service, limit::ConcurrencyLimitLayer};
 use tower_bound_agent::{
-    BoxError, DialAgent, ErrorKind, LastVerdict, Resolution, store::BindingStore,
+    BoxError, DialAgent, DialSession, ErrorKind, LastVerdict, Resolution, store::BindingStore,
 };
 
 const TIMEOUT: Duration = Duration::from_secs(30);

@@ -72,9 +72,12 @@ pub(crate) struct Validated {
 
 impl Validated {
     /// Returns the workspace's last answer, if its question began after `since` and nothing is in
-    /// doubt since. Of one instant, the doubt may be the later one.
+    /// doubt since. Of one instant, the doubt may be the later one. A denial ends no doubt, so it
+    /// may be older than the call.
     fn landed(workspace_state: &Arc<WorkspaceState>, since: Instant) -> Option<Self> {
-        let verdict = workspace_state.verdict().filter(|verdict| verdict.began > since)?;
+        let verdict = workspace_state.verdict().filter(|verdict| {
+            verdict.began > since && matches!(verdict.answer, Answer::Running(_))
+        })?;
         let now = Instant::now();
         Some(Self {
             workspace_state: Some(Arc::clone(workspace_state)),

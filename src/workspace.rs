@@ -381,9 +381,10 @@ impl WorkspaceState {
         self.facts().supersedes(target)
     }
 
-    /// Returns `true` if this is the known target of the workspace.
-    pub(crate) fn is_known(&self, target: &Target) -> bool {
-        self.facts().known.target().is_some_and(|known| known.same_endpoint(target))
+    /// Returns when the question began that was answered with this target, or when it was read in a
+    /// row; `None` if it is not the known target.
+    pub(crate) fn named_at(&self, target: &Target) -> Option<Instant> {
+        self.facts().known.named_at(target)
     }
 
     /// Returns `true` if the epoch has ended.

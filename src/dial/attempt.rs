@@ -581,18 +581,20 @@ impl Attempt {
         elsewhere
     }
 
-    /// The resolver has named the candidate, and the row names another target since. Nothing orders
-    /// the two, so either may be the one that was replaced, and the call follows the row while it
-    /// can afford to. It may not spend its last dial on that, nor give up a target for which there
-    /// is no other dial: the resolver is asked first, while the dial goes on.
-    ///
-    /// `Ready | Held => Held`, `Pending => Pending`. Returns `false` if the row is to be followed.
-    pub(crate) fn on_contradicted(&mut self, since: Instant, now: Instant) -> bool {
+    /// Whether a row that contradicts the resolver is not followed. Nothing orders the two, so
+    /// either target may be the one that was replaced, and the call follows the row while it can
+    /// afford to. It may not spend its last dial on that, nor give up a target for which there is
+    /// no other dial.
+    pub(crate) fn keeps_its_dial(&self) -> bool {
         let can_connect =
             matches!(self.dial, Dial::Pending { .. } | Dial::Held { .. } | Dial::Ready);
-        if !can_connect || self.denial.is_some() || self.started < MOST_DIALS - 1 {
-            return false;
-        }
+        can_connect && self.denial.is_none() && self.started >= MOST_DIALS - 1
+    }
+
+    /// `Ready | Held => Held`, `Pending => Pending`: the resolver has named the candidate, the row
+    /// names another target since, and [the dial is kept](Self::keeps_its_dial). The resolver is
+    /// asked first, while the dial goes on.
+    pub(crate) fn on_contradicted(&mut self, since: Instant, now: Instant) {
         // Each answer has a bound of its own.
         let until = self.limits.deadline;
         self.candidate.hold_until = Some(until);
@@ -600,7 +602,6 @@ impl Attempt {
             self.dial = Dial::Held { until };
         }
         self.on_doubt(since, now);
-        true
     }
 
     /// A doubt about the candidate was raised: the resolver is asked, and answers that were read

@@ -603,6 +603,8 @@ impl Race {
         self.start = start;
         self.contradicted = false;
         let Start { entry, choice, .. } = &self.start;
+        let dialed = self.attempt.target().filter(|_| choice.contradicts());
+        let named_at = dialed.and_then(|dialed| entry.workspace_state.named_at(dialed));
         match (choice.target(), choice.doubt()) {
             // The row is unbound by now, and the candidate is known to be replaced: there is
             // nothing to dial before the resolver was asked.
@@ -614,17 +616,14 @@ impl Race {
             {
                 return Followed::Moved;
             }
-            (Some(_), Some(doubt))
-                if choice.contradicts()
-                    && self
-                        .attempt
-                        .target()
-                        .is_some_and(|dialed| entry.workspace_state.is_known(dialed))
-                    && self.attempt.on_contradicted(doubt, now) =>
-            {
-                self.contradicted = true;
-                self.doubted.get_or_insert(now);
-                return Followed::Switched;
+            (Some(_), Some(doubt)) if named_at.is_some() && self.attempt.keeps_its_dial() => {
+                // An answer to a question of that instant counts as the later one.
+                if named_at < Some(doubt) {
+                    self.contradicted = true;
+                    self.doubted.get_or_insert(now);
+                    self.attempt.on_contradicted(doubt, now);
+                    return Followed::Switched;
+                }
             }
             (Some(target), doubt) if self.attempt.on_known(target, doubt, now) => {
                 self.doubted.get_or_insert(now);

@@ -138,7 +138,7 @@ impl Known {
         match row.compare(&known.target) {
             Relation::Newer => ordered(Some(Newer::of(&known.target))),
             Relation::Older | Relation::Same => ordered(Some(Newer::of(row))),
-            Relation::Other if self.is_behind(read) || self.has_superseded(row) => {
+            Relation::Other if read < known.began() || self.has_superseded(row) => {
                 ordered(Some(Newer::of(&known.target)))
             }
             // The row was read after the question began and names a target of which nothing is
@@ -234,15 +234,6 @@ impl Known {
         }
     }
 
-    /// Returns `true` if a row that was read then is older than the known target. A question that
-    /// began at that very instant counts as later than the row, as it does for a doubt.
-    fn is_behind(&self, read: Instant) -> bool {
-        let is_row = self.source() == Source::Row;
-        self.newest
-            .as_ref()
-            .is_some_and(|known| read < known.began() || read == known.began() && !is_row)
-    }
-
     fn has_superseded(&self, target: &Target) -> bool {
         self.superseded().iter().any(|old| old.same_endpoint(target))
     }
@@ -263,6 +254,13 @@ impl Known {
         let is_superseded =
             |old: &Arc<Target>| old.same_endpoint(target) && old.generation == target.generation;
         self.is_newer_than(target) || self.superseded().iter().any(is_superseded)
+    }
+
+    /// Returns when the question began that was answered with this target, or when it was read in a
+    /// row; `None` if it is not the known target.
+    pub(super) fn named_at(&self, target: &Target) -> Option<Instant> {
+        let known = self.newest.as_ref().filter(|known| known.target.same_endpoint(target))?;
+        Some(known.began())
     }
 
     /// Returns `true` if the known target was named in answer to a question that began after this

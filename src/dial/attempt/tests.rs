@@ -155,7 +155,9 @@ impl Bench {
             }
             // The row names this target, and nothing orders it and the candidate.
             ["contradicted", by] => {
-                if !self.attempt.on_contradicted(now, now) {
+                if self.attempt.keeps_its_dial() {
+                    self.attempt.on_contradicted(now, now);
+                } else {
                     self.attempt.on_known(&target(by), Some(now), now);
                 }
             }

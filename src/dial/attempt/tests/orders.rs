@@ -305,7 +305,8 @@ impl Model {
             Happens::Known(said) => self.known(*said),
             Happens::Doubted(age) => self.attempt.on_doubt(self.now - ms(*age), self.now),
             Happens::Contradicted(age) if self.attempt.target().is_some() => {
-                if self.attempt.on_contradicted(self.now - ms(*age), self.now) {
+                if self.attempt.keeps_its_dial() {
+                    self.attempt.on_contradicted(self.now - ms(*age), self.now);
                     assert!(self.progress.started >= MOST_DIALS - 1 && self.dial.is_some());
                     assert_eq!(self.attempt.target(), before.as_ref());
                 } else {

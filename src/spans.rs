@@ -77,14 +77,12 @@ mod on {
     #[derive(Debug)]
     pub(crate) struct DialSpan(Span);
 
-    impl Default for DialSpan {
+    impl DialSpan {
         #[inline]
-        fn default() -> Self {
+        pub(crate) fn none() -> Self {
             Self(Span::none())
         }
-    }
 
-    impl DialSpan {
         #[inline]
         pub(crate) fn begin(&mut self, agent: AgentId) {
             if may_be_enabled() {
@@ -173,10 +171,15 @@ mod off {
         }
     }
 
-    #[derive(Debug, Default)]
+    #[derive(Debug)]
     pub(crate) struct DialSpan;
 
     impl DialSpan {
+        #[inline]
+        pub(crate) fn none() -> Self {
+            Self
+        }
+
         #[inline]
         pub(crate) fn begin(&mut self, _: AgentId) {}
 

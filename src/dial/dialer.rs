@@ -160,7 +160,7 @@ impl Status {
 
 impl<S: Service<DialAgent>> Dialer<S> {
     pub(crate) fn new(readied: S, ask: DialSession) -> Self {
-        let (dial, span, status) = (Dial::None, DialSpan::default(), Status::default());
+        let (dial, span, status) = (Dial::None, DialSpan::none(), Status::default());
         Self { service: readied, ask, dial, span, status }
     }
 

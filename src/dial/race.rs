@@ -605,6 +605,7 @@ impl Race {
         let Start { entry, choice, .. } = &self.start;
         let dialed = self.attempt.target().filter(|_| choice.contradicts());
         let named_at = dialed.and_then(|dialed| entry.workspace_state.named_at(dialed));
+        let keeps_dial = named_at.is_some() && self.attempt.keeps_its_dial();
         match (choice.target(), choice.doubt()) {
             // The row is unbound by now, and the candidate is known to be replaced: there is
             // nothing to dial before the resolver was asked.
@@ -616,15 +617,14 @@ impl Race {
             {
                 return Followed::Moved;
             }
-            (Some(_), Some(doubt)) if named_at.is_some() && self.attempt.keeps_its_dial() => {
-                // An answer to a question of that instant counts as the later one.
-                if named_at < Some(doubt) {
-                    self.contradicted = true;
-                    self.doubted.get_or_insert(now);
-                    self.attempt.on_contradicted(doubt, now);
-                    return Followed::Switched;
-                }
+            (Some(_), Some(doubt)) if keeps_dial && named_at < Some(doubt) => {
+                self.contradicted = true;
+                self.doubted.get_or_insert(now);
+                self.attempt.on_contradicted(doubt, now);
+                return Followed::Switched;
             }
+            // An answer to a question of that instant counts as the later one.
+            (Some(_), Some(_)) if keeps_dial => {}
             (Some(target), doubt) if self.attempt.on_known(target, doubt, now) => {
                 self.doubted.get_or_insert(now);
                 return Followed::Switched;

@@ -74,7 +74,7 @@ async fn timeouts_and_spans(watch: &Watch) -> Result<(), BoxError> {
         .map_future(|turn| Instrument::instrument(turn, info_span!("turn"))) // one span per turn
         .timeout(Duration::from_millis(150)) // ends a turn; its pending dial is dropped
         .layer(BoundAgentLayer::builder(store, resolver).build()?)
-        .map_future(|dial| Instrument::instrument(dial, info_span!("dial"))) // one span per dial
+        .map_future(|dial| Instrument::instrument(dial, info_span!("connect"))) // one per dial
         .concurrency_limit(64) // at most 64 dials at once
         .service(service_fn(move |ask| dialer.clone().dial(ask)));
 
@@ -99,7 +99,7 @@ async fn timeouts_and_spans(watch: &Watch) -> Result<(), BoxError> {
     expect(matches!(bound.outcome().kind, OutcomeKind::Switched { .. }), "the next turn switches")?;
     expect(bound.target().agent == new.id && authority.asked() == 1, "after one question")?;
 
-    let (turns, dials) = (watch.spans("turn"), watch.spans("dial"));
+    let (turns, dials) = (watch.spans("turn"), watch.spans("connect"));
     println!("  spans                          {turns} turns, {dials} dials");
     expect(
         (turns, dials) == (2, 3),

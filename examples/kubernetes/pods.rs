@@ -160,8 +160,8 @@ impl Seen {
     }
 }
 
-/// A pod that serves. Of two pods of a workspace the greater one is newer: that of the later build,
-/// and within a build (its node was drained) the one that was created later.
+/// A pod that serves. Pods of a workspace are ordered by build. Pods of one build, which there are
+/// when a node is drained, are ordered by their creation. The greatest pod is the newest.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Agent {
     build: i64,

@@ -7,6 +7,7 @@
 mod authority;
 
 use authority::{Authority, name_of};
+use examples::common::{self, expect};
 use rustls::{
     AlertDescription::{BadCertificate, CertificateExpired, CertificateRequired, UnknownCA},
     CertificateError::{NotValidForName, NotValidForNameContext},
@@ -28,7 +29,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 use tower::{Layer, ServiceExt, service_fn, util::BoxCloneSyncService};
 use tower_bound_agent::{
     AgentId, Bound, BoundAgentLayer, BoxError, DialAgent, DialSession, Error, LocalError, Repair,
-    Resolution, SessionId, Target, WorkspaceId, WrongAgentError, store::MemoryStore,
+    Resolution, Target, WrongAgentError, store::MemoryStore,
 };
 use uuid::Uuid;
 
@@ -171,8 +172,7 @@ struct Story {
 impl Story {
     fn begin() -> Self {
         println!("turn                             dials  questions  outcome");
-        let workspace = WorkspaceId::new(Uuid::new_v4());
-        let chat = DialSession::new(SessionId::new(Uuid::new_v4())).in_workspace(workspace);
+        let chat = DialSession::new(common::session()).in_workspace(common::workspace());
         let (resolver_says, dials, asked) = Default::default();
         Self { chat, resolver_says, dials, asked }
     }
@@ -214,8 +214,4 @@ impl Story {
         expect((outcome, dials, questions) == expected, &format!("{step}: {expected:?}"))?;
         Ok(called.ok())
     }
-}
-
-fn expect(is_so: bool, what: &str) -> Result<(), BoxError> {
-    if is_so { Ok(()) } else { Err(format!("this did not happen: {what}").into()) }
 }

@@ -9,6 +9,7 @@
 mod collector;
 
 use collector::Collector;
+use examples::common::{self, expect, until};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::{Request, Response, body::Bytes, body::Incoming, server::conn::http1, service};
 use hyper_util::rt::TokioIo;
@@ -21,6 +22,7 @@ use opentelemetry_sdk::{propagation::TraceContextPropagator, trace::SdkTracer};
 use std::{
     convert::Infallible,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -28,8 +30,7 @@ use tokio::{
 };
 use tower::{Layer, ServiceExt, service_fn, util::BoxCloneSyncService};
 use tower_bound_agent::{
-    AgentId, BoundAgentLayer, BoxError, DialAgent, DialSession, Resolution, SessionId, Target,
-    WorkspaceId,
+    AgentId, BoundAgentLayer, BoxError, DialAgent, DialSession, Resolution, Target,
     http::{AgentBody, AgentClient, ClientError},
     store::MemoryStore,
 };
@@ -86,8 +87,7 @@ async fn main() -> Result<(), BoxError> {
         })
         .build(layer.layer(service_fn(connect)));
     let client: Client = BoxCloneSyncService::new(agent_client.clone());
-    let chat = DialSession::new(SessionId::new(Uuid::new_v4()))
-        .in_workspace(WorkspaceId::new(Uuid::new_v4()));
+    let chat = DialSession::new(common::session()).in_workspace(common::workspace());
 
     let old = Agent::start(agents.tracer("agent")).await?;
     builds(old.target(1));
@@ -97,9 +97,8 @@ async fn main() -> Result<(), BoxError> {
     let new = Agent::start(agents.tracer("agent")).await?;
     builds(new.target(2));
     old.stop().await;
-    while agent_client.stats().idle_connections > 0 {
-        tokio::task::yield_now().await; // its end has not been noticed yet
-    }
+    let is_noticed = || agent_client.stats().idle_connections == 0;
+    until("the end of the connection is noticed", Duration::from_secs(10), is_noticed).await?;
     expect(turn(&client, &chat).await? == new.id.to_string(), "the new agent answers")?;
 
     // The providers have threads of their own, which send what is left.
@@ -166,8 +165,4 @@ impl Agent {
         self.task.abort();
         let _ = self.task.await;
     }
-}
-
-fn expect(is_so: bool, what: &str) -> Result<(), BoxError> {
-    if is_so { Ok(()) } else { Err(format!("this did not happen: {what}").into()) }
 }

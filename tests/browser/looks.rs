@@ -1,6 +1,6 @@
 //! The page on a desktop and on a phone, light and dark. `SCREENSHOTS=docs` writes the pictures.
 
-use crate::{browser::Browser, playground::Playground, turns::choose_switched};
+use crate::{browser::Browser, playground::Playground, turns::choose_asking};
 use serde_json::json;
 use std::{fs, path::Path, process::Command};
 
@@ -62,7 +62,8 @@ async fn the_page_is_legible_light_and_dark_and_on_a_phone() {
     playground.press("/load/run").await;
     browser.until("Number(document.getElementById('slow-2').textContent) >= 100").await;
     browser.until("document.querySelectorAll('#race li').length > 0").await;
-    choose_switched(&browser).await;
+    choose_asking(&browser).await;
+    browser.until("document.querySelectorAll('#race li').length >= 7").await;
     browser.until("document.getElementById('status').textContent.startsWith('Since')").await;
 
     let mut pictures = Vec::new();

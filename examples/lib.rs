@@ -2,12 +2,6 @@
 
 pub mod common;
 
-/// The answers of the gateway's own.
-#[cfg(feature = "http")]
-pub mod gateway {
-    pub mod refused;
-}
-
 /// The service of the gRPC example.
 #[cfg(feature = "http")]
 pub mod grpc {

@@ -1,5 +1,5 @@
 //! One idea: what the turns of chats cost the database, with this crate and without. 5,000 chats of
-//! 10 turns each, in one workspace and in 500.
+//! 10 turns each (1,000 in a debug build), in one workspace and in 500.
 //!
 //! ```text
 //! cargo run --release --example db_pressure --features postgres                        # a table
@@ -36,7 +36,8 @@ use tower_bound_agent::{
 };
 use world::{Connection, Rows, World};
 
-const CHATS: usize = 5_000;
+/// A debug build would take minutes for all of them.
+const CHATS: usize = if cfg!(debug_assertions) { 1_000 } else { 5_000 };
 const TURNS: usize = 10;
 const WORKSPACES: [usize; 2] = [1, 500];
 /// How many turns run at once, and how many connections they share.

@@ -2,7 +2,7 @@
 //! that another agent has by now is noticed before a byte is sent to the stranger, and the layer
 //! does not dial it twice.
 //!
-//! `cargo run -p mutual_tls`
+//! `cargo run -p recipe-mutual-tls`
 
 mod authority;
 

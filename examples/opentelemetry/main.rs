@@ -4,7 +4,7 @@
 //!
 //! The gateway and the agent send their spans to a collector over OTLP, which prints each trace.
 //!
-//! `cargo run -p otel`
+//! `cargo run -p recipe-otel`
 
 mod collector;
 

@@ -26,7 +26,6 @@ pub(crate) const MOST_WORKSPACES: usize = NAMES.len();
 pub(crate) struct Agents {
     database: Arc<Database>,
     workspaces: Vec<Workspace>,
-    reads: [AtomicU64; 3],
 }
 
 pub(crate) struct Workspace {
@@ -35,6 +34,8 @@ pub(crate) struct Workspace {
     /// Locked while the agent is replaced, ended or signalled.
     processes: tokio::sync::Mutex<Processes>,
     shown: Mutex<Shown>,
+    /// Questions about it, by lane.
+    reads: [AtomicU64; 3],
 }
 
 /// What the page shows of a workspace.
@@ -94,9 +95,9 @@ impl Agents {
             name,
             processes: tokio::sync::Mutex::default(),
             shown: Mutex::new(Shown { build: 0, condition: Condition::Stopped }),
+            reads: Default::default(),
         });
-        let reads = std::array::from_fn(|_| AtomicU64::new(0));
-        let agents = Self { database, workspaces: workspaces.collect(), reads };
+        let agents = Self { database, workspaces: workspaces.collect() };
         for started in join_all((0..agents.workspaces.len()).map(|n| agents.start_one(n))).await {
             started?;
         }
@@ -109,7 +110,7 @@ impl Agents {
 
     /// Returns how many questions a lane has asked.
     pub(crate) fn reads(&self, lane: Lane) -> u64 {
-        self.reads[lane as usize].load(SeqCst)
+        self.workspaces.iter().map(|workspace| workspace.reads(lane)).sum()
     }
 
     /// The resolver: one read of the table of builds, over a connection of the lane that asks.
@@ -118,7 +119,7 @@ impl Agents {
         lane: Lane,
         workspace: usize,
     ) -> Result<Resolution, BoxError> {
-        self.reads[lane as usize].fetch_add(1, SeqCst);
+        self.workspaces[workspace].reads[lane as usize].fetch_add(1, SeqCst);
         let _connection = self.database.connection(lane).await?;
         let sql = "SELECT number, agent, address, running FROM builds WHERE workspace = ?
                    ORDER BY number DESC LIMIT 1";
@@ -269,6 +270,11 @@ impl Agents {
 impl Workspace {
     pub(crate) fn shown(&self) -> Shown {
         *lock(&self.shown)
+    }
+
+    /// Returns how many questions about it a lane has asked.
+    pub(crate) fn reads(&self, lane: Lane) -> u64 {
+        self.reads[lane as usize].load(SeqCst)
     }
 
     fn show(&self, shown: Shown) {

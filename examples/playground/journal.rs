@@ -13,8 +13,6 @@ use std::{
 use tokio::time::Instant;
 use tower_bound_agent::BoxError;
 
-/// The page counts a turn as slow from here on. It is the validation delay of the crate's lane.
-pub(crate) const SLOW: Duration = Duration::from_millis(250);
 /// Turns that are kept: those of about a minute.
 const MOST_TURNS: usize = 9_000;
 const MOST_PRESSES: usize = 32;
@@ -23,6 +21,8 @@ const MOST_IN_FRAME: usize = 5_000;
 
 pub(crate) struct Journal {
     pub(crate) epoch: Instant,
+    /// The validation delay of the crate's lane. A turn that takes as long is slow.
+    pub(crate) delay: Duration,
     inner: Mutex<Inner>,
 }
 
@@ -40,7 +40,7 @@ struct Inner {
 pub(crate) struct Counters {
     pub(crate) turns: u64,
     pub(crate) waiting: u64,
-    /// Turns that took [`SLOW`] or longer, whether they failed or not.
+    /// Turns that took the validation delay or longer, whether they failed or not.
     pub(crate) slow: u64,
     pub(crate) failed: u64,
     pub(crate) switched: u64,
@@ -100,8 +100,8 @@ pub(crate) struct Cursor {
 }
 
 impl Journal {
-    pub(crate) fn new() -> Self {
-        Self { epoch: Instant::now(), inner: Mutex::default() }
+    pub(crate) fn new(delay: Duration) -> Self {
+        Self { epoch: Instant::now(), delay, inner: Mutex::default() }
     }
 
     pub(crate) fn begin(&self, lane: Lane) {
@@ -122,7 +122,7 @@ impl Journal {
         let counters = &mut inner.counters[lane as usize];
         counters.waiting -= 1;
         counters.turns += 1;
-        counters.slow += u64::from(took >= SLOW);
+        counters.slow += u64::from(took >= self.delay);
         counters.failed += u64::from(ended.is_err());
         counters.switched +=
             u64::from(ended.as_ref().is_ok_and(|answered| answered.word == "switched"));
@@ -179,7 +179,10 @@ impl Journal {
     pub(crate) fn turn(&self, id: u64) -> Option<Value> {
         let inner = lock(&self.inner);
         let first = inner.turns.front()?.id;
-        inner.turns.get(usize::try_from(id.checked_sub(first)?).ok()?).map(Turn::json)
+        inner
+            .turns
+            .get(usize::try_from(id.checked_sub(first)?).ok()?)
+            .map(|turn| turn.json(self.delay))
     }
 }
 
@@ -194,7 +197,7 @@ impl Turn {
         json!([self.id, self.lane as usize, self.word(), began, took, self.chat, self.workspace])
     }
 
-    fn json(&self) -> Value {
+    fn json(&self, delay: Duration) -> Value {
         let (answered, error) = match &self.ended {
             Ok(answered) => (Some(answered), None),
             Err(error) => (None, Some(error)),
@@ -205,7 +208,7 @@ impl Turn {
             "outcome": self.word(), "error": error,
             "build": answered.map(|answered| crate::trace::build(&answered.target)),
             "call": answered.and_then(|answered| answered.outcome.as_ref()).map(Answered::json),
-            "delay": (self.lane == Lane::Bound).then_some(ms(SLOW)),
+            "delay": (self.lane == Lane::Bound).then_some(ms(delay)),
             "steps": self.trace.json(),
         })
     }

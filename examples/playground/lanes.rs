@@ -24,8 +24,6 @@ use tower_bound_agent::{
     store::{BindingStore, NewBinding, SqliteStore, StoreError, StoreWrapper, Swap},
 };
 
-/// How long a turn waits for a connection, in every lane.
-pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a turn waits for the agent's response over an open connection.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -80,7 +78,16 @@ impl Answered {
     }
 }
 
+/// How long a turn waits for a connection after the validation delay, in every lane.
+const REST: Duration = Duration::from_millis(1_750);
+
+/// How long a turn waits for a connection, in every lane.
+pub(crate) fn dial_timeout(delay: Duration) -> Duration {
+    delay + REST
+}
+
 pub(crate) struct Lanes {
+    delay: Duration,
     database: Arc<Database>,
     agents: Arc<Agents>,
     bindings: Bindings,
@@ -91,7 +98,12 @@ pub(crate) struct Lanes {
 }
 
 impl Lanes {
-    pub(crate) fn new(database: Arc<Database>, agents: Arc<Agents>) -> Result<Self, BoxError> {
+    /// `delay` is the validation delay of the crate's lane.
+    pub(crate) fn new(
+        database: Arc<Database>,
+        agents: Arc<Agents>,
+        delay: Duration,
+    ) -> Result<Self, BoxError> {
         let traces = Traces::default();
         let store = NetworkedStore {
             store: database.store(),
@@ -111,7 +123,8 @@ impl Lanes {
         });
         let observer = traces.clone();
         let layer = BoundAgentLayer::builder(store, resolver)
-            .dial_timeout(DIAL_TIMEOUT)
+            .validation_delay(delay)
+            .dial_timeout(dial_timeout(delay))
             .resolve_timeout(Duration::from_secs(1))
             .store_timeout(Duration::from_secs(1))
             .observer(move |event: &tower_bound_agent::Event<'_>| observer.observe(event))
@@ -121,6 +134,7 @@ impl Lanes {
             Connection::open(&ask.target, trace).await
         }));
         Ok(Self {
+            delay,
             database,
             agents,
             bindings: layer.bindings(),
@@ -177,7 +191,7 @@ impl Lanes {
             })
             .await?;
         let target = self.ask(Lane::Resolve, usize::try_from(workspace)?, trace).await?;
-        Self::dial(target, trace).await
+        self.dial_once(target, trace).await
     }
 
     async fn remember(&self, asked: Asked, trace: &Arc<Trace>) -> Result<Answered, BoxError> {
@@ -186,7 +200,7 @@ impl Lanes {
             Some(target) => target,
             None => self.look_up(asked.chat, asked.workspace, trace).await?,
         };
-        Self::dial(target, trace).await
+        self.dial_once(target, trace).await
     }
 
     /// Asks the resolver, and remembers its answer in the table and in memory.
@@ -275,9 +289,13 @@ impl Lanes {
         done
     }
 
-    async fn dial(target: Arc<Target>, trace: &Arc<Trace>) -> Result<Answered, BoxError> {
+    async fn dial_once(
+        &self,
+        target: Arc<Target>,
+        trace: &Arc<Trace>,
+    ) -> Result<Answered, BoxError> {
         let open = Connection::open(&target, Some(Arc::clone(trace)));
-        let mut connection = timeout(DIAL_TIMEOUT, open)
+        let mut connection = timeout(dial_timeout(self.delay), open)
             .await
             .map_err(|_| "timed out: the agent does not answer")??;
         connection.exchange(trace).await?;

@@ -8,9 +8,9 @@
 //! cargo run --example playground -- --story         # a rebuild without a page, as a table
 //! ```
 //!
-//! `--chats N`, `--workspaces N` and `--turns N` (in a second and lane) change the load. The page
-//! has no build step and loads nothing from elsewhere. The agents are this program again; they end
-//! with it, however it ends.
+//! `--chats N`, `--workspaces N` and `--turns N` (in a second and lane) change the load, `--delay N`
+//! the validation delay of this crate (in milliseconds). The page has no build step and loads
+//! nothing from elsewhere. The agents are this program again; they end with it, however it ends.
 #![allow(unreachable_pub)] // modules of an example have no outside
 
 mod agent;
@@ -41,6 +41,7 @@ struct Arguments {
     chats: usize,
     workspaces: usize,
     turns: u32,
+    delay: Duration,
     story: bool,
 }
 
@@ -78,7 +79,14 @@ async fn run() -> Result<bool, BoxError> {
 
 impl Arguments {
     fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, BoxError> {
-        let mut parsed = Self { port: 0, chats: 300, workspaces: 4, turns: 50, story: false };
+        let mut parsed = Self {
+            port: 0,
+            chats: 300,
+            workspaces: 4,
+            turns: 50,
+            delay: Duration::from_millis(250),
+            story: false,
+        };
         while let Some(argument) = arguments.next() {
             let mut number = |least: usize, most: usize| {
                 let value = arguments.next().and_then(|value| value.parse::<usize>().ok());
@@ -90,10 +98,11 @@ impl Arguments {
                 "--chats" => parsed.chats = number(1, 2_000)?,
                 "--workspaces" => parsed.workspaces = number(1, MOST_WORKSPACES)?,
                 "--turns" => parsed.turns = u32::try_from(number(1, 500)?)?,
+                "--delay" => parsed.delay = Duration::from_millis(number(1, 10_000)? as u64),
                 "--story" => parsed.story = true,
                 _ => {
                     return Err(format!(
-                        "unknown argument {argument}. There are --port, --chats, --workspaces, --turns and --story"
+                        "unknown argument {argument}. There are --port, --chats, --workspaces, --turns, --delay and --story"
                     )
                     .into());
                 }
@@ -115,7 +124,8 @@ async fn serve(arguments: &Arguments, folder: &std::path::Path) -> Result<(), Bo
     })?;
     let address = listener.local_addr()?;
     let interrupted = interrupted()?;
-    let world = World::create(folder, arguments.chats, arguments.workspaces).await?;
+    let world =
+        World::create(folder, arguments.chats, arguments.workspaces, arguments.delay).await?;
     let ending = CancellationToken::new();
     let app = web::router(Arc::clone(&world), ending.clone(), address);
     let serving =

@@ -4,8 +4,8 @@ use crate::{
     agents::{Agents, Condition},
     database::Database,
     journal::{Counters, Journal},
-    lanes::{Asked, Lane, Lanes},
-    trace::Trace,
+    lanes::{Asked, Lane, Lanes, dial_timeout},
+    trace::{Trace, ms},
 };
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -67,16 +67,18 @@ pub(crate) enum Action {
 }
 
 impl World {
-    /// Creates the database in a folder and starts the agents. No chat takes a turn yet.
+    /// Creates the database in a folder and starts the agents. No chat takes a turn yet. `delay` is
+    /// the validation delay of the crate's lane.
     pub(crate) async fn create(
         folder: &Path,
         chats: usize,
         workspaces: usize,
+        delay: Duration,
     ) -> Result<Arc<Self>, BoxError> {
         let file = folder.join("playground.db");
         let database = Arc::new(Database::create(&file, chats, workspaces).await?);
         let agents = Arc::new(Agents::start(Arc::clone(&database), workspaces).await?);
-        let lanes = Lanes::new(Arc::clone(&database), Arc::clone(&agents))?;
+        let lanes = Lanes::new(Arc::clone(&database), Arc::clone(&agents), delay)?;
         let chats = (0..chats).map(|chat| Chat {
             session: SessionId::new(Uuid::new_v4()),
             workspace: AtomicUsize::new(chat % workspaces),
@@ -84,7 +86,7 @@ impl World {
         });
         let chats = chats.collect();
         database.counts().reset();
-        let (journal, running) = (Journal::new(), AtomicBool::new(false));
+        let (journal, running) = (Journal::new(delay), AtomicBool::new(false));
         Ok(Arc::new(Self { journal, database, agents, lanes, chats, running }))
     }
 
@@ -249,10 +251,13 @@ impl World {
                 json!({
                     "name": workspace.name, "build": shown.build, "condition": shown.condition.as_str(),
                     "running": shown.condition == Condition::Running, "chats": self.chats_of(n).count(),
+                    "reads": Lane::ALL.map(|lane| workspace.reads(lane)),
                 })
             })
             .collect();
+        let delay = self.journal.delay;
         json!({
+            "delay": ms(delay), "dial_timeout": ms(dial_timeout(delay)),
             "counters": counters, "press": self.journal.last_press(), "workspaces": workspaces,
             "database": if self.database.is_down() { "down" } else { "up" },
             "load": if self.running.load(SeqCst) { "running" } else { "paused" },

@@ -121,7 +121,7 @@ pub async fn soon<F: Future>(future: F) -> F::Output {
     timeout(Duration::from_secs(30), future).await.expect("nothing for 30 s")
 }
 
-/// `cargo test --workspace --features full` builds the examples before it runs this.
+/// `cargo test --workspace` builds the examples before it runs this.
 pub fn program() -> PathBuf {
     let deps = std::env::current_exe().unwrap();
     let target = deps.parent().and_then(|deps| deps.parent()).unwrap();

@@ -5,11 +5,13 @@ use axum::{
     http::{Request, header::RETRY_AFTER},
     response::IntoResponse,
 };
-use examples::gateway::refused::Refused;
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use std::{process::Stdio, time::Duration};
-use support::gateway::{Answer, Gateway, is_alive, program, signal, soon};
+use support::{
+    gateway::{Answer, Gateway, is_alive, program, signal, soon},
+    refused::Refused,
+};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,

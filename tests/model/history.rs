@@ -81,6 +81,9 @@ pub(crate) struct KnownAgent {
     pub(crate) process: usize,
     pub(crate) workspace: WorkspaceId,
     pub(crate) at: Moment,
+    /// When the question or the statement began that has named the target first: an answer to a
+    /// later question is expected to know of it.
+    pub(crate) began: Instant,
     pub(crate) target: Target,
 }
 
@@ -118,7 +121,7 @@ impl History {
         asked.expect("an answer belongs to a question").ended = Some((now, said));
     }
 
-    pub(crate) fn sees(&mut self, process: usize, row: &Binding) {
+    pub(crate) fn sees(&mut self, process: usize, row: &Binding, began: Instant) {
         let Binding { session, workspace, revision, .. } = *row;
         self.observations.push(Observation {
             process,
@@ -127,7 +130,7 @@ impl History {
             workspace: Some(workspace),
         });
         if let Some(target) = &row.target {
-            self.hears_of(process, row.workspace, target);
+            self.hears_of(process, row.workspace, target, began);
         }
     }
 
@@ -135,18 +138,26 @@ impl History {
         self.observations.push(Observation { process, session, revision, workspace: None });
     }
 
-    pub(crate) fn hears_of(&mut self, process: usize, workspace: WorkspaceId, target: &Target) {
+    pub(crate) fn hears_of(
+        &mut self,
+        process: usize,
+        workspace: WorkspaceId,
+        target: &Target,
+        began: Instant,
+    ) {
         let known = self
             .known_agents
             .iter()
             .any(|known| known.process == process && known.target == *target);
         if !known {
             let at = self.now();
-            self.known_agents.push(KnownAgent { process, workspace, at, target: target.clone() });
+            let target = target.clone();
+            self.known_agents.push(KnownAgent { process, workspace, at, began, target });
         }
     }
 
-    /// Returns the latest generation of a workspace that the process knew at that moment.
+    /// Returns the latest generation of a workspace that the process knows from a question or a
+    /// statement that had begun by then.
     pub(crate) fn generation_known(
         &self,
         process: usize,
@@ -158,7 +169,7 @@ impl History {
             .iter()
             .filter(|heard| heard.process == process && heard.workspace == workspace);
         heard
-            .filter(|heard| heard.at.at <= by)
+            .filter(|heard| heard.began <= by)
             .filter_map(|heard| Some(heard.target.generation?.get()))
             .max()
     }

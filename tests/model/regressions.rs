@@ -785,6 +785,27 @@ pub(crate) fn scenarios_that_once_broke_a_rule_keep_the_rules() {
                 Op::Restart { process: 0 },
             ],
         ),
+        (
+            "an answer that lags behind a row whose read began before the question is a failure",
+            vec![
+                Op::Rebuild { ws: 1, old: Does::Answer(0) },
+                Op::Resolver {
+                    process: 0,
+                    ws: 0,
+                    answers: Answers { how: How::Lags(1), after: 5, early: false },
+                },
+                Op::Agent { ws: 0, does: Does::Answer(5) },
+                Op::RumourOfChat { chat: 3, revision: None },
+                call(0, 1),
+                call(1, 0),
+                store(0, Fault::Late(3), none),
+                Op::Restart { process: 0 },
+                call(0, 3),
+                Op::Return { ws: 0, old: Does::Answer(0) },
+                Op::Unbind { by: Process(1), chat: 1 },
+                Op::Advance { ms: 1 },
+            ],
+        ),
     ];
     for (what, ops) in scenarios {
         for numbered in [[false; WORKSPACES], [true; WORKSPACES]] {
@@ -797,6 +818,7 @@ pub(crate) fn scenarios_that_once_broke_a_rule_keep_the_rules() {
                     Some(vec![Fate::After(60)]),
                     Some(vec![Fate::Lost, Fate::Lost, Fate::After(0), Fate::Lost]),
                     Some(vec![Fate::Lost, Fate::After(0), Fate::Lost, Fate::Lost, Fate::After(0)]),
+                    Some(vec![Fate::Lost, Fate::Gap(0), Fate::Lost, Fate::Lost]),
                 ] {
                     let scenario = Scenario {
                         numbered,

@@ -8,11 +8,18 @@ use crate::{
     truth::{Knowledge, State, Truth, Workspace},
 };
 use std::{future::Future, sync::Arc};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tower_bound_agent::{
     AgentId, Binding, Epoch, Revision, SessionId, Target, WorkspaceId,
     store::{BindingStore, NewBinding, Reset, StoreError, Swap},
 };
+
+/// A statement that has an answer.
+pub(crate) struct Executed {
+    began: Instant,
+    /// The revision at which a missing row was deleted.
+    deleted_at: Revision,
+}
 
 /// The store of one process.
 #[derive(Clone)]
@@ -27,9 +34,9 @@ impl Probe {
         write: bool,
         session: SessionId,
         statement: impl Future<Output = Result<T, StoreError>> + Send + 'static,
-        learn: impl FnOnce(&T, Revision) + Send,
+        learn: impl FnOnce(&T, Executed) + Send,
     ) -> Result<T, StoreError> {
-        let truth = self.truth.clone();
+        let (truth, began) = (self.truth.clone(), Instant::now());
         // The revision at which a missing row was deleted, read at the same moment.
         let statement = async move { Ok((statement.await?, truth.deleted_at(session))) };
         let lost = || StoreError::Unknown("lost on purpose".into());
@@ -68,25 +75,25 @@ impl Probe {
             }
         };
         let (done, deleted_at) = done?;
-        learn(&done, deleted_at);
+        learn(&done, Executed { began, deleted_at });
         Ok(done)
     }
 
-    pub(crate) fn learn_swap(&self, session: SessionId) -> impl Fn(&Swap, Revision) + Send {
-        move |swap, deleted_at| match swap {
-            Swap::Applied(row) => self.truth.sees(self.process, row, false),
-            Swap::Conflict(Some(row)) => self.truth.sees(self.process, row, true),
-            Swap::Conflict(None) => self.truth.misses(self.process, session, deleted_at),
+    pub(crate) fn learn_swap(&self, session: SessionId) -> impl Fn(&Swap, Executed) + Send {
+        move |swap, at| match swap {
+            Swap::Applied(row) => self.truth.sees(self.process, row, false, at.began),
+            Swap::Conflict(Some(row)) => self.truth.sees(self.process, row, true, at.began),
+            Swap::Conflict(None) => self.truth.misses(self.process, session, at.deleted_at),
         }
     }
 
     pub(crate) fn learn_row(
         &self,
         session: SessionId,
-    ) -> impl Fn(&Option<Binding>, Revision) + Send {
-        move |row, deleted_at| match row {
-            Some(row) => self.truth.sees(self.process, row, false),
-            None => self.truth.misses(self.process, session, deleted_at),
+    ) -> impl Fn(&Option<Binding>, Executed) + Send {
+        move |row, at| match row {
+            Some(row) => self.truth.sees(self.process, row, false, at.began),
+            None => self.truth.misses(self.process, session, at.deleted_at),
         }
     }
 
@@ -242,8 +249,10 @@ impl BindingStore for Probe {
     ) -> Result<Binding, StoreError> {
         let store = self.truth.store.clone();
         let statement = async move { store.retarget(session, workspace).await };
-        self.statement(true, session, statement, |row, _| self.truth.sees(self.process, row, false))
-            .await
+        let learn = |row: &Binding, at: Executed| {
+            self.truth.sees(self.process, row, false, at.began);
+        };
+        self.statement(true, session, statement, learn).await
     }
     async fn unbind(&self, session: SessionId) -> Result<Option<Binding>, StoreError> {
         let store = self.truth.store.clone();
@@ -262,7 +271,9 @@ impl BindingStore for Probe {
     ) -> Result<bool, StoreError> {
         assert_eq!(expected, None, "a layer deletes a row only by command");
         let truth = self.truth.clone();
-        let learn = |_: &bool, at| self.truth.misses(self.process, session, at);
+        let learn = |_: &bool, at: Executed| {
+            self.truth.misses(self.process, session, at.deleted_at);
+        };
         self.statement(true, session, async move { Ok(truth.forget(session)) }, learn).await
     }
     async fn inherit(&self, child: SessionId, parent: SessionId) -> Result<Swap, StoreError> {
@@ -317,8 +328,8 @@ impl BindingStore for Probe {
                 missing.map(|session| (*session, truth.deleted_at(*session))).collect();
             Ok((truth.store.load_many(&sessions).await?, missing))
         };
-        let learn = |(rows, missing): &(Vec<Binding>, Vec<(SessionId, Revision)>), _| {
-            rows.iter().for_each(|row| self.truth.sees(self.process, row, false));
+        let learn = |(rows, missing): &(Vec<Binding>, Vec<(SessionId, Revision)>), at: Executed| {
+            rows.iter().for_each(|row| self.truth.sees(self.process, row, false, at.began));
             missing.iter().for_each(|(session, at)| self.truth.misses(self.process, *session, *at));
         };
         Ok(self.statement(false, chat(0), statement, learn).await?.0)

@@ -291,10 +291,10 @@ impl Truth {
     }
 
     /// Records that the process has read or written this row, or that the row made its write
-    /// conflict (`in_the_way`).
-    pub(crate) fn sees(&self, process: usize, row: &Binding, in_the_way: bool) {
+    /// conflict (`in_the_way`), with a statement that began at `began`.
+    pub(crate) fn sees(&self, process: usize, row: &Binding, in_the_way: bool, began: Instant) {
         let mut state = self.state();
-        state.history.sees(process, row);
+        state.history.sees(process, row, began);
         let knows = &mut state.knows[process];
         let floor = knows.floors.entry(row.session).or_insert(Revision::new(-1));
         if row.revision >= *floor {
@@ -419,7 +419,7 @@ impl Truth {
         began: Instant,
     ) {
         let mut state = self.state();
-        state.history.hears_of(process, workspace, target);
+        state.history.hears_of(process, workspace, target, began);
         let knows = &mut state.knows[process];
         if let Some(generation) = target.generation {
             let known = knows.generations.entry(workspace).or_default();

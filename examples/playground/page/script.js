@@ -1,6 +1,6 @@
 // The page of the playground: draws what the server sends, and sends what is pressed.
 
-const SLOW = 250; // milliseconds, as on the server
+let slowFrom = 250; // milliseconds: the validation delay, as the server says
 const WINDOW = 30_000; // of the lanes
 const LATENCY_WINDOW = 60_000;
 const LATE = 250; // the right edge is this far behind, so that turns do not appear within the picture
@@ -49,6 +49,7 @@ source.onmessage = (message) => {
   const begin = turns.every((lane) => lane.length === 0);
   if (begin && frame.presses.length > 0) presses = [];
   state = frame.state;
+  slowFrom = state.delay;
   const quiet = state.load === "paused" && state.counters.every((lane) => lane.waiting === 0);
   frozen = quiet ? frame.now : null;
   for (const [number, label, at] of frame.presses) {
@@ -61,7 +62,7 @@ source.onmessage = (message) => {
     of.push(turn);
     const second = Math.floor((began + took) / 1_000);
     slowest[lane].set(second, Math.max(slowest[lane].get(second) ?? 0, took));
-    if (lane === 0 && followed && took >= SLOW) follow(turn);
+    if (lane === 0 && followed && took >= slowFrom) follow(turn);
   }
   forget(frame.now);
   show();
@@ -98,6 +99,8 @@ function put(element, text) {
 
 function show() {
   put($("chats"), number.format(state.chats));
+  put($("slow-from"), milliseconds(state.delay));
+  put($("dial-timeout"), milliseconds(state.dial_timeout));
   const press = state.press;
   for (let lane = 0; lane < 3; lane++) {
     for (const [key] of COUNTERS) {
@@ -248,7 +251,7 @@ function frame({ context, width, height }, top, bottom, span, now) {
     context.fillStyle = colors.soft;
     context.fillText(label, LEFT - 7, y);
   }
-  const slow = Math.round(level(SLOW, height, top, bottom)) + 0.5;
+  const slow = Math.round(level(slowFrom, height, top, bottom)) + 0.5;
   context.strokeStyle = colors.soft;
   context.setLineDash([3, 4]);
   context.beginPath();
@@ -312,7 +315,7 @@ function drawStrip(lane, now) {
     for (const turn of turns[lane]) {
       if (KINDS[turn.outcome] !== kind) continue;
       const x = across(turn.began + turn.took, width, WINDOW, now);
-      if (x >= LEFT && x <= width) mark(context, kind, x, level(turn.took, height, TOP, BOTTOM), turn.took >= SLOW);
+      if (x >= LEFT && x <= width) mark(context, kind, x, level(turn.took, height, TOP, BOTTOM), turn.took >= slowFrom);
     }
   }
   if (chosen?.lane === lane) {
@@ -333,7 +336,7 @@ function drawStrip(lane, now) {
     if (x > LEFT + 12) context.fillText(seconds === 0 ? "now" : `−${seconds} s`, x, height - 5);
   }
   context.textAlign = "left";
-  const slow = level(SLOW, height, TOP, BOTTOM);
+  const slow = level(slowFrom, height, TOP, BOTTOM);
   label(context, "slow", LEFT + 4, slow - 7);
   for (const press of presses) {
     const x = across(press.at, width, WINDOW, now);
@@ -380,7 +383,7 @@ function drawLatency(now) {
     if (x > LEFT + 12) context.fillText(seconds === 0 ? "now" : `−${seconds} s`, x, height - 5);
   }
   context.textAlign = "left";
-  label(context, "slow", LEFT + 4, level(SLOW, height, 10, 18) - 7);
+  label(context, "slow", LEFT + 4, level(slowFrom, height, 10, 18) - 7);
 }
 
 function showLatencyText() {
@@ -483,7 +486,7 @@ async function showRace() {
 
 $("follow").addEventListener("click", () => {
   followed = true;
-  const last = turns[0].findLast((turn) => turn.took >= SLOW);
+  const last = turns[0].findLast((turn) => turn.took >= slowFrom);
   if (last) choose(0, last);
   $("follow").hidden = true;
   strips[0].focus();
@@ -516,7 +519,7 @@ strips.forEach((strip, lane) => {
     if (event.altKey || event.ctrlKey || event.metaKey) return;
     const list = visible(lane);
     const at = chosen?.lane === lane ? list.indexOf(chosen.turn) : -1;
-    const bad = (turn) => turn.took >= SLOW || turn.outcome === "failed" || turn.outcome === "switched";
+    const bad = (turn) => turn.took >= slowFrom || turn.outcome === "failed" || turn.outcome === "switched";
     let turn = null;
     switch (event.key) {
       case "ArrowLeft": turn = list[at < 0 ? list.length - 1 : Math.max(0, at - 1)]; break;

@@ -72,7 +72,6 @@ impl Gateway {
         let mut child = Command::new(program())
             .args(["--listen", "127.0.0.1:0", "--attached"])
             .args(arguments)
-            .env_remove("DATABASE_URL")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -221,10 +220,13 @@ pub fn signal(pid: u64, signal: &str) {
     assert!(sent.success(), "kill -{signal} {pid}");
 }
 
-/// `cargo test` builds the examples before it runs this; `cargo test --test gateway` does not.
+/// The program of the package `tests`. Cargo builds it before the tests that run it.
 pub fn program() -> PathBuf {
     let deps = std::env::current_exe().unwrap();
-    let program = deps.parent().and_then(|deps| deps.parent()).unwrap().join("examples/gateway");
-    assert!(program.exists(), "run first: cargo build --features full --example gateway");
+    let program = deps.parent().and_then(|deps| deps.parent()).unwrap().join("gateway_process");
+    assert!(
+        program.exists(),
+        "run first: cargo build -p tests --features full --bin gateway_process"
+    );
     program
 }

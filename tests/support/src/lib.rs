@@ -8,7 +8,8 @@
 //! * [`resets`]: two processes of which one does not know of the other's reset.
 //! * [`servers`], [`own_server`], `pgbouncer`: database servers, shared and exclusive to one test.
 //! * `log`: the lines that the crate has logged on a test's thread.
-//! * `net`, `gateway`: agents on real sockets, and the gateway of the examples as a process.
+//! * `net`, `gateway`, `refused`: agents on real sockets, a gateway as a process, and the statuses of
+//!   that gateway.
 
 pub mod child;
 #[cfg(all(target_os = "linux", feature = "http"))]
@@ -21,6 +22,8 @@ pub mod net;
 pub mod own_server;
 #[cfg(all(unix, feature = "postgres"))]
 pub mod pgbouncer;
+#[cfg(feature = "http")]
+pub mod refused;
 pub mod resets;
 pub mod rows;
 pub mod servers;

@@ -1,10 +1,6 @@
-//! One idea: a gateway that passes each request of a chat on to the agent of the chat's workspace,
-//! and responds with an exact status when it cannot.
-//!
-//! ```text
-//! cargo run --features http --example gateway                             # a story with itself as client
-//! cargo run --features http --example gateway -- --listen 127.0.0.1:8080  # serves until interrupted
-//! ```
+//! The gateway that the tests run as a process: it passes each request of a chat on to the agent of
+//! the chat's workspace, responds with an exact status when it cannot, and starts, ends and disturbs
+//! agent processes when a test asks for it. `gateway_process agent` is such an agent.
 //!
 //! | route | |
 //! |---|---|
@@ -18,8 +14,7 @@
 //! A request for an agent may name its workspace (`X-Workspace: {id}`): a chat without a binding is
 //! bound to it, and a chat that is bound to another workspace gets a 409.
 //!
-//! The bindings are in a SQLite file in a temporary folder, or in the PostgreSQL database of
-//! `DATABASE_URL` (with the feature `postgres`).
+//! The bindings are in a SQLite file in a temporary folder.
 //!
 //! [`Hop`] decides which headers cross the gateway: `Host` is passed on, hop-by-hop and identity
 //! headers are removed, `X-Forwarded-*` and `Via` are the gateway's own. A client never names an
@@ -31,7 +26,6 @@
 
 mod agent;
 mod agent_host;
-mod story;
 
 use agent_host::{AgentHost, OldAgent};
 use axum::{
@@ -43,12 +37,12 @@ use axum::{
     routing::{any, get, post, put},
     serve::ListenerExt,
 };
-use examples::gateway::refused::Refused;
 use futures_util::{FutureExt, future::BoxFuture};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{future::pending, net::SocketAddr, process::ExitCode, str::FromStr, time::Duration};
+use support::refused::Refused;
 use tokio::{
     io::AsyncReadExt, io::copy_bidirectional, net::TcpListener, net::TcpStream, select,
     time::timeout,
@@ -111,8 +105,7 @@ async fn run() -> Result<(), BoxError> {
     match arguments.next().as_deref() {
         Some("agent") => agent::run(arguments).await,
         Some("--listen") => listen(arguments).await,
-        None | Some("--demo") => story::tell().await,
-        Some(other) => Err(format!("unknown argument {other}").into()),
+        other => Err(format!("agent or --listen, not {other:?}").into()),
     }
 }
 
@@ -214,18 +207,7 @@ async fn layer(
         let now = host.resolve(ask.workspace);
         async move { Ok::<_, BoxError>(now) }
     });
-    let builder = match std::env::var("DATABASE_URL") {
-        #[cfg(feature = "postgres")]
-        Ok(url) => {
-            let store =
-                tower_bound_agent::store::PostgresStore::new(sqlx::PgPool::connect(&url).await?);
-            store.set_up().await?;
-            BoundAgentLayer::builder(store, resolver)
-        }
-        #[cfg(not(feature = "postgres"))]
-        Ok(_) => return Err("DATABASE_URL needs the feature postgres".into()),
-        Err(_) => BoundAgentLayer::builder(SqliteStore::open(file).await?, resolver),
-    };
+    let builder = BoundAgentLayer::builder(SqliteStore::open(file).await?, resolver);
     let a_part = patience / 4;
     Ok(builder.dial_timeout(patience).resolve_timeout(a_part).store_timeout(a_part).build()?)
 }

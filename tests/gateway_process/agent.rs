@@ -1,9 +1,4 @@
-//! One idea: an agent is a process that listens and responds. This one is the counterpart of the
-//! `gateway` example, which starts it.
-//!
-//! ```text
-//! cargo run --features http --example agent -- [--listen ADDR] [--id UUID] [--journal FILE]
-//! ```
+//! An agent: `gateway_process agent [--listen ADDR] [--id UUID] [--journal FILE]`.
 //!
 //! Prints the address that it listens on. Exits when its standard input is closed, so that it never
 //! outlives the process that started it. Speaks HTTP/1 and HTTP/2; each response names the agent

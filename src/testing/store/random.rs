@@ -11,7 +11,7 @@ use crate::{
 use std::sync::Arc;
 
 /// The number of runs, each with sessions and workspaces of its own.
-const RUNS: u64 = 25;
+const RUNS: u64 = 15;
 const COMMANDS: usize = 50;
 
 /// The generator SplitMix64, which yields the same numbers for the same seed on every platform.

@@ -220,14 +220,14 @@ pub async fn no_write_to_one_row_is_lost<St: BindingStore>(store: St) {
 ///
 /// > **Every method is one atomic statement** on one row, unless it says otherwise.
 pub async fn no_write_to_many_rows_is_lost<St: BindingStore>(store: St) {
-    const ROWS: u128 = 250;
+    const ROWS: u128 = 100;
     let store = Arc::new(store);
     let tasks = (0..16_u128).map(|task| {
         let store = Arc::clone(&store);
         tokio::spawn(async move {
             let mut written = Vec::new();
             for step in 0..ROWS {
-                // 7, 11, … are prime to 250: every row once. Four tasks go the same way and meet at
+                // 7, 11, … are prime to 100: every row once. Four tasks go the same way and meet at
                 // each row, the others meet at changing rows.
                 let s = (step * [7, 11, 13, 17][task as usize % 4]) % ROWS;
                 let new = new(s, 1, Some(full(1 + task)));

@@ -1,5 +1,5 @@
-//! What the layer costs a gateway: the same proxy twice, each as a process of its own in front of
-//! one agent. One sends through an `AgentClient` to the agent of the chat, the other one through
+//! Measures the cost of the layer in a gateway: the same proxy runs twice, as two processes in front
+//! of one agent. One sends through an `AgentClient` to the agent of the chat, the other through
 //! hyper-util's client to a fixed address. Both keep their connections.
 //!
 //! ```text
@@ -11,9 +11,9 @@
 //! A case is a number of connections of clients (8, 32, 256) and the protocol between the gateway
 //! and the agent (HTTP/1, HTTP/2); the clients speak HTTP/1.
 //!
-//! The median of each figure, and of the ratio within each pair, since a machine that has other
-//! things to do slows both. The processor time of a request (Linux only) is what is left of the
-//! difference on such a machine.
+//! Prints the median of each figure, and of the ratio within each pair, since other load on the
+//! machine slows both. On such a machine the processor time of a request (Linux only) still shows the
+//! difference.
 
 use axum::{
     Router,
@@ -88,7 +88,7 @@ fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// One of the processes. Ends when its standard input is closed.
+/// Serves as one of the processes, until standard input is closed.
 #[tokio::main]
 async fn serve(role: &str, agent: Option<String>) -> Result<(), BoxError> {
     let agent = agent.ok_or("which agent?")?;
@@ -193,7 +193,7 @@ async fn bound(State(bound): State<Bound>, mut request: Request) -> Result<Respo
     Ok(response.map(Body::new))
 }
 
-/// The same for both, who are not told whom they serve.
+/// The agent. It does not know which gateway a request comes from.
 fn peer() -> Peer {
     Peer::new(IpAddr::V4(Ipv4Addr::LOCALHOST))
 }
@@ -224,7 +224,7 @@ impl Drop for Process {
     }
 }
 
-/// Requests a second, milliseconds, and the gateway's microseconds of processor time a request.
+/// Requests per second, milliseconds, and the gateway's processor time per request in microseconds.
 #[derive(Clone, Copy)]
 struct Figures {
     rate: f64,
@@ -277,7 +277,7 @@ fn measure(
     run(&bound, 1)?;
     let mut both = Vec::new();
     for pair in 0..pairs {
-        // Whoever comes second finds a warmer machine, so they take turns.
+        // The second process finds a warmer machine, so the order alternates.
         both.push(if pair % 2 == 0 {
             let fixed = run(&fixed, seconds)?;
             (fixed, run(&bound, seconds)?)
@@ -328,7 +328,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// What wrk has printed. An error would make the figures worthless.
+/// Parses the output of wrk. With an error in it the figures are worthless.
 fn figures(said: &str) -> Result<Figures, BoxError> {
     if said.contains("Non-2xx") || said.contains("Socket errors") {
         return Err(said.into());

@@ -1,5 +1,5 @@
-//! What a call costs, next to what its parts cost. Figures are per call; the calls of a sample run
-//! inside one entry of the runtime, so that entering it is not measured.
+//! Measures a call, and the parts that a call consists of. Figures are per call; the calls of a
+//! sample run inside one entry of the runtime, so that entering it is not measured.
 //! `cargo bench --bench hot_path`; one run shows the ratios.
 
 use benches::{Dialer, bind, calls, gets, layer, moka, sessions, target, workspace};
@@ -99,8 +99,8 @@ fn sqlite(criterion: &mut Criterion, runtime: &Runtime) {
         })
     });
 
-    // What people do today: which workspace, which build is its latest, which agent came with that?
-    // Then dial.
+    // A turn without this crate: queries for the workspace, its latest build and that build's agent,
+    // then a dial.
     let resolving = service_fn(|chat: SessionId| {
         let pool = store.pool().clone();
         async move {

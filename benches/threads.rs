@@ -1,5 +1,5 @@
-//! Calls of cached sessions from several tasks at once, next to look-ups in moka from as many
-//! tasks.
+//! Measures calls of cached sessions from several tasks at once, and look-ups in moka from the same
+//! number of tasks.
 //!
 //! ```text
 //! cargo bench --bench threads                  # 11 rounds
@@ -7,15 +7,15 @@
 //! ```
 //!
 //! The tasks share a runtime of two threads. A round measures every line once, the layer and moka
-//! in turns, and the table has the median of the rounds. Other work on the machine slows both, so
-//! the ratios of one run are what counts:
+//! in turns, and the table has the median of the rounds. Other load on the machine slows both, so
+//! only the ratios of one run are comparable:
 //!
 //! * *of moka*: calls per second, divided by look-ups per second.
 //! * *speed-up*: calls per second, divided by those of one task; of the layer, and of moka.
 //! * *scales*: the speed-up of the layer, divided by moka's. Below 1, calls contend for more than
 //!   the cache's own data.
 
-#![allow(clippy::disallowed_types)] // real time is what is measured
+#![allow(clippy::disallowed_types)] // the benchmark measures real time
 
 use benches::{Dialer, bind, calls, gets, layer, moka, sessions};
 use std::{sync::Arc, time::Instant};
@@ -59,7 +59,7 @@ fn main() -> Result<(), BoxError> {
         let mut rates = TASKS.map(|_| (Vec::new(), Vec::new()));
         for round in 0..rounds {
             for (tasks, (layer, moka)) in TASKS.into_iter().zip(&mut rates) {
-                // The second one finds warmer caches of the processor, so they take turns.
+                // The second one finds warmer caches of the processor, so the order alternates.
                 if round % 2 == 0 {
                     layer.push(cached.calls(&runtime, tasks, each));
                     moka.push(cached.gets(&runtime, tasks, each));
@@ -94,7 +94,7 @@ fn main() -> Result<(), BoxError> {
 }
 
 impl Cached {
-    /// Returns the calls per second of so many tasks.
+    /// Returns the calls per second of this number of tasks.
     fn calls(&self, runtime: &Runtime, tasks: u64, each: u64) -> f64 {
         rate(runtime, tasks, each, |task| {
             let service = self.layer.layer(Dialer { pending_once: false });
@@ -105,7 +105,7 @@ impl Cached {
         })
     }
 
-    /// Returns the look-ups per second of so many tasks.
+    /// Returns the look-ups per second of this number of tasks.
     fn gets(&self, runtime: &Runtime, tasks: u64, each: u64) -> f64 {
         rate(runtime, tasks, each, |task| {
             let (moka, sessions) = (self.moka.clone(), Arc::clone(&self.sessions));
@@ -116,7 +116,7 @@ impl Cached {
     }
 }
 
-/// Returns the session of a task's call: a random order, and another one for each task.
+/// Returns the session of a task's call. Each task has a random order of its own.
 fn at(sessions: &[SessionId], task: u64, i: u64) -> SessionId {
     let at = (i + task * 12_345).wrapping_mul(48_271) % sessions.len() as u64;
     sessions[at as usize]

@@ -15,33 +15,33 @@ mod on {
 
     pub(crate) type InSpan<F> = tracing::instrument::Instrumented<F>;
 
-    /// The span of a call.
+    /// The span of a call; none if no subscriber is interested in it. Boxed, because a call without
+    /// a span moves and drops it too.
     #[derive(Debug)]
-    pub(crate) struct CallSpan(Span);
+    pub(crate) struct CallSpan(Option<Box<Span>>);
 
     impl CallSpan {
         #[inline]
         pub(crate) fn new(session: SessionId) -> Self {
-            Self(if may_be_enabled() { call_span(session) } else { Span::none() })
+            Self(if may_be_enabled() { call_span(session) } else { None })
         }
 
         #[inline]
         pub(crate) fn in_scope<T>(&self, f: impl FnOnce() -> T) -> T {
-            in_scope(&self.0, f)
+            in_scope(self.0.as_deref(), f)
         }
 
-        /// Returns the span if a subscriber is interested in it.
         #[inline]
         pub(crate) fn enabled(&self) -> Option<&Span> {
-            (!self.0.is_disabled()).then_some(&self.0)
+            self.0.as_deref()
         }
     }
 
     // Not inlined, so that what surrounds it on the hot path is.
     #[cold]
     #[inline(never)]
-    fn call_span(session: SessionId) -> Span {
-        debug_span!(
+    fn call_span(session: SessionId) -> Option<Box<Span>> {
+        enabled(debug_span!(
             "bound_agent",
             %session,
             workspace = Empty,
@@ -51,13 +51,17 @@ mod on {
             validations = Empty,
             waited = Empty,
             error = Empty,
-        )
+        ))
     }
 
     #[cold]
     #[inline(never)]
-    fn dial_span(agent: AgentId) -> Span {
-        debug_span!("dial", %agent, error = Empty)
+    fn dial_span(agent: AgentId) -> Option<Box<Span>> {
+        enabled(debug_span!("dial", %agent, error = Empty))
+    }
+
+    fn enabled(span: Span) -> Option<Box<Span>> {
+        (!span.is_disabled()).then(|| Box::new(span))
     }
 
     /// Returns `false` if no subscriber is interested in spans of this level.
@@ -66,21 +70,22 @@ mod on {
         LevelFilter::current() >= LevelFilter::DEBUG
     }
 
-    /// Calls `f` in the span, and costs two comparisons if the span is disabled.
+    /// Calls `f` in the span, and costs two comparisons if there is none.
     #[inline]
-    fn in_scope<T>(span: &Span, f: impl FnOnce() -> T) -> T {
-        let _entered = (!span.is_disabled()).then(|| span.enter());
+    fn in_scope<T>(span: Option<&Span>, f: impl FnOnce() -> T) -> T {
+        let _entered = span.map(Span::enter);
         f()
     }
 
-    /// The span of a dial, from its start to its end; none before and after.
+    /// The span of a dial, from its start to its end; none before and after, and if no subscriber
+    /// is interested in it.
     #[derive(Debug)]
-    pub(crate) struct DialSpan(Span);
+    pub(crate) struct DialSpan(Option<Box<Span>>);
 
     impl DialSpan {
         #[inline]
         pub(crate) fn none() -> Self {
-            Self(Span::none())
+            Self(None)
         }
 
         #[inline]
@@ -90,20 +95,24 @@ mod on {
             }
         }
 
+        /// Ends the span after `f`, which runs in it.
         #[inline]
-        pub(crate) fn end(&mut self) {
-            if !self.0.is_disabled() {
-                self.0 = Span::none();
+        pub(crate) fn end(&mut self, f: impl FnOnce()) {
+            match self.0.take() {
+                Some(span) => span.in_scope(f),
+                None => f(),
             }
         }
 
         #[inline]
         pub(crate) fn in_scope<T>(&self, f: impl FnOnce() -> T) -> T {
-            in_scope(&self.0, f)
+            in_scope(self.0.as_deref(), f)
         }
 
         pub(crate) fn failed(&self, error: &BoxError) {
-            self.0.record("error", display(WithSources(&**error)));
+            if let Some(span) = &self.0 {
+                span.record("error", display(WithSources(&**error)));
+            }
         }
     }
 
@@ -184,7 +193,9 @@ mod off {
         pub(crate) fn begin(&mut self, _: AgentId) {}
 
         #[inline]
-        pub(crate) fn end(&mut self) {}
+        pub(crate) fn end(&mut self, f: impl FnOnce()) {
+            f();
+        }
 
         #[inline]
         pub(crate) fn in_scope<T>(&self, f: impl FnOnce() -> T) -> T {

@@ -66,7 +66,7 @@ async fn main() -> Result<(), BoxError> {
     let (gateway, agents) = (collector.provider("gateway")?, collector.provider("agent")?);
     // The spans of the crate have the level DEBUG. Those of the libraries below are left out.
     let targets = Targets::new()
-        .with_target("otel", Level::INFO)
+        .with_target(module_path!(), Level::INFO)
         .with_target("tower_bound_agent", Level::DEBUG);
     let layer = tracing_opentelemetry::layer().with_tracer(gateway.tracer("gateway"));
     tracing_subscriber::registry().with(targets).with(layer).init();

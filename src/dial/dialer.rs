@@ -213,8 +213,7 @@ impl<S: Service<DialAgent>> Dialer<S> {
 /// Drops the dial, in its span.
 #[inline]
 fn end<F, C>(mut dial: Pin<&mut Dial<F, C>>, span: &mut DialSpan) {
-    span.in_scope(|| dial.set(Dial::None));
-    span.end();
+    span.end(|| dial.set(Dial::None));
 }
 
 impl<S> AnyDialer for Dialer<S>

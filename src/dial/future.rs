@@ -117,6 +117,9 @@ where
 {
     type Output = Result<Bound<S::Response>, Error>;
 
+    // Always: with the feature `tracing` there are two calls, of which the hot one is not inlined
+    // otherwise.
+    #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled<S> {
         let mut parts = self.project();
         match parts.stage {

@@ -65,18 +65,18 @@ pub trait TestBus: Send + Sync + 'static {
     /// The bus as one process has it.
     type Hints: Hints;
 
-    /// Returns the bus as one more process has it. All of them hear each other.
+    /// Returns the bus as one more process has it. All ends receive each other's hints.
     fn end(&self) -> impl Future<Output = Self::Hints> + Send;
 
-    /// Breaks the connections over which all ends listen, so that hints may be lost; they may
+    /// Breaks the connections over which all ends listen, so that hints may be lost. The ends may
     /// connect again at once. Returns `false` if there is no connection that could break, which
     /// leaves the case out.
     fn disconnect(&self) -> impl Future<Output = bool> + Send {
         ready(false)
     }
 
-    /// Lets all ends receive what is no hint. Returns `false` if the bus cannot carry anything but
-    /// hints, which leaves the case out.
+    /// Sends all ends an input that is no hint. Returns `false` if the bus can carry nothing but
+    /// hints; the case is left out then.
     fn send_unreadable(&self) -> impl Future<Output = bool> + Send {
         ready(false)
     }
@@ -115,8 +115,8 @@ macro_rules! __hints_contract_cases {
 /// the given function.
 ///
 /// The tests are functions in the module in which the macro stands, named as in
-/// [`testing::hints::cases`](crate::testing::hints::cases); give them a module of their own. What
-/// the function may return: [`testing::hints`](crate::testing::hints).
+/// [`testing::hints::cases`](crate::testing::hints::cases); give them a module of their own.
+/// [`testing::hints`](crate::testing::hints) says what the function may return.
 ///
 /// ```
 /// # fn main() {}
@@ -157,11 +157,11 @@ macro_rules! names {
 }
 __hints_contract_cases! { names! {} }
 
-/// What a function may return to [`hints_contract_tests!`](crate::hints_contract_tests).
+/// A value that a function may return to [`hints_contract_tests!`](crate::hints_contract_tests).
 pub trait MadeBus {
     /// The bus.
     type Bus: TestBus;
-    /// What is kept until the case has ended.
+    /// A value that is kept until the case has ended.
     type Kept;
 
     /// Returns the two; `None` leaves the case out.

@@ -14,8 +14,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// One playground runs at a time: hundreds of chats beside those of another one would make healthy
-/// dials slow, which their counters would show.
+/// One playground runs at a time if its counters are compared: hundreds of chats beside those of
+/// another one would make healthy dials slow, which the counters would show.
 static ALONE: Mutex<()> = Mutex::new(());
 
 pub struct Playground {
@@ -23,12 +23,20 @@ pub struct Playground {
     /// `127.0.0.1:` and the port.
     pub address: String,
     /// Dropped after the process has ended.
-    _alone: MutexGuard<'static, ()>,
+    _alone: Option<MutexGuard<'static, ()>>,
 }
 
 impl Playground {
+    /// Starts a playground, once no other one runs that was started so.
     pub fn start(arguments: &[&str]) -> Self {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut playground = Self::beside_others(arguments);
+        playground._alone = Some(alone);
+        playground
+    }
+
+    /// Starts a playground whose counters nothing looks at.
+    pub fn beside_others(arguments: &[&str]) -> Self {
         let mut child = Command::new(program())
             .args(arguments)
             .stdin(Stdio::null())
@@ -39,7 +47,7 @@ impl Playground {
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = line.split("http://").nth(1).unwrap_or_else(|| panic!("{line:?}"));
         let address = address.trim_end().trim_end_matches('/').to_owned();
-        Self { child, address, _alone: alone }
+        Self { child, address, _alone: None }
     }
 
     /// Sends a request over a connection of its own, and returns the status and the body.

@@ -29,7 +29,7 @@ async fn ends(playground: &mut Playground, agents: &[u32]) -> std::process::Exit
 #[tokio::test]
 async fn all_agents_end_with_the_playground_however_it_ends() {
     for (signal, code) in [("INT", Some(0)), ("TERM", Some(0)), ("KILL", None)] {
-        let mut playground = Playground::start(&["--chats", "20"]);
+        let mut playground = Playground::beside_others(&["--chats", "20"]);
         // One agent was replaced and hangs, one is frozen, one answers nothing.
         for press in ["0/rebuild", "1/freeze", "2/black-hole"] {
             let done = playground.press(&format!("/workspaces/{press}")).await;
@@ -48,7 +48,7 @@ async fn all_agents_end_with_the_playground_however_it_ends() {
 
 #[tokio::test]
 async fn a_port_that_is_in_use_is_a_clear_error() {
-    let playground = Playground::start(&["--chats", "20"]);
+    let playground = Playground::beside_others(&["--chats", "20"]);
     let port = playground.address.rsplit(':').next().unwrap();
     let second = Command::new(program()).args(["--port", port]).output().unwrap();
     assert_eq!(second.status.code(), Some(1));
@@ -66,7 +66,7 @@ async fn a_port_that_is_in_use_is_a_clear_error() {
 
 #[tokio::test]
 async fn only_the_page_itself_may_press_buttons() {
-    let playground = Playground::start(&["--chats", "20"]);
+    let playground = Playground::beside_others(&["--chats", "20"]);
     let port = playground.address.rsplit(':').next().unwrap().to_owned();
     for (headers, status) in [
         (String::new(), 200),
@@ -90,7 +90,7 @@ async fn only_the_page_itself_may_press_buttons() {
 
 #[tokio::test]
 async fn pages_have_a_limit_and_one_that_is_closed_makes_room() {
-    let playground = Playground::start(&["--chats", "20", "--turns", "100"]);
+    let playground = Playground::beside_others(&["--chats", "20", "--turns", "100"]);
     let ask = format!("GET /events HTTP/1.1\r\nhost: {}\r\n\r\n", playground.address);
     let mut pages = Vec::new();
     for _ in 0..16 {

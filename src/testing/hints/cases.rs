@@ -23,7 +23,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-/// How long a case waits for what must happen.
+/// How long a case waits for an event that must happen.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A hint about a session of its own: a bus may leave out an older hint about the same session.
@@ -34,8 +34,8 @@ fn fresh(origin: u64) -> Hint {
     Hint::new(origin, About::Session { session, revision: Some(Revision::new(1)) })
 }
 
-/// An end that sends. It also listens, and what it hears is discarded: a layer does both for as long
-/// as it lives, and the bus may send in the stream.
+/// An end that sends. It also listens and discards what it receives: a layer does both for its whole
+/// life, and the bus may do its sending in the stream.
 struct Sender<H> {
     end: H,
     listening: JoinHandle<()>,
@@ -61,7 +61,7 @@ impl<H> Drop for Sender<H> {
 struct Listener(BoxStream<'static, Heard>);
 
 impl Listener {
-    /// Listens, and waits until hints of `sender` arrive.
+    /// Listens, and waits until a hint of `sender` arrives.
     async fn that_hears(end: &impl Hints, sender: &Sender<impl Hints>) -> Self {
         let mut listener = Self::of(end);
         listener.hears_again(sender).await;
@@ -72,7 +72,7 @@ impl Listener {
         Self(end.listen().boxed())
     }
 
-    /// A bus need not be reliable, but it must carry some hints: one of many is heard in time.
+    /// A bus need not be reliable, but it must carry some hints: of many, one arrives in time.
     async fn hears_again(&mut self, sender: &Sender<impl Hints>) {
         let (began, mut sent) = (Instant::now(), HashSet::new());
         loop {
@@ -115,7 +115,7 @@ impl Listener {
     }
 }
 
-/// What one process sends, the others hear, each with every stream that it has.
+/// A hint of one process reaches the others, in each of their streams.
 ///
 /// > A hint that is sent after this call is received, or `Heard::Lagged` is received after it was
 /// > lost.
@@ -134,8 +134,8 @@ pub async fn a_hint_reaches_every_listener<B: TestBus>(bus: B) {
     }
 }
 
-/// A hint is heard as it was sent: its kind, its ids, its numbers, also those that are missing, and
-/// its origin, by which a layer knows its own hints.
+/// A hint arrives as it was sent: its kind, its ids, its numbers (also absent ones) and its origin, by
+/// which a layer recognizes its own hints.
 ///
 /// > The random number of the layer that sent the hint. A layer ignores its own hints.
 pub async fn every_part_of_a_hint_survives<B: TestBus>(bus: B) {
@@ -168,8 +168,8 @@ pub async fn every_part_of_a_hint_survives<B: TestBus>(bus: B) {
     }
 }
 
-/// No hint is heard that nobody has sent; several times, and in another order, is allowed. A process
-/// may hear its own.
+/// No hint arrives that was not sent. Hints may arrive several times and in another order, and a
+/// process may receive its own.
 ///
 /// > A bus need not be reliable: it may lose, delay, double or reorder hints.
 pub async fn a_hint_is_received_as_it_was_sent<B: TestBus>(bus: B) {
@@ -195,8 +195,8 @@ pub async fn a_hint_is_received_as_it_was_sent<B: TestBus>(bus: B) {
     }
 }
 
-/// What is sent right after `listen` has returned, and before the stream was polled, is heard; or
-/// `Lagged` is, once the bus listens.
+/// A hint that is sent right after `listen` has returned, and before the stream was polled, arrives;
+/// or `Lagged` does, once the bus listens.
 ///
 /// > A bus that is not listening yet when this returns must report `Lagged` when it is.
 pub async fn listening_begins_when_listen_returns<B: TestBus>(bus: B) {
@@ -211,7 +211,7 @@ pub async fn listening_begins_when_listen_returns<B: TestBus>(bus: B) {
     }
 }
 
-/// A stream that is not polled for long loses hints at some point, and says so.
+/// A stream that is not polled for long loses hints at some point, and reports it.
 ///
 /// > A hint that is sent after this call is received, or `Heard::Lagged` is received after it was
 /// > lost.
@@ -233,8 +233,8 @@ pub async fn a_listener_that_falls_behind_hears_that_something_was_lost<B: TestB
     }
 }
 
-/// Whatever was sent while the connection was broken is lost, and the listener cannot know what: so
-/// it hears `Lagged`, and hints again afterwards.
+/// Hints that are sent while the connection is broken are lost, and the listener cannot know which:
+/// it receives `Lagged`, and hints again afterwards.
 ///
 /// > A hint that cannot be carried is lost; if the bus notices, it reports `Heard::Lagged` to the
 /// > other processes.
@@ -252,7 +252,7 @@ pub async fn a_connection_that_is_lost_is_heard_as_lagged<B: TestBus>(bus: B) {
     }
 }
 
-/// What cannot be read may have been a hint: `Lagged` stands for it, and the stream goes on.
+/// An unreadable input may have been a hint: `Lagged` stands for it, and the stream continues.
 ///
 /// > reports `Heard::Lagged` in place of a text that it cannot parse.
 pub async fn unreadable_input_is_heard_as_lagged<B: TestBus>(bus: B) {
@@ -268,8 +268,8 @@ pub async fn unreadable_input_is_heard_as_lagged<B: TestBus>(bus: B) {
     }
 }
 
-/// Sending does not block its thread: no end listens, or another end has a stream that is not
-/// polled.
+/// Sending does not block its thread, neither if no end listens nor if another end has a stream that
+/// is not polled.
 ///
 /// > It never waits and never fails.
 pub async fn sending_does_not_wait<B: TestBus>(bus: B) {
@@ -286,7 +286,7 @@ pub async fn sending_does_not_wait<B: TestBus>(bus: B) {
     }
 }
 
-/// Tasks that work for a stream end with it, soon; counted is what runs on the runtime of the case.
+/// Tasks that work for a stream end soon after it. The case counts the tasks of its own runtime.
 ///
 /// > Dropping the stream ends the listening and all work for it.
 pub async fn dropping_a_stream_ends_what_worked_for_it<B: TestBus>(bus: B) {

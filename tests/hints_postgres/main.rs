@@ -714,19 +714,20 @@ async fn a_closed_pool_does_not_affect_the_hints() {
 async fn a_dropped_stream_leaves_no_connection_and_no_task() {
     let Some(mut scene) = Scene::new().await else { return };
     assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
-    // Waits until the stream listens and its probe was received.
+    // Waits until the stream listens and its probe was received. On a busy machine more answers are
+    // there at each poll, so there are fewer polls, and the state with one connection may be skipped.
     let all = polls_and_drop(&mut scene, usize::MAX).await.0;
-    assert!(all > 10, "{all}");
-    // sqlx yields 819 times for a password, so the test skips most of these polls. It drops the
-    // stream at each poll around the first connection and at the end.
-    let some = (0..10)
-        .chain((10..all).step_by(97))
-        .chain(all.saturating_sub(840)..all.saturating_sub(810));
     let mut were_there = HashSet::new();
-    for polls in some.chain(all.saturating_sub(20)..=all) {
-        were_there.insert(polls_and_drop(&mut scene, polls).await.1);
+    for round in 0..20 {
+        for polls in 0..=all {
+            were_there.insert(polls_and_drop(&mut scene, polls).await.1);
+        }
+        if were_there == HashSet::from([0, 1, 2]) {
+            return;
+        }
+        println!("round {round}, {all} polls: {were_there:?} connections");
     }
-    assert_eq!(were_there, HashSet::from([0, 1, 2]));
+    panic!("the stream was not dropped with each number of connections: {were_there:?}");
 }
 
 /// Returns the number of polls until the stream was idle, `most` at most, and the number of

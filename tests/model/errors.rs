@@ -2,7 +2,7 @@
 //! and the end of the call.
 
 use crate::{
-    DIAL_TIMEOUT, STORE_TIMEOUT,
+    DIAL_TIMEOUT, STORE_TIMEOUT, VALIDATION_DELAY,
     history::{Found, History, Kind, KnownAgent, Moment, Observation, Question, Statement, chain},
     ms,
     scenario::{Does, Fault, How, Op, Status},
@@ -78,6 +78,8 @@ impl Truth {
             // The process knew neither of the session's retarget nor of the builds of both
             // workspaces.
             ErrorKind::Retargeted => Ok(()),
+            // Both dials of a target failed before the answer that names the newer one.
+            ErrorKind::Unreachable { newer: Some(_) } if case.was_answered_late() => Ok(()),
             kind if case.was_just_denied(kind) => Ok(()),
             _ if calm => Err("no fault was active since before the call began"),
             _ => Ok(()),
@@ -277,6 +279,14 @@ impl<'a> Case<'a> {
             as_error(said).as_ref() == Some(kind) && self.now.at - at.at <= ms(1_000)
         };
         self.call.dials.is_empty() && questions.any(heard)
+    }
+
+    /// Returns `true` if an answer has taken longer than a call waits for it before it dials again.
+    fn was_answered_late(&self) -> bool {
+        self.answers().any(|(question, _)| {
+            let said = question.ended.as_ref().expect("an answer").0;
+            said.at - question.began.at >= VALIDATION_DELAY
+        })
     }
 
     fn judge_denial(&self, kind: &ErrorKind) -> Judged {

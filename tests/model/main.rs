@@ -34,6 +34,7 @@ const CHATS: usize = 4;
 const WORKSPACES: usize = 3;
 const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
 const STORE_TIMEOUT: Duration = Duration::from_secs(5);
+const VALIDATION_DELAY: Duration = Duration::from_millis(250);
 
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)

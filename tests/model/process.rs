@@ -1,7 +1,7 @@
 //! One process, and the hints that it receives.
 
 use crate::{
-    DIAL_TIMEOUT,
+    DIAL_TIMEOUT, VALIDATION_DELAY,
     dialer::Dialer,
     ms,
     resolver::resolver,
@@ -48,6 +48,7 @@ impl Process {
         }
         let layer = builder
             .dial_timeout(DIAL_TIMEOUT)
+            .validation_delay(VALIDATION_DELAY)
             .repair(repair)
             .observer(move |event: &Event<'_>| {
                 if let Event::ReportedStale { .. } | Event::DroppedInFlight { .. } = event {

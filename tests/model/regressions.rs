@@ -786,6 +786,25 @@ pub(crate) fn scenarios_that_once_broke_a_rule_keep_the_rules() {
             ],
         ),
         (
+            "a redial before a late answer takes the last dial",
+            vec![
+                Op::Retarget { by: Process(0), chat: 2, ws: 0 },
+                Op::Call { process: 0, chat: 3, named: Some(0), lag: 0 },
+                Op::Rebuild { ws: 0, old: Does::Fail(0) },
+                Op::Restart { process: 0 },
+                Op::Rebuild { ws: 0, old: Does::Fail(0) },
+                look(0, 2),
+                Op::Call { process: 0, chat: 3, named: None, lag: 7 },
+                Op::Resolver {
+                    process: 0,
+                    ws: 0,
+                    answers: Answers { how: How::Right, after: 300, early: false },
+                },
+                call(0, 0),
+                Op::Advance { ms: 2_500 },
+            ],
+        ),
+        (
             "an answer that lags behind a row whose read began before the question is a failure",
             vec![
                 Op::Rebuild { ws: 1, old: Does::Answer(0) },

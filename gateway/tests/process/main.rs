@@ -1,8 +1,9 @@
-//! The gateway as a process: real sockets, a real SQLite file, real TLS, real signals.
+//! The gateway as a process: real sockets, real databases, real TLS, real signals.
 #![cfg(unix)]
 
 mod authorization;
 mod configuration;
+mod databases;
 mod faults;
 mod limits;
 mod readiness;

@@ -200,17 +200,23 @@ pub fn program() -> Command {
     command
 }
 
-/// The keys of a configuration that a test needs. Others are added in the same form.
+/// The keys of a configuration that a test needs. Others are added in the same form; the store is a
+/// SQLite file unless they name one.
 pub fn configuration(folder: &Path, platform: &Platform, more: &str) -> String {
+    let file = folder.join("bindings.db");
+    let store = if more.contains("store.url") {
+        String::new()
+    } else {
+        format!("store.url = \"sqlite:{}\"\n", file.display())
+    };
     format!(
         "server.listen = \"127.0.0.1:0\"\n\
          admin.listen = \"127.0.0.1:0\"\n\
          admin.token = \"{OPERATOR}\"\n\
-         store.url = \"sqlite:{}\"\n\
+         {store}\
          resolver.url = \"http://{}/workspaces/{{workspace}}\"\n\
          log.format = \"json\"\n\
          {more}\n",
-        folder.join("bindings.db").display(),
         platform.address,
     )
 }

@@ -1,6 +1,6 @@
-//! Measures the cost of the layer in a gateway: the same proxy runs twice, as two processes in front
-//! of one agent. One sends through an `AgentClient` to the agent of the chat, the other through
-//! hyper-util's client to a fixed address. Both keep their connections.
+//! Measures the cost of the layer in a gateway: the same proxy runs twice, as two processes in
+//! front of one agent. One sends through an `AgentClient` to the agent of the chat, the other
+//! through hyper-util's client to a fixed address. Both keep their connections.
 //!
 //! ```text
 //! cargo bench --features http --bench gateway                # 5 interleaved pairs of each case; needs wrk
@@ -12,8 +12,8 @@
 //! and the agent (HTTP/1, HTTP/2); the clients speak HTTP/1.
 //!
 //! Prints the median of each figure, and of the ratio within each pair, since other load on the
-//! machine slows both. On such a machine the processor time of a request (Linux only) still shows the
-//! difference.
+//! machine slows both. On such a machine the processor time of a request (Linux only) still shows
+//! the difference.
 
 use axum::{
     Router,

@@ -99,8 +99,8 @@ fn sqlite(criterion: &mut Criterion, runtime: &Runtime) {
         })
     });
 
-    // A turn without this crate: queries for the workspace, its latest build and that build's agent,
-    // then a dial.
+    // A turn without this crate: queries for the workspace, its latest build and that build's
+    // agent, then a dial.
     let resolving = service_fn(|chat: SessionId| {
         let pool = store.pool().clone();
         async move {

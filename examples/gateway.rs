@@ -177,6 +177,7 @@ async fn main() -> Result<(), BoxError> {
 
     authority.set(workspace, Resolution::Stopped);
     second.listening.abort();
+    let _ = second.listening.await; // its address refuses connections from here on
     bindings.validate_workspace(workspace).await?;
     let (status, ..) = turn("the workspace is stopped").await?;
     expect(status == 503, "the gateway says so")?;

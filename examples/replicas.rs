@@ -1,8 +1,8 @@
-//! One idea: several processes serve the same chats and tell each other what they have written. Here
-//! two gateways over one PostgreSQL stand for two processes: each has its own pool and cache.
+//! One idea: several processes serve the same chats and tell each other what they have written.
+//! Here two gateways over one PostgreSQL stand for two processes: each has its own pool and cache.
 //!
-//! `cargo run --features postgres --example replicas` uses the database in `DATABASE_URL`, or starts
-//! a server.
+//! `cargo run --features postgres --example replicas` uses the database in `DATABASE_URL`, or
+//! starts a server.
 
 use examples::common::{self, Agent, Authority, Connection, Dialer, database::Database, expect};
 use std::{fmt::Display, process::ExitCode, time::Duration};

@@ -1,5 +1,5 @@
-//! One idea: a limit, a timeout or a span outside the layer applies to whole turns; inside the layer
-//! it applies to single dials.
+//! One idea: a limit, a timeout or a span outside the layer applies to whole turns; inside the
+//! layer it applies to single dials.
 //!
 //! `cargo run --example stack`
 

@@ -1,10 +1,11 @@
 //! The cached rows: for each session a register that only moves to greater revisions.
 //!
 //! An *optimistic cache* over moka. Statements lock nothing: a read or write of a row takes a
-//! [`ReadToken`] before it is sent, and shows the token with its result. A row with a greater revision replaces the
-//! one in its slot. An *empty* slot has no revision to compare with, because moka may evict a row
-//! at any time and no tombstone stays behind. There the token decides: if the slot was emptied
-//! after the read began, or a greater revision was seen, the row may be stale and is not cached.
+//! [`ReadToken`] before it is sent, and shows the token with its result. A row with a greater
+//! revision replaces the one in its slot. An *empty* slot has no revision to compare with, because
+//! moka may evict a row at any time and no tombstone stays behind. There the token decides: if the
+//! slot was emptied after the read began, or a greater revision was seen, the row may be stale and
+//! is not cached.
 //!
 //! * [`entry`]: a cached row and its state, which shows how the cache has treated it since.
 //! * [`policy`]: the decisions, as pure functions.

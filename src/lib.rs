@@ -102,8 +102,8 @@
 //! * `sqlite` (default): [`SqliteStore`], with SQLite built in; re-exports `sqlx`.
 //! * `postgres`: [`PostgresStore`] and [`PostgresHints`]; re-exports `sqlx`.
 //! * `mysql`: [`MySqlStore`], also for MariaDB; re-exports `sqlx`.
-//! * `http`: [`AgentClient`], a client with a pool; [`Connector`], for hyper-util and tonic; [`Hop`],
-//!   the rules of a gateway.
+//! * `http`: [`AgentClient`], a client with a pool; [`Connector`], for hyper-util and tonic;
+//!   [`Hop`], the rules of a gateway.
 //! * `serde`: [`Settings`] from configuration, ids that serialize as a `Uuid`, and what a page for
 //!   debugging shows ([`Stats`], [`WorkspaceSnapshot`], [`SessionSnapshot`]).
 //! * `tracing`: a span for each call, an event for each step.

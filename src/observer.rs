@@ -28,12 +28,12 @@ use tokio::time::Instant;
 /// # Feature `tracing`
 ///
 /// With this feature, every event is also a `tracing` event with the target `tower_bound_agent`.
-/// Events of a call are in its span `bound_agent`, at the level *debug*. Its fields are `session` and,
-/// when the call ends, `workspace`, `agent`, `outcome` or `error` (the words of [`OutcomeKind`] and
-/// [`ErrorKind`]), `dials`, `validations` and `waited`. Its children show what a slow call waited for:
-/// `dial` (`agent`, `error`), from the start of a dial to its end, `validate`, while the call is
-/// interested in the answer of the resolver, and `store` (`verb`), while it waits for a statement.
-/// Work that calls share is in no span. The levels of events are:
+/// Events of a call are in its span `bound_agent`, at the level *debug*. Its fields are `session`
+/// and, when the call ends, `workspace`, `agent`, `outcome` or `error` (the words of
+/// [`OutcomeKind`] and [`ErrorKind`]), `dials`, `validations` and `waited`. Its children show what
+/// a slow call waited for: `dial` (`agent`, `error`), from the start of a dial to its end,
+/// `validate`, while the call is interested in the answer of the resolver, and `store` (`verb`),
+/// while it waits for a statement. Work that calls share is in no span. The levels of events are:
 ///
 /// * *warn*: what an operator must act on, always with its cause: a call that failed because of the
 ///   store, the resolver, the dial service, this process or an agent that does not answer; a failed

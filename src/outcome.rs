@@ -44,7 +44,8 @@ impl Outcome {
         }
     }
 
-    /// Returns the outcome of a call whose only dial was ready at once, with another kind and repair.
+    /// Returns the outcome of a call whose only dial was ready at once, with another kind and
+    /// repair.
     #[cfg(feature = "testing")]
     pub(crate) fn with(kind: OutcomeKind, repair: Repair) -> Self {
         let status = RepairStatus::new();

@@ -156,8 +156,8 @@ impl Repairs {
         }
     }
 
-    /// Waits for the attempts that have begun. Returns how many repairs are still pending or will be
-    /// tried again.
+    /// Waits for the attempts that have begun. Returns how many repairs are still pending or will
+    /// be tried again.
     pub(crate) async fn flush(shared: &Arc<Shared>) -> usize {
         let repairs = &shared.repairs;
         let mut jobs: Vec<Job> = Vec::new();

@@ -1,4 +1,5 @@
-//! The manifests of the workspace list every target, and every member has the features of the crate.
+//! The manifests of the workspace list every target, and every member has the features of the
+//! crate.
 
 use std::{collections::BTreeSet, fs, path::Path};
 

@@ -21,8 +21,8 @@ pub struct Database {
 }
 
 impl Database {
-    /// Runs an example in the server that `DATABASE_URL` names. Without that variable, replaces this
-    /// process by `tests/servers`, which starts a server and runs the example again.
+    /// Runs an example in the server that `DATABASE_URL` names. Without that variable, replaces
+    /// this process by `tests/servers`, which starts a server and runs the example again.
     pub async fn run<T>(
         story: impl AsyncFnOnce(&Self) -> Result<T, BoxError>,
     ) -> Result<T, BoxError> {

@@ -47,8 +47,8 @@ impl Counter {
         Ok(counter)
     }
 
-    /// Returns the statements that name a table whose name begins with `tables`, so that nothing else
-    /// that the server does is counted.
+    /// Returns the statements that name a table whose name begins with `tables`, so that nothing
+    /// else that the server does is counted.
     pub async fn calls(&mut self, tables: &str) -> Result<Calls, BoxError> {
         let counted: Vec<(String, i64)> =
             sqlx::query_as(self.sql.clone()).bind(tables).fetch_all(&mut self.connection).await?;

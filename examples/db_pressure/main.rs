@@ -53,7 +53,8 @@ enum Way {
     Load,
     /// This crate; no chat has an agent yet.
     FirstBind,
-    /// This crate; every chat is bound to an agent that was replaced just before the process started.
+    /// This crate; every chat is bound to an agent that was replaced just before the process
+    /// started.
     Rebuilt,
     /// The same, with the cache filled before the first turn.
     Warmed,

@@ -1,5 +1,5 @@
-//! What the story needs of a Kubernetes API server, on a real socket: lists and watches of pods, and
-//! the volume claims of the workspaces.
+//! What the story needs of a Kubernetes API server, on a real socket: lists and watches of pods,
+//! and the volume claims of the workspaces.
 
 use axum::{
     Json, Router,

@@ -1,8 +1,9 @@
-//! One idea: the agents are pods of a Kubernetes cluster. The resolver reads them, and a watch tells
-//! the layer of a replaced pod before a call meets it. The recipe is in `pods.rs`; `api_server.rs`
-//! stands for the cluster.
+//! One idea: the agents are pods of a Kubernetes cluster. The resolver reads them, and a watch
+//! tells the layer of a replaced pod before a call meets it. The recipe is in `pods.rs`;
+//! `api_server.rs` stands for the cluster.
 //!
-//! `cargo run -p recipe-kubernetes` prints what each turn costs, and fails if that is not the expected cost.
+//! `cargo run -p recipe-kubernetes` prints what each turn costs, and fails if that is not the
+//! expected cost.
 
 mod api_server;
 mod pods;

@@ -108,8 +108,8 @@ impl Change {
 pub struct KeyValueStore(Service);
 
 impl KeyValueStore {
-    /// Reads the row, decides on a change, and writes it if the version is still the same; otherwise
-    /// starts over. So the decision still holds at the moment of the write.
+    /// Reads the row, decides on a change, and writes it if the version is still the same;
+    /// otherwise starts over. So the decision still holds at the moment of the write.
     ///
     /// Returns the row as it is now, and whether it was written.
     async fn change(

@@ -8,9 +8,10 @@
 //! cargo run --example playground -- --story         # a rebuild without a page, as a table
 //! ```
 //!
-//! `--chats N`, `--workspaces N` and `--turns N` (in a second and lane) change the load, `--delay N`
-//! the validation delay of this crate (in milliseconds). The page has no build step and loads
-//! nothing from elsewhere. The agents are this program again; they end with it, however it ends.
+//! `--chats N`, `--workspaces N` and `--turns N` (in a second and lane) change the load, and
+//! `--delay N` the validation delay of this crate (in milliseconds). The page has no build step and
+//! loads nothing from elsewhere. The agents are this program again; they end with it, however it
+//! ends.
 #![allow(unreachable_pub)] // modules of an example have no outside
 
 mod agent;

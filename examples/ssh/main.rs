@@ -1,7 +1,8 @@
-//! One idea: a connection to an agent is an SSH session, and the agent proves with its host key that
-//! it is the one that was dialed. The recipe is in `dialer.rs`; `agent.rs` has the SSH server.
+//! One idea: a connection to an agent is an SSH session, and the agent proves with its host key
+//! that it is the one that was dialed. The recipe is in `dialer.rs`; `agent.rs` has the SSH server.
 //!
-//! `cargo run -p recipe-ssh` prints what each turn costs, and fails if that is not the expected cost.
+//! `cargo run -p recipe-ssh` prints what each turn costs, and fails if that is not the expected
+//! cost.
 
 mod agent;
 mod dialer;

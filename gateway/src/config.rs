@@ -258,8 +258,8 @@ pub struct AgentsTls {
     pub key: Option<PathBuf>,
 }
 
-/// Who may send requests: a service that is asked by HTTP, or the owners of tokens. One of `url` and
-/// `tokens` must be set.
+/// Who may send requests: a service that is asked by HTTP, or the owners of tokens. One of `url`
+/// and `tokens` must be set.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]

@@ -1,7 +1,7 @@
 //! A reverse proxy that sends each session to the agent that its workspace has now.
 //!
-//! The program `bound-agent-gateway` is a [`Gateway`] with a [`Config`] from a file. As a library it
-//! takes an [`Authorize`](authorize::Authorize) of the application:
+//! The program `bound-agent-gateway` is a [`Gateway`] with a [`Config`] from a file. As a library
+//! it takes an [`Authorize`](authorize::Authorize) of the application:
 //!
 //! ```no_run
 //! use bound_agent_gateway::{Config, Gateway, authorize::Everybody, recorder};

@@ -31,8 +31,8 @@ use uuid::Uuid;
 ///
 /// * `agent` is the id of the agent (a UUID), `address` is what the gateway connects to (host and
 ///   port).
-/// * `generation` is a number that grows with every build of the workspace, and `build` its id. Both
-///   may be missing. With a generation, an answer that arrives late is recognized.
+/// * `generation` is a number that grows with every build of the workspace, and `build` its id.
+///   Both may be missing. With a generation, an answer that arrives late is recognized.
 /// * `retry_after`, in seconds, may be missing. It becomes `Retry-After` for clients.
 /// * Other keys are ignored.
 ///

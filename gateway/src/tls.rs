@@ -51,8 +51,8 @@ pub enum TlsError {
 type Contents = Vec<Vec<u8>>;
 type Build<T> = Box<dyn Fn(&[PathBuf], &Contents) -> Result<T, TlsError> + Send + Sync>;
 
-/// A value that is built from files, and built again when they have changed. If they cannot be used,
-/// the value stays what it was.
+/// A value that is built from files, and built again when they have changed. If they cannot be
+/// used, the value stays what it was.
 pub(crate) struct Reloading<T> {
     files: Vec<PathBuf>,
     build: Build<T>,

@@ -32,7 +32,8 @@ pub struct Stats {
     pub repairs_pending: u64,
     /// Repairs that have failed and will be tried again.
     pub repairs_retrying: u64,
-    /// Connections that are held: each [`Bound`](crate::Bound) and each [`InUse`](crate::InUse) guard.
+    /// Connections that are held: each [`Bound`](crate::Bound) and each [`InUse`](crate::InUse)
+    /// guard.
     pub held_connections: u64,
 }
 

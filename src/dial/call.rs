@@ -222,8 +222,8 @@ impl Call {
                 return Ok(None);
             }
         };
-        // While nothing says which of the row and the target is right, nothing is written. An answer
-        // to a question that began at the instant of the doubt counts as the later one.
+        // While nothing says which of the row and the target is right, nothing is written. An
+        // answer to a question that began at the instant of the doubt counts as the later one.
         let is_contradicted = start.choice.contradicts()
             && start.choice.target().is_some_and(|row| !row.same_endpoint(&won.target))
             && start.entry.workspace_state.named_at(&won.target) < start.choice.doubt();

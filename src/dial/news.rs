@@ -15,8 +15,8 @@ use std::{
 /// dial. Counts the call as waiting, from the first poll until this is dropped.
 pub(crate) struct News(Wait);
 
-/// What [`News`] consists of. The future of a call ends the wait by itself, since it needs the parts
-/// afterwards.
+/// What [`News`] consists of. The future of a call ends the wait by itself, since it needs the
+/// parts afterwards.
 pub(crate) struct Wait {
     pub(crate) shared: Arc<Shared>,
     pub(crate) entry: Arc<CachedRow>,

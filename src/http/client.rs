@@ -147,8 +147,8 @@ use tower_service::Service;
 /// whether the request may be repeated; [`ClientError`] has a table. If an agent closes an idle
 /// connection and a request is sent over it before the runtime has noticed, the request fails with
 /// [`ClientError::Send`]: the agent may have received it. The client itself reports an agent as
-/// stale when a connection fails in use or when the agent does not answer in time. A connection that
-/// fails after a complete response raises no doubt about the agent.
+/// stale when a connection fails in use or when the agent does not answer in time. A connection
+/// that fails after a complete response raises no doubt about the agent.
 ///
 /// Three mechanisms detect a machine that disappeared without closing its connections: the dialer's
 /// [`watch_peer`](super::watch_peer), the only one that works in the middle of a response;

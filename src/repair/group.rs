@@ -11,8 +11,8 @@ use crate::{
 };
 use std::sync::Arc;
 
-/// The number of statements in one attempt, so that a store that never comes to an end holds nothing
-/// up. The next attempt writes the rest.
+/// The number of statements in one attempt, so that a store that never comes to an end holds
+/// nothing up. The next attempt writes the rest.
 const MOST_STATEMENTS: usize = 1_000;
 
 impl Task {
@@ -50,8 +50,8 @@ impl Task {
         // and a call that has asked is on the list.
         workspace_state.repaired(GroupRepair { behind, target: Arc::clone(target), began, landed });
         for entry in shared.repairs.take_entries(&self.key) {
-            // The cached row takes over what was written. A row that the statements have missed gets
-            // its own repair.
+            // The cached row takes over what was written. A row that the statements have missed
+            // gets its own repair.
             Repairs::begin(shared, &entry, target, false);
         }
         let (workspace, epoch) = (workspace_state.workspace(), Some(workspace_state.epoch()));

@@ -11,8 +11,8 @@ use crate::{
 use std::sync::Arc;
 use tokio::time::Instant;
 
-/// The number of compare-and-swaps in one attempt. A row that is known to be behind is written over,
-/// but each time another process may be faster.
+/// The number of compare-and-swaps in one attempt. A row that is known to be behind is written
+/// over, but each time another process may be faster.
 const MOST_SWAPS: u8 = 4;
 
 /// The meaning of a lost compare-and-swap for the repair that lost it.

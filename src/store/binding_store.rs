@@ -125,8 +125,8 @@ pub trait BindingStore: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// Returns [`StoreError::LockedRowsSkipped`] if locked rows were skipped and fewer rows than the limit
-    /// were written. The layer then repeats the call later.
+    /// Returns [`StoreError::LockedRowsSkipped`] if locked rows were skipped and fewer rows than
+    /// the limit were written. The layer then repeats the call later.
     fn replace_agent(
         &self,
         workspace: WorkspaceId,

@@ -34,8 +34,8 @@ pub(crate) struct PendingDials {
 
 /// The slots of one target.
 ///
-/// More than `at_most` may be in use, taken by threads that started their dials at the same instant.
-/// The next slots that are returned make up for them.
+/// More than `at_most` may be in use, taken by threads that started their dials at the same
+/// instant. The next slots that are returned make up for them.
 #[derive(Debug)]
 struct Gate {
     target: Arc<Target>,
@@ -91,8 +91,8 @@ pub(crate) enum Answers {
     Later,
 }
 
-/// The reply to a call that asks to start its hanging dial over although nothing shows that the dial
-/// is lost.
+/// The reply to a call that asks to start its hanging dial over although nothing shows that the
+/// dial is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Probe {
     Granted,

@@ -1,4 +1,5 @@
-//! A look at what is known of a workspace and a session: what it shows, and that it changes nothing.
+//! A look at what is known of a workspace and a session: what it shows, and that it changes
+//! nothing.
 
 use crate::start;
 use futures_util::TryStreamExt;

@@ -1,5 +1,5 @@
-//! Bindings: first binds, commands and their faults, repairs that lose the compare-and-swap, handles
-//! and events.
+//! Bindings: first binds, commands and their faults, repairs that lose the compare-and-swap,
+//! handles and events.
 
 mod commands;
 mod events;

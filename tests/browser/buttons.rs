@@ -6,8 +6,8 @@ use serde_json::Value;
 
 const CHATS: u64 = 40;
 const IN_ONE: u64 = CHATS / 4;
-/// Milliseconds. A healthy dial that takes as long is one more question: longer than by default, since
-/// a browser and other tests run beside it.
+/// Milliseconds. A healthy dial that takes as long is one more question: longer than by default,
+/// since a browser and other tests run beside it.
 const DELAY: &str = "1000";
 const COUNTERS: [&str; 6] = ["slow", "failed", "sql", "reads", "turns", "waiting"];
 

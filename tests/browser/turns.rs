@@ -19,8 +19,8 @@ async fn rebuilt() -> Option<(Playground, Browser)> {
 }
 
 /// Chooses the turn of this crate that has asked the resolver and was switched to another agent, by
-/// keyboard if it is not shown already: turns that were slow because the machine was come later, and
-/// so do turns that wait for its answer.
+/// keyboard if it is not shown already: turns that were slow because the machine was come later,
+/// and so do turns that wait for its answer.
 pub async fn choose_asking(browser: &Browser) {
     let asked = async || {
         let facts = browser.text("#race-facts").await.replace('\n', " ");

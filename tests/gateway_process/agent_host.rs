@@ -194,8 +194,8 @@ impl Workspace {
     }
 }
 
-/// Returns the number of a new build. Bindings outlive a restart of the gateway, so the numbers must
-/// keep growing. An application counts builds in a table; this example uses the time.
+/// Returns the number of a new build. Bindings outlive a restart of the gateway, so the numbers
+/// must keep growing. An application counts builds in a table; this example uses the time.
 fn next_build() -> Result<i64, BoxError> {
     Ok(i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?)
 }

@@ -1,6 +1,6 @@
 //! The gateway that the tests run as a process: it passes each request of a chat on to the agent of
-//! the chat's workspace, responds with an exact status when it cannot, and starts, ends and disturbs
-//! agent processes when a test asks for it. `gateway_process agent` is such an agent.
+//! the chat's workspace, responds with an exact status when it cannot, and starts, ends and
+//! disturbs agent processes when a test asks for it. `gateway_process agent` is such an agent.
 //!
 //! | route | |
 //! |---|---|
@@ -21,8 +21,8 @@
 //! address; a request in absolute form must name the gateway, by its address or by `--name`. A
 //! request that comes back to the gateway is refused as a loop (508).
 //!
-//! A response of the gateway itself is JSON (`{"error": "stopped", …}`) without the `x-agent` header
-//! of agents. It has `"unsent": true` if the agent cannot have processed the request.
+//! A response of the gateway itself is JSON (`{"error": "stopped", …}`) without the `x-agent`
+//! header of agents. It has `"unsent": true` if the agent cannot have processed the request.
 
 mod agent;
 mod agent_host;

@@ -715,7 +715,8 @@ async fn a_dropped_stream_leaves_no_connection_and_no_task() {
     let Some(mut scene) = Scene::new().await else { return };
     assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
     // Waits until the stream listens and its probe was received. On a busy machine more answers are
-    // there at each poll, so there are fewer polls, and the state with one connection may be skipped.
+    // there at each poll, so there are fewer polls, and the state with one connection may be
+    // skipped.
     let all = polls_and_drop(&mut scene, usize::MAX).await.0;
     let mut were_there = HashSet::new();
     for round in 0..20 {

@@ -1,4 +1,5 @@
-//! What an operator of a client uses: the numbers of its pool, and the hook before a request is sent.
+//! What an operator of a client uses: the numbers of its pool, and the hook before a request is
+//! sent.
 
 use crate::in_process::RawAgent;
 use std::{num::NonZeroUsize, time::Duration};

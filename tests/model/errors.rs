@@ -451,9 +451,9 @@ impl<'a> Case<'a> {
         self.readings().any(waited)
     }
 
-    /// Returns `true` if the row was not created because other writes of the row had no answer for a
-    /// store timeout. It counts from the connection of the first call that waits for the creation:
-    /// later ones fail together with it.
+    /// Returns `true` if the row was not created because other writes of the row had no answer for
+    /// a store timeout. It counts from the connection of the first call that waits for the
+    /// creation: later ones fail together with it.
     fn queued_without_sending(&self) -> bool {
         let lag = ms(self.call.lag);
         let Some(until) = self.now.at.checked_sub(lag) else { return false };

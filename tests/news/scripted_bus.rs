@@ -11,8 +11,8 @@ use tower_bound_agent::{
     hints::{About, Heard, Hint, Hints},
 };
 
-/// A bus whose hints the test creates. It records the hints of its layers, and the number of dropped
-/// streams.
+/// A bus whose hints the test creates. It records the hints of its layers, and the number of
+/// dropped streams.
 #[derive(Clone, Default)]
 pub(crate) struct ScriptedBus {
     sent: Arc<Mutex<Vec<Hint>>>,

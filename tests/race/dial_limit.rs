@@ -19,8 +19,8 @@ async fn rebuilt_again_and_again(s: &Scene, every: u64, targets: &[Target]) {
     }
 }
 
-/// Makes the resolver name each of these targets in turn. With repairs of 1,000 ms, each target that
-/// answers at once is known to be replaced by the time its repair has ended.
+/// Makes the resolver name each of these targets in turn. With repairs of 1,000 ms, each target
+/// that answers at once is known to be replaced by the time its repair has ended.
 async fn replaced_during_their_repairs(s: &Scene, ws: WorkspaceId, targets: &[Target]) {
     for target in targets {
         s.world.runs(ws, target);
@@ -266,8 +266,8 @@ async fn a_session_that_was_pointed_away_and_back_is_retargeted() {
 
 /// A session without generations whose bound agent hangs. The resolver names another one at 250 ms,
 /// which takes the call's second dial and connects at 350 ms. At 300 ms a hint reveals that the row
-/// names a third one, and nothing orders the two. The resolver's next answer takes 200 ms. Beside the
-/// call, the background refresh reads the cached row once.
+/// names a third one, and nothing orders the two. The resolver's next answer takes 200 ms. Beside
+/// the call, the background refresh reads the cached row once.
 struct Contradicted {
     s: Scene,
     wire: Wire,

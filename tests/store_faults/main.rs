@@ -1,5 +1,5 @@
-//! The contract of a store, tested: each of these faults is found, each case finds at least one, and
-//! the same store without a fault passes all cases.
+//! The contract of a store, tested: each of these faults is found, each case finds at least one,
+//! and the same store without a fault passes all cases.
 
 mod store;
 

@@ -1,7 +1,7 @@
 //! Stores in database servers: set-up, errors, transactions, lost connections, many writers.
 //!
-//! The tests are in `each_database.rs` and are compiled for each database; a module for each has the
-//! differences. `tests/servers` starts the servers.
+//! The tests are in `each_database.rs` and are compiled for each database; a module for each has
+//! the differences. `tests/servers` starts the servers.
 #![cfg(any(feature = "postgres", feature = "mysql"))]
 
 #[cfg(all(unix, feature = "postgres"))]

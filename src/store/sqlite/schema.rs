@@ -130,7 +130,8 @@ pub(super) async fn look(
     // Preparing the statements finds what the list of columns does not show (the key of the
     // upserts, a view instead of a table). None of them is executed.
     let whole = statements.named().into_iter().filter(|(name, sql)| {
-        // PostgreSQL's statement: SQLite cannot write in a WITH clause and resets in two statements.
+        // PostgreSQL's statement: SQLite cannot write in a WITH clause and resets in two
+        // statements.
         *name != "reset_workspace" && !sql.as_str().contains(LIST)
     });
     for (_, statement) in whole {

@@ -34,8 +34,8 @@ fn fresh(origin: u64) -> Hint {
     Hint::new(origin, About::Session { session, revision: Some(Revision::new(1)) })
 }
 
-/// An end that sends. It also listens and discards what it receives: a layer does both for its whole
-/// life, and the bus may do its sending in the stream.
+/// An end that sends. It also listens and discards what it receives: a layer does both for its
+/// whole life, and the bus may do its sending in the stream.
 struct Sender<H> {
     end: H,
     listening: JoinHandle<()>,
@@ -134,8 +134,8 @@ pub async fn a_hint_reaches_every_listener<B: TestBus>(bus: B) {
     }
 }
 
-/// A hint arrives as it was sent: its kind, its ids, its numbers (also absent ones) and its origin, by
-/// which a layer recognizes its own hints.
+/// A hint arrives as it was sent: its kind, its ids, its numbers (also absent ones) and its origin,
+/// by which a layer recognizes its own hints.
 ///
 /// > The random number of the layer that sent the hint. A layer ignores its own hints.
 pub async fn every_part_of_a_hint_survives<B: TestBus>(bus: B) {
@@ -195,8 +195,8 @@ pub async fn a_hint_is_received_as_it_was_sent<B: TestBus>(bus: B) {
     }
 }
 
-/// A hint that is sent right after `listen` has returned, and before the stream was polled, arrives;
-/// or `Lagged` does, once the bus listens.
+/// A hint that is sent right after `listen` has returned, and before the stream was polled,
+/// arrives; or `Lagged` does, once the bus listens.
 ///
 /// > A bus that is not listening yet when this returns must report `Lagged` when it is.
 pub async fn listening_begins_when_listen_returns<B: TestBus>(bus: B) {
@@ -268,8 +268,8 @@ pub async fn unreadable_input_is_heard_as_lagged<B: TestBus>(bus: B) {
     }
 }
 
-/// Sending does not block its thread, neither if no end listens nor if another end has a stream that
-/// is not polled.
+/// Sending does not block its thread, neither if no end listens nor if another end has a stream
+/// that is not polled.
 ///
 /// > It never waits and never fails.
 pub async fn sending_does_not_wait<B: TestBus>(bus: B) {

@@ -8,8 +8,8 @@
 //! * [`resets`]: two processes of which one does not know of the other's reset.
 //! * [`servers`], [`own_server`], `pgbouncer`: database servers, shared and exclusive to one test.
 //! * `log`: the lines that the crate has logged on a test's thread.
-//! * `net`, `gateway`, `refused`: agents on real sockets, a gateway as a process, and the statuses of
-//!   that gateway.
+//! * `net`, `gateway`, `refused`: agents on real sockets, a gateway as a process, and the statuses
+//!   of that gateway.
 
 pub mod child;
 #[cfg(all(target_os = "linux", feature = "http"))]

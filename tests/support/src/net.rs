@@ -173,8 +173,8 @@ impl Agent {
         self.serving.send_replace(true);
     }
 
-    /// The process is killed: its socket and all its connections are closed by the system. The other
-    /// ends may notice later: `Leftovers` waits for the tasks that do.
+    /// The process is killed: its socket and all its connections are closed by the system. The
+    /// other ends may notice later: `Leftovers` waits for the tasks that do.
     pub async fn kill(&mut self) {
         self.server.abort();
         let _ = (&mut self.server).await;

@@ -1,8 +1,8 @@
 //! One idea: a gateway passes each request of a chat on to the agent of the chat's workspace, and
 //! responds itself only if it cannot.
 //!
-//! [`Hop`] decides which headers cross it, and [`AgentClient`] sends the request over a connection to
-//! the agent that is bound now. What else a deployed gateway needs (configuration, TLS,
+//! [`Hop`] decides which headers cross it, and [`AgentClient`] sends the request over a connection
+//! to the agent that is bound now. What else a deployed gateway needs (configuration, TLS,
 //! authorization, metrics, limits) is in the package `gateway`.
 //!
 //! `cargo run --features http --example gateway`
@@ -63,6 +63,8 @@ async fn pass_on(
     // `/chats/{chat}/{path}` is `/{path}` at the agent.
     let path = request.uri().path_and_query().map_or("", |path| path.as_str());
     let split = path.strip_prefix("/chats/").and_then(|rest| rest.split_at_checked(36));
+    // Without the slash, the rest would be taken for the name of a server.
+    let split = split.filter(|(_, path)| path.starts_with('/'));
     let (chat, path) = split.ok_or(Refused::NotFound)?;
     let prefix = HeaderValue::try_from(format!("/chats/{chat}")).map_err(|_| Refused::NotFound)?;
     let chat: SessionId = chat.parse().map_err(|_| Refused::NotFound)?;
@@ -167,6 +169,9 @@ async fn main() -> Result<(), BoxError> {
 
     let (_, said, cost) = turn("its second turn").await?;
     expect(said == seen && cost == (0, 0), "the connection is used again, without a question")?;
+
+    let (status, _) = get(&url.replace("/turn", "turn")).await?;
+    expect(status == 404, "a path that goes on without a slash is refused")?;
 
     let second = Agent::start(2).await?;
     authority.set(workspace, Resolution::Running(second.target()));

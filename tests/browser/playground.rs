@@ -30,13 +30,15 @@ impl Playground {
     /// Starts a playground, once no other one runs that was started so.
     pub fn start(arguments: &[&str]) -> Self {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut playground = Self::beside_others(arguments);
-        playground._alone = Some(alone);
-        playground
+        Self::launch(arguments, Some(alone))
     }
 
     /// Starts a playground whose counters nothing looks at.
     pub fn beside_others(arguments: &[&str]) -> Self {
+        Self::launch(arguments, None)
+    }
+
+    fn launch(arguments: &[&str], alone: Option<MutexGuard<'static, ()>>) -> Self {
         let mut child = Command::new(program())
             .args(arguments)
             .stdin(Stdio::null())
@@ -47,7 +49,7 @@ impl Playground {
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = line.split("http://").nth(1).unwrap_or_else(|| panic!("{line:?}"));
         let address = address.trim_end().trim_end_matches('/').to_owned();
-        Self { child, address, _alone: None }
+        Self { child, address, _alone: alone }
     }
 
     /// Sends a request over a connection of its own, and returns the status and the body.

@@ -23,9 +23,9 @@
 //!     any state but Ready ──▶ Over ──▶ next: Fail
 //! ```
 //!
-//! A *switch* replaces the [`Candidate`]: the target, and all that was said about it. A target at
-//! whose address another agent has answered is not dialed again: instead of `Pending` it becomes
-//! `Failed` or `Over`. Beside the dial runs the question to the resolver, [`Next`]:
+//! A *switch* replaces the [`Candidate`]: the target, and all that was said about it. The dial of
+//! the former candidate ends with the command that follows. A target at whose address another agent
+//! has answered is not dialed again: instead of `Pending` it becomes `Failed` or `Over`. Beside the dial runs the question to the resolver, [`Next`]:
 //! `Due => Asked => Again => Asked …`. The comment of a handler begins with the states of the dial
 //! that it takes and those to which it leads; in every other state it leaves the dial alone.
 
@@ -51,6 +51,8 @@ pub(crate) const SHORTEST_LOSS: Duration = Duration::from_millis(50);
 pub(crate) enum Command {
     /// Drop the dial or the connection, then dial this target.
     Dial(Arc<Target>),
+    /// Drop the dial or the connection: it goes to a target that is no longer the candidate.
+    Stop,
     /// Join or start the workspace's validation, and report its answer.
     Validate,
     /// The same unless another call has asked meanwhile: report [`Attempt::on_asking`] or
@@ -287,9 +289,10 @@ impl Attempt {
         if self.dial == Dial::Queued && self.target().is_some_and(|target| self.is_wrong(target)) {
             // The call was led back to a target that it has left.
             self.dial = Dial::Failed { redial_at: None };
-            if self.questions.next != Next::Asked {
-                return self.fail(ErrorKind::WrongAgent);
-            }
+            return match self.questions.next {
+                Next::Asked => Command::Stop,
+                _ => self.fail(ErrorKind::WrongAgent),
+            };
         }
         if let (Dial::Queued, Some(target)) = (&self.dial, &self.candidate.target) {
             let target = Arc::clone(target);

@@ -286,6 +286,11 @@ impl Race {
                 self.dial_began = self.now;
                 dialer.as_mut().start(&target);
             }
+            Command::Stop => {
+                dialer.as_mut().stop();
+                // The dial may have waited for it.
+                dialer.as_mut().give_back();
+            }
             Command::Validate => self.validate(self.attempt.doubt().unwrap_or(self.now)),
             Command::Revalidate => match self.start.entry.workspace_state.paused_until(self.now) {
                 Some(until) => self.attempt.on_paused(until),

@@ -228,10 +228,14 @@ pub fn __run<How, M, Case>(
     M: MakeBus<How>,
     Case: Future<Output = ()>,
 {
-    run::block_on("hints::cases", name, async {
-        match make.make().await.made() {
-            Some((bus, _kept)) => case(bus).await,
-            None => run::left_out(name, "there is no bus to test"),
-        }
-    });
+    run::block_on(
+        "hints::cases",
+        name,
+        Box::pin(async {
+            match make.make().await.made() {
+                Some((bus, _kept)) => case(bus).await,
+                None => run::left_out(name, "there is no bus to test"),
+            }
+        }),
+    );
 }

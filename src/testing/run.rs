@@ -3,6 +3,7 @@
 use std::{
     io::Write,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    pin::Pin,
     time::Duration,
 };
 use tokio::{runtime::Builder, time::timeout};
@@ -25,7 +26,8 @@ pub struct InAFuture;
 /// Runs `case` on a runtime of its own. `contract` is the module that describes the case.
 ///
 /// The runtime has several threads, so that the tasks of a case run in parallel.
-pub(super) fn block_on(contract: &str, name: &str, case: impl Future<Output = ()>) {
+/// In a box, so that the runtime is compiled once and not for each case and store.
+pub(super) fn block_on(contract: &str, name: &str, case: Pin<Box<dyn Future<Output = ()> + '_>>) {
     let runtime = Builder::new_multi_thread().worker_threads(4).enable_all().build();
     let runtime = runtime.expect("a runtime for the case");
     let done =

@@ -239,10 +239,14 @@ pub fn __run<How, M, Case>(
     M: MakeStore<How>,
     Case: Future<Output = ()>,
 {
-    run::block_on("store::cases", name, async {
-        match make.make().await.made() {
-            Some((store, _kept)) => case(store).await,
-            None => run::left_out(name, "there is no store to test"),
-        }
-    });
+    run::block_on(
+        "store::cases",
+        name,
+        Box::pin(async {
+            match make.make().await.made() {
+                Some((store, _kept)) => Box::pin(case(store)).await,
+                None => run::left_out(name, "there is no store to test"),
+            }
+        }),
+    );
 }

@@ -178,6 +178,7 @@ impl Bench {
                     self.progress.started += u8::from(!self.busy);
                     format!("dial {}", name(target))
                 }
+                Command::Stop => "stop".into(),
                 Command::Validate => {
                     self.asked = Some(now);
                     "ask".into()
@@ -483,7 +484,7 @@ mod herd {
             10   wrong agent     | ask, wait 30000
             20   says b          | dial b, wait 2020
             2020 tick            | ask, wait 30000
-            2030 known a         | wait 30000
+            2030 known a         | stop, wait 30000
             2040 says c          | dial c, wait 4040";
 
         row_48_a_newer_generation_at_the_same_address_is_dialed: "bound a5

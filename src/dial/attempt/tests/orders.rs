@@ -381,6 +381,12 @@ impl Model {
                         self.start();
                     }
                 }
+                Command::Stop => {
+                    assert!(self.asked, "there is nothing to wait for");
+                    self.dial = None;
+                    self.connected = false;
+                    self.progress.waiting = false;
+                }
                 Command::Validate => {
                     assert!(!self.asked, "two questions");
                     self.asked = true;
@@ -417,6 +423,11 @@ impl Model {
                 Command::Wait(until) => {
                     assert!(*until > self.now, "it waits for what has passed");
                     assert!(*until <= self.zero + ms(DEADLINE), "it waits beyond the deadline");
+                    assert!(
+                        self.dial.is_none()
+                            || same_endpoint(self.dial.as_ref(), self.attempt.target()),
+                        "the dial of a former candidate goes on"
+                    );
                     assert!(
                         self.dial.is_some() || self.asked || self.reading,
                         "it waits for nothing"

@@ -3,9 +3,9 @@
 //! through hyper-util's client to a fixed address. Both keep their connections.
 //!
 //! ```text
-//! cargo bench --features http --bench gateway                # 5 interleaved pairs of each case; needs wrk
-//! cargo bench --features http --bench gateway -- --connections 32 --protocol http2 --pairs 11 --seconds 3
-//! cargo bench --features http --bench gateway -- --json      # a line for each case
+//! cargo bench --features gateway --bench gateway                # 5 interleaved pairs of each case; needs wrk
+//! cargo bench --features gateway --bench gateway -- --connections 32 --protocol http2 --pairs 11 --seconds 3
+//! cargo bench --features gateway --bench gateway -- --json      # a line for each case
 //! ```
 //!
 //! A case is a number of connections of clients (8, 32, 256) and the protocol between the gateway

@@ -376,25 +376,25 @@ mod alike {
 
     #[test]
     fn memory_and_the_store_of_the_example_give_the_same_answers() {
-        same_answers_as_memory(100, super::key_value);
+        same_answers_as_memory(50, super::key_value);
     }
 
     #[cfg(feature = "sqlite")]
     #[test]
     fn memory_and_sqlite_give_the_same_answers() {
-        same_answers_as_memory(100, super::sqlite::in_memory);
+        same_answers_as_memory(50, super::sqlite::in_memory);
     }
 
     #[cfg(feature = "postgres")]
     #[test]
     fn memory_and_postgres_give_the_same_answers() {
-        same_answers_as_memory(40, async || super::postgres::over("read committed").await);
+        same_answers_as_memory(25, async || super::postgres::over("read committed").await);
     }
 
     #[cfg(feature = "mysql")]
     #[test]
     fn memory_and_mysql_give_the_same_answers() {
-        same_answers_as_memory(40, async || super::mysql::over("REPEATABLE READ").await);
+        same_answers_as_memory(25, async || super::mysql::over("REPEATABLE READ").await);
     }
 }
 

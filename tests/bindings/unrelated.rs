@@ -156,7 +156,7 @@ async fn calls_are_not_moved_by_commands_for_others() {
                     layer.bindings().retarget(*other, to).await.unwrap();
                     layer.bindings().forget(session()).await.unwrap();
                 }
-                sleep(ms(1)).await;
+                sleep(ms(4)).await;
             }
         };
         let mut commands = pin!(commands);

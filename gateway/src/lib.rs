@@ -40,7 +40,7 @@ mod tls;
 pub use agents::DialError;
 pub use config::*;
 pub use gateway::{Gateway, StartError, check_files};
-pub use log::install as install_log;
+pub use log::{install as install_log, with_sources};
 pub use metrics::recorder;
 pub use resolver::{HttpResolver, ResolverError};
 pub use store::OpenError;

@@ -22,7 +22,7 @@ pub fn install(log: &Log) {
 }
 
 /// Formats an error and its sources on one line.
-pub(crate) fn with_sources(error: &(dyn std::error::Error + 'static)) -> String {
+pub fn with_sources(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

@@ -1,6 +1,6 @@
 //! The gateway as a program. `gateway/README.md` says how it is configured.
 
-use bound_agent_gateway::{Config, Gateway, check_files, install_log, recorder};
+use bound_agent_gateway::{Config, Gateway, check_files, install_log, recorder, with_sources};
 use std::{
     error::Error,
     path::{Path, PathBuf},
@@ -66,13 +66,7 @@ fn load(file: Option<&Path>) -> Result<Config, Box<dyn Error>> {
 }
 
 fn complain(error: &(dyn Error + 'static)) {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text += &format!(": {error}");
-        source = error.source();
-    }
-    eprintln!("bound-agent-gateway: {text}");
+    eprintln!("bound-agent-gateway: {}", with_sources(error));
 }
 
 /// Parses the arguments; `None` if everything was said.

@@ -25,9 +25,10 @@
 //!
 //! A *switch* replaces the [`Candidate`]: the target, and all that was said about it. The dial of
 //! the former candidate ends with the command that follows. A target at whose address another agent
-//! has answered is not dialed again: instead of `Pending` it becomes `Failed` or `Over`. Beside the dial runs the question to the resolver, [`Next`]:
-//! `Due => Asked => Again => Asked …`. The comment of a handler begins with the states of the dial
-//! that it takes and those to which it leads; in every other state it leaves the dial alone.
+//! has answered is not dialed again: instead of `Pending` it becomes `Failed` or `Over`. Beside the
+//! dial runs the question to the resolver, [`Next`]: `Due => Asked => Again => Asked …`. The comment
+//! of a handler begins with the states of the dial that it takes and those to which it leads; in
+//! every other state it leaves the dial alone.
 
 use crate::{
     OutcomeKind, Redial, Target,

@@ -244,7 +244,7 @@ pub fn __run<How, M, Case>(
         name,
         Box::pin(async {
             match make.make().await.made() {
-                Some((store, _kept)) => Box::pin(case(store)).await,
+                Some((store, _kept)) => case(store).await,
                 None => run::left_out(name, "there is no store to test"),
             }
         }),

@@ -13,7 +13,7 @@ use std::{
 };
 use tokio::time::{Instant, sleep};
 use tower::Service;
-use tower_bound_agent::{AgentId, BoxError, DialAgent};
+use tower_bound_agent::{AgentId, BoxError, DialAgent, WrongAgentError};
 
 /// Marks the dials of one call.
 #[derive(Clone, Copy)]
@@ -55,15 +55,25 @@ impl Service<DialAgent> for Dialer {
         }
         let call = state.calls.get_mut(&id).expect("a known call");
         let target = (*ask.target).clone();
+        let is_wrong = |dial: &Dial| {
+            dial.is_wrong
+                && (dial.target.agent, &dial.target.address) == (target.agent, &target.address)
+                && dial.target.generation >= target.generation
+        };
+        let again = call.dials.iter().any(is_wrong);
         call.dials.push(Dial {
             workspace: ask.workspace,
             target,
             connected: None,
+            is_wrong: false,
             connected_at: None,
             first_bind: false,
         });
         call.live += 1;
         let (started, live) = (call.dials.len(), call.live);
+        if again {
+            state.broken.push(format!("{id}: dials where another agent has answered: {ask:?}"));
+        }
         if started > 3 || live > 1 {
             state.broken.push(format!("{id}: dial {started}, {live} of them pending"));
         }
@@ -78,6 +88,12 @@ impl Service<DialAgent> for Dialer {
                 Does::Fail(after) => {
                     sleep(ms(after)).await;
                     Err("connection refused".into())
+                }
+                Does::Wrong(after) => {
+                    if after > 0 {
+                        sleep(ms(after)).await;
+                    }
+                    Err(WrongAgentError::new("another agent").into())
                 }
                 Does::Hang => std::future::pending().await,
             }
@@ -109,6 +125,7 @@ impl Future for Dialing {
         let call = calls.get_mut(&self.id).expect("a known call");
         let dial = call.dials.last_mut().expect("the dial that began last");
         dial.connected = Some(dialed.is_ok());
+        dial.is_wrong = dialed.as_ref().is_err_and(|error| WrongAgentError::is_in(&**error));
         if dialed.is_ok() {
             dial.connected_at = Some(Instant::now());
             dial.first_bind = knows[self.process].is_unbound(call.session);

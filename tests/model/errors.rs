@@ -180,6 +180,9 @@ impl<'a> Case<'a> {
                 or(last.target.agent != newer.agent, "that target was dialed")?;
                 or(self.knows_of(last.workspace, newer), "that target was not named")
             }
+            ErrorKind::WrongAgent => {
+                or(self.call.dials.iter().any(|dial| dial.is_wrong), "no other agent has answered")
+            }
             ErrorKind::TimedOut { last } => {
                 let took = self.now.at - self.began.at;
                 or(took >= DIAL_TIMEOUT, "the deadline had not passed")?;

@@ -112,6 +112,8 @@ pub(crate) enum Op {
 pub(crate) enum Does {
     Answer(u64),
     Fail(u64),
+    /// Another agent answers at its address.
+    Wrong(u64),
     Hang,
 }
 
@@ -165,7 +167,12 @@ pub(crate) enum By {
 
 pub(crate) fn does() -> impl Strategy<Value = Does> {
     let after = prop_oneof![Just(0u64), Just(5), Just(40), Just(400), Just(3_000)];
-    prop_oneof![after.clone().prop_map(Does::Answer), after.prop_map(Does::Fail), Just(Does::Hang)]
+    prop_oneof![
+        2 => after.clone().prop_map(Does::Answer),
+        2 => after.clone().prop_map(Does::Fail),
+        1 => after.prop_map(Does::Wrong),
+        2 => Just(Does::Hang),
+    ]
 }
 
 pub(crate) fn answers() -> impl Strategy<Value = Answers> {

@@ -133,6 +133,8 @@ pub(crate) struct Dial {
     pub(crate) target: Target,
     /// Whether the dial connected, once that is known.
     pub(crate) connected: Option<bool>,
+    /// Another agent has answered.
+    pub(crate) is_wrong: bool,
     pub(crate) connected_at: Option<Instant>,
     /// The dial connected, and the process knew the session as unbound at that moment.
     pub(crate) first_bind: bool,

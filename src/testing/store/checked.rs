@@ -5,9 +5,10 @@ use super::rows::{
 };
 use crate::{
     Binding, Epoch, Revision, SessionId, Target, WorkspaceId,
+    observer::WithSources,
     store::{BindingStore, NewBinding, StoreError, Swap},
 };
-use std::{collections::BTreeMap, error::Error as _, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 /// The result of a write that compares: [`Swap`] without revisions and epochs.
 #[derive(Debug, PartialEq, Eq)]
@@ -50,15 +51,7 @@ impl<St> Drop for Checked<St> {
 
 /// Returns the result of a verb. An error fails the test.
 pub(super) fn ok<T>(verb: &str, result: Result<T, StoreError>) -> T {
-    result.unwrap_or_else(|error| {
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(error) = source {
-            text = format!("{text}: {error}");
-            source = error.source();
-        }
-        panic!("{verb} has failed: {text}")
-    })
+    result.unwrap_or_else(|error| panic!("{verb} has failed: {}", WithSources(&error)))
 }
 
 impl<St: BindingStore> Checked<St> {

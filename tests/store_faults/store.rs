@@ -570,8 +570,7 @@ impl BindingStore for FaultyStore {
             limit => limit.min(BATCH as u64),
         };
         let most = usize::try_from(most).unwrap_or(usize::MAX);
-        let chosen = {
-            let tables = self.tables();
+        let choose = |tables: &Tables| {
             let of = |row: &Row| match &row.live {
                 Some(live) => {
                     (live.workspace == workspace || fault(Fault::AGroupRepairIgnoresTheWorkspace))
@@ -597,15 +596,17 @@ impl BindingStore for FaultyStore {
             }
             chosen
         };
+        let mut chosen = None;
         if fault(Fault::AGroupRepairLooksBeforeItWrites) {
+            chosen = Some(choose(&self.tables()));
             a_moment().await;
         }
         let tables = &mut *self.tables();
+        // Under one lock with the writes, unless the fault has chosen before it.
+        let chosen = chosen.unwrap_or_else(|| choose(tables));
         let matched = chosen.len() as u64;
         let mut written = 0;
         for session in chosen.into_iter().take(most) {
-            // The selected rows are unchanged: no other task has written in between, unless the
-            // fault allows it.
             let live = self.live(tables, session);
             let epoch = live.as_ref().map_or(0, |live| live.epoch);
             let target = Some(Arc::clone(current));

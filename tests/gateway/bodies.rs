@@ -99,7 +99,7 @@ async fn an_agent_that_dies_mid_response_fails_the_body_without_a_retry() {
         "POST /chats/{chat}/take HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nsome of it"
     );
     let mut sending = begin(&gateway, &sent).await;
-    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    gateway.uses((2, 0)).await;
     signal(agent.pid, "KILL");
     let mut rest = Vec::new();
     let _ = soon(reading.read_to_end(&mut rest)).await;

@@ -62,6 +62,7 @@ async fn every_refusal_has_a_status() {
     assert_eq!(answer.headers["retry-after"], "1");
 
     assert_eq!(gateway.get(&echo(chat)).await.agent(), Some(&*agent.id));
+    gateway.uses((0, 1)).await;
     signal(agent.pid, "STOP");
     let began = Instant::now();
     let unheard = gateway.get(&echo(chat)).await;
@@ -146,14 +147,12 @@ async fn every_client_error_has_a_status_and_says_whether_the_agent_may_have_rec
 #[tokio::test]
 async fn a_request_to_a_replaced_agent_fails_as_superseded() {
     let gateway = Gateway::start(&[]);
-    let (chat, workspace, agent) = gateway.chat().await;
-    assert_eq!(gateway.get(&format!("/chats/{chat}/identity")).await.text, agent.id);
-    signal(agent.pid, "STOP");
-    let path = format!("/chats/{chat}/take");
-    let posting = gateway.ask("POST", &path, "once");
+    let (chat, workspace, _) = gateway.chat().await;
+    let pausing = Request::post(gateway.url(&format!("/chats/{chat}/echo?pause_ms=60000")))
+        .header("idempotency-key", "once");
+    let posting = gateway.send(pausing.body(Body::from("once")).unwrap());
     let rebuilding = async {
-        // The request is on its way, and the frozen agent's socket has it.
-        sleep(Duration::from_millis(300)).await;
+        gateway.agent_has(chat, "once").await;
         gateway.rebuild(workspace, "?old=freeze").await
     };
     let (answer, new) = tokio::join!(posting, rebuilding);
@@ -162,7 +161,8 @@ async fn a_request_to_a_replaced_agent_fails_as_superseded() {
         (&answer.headers["retry-after"], &answer.json()["unsent"]),
         (&"1".parse().unwrap(), &false.into())
     );
-    assert_eq!(gateway.ask("POST", &path, "once").await.agent(), Some(&*new.id));
+    let again = gateway.ask("POST", &format!("/chats/{chat}/echo"), "once").await;
+    assert_eq!(again.agent(), Some(&*new.id));
 }
 
 #[tokio::test]
@@ -228,9 +228,12 @@ async fn shutdown_completes_requests_and_leaves_no_process_behind() {
     // The first bytes of the response show that the request is under way.
     let read = soon(request.read(&mut some)).await.unwrap();
     assert!(read > 0);
-    let pid = u64::from(gateway.pid());
+    let (pid, address) = (u64::from(gateway.pid()), gateway.address.clone());
     let ending = tokio::task::spawn_blocking(|| gateway.end());
-    sleep(Duration::from_millis(300)).await;
+    // It accepts no connection any more.
+    while TcpStream::connect(&address).await.is_ok() {
+        sleep(Duration::from_millis(5)).await;
+    }
     assert!(is_alive(pid), "it waits");
     request.write_all(b"last").await.unwrap();
     let mut rest = Vec::new();

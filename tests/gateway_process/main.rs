@@ -9,7 +9,7 @@
 //! | `ANY /chats/{chat}/{*path}` | `/{*path}` of its agent, with streamed bodies, WebSockets and server-sent events |
 //! | `POST /workspaces/{id}/rebuild` | replaces the agent process, or starts the first one; `?old=` is what happens to the old one: `kill`, `freeze`, `silence` or `leave` |
 //! | `POST /workspaces/{id}/stop`, `start` | stops the agent process, starts one |
-//! | `GET /stats` | how many tasks, tunnels and chats this process has |
+//! | `GET /stats` | how many tasks, tunnels, chats, and idle and used connections this process has |
 //!
 //! A request for an agent may name its workspace (`X-Workspace: {id}`): a chat without a binding is
 //! bound to it, and a chat that is bound to another workspace gets a 409.
@@ -419,7 +419,12 @@ async fn stop(
 
 async fn stats(State(gateway): State<Gateway>) -> Json<Value> {
     let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
-    Json(
-        json!({ "tasks": tasks, "tunnels": gateway.tunnels.len(), "chats": gateway.last.entry_count() }),
-    )
+    let client = gateway.client.stats();
+    Json(json!({
+        "tasks": tasks,
+        "tunnels": gateway.tunnels.len(),
+        "chats": gateway.last.entry_count(),
+        "idle": client.idle_connections,
+        "used": client.used_connections,
+    }))
 }

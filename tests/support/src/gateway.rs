@@ -186,6 +186,33 @@ impl Gateway {
         panic!("tasks and files: {held:?}, not {:?}", (tasks, files));
     }
 
+    /// Waits until so many connections to agents carry requests, and so many are idle.
+    pub async fn uses(&self, (used, idle): (u64, u64)) {
+        let wanted = (Some(used), Some(idle));
+        let mut has = (None, None);
+        for _ in 0..1_000 {
+            let stats = self.get("/stats").await.json();
+            has = (stats["used"].as_u64(), stats["idle"].as_u64());
+            if has == wanted {
+                return;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        panic!("used and idle connections: {has:?}, not {wanted:?}");
+    }
+
+    /// Waits until the chat's agent has received the request with this key.
+    pub async fn agent_has(&self, chat: Uuid, key: &str) {
+        let path = format!("/chats/{chat}/seen");
+        for _ in 0..1_000 {
+            if self.get(&path).await.json()[key] == 1 {
+                return;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the agent has not received {key}");
+    }
+
     /// Waits until the process has ended.
     pub async fn ended(&mut self) -> std::process::ExitStatus {
         for _ in 0..400 {

@@ -227,28 +227,43 @@ pub enum Event<'a> {
     },
 }
 
-impl Event<'_> {
-    /// Returns the kind of event as a word in snake case, for logs and the labels of metrics. The
-    /// words do not change within 0.1.
-    #[must_use]
-    pub const fn as_str(&self) -> &'static str {
-        match self {
-            Self::Dialed { .. } => "dialed",
-            Self::Validated { .. } => "validated",
-            Self::Switched { .. } => "switched",
-            Self::Repaired { .. } => "repaired",
-            Self::WorkspaceRepaired { .. } => "workspace_repaired",
-            Self::Used { .. } => "used",
-            Self::Failed { .. } => "failed",
-            Self::LookUpFailed { .. } => "look_up_failed",
-            Self::HintsLost { .. } => "hints_lost",
-            Self::InUse { .. } => "in_use",
-            Self::RefreshFailed { .. } => "refresh_failed",
-            Self::UseNotRecorded { .. } => "use_not_recorded",
-            Self::ReportedStale { .. } => "reported_stale",
-            Self::DroppedInFlight { .. } => "dropped_in_flight",
+/// The words of the kinds, once for both forms of an event.
+macro_rules! words {
+    ($($kind:ident => $word:literal,)+) => {
+        impl Event<'_> {
+            /// Returns the kind of event as a word in snake case, for logs and the labels of
+            /// metrics. The words do not change within 0.1.
+            #[must_use]
+            pub const fn as_str(&self) -> &'static str {
+                match self { $(Self::$kind { .. } => $word,)+ }
+            }
         }
-    }
+
+        impl OwnedEvent {
+            /// Returns the kind of event as a word, as [`Event::as_str`] does.
+            #[must_use]
+            pub const fn as_str(&self) -> &'static str {
+                match self { $(Self::$kind { .. } => $word,)+ }
+            }
+        }
+    };
+}
+
+words! {
+    Dialed => "dialed",
+    Validated => "validated",
+    Switched => "switched",
+    Repaired => "repaired",
+    WorkspaceRepaired => "workspace_repaired",
+    Used => "used",
+    Failed => "failed",
+    LookUpFailed => "look_up_failed",
+    HintsLost => "hints_lost",
+    InUse => "in_use",
+    RefreshFailed => "refresh_failed",
+    UseNotRecorded => "use_not_recorded",
+    ReportedStale => "reported_stale",
+    DroppedInFlight => "dropped_in_flight",
 }
 
 impl Event<'_> {
@@ -442,30 +457,6 @@ pub enum OwnedEvent {
         /// The time for which the dial was pending.
         pending: Duration,
     },
-}
-
-impl OwnedEvent {
-    /// Returns the kind of event as a word in snake case, for logs and the labels of metrics. The
-    /// words of 0.1 do not change.
-    #[must_use]
-    pub const fn as_str(&self) -> &'static str {
-        match self {
-            Self::Dialed { .. } => "dialed",
-            Self::Validated { .. } => "validated",
-            Self::Switched { .. } => "switched",
-            Self::Repaired { .. } => "repaired",
-            Self::WorkspaceRepaired { .. } => "workspace_repaired",
-            Self::Used { .. } => "used",
-            Self::Failed { .. } => "failed",
-            Self::LookUpFailed { .. } => "look_up_failed",
-            Self::HintsLost { .. } => "hints_lost",
-            Self::InUse { .. } => "in_use",
-            Self::RefreshFailed { .. } => "refresh_failed",
-            Self::UseNotRecorded { .. } => "use_not_recorded",
-            Self::ReportedStale { .. } => "reported_stale",
-            Self::DroppedInFlight { .. } => "dropped_in_flight",
-        }
-    }
 }
 
 impl From<&Event<'_>> for OwnedEvent {

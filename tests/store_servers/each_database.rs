@@ -1,7 +1,7 @@
 //! The tests, compiled for each database.
 
 use super::engine::*;
-use sqlx::{AssertSqlSafe, Connection as _};
+use sqlx::AssertSqlSafe;
 use std::{
     collections::BTreeMap,
     sync::{
@@ -554,72 +554,25 @@ mod errors {
 
 mod transactions {
     use super::*;
+    use support::transactions;
 
     #[tokio::test]
     async fn a_retarget_in_a_transaction_is_visible_after_its_commit_only() {
         let Some(case) = Case::new(3).await else { return };
-        let store = &case.store;
-        let before = row(1, 1, Some(target(1)), 1, None);
-        let _ = store.create(new(1, 1, Some(target(1)))).await.unwrap();
+        let (store, pool) = (&case.store, case.store.pool());
         let _ = store.create(new(2, 1, None)).await.unwrap();
-        let ordered = row(1, 2, None, 2, previous(1));
         // A row of the application, here in the same table.
-        let own = "UPDATE T SET revision = 70 WHERE revision = 1 AND agent IS NULL";
+        let own = case.sql("UPDATE T SET revision = 70 WHERE revision = 1 AND agent IS NULL").0;
         let owns =
             async || case.number("SELECT count(*) FROM T WHERE revision = 70").await.unwrap();
-
-        let mut transaction = store.pool().begin().await.unwrap();
-        sqlx::raw_sql(case.sql(own)).execute(&mut *transaction).await.unwrap();
-        assert_eq!(
-            store.retarget_in(&mut transaction, session(1), workspace(2)).await.unwrap(),
-            ordered
-        );
-        assert_eq!(
-            store.load(session(1)).await.unwrap(),
-            Some(before.clone()),
-            "other connections do not see the write before the commit"
-        );
-        transaction.rollback().await.unwrap();
-        assert_eq!(store.load(session(1)).await.unwrap(), Some(before.clone()));
-
-        // A dropped transaction is rolled back.
-        let mut transaction = store.pool().begin().await.unwrap();
-        let _ = store.retarget_in(&mut transaction, session(1), workspace(2)).await.unwrap();
-        drop(transaction);
-        assert_eq!(store.load(session(1)).await.unwrap(), Some(before));
-        assert_eq!(owns().await, 0);
-
-        let mut transaction = store.pool().begin().await.unwrap();
-        sqlx::raw_sql(case.sql(own)).execute(&mut *transaction).await.unwrap();
-        assert_eq!(
-            store.retarget_in(&mut transaction, session(1), workspace(2)).await.unwrap(),
-            ordered
-        );
-        let new_row = store.retarget_in(&mut transaction, session(3), workspace(3)).await.unwrap();
-        assert_eq!(new_row, row(3, 3, None, 1, None));
-        transaction.commit().await.unwrap();
-        assert_eq!(store.load(session(1)).await.unwrap(), Some(ordered));
-        assert_eq!(store.load(session(3)).await.unwrap(), Some(new_row));
-        assert_eq!(owns().await, 1);
+        transactions::a_retarget_is_visible_after_the_commit_only(store, pool, &own, owns).await;
     }
 
     #[tokio::test]
     async fn retarget_in_accepts_every_kind_of_connection() {
         let Some(case) = Case::new(1).await else { return };
-        let store = &case.store;
-        let mut pooled = store.pool().acquire().await.unwrap();
-        let first = store.retarget_in(&mut pooled, session(1), workspace(1)).await.unwrap();
-        assert_eq!(first, row(1, 1, None, 1, None));
-        let mut transaction = pooled.begin().await.unwrap();
-        let mut savepoint = transaction.begin().await.unwrap();
-        let second = store.retarget_in(&mut savepoint, session(1), workspace(2)).await.unwrap();
-        assert_eq!(second, row(1, 2, None, 2, None));
-        savepoint.rollback().await.unwrap();
-        let third = store.retarget_in(&mut transaction, session(1), workspace(3)).await.unwrap();
-        assert_eq!(third, row(1, 3, None, 2, None));
-        transaction.commit().await.unwrap();
-        drop(pooled);
-        assert_eq!(store.load(session(1)).await.unwrap(), Some(third));
+        let pool = case.store.pool();
+        transactions::retarget_in_accepts_every_kind_of_connection(&case.store, pool).await;
     }
 
     #[tokio::test]

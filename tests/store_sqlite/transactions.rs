@@ -1,69 +1,26 @@
 //! Commands in the caller's own transaction.
 
 use super::*;
-use sqlx::Connection;
+use support::transactions;
 use tower_bound_agent::store::{BindingStore, StoreError, TransactionalStore};
 
 #[tokio::test]
 async fn a_retarget_in_a_transaction_is_visible_after_its_commit_only() {
     let directory = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(directory.path().join("bindings.db")).await.unwrap();
-    sqlx::raw_sql("CREATE TABLE chats (title TEXT)").execute(store.pool()).await.unwrap();
-    let before = row(1, 1, Some(target(1)), 1, None);
-    let _ = store.create(new(1, 1, Some(target(1)))).await.unwrap();
-    let ordered = row(1, 2, None, 2, previous(1));
-    let chats = async || -> i64 {
-        sqlx::query_scalar("SELECT count(*) FROM chats").fetch_one(store.pool()).await.unwrap()
+    let pool = store.pool();
+    sqlx::raw_sql("CREATE TABLE chats (title TEXT)").execute(pool).await.unwrap();
+    let own = "INSERT INTO chats VALUES ('a chat')";
+    let owns = async || -> i64 {
+        sqlx::query_scalar("SELECT count(*) FROM chats").fetch_one(pool).await.unwrap()
     };
-
-    let mut transaction = store.pool().begin().await.unwrap();
-    sqlx::query("INSERT INTO chats VALUES ('a chat')").execute(&mut *transaction).await.unwrap();
-    assert_eq!(
-        store.retarget_in(&mut transaction, session(1), workspace(2)).await.unwrap(),
-        ordered
-    );
-    assert_eq!(
-        store.load(session(1)).await.unwrap(),
-        Some(before.clone()),
-        "other connections do not see the write before the commit"
-    );
-    transaction.rollback().await.unwrap();
-    assert_eq!(store.load(session(1)).await.unwrap(), Some(before.clone()));
-
-    // A dropped transaction is rolled back.
-    let mut transaction = store.pool().begin().await.unwrap();
-    let _ = store.retarget_in(&mut transaction, session(1), workspace(2)).await.unwrap();
-    drop(transaction);
-    assert_eq!(store.load(session(1)).await.unwrap(), Some(before));
-    assert_eq!(chats().await, 0);
-
-    let mut transaction = store.pool().begin().await.unwrap();
-    sqlx::query("INSERT INTO chats VALUES ('a chat')").execute(&mut *transaction).await.unwrap();
-    assert_eq!(
-        store.retarget_in(&mut transaction, session(1), workspace(2)).await.unwrap(),
-        ordered
-    );
-    transaction.commit().await.unwrap();
-    assert_eq!(store.load(session(1)).await.unwrap(), Some(ordered));
-    assert_eq!(chats().await, 1);
+    transactions::a_retarget_is_visible_after_the_commit_only(&store, pool, own, owns).await;
 }
 
 #[tokio::test]
 async fn retarget_in_accepts_every_kind_of_connection() {
     let store = in_memory().await;
-    let mut pooled = store.pool().acquire().await.unwrap();
-    let first = store.retarget_in(&mut pooled, session(1), workspace(1)).await.unwrap();
-    assert_eq!(first, row(1, 1, None, 1, None));
-    let mut transaction = pooled.begin().await.unwrap();
-    let mut savepoint = transaction.begin().await.unwrap();
-    let second = store.retarget_in(&mut savepoint, session(1), workspace(2)).await.unwrap();
-    assert_eq!(second, row(1, 2, None, 2, None));
-    savepoint.rollback().await.unwrap();
-    let third = store.retarget_in(&mut transaction, session(1), workspace(3)).await.unwrap();
-    assert_eq!(third, row(1, 3, None, 2, None));
-    transaction.commit().await.unwrap();
-    drop(pooled);
-    assert_eq!(store.load(session(1)).await.unwrap(), Some(third));
+    transactions::retarget_in_accepts_every_kind_of_connection(&store, store.pool()).await;
 }
 
 #[tokio::test]

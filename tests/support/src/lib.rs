@@ -4,6 +4,7 @@
 //!   statements and injects faults. Its names are those of this crate's root.
 //! * [`wire`]: a hint bus that loses, delays, doubles and reorders hints.
 //! * [`rows`], [`verbs`]: rows built from numbers, and each verb of a store that writes.
+//! * `transactions`: commands in the caller's transaction, over any database.
 //! * [`child`]: processes that work on one database at once, or are killed.
 //! * [`resets`]: two processes of which one does not know of the other's reset.
 //! * [`servers`], [`own_server`], `pgbouncer`: database servers, shared and exclusive to one test.
@@ -27,6 +28,8 @@ pub mod refused;
 pub mod resets;
 pub mod rows;
 pub mod servers;
+#[cfg(feature = "sqlx")]
+pub mod transactions;
 pub mod verbs;
 pub mod wire;
 mod world;

@@ -312,9 +312,15 @@ impl Process {
         Ok(Self { child, input, agent, address: address.trim_end().to_owned() })
     }
 
+    /// Sends a signal. After STOP, waits until each thread has stopped: on a busy machine the agent
+    /// serves connections in between. (Without `/proc` there is nothing to wait for.)
     async fn signal(&self, signal: &str) -> io::Result<()> {
         let pid = self.child.id().ok_or(io::ErrorKind::NotFound)?;
-        let kill = format!("kill -{signal} {pid}");
+        let mut kill = format!("kill -{signal} {pid}");
+        if signal == "STOP" {
+            let runs = format!("cat /proc/{pid}/task/*/stat 2>/dev/null | grep -qv ') [TZ] '");
+            kill += &format!(" && for i in $(seq 500); do {runs} || exit 0; sleep 0.01; done");
+        }
         let sent = Command::new("sh").args(["-c", &kill]).status().await?;
         if sent.success() { Ok(()) } else { Err(io::Error::other(format!("{kill}: {sent}"))) }
     }

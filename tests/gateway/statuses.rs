@@ -20,6 +20,7 @@ use tokio::{
 use tower_bound_agent::http::{BadRequest, ClientError};
 use uuid::Uuid;
 
+#[track_caller]
 fn said(answer: &Answer) -> (u16, String) {
     (answer.status, answer.error())
 }

@@ -15,6 +15,7 @@ use tokio::{
     net::TcpStream,
     process::{Child, Command},
     select,
+    task::spawn_blocking,
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -173,7 +174,10 @@ impl AgentHost {
     async fn end(&self, mut process: Process, how: OldAgent) -> Result<(), BoxError> {
         match how {
             OldAgent::Kill => return Ok(process.child.kill().await?),
-            OldAgent::Freeze => signal(&process.child, "STOP").await?,
+            OldAgent::Freeze => {
+                let pid = process.child.id().ok_or("the agent has ended")?;
+                spawn_blocking(move || support::gateway::signal(pid.into(), "STOP")).await?;
+            }
             OldAgent::Silence => {
                 head(&mut TcpStream::connect(&process.address).await?, "/silence").await?;
             }
@@ -198,16 +202,6 @@ impl Workspace {
 /// must keep growing. An application counts builds in a table; this example uses the time.
 fn next_build() -> Result<i64, BoxError> {
     Ok(i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?)
-}
-
-async fn signal(child: &Child, signal: &str) -> io::Result<()> {
-    let pid = child.id().ok_or(io::ErrorKind::NotFound)?;
-    let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).status().await?;
-    if sent.success() {
-        Ok(())
-    } else {
-        Err(io::Error::other(format!("kill -{signal} {pid}: {sent}")))
-    }
 }
 
 /// Sends a `HEAD` request on a connection that is used again afterwards. Returns the head of the

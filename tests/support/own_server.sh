@@ -31,12 +31,25 @@ family() {
     done
 }
 
+# until_stopped PID…: each thread stops when it is scheduled next; on a busy machine it works until then.
+until_stopped() {
+    local pid tries
+    for pid; do
+        for ((tries = 0; tries < 1000; tries++)); do
+            grep -sqv ') [TZ] ' "/proc/$pid/task/"*/stat || break
+            sleep 0.01
+        done
+    done
+}
+
 # signal NAME: to all of them. The server is stopped before, so that no more children are born.
 signal() {
     local pids
     kill -STOP "$server" 2>/dev/null || true
+    until_stopped "$server"
     mapfile -t pids < <(family)
     kill "-$1" "${pids[@]}" 2>/dev/null || true
+    [[ $1 != STOP ]] || until_stopped "${pids[@]}"
     [[ $1 == KILL ]] || return 0
     # Until the last one has let go of memory and files: a server does not start while others hold them.
     wait "$server" 2>/dev/null || true

@@ -43,16 +43,19 @@ pub struct Answer {
 }
 
 impl Answer {
+    #[track_caller]
     pub fn agent(&self) -> Option<&str> {
         Some(self.headers.get("x-agent")?.to_str().unwrap())
     }
 
     /// Returns the name that the gateway gives the error.
+    #[track_caller]
     pub fn error(&self) -> String {
         assert!(self.agent().is_none(), "the answer is an agent's: {self:?}");
         self.json()["error"].as_str().unwrap_or_else(|| panic!("{self:?}")).to_owned()
     }
 
+    #[track_caller]
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
@@ -242,9 +245,33 @@ pub fn is_alive(pid: u64) -> bool {
     PathBuf::from(format!("/proc/{pid}")).exists()
 }
 
+/// Sends a signal. `STOP` and `KILL` take effect one thread after the other, whenever each is
+/// scheduled: on a busy machine the process serves requests in between, so this waits for the last.
 pub fn signal(pid: u64, signal: &str) {
     let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).status().unwrap();
     assert!(sent.success(), "kill -{signal} {pid}");
+    let states = match signal {
+        "STOP" => ['T', 'Z'],
+        "KILL" => ['X', 'Z'],
+        _ => return,
+    };
+    for _ in 0..1_000 {
+        if threads(pid).into_iter().all(|state| states.contains(&state)) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("kill -{signal} {pid}: not all threads heed it");
+}
+
+/// Returns the states of a process's threads, none if it is gone.
+fn threads(pid: u64) -> Vec<char> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    tasks
+        // One that has ended since has no state.
+        .filter_map(|task| fs::read_to_string(task.ok()?.path().join("stat")).ok())
+        .filter_map(|stat| stat.rsplit_once(") ")?.1.chars().next())
+        .collect()
 }
 
 /// The program of the package `tests`. Cargo builds it before the tests that run it.

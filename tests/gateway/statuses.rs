@@ -231,10 +231,12 @@ async fn shutdown_completes_requests_and_leaves_no_process_behind() {
     assert!(read > 0);
     let (pid, address) = (u64::from(gateway.pid()), gateway.address.clone());
     let ending = tokio::task::spawn_blocking(|| gateway.end());
-    // It accepts no connection any more.
-    while TcpStream::connect(&address).await.is_ok() {
-        sleep(Duration::from_millis(5)).await;
-    }
+    let closed = async {
+        while TcpStream::connect(&address).await.is_ok() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon(closed).await; // it accepts no connection any more
     assert!(is_alive(pid), "it waits");
     request.write_all(b"last").await.unwrap();
     let mut rest = Vec::new();

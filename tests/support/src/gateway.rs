@@ -9,6 +9,7 @@ use hyper_util::{
 };
 use serde_json::Value;
 use std::{
+    fmt::Debug,
     fs,
     io::{BufRead, BufReader},
     path::PathBuf,
@@ -25,6 +26,19 @@ use uuid::Uuid;
 /// Awaits a future within a generous limit.
 pub async fn soon<T>(future: impl Future<Output = T>) -> T {
     timeout(Duration::from_secs(60), future).await.expect("in time")
+}
+
+/// Looks until it finds what is wanted.
+async fn until<T: Debug + PartialEq>(what: &str, wanted: T, mut look: impl AsyncFnMut() -> T) {
+    let mut found = look().await;
+    for _ in 0..1_000 {
+        if found == wanted {
+            return;
+        }
+        sleep(Duration::from_millis(10)).await;
+        found = look().await;
+    }
+    panic!("{what}: {found:?}, not {wanted:?}");
 }
 
 /// The gateway. Dropping it shuts it and its agents down gracefully.
@@ -191,29 +205,20 @@ impl Gateway {
 
     /// Waits until so many connections to agents carry requests, and so many are idle.
     pub async fn uses(&self, (used, idle): (u64, u64)) {
-        let wanted = (Some(used), Some(idle));
-        let mut has = (None, None);
-        for _ in 0..1_000 {
+        until("used and idle connections", (Some(used), Some(idle)), async || {
             let stats = self.get("/stats").await.json();
-            has = (stats["used"].as_u64(), stats["idle"].as_u64());
-            if has == wanted {
-                return;
-            }
-            sleep(Duration::from_millis(10)).await;
-        }
-        panic!("used and idle connections: {has:?}, not {wanted:?}");
+            (stats["used"].as_u64(), stats["idle"].as_u64())
+        })
+        .await;
     }
 
     /// Waits until the chat's agent has received the request with this key.
     pub async fn agent_has(&self, chat: Uuid, key: &str) {
         let path = format!("/chats/{chat}/seen");
-        for _ in 0..1_000 {
-            if self.get(&path).await.json()[key] == 1 {
-                return;
-            }
-            sleep(Duration::from_millis(10)).await;
-        }
-        panic!("the agent has not received {key}");
+        until("requests with the key", Some(1), async || {
+            self.get(&path).await.json()[key].as_u64()
+        })
+        .await;
     }
 
     /// Waits until the process has ended.
